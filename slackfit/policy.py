@@ -1,0 +1,82 @@
+"""The contract between the scheduler and a policy, and the registry of policies by name.
+
+A policy is pure: everything it may know is in the view, everything it may remember goes through
+`Decision.memo`. So the simulator and the server run the very same object, and a recorded run can
+be decided again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from slackfit.profile import LatencyProfile
+from slackfit.query import Decision, Query
+
+
+class QueueView(Protocol):
+    """The waiting queries in earliest-deadline-first order, read only."""
+
+    def __len__(self) -> int: ...
+
+    def head(self) -> Query:
+        """The most urgent query. Raises IndexError when the queue is empty."""
+        ...
+
+    def count_due(self, deadline_s: float) -> int:
+        """How many waiting queries have a deadline <= `deadline_s`, in O(log n)."""
+        ...
+
+    def earliest(self, count: int) -> Iterator[Query]:
+        """The `count` most urgent queries, most urgent first (fewer when fewer wait)."""
+        ...
+
+
+class WorkerView(NamedTuple):
+    """One device as a policy sees it; `busy_until_s` is a prediction (now or earlier: free)."""
+
+    worker_id: int
+    busy_until_s: float
+    last_subnet_id: str | None
+
+
+class View(Protocol):
+    """All that a policy may look at when worker `worker` asks for work."""
+
+    @property
+    def queue(self) -> QueueView: ...
+
+    @property
+    def worker(self) -> WorkerView: ...
+
+    @property
+    def workers(self) -> Sequence[WorkerView]: ...
+
+    @property
+    def profile(self) -> LatencyProfile: ...
+
+    @property
+    def memo(self) -> object: ...
+
+    def arrivals_within(self, window_s: float) -> int:
+        """How many queries arrived in the last `window_s` seconds (bounded history)."""
+        ...
+
+
+class Policy(Protocol):
+    """Chooses (subnet, batch size) for a free worker and a queue that is not empty."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def drop_hopeless(self) -> bool:
+        """Whether the scheduler drops queries that no subnet can serve in time any more."""
+        ...
+
+    def decide(self, view: View, now_s: float) -> Decision | None:
+        """Return what to run now, or None to wait for the next arrival or completion."""
+        ...
+
+
+PolicyFactory = Callable[..., Policy]

@@ -1,0 +1,326 @@
+"""`LatencyProfile`: what each subnet costs on one device at each batch size, and how accurate it is.
+
+The table is the contract between the device and the scheduler (the role that SushiAbs has in
+SUSHI, MLSys'23 section 3, and the offline profile in SuperServe, NSDI'25 section 4.2). It is plain
+data with its provenance: which device, data type, thread count, checkpoint and versions made it.
+
+File format 1 (JSON): milliseconds and fractions, unknown keys are kept. In memory: seconds.
+Latency between two profiled batch sizes is interpolated linearly; below the first the first one's
+latency stands (an upper bound); beyond the last nothing is guessed: an error says what is profiled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+FORMAT = 1
+_KNOWN_KEYS = {
+    "format",
+    "name",
+    "device",
+    "dtype",
+    "created",
+    "source",
+    "checkpoint",
+    "versions",
+    "batch_sizes",
+    "subnets",
+    "threads",
+    "packing",
+}
+_KNOWN_SUBNET_KEYS = {"id", "accuracy", "macs", "latency_ms"}
+
+
+class ProfileError(ValueError):
+    """A profile is malformed, or does not fit what it is used with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetProfile:
+    """One subnet's row: accuracy (fraction), MACs of one sample, latency quantiles in seconds.
+
+    `latency_s` maps a quantile name (`p50`, `p95`, `p99`) to one latency per profiled batch size.
+    """
+
+    subnet_id: str
+    accuracy: float
+    macs: int
+    latency_s: Mapping[str, tuple[float, ...]]
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyProfile:
+    """Latency quantiles per (subnet, batch size), accuracy per subnet, and where they came from.
+
+    `subnets` are sorted by (accuracy, id), ascending. `checkpoint` is the fingerprint of the
+    supernet that was measured (empty for published tables).
+    """
+
+    name: str
+    device: str
+    dtype: str
+    batch_sizes: tuple[int, ...]
+    subnets: tuple[SubnetProfile, ...]
+    created: str = ""
+    source: str = ""
+    checkpoint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    threads: int | None = None
+    packing: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    _tables: dict[str, dict[str, list[float]]] = field(
+        default_factory=dict[str, dict[str, list[float]]], init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        _validate(self)
+        ordered = tuple(sorted(self.subnets, key=lambda s: (s.accuracy, s.subnet_id)))
+        object.__setattr__(self, "subnets", ordered)
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        """Ids in ascending order of accuracy."""
+        return tuple(subnet.subnet_id for subnet in self.subnets)
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest profiled batch size."""
+        return self.batch_sizes[-1]
+
+    def subnet(self, subnet_id: str) -> SubnetProfile:
+        """Return one subnet's row. Raises ProfileError that lists the known ids."""
+        for subnet in self.subnets:
+            if subnet.subnet_id == subnet_id:
+                return subnet
+        raise ProfileError(
+            f"subnet {subnet_id!r} is not in profile {self.name!r}; "
+            f"it has {', '.join(self.subnet_ids)}"
+        )
+
+    def accuracy(self, subnet_id: str) -> float:
+        """Return the profiled accuracy of a subnet, a fraction."""
+        return self.subnet(subnet_id).accuracy
+
+    def table(self, quantile: str = "p50") -> Mapping[str, list[float]]:
+        """Return {subnet_id: latency in seconds indexed by batch size}, made once per quantile.
+
+        Entry 0 of each list is 0.0 and entry b is the latency of a batch of b, so the hot path
+        is two look-ups. Raises ProfileError when a subnet lacks the quantile.
+        """
+        if quantile not in self._tables:
+            self._tables[quantile] = {
+                subnet.subnet_id: self._interpolate(subnet, quantile) for subnet in self.subnets
+            }
+        return self._tables[quantile]
+
+    def latency_s(self, subnet_id: str, batch_size: int, quantile: str = "p50") -> float:
+        """Return the latency of `batch_size` samples on a subnet, interpolated between sizes.
+
+        Raises ProfileError for an unknown subnet or a batch size outside 1..max_batch_size.
+        """
+        if not 1 <= batch_size <= self.max_batch_size:
+            raise ProfileError(
+                f"batch size {batch_size} is not profiled in {self.name!r}; "
+                f"allowed 1 to {self.max_batch_size}"
+            )
+        self.subnet(subnet_id)
+        return self.table(quantile)[subnet_id][batch_size]
+
+    def pareto(self, quantile: str = "p50") -> LatencyProfile:
+        """Return this profile without subnets that another one beats.
+
+        A subnet is beaten when another has at least its accuracy and at most its latency at every
+        batch size, and is better in one of them; of equals the first id stays.
+        """
+        kept = tuple(
+            s for s in self.subnets if not any(_beats(o, s, quantile) for o in self.subnets)
+        )
+        return replace(self, subnets=kept)
+
+    def select(self, subnet_ids: Iterable[str]) -> LatencyProfile:
+        """Return this profile with the named subnets only. Raises ProfileError on unknown ids."""
+        return replace(self, subnets=tuple(self.subnet(i) for i in dict.fromkeys(subnet_ids)))
+
+    def check_serves(
+        self, *, checkpoint: str, device: str, threads: int | None, subnet_ids: Iterable[str]
+    ) -> None:
+        """Raise ProfileError unless this profile was measured on what is about to be served."""
+        if self.checkpoint != checkpoint:
+            raise ProfileError(
+                f"profile {self.name!r} was measured on checkpoint {self.checkpoint or '(none)'}, "
+                f"but the checkpoint to serve is {checkpoint}; measure one with `supernet profile`"
+            )
+        if self.device != device:
+            raise ProfileError(
+                f"profile {self.name!r} was measured on {self.device!r}, this device is "
+                f"{device!r}; measure one here with `supernet profile`"
+            )
+        if self.threads is not None and threads is not None and self.threads != threads:
+            raise ProfileError(
+                f"profile {self.name!r} was measured with {self.threads} threads, the engine runs "
+                f"{threads}; pass --threads {self.threads} or measure again"
+            )
+        unknown = sorted(set(self.subnet_ids) - set(subnet_ids))
+        if unknown:
+            raise ProfileError(
+                f"profile {self.name!r} names subnets that the checkpoint does not serve: "
+                f"{', '.join(unknown)}"
+            )
+
+    def _interpolate(self, subnet: SubnetProfile, quantile: str) -> list[float]:
+        if quantile not in subnet.latency_s:
+            raise ProfileError(
+                f"subnet {subnet.subnet_id!r} of profile {self.name!r} has no {quantile}; "
+                f"it has {', '.join(subnet.latency_s)}"
+            )
+        points = subnet.latency_s[quantile]
+        row = [math.nan] * (self.max_batch_size + 1)
+        row[0] = 0.0
+        row[: self.batch_sizes[0] + 1] = [0.0] + [points[0]] * self.batch_sizes[0]
+        pairs = list(zip(self.batch_sizes, points, strict=True))
+        for (b0, t0), (b1, t1) in zip(pairs, pairs[1:], strict=False):
+            for b in range(b0, b1 + 1):
+                row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if b < b1 else t1
+        return row
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file format as plain data (milliseconds, fractions)."""
+        optional = {"threads": self.threads, "packing": self.packing}
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "created": self.created,
+            "source": self.source,
+            "checkpoint": self.checkpoint,
+            "versions": dict(self.versions),
+            **{key: value for key, value in optional.items() if value is not None},
+            "batch_sizes": list(self.batch_sizes),
+            "subnets": [
+                {
+                    "id": s.subnet_id,
+                    "accuracy": s.accuracy,
+                    "macs": s.macs,
+                    "latency_ms": {
+                        q: [round(t * 1e3, 6) for t in row] for q, row in s.latency_s.items()
+                    },
+                    **s.extra,
+                }
+                for s in self.subnets
+            ],
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, data: object, where: str = "profile") -> LatencyProfile:
+        """Build a profile from decoded JSON. Raises ProfileError naming the field at fault."""
+        if not isinstance(data, dict):
+            raise ProfileError(f"{where}: expected a JSON object, got {type(data).__name__}")
+        fields = cast("dict[str, Any]", data)
+        if fields.get("format") != FORMAT:
+            raise ProfileError(f"{where}: format is {fields.get('format')!r}, allowed {FORMAT}")
+        missing = [
+            k for k in ("name", "device", "dtype", "batch_sizes", "subnets") if k not in fields
+        ]
+        if missing:
+            raise ProfileError(f"{where}: missing {', '.join(missing)}")
+        try:
+            return cls(
+                name=str(fields["name"]),
+                device=str(fields["device"]),
+                dtype=str(fields["dtype"]),
+                created=str(fields.get("created", "")),
+                source=str(fields.get("source", "")),
+                checkpoint=str(fields.get("checkpoint", "")),
+                versions=dict(fields.get("versions", {})),
+                threads=fields.get("threads"),
+                packing=fields.get("packing"),
+                batch_sizes=tuple(fields["batch_sizes"]),
+                subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),
+                extra={k: v for k, v in fields.items() if k not in _KNOWN_KEYS},
+            )
+        except ProfileError as error:
+            raise ProfileError(f"{where}: {error}") from None
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ProfileError(f"{where}: malformed ({error!r})") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyProfile:
+        """Read a profile file. Raises ProfileError (malformed) or FileNotFoundError."""
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProfileError(f"{path}: not JSON ({error})") from None
+        return cls.from_json(data, where=str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile file; an existing one is replaced only once the new one is whole."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+
+def _subnet_from_json(row: Mapping[str, Any]) -> SubnetProfile:
+    missing = [k for k in ("id", "accuracy", "latency_ms") if k not in row]
+    if missing:
+        raise ProfileError(f"subnet {row.get('id', '?')!r}: missing {', '.join(missing)}")
+    return SubnetProfile(
+        subnet_id=str(row["id"]),
+        accuracy=float(row["accuracy"]),
+        macs=int(row.get("macs", 0)),
+        latency_s={
+            str(q): tuple(float(t) * 1e-3 for t in times) for q, times in row["latency_ms"].items()
+        },
+        extra={k: v for k, v in row.items() if k not in _KNOWN_SUBNET_KEYS},
+    )
+
+
+def _validate(profile: LatencyProfile) -> None:
+    sizes = profile.batch_sizes
+    if not sizes or any(type(b) is not int or b < 1 for b in sizes):
+        raise ProfileError(f"batch_sizes is {list(sizes)}, allowed whole numbers from 1 up")
+    if list(sizes) != sorted(set(sizes)):
+        raise ProfileError(f"batch_sizes is {list(sizes)}, it must be strictly increasing")
+    if not profile.subnets:
+        raise ProfileError("subnets is empty: a profile needs at least one subnet")
+    ids = [subnet.subnet_id for subnet in profile.subnets]
+    repeated = sorted({i for i in ids if ids.count(i) > 1})
+    if repeated:
+        raise ProfileError(f"subnets listed twice: {', '.join(repeated)}")
+    for subnet in profile.subnets:
+        _validate_subnet(subnet, len(sizes))
+
+
+def _validate_subnet(subnet: SubnetProfile, num_sizes: int) -> None:
+    where = f"subnet {subnet.subnet_id!r}"
+    if not 0.0 <= subnet.accuracy <= 1.0:
+        raise ProfileError(f"{where}: accuracy is {subnet.accuracy}, allowed a fraction 0 to 1")
+    if "p50" not in subnet.latency_s:
+        raise ProfileError(f"{where}: latency_ms has no p50")
+    for quantile, row in subnet.latency_s.items():
+        if len(row) != num_sizes:
+            raise ProfileError(
+                f"{where}: latency_ms.{quantile} has {len(row)} values for {num_sizes} batch sizes"
+            )
+        if any(not math.isfinite(t) or t <= 0 for t in row):
+            raise ProfileError(f"{where}: latency_ms.{quantile} must be positive and finite")
+
+
+def _beats(a: SubnetProfile, b: SubnetProfile, quantile: str) -> bool:
+    if a.subnet_id == b.subnet_id:
+        return False
+    rows = list(zip(a.latency_s[quantile], b.latency_s[quantile], strict=True))
+    if a.accuracy < b.accuracy or any(x > y for x, y in rows):
+        return False
+    better = a.accuracy > b.accuracy or any(x < y for x, y in rows)
+    return better or a.subnet_id < b.subnet_id

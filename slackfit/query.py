@@ -1,0 +1,80 @@
+"""The words that the scheduler speaks: query, decision, batch, outcome.
+
+A query is a token: it carries times and wishes, never the payload. All records are immutable
+`NamedTuple`s, because several are created per query on the hot path. Times are SI seconds on
+one clock that the driver owns (virtual in the simulator, monotonic in the server).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+Status = Literal["on_time", "late", "dropped", "rejected", "failed"]
+"""How a query ended. `rejected`: refused at admission; `dropped`: refused later, never run."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+class Query(NamedTuple):
+    """One arrived query.
+
+    `min_accuracy` is a floor (a fraction) on the profiled accuracy of the subnet that serves it;
+    `query_class` is a priority class (0 = default); `subnet_id` pins one subnet (None: the
+    policy chooses).
+    """
+
+    query_id: int
+    arrival_s: float
+    deadline_s: float
+    min_accuracy: float = 0.0
+    query_class: int = 0
+    subnet_id: str | None = None
+
+
+class Decision(NamedTuple):
+    """What a policy wants done now: the `batch_size` most urgent queries on `subnet_id`.
+
+    Fewer queries are taken when fewer wait. `memo` is handed back unread in the next view, so
+    that a pure policy can remember.
+    """
+
+    subnet_id: str
+    batch_size: int
+    memo: object = None
+
+
+class Batch(NamedTuple):
+    """A dispatched batch: it runs on `worker_id` from `start_s` until the driver completes it."""
+
+    batch_id: int
+    worker_id: int
+    subnet_id: str
+    queries: tuple[Query, ...]
+    start_s: float
+    expected_latency_s: float
+
+
+class Outcome(NamedTuple):
+    """How one query ended; every query has exactly one.
+
+    `reason` is empty for executed queries, else one of `expired, infeasible, cancelled,
+    queue_full, draining` or the text of a failure. `start_s` is None for a query that never ran;
+    `accuracy` is the profiled accuracy (a fraction) of the subnet that served it, else 0.
+    """
+
+    query_id: int
+    status: Status
+    reason: str
+    arrival_s: float
+    deadline_s: float
+    start_s: float | None
+    finish_s: float
+    subnet_id: str | None
+    accuracy: float
+    batch_size: int
+    worker_id: int | None = None
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from arrival to the end, however it ended."""
+        return self.finish_s - self.arrival_s
