@@ -1,4 +1,4 @@
-"""`LatencyProfile`: what each subnet costs on one device at each batch size, and how accurate it is.
+"""`LatencyProfile`: what each subnet costs on one device per batch size, and how accurate it is.
 
 The table is the contract between the device and the scheduler (the role that SushiAbs has in
 SUSHI, MLSys'23 section 3, and the offline profile in SuperServe, NSDI'25 section 4.2). It is plain
@@ -11,6 +11,7 @@ latency stands (an upper bound); beyond the last nothing is guessed: an error sa
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -184,7 +185,7 @@ class LatencyProfile:
         row[0] = 0.0
         row[: self.batch_sizes[0] + 1] = [0.0] + [points[0]] * self.batch_sizes[0]
         pairs = list(zip(self.batch_sizes, points, strict=True))
-        for (b0, t0), (b1, t1) in zip(pairs, pairs[1:], strict=False):
+        for (b0, t0), (b1, t1) in itertools.pairwise(pairs):
             for b in range(b0, b1 + 1):
                 row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if b < b1 else t1
         return row
