@@ -1,0 +1,212 @@
+"""`Trace`: when queries arrive, and what is known about each of them.
+
+A trace is immutable and holds SI seconds counted from its own start. Transforms return new traces
+and note themselves in `metadata["transforms"]`, so that a report can say what was done to the
+traffic. Everything is linear in the number of arrivals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class TraceError(ValueError):
+    """A trace, a trace file or what is asked of one is malformed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """Sorted arrival times, in seconds from the trace's start, within `[0, duration_s]`.
+
+    `slo_s` (relative deadline, seconds) and `query_class` (priority class) are per query or absent.
+    `metadata` says what was synthetic (`synthetic`, `generator`, its parameters, the seed) and
+    which transforms were applied. The arrays are read only.
+
+    Raises:
+        TraceError: times not sorted, negative, not finite or past `duration_s` (names the index),
+            or a per-query array of another length.
+    """
+
+    arrival_s: FloatArray
+    duration_s: float
+    slo_s: FloatArray | None = None
+    query_class: IntArray | None = None
+    source: str = ""
+    licence: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        arrival_s = _frozen_floats(self.arrival_s, "arrival_s")
+        object.__setattr__(self, "arrival_s", arrival_s)
+        object.__setattr__(self, "duration_s", float(self.duration_s))
+        _check_arrivals(arrival_s, self.duration_s)
+        if self.slo_s is not None:
+            slo_s = _frozen_floats(self.slo_s, "slo_s")
+            _check_length(slo_s.size, arrival_s.size, "slo_s")
+            _check_all(np.isfinite(slo_s) & (slo_s > 0), slo_s, "slo_s", "finite and above 0")
+            object.__setattr__(self, "slo_s", slo_s)
+        if self.query_class is not None:
+            query_class = np.array(self.query_class, dtype=np.int64)
+            _check_length(query_class.size, arrival_s.size, "query_class")
+            query_class.flags.writeable = False
+            object.__setattr__(self, "query_class", query_class)
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+    @property
+    def rate_qps(self) -> float:
+        """Mean arrivals per second over the whole duration."""
+        return len(self) / self.duration_s
+
+    def rescale_time(self, duration_s: float) -> Trace:
+        """Return the same arrivals squeezed or stretched into `duration_s` seconds.
+
+        The mean rate changes inversely; deadlines stay as they are.
+        """
+        _check_positive(duration_s, "duration_s")
+        factor = duration_s / self.duration_s
+        arrival_s = np.minimum(self.arrival_s * factor, duration_s)
+        return self._derive(
+            f"rescale_time(duration_s={duration_s:g})", arrival_s=arrival_s, duration_s=duration_s
+        )
+
+    def rescale_rate(self, rate_qps: float) -> Trace:
+        """Return the same arrivals at a mean of exactly `rate_qps`, by rescaling time.
+
+        The duration changes inversely; to lower the rate within the same duration, `thin`.
+        """
+        _check_positive(rate_qps, "rate_qps")
+        if len(self) == 0:
+            raise TraceError("an empty trace has no rate to rescale; give one with arrivals")
+        scaled = self.rescale_time(len(self) / rate_qps)
+        return replace(scaled, metadata=_noted(self.metadata, f"rescale_rate({rate_qps:g} qps)"))
+
+    def window(self, start_s: float, end_s: float) -> Trace:
+        """Return the arrivals in `[start_s, end_s)`, counted from `start_s`."""
+        if not 0 <= start_s < end_s <= self.duration_s:
+            raise TraceError(
+                f"window [{start_s:g}, {end_s:g}) s is not inside the trace: "
+                f"need 0 <= start < end <= {self.duration_s:g} s"
+            )
+        first, last = np.searchsorted(self.arrival_s, [start_s, end_s], side="left")
+        if end_s == self.duration_s:
+            last = len(self)  # an arrival on the very end belongs to the last window
+        return self._derive(
+            f"window({start_s:g}, {end_s:g})",
+            arrival_s=np.clip(self.arrival_s[first:last] - start_s, 0.0, end_s - start_s),
+            duration_s=end_s - start_s,
+            picked=slice(first, last),
+        )
+
+    def thin(self, keep: float, rng: np.random.Generator) -> Trace:
+        """Return a random part: each arrival is kept with probability `keep`, independently."""
+        if not 0 < keep <= 1:
+            raise TraceError(f"keep is a probability above 0 and at most 1, got {keep:g}")
+        kept = rng.random(len(self)) < keep
+        return self._derive(f"thin({keep:g})", arrival_s=self.arrival_s[kept], picked=kept)
+
+    def splice(self, after: Trace) -> Trace:
+        """Return this trace followed by another; every arrival of both is kept."""
+        arrival_s = np.concatenate([self.arrival_s, after.arrival_s + self.duration_s])
+        return self._join(after, "splice", arrival_s, self.duration_s + after.duration_s)
+
+    def merge(self, other: Trace) -> Trace:
+        """Return both traces superposed from a common start; every arrival of both is kept."""
+        arrival_s = np.concatenate([self.arrival_s, other.arrival_s])
+        return self._join(other, "merge", arrival_s, max(self.duration_s, other.duration_s))
+
+    def _join(self, other: Trace, verb: str, arrival_s: FloatArray, duration_s: float) -> Trace:
+        order = np.argsort(arrival_s, kind="stable")
+        slo_s = _joined(self.slo_s, other.slo_s, f"{verb}: slo_s")
+        query_class = _joined(self.query_class, other.query_class, f"{verb}: query_class")
+        return Trace(
+            arrival_s=np.minimum(arrival_s[order], duration_s),
+            duration_s=duration_s,
+            slo_s=None if slo_s is None else slo_s[order],
+            query_class=None if query_class is None else query_class[order],
+            source=" + ".join(dict.fromkeys(s for s in (self.source, other.source) if s)),
+            licence=" + ".join(dict.fromkeys(s for s in (self.licence, other.licence) if s)),
+            metadata={verb: [dict(self.metadata), dict(other.metadata)]},
+        )
+
+    def _derive(
+        self,
+        note: str,
+        *,
+        arrival_s: FloatArray,
+        duration_s: float | None = None,
+        picked: slice | npt.NDArray[np.bool_] | None = None,
+    ) -> Trace:
+        """Return a trace with new times; `picked` selects the per-query values that stay."""
+        keep = slice(None) if picked is None else picked
+        return replace(
+            self,
+            arrival_s=arrival_s,
+            duration_s=self.duration_s if duration_s is None else duration_s,
+            slo_s=None if self.slo_s is None else self.slo_s[keep],
+            query_class=None if self.query_class is None else self.query_class[keep],
+            metadata=_noted(self.metadata, note),
+        )
+
+
+def _noted(metadata: Mapping[str, Any], note: str) -> dict[str, Any]:
+    return {**metadata, "transforms": [*metadata.get("transforms", ()), note]}
+
+
+def _joined(
+    a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None, what: str
+) -> npt.NDArray[Any] | None:
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        raise TraceError(f"{what} is given for one of the traces only; give it for both or none")
+    return np.concatenate([a, b])
+
+
+def _frozen_floats(values: npt.ArrayLike, name: str) -> FloatArray:
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise TraceError(f"{name} must be one-dimensional, got shape {array.shape}")
+    array.flags.writeable = False
+    return array
+
+
+def _check_arrivals(arrival_s: FloatArray, duration_s: float) -> None:
+    _check_positive(duration_s, "duration_s")
+    _check_all(np.isfinite(arrival_s), arrival_s, "arrival_s", "finite")
+    _check_all(arrival_s >= 0, arrival_s, "arrival_s", "non-negative seconds from the start")
+    falls = np.flatnonzero(np.diff(arrival_s) < 0)
+    if falls.size:
+        i = int(falls[0]) + 1
+        raise TraceError(
+            f"arrival_s[{i}] = {arrival_s[i]:.9g} is before arrival_s[{i - 1}] = "
+            f"{arrival_s[i - 1]:.9g}; arrivals must be sorted"
+        )
+    _check_all(arrival_s <= duration_s, arrival_s, "arrival_s", f"at most duration_s {duration_s}")
+
+
+def _check_all(is_good: npt.NDArray[np.bool_], values: FloatArray, name: str, wanted: str) -> None:
+    bad = np.flatnonzero(~is_good)
+    if bad.size:
+        i = int(bad[0])
+        raise TraceError(f"{name}[{i}] = {values[i]:.9g} must be {wanted}")
+
+
+def _check_length(got: int, wanted: int, name: str) -> None:
+    if got != wanted:
+        raise TraceError(f"{name} has {got} values for {wanted} arrivals; give one per arrival")
+
+
+def _check_positive(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise TraceError(f"{name} must be a finite number above 0, got {value}")
