@@ -1,0 +1,41 @@
+"""What this device is called, in profiles and messages, and how its time is read."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def device_name(device: str) -> str:
+    """Return a short stable name: the GPU's, or the CPU's with its number of cores.
+
+    Raises ValueError when `device` is neither `cpu` nor an available CUDA device.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device cuda was asked for, but no CUDA device is available; use cpu")
+        return torch.cuda.get_device_name(device)
+    if kind == "cpu":
+        return f"{_cpu_model()} x{os.cpu_count()}"
+    raise ValueError(f"device is {device!r}, allowed cpu or cuda")
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has finished what was launched; a CPU has by then."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()

@@ -1,0 +1,323 @@
+"""The checkpoint folder: one supernet's weights, its subnets' statistics and accuracies.
+
+| file | what |
+|---|---|
+| supernet.safetensors | the state_dict at the largest arch |
+| norm_statistics.safetensors | `<subnet id>/<buffer name>`: each served subnet's own statistics |
+| accuracy.json | the served subnets: arch, accuracy with confidence interval, MACs, parameters |
+| supernet.json | family, config, input, classes, permutation, provenance, digests of the others |
+
+Tensors are safetensors and text is JSON: nothing that is loaded can execute. `supernet.json` is
+written last and carries the digests of the other files, so a folder that was written half, or
+mixed from two, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+from supernet.input import InputSpec
+
+FORMAT = 1
+_WEIGHTS, _NORMS = "supernet.safetensors", "norm_statistics.safetensors"
+_ACCURACY, _HEADER = "accuracy.json", "supernet.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder is incomplete, inconsistent or does not fit its own description."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSubnet:
+    """A subnet with its measured accuracy (fraction) and 95 % confidence interval."""
+
+    arch: Arch
+    accuracy: float
+    ci95: tuple[float, float]
+    macs: int
+    params: int
+
+    @property
+    def subnet_id(self) -> str:
+        """The arch's canonical id."""
+        return self.arch.subnet_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A supernet as loaded or about to be saved; `subnets` ascend in MACs.
+
+    `state` is the state_dict at the largest arch; `norm_statistics` maps a subnet id to its
+    running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
+    """
+
+    name: str
+    definition: SupernetDefinition
+    input: InputSpec
+    state: Mapping[str, torch.Tensor]
+    norm_statistics: Mapping[str, Mapping[str, torch.Tensor]]
+    subnets: tuple[ServedSubnet, ...]
+    accuracy_source: str = ""
+    classes: tuple[str, ...] = ()
+    permutation: Mapping[str, list[int]] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one uint8 sample."""
+        return self.input.shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.definition.config.num_classes
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        """Ids of the served subnets, ascending in MACs."""
+        return tuple(subnet.subnet_id for subnet in self.subnets)
+
+    def subnet(self, subnet_id: str) -> ServedSubnet:
+        """Return one served subnet. Raises CheckpointError listing the known ids."""
+        for subnet in self.subnets:
+            if subnet.subnet_id == subnet_id:
+                return subnet
+        raise CheckpointError(
+            f"subnet {subnet_id!r} is not served by {self.name!r}; "
+            f"it has {', '.join(self.subnet_ids)}"
+        )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
+    """Write the folder and return the fingerprint of its tensors.
+
+    Each file is written beside its place and moved over it when whole; the header comes last.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    norms = {
+        f"{subnet_id}/{name}": tensor.contiguous()
+        for subnet_id, statistics in checkpoint.norm_statistics.items()
+        for name, tensor in statistics.items()
+    }
+    weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
+    writers: dict[str, Callable[[Path], object]] = {
+        _WEIGHTS: lambda path: save_file(weights, path),
+        _NORMS: lambda path: save_file(norms, path),
+        _ACCURACY: lambda path: path.write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n"),
+    }
+    digests: dict[str, str] = {}
+    for name, write in writers.items():
+        write(target / f"{name}.partial")
+        digests[name] = _digest(target / f"{name}.partial")
+    fingerprint = _fingerprint(digests)
+    header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
+    (target / f"{_HEADER}.partial").write_text(json.dumps(header, indent=1) + "\n")
+    for name in (*writers, _HEADER):
+        (target / f"{name}.partial").replace(target / name)
+    return fingerprint
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder and check it against itself.
+
+    Raises CheckpointError: a missing or altered file, an unknown format, a missing or extra
+    tensor, a shape that does not fit the definition, a subnet outside the space.
+    """
+    source = Path(folder)
+    header = _read_json(source / _HEADER)
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{source / _HEADER}: format is {header.get('format')!r}, allowed {FORMAT}"
+        )
+    digests = _checked_digests(source, header)
+    try:
+        definition = SupernetDefinition.from_json(header)
+        input_spec = InputSpec.from_json(header["input"])
+        subnets = _subnets(definition, _read_json(source / _ACCURACY))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    state = _read_tensors(source / _WEIGHTS)
+    check_state(state, definition, where=str(source / _WEIGHTS))
+    norms = _norm_statistics(source, definition, subnets)
+    return Checkpoint(
+        name=str(header.get("name", source.name)),
+        definition=definition,
+        input=input_spec,
+        state=state,
+        norm_statistics=norms,
+        subnets=subnets,
+        accuracy_source=_read_json(source / _ACCURACY).get("source", ""),
+        classes=tuple(header.get("classes", ())),
+        permutation=header.get("permutation"),
+        provenance=header.get("provenance", {}),
+        fingerprint=_fingerprint(digests),
+    )
+
+
+def check_state(
+    state: Mapping[str, torch.Tensor], definition: SupernetDefinition, where: str = "state_dict"
+) -> None:
+    """Raise CheckpointError unless `state` has exactly the largest arch's tensors and shapes."""
+    largest = definition.space.largest
+    expected = {**definition.parameter_shapes(largest), **definition.buffer_shapes(largest)}
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where}: the tensors do not fit {definition.family_name}"
+            + (f"; missing {', '.join(missing)}" if missing else "")
+            + (f"; not known {', '.join(extra)}" if extra else "")
+        )
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(state[name].shape)}, expected {shape}"
+            )
+
+
+def _header(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": checkpoint.name,
+        **checkpoint.definition.to_json(),
+        "input": checkpoint.input.to_json(),
+        "classes": list(checkpoint.classes),
+        "permutation": checkpoint.permutation,
+        "provenance": dict(checkpoint.provenance),
+    }
+
+
+def _accuracy(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "source": checkpoint.accuracy_source,
+        "subnets": [
+            {
+                "id": subnet.subnet_id,
+                "arch": subnet.arch.to_json(),
+                "accuracy": subnet.accuracy,
+                "ci95": list(subnet.ci95),
+                "macs": subnet.macs,
+                "params": subnet.params,
+            }
+            for subnet in checkpoint.subnets
+        ],
+    }
+
+
+def _subnets(
+    definition: SupernetDefinition, accuracy: Mapping[str, Any]
+) -> tuple[ServedSubnet, ...]:
+    subnets: list[ServedSubnet] = []
+    rows: Sequence[Mapping[str, Any]] = accuracy["subnets"]
+    for row in rows:
+        arch = Arch.from_json(row["arch"])
+        definition.space.validate(arch)
+        if row["id"] != arch.subnet_id:
+            raise CheckpointError(f"{_ACCURACY}: id {row['id']!r} names arch {arch.subnet_id!r}")
+        low, high = row["ci95"]
+        subnets.append(
+            ServedSubnet(
+                arch=arch,
+                accuracy=float(row["accuracy"]),
+                ci95=(float(low), float(high)),
+                macs=int(row["macs"]),
+                params=int(row["params"]),
+            )
+        )
+    if not subnets:
+        raise CheckpointError(f"{_ACCURACY}: no subnet is listed, nothing can be served")
+    return tuple(sorted(subnets, key=lambda s: (s.macs, s.subnet_id)))
+
+
+def _norm_statistics(
+    source: Path, definition: SupernetDefinition, subnets: Sequence[ServedSubnet]
+) -> dict[str, dict[str, torch.Tensor]]:
+    norms: dict[str, dict[str, torch.Tensor]] = {subnet.subnet_id: {} for subnet in subnets}
+    for key, tensor in _read_tensors(source / _NORMS).items():
+        subnet_id, _, name = key.partition("/")
+        if subnet_id not in norms:
+            raise CheckpointError(
+                f"{source / _NORMS}: {key} is of a subnet not listed in {_ACCURACY}"
+            )
+        norms[subnet_id][name] = tensor
+    for subnet in subnets:
+        _check_norms(source, definition, subnet, norms[subnet.subnet_id])
+    return norms
+
+
+def _check_norms(
+    source: Path,
+    definition: SupernetDefinition,
+    subnet: ServedSubnet,
+    statistics: Mapping[str, torch.Tensor],
+) -> None:
+    expected = {
+        name: shape
+        for name, shape in definition.buffer_shapes(subnet.arch).items()
+        if name.endswith(("running_mean", "running_var"))
+    }
+    wrong = sorted(expected.keys() ^ statistics.keys())
+    wrong += [n for n, s in expected.items() if n in statistics and statistics[n].shape != s]
+    if wrong:
+        raise CheckpointError(
+            f"{source / _NORMS}: statistics of {subnet.subnet_id} are missing, extra or of "
+            f"another shape: {', '.join(wrong)}"
+        )
+
+
+def _checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for name in (_WEIGHTS, _NORMS, _ACCURACY):
+        path = source / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete")
+        digests[name] = _digest(path)
+        if header.get("files", {}).get(name) != digests[name]:
+            raise CheckpointError(
+                f"{path}: its digest is not the one in {_HEADER}; the file was altered, "
+                "truncated or belongs to another checkpoint"
+            )
+    return digests
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; is this a checkpoint folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(digests: Mapping[str, str]) -> str:
+    """Short name of the tensors: what a profile or a recorded run was made with."""
+    return hashlib.sha256((digests[_WEIGHTS] + digests[_NORMS]).encode()).hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""MACs and parameters of a subnet, counted on the extracted static network without weights.
+
+MACs are those of convolutions, linear layers and attention matmuls, nothing else; that is the
+convention of the literature ("MFLOPs" in OFA and DepS are these MACs in millions).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+
+
+class Cost(NamedTuple):
+    """Cost of one sample: multiply-accumulates and parameters."""
+
+    macs: int
+    params: int
+
+
+@lru_cache(maxsize=4096)
+def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
+    """Count one sample at the arch's resolution. Raises ValueError outside the space."""
+    net = definition.on_meta(arch).eval()
+    macs: list[int] = []
+
+    def count_conv(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        weight = module.get_parameter("weight")  # (out, in per group, kernel, kernel)
+        macs.append(output[0].numel() * prod(weight.shape[1:]))
+
+    def count_linear(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        macs.append(output[0].numel() * module.get_parameter("weight").shape[1])
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count_conv)
+        elif isinstance(module, nn.Linear):
+            module.register_forward_hook(count_linear)
+    size = arch.resolution
+    with torch.inference_mode():
+        net(torch.empty(1, definition.config.in_channels, size, size, device="meta"))
+    return Cost(sum(macs), sum(p.numel() for p in net.parameters()))

@@ -1,0 +1,63 @@
+"""`InputSpec`: what one sample looks like on the wire, and how it becomes the network's input.
+
+Samples travel as uint8 (a quarter of fp32 on the wire and on the bus) and are normalised on the
+device, then resized to the resolution of the subnet that serves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(
+                    f"input {name} has {len(getattr(self, name))} values for "
+                    f"{self.channels} channels"
+                )
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"input std is {self.std}, expected positive values")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample."""
+        return (self.channels, self.height, self.width)
+
+    def normalise(self, samples: torch.Tensor, resolution: int) -> torch.Tensor:
+        """Turn (B, C, H, W) uint8 into (B, C, resolution, resolution) float32."""
+        mean = samples.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
+        std = samples.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
+        x = (samples.to(torch.float32).div_(255.0) - mean) / std
+        if x.shape[-2:] != (resolution, resolution):
+            x = F.interpolate(x, size=(resolution, resolution), mode="bilinear")
+        return x
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
+        """Rebuild from plain data. Raises ValueError when a field is unknown or missing."""
+        try:
+            values: dict[str, Any] = dict(data)
+            values |= {name: tuple(data[name]) for name in ("mean", "std") if name in data}
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"input: {error}") from None

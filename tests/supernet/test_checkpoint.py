@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from supernet import (
+    Checkpoint,
+    CheckpointError,
+    InputSpec,
+    ServedSubnet,
+    SupernetDefinition,
+    cost,
+    load_checkpoint,
+    save_checkpoint,
+)
+from supernet.checkpoint import check_state
+
+
+@pytest.fixture
+def checkpoint(tiny: SupernetDefinition, tiny_state: dict[str, torch.Tensor]) -> Checkpoint:
+    archs = tiny.space.ladder(3)
+    statistics = {
+        arch.subnet_id: {
+            name: torch.ones(shape)
+            for name, shape in tiny.buffer_shapes(arch).items()
+            if not name.endswith("num_batches_tracked")
+        }
+        for arch in archs
+    }
+    return Checkpoint(
+        name="tiny",
+        definition=tiny,
+        input=InputSpec(channels=1, height=8, width=8, mean=(0.5,), std=(0.25,)),
+        state=tiny_state,
+        norm_statistics=statistics,
+        subnets=tuple(
+            ServedSubnet(arch=arch, accuracy=0.5, ci95=(0.4, 0.6), **cost(tiny, arch)._asdict())
+            for arch in archs
+        ),
+        accuracy_source="nothing real",
+        permutation={"layer1.0.inner": list(range(16))},
+        provenance={"seed": 0},
+    )
+
+
+def test_a_checkpoint_round_trips(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    fingerprint = save_checkpoint(checkpoint, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.fingerprint == fingerprint
+    assert loaded.definition == checkpoint.definition
+    assert loaded.subnets == checkpoint.subnets
+    assert loaded.input == checkpoint.input
+    assert loaded.permutation == checkpoint.permutation
+    assert loaded.accuracy_source == "nothing real"
+    assert all(torch.equal(loaded.state[n], t) for n, t in checkpoint.state.items())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_fingerprint_follows_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first = save_checkpoint(checkpoint, tmp_path / "a")
+    checkpoint.state["fc.bias"].add_(1.0)
+    assert save_checkpoint(checkpoint, tmp_path / "b") != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("fc.bias"), "missing fc.bias"),
+        (lambda state: state.update(surprise=torch.zeros(1)), "not known surprise"),
+        (
+            lambda state: state.update({"fc.bias": torch.zeros(3)}),
+            r"fc.bias has shape \(3,\), expected \(10,\)",
+        ),
+    ],
+)
+def test_missing_extra_and_misshaped_tensors_are_named(
+    tiny: SupernetDefinition, tiny_state: dict[str, torch.Tensor], change, message: str
+) -> None:
+    change(tiny_state)
+    with pytest.raises(CheckpointError, match=message):
+        check_state(tiny_state, tiny)
+
+
+def test_an_altered_or_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(checkpoint, tmp_path)
+    weights = tmp_path / "supernet.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="altered, truncated or belongs to another"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_extra_tensor_with_matching_digest_is_still_refused(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(checkpoint, tmp_path)
+    weights = tmp_path / "supernet.safetensors"
+    save_file(load_file(weights) | {"surprise": torch.zeros(1)}, weights)
+    _accept_digest(tmp_path, "supernet.safetensors")
+    with pytest.raises(CheckpointError, match="not known surprise"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_arch_outside_the_space_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(checkpoint, tmp_path)
+    accuracy = json.loads((tmp_path / "accuracy.json").read_text())
+    accuracy["subnets"][0]["arch"]["depth"] = [1, 7]
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    _accept_digest(tmp_path, "accuracy.json")
+    with pytest.raises(CheckpointError, match=r"depth\[1\] is 7, allowed 1, 2"):
+        load_checkpoint(tmp_path)
+
+
+def test_json_that_disagrees_with_the_tensors_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(checkpoint, tmp_path)
+    header = json.loads((tmp_path / "supernet.json").read_text())
+    header["config"]["num_classes"] = 7
+    (tmp_path / "supernet.json").write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match="fc.weight has shape"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is this a checkpoint folder"):
+        load_checkpoint(tmp_path)
+
+
+def _accept_digest(folder: Path, name: str) -> None:
+    import hashlib
+
+    header = json.loads((folder / "supernet.json").read_text())
+    header["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "supernet.json").write_text(json.dumps(header))
