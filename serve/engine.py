@@ -1,0 +1,390 @@
+"""The engine: one scheduler and one executor, driven in real time.
+
+The door (an asyncio loop) submits queries; one device thread repeats `step`: poll the scheduler,
+gather the payloads, run the batch, complete it, and hand all replies of the batch to the loop with
+one wake-up. The queue, the policy and the device share a process on purpose (a hop between
+processes costs as much as a small batch), and there is nothing of Ray in here.
+
+`step` takes its time from an injected clock and needs no thread, so a test drives the very same
+code with a virtual clock. Whatever happens, every query ends exactly once: an exception of the
+executor fails its batch only, and a policy that breaks its contract is replaced by
+`fixed:smallest`, so that the queue is still served; both are logged and shown in `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serve.job import Ended, EngineStatus, Job, State, Ticket, end_unrun
+from serve.reply import Reply, Wish
+from slackfit.policies import create_policy
+from slackfit.policy import Policy
+from slackfit.profile import LatencyProfile
+from slackfit.query import Batch, Outcome, Query, Status
+from slackfit.scheduler import Dispatch, PolicyError, Scheduler
+
+if TYPE_CHECKING:
+    from subnetact.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+FALLBACK_POLICY = "fixed:smallest"
+_DRAIN_POLL_S = 0.005
+_MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin the device thread
+
+
+class Engine:
+    """Serves queries on one device; see the module for the threads involved.
+
+    `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
+    every reply, on the thread that delivers it.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        *,
+        profile: LatencyProfile,
+        policy: Policy,
+        clock: Callable[[], float] = time.monotonic,
+        observer: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.executor = executor
+        self._scheduler = scheduler
+        self._observer = observer
+        self._profile = profile
+        self._policy_name = policy.name
+        self._state: State = "starting"
+        self._fallback = ""
+        self._fault = ""
+        self._tickets: dict[int, Ticket] = {}
+        self._ended: Counter[Status] = Counter()
+        self._ids = itertools.count()
+        self._staging = np.empty((executor.max_batch_size, *executor.input_shape), dtype=np.uint8)
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._is_dirty = False  # something changed since the last poll
+        self._is_stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Warm the executor up on the device thread, then take queries from this event loop."""
+        self._loop = asyncio.get_running_loop()
+        warm: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._device_main, args=(warm,), name="device", daemon=True
+        )
+        self._thread.start()
+        await warm
+
+    def mark_ready(self) -> None:
+        """Take queries without a device thread: the caller drives `step` itself."""
+        self._state = "ready"
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new queries and finish the queued ones; return whether all ended in time."""
+        with self._lock:
+            if self._state == "stopped":
+                return not self._tickets
+            self._state = "draining"
+            self._scheduler.drain()
+            self._touch()
+        give_up_s = self.clock() + timeout_s
+        while self._tickets and self.clock() < give_up_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return not self._tickets
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """End the device thread; whatever is still queued is answered as dropped, `draining`."""
+        with self._lock:
+            self._is_stopping = True
+            self._state = "stopped"
+            self._touch()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, timeout_s)
+        self._deliver(self._end_waiting("draining"))
+        self._deliver(self._abandon("the engine stopped while the batch was executing"))
+
+    # --- queries ---------------------------------------------------------------------------------
+
+    async def infer(self, payload: np.ndarray, *, arrival_s: float, wish: Wish) -> Reply:
+        """Serve one sample, uint8 (C, H, W); see `infer_batch`."""
+        (reply,) = await self.infer_batch(payload[np.newaxis], arrival_s=arrival_s, wish=wish)
+        return reply
+
+    async def infer_batch(
+        self, payloads: np.ndarray, *, arrival_s: float, wish: Wish
+    ) -> list[Reply]:
+        """Serve the samples of one request, uint8 (B, C, H, W), one reply per sample.
+
+        If one sample is refused the others are withdrawn. Cancelling the awaiting task (the client
+        has gone) withdraws what is still queued.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def finish(_: Job) -> None:
+            if not done.done():
+                done.set_result(None)
+
+        job = self.submit(payloads, arrival_s=arrival_s, wish=wish, on_done=finish)
+        expiry = None
+        if wish.hard_deadline_s is not None and not job.is_done:
+            left_s = wish.hard_deadline_s - self.clock()
+            expiry = loop.call_later(max(0.0, left_s), self.withdraw, job, "expired")
+        try:
+            await done
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            if not job.is_done:
+                self.withdraw(job, "cancelled")
+        return [reply for reply in job.replies if reply is not None]
+
+    def submit(
+        self,
+        payloads: np.ndarray,
+        *,
+        arrival_s: float,
+        wish: Wish,
+        on_done: Callable[[Job], None],
+    ) -> Job:
+        """Queue the samples of one request; refusals are answered before this returns."""
+        job = Job(payloads, on_done)
+        refused: list[Ended] = []
+        with self._lock:
+            now_s = self.clock()
+            for index in range(len(payloads)):
+                query = Query(
+                    next(self._ids),
+                    arrival_s,
+                    wish.deadline_s,
+                    wish.min_accuracy,
+                    wish.query_class,
+                    wish.subnet_id,
+                )
+                ticket = Ticket(job, index, query)
+                outcome = self._admit(query, now_s)
+                if outcome is None:
+                    self._tickets[query.query_id] = ticket
+                    job.query_ids.append(query.query_id)
+                else:
+                    refused.append(Ended(ticket, Reply(outcome)))
+            self._touch()
+        self._deliver(refused)
+        if refused and not job.is_done:
+            self.withdraw(job, "cancelled")
+        return job
+
+    def withdraw(self, job: Job, reason: str) -> None:
+        """Take what is still queued of a request out of the queue, ended as dropped, `reason`."""
+        ended: list[Ended] = []
+        with self._lock:
+            now_s = self.clock()
+            for query_id in job.query_ids:
+                if query_id in self._tickets:
+                    outcome = self._scheduler.cancel(query_id, now_s, reason)
+                    if outcome is not None:
+                        ended.append(Ended(self._tickets.pop(query_id), Reply(outcome)))
+        self._deliver(ended)
+
+    # --- control ---------------------------------------------------------------------------------
+
+    def reconfigure(
+        self, *, policy: Policy | None = None, profile: LatencyProfile | None = None
+    ) -> None:
+        """Switch the policy or the offered subnets between two batches; the queue stays."""
+        with self._lock:
+            self._scheduler.reconfigure(policy=policy, profile=profile)
+            self._profile = profile or self._profile
+            if policy is not None:
+                self._policy_name = policy.name
+                self._fallback = ""
+            self._touch()
+
+    @property
+    def policy_name(self) -> str:
+        """The name of the policy in force."""
+        return self._policy_name
+
+    def status(self) -> EngineStatus:
+        """Return a snapshot of the engine's state."""
+        with self._lock:
+            return EngineStatus(
+                self._state,
+                self._policy_name,
+                len(self._scheduler),
+                self._scheduler.num_running,
+                self._fallback,
+                self._fault,
+                dict(self._ended),
+            )
+
+    # --- the device side -------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Poll once, run the batch if there is one, complete it. Return whether there was one."""
+        with self._lock:
+            self._is_dirty = False
+            dispatch = self._poll(self.clock())
+            ended = [self._end(outcome) for outcome in dispatch.dropped]
+            batch = dispatch.batch
+            tickets = [self._tickets[q.query_id] for q in batch.queries] if batch else []
+        self._hand_over(ended)
+        if batch is None:
+            return False
+        outputs, execution_s, failure = self._execute(batch, tickets)
+        with self._lock:
+            now_s = self.clock()
+            if outputs is None:
+                outcomes = self._scheduler.fail(batch.batch_id, now_s, failure)
+                ended = [self._end(outcome) for outcome in outcomes]
+            else:
+                rows = {query.query_id: row for row, query in enumerate(batch.queries)}
+                outcomes = self._scheduler.complete(batch.batch_id, now_s)
+                ended = [
+                    self._end(o, outputs[rows[o.query_id]], execution_s, batch.batch_id)
+                    for o in outcomes
+                ]
+        self._hand_over(ended)
+        return True
+
+    def _execute(
+        self, batch: Batch, tickets: Sequence[Ticket]
+    ) -> tuple[np.ndarray | None, float, str]:
+        inputs = self._staging[: len(tickets)]  # (B, C, H, W), a view
+        start_s = self.clock()
+        try:
+            for row, ticket in enumerate(tickets):
+                inputs[row] = ticket.job.payloads[ticket.row]
+            outputs = self.executor.run(batch.subnet_id, inputs)
+            if len(outputs) != len(tickets):
+                raise RuntimeError(f"{len(outputs)} outputs for {len(tickets)} inputs")
+        except Exception as error:  # the model's code: its errors end with its batch
+            logger.exception("batch %d on %s failed", batch.batch_id, batch.subnet_id)
+            return None, 0.0, f"execution failed: {type(error).__name__}: {error}"
+        return outputs, self.clock() - start_s, ""
+
+    def _device_main(self, warm: asyncio.Future[None]) -> None:
+        try:
+            self.executor.warm_up()
+        except Exception as error:  # handed to whoever started the engine
+            self._in_loop(_settle, warm, error)
+            return
+        with self._lock:
+            if self._state == "starting":
+                self._state = "ready"
+        self._in_loop(_settle, warm, None)
+        try:
+            while not self._is_stopping:
+                if not self.step():
+                    self._wait()
+        except Exception as error:  # a bug of ours: say so to every client, and stay down
+            logger.exception("the device thread ended")
+            self._fault = f"the device thread ended: {type(error).__name__}: {error}"
+            self._state = "stopped"
+            self._hand_over(self._abandon(self._fault))
+
+    def _wait(self) -> None:
+        with self._wake:
+            if self._is_dirty or self._is_stopping:
+                return
+            wakeup_s = self._scheduler.next_wakeup_s()
+            if wakeup_s is None:
+                self._wake.wait()
+            else:
+                self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
+
+    # --- with the lock held ----------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._is_dirty = True
+        self._wake.notify()
+
+    def _admit(self, query: Query, now_s: float) -> Outcome | None:
+        if self._state == "starting":
+            return end_unrun(query, "rejected", "not_ready", now_s)
+        if self._state == "stopped":
+            return end_unrun(query, "rejected", "draining", now_s)
+        return self._scheduler.submit(query, now_s)
+
+    def _poll(self, now_s: float) -> Dispatch:
+        try:
+            return self._scheduler.poll(now_s)
+        except PolicyError as error:
+            logger.exception("policy %s failed: %s takes over", self._policy_name, FALLBACK_POLICY)
+            self._fallback = (
+                f"policy {self._policy_name} failed ({error}); {FALLBACK_POLICY} serves"
+            )
+            policy = create_policy(FALLBACK_POLICY, self._profile)
+            self._scheduler.reconfigure(policy=policy)
+            self._policy_name = policy.name
+            return self._scheduler.poll(now_s)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        output: np.ndarray | None = None,
+        execution_s: float = 0.0,
+        batch_id: int | None = None,
+    ) -> Ended:
+        reply = Reply(outcome, output, execution_s, batch_id)
+        return Ended(self._tickets.pop(outcome.query_id), reply)
+
+    # --- ending queries --------------------------------------------------------------------------
+
+    def _end_waiting(self, reason: str) -> list[Ended]:
+        with self._lock:
+            now_s = self.clock()
+            outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._tickets)]
+            return [self._end(outcome) for outcome in outcomes if outcome is not None]
+
+    def _abandon(self, reason: str) -> list[Ended]:
+        """End every open query as failed, past a scheduler that can no longer be asked."""
+        with self._lock:
+            now_s = self.clock()
+            queries = [ticket.query for ticket in self._tickets.values()]
+            return [self._end(end_unrun(query, "failed", reason, now_s)) for query in queries]
+
+    def _deliver(self, ended: Sequence[Ended]) -> None:
+        for ticket, reply in ended:
+            self._ended[reply.outcome.status] += 1
+            if self._observer is not None:
+                self._observer(reply)
+            ticket.job.answer(ticket.row, reply)
+
+    def _hand_over(self, ended: Sequence[Ended]) -> None:
+        if ended:
+            self._in_loop(self._deliver, ended)
+
+    def _in_loop(self, call: Callable[..., None], *args: object) -> None:
+        if self._loop is None:
+            call(*args)
+            return
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            logger.warning("the event loop is closed: nobody is left to answer")
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

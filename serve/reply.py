@@ -1,0 +1,49 @@
+"""What a client asked for besides its payload (`Wish`) and how its query ended (`Reply`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from slackfit.query import Outcome
+
+
+class Wish(NamedTuple):
+    """Deadlines and preferences of one request, on the engine's clock.
+
+    `deadline_s` is what the scheduler works for (the earliest one given). When `hard_deadline_s`
+    passes, the client no longer wants the answer: a query still queued then leaves as `expired`.
+    """
+
+    deadline_s: float
+    hard_deadline_s: float | None = None
+    min_accuracy: float = 0.0
+    query_class: int = 0
+    subnet_id: str | None = None
+
+
+class Reply(NamedTuple):
+    """The end of one query: its outcome, and the logits when it was executed."""
+
+    outcome: Outcome
+    output: np.ndarray | None = None
+    execution_s: float = 0.0
+    batch_id: int | None = None
+
+    @property
+    def is_executed(self) -> bool:
+        """Whether there is an output (on time or late)."""
+        return self.output is not None
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from arrival to launch, or to the end of a query that never ran."""
+        outcome = self.outcome
+        end_s = outcome.finish_s if outcome.start_s is None else outcome.start_s
+        return end_s - outcome.arrival_s
+
+    @property
+    def slack_s(self) -> float:
+        """Seconds left until the deadline at the end; negative when late."""
+        return self.outcome.deadline_s - self.outcome.finish_s
