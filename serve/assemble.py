@@ -1,0 +1,156 @@
+"""From a `ServeConfig` to a served model: load, check or measure the profile, build the engine.
+
+Both hosts (uvicorn and the Ray replica) come through here, so both refuse the same things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from serve.config import ConfigError, LiveConfig, ServeConfig
+from serve.engine import Engine
+from serve.metrics import Metrics
+from serve.model import ServedModel
+from serve.oip import ModelSpec
+from serve.rest import Door
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.scheduler import Scheduler
+from subnetact.timed import TimedExecutor
+
+if TYPE_CHECKING:
+    from subnetact.executor import Executor
+    from supernet.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NAME = "supernet"
+_QUICK_REPEATS = 5
+_QUICK_BATCH_SIZES = (1, 2, 4, 8, 16)
+
+
+class Loaded(NamedTuple):
+    """A device ready to run: its executor, its profile, the name of what it serves."""
+
+    executor: Executor
+    profile: LatencyProfile
+    name: str
+
+
+def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
+    """Load what `config` names and return the ASGI app; `resources` closes what was opened.
+
+    Raises ConfigError, ProfileError, or what loading a checkpoint raises, each in one line.
+    """
+    loaded = load(config)
+    resources.callback(loaded.executor.close)
+    metrics = Metrics()
+    model = build_model(config, loaded, metrics, resources)
+    return Door(
+        {model.spec.name: model},
+        metrics,
+        max_body_bytes=config.max_body_bytes,
+        admin_token=config.admin_token,
+        drain_timeout_s=config.drain_timeout_s,
+    )
+
+
+def build_model(
+    config: ServeConfig, loaded: Loaded, metrics: Metrics, resources: contextlib.ExitStack
+) -> ServedModel:
+    """Put scheduler, policy, engine and settings around a loaded device."""
+    executor, profile, name = loaded
+    try:
+        offered = profile.select(config.subnets) if config.subnets else profile
+        policy = create_policy(config.policy, offered)
+    except (ProfileError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    scheduler = Scheduler(
+        offered, policy, max_queue=config.max_queue, drop_hopeless=config.drop_hopeless
+    )
+    engine = Engine(
+        scheduler,
+        executor,
+        profile=offered,
+        policy=policy,
+        observer=lambda reply: metrics.observe(name, reply),
+    )
+    spec = ModelSpec(
+        name=name,
+        input_shape=executor.input_shape,
+        num_classes=executor.num_classes,
+        max_batch_size=offered.max_batch_size,
+        subnet_ids=offered.subnet_ids,
+    )
+    live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
+    return ServedModel(spec, engine, profile, live)
+
+
+def load(config: ServeConfig) -> Loaded:
+    """Load the executor and a profile that fits it, measuring a short one where none does.
+
+    A profile of another checkpoint, thread count or set of subnets is an error: it was given for
+    something else. One of another device is only of no use here: a warning, and a fresh one.
+    """
+    given = None if config.profile is None else read_profile(config.profile)
+    if config.device == "timed":
+        return _load_timed(config, given)
+    from subnetact import load_executor
+    from subnetact.device import device_name
+    from supernet import load_checkpoint
+
+    assert config.checkpoint is not None, "checked by ServeConfig"
+    if not Path(config.checkpoint).is_dir():
+        raise ConfigError(f"checkpoint {config.checkpoint}: no such folder")
+    checkpoint = load_checkpoint(config.checkpoint)
+    executor = load_executor(
+        checkpoint,
+        device=config.device,
+        threads=config.threads,
+        max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
+    )
+    name = config.model_name or checkpoint.name or DEFAULT_NAME
+    if given is None:
+        return Loaded(executor, _measure_quickly(executor, checkpoint), name)
+    device = device_name(executor.device)
+    given.check_serves(
+        checkpoint=checkpoint.fingerprint,
+        device=given.device,
+        threads=executor.threads,
+        subnet_ids=executor.subnet_ids,
+    )
+    if given.device == device:
+        return Loaded(executor, given, name)
+    logger.warning(
+        "profile %s was measured on %r, this device is %r: measuring a short one instead",
+        config.profile,
+        given.device,
+        device,
+    )
+    return Loaded(executor, _measure_quickly(executor, checkpoint), name)
+
+
+def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfile:
+    from subnetact import measure_profile
+
+    sizes = [size for size in _QUICK_BATCH_SIZES if size <= executor.max_batch_size]
+    logger.warning("no profile of this device is at hand: measuring a short one")
+    return measure_profile(executor, checkpoint, batch_sizes=sizes, repeats=_QUICK_REPEATS)
+
+
+def read_profile(path: str) -> LatencyProfile:
+    """Read a profile file. Raises ConfigError when there is none, ProfileError when malformed."""
+    try:
+        return LatencyProfile.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"profile {path}: no such file") from None
+
+
+def _load_timed(config: ServeConfig, profile: LatencyProfile | None) -> Loaded:
+    assert profile is not None, "checked by ServeConfig"
+    logger.warning("device 'timed': nothing is computed, batches sleep for their profiled latency")
+    executor = TimedExecutor(profile, config.input_shape or (3, 32, 32), config.num_classes or 10)
+    return Loaded(executor, profile, config.model_name or DEFAULT_NAME)

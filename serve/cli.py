@@ -1,0 +1,75 @@
+"""The `supernet` command: a table of verbs, each loaded from its package only when it is used.
+
+`supernet --help` imports no verb at all, and `trace` or `simulate` never import torch or ray: a
+verb that was not asked for is listed by its help line from the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import typer
+
+
+class Verb(NamedTuple):
+    """Where a verb lives: a function with annotated parameters, or a `typer.Typer` group."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("training.cli", "train", "Train a supernet and write its checkpoint folder."),
+    "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
+    "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
+    "replay": Verb("serve.replay_command", "replay", "Replay a trace against a live server."),
+    "simulate": Verb("traces.cli", "simulate", "Run the scheduler on a trace in virtual time."),
+    "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
+    "report": Verb("traces.cli", "report", "Compare runs on one page."),
+    "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
+}
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """Return the command with the one verb loaded that `arguments` ask for."""
+    app = typer.Typer(
+        name="supernet",
+        help="Serve weight-shared supernets under latency deadlines.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, verb in VERBS.items():
+        target = _load(verb) if name == wanted else _unloaded
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=name, help=verb.help)
+        else:
+            app.command(name, help=None if name == wanted else verb.help)(target)
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    build_app(sys.argv[1:])()
+
+
+def _load(verb: Verb) -> object:
+    return getattr(importlib.import_module(verb.module), verb.attribute)
+
+
+def _root() -> None:
+    """Serve weight-shared supernets under latency deadlines."""
+
+
+def _unloaded() -> None:
+    raise AssertionError("only the verb that was asked for is run")
+
+
+if __name__ == "__main__":
+    main()

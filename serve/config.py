@@ -1,0 +1,142 @@
+"""`ServeConfig`: every setting of a server, typed, validated, the same with Ray and without.
+
+Unknown keys are refused with a list of the known ones, so that a typo can't be ignored. Keys with
+`_ms` hold milliseconds; everything else is SI.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+LOOPBACK = "127.0.0.1"
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, malformed, or contradicts another."""
+
+
+class ServeConfig(BaseModel):
+    """Settings of one served supernet.
+
+    `device="timed"` serves a labelled fake that sleeps for the profiled latency and computes
+    nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str | None = None
+    profile: str | None = None
+    policy: str = "slackfit"
+    slo_ms: Milliseconds = 100.0
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    subnets: tuple[str, ...] | None = None
+    drop_hopeless: bool | None = None
+    device: Literal["cpu", "cuda", "timed"] = "cpu"
+    threads: Annotated[int, Field(ge=1)] = 1
+    max_batch_size: Annotated[int, Field(ge=1)] = 16
+    max_queue: Annotated[int, Field(ge=1)] = 1000
+    max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    host: str = LOOPBACK
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    admin_token: str | None = None
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
+    record: str | None = None
+    input_shape: tuple[int, int, int] | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            check_keys(data, cls.model_fields, "setting")
+        return data
+
+    @field_validator("subnets", "input_shape", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_device(self) -> ServeConfig:
+        is_timed = self.device == "timed"
+        if is_timed and self.profile is None:
+            raise ValueError("device 'timed' sleeps for profiled latencies: give a profile")
+        if not is_timed and self.checkpoint is None:
+            raise ValueError("checkpoint is missing: give the folder of a trained supernet")
+        if not is_timed and (self.input_shape or self.num_classes):
+            raise ValueError(
+                "input_shape and num_classes come from the checkpoint; "
+                "they are allowed with device 'timed' only"
+            )
+        return self
+
+
+class LiveConfig(BaseModel):
+    """The settings that a running server changes without a restart; None leaves one as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: str | None = None
+    slo_ms: Milliseconds | None = None
+    subnets: tuple[str, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            check_keys(data, cls.model_fields, "live setting")
+        return data
+
+
+def check_keys(data: Mapping[Any, Any], known: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError naming the unknown keys of `data` and listing the known ones."""
+    unknown = [str(key) for key in data if key not in known]
+    if unknown:
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def parse_config(data: Mapping[str, Any]) -> ServeConfig:
+    """Validate settings. Raises ConfigError: the setting, its value, what is allowed."""
+    try:
+        return ServeConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def parse_live_config(data: Any) -> LiveConfig:
+    """Validate a change of live settings. Raises ConfigError like `parse_config`."""
+    try:
+        return LiveConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read settings from a TOML or JSON file. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a table of settings, got {type(data).__name__}")
+    return data
+
+
+def describe(error: ValidationError) -> str:
+    """Return one line per fault: the setting, what is wrong with it, what was given."""
+    lines: list[str] = []
+    for fault in error.errors(include_url=False):
+        where = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {text}, got {fault['input']!r}" if where else text)
+    return "; ".join(lines)

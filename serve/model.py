@@ -1,0 +1,109 @@
+"""`ServedModel`: one supernet behind a name: its engine, its default SLO, its live settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serve.config import ConfigError, LiveConfig
+from serve.deadline import resolve_deadline
+from serve.engine import Engine
+from serve.job import EngineStatus
+from serve.limits import RefusedError, refusal_of
+from serve.oip import InferRequest, ModelSpec
+from serve.reply import Reply, Wish
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile, ProfileError
+
+
+class ServedModel:
+    """What a door talks to; `profile` holds every subnet that could be offered.
+
+    `unix_clock` serves absolute deadlines of clients only; all else is on the engine's clock.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        profile: LatencyProfile,
+        live: LiveConfig,
+        *,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        assert live.policy is not None, "a served model has a policy"
+        assert live.slo_ms is not None, "a served model has a default SLO"
+        self.spec = spec
+        self.engine = engine
+        self._profile = profile
+        self._policy: str = live.policy
+        self._slo_s: float = live.slo_ms * 1e-3
+        self._subnets = live.subnets
+        self._unix_clock = unix_clock
+
+    async def infer(
+        self, request: InferRequest, headers: Mapping[str, str], *, arrival_s: float
+    ) -> list[Reply]:
+        """Serve the samples of one request. Raises RefusedError when one gets no output."""
+        deadlines = resolve_deadline(
+            request.parameters,
+            headers,
+            arrival_s=arrival_s,
+            default_slo_s=self._slo_s,
+            unix_now_s=self._unix_clock(),
+        )
+        wish = Wish(*deadlines, min_accuracy=request.min_accuracy(), subnet_id=request.subnet_id())
+        replies = await self.engine.infer_batch(request.samples, arrival_s=arrival_s, wish=wish)
+        self._refuse(replies, deadlines.hard_deadline_s)
+        return replies
+
+    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
+        ended = [reply.outcome for reply in replies if not reply.is_executed]
+        if hard_deadline_s is not None:
+            ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
+        if ended:
+            # When one sample is refused the others are withdrawn: name the cause, not the effect.
+            cause = next((o for o in ended if o.reason != "cancelled"), ended[0])
+            raise refusal_of(cause, retry_after_s=max(1.0, self._slo_s))
+
+    def check_ready(self) -> None:
+        """Raise RefusedError unless the engine takes queries."""
+        state = self.engine.status().state
+        if state != "ready":
+            reason = "not_ready" if state == "starting" else "draining"
+            raise RefusedError(reason, f"model {self.spec.name!r} is {state}")
+
+    def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
+        """Switch policy, SLO or offered subnets between two batches; all of it or nothing.
+
+        Returns the settings in force. Raises ConfigError for unknown policies or subnets.
+        """
+        subnets = change.subnets or self._subnets
+        policy_name = change.policy or self._policy
+        if change.policy is not None or change.subnets is not None:
+            try:
+                offered = self._profile.select(subnets) if subnets else self._profile
+                policy = create_policy(policy_name, offered)
+            except (ValueError, ProfileError) as error:
+                raise ConfigError(str(error)) from None
+            self.engine.reconfigure(policy=policy, profile=offered)
+            self.spec = self.spec._replace(subnet_ids=offered.subnet_ids)
+        if change.slo_ms is not None:
+            self._slo_s = change.slo_ms * 1e-3
+        self._subnets, self._policy = subnets, policy_name
+        return self.live_settings()
+
+    def live_settings(self) -> dict[str, Any]:
+        """Return the settings in force and the engine's state, as plain data."""
+        status: EngineStatus = self.engine.status()
+        return {
+            "policy": status.policy,
+            "slo_ms": self._slo_s * 1e3,
+            "subnets": list(self.spec.subnet_ids),
+            "state": status.state,
+            "queue_depth": status.queue_depth,
+            "fallback": status.fallback,
+            "fault": status.fault,
+            "ended": dict(status.ended),
+        }

@@ -1,0 +1,105 @@
+"""`supernet serve`: settings from a file and from options, then one of the two hosts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.config import ConfigError, ServeConfig, parse_config, read_config_file
+from slackfit.profile import ProfileError
+
+
+def serve(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of the trained supernet to serve.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Latency profile of this device; else one is measured.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="slackfit, fixed:smallest|middle|largest, .. (default slackfit)."),
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Deadline of queries that bring none, in ms (default 100).")
+    ] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="Serve without Ray.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to bind (default 127.0.0.1).")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one (default 8000).")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, or timed (sleeps for profiled latencies) (default cpu)."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of the engine (default 1).")
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Queries that may wait; more are refused (default 1000).")
+    ] = None,
+    subnets: Annotated[
+        str | None, typer.Option(help="Ids of the subnets to offer, comma-separated (default all).")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write every scheduler call here, as JSON lines.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML or JSON; options go before it.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any further setting, as key=value.")
+    ] = None,
+) -> None:
+    """Serve a checkpoint behind the Open Inference Protocol, on Ray unless --no-ray is given.
+
+    Ctrl-C refuses new queries, finishes the queued ones and ends the server.
+    """
+    options = {
+        "checkpoint": checkpoint,
+        "profile": profile,
+        "policy": policy,
+        "slo_ms": slo_ms,
+        "host": host,
+        "port": port,
+        "device": device,
+        "threads": threads,
+        "max_queue": max_queue,
+        "subnets": subnets,
+        "record": record,
+    }
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        parsed = _settings(config, settings or [], options)
+        if no_ray:
+            from serve.uvicorn_host import serve_forever
+        else:
+            from serve.ray_host import serve_forever
+        serve_forever(parsed)
+    except (ConfigError, ProfileError) as error:
+        raise _usage_error(error) from None
+    except ValueError as error:
+        if type(error).__name__ != "CheckpointError":  # its home imports torch: not just to ask
+            raise
+        raise _usage_error(error) from None
+
+
+def _settings(config: Path | None, pairs: list[str], options: dict[str, Any]) -> ServeConfig:
+    fields: dict[str, Any] = {} if config is None else read_config_file(config)
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set is {pair!r}, allowed key=value")
+        fields[key] = value
+    for key, value in options.items():
+        if value is not None:
+            fields[key] = str(value) if isinstance(value, Path) else value
+    return parse_config(fields)
+
+
+def _usage_error(error: Exception) -> typer.Exit:
+    typer.echo(f"supernet serve: {error}", err=True)
+    return typer.Exit(2)
