@@ -17,6 +17,7 @@ from serve.model import ServedModel
 from serve.oip import ModelSpec
 from serve.rest import Door
 from slackfit.policies import create_policy
+from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
@@ -43,7 +44,7 @@ class Loaded(NamedTuple):
 def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
     """Load what `config` names and return the ASGI app; `resources` closes what was opened.
 
-    Raises ConfigError, ProfileError, or what loading a checkpoint raises, each in one line.
+    Raises ConfigError, ProfileError or CheckpointError, each a text of one line.
     """
     loaded = load(config)
     resources.callback(loaded.executor.close)
@@ -63,11 +64,7 @@ def build_model(
 ) -> ServedModel:
     """Put scheduler, policy, engine and settings around a loaded device."""
     executor, profile, name = loaded
-    try:
-        offered = profile.select(config.subnets) if config.subnets else profile
-        policy = create_policy(config.policy, offered)
-    except (ProfileError, ValueError) as error:
-        raise ConfigError(str(error)) from None
+    offered, policy = _offer(config, profile)
     scheduler = Scheduler(
         offered, policy, max_queue=config.max_queue, drop_hopeless=config.drop_hopeless
     )
@@ -89,6 +86,18 @@ def build_model(
     return ServedModel(spec, engine, profile, live)
 
 
+def check(config: ServeConfig) -> None:
+    """Raise what loading `config` would raise, without touching the device.
+
+    For a driver that loads in another process and wants its errors here.
+    """
+    given = None if config.profile is None else read_profile(config.profile)
+    if config.device != "timed":
+        _check_fit(given, _read_checkpoint(config), config)
+    if given is not None:
+        _offer(config, given)
+
+
 def load(config: ServeConfig) -> Loaded:
     """Load the executor and a profile that fits it, measuring a short one where none does.
 
@@ -100,12 +109,9 @@ def load(config: ServeConfig) -> Loaded:
         return _load_timed(config, given)
     from subnetact import load_executor
     from subnetact.device import device_name
-    from supernet import load_checkpoint
 
-    assert config.checkpoint is not None, "checked by ServeConfig"
-    if not Path(config.checkpoint).is_dir():
-        raise ConfigError(f"checkpoint {config.checkpoint}: no such folder")
-    checkpoint = load_checkpoint(config.checkpoint)
+    checkpoint = _read_checkpoint(config)
+    _check_fit(given, checkpoint, config)
     executor = load_executor(
         checkpoint,
         device=config.device,
@@ -113,31 +119,48 @@ def load(config: ServeConfig) -> Loaded:
         max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
     )
     name = config.model_name or checkpoint.name or DEFAULT_NAME
-    if given is None:
-        return Loaded(executor, _measure_quickly(executor, checkpoint), name)
     device = device_name(executor.device)
-    given.check_serves(
-        checkpoint=checkpoint.fingerprint,
-        device=given.device,
-        threads=executor.threads,
-        subnet_ids=executor.subnet_ids,
-    )
-    if given.device == device:
+    if given is not None and given.device == device:
         return Loaded(executor, given, name)
-    logger.warning(
-        "profile %s was measured on %r, this device is %r: measuring a short one instead",
-        config.profile,
-        given.device,
-        device,
-    )
+    if given is not None:
+        text = "profile %s was measured on %r, this device is %r"
+        logger.warning(text, config.profile, given.device, device)
+    logger.warning("no profile of this device is at hand: measuring a short one")
     return Loaded(executor, _measure_quickly(executor, checkpoint), name)
+
+
+def _read_checkpoint(config: ServeConfig) -> Checkpoint:
+    from supernet import load_checkpoint
+
+    assert config.checkpoint is not None, "checked by ServeConfig"
+    if not Path(config.checkpoint).is_dir():
+        raise ConfigError(f"checkpoint {config.checkpoint}: no such folder")
+    return load_checkpoint(config.checkpoint)
+
+
+def _check_fit(given: LatencyProfile | None, checkpoint: Checkpoint, config: ServeConfig) -> None:
+    if given is not None:
+        given.check_serves(
+            checkpoint=checkpoint.fingerprint,
+            device=given.device,
+            threads=config.threads if config.device == "cpu" else None,
+            subnet_ids=checkpoint.subnet_ids,
+        )
+
+
+def _offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile, Policy]:
+    """Return the offered part of a profile and the policy for it. Raises ConfigError."""
+    try:
+        offered = profile.select(config.subnets) if config.subnets else profile
+        return offered, create_policy(config.policy, offered)
+    except (ProfileError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfile:
     from subnetact import measure_profile
 
     sizes = [size for size in _QUICK_BATCH_SIZES if size <= executor.max_batch_size]
-    logger.warning("no profile of this device is at hand: measuring a short one")
     return measure_profile(executor, checkpoint, batch_sizes=sizes, repeats=_QUICK_REPEATS)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
@@ -59,7 +59,7 @@ def main() -> None:
     build_app(sys.argv[1:])()
 
 
-def _load(verb: Verb) -> object:
+def _load(verb: Verb) -> Any:
     return getattr(importlib.import_module(verb.module), verb.attribute)
 
 
