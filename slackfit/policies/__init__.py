@@ -1,0 +1,72 @@
+"""The registry of policies: a name, and what builds it for a profile. One policy per file."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from slackfit.policies.fixed import Fixed
+from slackfit.policies.slackfit import SlackFit
+from slackfit.policy import Policy, PolicyFactory
+from slackfit.profile import LatencyProfile
+
+__all__ = ["Fixed", "SlackFit", "create_policy", "policy_names"]
+
+_FACTORIES: dict[str, PolicyFactory] = {
+    "slackfit": SlackFit,
+}
+_FIXED = "fixed:"
+_FIXED_ALIASES = ("smallest", "middle", "largest")
+
+
+def policy_names() -> tuple[str, ...]:
+    """Return the names that `create_policy` knows; `<subnet_id>` stands for an id of the profile.
+
+    >>> "slackfit" in policy_names()
+    True
+    """
+    fixed = tuple(_FIXED + alias for alias in ("<subnet_id>", *_FIXED_ALIASES))
+    return (*_FACTORIES, *fixed)
+
+
+def create_policy(name: str, profile: LatencyProfile, **params: Any) -> Policy:
+    """Build the policy called `name` for `profile`.
+
+    `fixed:smallest|middle|largest` name the subnet by its place in ascending order of accuracy;
+    the policy's own name is then the resolved one. Raises ValueError for an unknown name, subnet
+    or parameter (it lists the known ones).
+    """
+    if name.startswith(_FIXED):
+        subnet_id = _resolve(name.removeprefix(_FIXED), profile)
+        _check_params(name, Fixed, params)
+        return Fixed(profile, subnet_id, **params)
+    if name not in _FACTORIES:
+        raise ValueError(f"policy {name!r} is unknown, allowed {', '.join(policy_names())}")
+    _check_params(name, _FACTORIES[name], params)
+    return _FACTORIES[name](profile, **params)
+
+
+def _resolve(which: str, profile: LatencyProfile) -> str:
+    ids = profile.subnet_ids
+    if which in ids:
+        return which
+    if which not in _FIXED_ALIASES:
+        allowed = ", ".join((*_FIXED_ALIASES, *ids))
+        raise ValueError(
+            f"policy {_FIXED + which!r} names a subnet that profile {profile.name!r} does not "
+            f"have, allowed after {_FIXED!r}: {allowed}"
+        )
+    return ids[{"smallest": 0, "middle": len(ids) // 2, "largest": -1}[which]]
+
+
+def _check_params(name: str, factory: PolicyFactory, params: dict[str, Any]) -> None:
+    known = [
+        key
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise ValueError(
+            f"policy {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
+        )

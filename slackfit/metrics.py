@@ -1,0 +1,237 @@
+"""One report from the outcomes of one run, simulated or live.
+
+SLO attainment = on-time queries / all arrived queries. Mean serving accuracy = mean profiled
+accuracy over on-time queries (0 if none). Utility = their product. Accuracy and attainment are
+fractions; times are seconds unless a key says `_ms`. Executed means on time or late. The same
+outcomes give the same bytes: no dates, a fixed order of keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from slackfit.query import STATUSES, Outcome
+
+_CDF_POINTS = 200
+_MAX_BINS = 120
+_ON_TIME, _LATE, _, _REJECTED, _ = range(len(STATUSES))
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class _Columns(NamedTuple):
+    """The outcomes, one array per field; subnets are numbered in order of (accuracy, id)."""
+
+    status: Ints  # index into STATUSES
+    reasons: tuple[str, ...]
+    arrival_s: Floats
+    start_s: Floats  # NaN: never ran
+    finish_s: Floats
+    subnet: Ints  # index into subnet_ids, -1: not executed
+    subnet_ids: tuple[str, ...]
+    accuracy: Floats
+    batch_size: Ints
+    worker: Ints  # -1: unknown
+
+    @property
+    def on_time(self) -> npt.NDArray[np.bool_]:
+        return self.status == _ON_TIME
+
+    @property
+    def executed(self) -> npt.NDArray[np.bool_]:
+        return (self.status == _ON_TIME) | (self.status == _LATE)
+
+
+def summarize(
+    outcomes: Sequence[Outcome],
+    *,
+    policy: str,
+    slo_s: float,
+    duration_s: float,
+    seed: int | None,
+    profile: str,
+    wall_s: float | None = None,
+    bin_s: float | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Return the report of one run as plain data, ready for JSON.
+
+    `duration_s` is the length of the trace, over which goodput is counted; `bin_s` the width of
+    the time series' bins (None: a round width that gives at most 120). `extra` is added as it is
+    and may not replace a key. Raises ValueError for a duration or bin that is not positive.
+    """
+    if not duration_s > 0:
+        raise ValueError(f"duration_s is {duration_s}, allowed more than 0")
+    bin_s = _round_bin_s(duration_s) if bin_s is None else bin_s
+    if not bin_s > 0:
+        raise ValueError(f"bin_s is {bin_s}, allowed more than 0")
+    columns = _columns(outcomes)
+    counts = np.bincount(columns.status, minlength=len(STATUSES))
+    on_time = int(counts[_ON_TIME])
+    attainment = on_time / len(outcomes) if outcomes else 0.0
+    accuracy = _mean(columns.accuracy[columns.on_time])
+    latency_s = np.sort((columns.finish_s - columns.arrival_s)[columns.executed])
+    first = _first_of_batch(columns)
+    report: dict[str, Any] = {
+        "policy": policy,
+        "slo_attainment": attainment,
+        "mean_serving_accuracy": accuracy,
+        "utility": attainment * accuracy,
+        "goodput_qps": on_time / duration_s,
+        "num_queries": len(outcomes),
+        "outcomes": dict(zip(STATUSES, counts.tolist(), strict=True)),
+        "latency_ms": _latency_ms(latency_s),
+        "subnets": _subnets(columns, first),
+        "seed": seed,
+        "profile": profile,
+        "wall_s": wall_s,
+        "slo_ms": slo_s * 1e3,
+        "duration_s": duration_s,
+        "reasons": dict(sorted(Counter(r for r in columns.reasons if r).items())),
+        "batch_sizes": _batch_sizes(columns, first),
+        "series": _series(columns, duration_s, bin_s),
+        "latency_cdf": _latency_cdf(latency_s),
+    }
+    taken = sorted(set(extra) & set(report))
+    if taken:
+        raise ValueError(f"extra keys {', '.join(taken)} are the report's own; rename them")
+    return {**report, **extra}
+
+
+def _mean(values: Floats) -> float:
+    """Return the mean, 0 of nothing; of equal values it is that value to the last bit."""
+    if not len(values):
+        return 0.0
+    base = values.min()
+    return float(base + (values - base).mean())
+
+
+def _columns(outcomes: Sequence[Outcome]) -> _Columns:
+    fields = list(zip(*outcomes, strict=True)) or [()] * len(Outcome._fields)
+    _, status, reason, arrival_s, _, start_s, finish_s, subnet, accuracy, size, worker = fields
+    number_of_status = {name: i for i, name in enumerate(STATUSES)}
+    statuses = np.array([number_of_status[s] for s in status], dtype=np.int64)
+    accuracies = np.array(accuracy, dtype=np.float64)
+    accuracy_of = {s: a for s, a in zip(subnet, accuracy, strict=True) if s is not None}
+    subnet_ids = tuple(sorted(accuracy_of, key=lambda s: (accuracy_of[s], s)))
+    number_of_subnet: dict[str | None, int] = {s: i for i, s in enumerate(subnet_ids)}
+    number_of_subnet[None] = -1
+    subnets = np.array([number_of_subnet[s] for s in subnet], dtype=np.int64)
+    subnets[(statuses != _ON_TIME) & (statuses != _LATE)] = -1
+    return _Columns(
+        status=statuses,
+        reasons=reason,
+        arrival_s=np.array(arrival_s, dtype=np.float64),
+        start_s=np.array(start_s, dtype=np.float64),  # None becomes NaN
+        finish_s=np.array(finish_s, dtype=np.float64),
+        subnet=subnets,
+        subnet_ids=subnet_ids,
+        accuracy=accuracies,
+        batch_size=np.array(size, dtype=np.int64),
+        worker=np.array([-1 if w is None else w for w in worker], dtype=np.int64),
+    )
+
+
+def _first_of_batch(columns: _Columns) -> Ints:
+    """Return one executed query of each batch; a batch is one (worker, start, subnet)."""
+    ran = np.flatnonzero(columns.executed)
+    keys = (columns.subnet[ran], columns.start_s[ran], columns.worker[ran])
+    order = np.lexsort(keys)
+    is_new = np.ones(len(ran), dtype=np.bool_)
+    if len(ran):
+        is_new[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+    return ran[order[is_new]]
+
+
+def _latency_ms(latency_s: Floats) -> dict[str, float | None]:
+    if not len(latency_s):
+        return dict.fromkeys(("p50", "p90", "p99", "max"))
+    p50, p90, p99, largest = (np.percentile(latency_s, (50, 90, 99, 100)) * 1e3).tolist()
+    return {"p50": p50, "p90": p90, "p99": p99, "max": largest}
+
+
+def _latency_cdf(latency_s: Floats) -> dict[str, list[float]]:
+    count = len(latency_s)
+    at = np.unique(np.linspace(0, count - 1, min(count, _CDF_POINTS)).round().astype(np.int64))
+    return {"ms": (latency_s[at] * 1e3).tolist(), "fraction": ((at + 1) / max(count, 1)).tolist()}
+
+
+def _subnets(columns: _Columns, first: Ints) -> dict[str, dict[str, float]]:
+    kinds = len(columns.subnet_ids)
+    queries = np.bincount(columns.subnet[columns.subnet >= 0], minlength=kinds).tolist()
+    batches = np.bincount(columns.subnet[first], minlength=kinds).tolist()
+    report: dict[str, dict[str, float]] = {}
+    for i, subnet_id in enumerate(columns.subnet_ids):
+        if queries[i]:
+            accuracy = float(columns.accuracy[columns.subnet == i][0])
+            report[subnet_id] = {
+                "queries": queries[i],
+                "batches": batches[i],
+                "accuracy": accuracy,
+            }
+    return report
+
+
+def _batch_sizes(columns: _Columns, first: Ints) -> dict[str, int]:
+    sizes, counts = np.unique(columns.batch_size[first], return_counts=True)
+    return {str(b): n for b, n in zip(sizes.tolist(), counts.tolist(), strict=True)}
+
+
+def _series(columns: _Columns, duration_s: float, bin_s: float) -> dict[str, Any]:
+    """Return the time series; `t_s` are the bins' starts, arrivals at the very end count last."""
+    bins = max(1, math.ceil(duration_s / bin_s - 1e-9))
+    where = np.clip((columns.arrival_s / bin_s).astype(np.int64), 0, bins - 1)
+    arrived = np.bincount(where, minlength=bins)
+    on_time = np.bincount(where[columns.on_time], minlength=bins)
+    served = columns.accuracy[columns.on_time]
+    accuracy = np.bincount(where[columns.on_time], weights=served, minlength=bins)
+    starts = np.arange(bins, dtype=np.float64) * bin_s
+    per_subnet = {
+        subnet_id: np.bincount(where[columns.subnet == i], minlength=bins).tolist()
+        for i, subnet_id in enumerate(columns.subnet_ids)
+        if np.any(columns.subnet == i)
+    }
+    return {
+        "bin_s": bin_s,
+        "t_s": starts.tolist(),
+        "arrived": arrived.tolist(),
+        "on_time": on_time.tolist(),
+        "attainment": _ratios(on_time, arrived),
+        "accuracy": _ratios(accuracy, on_time),
+        "queue_depth": _queue_depth(columns, np.append(starts[1:], bins * bin_s)),
+        "subnets": per_subnet,
+    }
+
+
+def _queue_depth(columns: _Columns, at_s: Floats) -> list[int]:
+    """Return how many admitted queries wait at each time: arrived, not started, not ended."""
+    admitted = columns.status != _REJECTED
+    came_s = np.sort(columns.arrival_s[admitted])
+    left = np.where(np.isnan(columns.start_s), columns.finish_s, columns.start_s)
+    left_s = np.sort(left[admitted])
+    came = np.searchsorted(came_s, at_s, side="right")
+    return (came - np.searchsorted(left_s, at_s, side="right")).tolist()
+
+
+def _ratios(numerators: npt.NDArray[np.generic], counts: Ints) -> list[float | None]:
+    pairs = zip(numerators.tolist(), counts.tolist(), strict=True)
+    return [numerator / count if count else None for numerator, count in pairs]
+
+
+def _round_bin_s(duration_s: float) -> float:
+    """Return the smallest of 1, 2, 5 times a power of ten that gives at most 120 bins.
+
+    >>> _round_bin_s(60.0), _round_bin_s(1.0)
+    (0.5, 0.01)
+    """
+    least = duration_s / _MAX_BINS
+    power = math.floor(math.log10(least))
+    steps = [float(f"{m}e{p}") for p in (power, power + 1) for m in (1, 2, 5)]
+    return next(step for step in steps if step >= least)
