@@ -1,0 +1,302 @@
+"""The verbs `trace`, `simulate` and `report`; `python -m traces` runs them.
+
+Whatever a user can get wrong ends with exit code 2 and one clear message on stderr, and files
+appear whole or not at all. Matplotlib, pyarrow and jinja2 are imported by the verbs that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from slackfit.profile import LatencyProfile
+    from traces.trace import Trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Traces, simulation and reports.",
+)
+trace_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at a trace: a file, or a generator such as poisson:rate=100,duration=60.",
+)
+app.add_typer(trace_app, name="trace")
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="Trace file or generator.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors that the user can mend into one message and exit code 2."""
+    from slackfit.profile import ProfileError
+    from traces.trace import TraceError
+
+    try:
+        yield
+    except (TraceError, ProfileError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@trace_app.command("info")
+def trace_info(
+    spec: SpecArgument,
+    seed: SeedOption = 0,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON instead of text.")
+    ] = None,
+) -> None:
+    """Say how many queries a trace has, at what rate, how bursty, and where it comes from."""
+    with user_errors():
+        from traces.burstiness import describe
+        from traces.spec import parse_spec
+
+        info = describe(parse_spec(spec, seed=seed))
+        if json_out is None:
+            for name, value in _flat(info):
+                typer.echo(f"{name:24} {value}")
+        else:
+            _write_text(json_out, json.dumps(info, indent=1, allow_nan=False) + "\n")
+
+
+@trace_app.command("convert")
+def trace_convert(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help=".csv, .csv.gz or .parquet")],
+    seed: SeedOption = 0,
+) -> None:
+    """Write a trace to a file: from another format, or from a generator."""
+    with user_errors():
+        from traces.files import write_trace
+        from traces.spec import parse_spec
+
+        trace = parse_spec(spec, seed=seed)
+        write_trace(out, trace)
+        typer.echo(f"{out}: {len(trace):,} queries over {trace.duration_s:g} s", err=True)
+
+
+@trace_app.command("plot")
+def trace_plot(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Picture: .svg or .png")],
+    seed: SeedOption = 0,
+) -> None:
+    """Draw a trace's rate over time."""
+    with user_errors():
+        from traces.plots import save_trace_rate
+        from traces.spec import parse_spec
+
+        save_trace_rate(out, parse_spec(spec, seed=seed))
+        typer.echo(str(out), err=True)
+
+
+@app.command("simulate")
+def simulate_command(
+    profile: Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")],
+    trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
+    policy: Annotated[
+        str, typer.Option(metavar="NAME[,NAME...]", help="One run per policy.")
+    ] = "slackfit",
+    workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Deadline of each query; default: the trace's own.")
+    ] = None,
+    seed: SeedOption = 0,
+    drop_hopeless: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-hopeless/--no-drop-hopeless",
+            help="Drop queries that no subnet can serve in time; default: the policy's wish.",
+        ),
+    ] = None,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of reports.")
+    ] = None,
+    html_out: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report page.")
+    ] = None,
+) -> None:
+    """Serve a trace in virtual time, with the very scheduler that the server runs."""
+    with user_errors():
+        from slackfit.profile import LatencyProfile
+        from traces.spec import parse_spec
+
+        config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
+        reports = _simulate(
+            parse_spec(trace, seed=seed),
+            LatencyProfile.load(profile),
+            [name.strip() for name in policy.split(",")],
+            config=config,
+            seed=seed,
+            command=_command(profile, trace, policy, config, seed),
+        )
+        _finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders or report.json files.")
+    ],
+    html_out: Annotated[
+        Path, typer.Option("--html", metavar="FILE", help="Where the page goes.")
+    ] = Path("report.html"),
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the joined reports.")
+    ] = None,
+) -> None:
+    """Compare runs, simulated or live: one table and one page."""
+    with user_errors():
+        from traces.report import read_reports
+
+        reports = [
+            {**report, "run": str(run)} if len(runs) > 1 else report
+            for run in runs
+            for report in read_reports(run)
+        ]
+        _finish(reports, json_out=json_out, html_out=html_out, title="Report")
+
+
+def _simulate(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    command: str,
+) -> list[dict[str, Any]]:
+    """Return one report per policy; elapsed time goes to stderr, so that reports repeat."""
+    from slackfit.metrics import summarize
+    from slackfit.simulate import simulate
+    from traces.burstiness import trace_summary
+    from traces.progress import simulation_progress
+
+    policies = [_create_policy(name, profile) for name in policy_names]
+    slo_s = _slo_s(trace, config["slo_ms"])
+    reports: list[dict[str, Any]] = []
+    for policy in policies:
+        started_s = time.perf_counter()
+        with simulation_progress(policy.name) as progress:
+            outcomes = simulate(
+                trace.arrival_s,
+                profile,
+                policy,
+                slo_s=slo_s,
+                num_workers=config["workers"],
+                seed=seed,
+                drop_hopeless=config["drop_hopeless"],
+                query_class=trace.query_class,
+                progress=progress,
+            )
+        typer.echo(f"{policy.name}: {time.perf_counter() - started_s:.2f} s", err=True)
+        reports.append(
+            summarize(
+                outcomes,
+                policy=policy.name,
+                slo_s=_middle(slo_s),
+                duration_s=trace.duration_s,
+                seed=seed,
+                profile=profile.name,
+                mode="simulated",
+                command=command,
+                config=dict(config),
+                trace=trace_summary(trace),
+            )
+        )
+    return reports
+
+
+def _create_policy(name: str, profile: LatencyProfile) -> Any:
+    from slackfit.policies import create_policy
+    from traces.trace import TraceError
+
+    try:
+        return create_policy(name, profile)
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+
+
+def _slo_s(trace: Trace, slo_ms: float | None) -> Any:
+    """Return the deadline of each query in seconds: the one given, else the trace's own."""
+    from traces.trace import TraceError
+
+    if len(trace) == 0:
+        raise TraceError("the trace has no arrivals, there is nothing to simulate")
+    if slo_ms is None and trace.slo_s is None:
+        raise TraceError("the trace carries no deadlines; give --slo-ms")
+    if slo_ms is None:
+        return trace.slo_s
+    if not 0 < slo_ms < float("inf"):
+        raise TraceError(f"--slo-ms must be a finite number above 0, got {slo_ms:g}")
+    return slo_ms / 1e3
+
+
+def _middle(slo_s: Any) -> float:
+    import numpy as np
+
+    return float(np.median(slo_s))
+
+
+def _command(profile: Path, trace: str, policy: str, config: Mapping[str, Any], seed: int) -> str:
+    """Return the command line that makes this report again, outputs left out."""
+    words = ["supernet", "simulate", "--profile", str(profile), "--trace", trace]
+    words += ["--policy", policy, "--workers", str(config["workers"])]
+    if config["slo_ms"] is not None:
+        words += ["--slo-ms", f"{config['slo_ms']:g}"]
+    words += ["--seed", str(seed)]
+    if config["drop_hopeless"] is not None:
+        words.append("--drop-hopeless" if config["drop_hopeless"] else "--no-drop-hopeless")
+    return shlex.join(words)
+
+
+def _finish(
+    reports: Sequence[Mapping[str, Any]], *, json_out: str | None, html_out: Path | None, title: str
+) -> None:
+    """Write what was asked for and print the table, on stderr when stdout carries the JSON."""
+    from rich.console import Console
+
+    from traces.report import report_json, write_report_html
+    from traces.table import report_table
+
+    if html_out is not None:
+        write_report_html(html_out, reports, title=title)
+    if json_out is not None:
+        _write_text(json_out, report_json(reports))
+    console = Console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
+    console.print(report_table(reports))
+    if html_out is not None:
+        typer.echo(f"report: {html_out}", err=True)
+
+
+def _write_text(out: str, text: str) -> None:
+    from traces.files import replacing
+
+    if out == "-":
+        sys.stdout.write(text)
+        return
+    with replacing(Path(out)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", f"{value:.6g}"
+        else:
+            yield f"{prefix}{key}", str(value)

@@ -1,0 +1,274 @@
+"""The report's pictures, as SVG text without any reference to the outside.
+
+Text stays text (`svg.fonttype: none`) so that it is sharp, selectable and takes the page's font.
+Figures are small and the page lays them out, so that they stay readable on a telephone. Colours:
+Okabe and Ito's palette for policies, viridis from the smallest subnet (dark) to the largest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from traces.burstiness import counts_per_window
+from traces.files import replacing
+from traces.trace import Trace, TraceError
+
+Report = Mapping[str, Any]
+
+POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+POLICY_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+NOT_SERVED = "#d9d9d9"
+INK, MUTED, GRID = "#1d2733", "#5b6776", "#e3e7ec"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#b6bec8",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+_FONT = "font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+
+
+def subnet_colours(subnet_ids: Sequence[str]) -> dict[str, str]:
+    """Return a colour per subnet, dark for the first (smallest) to light for the last."""
+    steps = np.linspace(0.08, 0.93, max(len(subnet_ids), 2))
+    shades = mpl.colormaps["viridis"](steps)
+    return {
+        subnet_id: str(to_hex(shade)) for subnet_id, shade in zip(subnet_ids, shades, strict=False)
+    }
+
+
+def policy_style(index: int) -> tuple[str, str]:
+    """Return (colour, marker) of the policy with this number."""
+    return POLICY_COLOURS[index % 7], POLICY_MARKERS[index % 7]
+
+
+def plane(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    """Attainment against accuracy: one point per policy, upper right is better."""
+    with _figure(5.2, 3.7, "Attainment against accuracy") as (axes, out):
+        points = [(r["mean_serving_accuracy"] * 100, r["slo_attainment"] * 100) for r in reports]
+        for i, (x, y) in enumerate(points):
+            colour, marker = policy_style(i)
+            axes.plot(x, y, marker, color=colour, markersize=10, clip_on=False, zorder=3)
+        _pad_limits(axes, points)
+        _label_points(axes, points, labels)
+        axes.set_xlabel("mean accuracy of on-time answers (%)")
+        axes.set_ylabel("answered on time (%)")
+    return out[0]
+
+
+def latency_cdf(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    """Cumulative latency of executed queries, one line per policy, beside the SLO."""
+    with _figure(5.2, 3.7, "Latency distribution against the SLO") as (axes, out):
+        highest = 0.0
+        for i, (report, label) in enumerate(zip(reports, labels, strict=True)):
+            cdf = report["latency_cdf"]
+            if cdf["ms"]:
+                fractions = np.asarray(cdf["fraction"]) * 100
+                axes.step(cdf["ms"], fractions, where="post", color=policy_style(i)[0], lw=1.8)
+                axes.plot([], [], color=policy_style(i)[0], label=label)
+                highest = max(highest, cdf["ms"][-1])
+        for slo_ms in sorted({r["slo_ms"] for r in reports}):
+            axes.axvline(slo_ms, color=INK, lw=1.2, ls="--")
+            axes.annotate(
+                f"SLO {slo_ms:g} ms",
+                (slo_ms, 0.02),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                color=INK,
+            )
+            if highest > 10 * slo_ms:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("latency from the intended send (ms)")
+        axes.set_ylabel("of executed queries (%)")
+    return out[0]
+
+
+def offered_rate(report: Report, colour: str, top_qps: float) -> str:
+    """Offered rate over time, and below it the part that was answered on time."""
+    series, bin_s = report["series"], report["series"]["bin_s"]
+    arrived = np.asarray(series["arrived"]) / bin_s
+    on_time = np.asarray(series["on_time"]) / bin_s
+    with _time_axes(report, "Offered rate over time") as (axes, edges, out):
+        axes.stairs(on_time, edges, fill=True, color=colour, alpha=0.35, lw=0)
+        axes.stairs(arrived, edges, color=INK, lw=1.1)
+        axes.set_ylim(0, top_qps * 1.05)
+        axes.set_ylabel("queries/s")
+    return out[0]
+
+
+def subnets_chosen(report: Report, colours: Mapping[str, str]) -> str:
+    """Share of the arrived queries that each subnet served, stacked; grey: not executed."""
+    series = report["series"]
+    arrived = np.asarray(series["arrived"], dtype=float)
+    whole = np.where(arrived > 0, arrived, 1)
+    with _time_axes(report, "Subnets chosen over time") as (axes, edges, out):
+        below = np.zeros(len(arrived))
+        for subnet_id in (s for s in colours if s in series["subnets"]):
+            above = below + np.asarray(series["subnets"][subnet_id]) / whole * 100
+            axes.stairs(above, edges, baseline=below, fill=True, color=colours[subnet_id], lw=0)
+            below = above
+        rest = np.where(arrived > 0, 100.0, 0.0)
+        axes.stairs(rest, edges, baseline=below, fill=True, color=NOT_SERVED, lw=0)
+        axes.set_ylim(0, 100)
+        axes.set_yticks([0, 50, 100])
+        axes.set_ylabel("queries (%)")
+    return out[0]
+
+
+def served_accuracy(report: Report, colour: str, limits: tuple[float, float]) -> str:
+    """Mean accuracy of the on-time answers over time."""
+    with _time_axes(report, "Served accuracy over time") as (axes, edges, out):
+        _percent_stairs(axes, report["series"]["accuracy"], edges, colour)
+        axes.set_ylim(*limits)
+        axes.set_ylabel("accuracy (%)")
+    return out[0]
+
+
+def attainment(report: Report, colour: str) -> str:
+    """Share of queries answered on time, over time."""
+    with _time_axes(report, "Attainment over time") as (axes, edges, out):
+        _percent_stairs(axes, report["series"]["attainment"], edges, colour, fill=True)
+        axes.set_ylim(0, 103)
+        axes.set_yticks([0, 50, 100])
+        axes.set_ylabel("on time (%)")
+    return out[0]
+
+
+def save_trace_rate(path: Path, trace: Trace) -> None:
+    """Write a picture of a trace's rate over time, in at most 300 windows.
+
+    Raises:
+        TraceError: the suffix is not .svg or .png.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise TraceError(f"{path}: unknown kind of picture; known suffixes: .svg, .png")
+    window_s = trace.duration_s / min(300, max(len(trace) // 5, 1))
+    counts = counts_per_window(trace, window_s)
+    edges = np.arange(len(counts) + 1) * window_s
+    with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}), replacing(path) as out:
+        figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.stairs(counts / window_s, edges, fill=True, color=POLICY_COLOURS[0], alpha=0.35, lw=0)
+        axes.stairs(counts / window_s, edges, color=POLICY_COLOURS[0], lw=1)
+        axes.axhline(trace.rate_qps, color=INK, lw=1, ls="--")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"time (s), windows of {window_s:.3g} s; dashed: mean")
+        axes.set_ylabel("queries/s")
+        figure.savefig(out, format=path.suffix[1:], dpi=150)
+
+
+@contextmanager
+def _figure(width_in: float, height_in: float, title: str) -> Iterator[tuple[Axes, list[str]]]:
+    """Yield (axes, out); on leaving, `out` holds the SVG."""
+    out: list[str] = []
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        axes = figure.add_subplot()
+        yield axes, out
+        out.append(_svg(figure, title))
+
+
+@contextmanager
+def _time_axes(report: Report, title: str) -> Iterator[tuple[Axes, np.ndarray, list[str]]]:
+    """Yield (axes, bin edges, out) of a wide, low figure over the run's time."""
+    out: list[str] = []
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 1.75))
+        # Fixed margins: the panels of a policy lie above each other with one common time axis.
+        axes = figure.add_axes((0.135, 0.26, 0.835, 0.68))
+        starts = np.asarray(report["series"]["t_s"])
+        edges = np.append(starts, report["series"]["bin_s"] * len(starts))
+        axes.set_xlim(0, edges[-1])
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("time (s)", labelpad=1)
+        yield axes, edges, out
+        out.append(_svg(figure, title))
+
+
+def _percent_stairs(
+    axes: Axes, values: Sequence[float | None], edges: np.ndarray, colour: str, fill: bool = False
+) -> None:
+    percent = np.array([np.nan if v is None else v * 100 for v in values])
+    if fill:
+        axes.stairs(np.nan_to_num(percent), edges, fill=True, color=colour, alpha=0.18, lw=0)
+    axes.stairs(percent, edges, baseline=None, color=colour, lw=1.6)
+
+
+def _pad_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    for values, set_limits, floor in (
+        ([x for x, _ in points], axes.set_xlim, 1.0),
+        ([y for _, y in points], axes.set_ylim, 2.0),
+    ):
+        span = max(max(values) - min(values), floor)
+        set_limits(min(values) - 0.2 * span, max(values) + 0.2 * span)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+    """Write each label beside its point, on the first side where it hits nothing."""
+    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
+    at = [((x - x0) / (x1 - x0) * 330, (y - y0) / (y1 - y0) * 210) for x, y in points]  # ~points
+    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in at]
+    for (x, y), point, label in zip(at, points, labels, strict=True):
+        width = 6.0 * len(label)
+        sides = [(10, -4), (-10 - width, -4), (-width / 2, 9), (-width / 2, -18), (10, 10)]
+        boxes = [(x + dx, x + dx + width, y + dy, y + dy + 10) for dx, dy in sides]
+        free = [
+            i
+            for i, box in enumerate(boxes)
+            if box[0] >= 0 and box[1] <= 330 and not any(_overlap(box, t) for t in taken)
+        ]
+        best = free[0] if free else 2
+        taken.append(boxes[best])
+        axes.annotate(label, point, xytext=sides[best], textcoords="offset points", color=INK)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Return the figure as an inline SVG element: no doctype, metadata, namespace or font file."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font-size: \1; {_FONT}", text)
+    # Ids are per document: several figures in one page need their own.
+    prefix = "f" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
