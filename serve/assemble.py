@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from serve.config import ConfigError, LiveConfig, ServeConfig
 from serve.engine import Engine
@@ -19,6 +19,7 @@ from serve.rest import Door
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.record import RecordingScheduler
 from slackfit.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
 
@@ -68,8 +69,11 @@ def build_model(
     scheduler = Scheduler(
         offered, policy, max_queue=config.max_queue, drop_hopeless=config.drop_hopeless
     )
+    driven = scheduler
+    if config.record is not None:
+        driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
     engine = Engine(
-        scheduler,
+        driven,
         executor,
         profile=offered,
         policy=policy,
@@ -81,6 +85,8 @@ def build_model(
         num_classes=executor.num_classes,
         max_batch_size=offered.max_batch_size,
         subnet_ids=offered.subnet_ids,
+        profile=profile.name,
+        device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
     return ServedModel(spec, engine, profile, live)
@@ -162,6 +168,13 @@ def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfi
 
     sizes = [size for size in _QUICK_BATCH_SIZES if size <= executor.max_batch_size]
     return measure_profile(executor, checkpoint, batch_sizes=sizes, repeats=_QUICK_REPEATS)
+
+
+def _open_log(path: str) -> TextIO:
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"record {path}: can't be written ({error.strerror})") from None
 
 
 def read_profile(path: str) -> LatencyProfile:

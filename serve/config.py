@@ -27,6 +27,9 @@ class ServeConfig(BaseModel):
 
     `device="timed"` serves a labelled fake that sleeps for the profiled latency and computes
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
+    `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
+    so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +40,7 @@ class ServeConfig(BaseModel):
     slo_ms: Milliseconds = 100.0
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     subnets: tuple[str, ...] | None = None
-    drop_hopeless: bool | None = None
+    drop_hopeless: bool | None = True
     device: Literal["cpu", "cuda", "timed"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
     max_batch_size: Annotated[int, Field(ge=1)] = 16

@@ -30,6 +30,7 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query, Status
+from slackfit.record import RecordingScheduler
 from slackfit.scheduler import Dispatch, PolicyError, Scheduler
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Scheduler | RecordingScheduler,
         executor: Executor,
         *,
         profile: LatencyProfile,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -33,6 +33,8 @@ class ModelSpec(NamedTuple):
     num_classes: int
     max_batch_size: int
     subnet_ids: tuple[str, ...]
+    profile: str = ""
+    device: str = ""
 
 
 class InferRequest(NamedTuple):
@@ -113,12 +115,17 @@ def build_error(error: RefusedError, request_id: str | None = None) -> bytes:
     return json.dumps(fields).encode()
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    """Return the answer of `GET /v2`."""
-    return {"name": "supernet", "version": version, "extensions": list(EXTENSIONS)}
+def server_metadata(version: str, models: Iterable[str]) -> dict[str, Any]:
+    """Return the answer of `GET /v2`; the names of the models are an addition of ours."""
+    return {
+        "name": "supernet",
+        "version": version,
+        "extensions": list(EXTENSIONS),
+        "models": list(models),
+    }
 
 
-def model_metadata(spec: ModelSpec) -> dict[str, Any]:
+def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
     """Return the answer of `GET /v2/models/{m}`; each subnet is a version that pins it."""
     return {
         "name": spec.name,
@@ -128,7 +135,12 @@ def model_metadata(spec: ModelSpec) -> dict[str, Any]:
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": OUTPUT_TYPE, "shape": [-1, spec.num_classes]}
         ],
-        "parameters": {"max_batch_size": spec.max_batch_size},
+        "parameters": {
+            "max_batch_size": spec.max_batch_size,
+            "policy": policy,
+            "profile": spec.profile,
+            "device": spec.device,
+        },
     }
 
 

@@ -75,7 +75,9 @@ class RayHost:
             configure_logging=False,
         )
         ray_serve.start(
-            proxy_location="HeadOnly", http_options={"host": config.host, "port": proxy_port}
+            proxy_location="HeadOnly",
+            http_options={"host": config.host, "port": proxy_port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         ray_serve.run(build(config), name=APP_NAME, route_prefix="/")
         self.url = f"http://{config.host}:{port}"

@@ -143,7 +143,7 @@ class Door:
     # --- looking ---------------------------------------------------------------------------------
 
     async def _server(self, _: Request) -> Response:
-        return JSONResponse(oip.server_metadata(VERSION))
+        return JSONResponse(oip.server_metadata(VERSION, self.models))
 
     async def _live(self, _: Request) -> Response:
         faults = [model.engine.status().fault for model in self.models.values()]
@@ -155,7 +155,8 @@ class Door:
         return JSONResponse({"ready": True})
 
     async def _model(self, request: Request) -> Response:
-        return JSONResponse(oip.model_metadata(self._find(request).spec))
+        model = self._find(request)
+        return JSONResponse(oip.model_metadata(model.spec, model.engine.policy_name))
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._find(request)

@@ -1,0 +1,193 @@
+"""Fixtures of the serving tests: a small profile, a virtual clock and device, a served model."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from serve.assemble import Loaded, build_model
+from serve.config import ServeConfig, parse_config
+from serve.engine import Engine
+from serve.metrics import Metrics
+from serve.reply import Wish
+from serve.rest import Door
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.scheduler import Scheduler
+from subnetact.timed import TimedExecutor
+
+SHAPE = (1, 2, 2)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster started by accident outlives the test: without the mark there is no ray at all."""
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def make_profile(scale_s: float = 1e-3) -> LatencyProfile:
+    """Three subnets; `scale_s` is the latency of the fastest one at batch 1."""
+    rows = {"small": (0.7, 1.0), "middle": (0.8, 2.0), "large": (0.9, 4.0)}
+    return LatencyProfile(
+        name="tiny",
+        device="nowhere",
+        dtype="float32",
+        batch_sizes=(1, 2, 4),
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=subnet_id,
+                accuracy=accuracy,
+                macs=0,
+                latency_s={"p50": tuple(scale_s * cost * f for f in (1.0, 1.5, 2.5))},
+            )
+            for subnet_id, (accuracy, cost) in rows.items()
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def profile() -> LatencyProfile:
+    return make_profile()
+
+
+class VirtualClock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class VirtualDevice(TimedExecutor):
+    """Occupies virtual time; while it is busy, `meanwhile(until_s)` lets the world go on."""
+
+    def __init__(self, profile: LatencyProfile, clock: VirtualClock) -> None:
+        super().__init__(profile, SHAPE, 10, clock=clock, sleep=self._pass)
+        self._virtual = clock
+        self.meanwhile: Callable[[float], None] = lambda until_s: None
+        self.fail_next: Exception | None = None
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        logits = super().run(subnet_id, inputs)
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        return logits
+
+    def _pass(self, duration_s: float) -> None:
+        finish_s = self._virtual.now_s + duration_s
+        self.meanwhile(finish_s)
+        self._virtual.now_s = finish_s
+
+
+class Bench:
+    """An engine on a virtual device, driven by hand."""
+
+    def __init__(self, profile: LatencyProfile, policy_name: str = "slackfit", **options: object):
+        self.clock = VirtualClock()
+        self.device = VirtualDevice(profile, self.clock)
+        self.policy = create_policy(policy_name, profile)
+        self.scheduler = Scheduler(profile, self.policy, **options)  # type: ignore[arg-type]
+        self.engine = self.drive(self.scheduler)
+
+    def drive(self, scheduler: object) -> Engine:
+        """Return an engine around another scheduler (one that records, say)."""
+        self.engine = Engine(
+            scheduler,  # type: ignore[arg-type]
+            self.device,
+            profile=self.device._profile,
+            policy=self.policy,
+            clock=self.clock,
+        )
+        self.engine.mark_ready()
+        return self.engine
+
+    def submit(self, slo_s: float = 1.0, count: int = 1, **wishes: object) -> list:
+        """Submit a request now; the returned list is filled with its job when that is done."""
+        done: list = []
+        payloads = np.zeros((count, *SHAPE), dtype=np.uint8)
+        now_s = self.clock()
+        wish = Wish(now_s + slo_s, **wishes)  # type: ignore[arg-type]
+        job = self.engine.submit(payloads, arrival_s=now_s, wish=wish, on_done=done.append)
+        self.last_job = job
+        return done
+
+
+@pytest.fixture(scope="session")
+def make_bench() -> type[Bench]:
+    return Bench
+
+
+@pytest.fixture
+def profile_file(tmp_path: Path) -> Path:
+    path = tmp_path / "profile.json"
+    make_profile().save(path)
+    return path
+
+
+@pytest.fixture
+def timed_config(profile_file: Path) -> ServeConfig:
+    return parse_config(
+        {
+            "device": "timed",
+            "profile": str(profile_file),
+            "input_shape": SHAPE,
+            "num_classes": 10,
+            "model_name": "tiny",
+            "max_body_bytes": 4096,
+            "port": 0,
+        }
+    )
+
+
+def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
+    executor = TimedExecutor(profile, SHAPE, 10)
+    metrics = Metrics()
+    loaded = Loaded(executor, profile, "tiny")
+    with contextlib.ExitStack() as resources:
+        model = build_model(config, loaded, metrics, resources)
+    return Door(
+        {"tiny": model},
+        metrics,
+        max_body_bytes=config.max_body_bytes,
+        admin_token=config.admin_token,
+        drain_timeout_s=1.0,
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(door: Door) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the door's lifespan and yield a client of it, in this process."""
+    transport = httpx.ASGITransport(door)
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+    async with door._lifespan(door._app), client:
+        yield client
+
+
+@pytest.fixture
+def serve_timed(
+    timed_config: ServeConfig,
+) -> Callable[..., contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """`serve_timed(**settings)` is a context that serves the tiny profile and yields a client."""
+
+    def start(
+        scale_s: float = 1e-3, **settings: object
+    ) -> contextlib.AbstractAsyncContextManager[httpx.AsyncClient]:
+        config = timed_config.model_copy(update=settings)
+        return serving(make_door(config, make_profile(scale_s)))
+
+    return start

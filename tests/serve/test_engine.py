@@ -1,0 +1,215 @@
+"""The engine driven by hand, on a virtual clock: decisions, ends of queries, failures."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile
+from slackfit.query import Decision
+from slackfit.record import RecordingScheduler, replay_log
+from slackfit.scheduler import Scheduler
+from slackfit.simulate import simulate
+
+
+def arrive_in_time(bench, arrival_s: np.ndarray, slo_s: float) -> None:
+    """Let the queries arrive at their times, also while the device is busy, and run to the end."""
+    pending = arrival_s.tolist()
+
+    def meanwhile(until_s: float) -> None:
+        while pending and pending[0] < until_s:
+            bench.clock.now_s = pending.pop(0)
+            bench.submit(slo_s)
+
+    bench.device.meanwhile = meanwhile
+    while pending or len(bench.scheduler):
+        if pending:
+            bench.clock.now_s = pending.pop(0)
+            bench.submit(slo_s)
+        while bench.engine.step():
+            pass
+        wakeup_s = bench.scheduler.next_wakeup_s()
+        if wakeup_s is not None and not (pending and pending[0] <= wakeup_s):
+            bench.clock.now_s = wakeup_s
+            bench.engine.step()
+
+
+@pytest.mark.parametrize("policy", ["slackfit", "fixed:largest"])
+def test_engine_and_simulator_write_the_same_log(make_bench, profile: LatencyProfile, rng, policy):
+    arrival_s = np.sort(rng.uniform(0.0, 0.5, size=400))
+    slo_s = 0.012
+    virtual, live = io.StringIO(), io.StringIO()
+    scheduler = Scheduler(profile, create_policy(policy, profile))
+    simulate(
+        arrival_s,
+        profile,
+        scheduler.policy,
+        slo_s=slo_s,
+        scheduler=RecordingScheduler(scheduler, virtual),
+    )
+    bench = make_bench(profile, policy)
+    bench.drive(RecordingScheduler(bench.scheduler, live))
+    arrive_in_time(bench, arrival_s, slo_s)
+    assert live.getvalue().splitlines() == virtual.getvalue().splitlines()
+    ended = bench.engine.status().ended
+    assert sum(ended.values()) == 400
+    assert len(ended) > 1, "a load at which every query ends alike shows little"
+
+
+def test_recorded_run_with_cancellation_and_failure_replays_to_the_same_decisions(
+    make_bench, profile: LatencyProfile
+):
+    log = io.StringIO()
+    bench = make_bench(profile)
+    bench.drive(RecordingScheduler(bench.scheduler, log))
+    bench.submit(0.5, count=3)
+    bench.submit(0.02)
+    bench.engine.withdraw(bench.last_job, "cancelled")
+    bench.device.fail_next = RuntimeError("boom")
+    bench.engine.step()
+    bench.submit(0.01)
+    bench.engine.step()
+    fresh = Scheduler(profile, create_policy("slackfit", profile))
+    assert replay_log(log.getvalue().splitlines(), fresh) == len(log.getvalue().splitlines()) - 1
+    assert {json.loads(line).get("call") for line in log.getvalue().splitlines()} >= {
+        "submit",
+        "cancel",
+        "poll",
+        "complete",
+        "fail",
+    }
+
+
+_SHARED = [HealthCheck.function_scoped_fixture]  # the guard against ray is one per test: fine
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "submit_batch", "withdraw", "step", "fail", "wait", "drain"]),
+        st.integers(0, 9),
+    ),
+    max_size=60,
+)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(script=actions, max_queue=st.sampled_from([None, 3]))
+def test_every_query_ends_exactly_once_whatever_happens(make_bench, profile, script, max_queue):
+    bench = make_bench(profile, max_queue=max_queue)
+    jobs, count = [], 0
+    for action, n in script:
+        if action.startswith("submit"):
+            size = 1 if action == "submit" else 1 + n % 4
+            bench.submit(0.001 * (n + 1), count=size)
+            jobs.append(bench.last_job)
+            count += size
+        elif action == "withdraw" and jobs:
+            bench.engine.withdraw(jobs[n % len(jobs)], "cancelled")
+        elif action == "fail":
+            bench.device.fail_next = RuntimeError("boom")
+        elif action == "wait":
+            bench.clock.now_s += 0.001 * n
+        elif action == "drain" and n == 0:
+            bench.scheduler.drain()
+        else:
+            bench.engine.step()
+    for _ in range(count + 1):
+        bench.engine.step()
+    bench.clock.now_s += 100.0
+    bench.engine.step()
+    assert all(job.is_done for job in jobs)
+    assert sum(bench.engine.status().ended.values()) == count
+
+
+def test_answers_go_to_the_samples_that_asked(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    bench.engine.step()
+    done = bench.submit(1.0, count=3)
+    bench.last_job.payloads[:, 0, 0, 0] = [3, 1, 2]  # the timed executor answers the sum
+    while bench.engine.step():
+        pass
+    (job,) = done
+    assert [int(np.argmax(reply.output)) for reply in job.replies] == [3, 1, 2]
+    assert {reply.outcome.status for reply in job.replies} == {"on_time"}
+
+
+def test_exception_of_the_model_fails_its_batch_only(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    first = bench.submit()
+    bench.device.fail_next = RuntimeError("bad kernel")
+    bench.engine.step()
+    (reply,) = first[0].replies
+    assert reply.outcome.status == "failed"
+    assert reply.outcome.reason == "execution failed: RuntimeError: bad kernel"
+    second = bench.submit()
+    bench.engine.step()
+    assert second[0].replies[0].outcome.status == "on_time"
+    assert bench.engine.status().state == "ready"
+
+
+def test_wrong_number_of_outputs_fails_the_batch(make_bench, profile: LatencyProfile, monkeypatch):
+    bench = make_bench(profile)
+    monkeypatch.setattr(bench.device, "run", lambda subnet_id, inputs: np.zeros((0, 10)))
+    done = bench.submit()
+    bench.engine.step()
+    assert done[0].replies[0].outcome.reason.endswith("0 outputs for 1 inputs")
+
+
+class BrokenPolicy:
+    name = "broken"
+    drop_hopeless = True
+
+    def decide(self, view: object, now_s: float) -> Decision:
+        raise KeyError("no such bucket")
+
+
+def test_policy_that_fails_is_replaced_by_the_fastest_subnet(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    bench.engine.reconfigure(policy=BrokenPolicy())
+    done = bench.submit()
+    bench.engine.step()
+    reply = done[0].replies[0]
+    status = bench.engine.status()
+    assert (reply.outcome.status, reply.outcome.subnet_id) == ("on_time", "small")
+    assert status.policy == "fixed:small"
+    assert "policy broken failed" in status.fallback
+    assert "no such bucket" in status.fallback
+    bench.engine.reconfigure(policy=create_policy("slackfit", profile))
+    assert bench.engine.status().fallback == ""
+
+
+def test_withdrawn_query_is_dropped_before_launch(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    done = bench.submit()
+    bench.engine.withdraw(bench.last_job, "cancelled")
+    assert done[0].replies[0].outcome.reason == "cancelled"
+    assert not bench.engine.step()
+
+
+def test_refusal_of_one_sample_withdraws_the_others(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile, max_queue=2)
+    done = bench.submit(count=3)
+    reasons = [reply.outcome.reason for reply in done[0].replies]
+    assert reasons == ["cancelled", "cancelled", "queue_full"]
+
+
+def test_queue_is_kept_when_policy_and_subnets_change(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    done = bench.submit(slo_s=1.0)
+    offered = profile.select(["small", "middle"])
+    bench.engine.reconfigure(policy=create_policy("fixed:largest", offered), profile=offered)
+    bench.engine.step()
+    assert done[0].replies[0].outcome.subnet_id == "middle"
+
+
+def test_queries_before_warm_up_are_refused_as_not_ready(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    bench.engine._state = "starting"
+    assert bench.submit()[0].replies[0].outcome.reason == "not_ready"
