@@ -9,17 +9,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from slackfit.profile import LatencyProfile
-    from traces.trace import Trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,16 +127,21 @@ def simulate_command(
     """Serve a trace in virtual time, with the very scheduler that the server runs."""
     with user_errors():
         from slackfit.profile import LatencyProfile
+        from traces.simulation import simulate_policies
         from traces.spec import parse_spec
 
         config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
-        reports = _simulate(
+        reports = simulate_policies(
             parse_spec(trace, seed=seed),
             LatencyProfile.load(profile),
             [name.strip() for name in policy.split(",")],
-            config=config,
+            slo_s=None if slo_ms is None else slo_ms / 1e3,
+            num_workers=workers,
+            drop_hopeless=drop_hopeless,
             seed=seed,
+            on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
             command=_command(profile, trace, policy, config, seed),
+            config=config,
         )
         _finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
 
@@ -168,87 +168,6 @@ def report_command(
             for report in read_reports(run)
         ]
         _finish(reports, json_out=json_out, html_out=html_out, title="Report")
-
-
-def _simulate(
-    trace: Trace,
-    profile: LatencyProfile,
-    policy_names: Sequence[str],
-    *,
-    config: Mapping[str, Any],
-    seed: int,
-    command: str,
-) -> list[dict[str, Any]]:
-    """Return one report per policy; elapsed time goes to stderr, so that reports repeat."""
-    from slackfit.metrics import summarize
-    from slackfit.simulate import simulate
-    from traces.burstiness import trace_summary
-    from traces.progress import simulation_progress
-
-    policies = [_create_policy(name, profile) for name in policy_names]
-    slo_s = _slo_s(trace, config["slo_ms"])
-    reports: list[dict[str, Any]] = []
-    for policy in policies:
-        started_s = time.perf_counter()
-        with simulation_progress(policy.name) as progress:
-            outcomes = simulate(
-                trace.arrival_s,
-                profile,
-                policy,
-                slo_s=slo_s,
-                num_workers=config["workers"],
-                seed=seed,
-                drop_hopeless=config["drop_hopeless"],
-                query_class=trace.query_class,
-                progress=progress,
-            )
-        typer.echo(f"{policy.name}: {time.perf_counter() - started_s:.2f} s", err=True)
-        reports.append(
-            summarize(
-                outcomes,
-                policy=policy.name,
-                slo_s=_middle(slo_s),
-                duration_s=trace.duration_s,
-                seed=seed,
-                profile=profile.name,
-                mode="simulated",
-                command=command,
-                config=dict(config),
-                trace=trace_summary(trace),
-            )
-        )
-    return reports
-
-
-def _create_policy(name: str, profile: LatencyProfile) -> Any:
-    from slackfit.policies import create_policy
-    from traces.trace import TraceError
-
-    try:
-        return create_policy(name, profile)
-    except ValueError as error:
-        raise TraceError(str(error)) from None
-
-
-def _slo_s(trace: Trace, slo_ms: float | None) -> Any:
-    """Return the deadline of each query in seconds: the one given, else the trace's own."""
-    from traces.trace import TraceError
-
-    if len(trace) == 0:
-        raise TraceError("the trace has no arrivals, there is nothing to simulate")
-    if slo_ms is None and trace.slo_s is None:
-        raise TraceError("the trace carries no deadlines; give --slo-ms")
-    if slo_ms is None:
-        return trace.slo_s
-    if not 0 < slo_ms < float("inf"):
-        raise TraceError(f"--slo-ms must be a finite number above 0, got {slo_ms:g}")
-    return slo_ms / 1e3
-
-
-def _middle(slo_s: Any) -> float:
-    import numpy as np
-
-    return float(np.median(slo_s))
 
 
 def _command(profile: Path, trace: str, policy: str, config: Mapping[str, Any], seed: int) -> str:

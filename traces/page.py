@@ -62,8 +62,8 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
         has_measured=any(r.get("measured_accuracy") is not None for r in reports),
         outcome_colours=OUTCOME_COLOURS,
         outcome_meanings=OUTCOME_MEANINGS,
-        plane=Markup(plots.plane(reports, labels)),
-        latency_cdf=Markup(plots.latency_cdf(reports, labels)),
+        plane=_picture(plots.plane(reports, labels), "plane"),
+        latency_cdf=_picture(plots.latency_cdf(reports, labels), "cdf"),
         subnet_legend=_legend(subnet_ids, colours, _accuracies(reports)),
         policies=_policy_panels(reports, labels, colours),
         traces=_distinct_traces(reports),
@@ -178,10 +178,17 @@ def _policy_panels(
             {
                 "label": label,
                 "colour": colour,
-                "figures": [{"caption": text, "svg": Markup(svg)} for text, svg in figures],
+                "figures": [
+                    {"caption": text, "svg": _picture(svg, f"p{i}-{k}")}
+                    for k, (text, svg) in enumerate(figures)
+                ],
             }
         )
     return panels
+
+
+def _picture(svg: str, prefix: str) -> Markup:
+    return Markup(plots.with_id_prefix(svg, prefix))
 
 
 def _say_rate(report: Report) -> str:

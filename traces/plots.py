@@ -7,7 +7,6 @@ Okabe and Ito's palette for policies, viridis from the smallest subnet (dark) to
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ NOT_SERVED = "#d9d9d9"
 INK, MUTED, GRID = "#1d2733", "#5b6776", "#e3e7ec"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "traces",  # ids that repeat from run to run
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
     "text.color": INK,
@@ -266,9 +266,11 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font-size: \1; {_FONT}", text)
-    # Ids are per document: several figures in one page need their own.
-    prefix = "f" + hashlib.sha256(text.encode()).hexdigest()[:8]
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def with_id_prefix(svg: str, prefix: str) -> str:
+    """Return an SVG whose ids start with `prefix`: ids are per document, a page has many SVGs."""
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    return re.sub(r"url\(#", f"url(#{prefix}-", svg)

@@ -145,7 +145,7 @@ class _Run:
             self._num_sent += 1
             if self._num_sent % 16 == 0:
                 await asyncio.sleep(0)  # a burst that is already due must not starve the sends
-                self._report_progress()
+            self._report_progress()
 
     async def _send(self, query_id: int, intended_s: float) -> None:
         plan = self._plan
@@ -170,16 +170,16 @@ class _Run:
 
     async def _ask(self, request: ReplayRequest) -> ReplayReply:
         """Return the target's reply; whatever goes wrong becomes a `failed` one with its reason."""
+        limit = asyncio.timeout(request.timeout_s)
         try:
-            async with asyncio.timeout(request.timeout_s):
+            async with limit:
                 return await self._target.infer(request)
-        except TimeoutError:
-            return ReplayReply(
-                status="failed", reason=f"no answer within the timeout of {request.timeout_s} s"
-            )
         except asyncio.CancelledError:
             return ReplayReply(status="failed", reason="interrupted before an answer came")
         except Exception as error:  # the boundary to foreign transport: nothing may end the run
+            if limit.expired():
+                reason = f"no answer within the timeout of {request.timeout_s:g} s"
+                return ReplayReply(status="failed", reason=reason)
             return ReplayReply(status="failed", reason=f"{type(error).__name__}: {error}")
 
     def _judge(self, reply: ReplayReply, payload_index: int) -> bool | None:
