@@ -30,12 +30,26 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 arithmetic is done in hardware (elsewhere it is emulated, and slower)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = (_cpu_info("flags") or "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def _cpu_model() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(key: str) -> str | None:
+    """Return a line of /proc/cpuinfo (of the first core), None where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
+        return None
     for line in lines:
-        if line.startswith("model name"):
-            return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return " ".join(value.split())
+    return None

@@ -84,7 +84,7 @@ class EagerExecutor:
         self._threads_set = threading.local()
         net = checkpoint.definition.on_meta(checkpoint.definition.space.largest)
         net.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
-        self._net = net.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self._net = net.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
         self.actuator = Actuator(self._net, checkpoint.definition)
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         for subnet_id in wanted:

@@ -62,8 +62,8 @@ class WeightSlice(nn.Module):
     not contain the layer.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, route: Route):
         super().__init__()

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from supernet.arch import Arch, Number
 
 _PER_BLOCK = ("expand", "kernel", "heads")
-_Value = TypeVar("_Value", int, float)
-
-
-class _Pick(Protocol):
-    def __call__(self, choices: Sequence[_Value]) -> _Value: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +55,12 @@ class SearchSpace:
     @property
     def smallest(self) -> Arch:
         """The arch with the first choice everywhere."""
-        return self.at(0.0)
+        return self._at({})
 
     @property
     def largest(self) -> Arch:
         """The arch with the last choice everywhere: the supernet itself."""
-        return self.at(1.0)
+        return self._at(dict.fromkeys(("resolution", "depth", "width", *_PER_BLOCK), 1.0))
 
     @property
     def num_archs(self) -> int:
@@ -101,32 +96,29 @@ class SearchSpace:
                 named: dict[str, Any] = dict(zip(_PER_BLOCK, rest, strict=True))
                 yield Arch(resolution=resolution, depth=depth, width=width, **named)
 
-    def at(self, fraction: float) -> Arch:
-        """Return the arch at `fraction` (0 smallest, 1 largest) of every dimension at once."""
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"fraction is {fraction}, allowed 0 to 1")
+    def ladder(self) -> tuple[Arch, ...]:
+        """Return uniform archs from smallest to largest, one dimension raised per step.
 
-        def pick(choices: Sequence[_Value]) -> _Value:
-            return choices[math.floor(fraction * (len(choices) - 1) + 0.5)]
-
-        return self._compose(pick)
-
-    def ladder(self, steps: int) -> tuple[Arch, ...]:
-        """Return at most `steps` distinct archs from smallest to largest, all dimensions growing.
-
-        The compound scaling of CompOFA (ICLR 2021) in the general form: one dial for all.
+        The next dimension raised is the one that is least far along, so that depth, width and
+        expand grow together (the coupling of CompOFA, ICLR 2021, in small steps).
         """
-        if steps < 2:
-            raise ValueError(f"steps is {steps}, a ladder needs at least 2")
-        return tuple(dict.fromkeys(self.at(i / (steps - 1)) for i in range(steps)))
+        sizes = {"expand": len(self.expand), "kernel": len(self.kernel), "heads": len(self.heads)}
+        sizes["width"] = max((len(c) for c in self.width), default=0)
+        sizes["depth"] = max(len(c) for c in self.depth)
+        sizes["resolution"] = len(self.resolution)
+        last = {name: size - 1 for name, size in sizes.items() if size > 1}
+        reached = dict.fromkeys(last, 0)
+        archs = [self.smallest]
+        while reached != last:
+            behind = [name for name in last if reached[name] < last[name]]
+            name = min(behind, key=lambda n: reached[n] / last[n])
+            reached[name] += 1
+            archs.append(self._at({n: reached[n] / last[n] for n in last}))
+        return tuple(dict.fromkeys(archs))
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """Draw each choice independently and uniformly."""
-
-        def pick(choices: Sequence[_Value]) -> _Value:
-            return choices[int(rng.integers(len(choices)))]
-
-        return self._compose(pick)
+        return self._compose(lambda _name, choices: int(rng.integers(len(choices))))
 
     def uniform(self, **values: Number) -> Arch:
         """Return the arch that has the given value in every stage or block; largest elsewhere.
@@ -188,17 +180,29 @@ class SearchSpace:
             for i, value in enumerate(entries):
                 self._check(f"{name}[{i}]", value, getattr(self, name))
 
-    def _compose(self, pick: _Pick) -> Arch:
-        resolution = pick(self.resolution)
-        depth = tuple(pick(choices) for choices in self.depth)
-        width = tuple(pick(choices) for choices in self.width)
-        blocks = sum(depth)
-        per_block = {
-            name: tuple(pick(getattr(self, name)) for _ in range(blocks))
-            for name in _PER_BLOCK
-            if getattr(self, name)
-        }
-        return Arch(resolution=resolution, depth=depth, width=width, **per_block)
+    def _at(self, fractions: Mapping[str, float]) -> Arch:
+        """Take each dimension at its fraction of the way from first to last choice (default 0)."""
+
+        def pick(name: str, choices: Sequence[Number]) -> int:
+            return math.floor(fractions.get(name, 0.0) * (len(choices) - 1) + 0.5)
+
+        return self._compose(pick)
+
+    def _compose(self, pick: Callable[[str, Sequence[Number]], int]) -> Arch:
+        """Build an arch from the index that `pick(dimension, choices)` returns for each entry."""
+        depth = tuple(choices[pick("depth", choices)] for choices in self.depth)
+        per_block: dict[str, Any] = {}
+        for name in _PER_BLOCK:
+            choices = getattr(self, name)
+            per_block[name] = tuple(
+                choices[pick(name, choices)] for _ in range(sum(depth) if choices else 0)
+            )
+        return Arch(
+            resolution=self.resolution[pick("resolution", self.resolution)],
+            depth=depth,
+            width=tuple(choices[pick("width", choices)] for choices in self.width),
+            **per_block,
+        )
 
     def _choices(self, name: str, index: int) -> Sequence[Number]:
         return self.width[index] if name == "width" else getattr(self, name)

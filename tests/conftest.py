@@ -14,6 +14,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """One intra-op thread: tests share few cores with servers and loads that they start."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _global_state_is_restored() -> Iterator[None]:
     """Fail a test that changes torch's defaults or draws from a global random generator."""

@@ -22,7 +22,7 @@ from supernet.checkpoint import check_state
 
 @pytest.fixture
 def checkpoint(tiny: SupernetDefinition, tiny_state: dict[str, torch.Tensor]) -> Checkpoint:
-    archs = tiny.space.ladder(3)
+    archs = tiny.space.ladder()[:3]
     statistics = {
         arch.subnet_id: {
             name: torch.ones(shape)

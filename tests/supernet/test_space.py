@@ -34,8 +34,9 @@ def test_smallest_and_largest_bound_every_entry() -> None:
     assert set(SPACE.largest.expand) == {1.0}
 
 
-def test_a_ladder_grows_in_every_dimension() -> None:
-    ladder = SPACE.ladder(6)
+def test_a_ladder_climbs_one_dimension_at_a_time() -> None:
+    ladder = SPACE.ladder()
+    assert len(ladder) == 7
     assert ladder[0] == SPACE.smallest
     assert ladder[-1] == SPACE.largest
     for a, b in itertools.pairwise(ladder):

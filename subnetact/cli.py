@@ -1,0 +1,71 @@
+"""`supernet profile`: measure a latency profile of a checkpoint on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from slackfit.profile import LatencyProfile
+from subnetact.executor import load_executor
+from subnetact.profiler import measure_profile
+from supernet.checkpoint import load_checkpoint
+
+console = Console(stderr=True)
+
+
+def profile(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write (JSON).")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,2,4,8,16",
+    repeats: Annotated[int, typer.Option(help="Runs per (subnet, batch size).")] = 20,
+    threads: Annotated[int, typer.Option(help="CPU threads of the device.")] = 1,
+) -> None:
+    """Measure latency quantiles of every served subnet at every batch size."""
+    try:
+        sizes = _parse_sizes(batch_sizes)
+        loaded = load_checkpoint(checkpoint)
+        executor = load_executor(loaded, device=device, threads=threads, max_batch_size=max(sizes))
+        with Progress(console=console) as progress:
+            task = progress.add_task("profiling", total=repeats)
+            measured = measure_profile(
+                executor,
+                loaded,
+                batch_sizes=sizes,
+                repeats=repeats,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    except (ValueError, RuntimeError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    measured.save(out)
+    Console().print(latency_table(measured))
+    console.print(f"profile: {out}")
+
+
+def latency_table(profile: LatencyProfile) -> Table:
+    """Median latency in milliseconds, a row per subnet and a column per batch size."""
+    table = Table(title=f"{profile.name}: p50 latency (ms), {profile.threads} threads")
+    table.add_column("subnet")
+    table.add_column("accuracy (%)", justify="right")
+    for size in profile.batch_sizes:
+        table.add_column(f"batch {size}", justify="right")
+    for subnet in profile.subnets:
+        latencies = [f"{t * 1e3:.2f}" for t in subnet.latency_s["p50"]]
+        table.add_row(subnet.subnet_id, f"{subnet.accuracy * 100:.2f}", *latencies)
+    return table
+
+
+def _parse_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--batch-sizes is {text!r}, expected numbers such as 1,2,4,8") from None
+    if min(sizes) < 1:
+        raise ValueError(f"--batch-sizes is {text!r}, allowed numbers from 1 up")
+    return sizes

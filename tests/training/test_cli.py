@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "training", "--config", "configs/train_digits.toml",
+           "--set", "supernet.variant=resnet_tiny", "--set", "threads=1"]  # fmt: skip
+
+
+def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
+    long = [*COMMAND, "--set", "schedule.epochs=400", "--out", str(tmp_path)]
+    process = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
+    deadline_s = time.monotonic() + 60
+    while not (tmp_path / "resume.safetensors").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in stderr
+    assert not (tmp_path / "supernet.json").exists()
+    again = subprocess.run(long, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "optimizer.lrr=1"], "unknown key optimizer.lrr"),
+        (["--set", "supernet.variant=resnet21"], "unknown supernet 'resnet21'; known:"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, *arguments, "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.config import ConfigError, load_config
+
+TEXT = """
+name = "x"
+[supernet]
+variant = "resnet_tiny"
+[optimizer]
+lr = 1
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "train.toml"
+    file.write_text(TEXT)
+    return file
+
+
+def test_a_file_and_changes_make_a_config(path: Path) -> None:
+    config = load_config(path, ["schedule.epochs=3", "data.name=digits", "amp=off"])
+    assert config.optimizer.lr == 1.0
+    assert config.schedule.epochs == 3
+    assert config.amp == "off"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimiser.lr=1", "unknown key optimiser; known are supernet, name"),
+        ("optimizer.lrr=1", "unknown key optimizer.lrr; known are optimizer.lr"),
+        ("optimizer.lr=fast", "optimizer.lr is 'fast', expected float"),
+        ("optimizer.lr=0", "optimizer.lr is 0.0, expected a number above 0"),
+        ("schedule.epochs=1.5", "schedule.epochs is 1.5, expected int"),
+        ("schedule.strategy=ofa", "schedule.strategy is 'ofa', allowed deps, single"),
+        ("schedule.delay=2", "schedule.delay is 2.0, allowed 0 to 1"),
+        ("optimizer", "expected section.key=value"),
+        ("name.x=1", "name is a value, not a section"),
+        ("supernet=1", "supernet is 1, expected a section"),
+    ],
+)
+def test_a_wrong_change_is_refused(path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [change])
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("name =")
+    with pytest.raises(ConfigError, match=r"bad.toml: not TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(ConfigError, match="missing supernet"):
+        load_config(tmp_path / "empty.toml")
+
+
+def test_every_shipped_config_loads() -> None:
+    shipped = sorted(Path("configs").glob("train_*.toml"))
+    assert shipped
+    for path in shipped:
+        load_config(path)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from supernet import define_supernet, extract, load_checkpoint
+from training import train
+from training.config import TrainConfig
+from training.data import load_dataset
+from training.evaluate import count_correct
+from training.losses import distillation_loss, label_loss, soft_targets
+from training.resume import ResumeError
+from training.run import OutputExistsError
+from training.trainer import Trainer, TrainingDivergedError
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def trainer_of(config: TrainConfig, out: Path, *, resume: bool = False) -> Trainer:
+    out.mkdir(exist_ok=True)
+    definition = define_supernet(config.supernet.variant)
+    return Trainer(config, definition, load_dataset("digits"), out, resume=resume)
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.weights.parameters.items()}
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    remaining = iter(range(steps))
+    return lambda: next(remaining, None) is None
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_until_the_delay_ends_the_run_equals_full_model_training_bit_for_bit(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    delayed = trainer_of(make_config(), tmp_path / "deps")
+    alone = trainer_of(make_config(schedule={"strategy": "single"}), tmp_path / "single")
+    half = delayed.total_steps // 2
+    for trainer in (delayed, alone):
+        trainer.run(should_stop=stop_after(half))
+    assert_same(weights_of(delayed), weights_of(alone))
+    for trainer in (delayed, alone):
+        trainer.run(should_stop=stop_after(1))
+    assert not torch.equal(
+        delayed.weights.parameters["conv1.weight"], alone.weights.parameters["conv1.weight"]
+    )
+
+
+def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config()
+    whole = trainer_of(config, tmp_path / "whole")
+    assert whole.run()
+    for steps in (3, 19, 25):
+        out = tmp_path / f"stopped{steps}"
+        assert not trainer_of(config, out).run(should_stop=stop_after(steps))
+        resumed = trainer_of(config, out, resume=True)
+        assert resumed.step == steps
+        assert resumed.run()
+        assert_same(weights_of(resumed), weights_of(whole))
+        assert resumed.permutation == whole.permutation
+
+
+def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(optimizer={"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0},
+                         schedule={"delay": 0.0, "ramp_epochs": 1.0, "sort_channels": False},
+                         data={"augment": 0.0})  # fmt: skip
+    trainer = trainer_of(config, tmp_path / "run")
+    before = weights_of(trainer)
+    plan = trainer._strategy.plan(0)
+    assert [task.target for task in plan] == ["labels"] + ["full_model"] * 3
+    assert 0.0 < plan[1].weight < 1.0
+
+    reference = trainer_of(config, tmp_path / "reference")
+    from training.data import epoch_batches
+
+    batch = next(epoch_batches(reference.data.train, 128, config.seed, 0))
+    x = reference.data.input.normalise(batch.images, 8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    targets = soft_targets(reference.weights.forward(plan[0].arch, x), 1.0)
+    expected = {name: torch.zeros_like(p) for name, p in before.items()}
+    for task in plan:
+        logits = reference.weights.forward(task.arch, x)
+        loss = (
+            label_loss(logits, batch.labels, 0.1)
+            if task.target == "labels"
+            else distillation_loss(logits, targets, 1.0)
+        )
+        gradients = torch.autograd.grad(
+            loss, list(reference.weights.parameters.values()), allow_unused=True
+        )
+        for name, gradient in zip(expected, gradients, strict=True):
+            if gradient is not None:
+                expected[name] += task.weight * gradient
+    assert not trainer.run(should_stop=stop_after(1))
+    lr = trainer._schedule.at(0)
+    for name, parameter in trainer.weights.parameters.items():
+        torch.testing.assert_close(
+            before[name] - parameter, lr * expected[name], atol=1e-5, rtol=1e-4
+        )
+
+
+def test_a_subnets_gradient_is_zero_outside_its_slices(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    trainer = trainer_of(make_config(), tmp_path / "run")
+    space = define_supernet("resnet_tiny").space
+    trainer.weights.forward(space.smallest, torch.randn(4, 1, 8, 8)).sum().backward()
+    weight = trainer.weights.parameters["layer1.0.conv2.weight"]
+    assert weight.grad is not None
+    shape = define_supernet("resnet_tiny").parameter_shapes(space.smallest)["layer1.0.conv2.weight"]
+    inside = tuple(slice(n) for n in shape)
+    outside = weight.grad.clone()
+    outside[inside] = 0
+    assert outside.abs().max() == 0
+    assert weight.grad[inside].abs().max() > 0
+
+
+def test_training_writes_a_checkpoint_whose_accuracies_hold(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(schedule={"epochs": 8})
+    checkpoint = train(config, tmp_path)
+    assert checkpoint is not None
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.subnets == checkpoint.subnets
+    assert loaded.permutation is not None
+    accuracies = [subnet.accuracy for subnet in loaded.subnets]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[-1] > 0.7
+    data = load_dataset("digits")
+    for subnet in loaded.subnets:
+        statistics = loaded.norm_statistics[subnet.subnet_id]
+        net = extract(loaded.state, loaded.definition, subnet.arch, statistics)
+        correct = count_correct(net, data.validation, loaded.input, 8)
+        assert correct / len(data.validation) == subnet.accuracy
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert lines[0]["subnets_per_step"] == 1
+    assert lines[-1]["subnets_per_step"] == 4
+
+
+def test_a_folder_with_a_run_is_not_overwritten(make_config: MakeConfig, tmp_path: Path) -> None:
+    trainer_of(make_config(), tmp_path).save()
+    with pytest.raises(OutputExistsError, match="pass --resume or choose another --out"):
+        train(make_config(), tmp_path)
+
+
+def test_resuming_with_another_config_names_the_difference(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    trainer_of(make_config(), tmp_path).save()
+    with pytest.raises(ResumeError, match=r"optimizer.lr: 0.05 then, 0.1 now"):
+        train(make_config(optimizer={"lr": 0.1}), tmp_path, resume=True)
+    with pytest.raises(ResumeError, match="there is nothing to resume"):
+        train(make_config(), tmp_path / "empty", resume=True)
+
+
+def test_a_truncated_resume_file_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    trainer_of(make_config(), tmp_path).save()
+    file = tmp_path / "resume.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ResumeError, match="not a whole resume file"):
+        train(make_config(), tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_subnet(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    trainer = trainer_of(make_config(), tmp_path / "run")
+    with torch.no_grad():
+        trainer.weights.parameters["fc.weight"].fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match=r"subnet d2-w1-e1-r8 is nan at step 0"):
+        trainer.run()
+
+
+def test_a_supernet_that_does_not_fit_the_data_says_what_to_set(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(supernet={"overrides": {"num_classes": 7}})
+    with pytest.raises(ValueError, match=r"set supernet.overrides.num_classes=10"):
+        train(config, tmp_path)

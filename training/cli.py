@@ -1,0 +1,125 @@
+"""`supernet train`: the command line of the trainer (`python -m training` is the same)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from supernet import Checkpoint
+from training.config import TrainConfig, load_config
+from training.run import train as run_training
+from training.trainer import StepReport, TrainingDivergedError
+
+_INTERRUPTED = 130
+
+console = Console(stderr=True)
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="TOML file with the run's configuration.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the state.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key: section.key=value.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the state saved in --out.")] = False,
+) -> None:
+    """Train a supernet, calibrate and evaluate its subnets, write a checkpoint folder."""
+    try:
+        checkpoint = train_with_progress(load_config(config, set_ or ()), out, resume=resume)
+    except (ValueError, FileNotFoundError, TrainingDivergedError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    if checkpoint is None:
+        console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
+        raise typer.Exit(_INTERRUPTED)
+    Console().print(_table(checkpoint))
+    console.print(f"checkpoint: {out}")
+
+
+def train_with_progress(config: TrainConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+    """Train with a progress bar; Ctrl-C finishes the step, saves, and returns None."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress, _stop_on_interrupt() as stopped:
+        steps = progress.add_task("full model", total=None, note="")
+        archs = progress.add_task("evaluate", total=None, note="", visible=False)
+        return run_training(
+            config,
+            out,
+            resume=resume,
+            progress=lambda report: _show_step(progress, steps, report),
+            evaluation_progress=lambda done, total: progress.update(
+                archs, completed=done, total=total, visible=True
+            ),
+            should_stop=lambda: bool(stopped),
+        )
+
+
+def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:
+    note = f"loss {report.full_loss:.3f}"
+    if report.subnet_loss is not None:
+        note += f", subnets {report.subnet_loss:.3f}"
+    progress.update(
+        task,
+        completed=report.step,
+        total=report.total_steps,
+        description="full model" if report.num_subnets == 1 else "shrinking",
+        note=note,
+    )
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[list[int]]:
+    """Collect interrupts instead of raising in the middle of a step; the second one raises."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        console.print("stopping after this step (once more: at once)")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _table(checkpoint: Checkpoint) -> Table:
+    table = Table(title=f"{checkpoint.name}: subnets on {checkpoint.accuracy_source}")
+    for name in ("subnet", "MMACs", "params (M)", "accuracy (%)", "95 % interval"):
+        table.add_column(name, justify="left" if name == "subnet" else "right")
+    for s in checkpoint.subnets:
+        low, high = s.ci95
+        table.add_row(
+            s.subnet_id,
+            f"{s.macs / 1e6:.1f}",
+            f"{s.params / 1e6:.3f}",
+            f"{s.accuracy:.2%}".rstrip("%"),
+            f"{low * 100:.1f} to {high * 100:.1f}",
+        )
+    return table

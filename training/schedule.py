@@ -1,0 +1,56 @@
+"""Learning rate and the epsilon ramp of DepS (ECCV 2024), both in closed form.
+
+DepS trains the full model alone until the delay, then lets subnets in with an effective learning
+rate that climbs linearly from about zero to the full model's. The published code needs a table
+per data set; with a closed-form learning rate the ramp is
+
+    beta(e) = 0                                        before the ramp
+    beta(e) = r(e) * lr(end + 1 epoch) / lr(e)         during it, r = (step in ramp + 1) / length
+    beta(e) = 1                                        after it
+
+for any number of epochs, any budget of steps, any learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineSchedule:
+    """Cosine from `lr` to `min_lr` over the run, after a linear warm-up."""
+
+    lr: float
+    total_steps: int
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+
+    def at(self, step: float) -> float:
+        """Learning rate at a step (fractions are allowed; the end's value stands after it)."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        span = max(1, self.total_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / span)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpsilonRamp:
+    """Weight of the subnets' gradients: 0 before `start_step`, 1 from `end_step` on."""
+
+    schedule: CosineSchedule
+    start_step: int
+    end_step: int
+    steps_per_epoch: int
+
+    def at(self, step: int) -> float:
+        """beta at a step."""
+        if step < self.start_step:
+            return 0.0
+        if step >= self.end_step:
+            return 1.0
+        r = (step - self.start_step + 1) / (self.end_step - self.start_step)
+        # The target is the rate one epoch after the ramp: the value that the published tables hold.
+        target = self.schedule.at(self.end_step + self.steps_per_epoch)
+        return r * target / self.schedule.at(step)

@@ -1,0 +1,67 @@
+"""The supernet while it trains: one set of parameters, and a forward pass at any arch.
+
+A subnet's pass calls the ordinary module of that arch with leading slices of the shared
+parameters (`torch.func.functional_call` on a weightless skeleton), so gradients of every pass add
+up in the shared parameters. BatchNorm uses the batch's own statistics and tracks none: running
+statistics of a weight-shared network describe no subnet, they are calibrated afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+from supernet.slicing import leading_slice
+
+_MAX_SKELETONS = 512
+
+
+class SharedWeights:
+    """Trainable parameters of a supernet, by name, and its subnets as functions of them."""
+
+    def __init__(self, definition: SupernetDefinition, *, device: str, seed: int):
+        """Initialise the largest arch from `seed`, leaving torch's global generator alone."""
+        self._definition = definition
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = definition.build()
+        self.parameters: dict[str, nn.Parameter] = {
+            name: nn.Parameter(_channels_last(p.detach().to(device)))
+            for name, p in net.named_parameters()
+        }
+        self._buffers = {name: b.to(device) for name, b in net.named_buffers()}
+        self._skeletons: OrderedDict[Arch, nn.Module] = OrderedDict()
+
+    def forward(self, arch: Arch, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode."""
+        shapes = self._definition.parameter_shapes(arch)
+        slices = {name: leading_slice(self.parameters[name], shapes[name]) for name in shapes}
+        return functional_call(self._skeleton(arch), slices, (x,))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state_dict of the largest arch; its running statistics are not calibrated."""
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        return {**weights, **self._buffers}
+
+    def _skeleton(self, arch: Arch) -> nn.Module:
+        if arch in self._skeletons:
+            self._skeletons.move_to_end(arch)
+            return self._skeletons[arch]
+        skeleton = self._definition.on_meta(arch).train()
+        for module in skeleton.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+        self._skeletons[arch] = skeleton
+        if len(self._skeletons) > _MAX_SKELETONS:
+            self._skeletons.popitem(last=False)
+        return skeleton
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
