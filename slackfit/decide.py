@@ -1,0 +1,88 @@
+"""Asking a policy: what it is shown, and what it may answer."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from slackfit.policy import Policy, QueueView, WorkerView
+from slackfit.profile import LatencyProfile
+from slackfit.query import Decision
+
+_HISTORY = 65_536  # arrivals remembered for `arrivals_within`
+
+
+class PolicyError(RuntimeError):
+    """A policy raised, or decided something impossible. No query was lost: all still wait.
+
+    `num_waiting`, `head` (the most urgent query), `now_s` and `worker_id` are the state it saw.
+    """
+
+    def __init__(self, policy: str, fault: str, view: SchedulerView) -> None:
+        self.policy = policy
+        self.num_waiting = len(view.queue)
+        self.head = view.queue.head()
+        self.now_s = view.now_s
+        self.worker_id = view.worker.worker_id
+        super().__init__(
+            f"policy {policy!r} {fault}; {self.num_waiting} queries wait (all stay queued), the "
+            f"head is query {self.head.query_id} with {self.head.deadline_s - view.now_s:.6f} s "
+            f"of slack, worker {self.worker_id} is free at {view.now_s:.6f} s"
+        )
+
+
+class SchedulerView:
+    """The scheduler as a policy sees it; one object, brought up to date before each decision."""
+
+    __slots__ = ("_arrivals", "memo", "now_s", "profile", "queue", "worker", "workers")
+
+    def __init__(
+        self, queue: QueueView, workers: Sequence[WorkerView], profile: LatencyProfile
+    ) -> None:
+        self.queue = queue
+        self.workers = workers
+        self.worker = workers[0]
+        self.profile = profile
+        self.memo: object = None
+        self.now_s = 0.0
+        self._arrivals: list[float] = []
+
+    def arrivals_within(self, window_s: float) -> int:
+        """How many queries arrived in the last `window_s` seconds (of the last 65,536)."""
+        arrivals = self._arrivals
+        since = bisect_right(arrivals, self.now_s - window_s)
+        return min(len(arrivals) - since, _HISTORY)
+
+    def note_arrivals(self, arrivals_s: Sequence[float]) -> None:
+        """Remember arrivals, in order."""
+        self._arrivals += arrivals_s
+        if len(self._arrivals) >= 2 * _HISTORY:
+            del self._arrivals[:-_HISTORY]
+
+
+def decide(policy: Policy, view: SchedulerView) -> Decision | None:
+    """Return what the policy wants, checked. Raises PolicyError when it fails."""
+    try:
+        decision = policy.decide(view, view.now_s)
+    except Exception as error:  # whatever a policy raises, no query may be lost
+        raise PolicyError(policy.name, f"raised {error!r}", view) from error
+    if decision is None:
+        return None
+    fault = _fault(decision, view.profile)
+    if fault:
+        raise PolicyError(policy.name, fault, view)
+    view.memo = decision.memo
+    return decision
+
+
+def _fault(decision: object, profile: LatencyProfile) -> str:
+    """Return what is wrong with a decision, empty when it can be carried out."""
+    if not isinstance(decision, Decision):
+        return f"returned {decision!r}, allowed a Decision or None"
+    if decision.subnet_id not in profile.table():
+        allowed = ", ".join(profile.subnet_ids)
+        return f"decided on unknown subnet {decision.subnet_id!r}, allowed {allowed}"
+    size = decision.batch_size
+    if type(size) is not int or not 1 <= size <= profile.max_batch_size:
+        return f"decided on batch size {size!r}, allowed 1 to {profile.max_batch_size}"
+    return ""

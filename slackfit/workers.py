@@ -1,0 +1,46 @@
+"""The worker slots: which devices are free, and when the busy ones should be."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from slackfit.policy import WorkerView
+
+
+class Workers:
+    """One slot per device; the free one with the lowest id works first."""
+
+    __slots__ = ("_free", "views")
+
+    def __init__(self, count: int) -> None:
+        self.views = [WorkerView(i, 0.0, None) for i in range(count)]
+        self._free = list(range(count))  # a heap
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def free(self, worker_id: int | None = None) -> WorkerView | None:
+        """Return the named worker or any, None when it is (or all are) busy.
+
+        Raises ValueError for an unknown worker.
+        """
+        free = self._free
+        if worker_id is None:
+            return self.views[free[0]] if free else None
+        if not 0 <= worker_id < len(self.views):
+            raise ValueError(f"worker {worker_id} is unknown, allowed 0 to {len(self.views) - 1}")
+        return self.views[worker_id] if worker_id in free else None
+
+    def occupy(self, worker_id: int, until_s: float, subnet_id: str) -> None:
+        """Mark a free worker as busy; `until_s` is a prediction."""
+        self.views[worker_id] = WorkerView(worker_id, until_s, subnet_id)
+        if self._free[0] == worker_id:
+            heappop(self._free)
+        else:
+            self._free.remove(worker_id)
+            heapify(self._free)
+
+    def release(self, worker_id: int, now_s: float, subnet_id: str) -> None:
+        """Mark a busy worker as free; its device still has `subnet_id` current."""
+        self.views[worker_id] = WorkerView(worker_id, now_s, subnet_id)
+        heappush(self._free, worker_id)
