@@ -15,7 +15,8 @@ the chosen subnet stay queued in their places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from slackfit.decide import PolicyError, SchedulerView, decide
@@ -168,10 +169,7 @@ class Scheduler:
         worker = self._workers.free(worker_id)
         if worker is None:
             return _NOTHING
-        for query in self._waiting.pop_hopeless(now_s, also_late=self._drops):
-            del self._live[query.query_id]
-            reason = "expired" if query.deadline_s < now_s else "infeasible"
-            self._dropped.append(unserved(query, "dropped", reason, now_s))
+        self._drop(self._waiting.pop_hopeless(now_s, also_late=self._drops), now_s)
         batch = None
         if self._waiting.edf:
             view = self._view
@@ -179,8 +177,11 @@ class Scheduler:
             view.now_s = now_s
             decision = decide(self._policy, view)
             if decision is not None:
-                subnet_id, queries = self._waiting.pop_batch(decision, now_s)
-                batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
+                if self._drops and decision.drop_before_s > -inf:
+                    self._drop(self._waiting.pop_due_before(decision.drop_before_s), now_s)
+                if self._waiting.edf:
+                    subnet_id, queries = self._waiting.pop_batch(decision, now_s)
+                    batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
         if not self._dropped:
             return Dispatch(batch, ()) if batch else _NOTHING
         dropped, self._dropped = self._dropped, []
@@ -248,6 +249,12 @@ class Scheduler:
             return "unknown_subnet"
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
+
+    def _drop(self, queries: Iterable[Query], now_s: float) -> None:
+        for query in queries:
+            del self._live[query.query_id]
+            reason = "expired" if query.deadline_s < now_s else "infeasible"
+            self._dropped.append(unserved(query, "dropped", reason, now_s))
 
     def _dispatch(
         self, worker_id: int, subnet_id: str, queries: tuple[Query, ...], now_s: float

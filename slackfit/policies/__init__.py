@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from slackfit.policies.drainfit import DrainFit
 from slackfit.policies.fixed import Fixed
 from slackfit.policies.maxacc import MaxAcc
 from slackfit.policies.maxbatch import MaxBatch
@@ -12,12 +13,13 @@ from slackfit.policies.slackfit import SlackFit
 from slackfit.policy import Policy, PolicyFactory
 from slackfit.profile import LatencyProfile
 
-__all__ = ["Fixed", "MaxAcc", "MaxBatch", "SlackFit", "create_policy", "policy_names"]
+__all__ = ["DrainFit", "Fixed", "MaxAcc", "MaxBatch", "SlackFit", "create_policy", "policy_names"]
 
 _FACTORIES: dict[str, PolicyFactory] = {
     "slackfit": SlackFit,
     "maxacc": MaxAcc,
     "maxbatch": MaxBatch,
+    "drainfit": DrainFit,
 }
 _FIXED = "fixed:"
 _FIXED_ALIASES = ("smallest", "middle", "largest")
