@@ -196,6 +196,18 @@ class Scheduler:
         """End a batch without results, for `reason`. Raises ValueError if it does not run."""
         return failed(self._end(batch_id, now_s)[0], reason, now_s)
 
+    def retire(self, worker_id: int) -> None:
+        """Take a worker out of service for good. Raises ValueError unless it is free."""
+        if self._workers.free(worker_id) is None:
+            raise ValueError(f"worker {worker_id} is busy or retired; fail its batch first")
+        self._workers.retire(worker_id)
+
+    def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[Outcome, ...]:
+        """Drop everything that waits, most urgent first."""
+        waiting = list(self._waiting.edf)
+        outcomes = [self.cancel(query.query_id, now_s, reason) for query in waiting]
+        return tuple(outcome for outcome in outcomes if outcome is not None)
+
     def next_wakeup_s(self) -> float | None:
         """Return when `poll` will act even if nothing arrives or completes, None if never.
 
