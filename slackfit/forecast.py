@@ -35,9 +35,12 @@ class Forecast(NamedTuple):
     fano: float
     mean_qps: float  # as `rate_qps`, without the margin for a short history
 
-    def arrivals(self, horizon_s: float) -> tuple[float, float]:
-        """Return mean and standard deviation of the count within `horizon_s`."""
-        mean = self.rate_qps * horizon_s
+    def arrivals(self, horizon_s: float, share: float = 1.0) -> tuple[float, float]:
+        """Return mean and standard deviation of the count within `horizon_s`.
+
+        Of the rate `share` is counted on; below 1 without the margin for a short history.
+        """
+        mean = share * (self.rate_qps if share >= 1 else self.mean_qps) * horizon_s
         return mean, sqrt(self.fano * mean)
 
     def update(self, view: View, now_s: float) -> Forecast:

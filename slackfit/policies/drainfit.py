@@ -23,7 +23,8 @@ all workers, and counts on what will arrive:
 
 Floors and pins of the head bound the choice; those of others are kept by the scheduler. Cost per
 decision O(workers + demands x log n), about 10 us. The constants were chosen on the paper's ResNet
-profile and traffic; docs/log.md has what was tried. More slack does not always mean more accuracy
+profile and traffic, for traffic that goes on; for bursts that end with nothing behind them
+`expect=0.25, lead=0.25, reserve=1` is better. docs/log.md has what was tried. More slack does not always mean more accuracy
 (a later deadline can move the whole plan), so this policy does not claim it.
 """
 
@@ -75,15 +76,23 @@ class DrainFit:
         profile: LatencyProfile,
         *,
         reserve: float = 4.0,
+        expect: float = 1.0,
+        lead: float = 1.0,
         quantile: str = "p50",
         drop_hopeless: bool = True,
     ) -> None:
-        """Prepare for `profile`; `reserve` is in standard deviations of the arrivals.
+        """Prepare for `profile`.
 
-        Raises ValueError for a reserve below 0, ProfileError when the profile lacks the quantile.
+        `reserve` is in standard deviations of the arrivals, `expect` the share of the forecast
+        that is counted on (1: traffic goes on as it comes; 0: nothing more comes), `lead` how many
+        full batches per worker a deadline may cut off. Raises ValueError for one that is below 0
+        or not finite, ProfileError when the profile lacks the quantile.
         """
-        if not 0 <= reserve < inf:
-            raise ValueError(f"reserve is {reserve}, allowed a finite number of 0 or more")
+        for name, value in (("reserve", reserve), ("expect", expect), ("lead", lead)):
+            if not 0 <= value < inf:
+                raise ValueError(f"{name} is {value}, allowed a finite number of 0 or more")
+        self._expect = expect
+        self._lead = lead
         self.drop_hopeless = drop_hopeless
         self._reserve = reserve
         self._quantile = quantile
@@ -120,8 +129,8 @@ class DrainFit:
             credit_s = memo.credit_s
         arrivals: list[tuple[float, float, float]] = []
         for slos in _BEYOND:
-            mean, sigma = forecast.arrivals(slo_s * (slos - 1))
-            counted = mean + _PACE_SIGMAS * sigma
+            mean, sigma = forecast.arrivals(slo_s * (slos - 1), self._expect)
+            counted = mean + _PACE_SIGMAS * self._expect * sigma
             arrivals.append((slo_s * slos, counted, mean + self._reserve * sigma))
         return _Memo(forecast, slo_s, tuple(arrivals), credit_s)
 
@@ -209,7 +218,7 @@ class DrainFit:
         self._full_s = self._per_query_s[largest]
         self._steps_s = [(b - a) * largest for a, b in pairwise(self._full_s)] + [0.0]
         # Batches do not end where deadlines are: up to one per worker helps none of those due.
-        self._lead_s = self._latency_s[largest][0]
+        self._lead_s = self._lead * self._latency_s[largest][0]
         self._longest_slo_s = _LONGEST_SLO * self._latency_s[largest][-1]
 
 

@@ -19,6 +19,7 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import Query
 from slackfit.scheduler import Scheduler
 from slackfit.simulate import simulate
+from slackfit.tiny import tiny_instance
 
 SLO_S = 0.036
 
@@ -157,7 +158,16 @@ def test_a_decision_in_a_long_queue_is_quick(resnet):
     assert sorted(took_s)[150] < 100e-6  # about 10e-6 measured
 
 
-def test_a_bad_reserve_is_refused(resnet):
-    message = "reserve is -1, allowed a finite number of 0 or more"
+@pytest.mark.parametrize("name", ["reserve", "expect", "lead"])
+def test_bad_parameters_are_refused(resnet, name):
+    message = f"{name} is -1, allowed a finite number of 0 or more"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        DrainFit(resnet, reserve=-1)
+        create_policy(f"drainfit@{name}=-1", resnet)
+
+
+def test_a_burst_with_nothing_behind_it_is_served_better_when_nothing_is_expected(resnet):
+    gaps = [
+        np.mean([tiny_instance(resnet, seed).utility(name) for seed in range(30)])
+        for name in ("drainfit@expect=0.25@lead=0.25@reserve=1", "slackfit", "drainfit")
+    ]
+    assert gaps == sorted(gaps, reverse=True)
