@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
     "simulate": Verb("traces.cli", "simulate", "Run the scheduler on a trace in virtual time."),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report", "Compare runs on one page."),
+    "bench": Verb("serve.bench_command", "bench_app", "Run one of the project's benchmarks."),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
 }
 

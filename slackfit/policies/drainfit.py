@@ -24,8 +24,8 @@ all workers, and counts on what will arrive:
 Floors and pins of the head bound the choice; those of others are kept by the scheduler. Cost per
 decision O(workers + demands x log n), about 10 us. The constants were chosen on the paper's ResNet
 profile and traffic, for traffic that goes on; for bursts that end with nothing behind them
-`expect=0.25, lead=0.25, reserve=1` is better. docs/log.md has what was tried. More slack does not always mean more accuracy
-(a later deadline can move the whole plan), so this policy does not claim it.
+`expect=0.25, lead=0.25, reserve=1` is better. docs/log.md has what was tried. More slack does not
+always mean more accuracy (a later deadline can move the whole plan): it does not claim to.
 """
 
 from __future__ import annotations
