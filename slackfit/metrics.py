@@ -211,13 +211,13 @@ def _series(columns: _Columns, duration_s: float, bin_s: float) -> dict[str, Any
 
 
 def _queue_depth(columns: _Columns, at_s: Floats) -> list[int]:
-    """Return how many admitted queries wait at each time: arrived, not started, not ended."""
+    """Return how many admitted queries wait just before each time: come, not started or ended."""
     admitted = columns.status != _REJECTED
     came_s = np.sort(columns.arrival_s[admitted])
     left = np.where(np.isnan(columns.start_s), columns.finish_s, columns.start_s)
     left_s = np.sort(left[admitted])
-    came = np.searchsorted(came_s, at_s, side="right")
-    return (came - np.searchsorted(left_s, at_s, side="right")).tolist()
+    came = np.searchsorted(came_s, at_s)
+    return (came - np.searchsorted(left_s, at_s)).tolist()
 
 
 def _ratios(numerators: npt.NDArray[np.generic], counts: Ints) -> list[float | None]:

@@ -49,7 +49,11 @@ def minute_shape(seed: int = 0) -> FloatArray:
 def azure2019_shape(
     rate_qps: float, duration_s: float, *, placement: str = "poisson", seed: int = 0
 ) -> Trace:
-    """Return arrivals of that shape squeezed into `duration_s` seconds at mean `rate_qps`."""
+    """Return arrivals of that shape squeezed into `duration_s` seconds at mean `rate_qps`.
+
+    Counts per minute are drawn by default (`poisson`): at a hundred queries a second a squeezed
+    minute holds a dozen arrivals, and exact counts would be smoother than any real traffic.
+    """
     return squeeze(
         minute_shape(seed),
         rate_qps=rate_qps,

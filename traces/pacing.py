@@ -1,8 +1,10 @@
 """Waiting for a moment on a monotonic clock without blocking the event loop.
 
 asyncio's timers round up to the epoll millisecond. So the last part of each wait is spent awake:
-the loop gets a turn, then the thread naps for 50 microseconds, again and again. Napping instead of
-spinning leaves the core to the server under test; the price is up to 0.1 ms of lag.
+the loop gets a turn, then the thread naps for 50 microseconds, again and again. Measured on two
+busy cores at 100 to 1500 queries/s: 5 to 21 % of a core, lag p50 about 0.1 ms; a pure spin has
+half that lag but a higher p99 (3.3 to 3.5 against 1.5 to 2.9 ms), as the kernel favours threads
+that sleep.
 """
 
 from __future__ import annotations

@@ -205,6 +205,8 @@ def _say_rate(report: Report) -> str:
 
 def _say_subnets(report: Report) -> str:
     used = report["subnets"]
+    if not used and report["outcomes"]["on_time"] + report["outcomes"]["late"]:
+        return "Subnets chosen: the server did not say which."
     if not used:
         return "Subnets chosen: none, nothing was executed (grey)."
     first = max(used, key=lambda s: used[s]["queries"])
@@ -277,6 +279,8 @@ def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows += _rows(value, f"{name}.")
         elif isinstance(value, float):
             rows.append((name, _number(value)))
+        elif isinstance(value, bool):
+            rows.append((name, "yes" if value else "no"))
         elif value is not None and value != "":
             rows.append((name, str(value)))
     return rows

@@ -28,6 +28,7 @@ REQUIRED_KEYS = (
     "latency_ms",
     "subnets",
     "slo_ms",
+    "duration_s",
     "series",
     "latency_cdf",
 )

@@ -57,7 +57,8 @@ class Generator:
 _DURATION = Key("duration_s", "number", "length of the trace (s)")
 _CV2 = Key("cv2", "number", "squared coefficient of variation of the gaps")
 _QPS = Key("rate_qps", "number", "mean rate after the squeeze (queries/s)")
-_PLACEMENT = Key("placement", "text", "arrivals inside a minute's bin", False, PLACEMENTS)
+_PLACED = "arrivals in a minute's bin: an exact count (uniform) or a drawn one (poisson)"
+_PLACEMENT = Key("placement", "text", _PLACED, False, PLACEMENTS)
 
 GENERATORS: dict[str, Generator] = {
     "poisson": Generator(

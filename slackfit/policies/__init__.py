@@ -6,14 +6,18 @@ import inspect
 from typing import Any
 
 from slackfit.policies.fixed import Fixed
+from slackfit.policies.maxacc import MaxAcc
+from slackfit.policies.maxbatch import MaxBatch
 from slackfit.policies.slackfit import SlackFit
 from slackfit.policy import Policy, PolicyFactory
 from slackfit.profile import LatencyProfile
 
-__all__ = ["Fixed", "SlackFit", "create_policy", "policy_names"]
+__all__ = ["Fixed", "MaxAcc", "MaxBatch", "SlackFit", "create_policy", "policy_names"]
 
 _FACTORIES: dict[str, PolicyFactory] = {
     "slackfit": SlackFit,
+    "maxacc": MaxAcc,
+    "maxbatch": MaxBatch,
 }
 _FIXED = "fixed:"
 _FIXED_ALIASES = ("smallest", "middle", "largest")

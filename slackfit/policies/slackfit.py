@@ -28,6 +28,7 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
+from slackfit.policies.grid import Grid
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
@@ -85,13 +86,10 @@ class SlackFit:
     def _build(self, profile: LatencyProfile) -> None:
         """Lay out `_decisions[number of limits passed]`; entry 0 is for a hopeless head."""
         self._profile = profile
-        rows = profile.table(self._quantile)
-        largest = profile.max_batch_size
-        fastest = min(rows, key=lambda subnet_id: rows[subnet_id][largest])
         buckets = _buckets(profile.pareto(self._quantile), self._num_buckets, self._quantile)
         is_pair = self._variant == "pair"
         self._limits = [pair.latency_s if is_pair else upper_s for upper_s, pair in buckets]
-        self._decisions = [Decision(fastest, largest)]
+        self._decisions = [Grid(profile, self._quantile).late]
         self._decisions += [Decision(pair.subnet_id, pair.batch_size) for _, pair in buckets]
 
 

@@ -175,7 +175,7 @@ FAMILY = register_family(
             "resnet20_cifar": ResNetConfig(),
             "resnet_digits": ResNetConfig(
                 in_channels=1,
-                widths=(48, 96, 192),
+                widths=(64, 128, 256),
                 depths=(2, 2, 2),
                 width_choices=(0.25, 0.5, 0.75, 1.0),
                 expand_choices=(0.25, 0.5, 0.75, 1.0),

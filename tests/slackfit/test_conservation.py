@@ -116,7 +116,7 @@ class Driver:
 
     def run_out(self) -> None:
         """Serve what is left with a policy that behaves."""
-        self.scheduler.reconfigure(policy=Whimsical([]))
+        self.scheduler.reconfigure(policy=Whimsical([]), profile=PROFILE)
         while self.running or len(self.scheduler):
             self.now_s += 0.5
             for batch_id in self.running:

@@ -127,11 +127,37 @@ def test_a_fixed_subnet_takes_the_largest_batch_that_fits_the_slack(resnet, slac
     assert decided(policy, resnet, slack_ms) == ("73.82", size)
 
 
-def test_policies_follow_a_new_profile(resnet):
-    faster = resnet.select(["resnet-73.82", "resnet-76.69"])
-    policy = create_policy("slackfit", resnet)
-    assert decided(policy, resnet, 36.0) == ("80.16", 16)
-    assert decided(policy, faster, 36.0) == ("76.69", 16)
+@pytest.mark.parametrize(
+    ("slack_ms", "maxacc", "maxbatch"),
+    [
+        (1.41, ("73.82", 16), ("73.82", 16)),  # nothing is in time
+        (2.0, ("76.69", 1), ("73.82", 2)),
+        (5.0, ("80.16", 1), ("73.82", 8)),
+        (12.0, ("80.16", 4), ("78.25", 16)),
+        (36.0, ("80.16", 16), ("80.16", 16)),
+    ],
+)
+def test_maxacc_and_maxbatch_prefer_what_their_names_say(resnet, slack_ms, maxacc, maxbatch):
+    assert decided(create_policy("maxacc", resnet), resnet, slack_ms) == maxacc
+    assert decided(create_policy("maxbatch", resnet), resnet, slack_ms) == maxbatch
+
+
+@given(st.floats(1.5, 40.0), st.floats(1.5, 40.0))
+def test_more_slack_never_lowers_the_accuracy_of_maxacc(resnet, one_ms, other_ms):
+    policy = create_policy("maxacc", resnet)
+    less, more = (decided(policy, resnet, slack_ms)[0] for slack_ms in sorted((one_ms, other_ms)))
+    assert float(less) <= float(more)
+
+
+@pytest.mark.parametrize("name", ["slackfit", "maxacc", "maxbatch", "fixed:smallest"])
+def test_policies_follow_a_new_profile(resnet, name):
+    fewer = resnet.select(["resnet-76.69"])
+    if name.startswith("fixed"):
+        fewer = resnet.select(["resnet-73.82"])
+    policy = create_policy(name, resnet)
+    decided(policy, resnet, 36.0)
+    expected = decided(create_policy(name, fewer), fewer, 36.0)
+    assert decided(policy, fewer, 36.0) == expected
 
 
 def test_fixed_names_are_resolved_by_accuracy(resnet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -91,6 +92,37 @@ def test_drops_the_hopeless_when_told_to(resnet: LatencyProfile):
     assert {o.reason for o in outcomes if o.status == "dropped"} <= {"expired", "infeasible"}
 
 
+class Reluctant:
+    """A policy that never decides anything."""
+
+    name = "reluctant"
+
+    def __init__(self, *, drop_hopeless: bool) -> None:
+        self.drop_hopeless = drop_hopeless
+
+    def decide(self, view, now_s):
+        return None
+
+
+def test_what_a_policy_leaves_waiting_for_good_is_cancelled_at_the_end():
+    profile = one_subnet(1.0)
+    outcomes = simulate(
+        np.array([0.0, 2.0]), profile, Reluctant(drop_hopeless=False), slo_s=3.0, num_workers=2
+    )
+    assert [(o.status, o.reason, o.finish_s) for o in outcomes] == [
+        ("dropped", "cancelled", 2.0),
+        ("dropped", "cancelled", 2.0),
+    ]
+
+
+def test_while_a_policy_waits_the_hopeless_are_dropped_when_they_become_so():
+    profile = one_subnet(1.0)
+    arrival_s = np.array([0.0, 2.0, 9.0])
+    outcomes = simulate(arrival_s, profile, Reluctant(drop_hopeless=True), slo_s=3.0)
+    assert [o.reason for o in outcomes] == ["infeasible"] * 3
+    assert [o.finish_s for o in outcomes] == pytest.approx([2.0, 4.0, 11.0])
+
+
 def test_progress_ends_with_all_arrivals():
     profile = one_subnet(0.001)
     seen: list[tuple[int, int]] = []
@@ -130,3 +162,11 @@ def test_bad_arrivals_and_slos_are_refused(arrival_s, slo_s, message):
 def test_no_arrivals_give_no_outcomes():
     profile = one_subnet(1.0)
     assert simulate(np.array([]), profile, create_policy("fixed:only", profile), slo_s=1.0) == []
+
+
+def test_simulation_keeps_well_above_a_gross_budget(resnet: LatencyProfile):
+    arrival_s = np.cumsum(np.random.default_rng(0).gamma(0.25, 4 / 7000, 60_000))
+    policy = create_policy("slackfit", resnet)
+    begin_s = time.process_time()
+    simulate(arrival_s, resnet, policy, slo_s=0.036, num_workers=8)
+    assert 60_000 / (time.process_time() - begin_s) > 100_000  # about 600,000 measured

@@ -141,3 +141,10 @@ def test_equal_policies_are_told_apart_by_their_run():
     runs = [{"policy": "a", "run": "live"}, {"policy": "a", "run": "sim"}]
     assert unique_labels(runs) == ["a (live)", "a (sim)"]
     assert unique_labels([{"policy": "a"}, {"policy": "a"}]) == ["a #1", "a #2"]
+
+
+def test_a_server_that_names_no_subnet_is_not_called_idle(tmp_path, make_report):
+    report = make_report() | {"subnets": {}}
+    report["series"] |= {"subnets": {}}
+    write_report_html(tmp_path / "r.html", [report])
+    assert "the server did not say which" in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -1,0 +1,227 @@
+"""The demo: train a supernet, serve it on Ray, replay one bursty trace under four policies.
+
+`python -m serve.demo --out runs/demo` trains (or takes the supernet that an earlier demo trained),
+profiles this machine, starts Ray Serve, replays the same trace with SlackFit and with the
+smallest, the middle and the largest fixed subnet, and stops what it started. It prints one table
+and leaves `report.json`, `report.html`, `checkpoint/`, `profile.json` and `data/` in the folder.
+
+The offered load follows from this machine's profile, not from the outcome: the mean rate is
+`LOAD` times what the largest subnet can do alone, so bursts exceed it on any machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from serve.client import OipClient
+from serve.config import ConfigError, ServeConfig, parse_config
+from serve.ray_host import RayHost
+from slackfit.metrics import summarize
+from slackfit.profile import LatencyProfile
+from supernet import Checkpoint, CheckpointError, load_checkpoint
+from traces import Trace, TraceError, parse_spec
+from traces.payloads import Payloads, load_payloads
+from traces.progress import replay_progress
+from traces.replay import replay
+from traces.report import write_report_html, write_report_json
+from traces.table import report_table
+from training.cli import train_with_progress
+from training.config import TrainConfig, load_config
+from training.data import load_dataset
+from training.resume import RESUME_FILE
+
+TRAIN_CONFIG = Path(__file__).parent.parent / "configs" / "train_digits.toml"
+POLICIES = ("slackfit", "fixed:smallest", "fixed:middle", "fixed:largest")
+BATCH_SIZES = (1, 2, 4, 8, 16)
+PROFILE_REPEATS = 10
+SLO_S = 0.1
+LOAD = 0.8
+DURATION_S = 24.0
+WARMUP_S = 2.0
+TIMEOUT_S = 5.0
+
+console = Console(stderr=True)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")],
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="Trace SPEC to replay. Default: a generator with the published shape of the "
+            "Azure Functions 2019 trace, at a rate set by this machine's profile."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trace and of the order of images.")] = 0,
+) -> None:
+    """Train, serve on Ray, replay a bursty trace under four policies, show the trade-off."""
+    try:
+        started_s = time.monotonic()
+        checkpoint = _train(out / "checkpoint")
+        payloads = _write_payloads(out / "data")
+        profile = _profile(out)
+        spec = trace_spec(trace, profile)
+        arrivals = parse_spec(spec, seed=seed)
+        console.print(
+            f"trace: {spec}: {len(arrivals)} queries in {arrivals.duration_s:.0f} s, "
+            f"SLO {SLO_S * 1e3:.0f} ms", highlight=False,
+        )  # fmt: skip
+        config = parse_config(
+            {
+                "checkpoint": str(out / "checkpoint"),
+                "profile": str(out / "profile.json"),
+                "slo_ms": SLO_S * 1e3,
+                "port": 0,
+            }
+        )
+        reports = _serve_and_replay(config, checkpoint, arrivals, payloads, seed)
+    except (ConfigError, CheckpointError, TraceError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    for report in reports:
+        report |= {
+            "command": " ".join(["python -m serve.demo", *sys.argv[1:]]),
+            "trace": {"spec": spec, "source": arrivals.source, **arrivals.metadata},
+            "profile_device": profile.device,
+            "seed": seed,
+        }
+    write_report_json(out / "report.json", reports)
+    write_report_html(out / "report.html", reports, title="Demo: one supernet, four policies")
+    Console().print(report_table(reports, title=f"{len(arrivals)} queries, {spec}"))
+    _print_agreement(reports)
+    console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
+
+
+def trace_spec(asked: str | None, profile: LatencyProfile) -> str:
+    """Return the SPEC to replay: the asked-for one, or the default at this machine's rate.
+
+    A genuine Azure trace that names no rate gets the same rate and duration as the default.
+    """
+    largest = profile.subnet_ids[-1]
+    capacity_qps = profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
+    rate = f"qps={LOAD * capacity_qps:.0f},duration={DURATION_S:.0f}"
+    if asked is None:
+        return f"azure2019-shape:{rate}"
+    if asked.startswith("azure2019") and "qps=" not in asked:
+        return f"{asked.rstrip(',.')},{rate}"
+    return asked
+
+
+def _train(folder: Path) -> Checkpoint:
+    config = load_config(TRAIN_CONFIG)
+    known = _trained_before(folder, config)
+    if known is not None:
+        console.print(f"supernet: taken from {folder} (delete it to train again)")
+        return known
+    console.print(f"supernet: training with {TRAIN_CONFIG.name}", highlight=False)
+    checkpoint = train_with_progress(config, folder, resume=(folder / RESUME_FILE).exists())
+    if checkpoint is None:
+        console.print("stopped; the same command goes on from here")
+        raise typer.Exit(130)
+    return load_checkpoint(folder)
+
+
+def _trained_before(folder: Path, config: TrainConfig) -> Checkpoint | None:
+    if not (folder / "supernet.json").exists():
+        return None
+    checkpoint = load_checkpoint(folder)
+    is_same = checkpoint.provenance.get("config") == json.loads(json.dumps(asdict(config)))
+    return checkpoint if is_same else None
+
+
+def _write_payloads(folder: Path) -> Payloads:
+    """Write the test images, which nothing was trained or chosen on, as a payload folder."""
+    data = load_dataset("digits", load_config(TRAIN_CONFIG).seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images.npy", data.test.images.numpy())
+    np.save(folder / "labels.npy", data.test.labels.numpy())
+    (folder / "classes.json").write_text(json.dumps(data.classes))
+    return load_payloads(folder)
+
+
+def _profile(out: Path) -> LatencyProfile:
+    from subnetact.cli import profile as measure
+
+    measure(
+        checkpoint=out / "checkpoint",
+        out=out / "profile.json",
+        batch_sizes=",".join(map(str, BATCH_SIZES)),
+        repeats=PROFILE_REPEATS,
+    )
+    return LatencyProfile.load(out / "profile.json")
+
+
+def _serve_and_replay(
+    config: ServeConfig, checkpoint: Checkpoint, trace: Trace, payloads: Payloads, seed: int
+) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+    host = RayHost(config)
+    console.print("starting Ray Serve on this machine")
+    try:
+        url = host.start()
+        console.print(f"serving {checkpoint.name} at {url}", highlight=False)
+        for policy in POLICIES:
+            host.reconfigure({"policy": policy})
+            report = asyncio.run(_replay(url, checkpoint.name, policy, trace, payloads, seed))
+            reports.append(report)
+    finally:
+        host.stop()
+    return reports
+
+
+async def _replay(
+    url: str, model: str, policy: str, trace: Trace, payloads: Payloads, seed: int
+) -> dict[str, Any]:
+    client = OipClient(url, model)
+    started_s = time.monotonic()
+    try:
+        about = await client.metadata()
+        with replay_progress(f"{policy:<15}") as progress:
+            result = await replay(
+                trace,
+                client,
+                slo_s=SLO_S,
+                payloads=payloads.images,
+                labels=payloads.labels,
+                seed=seed,
+                timeout_s=TIMEOUT_S,
+                warmup_s=WARMUP_S,
+                progress=progress,
+            )
+    finally:
+        await client.close()
+    return summarize(
+        result.outcomes,
+        policy=about["parameters"]["policy"],
+        slo_s=SLO_S,
+        duration_s=result.duration_s,
+        seed=seed,
+        profile=about["parameters"]["profile"],
+        wall_s=time.monotonic() - started_s,
+        **result.extra(),
+    )
+
+
+def _print_agreement(reports: Sequence[dict[str, Any]]) -> None:
+    """Say for each fixed subnet how far measured accuracy is from the profiled one."""
+    for report in reports:
+        if report["measured_accuracy"] is not None:
+            gap = report["measured_accuracy"] - report["mean_serving_accuracy"]
+            console.print(
+                f"{report['policy']}: measured - profiled accuracy {gap * 100:+.2f} points"
+            )
+
+
+if __name__ == "__main__":
+    typer.run(demo)
