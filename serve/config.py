@@ -29,6 +29,7 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     """
 
@@ -48,6 +49,7 @@ class ServeConfig(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     admin_token: str | None = None
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
