@@ -67,7 +67,11 @@ def build_model(
     executor, profile, name = loaded
     offered, policy = _offer(config, profile)
     scheduler = Scheduler(
-        offered, policy, max_queue=config.max_queue, drop_hopeless=config.drop_hopeless
+        offered,
+        policy,
+        max_queue=config.max_queue,
+        drop_hopeless=config.drop_hopeless,
+        correct_latency=config.correct_latency,
     )
     driven = scheduler
     if config.record is not None:
@@ -89,7 +93,8 @@ def build_model(
         device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
-    return ServedModel(spec, engine, profile, live)
+    allowance_s = config.reply_allowance_ms * 1e-3
+    return ServedModel(spec, engine, profile, live, reply_allowance_s=allowance_s)
 
 
 def check(config: ServeConfig) -> None:

@@ -233,6 +233,7 @@ class Engine:
                 self._fallback,
                 self._fault,
                 dict(self._ended),
+                self._scheduler.latency_factor,
             )
 
     # --- the device side -------------------------------------------------------------------------
