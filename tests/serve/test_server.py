@@ -65,7 +65,7 @@ def test_server_answers_records_replays_and_ends_on_interrupt(profile_file: Path
              "--url", server.url, "--slo-ms", "200", "--out", str(out)],
             capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
-        assert "attainment" in replayed.stdout
+        assert "slackfit" in replayed.stdout
         assert server.interrupt() in (0, 130)
         host, port = server.url.removeprefix("http://").split(":")
         with socket.socket() as probe:
