@@ -30,6 +30,9 @@ class ServeConfig(BaseModel):
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
+    `correct_latency`: the profile is scaled by what batches take while serving.
+    `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
+    way back to the client; at most a tenth of the time given.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     """
 
@@ -42,6 +45,8 @@ class ServeConfig(BaseModel):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     subnets: tuple[str, ...] | None = None
     drop_hopeless: bool | None = True
+    correct_latency: bool = True
+    reply_allowance_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     device: Literal["cpu", "cuda", "timed"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
     max_batch_size: Annotated[int, Field(ge=1)] = 16

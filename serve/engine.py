@@ -231,6 +231,7 @@ class Engine:
                 self._fallback,
                 self._fault,
                 dict(self._ledger.counts),
+                self._scheduler.latency_factor,
             )
 
     # --- the device side -------------------------------------------------------------------------

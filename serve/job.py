@@ -101,7 +101,8 @@ class EngineStatus(NamedTuple):
     """A snapshot for health checks and metrics.
 
     `fallback` says why the policy was replaced, `fault` why the device thread ended; both are
-    empty in a sound engine.
+    empty in a sound engine. `latency_factor` is how much slower than profiled the device is taken
+    to be (None: not corrected).
     """
 
     state: State
@@ -111,6 +112,7 @@ class EngineStatus(NamedTuple):
     fallback: str
     fault: str
     ended: dict[Status, int]
+    latency_factor: float | None = None
 
 
 def end_unrun(query: Query, status: Status, reason: str, now_s: float) -> Outcome:

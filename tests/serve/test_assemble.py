@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from serve.assemble import build_door, check, load
 from serve.config import ConfigError, ServeConfig, parse_config
@@ -108,3 +109,16 @@ def test_log_that_cannot_be_written_is_refused(configure, measured, tmp_path):
     config = configure(measured, record=str(tmp_path / "no" / "log"))
     with contextlib.ExitStack() as resources, pytest.raises(ConfigError, match="can't be written"):
         build_door(config, resources)
+
+
+def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    config = parse_config({"checkpoint": str(tmp_path)})
+    for refuse in (check, load):
+        with pytest.raises(ConfigError, match="supernet.json"):
+            refuse(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_device_that_is_not_there_is_refused(configure):
+    with pytest.raises(ConfigError, match="no CUDA device is available; use cpu"):
+        load(configure(device="cuda"))
