@@ -78,7 +78,7 @@ def test_server_answers_records_replays_and_ends_on_interrupt(profile_file: Path
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     profile = LatencyProfile.load(profile_file)
     policy = create_policy("slackfit", profile)
-    fresh = Scheduler(profile, policy, max_queue=1000, drop_hopeless=True)
+    fresh = Scheduler(profile, policy, max_queue=1000, drop_hopeless=True, correct_latency=True)
     assert replay_log(log, fresh) > 60
 
 
@@ -148,3 +148,20 @@ def test_port_in_use_ends_with_code_2(profile_file: Path):
         )  # fmt: skip
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is not free" in done.stderr
+
+
+def test_client_that_hangs_up_is_taken_out_of_the_queue(slow_profile_file: Path):
+    body = json.dumps(BODY).encode()
+    head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with running(slow_profile_file, "--slo-ms", "5000") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        clients = [socket.create_connection((host, int(port))) for _ in range(3)]
+        for client in clients:
+            client.sendall(head.encode() + body)
+            time.sleep(0.05)  # in order: the first one runs
+        for client in clients[1:]:
+            client.close()
+        assert clients[0].recv(100).startswith(b"HTTP/1.1 200")
+        clients[0].close()
+        ended = httpx.get(f"{server.url}/admin/config").json()["tiny"]["ended"]
+        assert ended == {"on_time": 1, "dropped": 2}
