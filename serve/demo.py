@@ -68,10 +68,12 @@ def demo(
     """Train, serve on Ray, replay a bursty trace under four policies, show the trade-off."""
     try:
         started_s = time.monotonic()
+        if trace is not None:  # a wrong SPEC must not cost a training first
+            parse_spec(trace_spec(trace, rate_qps=1.0), seed=seed)
         checkpoint = _train(out / "checkpoint")
         payloads = _write_payloads(out / "data")
         profile = _profile(out)
-        spec = trace_spec(trace, profile)
+        spec = trace_spec(trace, rate_qps=LOAD * largest_capacity_qps(profile))
         arrivals = parse_spec(spec, seed=seed)
         console.print(
             f"trace: {spec}: {len(arrivals)} queries in {arrivals.duration_s:.0f} s, "
@@ -103,19 +105,23 @@ def demo(
     console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
 
 
-def trace_spec(asked: str | None, profile: LatencyProfile) -> str:
-    """Return the SPEC to replay: the asked-for one, or the default at this machine's rate.
+def trace_spec(asked: str | None, *, rate_qps: float) -> str:
+    """Return the SPEC to replay: the asked-for one, or the default at `rate_qps`.
 
     A genuine Azure trace that names no rate gets the same rate and duration as the default.
     """
-    largest = profile.subnet_ids[-1]
-    capacity_qps = profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
-    rate = f"qps={LOAD * capacity_qps:.0f},duration={DURATION_S:.0f}"
+    rate = f"qps={rate_qps:.0f},duration={DURATION_S:.0f}"
     if asked is None:
         return f"azure2019-shape:{rate}"
     if asked.startswith("azure2019") and "qps=" not in asked:
         return f"{asked.rstrip(',.')},{rate}"
     return asked
+
+
+def largest_capacity_qps(profile: LatencyProfile) -> float:
+    """Return how many queries a second the most accurate subnet does alone, in full batches."""
+    largest = profile.subnet_ids[-1]
+    return profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
 
 
 def _train(folder: Path) -> Checkpoint:
