@@ -29,11 +29,18 @@ class SupernetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which images; `augment` is the strength of random affine changes (0: none)."""
+    """Which images: scikit-learn's digits, or the array folder at `path`.
 
-    name: Literal["digits"] = "digits"
+    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind.
+    `validation` is the share of a folder's training images that is held out.
+    """
+
+    name: Literal["digits", "folder"] = "digits"
+    path: str = ""
+    validation: float = 0.1
     batch_size: int = 32
     augment: float = 1.0
+    augmentation: Literal["affine", "crop_flip"] = "affine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,10 @@ class TrainConfig:
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, expected a number above 0")
+        if self.data.name == "folder" and not self.data.path:
+            raise ConfigError("data.name is folder: give data.path, an array folder")
+        if not 0.0 < self.data.validation < 1.0:
+            raise ConfigError(f"data.validation is {self.data.validation}, allowed between 0 and 1")
         if not 0.0 <= self.schedule.delay <= 1.0:
             raise ConfigError(f"schedule.delay is {self.schedule.delay}, allowed 0 to 1")
         if self.schedule.ramp_epochs < 0 or self.schedule.random_subnets < 0:

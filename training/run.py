@@ -39,7 +39,8 @@ def train(
     does not fit the supernet or the data.
     """
     definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
-    data = load_dataset(config.data.name, config.seed)
+    options = config.data
+    data = load_dataset(options.name, config.seed, options.path, options.validation)
     _check_fits(definition.config.num_classes, definition.config.in_channels, data)
     if not resume and (out / RESUME_FILE).exists():
         raise OutputExistsError(f"{out} already holds a run; pass --resume or choose another --out")

@@ -159,6 +159,7 @@ class Trainer:
             samples,
             self.data.input,
             self._resolution,
+            kind=self.config.data.augmentation,
             strength=self.config.data.augment,
             seed=self.config.seed,
             step=self.step,
