@@ -116,9 +116,14 @@ class SearchSpace:
             archs.append(self._at({n: reached[n] / last[n] for n in last}))
         return tuple(dict.fromkeys(archs))
 
-    def sample(self, rng: np.random.Generator) -> Arch:
-        """Draw each choice independently and uniformly."""
-        return self._compose(lambda _name, choices: int(rng.integers(len(choices))))
+    def sample(self, rng: np.random.Generator, tilt: float | None = None) -> Arch:
+        """Draw each choice independently: uniformly, or the binomial(n - 1, `tilt`)-th of n."""
+
+        def pick(_name: str, choices: Sequence[Number]) -> int:
+            count = len(choices)
+            return int(rng.integers(count) if tilt is None else rng.binomial(count - 1, tilt))
+
+        return self._compose(pick)
 
     def uniform(self, **values: Number) -> Arch:
         """Return the arch that has the given value in every stage or block; largest elsewhere.

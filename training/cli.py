@@ -78,14 +78,13 @@ def train_with_progress(config: TrainConfig, out: Path, *, resume: bool) -> Chec
 
 
 def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:
-    note = f"loss {report.full_loss:.3f}"
-    if report.subnet_loss is not None:
-        note += f", subnets {report.subnet_loss:.3f}"
+    losses = {"loss": report.full_loss, "subnets": report.subnet_loss}
+    note = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
     progress.update(
         task,
         completed=report.step,
         total=report.total_steps,
-        description="full model" if report.num_subnets == 1 else "shrinking",
+        description="full model" if report.subnet_loss is None else "shrinking",
         note=note,
     )
 

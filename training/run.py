@@ -56,7 +56,7 @@ def train(
         definition=definition,
         input=data.input,
         classes=data.classes,
-        state=trainer.weights.state(),
+        state=trainer.state(),
         norm_statistics=evaluation.norm_statistics,
         subnets=evaluation.subnets,
         accuracy_source=(
@@ -87,7 +87,7 @@ def _evaluate(
         seed=config.seed,
     )
     measured = evaluate(
-        {name: tensor.cpu() for name, tensor in trainer.weights.state().items()},
+        {name: tensor.cpu() for name, tensor in trainer.state().items()},
         definition,
         archs,
         input_spec=data.input,
