@@ -144,6 +144,7 @@ def augment(
     strength: float,
     seed: int,
     step: int,
+    rank: int = 0,
 ) -> torch.Tensor:
     """Turn (B, C, H, W) uint8 into augmented network inputs (B, C, resolution, resolution).
 
@@ -154,7 +155,7 @@ def augment(
     """
     if strength == 0.0:
         return spec.normalise(samples, resolution)
-    rng = np.random.default_rng((seed, _AUGMENT, step))
+    rng = np.random.default_rng((seed, _AUGMENT, step, rank))
     if kind == "crop_flip":
         return _crop_flip(spec.normalise(samples, resolution), strength, rng)
     return _affine(spec.normalise(samples, samples.shape[-1]), resolution, strength, rng)

@@ -13,6 +13,7 @@ import torch
 from supernet import Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
 from training.config import TrainConfig
 from training.data import Dataset, load_dataset
+from training.distributed import Workers
 from training.evaluate import Evaluation, candidate_archs, evaluate, pareto
 from training.resume import RESUME_FILE
 from training.trainer import Progress, Trainer
@@ -32,8 +33,11 @@ def train(
     progress: Progress | None = None,
     evaluation_progress: EvaluationProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    workers: Workers | None = None,
 ) -> Checkpoint | None:
     """Run `config` into folder `out` and return the checkpoint, None when stopped before the end.
+
+    Of several `workers` the first evaluates, writes and returns the checkpoint.
 
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
@@ -47,8 +51,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    trainer = Trainer(config, definition, data, out, resume=resume)
-    if not trainer.run(progress=progress, should_stop=should_stop):
+    workers = workers or Workers()
+    trainer = Trainer(config, definition, data, out, resume=resume, workers=workers)
+    if not trainer.run(progress=progress, should_stop=should_stop) or not workers.is_first:
         return None
     evaluation = _evaluate(config, definition, trainer, data, evaluation_progress)
     checkpoint = Checkpoint(

@@ -23,6 +23,7 @@ from supernet.definition import SupernetDefinition
 from supernet.sort import Permutations, importance_order, permute_channels
 from training.config import TrainConfig
 from training.data import Dataset, Split, augment, epoch_batches, steps_per_epoch
+from training.distributed import Workers
 from training.losses import distillation_loss, label_loss, soft_targets
 from training.optimization import Optimization
 from training.resume import ResumeState, load_resume_state, save_resume_state
@@ -62,8 +63,9 @@ class Trainer:
         out: Path,
         *,
         resume: bool = False,
+        workers: Workers | None = None,
     ):
-        """Prepare a run that writes into `out`.
+        """Prepare a run that writes into `out`; `workers` train together (default: alone).
 
         Raises ResumeError when `resume` is asked for and the saved state does not fit.
         """
@@ -76,6 +78,7 @@ class Trainer:
         self.weights = SharedWeights(definition, device=config.device, seed=config.seed)
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
         self._teacher: dict[str, torch.Tensor] = {}
+        self._workers = workers or Workers()
         self.step = 0
         self.permutation: Permutations | None = None
         self._amp_bf16 = config.amp == "bf16" or (
@@ -104,10 +107,10 @@ class Trainer:
             for i, batch in enumerate(batches):
                 if i < offset:
                     continue  # done before the interruption
-                if should_stop():
+                if self._workers.any(should_stop()):
                     self.save()
                     return False
-                report = self._train_step(batch)
+                report = self._train_step(self._workers.share(batch))
                 losses.append(report)
                 if progress is not None:
                     progress(report)
@@ -118,6 +121,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to resume from, replacing the old one only when the new one is whole."""
+        if not self._workers.is_first:
+            return
         state = ResumeState(
             step=self.step,
             permutation=self.permutation,
@@ -152,6 +157,7 @@ class Trainer:
             else:
                 subnet_losses.append(value)
             (loss * task.weight).backward()
+        self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr)
         self.step += 1
         return StepReport(
@@ -216,6 +222,7 @@ class Trainer:
             strength=self.config.data.augment,
             seed=self.config.seed,
             step=self.step,
+            rank=self._workers.rank,
         )
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -247,6 +254,8 @@ class Trainer:
         self.step, self.permutation = state.step, state.permutation
 
     def _log_epoch(self, epoch: int, reports: list[StepReport], seconds: float) -> None:
+        if not self._workers.is_first:
+            return
         line = {
             "epoch": epoch + 1,
             "step": self.step,
