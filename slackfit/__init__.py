@@ -4,6 +4,7 @@ In scope: deadlines, queues, policies, latency profiles, simulation in virtual t
 Out of scope: clocks, threads, networks, tensors, payloads. Needs numpy and nothing else.
 """
 
+from slackfit.derive import densified, with_overhead
 from slackfit.edf import EdfQueue
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
@@ -36,8 +37,10 @@ __all__ = [
     "View",
     "WorkerView",
     "create_policy",
+    "densified",
     "policy_names",
     "replay_log",
     "simulate",
     "summarize",
+    "with_overhead",
 ]

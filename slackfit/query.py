@@ -7,6 +7,7 @@ one clock that the driver owns (virtual in the simulator, monotonic in the serve
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal, NamedTuple, get_args
 
 Status = Literal["on_time", "late", "dropped", "rejected", "failed"]
@@ -35,12 +36,15 @@ class Decision(NamedTuple):
     """What a policy wants done now: the `batch_size` most urgent queries on `subnet_id`.
 
     Fewer queries are taken when fewer wait. `memo` is handed back unread in the next view, so
-    that a pure policy can remember.
+    that a pure policy can remember. Where the scheduler drops the hopeless, waiting queries that
+    are due before `drop_before_s` leave first, as `infeasible`: a policy that keeps to large
+    batches gives up those that only a smaller one could serve in time.
     """
 
     subnet_id: str
     batch_size: int
     memo: object = None
+    drop_before_s: float = -inf
 
 
 class Batch(NamedTuple):

@@ -118,6 +118,14 @@ class RecordingScheduler:
         """See `Scheduler.fail`."""
         return self._do("fail", self._scheduler.fail, batch_id, now_s, reason)
 
+    def retire(self, worker_id: int) -> None:
+        """See `Scheduler.retire`."""
+        self._do("retire", self._scheduler.retire, worker_id)
+
+    def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[Outcome, ...]:
+        """See `Scheduler.cancel_all`."""
+        return self._do("cancel_all", self._scheduler.cancel_all, now_s, reason)
+
     def next_wakeup_s(self) -> float | None:
         """See `Scheduler.next_wakeup_s`; changes nothing and is not written."""
         return self._scheduler.next_wakeup_s()
@@ -214,6 +222,8 @@ class _Known:
             "poll": scheduler.poll,
             "complete": scheduler.complete,
             "fail": scheduler.fail,
+            "retire": scheduler.retire,
+            "cancel_all": scheduler.cancel_all,
             "reconfigure": self._reconfigure,
             "drain": scheduler.drain,
         }

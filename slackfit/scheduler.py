@@ -15,7 +15,8 @@ the chosen subnet stay queued in their places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from slackfit.correction import LatencyCorrection
@@ -178,10 +179,7 @@ class Scheduler:
         worker = self._workers.free(worker_id)
         if worker is None:
             return _NOTHING
-        for query in self._waiting.pop_hopeless(now_s, also_late=self._drops):
-            del self._live[query.query_id]
-            reason = "expired" if query.deadline_s < now_s else "infeasible"
-            self._dropped.append(unserved(query, "dropped", reason, now_s))
+        self._drop(self._waiting.pop_hopeless(now_s, also_late=self._drops), now_s)
         batch = None
         if self._waiting.edf:
             view = self._view
@@ -189,8 +187,11 @@ class Scheduler:
             view.now_s = now_s
             decision = decide(self._policy, view)
             if decision is not None:
-                subnet_id, queries = self._waiting.pop_batch(decision, now_s)
-                batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
+                if self._drops and decision.drop_before_s > -inf:
+                    self._drop(self._waiting.pop_due_before(decision.drop_before_s), now_s)
+                if self._waiting.edf:
+                    subnet_id, queries = self._waiting.pop_batch(decision, now_s)
+                    batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
         if not self._dropped:
             return Dispatch(batch, ()) if batch else _NOTHING
         dropped, self._dropped = self._dropped, []
@@ -209,6 +210,18 @@ class Scheduler:
     def fail(self, batch_id: int, now_s: float, reason: str) -> tuple[Outcome, ...]:
         """End a batch without results, for `reason`. Raises ValueError if it does not run."""
         return failed(self._end(batch_id, now_s)[0], reason, now_s)
+
+    def retire(self, worker_id: int) -> None:
+        """Take a worker out of service for good. Raises ValueError unless it is free."""
+        if self._workers.free(worker_id) is None:
+            raise ValueError(f"worker {worker_id} is busy or retired; fail its batch first")
+        self._workers.retire(worker_id)
+
+    def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[Outcome, ...]:
+        """Drop everything that waits, most urgent first."""
+        waiting = list(self._waiting.edf)
+        outcomes = [self.cancel(query.query_id, now_s, reason) for query in waiting]
+        return tuple(outcome for outcome in outcomes if outcome is not None)
 
     def next_wakeup_s(self) -> float | None:
         """Return when `poll` will act even if nothing arrives or completes, None if never.
@@ -268,6 +281,12 @@ class Scheduler:
             return "unknown_subnet"
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
+
+    def _drop(self, queries: Iterable[Query], now_s: float) -> None:
+        for query in queries:
+            del self._live[query.query_id]
+            reason = "expired" if query.deadline_s < now_s else "infeasible"
+            self._dropped.append(unserved(query, "dropped", reason, now_s))
 
     def _dispatch(
         self, worker_id: int, subnet_id: str, queries: tuple[Query, ...], now_s: float

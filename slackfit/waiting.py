@@ -8,7 +8,7 @@ that no subnet may serve is hopeless always.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, ulp
+from math import inf, nextafter, ulp
 
 from slackfit.edf import EdfQueue
 from slackfit.eligibility import Eligibility, is_plain
@@ -97,6 +97,14 @@ class WaitingQueries:
                 found.append(query)
         return found
 
+    def pop_due_before(self, deadline_s: float) -> tuple[Query, ...]:
+        """Remove and return the queries that are due before `deadline_s`."""
+        count = self.edf.count_due(nextafter(deadline_s, -inf))
+        queries = self.edf.pop(count)
+        if self._num_wishing:
+            self._num_wishing -= sum(not is_plain(query) for query in queries)
+        return queries
+
     def pop_batch(self, decision: Decision, now_s: float) -> tuple[str, tuple[Query, ...]]:
         """Remove and return the queries of a batch and the subnet that they all may run on.
 
@@ -104,7 +112,7 @@ class WaitingQueries:
         that they allow, and the batch is cut to what still meets the head's deadline there (if
         nothing does, it is kept). It is filled in EDF order with queries that may run there.
         """
-        subnet_id, size, _ = decision
+        subnet_id, size = decision.subnet_id, decision.batch_size
         if not self._num_wishing:
             return subnet_id, self.edf.pop(size)
         eligible = self._eligible

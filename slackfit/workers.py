@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from slackfit.policy import WorkerView
 
@@ -31,7 +32,7 @@ class Workers:
             raise ValueError(f"worker {worker_id} is unknown, allowed 0 to {len(self.views) - 1}")
         return self.views[worker_id] if worker_id in free else None
 
-    def occupy(self, worker_id: int, until_s: float, subnet_id: str) -> None:
+    def occupy(self, worker_id: int, until_s: float, subnet_id: str | None) -> None:
         """Mark a free worker as busy; `until_s` is a prediction."""
         self.views[worker_id] = WorkerView(worker_id, until_s, subnet_id)
         if self._free[0] == worker_id:
@@ -44,3 +45,7 @@ class Workers:
         """Mark a busy worker as free; its device still has `subnet_id` current."""
         self.views[worker_id] = WorkerView(worker_id, now_s, subnet_id)
         heappush(self._free, worker_id)
+
+    def retire(self, worker_id: int) -> None:
+        """Take a free worker out of service; policies see it as busy for ever."""
+        self.occupy(worker_id, inf, self.views[worker_id].last_subnet_id)

@@ -5,19 +5,41 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from slackfit.policies.drainfit import DrainFit
 from slackfit.policies.fixed import Fixed
+from slackfit.policies.infaas import Infaas
 from slackfit.policies.maxacc import MaxAcc
 from slackfit.policies.maxbatch import MaxBatch
+from slackfit.policies.modelzoo import ModelZoo
+from slackfit.policies.proteus import Proteus
 from slackfit.policies.slackfit import SlackFit
+from slackfit.policies.sushi import Sushi
 from slackfit.policy import Policy, PolicyFactory
 from slackfit.profile import LatencyProfile
 
-__all__ = ["Fixed", "MaxAcc", "MaxBatch", "SlackFit", "create_policy", "policy_names"]
+__all__ = [
+    "DrainFit",
+    "Fixed",
+    "Infaas",
+    "MaxAcc",
+    "MaxBatch",
+    "ModelZoo",
+    "Proteus",
+    "SlackFit",
+    "Sushi",
+    "create_policy",
+    "policy_names",
+]
 
 _FACTORIES: dict[str, PolicyFactory] = {
     "slackfit": SlackFit,
     "maxacc": MaxAcc,
     "maxbatch": MaxBatch,
+    "drainfit": DrainFit,
+    "infaas": Infaas,
+    "sushi": Sushi,
+    "proteus": Proteus,
+    "modelzoo": ModelZoo,
 }
 _FIXED = "fixed:"
 _FIXED_ALIASES = ("smallest", "middle", "largest")
@@ -37,9 +59,12 @@ def create_policy(name: str, profile: LatencyProfile, **params: Any) -> Policy:
     """Build the policy called `name` for `profile`.
 
     `fixed:smallest|middle|largest` name the subnet by its place in ascending order of accuracy;
-    the policy's own name is then the resolved one. Raises ValueError for an unknown name, subnet
-    or parameter (it lists the known ones).
+    the policy's own name is then the resolved one. Parameters may follow the name, as in
+    `slackfit@num_buckets=40@variant=bucket`. Raises ValueError for an unknown name, subnet or
+    parameter (it lists the known ones) and for a bad value.
     """
+    name, *texts = name.split("@")
+    params = {**dict(_parameter(text) for text in texts), **params}
     if name.startswith(_FIXED):
         subnet_id = _resolve(name.removeprefix(_FIXED), profile)
         _check_params(name, Fixed, params)
@@ -48,6 +73,19 @@ def create_policy(name: str, profile: LatencyProfile, **params: Any) -> Policy:
         raise ValueError(f"policy {name!r} is unknown, allowed {', '.join(policy_names())}")
     _check_params(name, _FACTORIES[name], params)
     return _FACTORIES[name](profile, **params)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """Return (key, value) of `key=value`; the value is a number, true, false or a text."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ValueError(f"policy parameter {text!r} is not of the form key=value")
+    for convert in (int, float, {"true": True, "false": False}.__getitem__):
+        try:
+            return key, convert(value)
+        except (ValueError, KeyError):
+            continue
+    return key, value
 
 
 def _resolve(which: str, profile: LatencyProfile) -> str:

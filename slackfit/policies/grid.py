@@ -16,6 +16,7 @@ class Grid:
         self.profile = profile
         rows = profile.table(quantile)
         self.most_accurate_first = [(s, rows[s]) for s in reversed(profile.subnet_ids)]
+        self.accuracy = {s.subnet_id: s.accuracy for s in profile.subnets}
         self.largest_first = profile.batch_sizes[::-1]
         largest = profile.max_batch_size
         self.late = Decision(min(rows, key=lambda s: rows[s][largest]), largest)

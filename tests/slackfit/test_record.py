@@ -135,7 +135,7 @@ def test_a_recorder_has_every_public_name_of_the_scheduler():
         (
             lambda lines: [lines[0], '{"call":"jump","args":[],"result":null}'],
             "line 2: call 'jump' is unknown, allowed submit, cancel, poll, complete, fail, "
-            "reconfigure, drain",
+            "retire, cancel_all, reconfigure, drain",
         ),
         (
             lambda lines: lines,

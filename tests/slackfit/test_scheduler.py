@@ -281,3 +281,26 @@ def test_submitting_many_is_submitting_each(resnet):
             assert many.submit_all(some) == [o for o in refused if o]
             assert many.poll(0.0) == one.poll(0.0)
             assert len(many) == len(one)
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_what_the_policy_gives_up_leaves_before_the_batch_where_dropping_is_on(
+    trio, planned, drops
+):
+    decision = Decision("small", 2, None, drop_before_s=0.05)
+    scheduler = Scheduler(trio, planned(decision), drop_hopeless=drops)
+    for i, slo_s in enumerate((0.02, 0.049, 0.05, 0.3)):
+        scheduler.submit(Query(i, 0.0, slo_s), 0.0)
+    batch, dropped = scheduler.poll(0.0)
+    assert batch is not None
+    assert [q.query_id for q in batch.queries] == ([2, 3] if drops else [0, 1])
+    assert [(o.query_id, o.status, o.reason) for o in dropped] == (
+        [(0, "dropped", "infeasible"), (1, "dropped", "infeasible")] if drops else []
+    )
+
+
+def test_giving_up_everything_leaves_no_batch(trio, planned):
+    scheduler = Scheduler(trio, planned(Decision("small", 2, None, 9.0)), drop_hopeless=True)
+    scheduler.submit(Query(0, 0.0, 0.5, min_accuracy=0.8), 0.0)
+    batch, dropped = scheduler.poll(0.0)
+    assert (batch, len(dropped), len(scheduler)) == (None, 1, 0)

@@ -1,0 +1,156 @@
+"""The simulated devices: how long a batch really takes there, and what befalls them.
+
+The scheduler predicts with its profile; here is what it may not know: a dispatch overhead, loading
+times of policies without a shared supernet, noise, devices that are slower than the profile, that
+slow down or fail. Everything random is drawn from one seed, one draw per batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.query import Batch
+
+_DRAWS = 4096  # random numbers made at once
+
+
+class Failure(NamedTuple):
+    """Worker `worker_id` fails at `at_s`, with what it runs, and is not used again."""
+
+    at_s: float
+    worker_id: int
+
+
+class Slowdown(NamedTuple):
+    """From `at_s` on, batches that start on `worker_id` take `factor` times as long."""
+
+    at_s: float
+    worker_id: int
+    factor: float
+
+
+class Devices:
+    """Real latencies of batches on `num_workers` devices."""
+
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        seed: int = 0,
+        overhead_s: float = 0.0,
+        switch_cost_s: float | Mapping[str, float] = 0.0,
+        noise: LatencyProfile | Sequence[float] | None = None,
+        profiles: Sequence[LatencyProfile] | None = None,
+    ) -> None:
+        """Describe the devices.
+
+        `overhead_s` is added to every batch, `switch_cost_s` (one time, or one per subnet) when a
+        worker gets another subnet than its last. `noise` is a profile, from whose quantiles of the
+        batch's subnet and size a ratio to the median is drawn, or residuals: ratios of measured to
+        predicted latency, of which one is drawn. `profiles` has one profile per worker whose
+        medians replace the predicted latencies (heterogeneous devices).
+
+        Raises ValueError for a negative time, a ratio that is not positive, or too few profiles;
+        ProfileError for a noise profile that has only a median.
+        """
+        costs = switch_cost_s.values() if isinstance(switch_cost_s, Mapping) else [switch_cost_s]
+        if not overhead_s >= 0:
+            raise ValueError(f"dispatch_overhead_s is {overhead_s}, allowed 0 or more")
+        if not all(cost >= 0 for cost in costs):
+            raise ValueError(f"switch_cost_s goes down to {min(costs)}, allowed 0 or more")
+        if profiles is not None and len(profiles) != num_workers:
+            raise ValueError(
+                f"profiles has {len(profiles)} for {num_workers} workers, allowed one each"
+            )
+        self._overhead_s = overhead_s
+        self._switch_cost_s = switch_cost_s
+        self._switches = any(costs)
+        self._tables = None if profiles is None else [p.table() for p in profiles]
+        self._last: list[str | None] = [None] * num_workers
+        self._factors = [1.0] * num_workers
+        self._noise = None if noise is None else _noise(noise)
+        self._rng = np.random.default_rng(seed)
+        self._draws: list[float] = []
+        #: Whether every batch takes what was predicted, plus the overhead.
+        self.is_plain = not (self._switches or self._noise or self._tables)
+
+    def slow_down(self, worker_id: int, factor: float) -> None:
+        """Multiply what batches take on a worker from now on."""
+        self._factors[worker_id] = factor
+        self.is_plain = False
+
+    def latency_s(self, batch: Batch) -> float:
+        """Return what a batch takes; call it once per batch, in order of dispatch."""
+        _, worker_id, subnet_id, queries, _, seconds = batch
+        if self._tables is not None:
+            seconds = self._tables[worker_id][subnet_id][len(queries)]
+        if self._noise is not None:
+            seconds *= self._noise.ratio(subnet_id, len(queries), self._draw())
+        seconds = seconds * self._factors[worker_id] + self._overhead_s
+        if self._switches:
+            last, self._last[worker_id] = self._last[worker_id], subnet_id
+            if last is not None and last != subnet_id:
+                cost = self._switch_cost_s
+                seconds += cost[subnet_id] if isinstance(cost, Mapping) else cost
+        return seconds
+
+    def _draw(self) -> float:
+        if not self._draws:
+            self._draws = self._rng.random(_DRAWS).tolist()
+        return self._draws.pop()
+
+
+def _noise(noise: LatencyProfile | Sequence[float]) -> _Quantiles | _Residuals:
+    return _Quantiles(noise) if isinstance(noise, LatencyProfile) else _Residuals(noise)
+
+
+class _Residuals:
+    """Ratios of measured to predicted latency, equally likely."""
+
+    def __init__(self, ratios: Sequence[float]) -> None:
+        if not len(ratios) or not all(0 < ratio < float("inf") for ratio in ratios):
+            raise ValueError("noise needs at least one residual, each a finite ratio above 0")
+        self._ratios = list(ratios)
+
+    def ratio(self, subnet_id: str, size: int, draw: float) -> float:
+        return self._ratios[int(draw * len(self._ratios))]
+
+
+class _Quantiles:
+    """Ratios to the median by linear interpolation between a profile's quantiles.
+
+    Below the median nothing is profiled: the ratio is 1 there; above the last quantile it is that
+    one's. So the noise only ever delays, and by no more than was measured.
+    """
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        names = {
+            name
+            for name in profile.subnets[0].latency_s
+            if all(name in subnet.latency_s for subnet in profile.subnets)
+        }
+        levels = sorted(float(n[1:]) / 100 for n in names if n[1:].replace(".", "").isdigit())
+        self._levels = [level for level in levels if level >= 0.5]
+        if len(self._levels) < 2:
+            raise ProfileError(
+                f"noise needs quantiles beyond p50, profile {profile.name!r} has "
+                f"{', '.join(sorted(names))} for all subnets; measure them, or give residuals"
+            )
+        self._tables = [profile.table(f"p{level * 100:g}") for level in self._levels]
+
+    def ratio(self, subnet_id: str, size: int, draw: float) -> float:
+        at = bisect_right(self._levels, draw)
+        if at == 0:
+            return 1.0
+        median_s = self._tables[0][subnet_id][size]
+        low_s = self._tables[at - 1][subnet_id][size]
+        if at == len(self._levels):
+            return low_s / median_s
+        high_s = self._tables[at][subnet_id][size]
+        share = (draw - self._levels[at - 1]) / (self._levels[at] - self._levels[at - 1])
+        return (low_s + (high_s - low_s) * share) / median_s

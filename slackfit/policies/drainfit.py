@@ -1,0 +1,236 @@
+"""DrainFit: the pace at which the whole queue must drain, not the slack of its head (this project).
+
+Serving a query more accurately takes longer, with diminishing returns, so an even pace is best:
+the problem is speed scaling, where Optimal Available (Yao, Demers, Shenker, FOCS 1995) runs at the
+lowest speed that meets all deadlines if nothing more arrives. DrainFit does that for batches, on
+all workers, and counts on what will arrive:
+
+1. Pace. A demand is (time h from now, queries that must have left by then): of the queue itself
+   at a few h up to one SLO, and queue plus expected arrivals at a few h beyond (those that will be
+   due by then). The workers supply sum of (h - time until free - one full batch, which a deadline
+   may cut off). The pace, worker seconds per query, is the least supply / demand. The horizons
+   reach so far that the drain rate does not fall below the arrival rate for long.
+2. Reserve. The queue gets what a burst leaves over: the expected arrivals plus `reserve` standard
+   deviations are served by the subnet with the highest throughput, so the smallest subnet alone
+   can still save every deadline. (A - burst x its seconds per query) / queue bounds the pace.
+3. The most accurate subnet whose full batch keeps the pace. What rounding down leaves is carried
+   over as credit, so the mean pace is kept with few subnets too. (Not under a reserve that binds.)
+4. All that waits, up to a full batch, if the head's slack affords it on that subnet. Else the
+   subnet, with the batch cut as far as the pace allows, that is most accurate and affordable.
+5. A head that no subnet serves in time in a batch as large as the pace demands is given up, with
+   all that are due before that batch ends: one small batch for it would make more queries late.
+   Queries of a class above 0 are never given up for others; the batch is cut for them.
+
+Floors and pins of the head bound the choice; those of others are kept by the scheduler. Cost per
+decision O(workers + demands x log n), about 10 us. The constants were chosen on the paper's ResNet
+profile and traffic, for traffic that goes on; for bursts that end with nothing behind them
+`expect=0.25, lead=0.25, reserve=1` is better. docs/log.md has what was tried. More slack does not always mean more accuracy
+(a later deadline can move the whole plan), so this policy does not claim it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import inf
+from typing import NamedTuple, cast
+
+from slackfit.forecast import Forecast, begin_forecast
+from slackfit.policy import View, WorkerView
+from slackfit.profile import LatencyProfile
+from slackfit.query import Decision
+
+_BEYOND = (1.5, 2.0, 3.0, 5.0, 8.0)  # horizons of the forecast, in SLOs
+_QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is looked at
+_PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
+_WINDOWS_PER_SLO = 2
+_LONGEST_SLO = 100  # slowest batches; deadlines further away (none at all, say) are not planned for
+_CLASS_LOOK_AT = 64  # queries asked for their class before any are given up
+
+
+class _Memo(NamedTuple):
+    forecast: Forecast
+    slo_s: float
+    arrivals: tuple[tuple[float, float, float], ...]  # (horizon s, counted on, in a burst)
+    credit_s: float  # worker time that rounding the pace down has left
+
+
+class _Need(NamedTuple):
+    """What the queue and the forecast ask of this decision."""
+
+    pace_s: float  # worker seconds per query, step 1
+    reserved_s: float  # the same under the reserve, step 2
+    slack_s: float  # of the head
+    size: int  # queries that wait, at most a full batch
+    floor: int  # index of the least accurate subnet that the head accepts
+
+
+class DrainFit:
+    """See the module. Has the hopeless dropped unless told not to."""
+
+    name = "drainfit"
+
+    def __init__(
+        self,
+        profile: LatencyProfile,
+        *,
+        reserve: float = 4.0,
+        expect: float = 1.0,
+        lead: float = 1.0,
+        quantile: str = "p50",
+        drop_hopeless: bool = True,
+    ) -> None:
+        """Prepare for `profile`.
+
+        `reserve` is in standard deviations of the arrivals, `expect` the share of the forecast
+        that is counted on (1: traffic goes on as it comes; 0: nothing more comes), `lead` how many
+        full batches per worker a deadline may cut off. Raises ValueError for one that is below 0
+        or not finite, ProfileError when the profile lacks the quantile.
+        """
+        for name, value in (("reserve", reserve), ("expect", expect), ("lead", lead)):
+            if not 0 <= value < inf:
+                raise ValueError(f"{name} is {value}, allowed a finite number of 0 or more")
+        self._expect = expect
+        self._lead = lead
+        self.drop_hopeless = drop_hopeless
+        self._reserve = reserve
+        self._quantile = quantile
+        self._build(profile)
+
+    def decide(self, view: View, now_s: float) -> Decision | None:
+        """Choose subnet and batch size for the pace that the queue and the forecast demand."""
+        if view.profile is not self._profile:
+            self._build(view.profile)
+        memo = self._remember(view, now_s)
+        need = self._need(view, now_s, memo)
+        _, reserved_s, slack_s, size, floor = need
+        wanted, credit_s = self._subnet_at(need.pace_s, size, memo.credit_s)
+        if reserved_s < need.pace_s:
+            wanted = max(min(wanted, bisect_right(self._full_s, reserved_s) - 1), 0)
+        wanted = max(wanted, floor)
+        if self._latency_s[size][wanted] > slack_s:
+            return self._cut_short(view, now_s, need, wanted, memo)
+        return Decision(self._ids[wanted], size, _Memo(memo[0], memo[1], memo[2], credit_s))
+
+    def _remember(self, view: View, now_s: float) -> _Memo:
+        """Return the memo, brought up to date when a window of the forecast is over."""
+        memo = cast("_Memo | None", view.memo)
+        if memo is not None and now_s < memo.forecast.until_s:
+            return memo
+        head = view.queue.head()
+        slo_s = min(head.deadline_s - head.arrival_s, self._longest_slo_s)
+        if memo is None:
+            forecast = begin_forecast(view, now_s, slo_s / _WINDOWS_PER_SLO)
+            credit_s = 0.0
+        else:
+            slo_s = memo.slo_s + (slo_s - memo.slo_s) / 8
+            forecast = memo.forecast.update(view, now_s)
+            credit_s = memo.credit_s
+        arrivals: list[tuple[float, float, float]] = []
+        for slos in _BEYOND:
+            mean, sigma = forecast.arrivals(slo_s * (slos - 1), self._expect)
+            counted = mean + _PACE_SIGMAS * self._expect * sigma
+            arrivals.append((slo_s * slos, counted, mean + self._reserve * sigma))
+        return _Memo(forecast, slo_s, tuple(arrivals), credit_s)
+
+    def _need(self, view: View, now_s: float, memo: _Memo) -> _Need:
+        """Return steps 1 and 2, and what bounds the choice."""
+        queue = view.queue
+        num_waiting = len(queue)
+        head = queue.head()
+        slack_s = head.deadline_s - now_s
+        free_s, until_s = _supply(view.workers, now_s, self._lead_s)
+        demands = [
+            (horizon_s, num_waiting + counted, burst) for horizon_s, counted, burst in memo.arrivals
+        ]
+        if num_waiting > self._max_batch:
+            step_s = max(memo.slo_s - slack_s, 0.0) / _QUEUE_DEMANDS
+            for i in range(1, _QUEUE_DEMANDS + 1):
+                horizon_s = slack_s + i * step_s
+                demands.append((horizon_s, queue.count_due(now_s + horizon_s), 0.0))
+        pace_s = reserved_s = inf
+        fastest_s = self._full_s[0]
+        for horizon_s, count, burst in demands:
+            known = bisect_left(free_s, horizon_s)
+            supply_s = known * horizon_s - until_s[known]
+            if supply_s < pace_s * count:
+                pace_s = supply_s / count
+            if burst and supply_s - fastest_s * burst < reserved_s * num_waiting:
+                reserved_s = (supply_s - fastest_s * burst) / num_waiting
+        floor = bisect_left(self._accuracies, head.min_accuracy) if head.min_accuracy > 0.0 else 0
+        size = min(num_waiting, self._max_batch)
+        return _Need(pace_s, reserved_s, slack_s, size, min(floor, len(self._ids) - 1))
+
+    def _subnet_at(self, pace_s: float, size: int, credit_s: float) -> tuple[int, float]:
+        """Return the subnet (an index) whose full batch keeps the pace, and the new credit."""
+        full_s = self._full_s
+        wanted = max(bisect_right(full_s, pace_s + credit_s / size) - 1, 0)
+        return wanted, self._bounded(credit_s + (pace_s - full_s[wanted]) * size, wanted)
+
+    def _bounded(self, credit_s: float, index: int) -> float:
+        """Return the credit, at most what one full batch takes more on the next subnet."""
+        bound_s = self._steps_s[index]
+        return max(-bound_s, min(bound_s, credit_s))
+
+    def _cut_short(
+        self, view: View, now_s: float, need: _Need, wanted: int, memo: _Memo
+    ) -> Decision:
+        """Choose where the slack does not afford all that wait on `wanted`: steps 4 and 5.
+
+        More accuracy in a smaller batch must keep the pace by itself; of equally accurate subnets
+        the largest batch is taken.
+        """
+        pace_s, reserved_s, slack_s, size, floor = need
+        ceiling_s = min(pace_s, reserved_s)
+        best, best_size = min(wanted, bisect_right(self._latency_s[size], slack_s) - 1), size
+        for smaller in range(size - 1, 0, -1):
+            keeping = bisect_right(self._per_query_s[smaller], ceiling_s) - 1
+            if keeping <= best:
+                break
+            index = min(wanted, keeping, bisect_right(self._latency_s[smaller], slack_s) - 1)
+            if index > best:
+                best, best_size = index, smaller
+        if best >= floor:
+            row_s = self._full_s if best_size == size else self._per_query_s[best_size]
+            saved_s = (pace_s - row_s[best]) * best_size
+            credit_s = self._bounded(memo.credit_s + saved_s, best)
+            return Decision(self._ids[best], best_size, memo._replace(credit_s=credit_s))
+        end_s = now_s + self._latency_s[size][0]
+        if floor or not _may_give_up(view, end_s):
+            fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
+            return Decision(self._ids[floor], next(fitting, size), memo)
+        return Decision(self._ids[0], size, memo, end_s)
+
+    def _build(self, profile: LatencyProfile) -> None:
+        """Lay out the Pareto subnets, ascending in accuracy and latency, by batch size."""
+        pareto = profile.pareto(self._quantile)
+        rows = pareto.table(self._quantile)
+        largest = pareto.max_batch_size
+        self._profile = profile
+        self._ids = pareto.subnet_ids
+        self._accuracies = [subnet.accuracy for subnet in pareto.subnets]
+        self._max_batch = largest
+        # A subnet that is slower here than a more accurate one counts as slow as that: sorted.
+        by_size = [[rows[i][size] for i in self._ids] for size in range(largest + 1)]
+        self._latency_s = [list(accumulate(row, max)) for row in by_size]
+        self._per_query_s = [[t / max(b, 1) for t in row] for b, row in enumerate(self._latency_s)]
+        self._full_s = self._per_query_s[largest]
+        self._steps_s = [(b - a) * largest for a, b in pairwise(self._full_s)] + [0.0]
+        # Batches do not end where deadlines are: up to one per worker helps none of those due.
+        self._lead_s = self._lead * self._latency_s[largest][0]
+        self._longest_slo_s = _LONGEST_SLO * self._latency_s[largest][-1]
+
+
+def _supply(
+    workers: Sequence[WorkerView], now_s: float, lead_s: float
+) -> tuple[list[float], list[float]]:
+    """Return when the workers can begin (ascending, seconds from now) and the sums up to each."""
+    free_s = sorted([max(worker.busy_until_s - now_s, 0.0) + lead_s for worker in workers])
+    return free_s, [0.0, *accumulate(free_s)]
+
+
+def _may_give_up(view: View, due_before_s: float) -> bool:
+    """Whether nothing of a class above 0 is due before that (of the first that wait)."""
+    count = min(view.queue.count_due(due_before_s), _CLASS_LOOK_AT)
+    return all(query.query_class <= 0 for query in view.queue.earliest(count))
