@@ -42,7 +42,6 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
             module.register_forward_hook(count_conv)
         elif isinstance(module, nn.Linear):
             module.register_forward_hook(count_linear)
-    size = arch.resolution
-    with torch.inference_mode():
-        net(torch.empty(1, definition.config.in_channels, size, size, device="meta"))
+    with torch.inference_mode(), torch.device("meta"):
+        net(definition.example_input(arch))
     return Cost(sum(macs), sum(p.numel() for p in net.parameters()))
