@@ -73,9 +73,10 @@ class ConvNormAct(Block):
         *,
         act: str = "relu",
         bn_eps: float = 1e-5,
+        same_padding: bool = False,
     ):
         super().__init__()
-        self.conv = conv2d(in_channels, out_channels, kernel, stride)
+        self.conv = conv2d(in_channels, out_channels, kernel, stride, same_padding=same_padding)
         self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps)
         self._act = ACTIVATIONS[act]
 

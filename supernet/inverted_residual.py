@@ -7,11 +7,15 @@ kernel; the outer widths are the config's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.blocks import ACTIVATIONS, KernelChoice, conv2d
+from supernet.arch import Arch
+from supernet.blocks import ACTIVATIONS, BlockSequence, KernelChoice, conv2d, round_channels
 from supernet.describe import Block
 from supernet.family import ChannelGroup, norm_vectors
 
@@ -124,4 +128,74 @@ def inverted_residual_groups(
     return (
         ChannelGroup(name=f"{block}.inner", produced=tuple(produced), consumed=consumed),
         *gates,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage of inverted residuals at full size, as MobileNet papers tabulate it.
+
+    `expand` has one ratio of inner to incoming width per block; only the first block strides.
+    """
+
+    channels: int
+    kernel: int
+    expand: tuple[float, ...]
+    stride: int = 1
+    has_se: bool = False
+    act: str = "relu"
+
+    def kernels(self, choices: Sequence[int]) -> tuple[int, ...]:
+        """The elastic kernel sizes: those of `choices` below the full one, and the full one."""
+        return (*(k for k in choices if k < self.kernel), self.kernel)
+
+
+def append_stages(
+    blocks: BlockSequence,
+    stages: Sequence[Stage],
+    arch: Arch,
+    *,
+    in_channels: int,
+    kernel_choices: Sequence[int],
+    bn_eps: float,
+    same_padding: bool,
+) -> int:
+    """Append the blocks of `arch` as `1.0`, `1.1`, `2.0`, ...; return the outgoing width.
+
+    Here an arch's `expand` is a part of each block's full inner width.
+    """
+    part, kernel = iter(arch.expand), iter(arch.kernel)
+    for number, (stage, depth) in enumerate(zip(stages, arch.depth, strict=True), start=1):
+        kept = BlockSequence()
+        for i in range(depth):
+            full = round_channels(in_channels * stage.expand[i])
+            mid_channels = round_channels(full * next(part))
+            chosen = next(kernel, None)
+            kept[str(i)] = InvertedResidual(
+                in_channels,
+                mid_channels,
+                stage.channels,
+                kernels=(chosen,) if chosen else stage.kernels(kernel_choices),
+                stride=stage.stride if i == 0 else 1,
+                se_hidden=round_channels(mid_channels / 4) if stage.has_se else 0,
+                act=stage.act,
+                bn_eps=bn_eps,
+                same_padding=same_padding,
+            )
+            in_channels = stage.channels
+        blocks[str(number)] = kept
+    return in_channels
+
+
+def stage_groups(
+    stages: Sequence[Stage], kernel_choices: Sequence[int]
+) -> tuple[ChannelGroup, ...]:
+    """Channel groups of the blocks that `append_stages` appends at full depth."""
+    return tuple(
+        group
+        for number, stage in enumerate(stages, start=1)
+        for i in range(len(stage.expand))
+        for group in inverted_residual_groups(
+            f"blocks.{number}.{i}", stage.kernels(kernel_choices), stage.has_se
+        )
     )

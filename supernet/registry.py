@@ -34,6 +34,10 @@ _BUILT_IN = (
     "supernet.families.ofa_resnet50",
     "supernet.families.ofa_mobilenet_v3",
     "supernet.families.ofa_proxyless",
+    "supernet.families.mobilenet_v3",
+    "supernet.families.efficientnet_lite",
+    "supernet.families.vit",
+    "supernet.families.bert",
 )
 _ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}

@@ -21,6 +21,10 @@ MEMBERS = {
     "ofa_resnet50": define_supernet("ofa_resnet50", num_classes=10),
     "ofa_mobilenet_v3": define_supernet("ofa_mobilenet_v3", num_classes=10),
     "ofa_proxyless": define_supernet("ofa_proxyless_w1.0", num_classes=10),
+    "mobilenet_v3": define_supernet("mobilenetv3_small_100", num_classes=10),
+    "efficientnet_lite": define_supernet("tf_efficientnet_lite0", num_classes=10),
+    "vit": define_supernet("vit_tiny_patch16_224", num_classes=10, resolution=32),
+    "bert": define_supernet("bert_tiny", vocab_size=100, num_tokens=12),
 }
 NUM_ARCHS = 50
 
@@ -47,8 +51,7 @@ def small_input(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     if not example.is_floating_point():
         return torch.randint(1, 100, example.shape, generator=generator)
-    size = definition.family.example_input(definition.config, arch, 1).shape[-1]
-    size = size if getattr(definition.config, "fixed_resolution", False) else min(size, 32)
+    size = min(arch.resolution, 32)
     return torch.randn(*example.shape[:2], size, size, generator=generator)
 
 
