@@ -1,7 +1,7 @@
 """The inverted residual block (Sandler et al., CVPR 2018; Howard et al., ICCV 2019) and its kin.
 
 Parameter names are timm's, but for the depthwise kernel, which carries its size:
-`conv_dw.5.weight` (docs/decisions/003-elastic-kernels.md). Elastic in the inner width and in the
+`conv_dw.5.weight` (docs/decisions/004-elastic-kernels.md). Elastic in the inner width and in the
 kernel; the outer widths are the config's.
 """
 

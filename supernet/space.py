@@ -75,7 +75,7 @@ class SearchSpace:
         """What the stored supernet is built at: the largest arch, with every kernel size.
 
         Only its kernels differ from `largest`: none is chosen, so all are present. It is no
-        member of the space (docs/decisions/003-elastic-kernels.md).
+        member of the space (docs/decisions/004-elastic-kernels.md).
         """
         return replace(self.largest, kernel=())
 

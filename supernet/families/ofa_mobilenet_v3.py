@@ -5,7 +5,7 @@ ratio 3, 4, 6 and kernel 3, 5, 7 per block, and resolution. Blocks are numbered 
 files: block 0 is static, stage s (from 0) has the blocks 4s + 1 to 4s + 4.
 
 Differences: 5x5 and 3x3 kernels are parameters of their own, materialised from the 7x7 kernel when
-weights are imported (docs/decisions/003-elastic-kernels.md).
+weights are imported (docs/decisions/004-elastic-kernels.md).
 """
 
 from __future__ import annotations
