@@ -83,7 +83,7 @@ class EagerExecutor:
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._threads_set = threading.local()
-        net = checkpoint.definition.on_meta(checkpoint.definition.space.largest)
+        net = checkpoint.definition.on_meta()
         net.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
         self._net = net.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
         self.actuator = Actuator(self._net, checkpoint.definition)
