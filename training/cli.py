@@ -42,7 +42,7 @@ def train(
     """Train a supernet, calibrate and evaluate its subnets, write a checkpoint folder."""
     try:
         checkpoint = train_with_progress(load_config(config, set_ or ()), out, resume=resume)
-    except (ValueError, FileNotFoundError, TrainingDivergedError) as error:
+    except (ValueError, TrainingDivergedError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     if checkpoint is None:

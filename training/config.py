@@ -104,10 +104,12 @@ class TrainConfig:
 def load_config(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
     """Read a TOML file and apply `section.key=value` changes.
 
-    Raises ConfigError (malformed, unknown key, wrong type) or FileNotFoundError.
+    Raises ConfigError: no such file, malformed, unknown key, wrong type.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML ({error})") from None
     for change in changes:

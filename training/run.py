@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from supernet import Checkpoint, define_supernet, save_checkpoint
+from supernet import Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
 from training.config import TrainConfig
 from training.data import Dataset, load_dataset
 from training.evaluate import Evaluation, candidate_archs, evaluate, pareto
@@ -49,7 +49,7 @@ def train(
     trainer = Trainer(config, definition, data, out, resume=resume)
     if not trainer.run(progress=progress, should_stop=should_stop):
         return None
-    evaluation = _evaluate(config, trainer, data, evaluation_progress)
+    evaluation = _evaluate(config, definition, trainer, data, evaluation_progress)
     checkpoint = Checkpoint(
         name=config.name,
         definition=definition,
@@ -73,9 +73,12 @@ def train(
 
 
 def _evaluate(
-    config: TrainConfig, trainer: Trainer, data: Dataset, progress: EvaluationProgress | None
+    config: TrainConfig,
+    definition: SupernetDefinition,
+    trainer: Trainer,
+    data: Dataset,
+    progress: EvaluationProgress | None,
 ) -> Evaluation:
-    definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
     options = config.evaluation
     archs = candidate_archs(
         definition.space,

@@ -114,13 +114,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to resume from, replacing the old one only when the new one is whole."""
-        momentum = {
-            name: self._optimizer.state[p]["momentum_buffer"]
-            for name, p in self.weights.parameters.items()
-            if "momentum_buffer" in self._optimizer.state[p]
-        }
         parameters = {name: p.detach() for name, p in self.weights.parameters.items()}
-        state = ResumeState(self.step, self.permutation, parameters, momentum)
+        state = ResumeState(self.step, self.permutation, parameters, self._momentum())
         save_resume_state(self._out, self.config, state)
 
     def _train_step(self, batch: Split) -> StepReport:
@@ -176,13 +171,16 @@ class Trainer:
         weights = {name: p.detach() for name, p in self.weights.parameters.items()}
         order = importance_order(weights, groups)
         permute_channels(weights, groups, order)
-        momentum = {
-            name: self._optimizer.state[p]["momentum_buffer"]
-            for name, p in self.weights.parameters.items()
-            if "momentum_buffer" in self._optimizer.state[p]
-        }
-        permute_channels(momentum, groups, order)
+        permute_channels(self._momentum(), groups, order)
         self.permutation = order
+
+    def _momentum(self) -> dict[str, torch.Tensor]:
+        states = self._optimizer.state
+        return {
+            name: states[p]["momentum_buffer"]
+            for name, p in self.weights.parameters.items()
+            if "momentum_buffer" in states[p]
+        }
 
     def _make_optimizer(self) -> torch.optim.SGD:
         options = self.config.optimizer
