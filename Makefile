@@ -32,8 +32,9 @@ test-gpu: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
+# Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)
-	$(BIN)/python -m serve.demo --out runs/demo $(if $(TRACE),--trace '$(TRACE)')
+	OMP_WAIT_POLICY=passive $(BIN)/python -m serve.demo --out runs/demo $(if $(TRACE),--trace '$(TRACE)')
 
 proto: $(STAMP)
 	@echo "The Open Inference Protocol is served over HTTP only so far: there are no stubs to generate."

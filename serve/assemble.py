@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
     """Load what `config` names and return the ASGI app; `resources` closes what was opened.
 
-    Raises ConfigError, ProfileError or CheckpointError, each a text of one line.
+    Raises ConfigError or ProfileError, a text of one line.
     """
     loaded = load(config)
     resources.callback(loaded.executor.close)
@@ -67,7 +67,11 @@ def build_model(
     executor, profile, name = loaded
     offered, policy = _offer(config, profile)
     scheduler = Scheduler(
-        offered, policy, max_queue=config.max_queue, drop_hopeless=config.drop_hopeless
+        offered,
+        policy,
+        max_queue=config.max_queue,
+        drop_hopeless=config.drop_hopeless,
+        correct_latency=config.correct_latency,
     )
     driven = scheduler
     if config.record is not None:
@@ -89,7 +93,8 @@ def build_model(
         device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
-    return ServedModel(spec, engine, profile, live)
+    allowance_s = config.reply_allowance_ms * 1e-3
+    return ServedModel(spec, engine, profile, live, reply_allowance_s=allowance_s)
 
 
 def check(config: ServeConfig) -> None:
@@ -114,8 +119,8 @@ def load(config: ServeConfig) -> Loaded:
     if config.device == "timed":
         return _load_timed(config, given)
     from subnetact import load_executor
-    from subnetact.device import device_name
 
+    device = _device_name(config)
     checkpoint = _read_checkpoint(config)
     _check_fit(given, checkpoint, config)
     executor = load_executor(
@@ -125,7 +130,6 @@ def load(config: ServeConfig) -> Loaded:
         max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
     )
     name = config.model_name or checkpoint.name or DEFAULT_NAME
-    device = device_name(executor.device)
     if given is not None and given.device == device:
         return Loaded(executor, given, name)
     if given is not None:
@@ -136,12 +140,24 @@ def load(config: ServeConfig) -> Loaded:
 
 
 def _read_checkpoint(config: ServeConfig) -> Checkpoint:
-    from supernet import load_checkpoint
+    from supernet import CheckpointError, load_checkpoint
 
     assert config.checkpoint is not None, "checked by ServeConfig"
     if not Path(config.checkpoint).is_dir():
         raise ConfigError(f"checkpoint {config.checkpoint}: no such folder")
-    return load_checkpoint(config.checkpoint)
+    try:
+        return load_checkpoint(config.checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _device_name(config: ServeConfig) -> str:
+    from subnetact.device import device_name
+
+    try:
+        return device_name(config.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _check_fit(given: LatencyProfile | None, checkpoint: Checkpoint, config: ServeConfig) -> None:

@@ -27,11 +27,14 @@ VERBS: dict[str, Verb] = {
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
     "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
     "replay": Verb("serve.replay_command", "replay", "Replay a trace against a live server."),
-    "simulate": Verb("traces.cli", "simulate", "Run the scheduler on a trace in virtual time."),
+    "simulate": Verb("traces.cli", "simulate_command", "Run the scheduler in virtual time."),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
-    "report": Verb("traces.cli", "report", "Compare runs on one page."),
+    "report": Verb("traces.cli", "report_command", "Compare runs on one page."),
     "bench": Verb("serve.bench_command", "bench_app", "Run one of the project's benchmarks."),
+    "sweep": Verb("traces.sweep_command", "sweep_command", "Simulate a grid of loads and policies."),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
+    "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
+    "export": Verb("supernet.cli", "export", "Write a subnet as a state_dict or a program."),
 }
 
 

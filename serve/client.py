@@ -35,11 +35,9 @@ class OipClient:
         max_connections: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        base = httpx.URL(url.rstrip("/"))
-        path = f"{base.path.rstrip('/')}/v2/models/{model}"
-        self.model = model
-        self._model_url = base.copy_with(path=path)
-        self._infer_url = base.copy_with(path=f"{path}/infer")
+        base = httpx.URL(url)
+        self._server_url = base.copy_with(path=f"{base.path.rstrip('/')}/v2")
+        self.aim(model)
         limits = httpx.Limits(
             max_connections=max_connections,
             max_keepalive_connections=max_connections,
@@ -48,17 +46,32 @@ class OipClient:
         self._transport = transport or httpx.AsyncHTTPTransport(limits=limits)
         self._heads: dict[tuple[int, ...], bytes] = {}
 
+    def aim(self, model: str) -> None:
+        """Ask this model from now on."""
+        path = f"{self._server_url.path}/models/{model}"
+        self.model = model
+        self._model_url = self._server_url.copy_with(path=path)
+        self._infer_url = self._server_url.copy_with(path=f"{path}/infer")
+
     async def metadata(self) -> dict[str, Any]:
         """Return the model's metadata. Raises ClientError when there is none to be had."""
-        request = httpx.Request("GET", self._model_url)
+        return await self._get(self._model_url)
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that the server lists. Raises ClientError."""
+        return list((await self._get(self._server_url)).get("models", []))
+
+    async def _get(self, url: httpx.URL) -> dict[str, Any]:
         try:
-            response = await self._transport.handle_async_request(request)
+            response = await self._transport.handle_async_request(httpx.Request("GET", url))
             body = await response.aread()
+            if response.status_code != 200:
+                raise ClientError(f"{url}: {response.status_code} {_error_text(body)}")
+            return json.loads(body)
         except _TRANSPORT_ERRORS as error:
-            raise ClientError(f"{self._model_url}: no answer ({error!r})") from None
-        if response.status_code != 200:
-            raise ClientError(f"{self._model_url}: {response.status_code} {_error_text(body)}")
-        return json.loads(body)
+            raise ClientError(f"{url}: no answer ({type(error).__name__}: {error})") from None
+        except ValueError:
+            raise ClientError(f"{url}: the answer is not JSON; is this a model server?") from None
 
     async def infer(self, request: ReplayRequest) -> ReplayReply:
         """Send one sample and return how it ended; never raises for what a server may do."""
@@ -101,6 +114,23 @@ class OipClient:
             fields = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
             self._heads[shape] = json.dumps(fields).encode()
         return self._heads[shape]
+
+
+async def connect(url: str, model: str | None = None) -> tuple[OipClient, dict[str, Any]]:
+    """Return a client of `model` (None: the server's first) and that model's metadata.
+
+    Raises ClientError when the server can't be reached or does not serve it.
+    """
+    try:
+        client = OipClient(url, model or "")
+        if model is None:
+            models = await client.models()
+            if not models:
+                raise ClientError(f"{url} does not list its models: name one with --model")
+            client.aim(models[0])
+        return client, await client.metadata()
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ClientError(f"{url}: not a URL of a server ({error})") from None
 
 
 def _executed(response: httpx.Response, body: bytes) -> ReplayReply:

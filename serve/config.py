@@ -29,6 +29,10 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
+    `correct_latency`: the profile is scaled by what batches take while serving.
+    `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
+    way back to the client; at most a tenth of the time given.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     """
 
@@ -41,6 +45,8 @@ class ServeConfig(BaseModel):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     subnets: tuple[str, ...] | None = None
     drop_hopeless: bool | None = True
+    correct_latency: bool = True
+    reply_allowance_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     device: Literal["cpu", "cuda", "timed"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
     max_batch_size: Annotated[int, Field(ge=1)] = 16
@@ -48,6 +54,7 @@ class ServeConfig(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     admin_token: str | None = None
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None

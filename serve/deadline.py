@@ -8,10 +8,11 @@ header `x-request-timeout-seconds`     seconds from arrival (Ray Serve's)      h
 header `x-slo-ms`, parameter `slo_ms`  milliseconds from arrival               soft
 the deployment's default (`slo_ms`)    when nothing else is given              soft
 
-The scheduler works for the earliest. After a hard deadline nobody wants the answer: a query still
-queued is dropped and a late answer is not sent; after a soft one it is. As in Ray Serve,
-`x-request-timeout-seconds` that is not positive means no limit. What is no number is refused
-as `bad_deadline`, what is already past as `expired`.
+The scheduler works for the earliest, less a reply allowance: what the answer needs to get back to
+the client, at most a tenth of the time given. After a hard deadline nobody wants the answer: a
+query still queued is dropped and a late answer is not sent; after a soft one it is. As in Ray
+Serve, `x-request-timeout-seconds` that is not positive means no limit. What is no number is
+refused as `bad_deadline`, what is already past as `expired`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from serve.limits import RefusedError
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 SLO_HEADER = "x-slo-ms"
+_MAX_ALLOWANCE = 0.1  # of the time given
 
 
 class Deadlines(NamedTuple):
-    """The deadline to schedule for, and the hard one if any, on the engine's clock."""
+    """The deadline to schedule for (the reply allowance is off it), and the hard one if any."""
 
     deadline_s: float
     hard_deadline_s: float | None
@@ -40,6 +42,7 @@ def resolve_deadline(
     arrival_s: float,
     default_slo_s: float,
     unix_now_s: float,
+    reply_allowance_s: float = 0.0,
 ) -> Deadlines:
     """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`."""
     hard_s: list[float] = []
@@ -60,7 +63,8 @@ def resolve_deadline(
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")
-    return Deadlines(arrival_s + earliest_s, arrival_s + min(hard_s) if hard_s else None)
+    usable_s = earliest_s - min(reply_allowance_s, _MAX_ALLOWANCE * earliest_s)
+    return Deadlines(arrival_s + usable_s, arrival_s + min(hard_s) if hard_s else None)
 
 
 def _parsed(name: str, text: str) -> float:

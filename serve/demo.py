@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from training.data import load_dataset
 from training.resume import RESUME_FILE
 
 TRAIN_CONFIG = Path(__file__).parent.parent / "configs" / "train_digits.toml"
+DATASET = "digits"
 POLICIES = ("slackfit", "fixed:smallest", "fixed:middle", "fixed:largest")
 BATCH_SIZES = (1, 2, 4, 8, 16)
 PROFILE_REPEATS = 10
@@ -68,10 +70,12 @@ def demo(
     """Train, serve on Ray, replay a bursty trace under four policies, show the trade-off."""
     try:
         started_s = time.monotonic()
+        if trace is not None:  # a wrong SPEC must not cost a training first
+            parse_spec(trace_spec(trace, rate_qps=1.0), seed=seed)
         checkpoint = _train(out / "checkpoint")
         payloads = _write_payloads(out / "data")
         profile = _profile(out)
-        spec = trace_spec(trace, profile)
+        spec = trace_spec(trace, rate_qps=LOAD * largest_capacity_qps(profile))
         arrivals = parse_spec(spec, seed=seed)
         console.print(
             f"trace: {spec}: {len(arrivals)} queries in {arrivals.duration_s:.0f} s, "
@@ -99,23 +103,28 @@ def demo(
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: one supernet, four policies")
     Console().print(report_table(reports, title=f"{len(arrivals)} queries, {spec}"))
-    _print_agreement(reports)
+    num_profiled = len(load_dataset(DATASET, load_config(TRAIN_CONFIG).seed).validation)
+    _print_agreement(reports, num_profiled, len(payloads.images))
     console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
 
 
-def trace_spec(asked: str | None, profile: LatencyProfile) -> str:
-    """Return the SPEC to replay: the asked-for one, or the default at this machine's rate.
+def trace_spec(asked: str | None, *, rate_qps: float) -> str:
+    """Return the SPEC to replay: the asked-for one, or the default at `rate_qps`.
 
     A genuine Azure trace that names no rate gets the same rate and duration as the default.
     """
-    largest = profile.subnet_ids[-1]
-    capacity_qps = profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
-    rate = f"qps={LOAD * capacity_qps:.0f},duration={DURATION_S:.0f}"
+    rate = f"qps={rate_qps:.0f},duration={DURATION_S:.0f}"
     if asked is None:
         return f"azure2019-shape:{rate}"
     if asked.startswith("azure2019") and "qps=" not in asked:
         return f"{asked.rstrip(',.')},{rate}"
     return asked
+
+
+def largest_capacity_qps(profile: LatencyProfile) -> float:
+    """Return how many queries a second the most accurate subnet does alone, in full batches."""
+    largest = profile.subnet_ids[-1]
+    return profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
 
 
 def _train(folder: Path) -> Checkpoint:
@@ -142,7 +151,7 @@ def _trained_before(folder: Path, config: TrainConfig) -> Checkpoint | None:
 
 def _write_payloads(folder: Path) -> Payloads:
     """Write the test images, which nothing was trained or chosen on, as a payload folder."""
-    data = load_dataset("digits", load_config(TRAIN_CONFIG).seed)
+    data = load_dataset(DATASET, load_config(TRAIN_CONFIG).seed)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "images.npy", data.test.images.numpy())
     np.save(folder / "labels.npy", data.test.labels.numpy())
@@ -213,14 +222,23 @@ async def _replay(
     )
 
 
-def _print_agreement(reports: Sequence[dict[str, Any]]) -> None:
-    """Say for each fixed subnet how far measured accuracy is from the profiled one."""
+def _print_agreement(reports: Sequence[dict[str, Any]], num_profiled: int, num_sent: int) -> None:
+    """Compare measured and profiled accuracy over the same answers, with their sampling error.
+
+    Accuracy was profiled on `num_profiled` images and measured on `num_sent` others.
+    """
     for report in reports:
-        if report["measured_accuracy"] is not None:
-            gap = report["measured_accuracy"] - report["mean_serving_accuracy"]
-            console.print(
-                f"{report['policy']}: measured - profiled accuracy {gap * 100:+.2f} points"
-            )
+        measured, answered = report["measured_accuracy"], list(report["subnets"].values())
+        if measured is None or not answered:
+            continue
+        total = sum(subnet["queries"] for subnet in answered)
+        profiled = sum(subnet["queries"] * subnet["accuracy"] for subnet in answered) / total
+        error = 1.96 * math.sqrt(profiled * (1 - profiled) * (1 / num_profiled + 1 / num_sent))
+        console.print(
+            f"{report['policy']}: measured - profiled accuracy of the answers "
+            f"{(measured - profiled) * 100:+.2f} points (sampling error {error * 100:.2f})",
+            highlight=False,
+        )
 
 
 if __name__ == "__main__":

@@ -18,18 +18,18 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serve.job import Ended, EngineStatus, Job, State, Ticket, end_unrun
+from serve.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
 from serve.reply import Reply, Wish
+from serve.runner import BatchRunner, Run
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
-from slackfit.query import Batch, Outcome, Query, Status
+from slackfit.query import Batch, Outcome, Query
 from slackfit.record import RecordingScheduler
 from slackfit.scheduler import Dispatch, PolicyError, Scheduler
 
@@ -61,18 +61,15 @@ class Engine:
         observer: Callable[[Reply], None] | None = None,
     ) -> None:
         self.clock = clock
-        self.executor = executor
         self._scheduler = scheduler
-        self._observer = observer
         self._profile = profile
         self._policy_name = policy.name
         self._state: State = "starting"
         self._fallback = ""
         self._fault = ""
-        self._tickets: dict[int, Ticket] = {}
-        self._ended: Counter[Status] = Counter()
+        self._ledger = Ledger(observer)
+        self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
-        self._staging = np.empty((executor.max_batch_size, *executor.input_shape), dtype=np.uint8)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
@@ -100,14 +97,14 @@ class Engine:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""
         with self._lock:
             if self._state == "stopped":
-                return not self._tickets
+                return not self._ledger.open
             self._state = "draining"
             self._scheduler.drain()
             self._touch()
         give_up_s = self.clock() + timeout_s
-        while self._tickets and self.clock() < give_up_s:
+        while self._ledger.open and self.clock() < give_up_s:
             await asyncio.sleep(_DRAIN_POLL_S)
-        return not self._tickets
+        return not self._ledger.open
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """End the device thread; whatever is still queued is answered as dropped, `draining`."""
@@ -117,8 +114,10 @@ class Engine:
             self._touch()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, timeout_s)
-        self._deliver(self._end_waiting("draining"))
-        self._deliver(self._abandon("the engine stopped while the batch was executing"))
+        with self._lock:
+            ended = self._end_waiting("draining")
+            ended += self._ledger.abandon("the engine stopped while executing", self.clock())
+        self._ledger.deliver(ended)
 
     # --- queries ---------------------------------------------------------------------------------
 
@@ -181,12 +180,11 @@ class Engine:
                 ticket = Ticket(job, index, query)
                 outcome = self._admit(query, now_s)
                 if outcome is None:
-                    self._tickets[query.query_id] = ticket
-                    job.query_ids.append(query.query_id)
+                    self._ledger.admit(ticket)
                 else:
                     refused.append(Ended(ticket, Reply(outcome)))
             self._touch()
-        self._deliver(refused)
+        self._ledger.deliver(refused)
         if refused and not job.is_done:
             self.withdraw(job, "cancelled")
         return job
@@ -197,11 +195,11 @@ class Engine:
         with self._lock:
             now_s = self.clock()
             for query_id in job.query_ids:
-                if query_id in self._tickets:
+                if query_id in self._ledger.open:
                     outcome = self._scheduler.cancel(query_id, now_s, reason)
                     if outcome is not None:
-                        ended.append(Ended(self._tickets.pop(query_id), Reply(outcome)))
-        self._deliver(ended)
+                        ended.append(self._ledger.end(outcome))
+        self._ledger.deliver(ended)
 
     # --- control ---------------------------------------------------------------------------------
 
@@ -232,7 +230,8 @@ class Engine:
                 self._scheduler.num_running,
                 self._fallback,
                 self._fault,
-                dict(self._ended),
+                dict(self._ledger.counts),
+                self._scheduler.latency_factor,
             )
 
     # --- the device side -------------------------------------------------------------------------
@@ -242,47 +241,21 @@ class Engine:
         with self._lock:
             self._is_dirty = False
             dispatch = self._poll(self.clock())
-            ended = [self._end(outcome) for outcome in dispatch.dropped]
+            ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
             batch = dispatch.batch
-            tickets = [self._tickets[q.query_id] for q in batch.queries] if batch else []
+            tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
         self._hand_over(ended)
         if batch is None:
             return False
-        outputs, execution_s, failure = self._execute(batch, tickets)
+        run = self._runner.run(batch, tickets)
         with self._lock:
-            now_s = self.clock()
-            if outputs is None:
-                outcomes = self._scheduler.fail(batch.batch_id, now_s, failure)
-                ended = [self._end(outcome) for outcome in outcomes]
-            else:
-                rows = {query.query_id: row for row, query in enumerate(batch.queries)}
-                outcomes = self._scheduler.complete(batch.batch_id, now_s)
-                ended = [
-                    self._end(o, outputs[rows[o.query_id]], execution_s, batch.batch_id)
-                    for o in outcomes
-                ]
+            ended = self._complete(batch, run)
         self._hand_over(ended)
         return True
 
-    def _execute(
-        self, batch: Batch, tickets: Sequence[Ticket]
-    ) -> tuple[np.ndarray | None, float, str]:
-        inputs = self._staging[: len(tickets)]  # (B, C, H, W), a view
-        start_s = self.clock()
-        try:
-            for row, ticket in enumerate(tickets):
-                inputs[row] = ticket.job.payloads[ticket.row]
-            outputs = self.executor.run(batch.subnet_id, inputs)
-            if len(outputs) != len(tickets):
-                raise RuntimeError(f"{len(outputs)} outputs for {len(tickets)} inputs")
-        except Exception as error:  # the model's code: its errors end with its batch
-            logger.exception("batch %d on %s failed", batch.batch_id, batch.subnet_id)
-            return None, 0.0, f"execution failed: {type(error).__name__}: {error}"
-        return outputs, self.clock() - start_s, ""
-
     def _device_main(self, warm: asyncio.Future[None]) -> None:
         try:
-            self.executor.warm_up()
+            self._runner.executor.warm_up()
         except Exception as error:  # handed to whoever started the engine
             self._in_loop(_settle, warm, error)
             return
@@ -297,8 +270,10 @@ class Engine:
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
             self._fault = f"the device thread ended: {type(error).__name__}: {error}"
-            self._state = "stopped"
-            self._hand_over(self._abandon(self._fault))
+            with self._lock:
+                self._state = "stopped"
+                ended = self._ledger.abandon(self._fault, self.clock())
+            self._hand_over(ended)
 
     def _wait(self) -> None:
         with self._wake:
@@ -336,41 +311,26 @@ class Engine:
             self._policy_name = policy.name
             return self._scheduler.poll(now_s)
 
-    def _end(
-        self,
-        outcome: Outcome,
-        output: np.ndarray | None = None,
-        execution_s: float = 0.0,
-        batch_id: int | None = None,
-    ) -> Ended:
-        reply = Reply(outcome, output, execution_s, batch_id)
-        return Ended(self._tickets.pop(outcome.query_id), reply)
-
-    # --- ending queries --------------------------------------------------------------------------
+    def _complete(self, batch: Batch, run: Run) -> list[Ended]:
+        now_s = self.clock()
+        end = self._ledger.end
+        if run.outputs is None:
+            outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
+            return [end(outcome) for outcome in outcomes]
+        outputs = dict(zip((q.query_id for q in batch.queries), run.outputs, strict=True))
+        outcomes = self._scheduler.complete(batch.batch_id, now_s)
+        return [end(o, outputs[o.query_id], run.execution_s, batch.batch_id) for o in outcomes]
 
     def _end_waiting(self, reason: str) -> list[Ended]:
-        with self._lock:
-            now_s = self.clock()
-            outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._tickets)]
-            return [self._end(outcome) for outcome in outcomes if outcome is not None]
+        now_s = self.clock()
+        outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._ledger.open)]
+        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
 
-    def _abandon(self, reason: str) -> list[Ended]:
-        """End every open query as failed, past a scheduler that can no longer be asked."""
-        with self._lock:
-            now_s = self.clock()
-            queries = [ticket.query for ticket in self._tickets.values()]
-            return [self._end(end_unrun(query, "failed", reason, now_s)) for query in queries]
-
-    def _deliver(self, ended: Sequence[Ended]) -> None:
-        for ticket, reply in ended:
-            self._ended[reply.outcome.status] += 1
-            if self._observer is not None:
-                self._observer(reply)
-            ticket.job.answer(ticket.row, reply)
+    # --- handing replies over --------------------------------------------------------------------
 
     def _hand_over(self, ended: Sequence[Ended]) -> None:
         if ended:
-            self._in_loop(self._deliver, ended)
+            self._in_loop(self._ledger.deliver, ended)
 
     def _in_loop(self, call: Callable[..., None], *args: object) -> None:
         if self._loop is None:

@@ -1,8 +1,9 @@
-"""The engine's bookkeeping of open queries: jobs (requests), tickets (queries), their ends."""
+"""The engine's bookkeeping: jobs (requests), tickets (queries), the ledger of open ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,11 +55,54 @@ class Ended(NamedTuple):
     reply: Reply
 
 
+class Ledger:
+    """The open queries of an engine and the count of the ended ones.
+
+    Opening and ending happen under the engine's lock, delivering on one thread. `observer` is
+    called with every reply.
+    """
+
+    def __init__(self, observer: Callable[[Reply], None] | None) -> None:
+        self.open: dict[int, Ticket] = {}
+        self.counts: Counter[Status] = Counter()
+        self._observer = observer
+
+    def admit(self, ticket: Ticket) -> None:
+        """Open a query."""
+        self.open[ticket.query.query_id] = ticket
+        ticket.job.query_ids.append(ticket.query.query_id)
+
+    def end(
+        self,
+        outcome: Outcome,
+        output: np.ndarray | None = None,
+        execution_s: float = 0.0,
+        batch_id: int | None = None,
+    ) -> Ended:
+        """Close a query."""
+        reply = Reply(outcome, output, execution_s, batch_id)
+        return Ended(self.open.pop(outcome.query_id), reply)
+
+    def abandon(self, reason: str, now_s: float) -> list[Ended]:
+        """Close every query as failed, past a scheduler that can no longer be asked."""
+        queries = [ticket.query for ticket in self.open.values()]
+        return [self.end(end_unrun(query, "failed", reason, now_s)) for query in queries]
+
+    def deliver(self, ended: Sequence[Ended]) -> None:
+        """Count the ends and answer the jobs."""
+        for ticket, reply in ended:
+            self.counts[reply.outcome.status] += 1
+            if self._observer is not None:
+                self._observer(reply)
+            ticket.job.answer(ticket.row, reply)
+
+
 class EngineStatus(NamedTuple):
     """A snapshot for health checks and metrics.
 
     `fallback` says why the policy was replaced, `fault` why the device thread ended; both are
-    empty in a sound engine.
+    empty in a sound engine. `latency_factor` is how much slower than profiled the device is taken
+    to be (None: not corrected).
     """
 
     state: State
@@ -68,6 +112,7 @@ class EngineStatus(NamedTuple):
     fallback: str
     fault: str
     ended: dict[Status, int]
+    latency_factor: float | None = None
 
 
 def end_unrun(query: Query, status: Status, reason: str, now_s: float) -> Outcome:

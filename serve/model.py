@@ -30,6 +30,7 @@ class ServedModel:
         profile: LatencyProfile,
         live: LiveConfig,
         *,
+        reply_allowance_s: float = 0.0,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         assert live.policy is not None, "a served model has a policy"
@@ -40,6 +41,7 @@ class ServedModel:
         self._policy: str = live.policy
         self._slo_s: float = live.slo_ms * 1e-3
         self._subnets = live.subnets
+        self._reply_allowance_s = reply_allowance_s
         self._unix_clock = unix_clock
 
     async def infer(
@@ -52,6 +54,7 @@ class ServedModel:
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
             unix_now_s=self._unix_clock(),
+            reply_allowance_s=self._reply_allowance_s,
         )
         wish = Wish(*deadlines, min_accuracy=request.min_accuracy(), subnet_id=request.subnet_id())
         replies = await self.engine.infer_batch(request.samples, arrival_s=arrival_s, wish=wish)
@@ -106,4 +109,5 @@ class ServedModel:
             "fallback": status.fallback,
             "fault": status.fault,
             "ended": dict(status.ended),
+            "latency_factor": status.latency_factor,
         }

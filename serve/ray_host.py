@@ -4,10 +4,8 @@ Ray runs without dashboard and without usage reports, on the cores it is told, a
 ends what `start` began and nothing else. A process that is connected to a Ray cluster already is
 refused: starting there would change, and stopping would end, what belongs to somebody else.
 
-Direct ingress, the default: the replica itself listens on the port that was asked for, and requests
-skip Ray's proxy process, which costs milliseconds of latency and of CPU per request; the proxy
-listens too, on a port nobody needs. It is a switch that Ray reads when `ray.serve` is first
-imported. With `direct_ingress=False` the proxy listens on the port that was asked for.
+The port that is asked for is the replica's own door (`door_port`); Ray's proxy listens too, on a
+free port, with the same answers after a longer way (`proxy_url`).
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
 
@@ -34,16 +33,15 @@ _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
 
 
 class RayHost:
-    """One local cluster that serves one configuration; `url` is where its door listens."""
+    """One local cluster that serves one configuration, at `url` and through `proxy_url`."""
 
-    def __init__(
-        self, config: ServeConfig, *, num_cpus: int | None = None, direct_ingress: bool = True
-    ) -> None:
+    def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
         self._num_cpus = num_cpus or config.threads + 1
-        self._direct_ingress = direct_ingress
         self._is_started = False
+        self._environment = contextlib.ExitStack()
         self.url = ""
+        self.proxy_url = ""
 
     def start(self) -> str:
         """Start Ray and Serve, wait until the model is ready, return the URL.
@@ -51,20 +49,19 @@ class RayHost:
         Raises ConfigError or ProfileError before anything is started, RuntimeError when the
         application does not come up (Ray's message says why).
         """
-        config = self._config
-        check(config)
-        port = proxy_port = _free_port(config.host, config.port)
-        set_environment(_environment(port, direct_ingress=self._direct_ingress))
-        if self._direct_ingress:
-            proxy_port = _free_port(config.host, 0)
+        check(self._config)
+        host = self._config.host
+        port, proxy_port = _free_port(host, self._config.port), _free_port(host, 0)
         import ray
-        from ray import serve as ray_serve
-
-        from serve.app import build
 
         if ray.is_initialized():
             raise ConfigError("this process is connected to a Ray cluster already: leave it first")
         self._is_started = True
+        self._environment.enter_context(_environment_of({"RAY_USAGE_STATS_ENABLED": "0"}))
+        from ray import serve as ray_serve
+
+        from serve.app import build
+
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address="local",
@@ -76,23 +73,32 @@ class RayHost:
         )
         ray_serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": config.host, "port": proxy_port},
+            http_options={"host": host, "port": proxy_port},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        ray_serve.run(build(config), name=APP_NAME, route_prefix="/")
-        self.url = f"http://{config.host}:{port}"
-        _wait_ready(self.url)
+        application = build(self._config.model_copy(update={"door_port": port}))
+        ray_serve.run(application, name=APP_NAME, route_prefix="/")
+        self.url, self.proxy_url = (f"http://{host}:{p}" for p in (port, proxy_port))
+        for url in (self.url, self.proxy_url):
+            _wait_ready(url)
         return self.url
 
-    def reconfigure(self, user_config: Mapping[str, object]) -> None:
-        """Deploy the same application with this `user_config` (policy, slo_ms, subnets)."""
-        from ray import serve as ray_serve
+    def reconfigure(self, change: Mapping[str, object]) -> dict[str, Any]:
+        """Switch live settings (policy, slo_ms, subnets) of the running replica.
 
-        from serve.app import build
-
-        app = build(self._config)
-        app._bound_deployment = app._bound_deployment.options(user_config=dict(user_config))  # type: ignore[attr-defined]
-        ray_serve.run(app, name=APP_NAME, route_prefix="/")
+        Returns the settings in force. Raises ConfigError. It asks the replica itself: `serve.run`
+        with another `user_config` would restart it, which only a declarative deploy does not.
+        """
+        token = self._config.admin_token
+        response = httpx.post(
+            f"{self.url}/admin/config",
+            json=dict(change),
+            headers={} if token is None else {"authorization": f"Bearer {token}"},
+        )
+        answer = response.json()
+        if response.status_code != 200:
+            raise ConfigError(answer["error"])
+        return answer
 
     def stop(self) -> None:
         """Drain and end the application, then the cluster, if this host started them."""
@@ -105,14 +111,13 @@ class RayHost:
         with contextlib.suppress(Exception):  # a half-started Serve must not keep Ray alive
             ray_serve.delete(APP_NAME)
         ray.shutdown()
+        self._environment.close()
 
 
 @contextlib.contextmanager
-def on_ray(
-    config: ServeConfig, *, num_cpus: int | None = None, direct_ingress: bool = True
-) -> Iterator[str]:
+def on_ray(config: ServeConfig, *, num_cpus: int | None = None) -> Iterator[str]:
     """Serve on a local Ray cluster for the length of a `with` block; yields the URL."""
-    host = RayHost(config, num_cpus=num_cpus, direct_ingress=direct_ingress)
+    host = RayHost(config, num_cpus=num_cpus)
     try:
         yield host.start()
     finally:
@@ -134,28 +139,19 @@ def serve_forever(config: ServeConfig) -> None:
             signal.signal(number, handler)
 
 
-def set_environment(variables: Mapping[str, str]) -> None:
-    """Set what Ray reads from the environment; it must come before the first import of Serve."""
-    if "ray.serve" in sys.modules:
-        changed = {key for key, value in variables.items() if os.environ.get(key) != value}
-        if any(key.startswith("RAY_SERVE_") for key in changed):
-            raise ConfigError("ray.serve is imported already: its mode can't be switched any more")
+@contextlib.contextmanager
+def _environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set what Ray's processes inherit, and put it back."""
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-
-
-def _environment(port: int, *, direct_ingress: bool) -> dict[str, str]:
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if direct_ingress:
-        variables |= {
-            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # exclusive
-            # No load balancer has to notice that this only replica goes away, and its successor
-            # takes its port at once.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-            "RAY_SERVE_PORT_QUARANTINE_S": "0",
-        }
-    return variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _free_port(host: str, port: int) -> int:

@@ -57,6 +57,8 @@ class Door:
         self._max_body_bytes = max_body_bytes
         self._admin_token = admin_token
         self._drain_timeout_s = drain_timeout_s
+        self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
+        self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
         self._clock = next(iter(models.values())).engine.clock
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
@@ -78,7 +80,8 @@ class Door:
         for engine in engines:
             await engine.start()
         try:
-            yield
+            async with self.while_ready():
+                yield
         finally:
             await self.drain()
             for engine in engines:

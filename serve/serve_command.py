@@ -81,10 +81,6 @@ def serve(
         serve_forever(parsed)
     except (ConfigError, ProfileError) as error:
         raise _usage_error(error) from None
-    except ValueError as error:
-        if type(error).__name__ != "CheckpointError":  # its home imports torch: not just to ask
-            raise
-        raise _usage_error(error) from None
 
 
 def _settings(config: Path | None, pairs: list[str], options: dict[str, Any]) -> ServeConfig:

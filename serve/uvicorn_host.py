@@ -1,12 +1,16 @@
-"""The Ray-free host: uvicorn around the same door, on a port of this host.
+"""uvicorn around the door: as the Ray-free host, and as the listener inside a Ray replica.
 
-On SIGINT or SIGTERM the door refuses new queries, finishes the queued ones, then closes.
+As a host it owns the signals: on SIGINT or SIGTERM the door refuses new queries, finishes the
+queued ones, then closes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -35,11 +39,42 @@ class _DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Bind the server's port before anything slow. Raises ConfigError when it is taken."""
+class _Listener(uvicorn.Server):
+    """Serves in a loop that belongs to somebody else, signals included."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    door: Door, host: str, port: int, *, drain_timeout_s: float
+) -> AsyncIterator[None]:
+    """Serve `door` on a port from this event loop; at the end, finish the open requests.
+
+    Replicas on one host may share the port (the kernel spreads the connections), and a replica
+    that replaces a dead one gets it at once.
+    """
+    sock = bind(host, port, is_shared=True)
+    timeout_s = max(1, round(drain_timeout_s))
+    server = _Listener(_uvicorn_config(door, lifespan="off", timeout_graceful_shutdown=timeout_s))
+    task = asyncio.ensure_future(server.serve(sockets=[sock]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        sock.close()
+
+
+def bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """Bind a port before anything slow. Raises ConfigError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
     except OSError as error:
@@ -50,14 +85,16 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _uvicorn_config(door: Door, **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(door, log_level="warning", access_log=False, **options)
+
+
 def serve_forever(config: ServeConfig) -> None:
     """Serve until a signal. Raises ConfigError or ProfileError before anything is served."""
     with contextlib.ExitStack() as resources:
         sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
         door = build_door(config, resources)
-        server = _DrainingServer(
-            uvicorn.Config(door, log_level="warning", access_log=False, lifespan="on"), door
-        )
+        server = _DrainingServer(_uvicorn_config(door, lifespan="on"), door)
         resources.enter_context(tuned_process())
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has drained
             server.run(sockets=[sock])

@@ -148,6 +148,21 @@ class LatencyProfile:
         """Return this profile with the named subnets only. Raises ProfileError on unknown ids."""
         return replace(self, subnets=tuple(self.subnet(i) for i in dict.fromkeys(subnet_ids)))
 
+    def scaled(self, factor: float) -> LatencyProfile:
+        """Return this profile with every latency times `factor`, a number above 0."""
+        return replace(
+            self,
+            subnets=tuple(
+                replace(
+                    subnet,
+                    latency_s={
+                        q: tuple(t * factor for t in row) for q, row in subnet.latency_s.items()
+                    },
+                )
+                for subnet in self.subnets
+            ),
+        )
+
     def check_serves(
         self, *, checkpoint: str, device: str, threads: int | None, subnet_ids: Iterable[str]
     ) -> None:

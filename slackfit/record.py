@@ -82,6 +82,10 @@ class RecordingScheduler:
         return self._scheduler.max_queue
 
     @property
+    def latency_factor(self) -> float | None:
+        return self._scheduler.latency_factor
+
+    @property
     def drop_hopeless(self) -> bool:
         return self._scheduler.drop_hopeless
 
@@ -274,6 +278,7 @@ def _header(scheduler: Scheduler) -> dict[str, object]:
         "num_workers": scheduler.num_workers,
         "max_queue": scheduler.max_queue,
         "drop_hopeless": scheduler.drop_hopeless,
+        "correct_latency": scheduler.latency_factor is not None,
     }
 
 

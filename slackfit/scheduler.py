@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
+from slackfit.correction import LatencyCorrection
 from slackfit.decide import PolicyError, SchedulerView, decide
 from slackfit.ending import executed, failed, unserved
 from slackfit.policy import Policy
@@ -52,14 +53,18 @@ class Scheduler:
         max_queue: int | None = None,
         drop_hopeless: bool | None = None,
         quantile: str = "p50",
+        correct_latency: bool = False,
     ) -> None:
         """Start empty. Raises ValueError for a count below 1, ProfileError for the quantile.
 
         `max_queue` bounds the waiting queries (None: no bound); `drop_hopeless` None leaves the
-        choice to the policy; `quantile` of the profile is what latencies are predicted with.
+        choice to the policy; `quantile` of the profile is what latencies are predicted with;
+        `correct_latency` scales them by what completed batches took (`LatencyCorrection`).
         """
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, allowed 1 or more")
+        self._quantile = quantile
+        self._correction = LatencyCorrection(profile, quantile) if correct_latency else None
         self._waiting = WaitingQueries(profile, quantile)
         self._workers = Workers(num_workers)
         self._view = SchedulerView(self._waiting.edf, self._workers.views, profile)
@@ -78,8 +83,13 @@ class Scheduler:
 
     @property
     def profile(self) -> LatencyProfile:
-        """The profile that latencies are predicted with."""
+        """The profile that latencies are predicted with, as corrected so far."""
         return self._view.profile
+
+    @property
+    def latency_factor(self) -> float | None:
+        """Observed over profiled latency, as corrected for; None when nothing is corrected."""
+        return None if self._correction is None else self._correction.factor
 
     @property
     def policy(self) -> Policy:
@@ -190,6 +200,11 @@ class Scheduler:
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """End a batch: its queries are on time or late. Raises ValueError if it does not run."""
         batch, accuracy = self._end(batch_id, now_s)
+        if self._correction is not None:
+            latency_s = now_s - batch.start_s
+            corrected = self._correction.observe(batch.subnet_id, len(batch.queries), latency_s)
+            if corrected is not None:
+                self._use(corrected)
         return executed(batch, accuracy, now_s)
 
     def fail(self, batch_id: int, now_s: float, reason: str) -> tuple[Outcome, ...]:
@@ -236,8 +251,9 @@ class Scheduler:
         if max_queue is not None and max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}, allowed 1 or more, or None for no bound")
         if profile is not None:
-            self._waiting.use(profile)
-            self._view.profile = profile
+            if self._correction is not None:
+                self._correction = LatencyCorrection(profile, self._quantile)
+            self._use(profile)
         if policy is not None:
             self._policy = policy
             self._view.memo = None
@@ -251,6 +267,10 @@ class Scheduler:
     def drain(self) -> None:
         """Refuse new queries from now on; what waits is still served."""
         self._draining = True
+
+    def _use(self, profile: LatencyProfile) -> None:
+        self._waiting.use(profile)
+        self._view.profile = profile
 
     def _refusal(self, query: Query, now_s: float) -> str:
         if self._draining:

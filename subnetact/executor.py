@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from subnetact.actuator import Actuator
-from subnetact.device import synchronize
+from subnetact.device import device_name, synchronize
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -70,11 +70,12 @@ class EagerExecutor:
 
         `threads` is the number of intra-op CPU threads of the thread that runs batches (None:
         torch's default). Raises CheckpointError for a subnet that the checkpoint does not serve,
-        ValueError for a number below one.
+        ValueError for a number below one or a device that is not there.
         """
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, allowed 1 or more")
+        device_name(device)  # refuses a device that is not there, before anything is loaded on it
         self.device = device
         self.threads = threads if torch.device(device).type == "cpu" else None
         self.max_batch_size = max_batch_size
@@ -82,7 +83,7 @@ class EagerExecutor:
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._threads_set = threading.local()
-        net = checkpoint.definition.on_meta(checkpoint.definition.space.largest)
+        net = checkpoint.definition.on_meta()
         net.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
         self._net = net.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
         self.actuator = Actuator(self._net, checkpoint.definition)

@@ -1,20 +1,41 @@
 """Insertion of the operators into a trained supernet (SuperServe, NSDI'25, algorithm 1).
 
-Every stage of blocks becomes a LayerSelect, every convolution and linear layer a WeightSlice,
-every BatchNorm a SubnetNorm; each in place, under the name it had, sharing its parameters. A
-network into which they were inserted before is left as it is.
+Every stage of blocks becomes a LayerSelect, every convolution, linear layer, embedding and
+LayerNorm a WeightSlice, every BatchNorm a SubnetNorm; each in place, under the name it had,
+sharing its parameters. A network into which they were inserted before is left as it is.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from subnetact.operators import Conv2dSlice, LayerSelect, LinearSlice, Route, SubnetNorm
-from supernet.blocks import BlockSequence
+from subnetact.operators import (
+    Conv2dSlice,
+    EmbeddingSlice,
+    LayerNormSlice,
+    LayerSelect,
+    LinearSlice,
+    Route,
+    SamePadConv2dSlice,
+    SubnetNorm,
+    WeightSlice,
+)
+from supernet.blocks import BlockSequence, SamePadConv2d
 
-Operator = LayerSelect | Conv2dSlice | LinearSlice | SubnetNorm
+Operator = LayerSelect | WeightSlice | SubnetNorm
+
+# Which operator takes the place of which module; a subclass stands before its base.
+_OPERATORS: tuple[tuple[type[nn.Module], Callable[[Any, Route], Operator]], ...] = (
+    (SamePadConv2d, SamePadConv2dSlice),
+    (nn.Conv2d, Conv2dSlice),
+    (nn.Linear, LinearSlice),
+    (nn.BatchNorm2d, SubnetNorm),
+    (nn.LayerNorm, LayerNormSlice),
+    (nn.Embedding, EmbeddingSlice),
+)
 
 
 class Insertion(NamedTuple):
@@ -54,12 +75,9 @@ def insert_operators(net: nn.Module) -> Insertion:
 def _operator_for(module: nn.Module, route: Route) -> Operator | None:
     if isinstance(module, BlockSequence):
         return LayerSelect(module.items(), route)
-    if isinstance(module, nn.Conv2d):
-        return Conv2dSlice(module, route)
-    if isinstance(module, nn.Linear):
-        return LinearSlice(module, route)
-    if isinstance(module, nn.BatchNorm2d):
-        return SubnetNorm(module, route)
+    for kind, operator in _OPERATORS:
+        if isinstance(module, kind):
+            return operator(module, route)
     return None
 
 
@@ -73,11 +91,12 @@ def _replace(net: nn.Module, name: str, operator: nn.Module) -> None:
 
 
 def _check_covered(net: nn.Module) -> None:
-    covered = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    covered = tuple(kind for kind, _ in _OPERATORS)
     for name, module in net.named_modules():
         own = [n for n, _ in module.named_parameters(recurse=False)]
         if own and not isinstance(module, covered):
+            kinds = ", ".join(kind.__name__ for kind in covered)
             raise ValueError(
                 f"module {name or '(root)'} ({type(module).__name__}) holds {', '.join(own)}, "
-                "which no operator slices; supported are Conv2d, Linear and BatchNorm2d"
+                f"which no operator slices; supported are {kinds}"
             )

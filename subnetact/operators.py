@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.blocks import BlockSequence
+from supernet.blocks import BlockSequence, SamePadConv2d, pad_same
 from supernet.slicing import leading_slice
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,10 +65,10 @@ class WeightSlice(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, route: Route):
+    def __init__(self, layer: nn.Conv2d | nn.Linear | nn.LayerNorm | nn.Embedding, route: Route):
         super().__init__()
         self.weight = layer.weight
-        self.bias = layer.bias
+        self.bias = None if isinstance(layer, nn.Embedding) else layer.bias
         self._route = route
         self.views: list[tuple[torch.Tensor, torch.Tensor | None] | None] = []
 
@@ -107,12 +107,47 @@ class Conv2dSlice(WeightSlice):
         return F.conv2d(x, weight, bias, self._stride, self._padding, self._dilation, groups)
 
 
+class SamePadConv2dSlice(Conv2dSlice):
+    """A `SamePadConv2d` that reads a leading slice of its weight."""
+
+    def __init__(self, layer: SamePadConv2d, route: Route):
+        super().__init__(layer, route)
+        self._kernel = layer.kernel_size[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(pad_same(x, self._kernel, self._stride[0]))
+
+
 class LinearSlice(WeightSlice):
     """A linear layer that reads a leading slice of its weight; (..., in) to (..., out)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self._current()
         return F.linear(x, weight, bias)
+
+
+class LayerNormSlice(WeightSlice):
+    """LayerNorm over the last dimension with leading slices of its vectors; (..., D) in and out.
+
+    It has no statistics of its own, so nothing is kept per subnet but the views.
+    """
+
+    def __init__(self, layer: nn.LayerNorm, route: Route):
+        super().__init__(layer, route)
+        if len(layer.normalized_shape) != 1:
+            raise ValueError(f"LayerNorm over {layer.normalized_shape} is not supported")
+        self._eps = layer.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self._current()
+        return F.layer_norm(x, weight.shape, weight, bias, self._eps)
+
+
+class EmbeddingSlice(WeightSlice):
+    """An embedding that reads a leading slice of its table; (...) indices to (..., D)."""
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return F.embedding(indices, self._current()[0])
 
 
 class SubnetNorm(nn.Module):

@@ -1,7 +1,11 @@
-"""`python -m supernet`: the same as `supernet cost`."""
+"""`python -m supernet VERB`: cost, import and export without the other packages."""
 
 import typer
 
-from supernet.cli import cost
+from supernet.cli import cost, export, import_
 
-typer.run(cost)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command("cost")(cost)
+app.command("import")(import_)
+app.command("export")(export)
+app()

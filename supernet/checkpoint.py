@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| supernet.safetensors | the state_dict at the largest arch |
+| supernet.safetensors | the supernet's state_dict |
 | norm_statistics.safetensors | `<subnet id>/<buffer name>`: each served subnet's own statistics |
 | accuracy.json | the served subnets: arch, accuracy with confidence interval, MACs, parameters |
 | supernet.json | family, config, input, classes, permutation, provenance, digests of the others |
@@ -58,7 +58,7 @@ class ServedSubnet:
 class Checkpoint:
     """A supernet as loaded or about to be saved; `subnets` ascend in MACs.
 
-    `state` is the state_dict at the largest arch; `norm_statistics` maps a subnet id to its
+    `state` is the supernet's state_dict; `norm_statistics` maps a subnet id to its
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
     """
 
@@ -170,9 +170,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 def check_state(
     state: Mapping[str, torch.Tensor], definition: SupernetDefinition, where: str = "state_dict"
 ) -> None:
-    """Raise CheckpointError unless `state` has exactly the largest arch's tensors and shapes."""
-    largest = definition.space.largest
-    expected = {**definition.parameter_shapes(largest), **definition.buffer_shapes(largest)}
+    """Raise CheckpointError unless `state` has exactly the supernet's tensors and shapes."""
+    expected = {**definition.parameter_shapes(), **definition.buffer_shapes()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     if missing or extra:

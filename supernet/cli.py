@@ -1,4 +1,4 @@
-"""`supernet cost`: MACs and parameters of a subnet, without weights."""
+"""`supernet cost`, `supernet import`, `supernet export`: sizes, and weights in and out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.cost import cost as count
 from supernet.registry import define_supernet
 from supernet.spec import parse_arch
+
+_ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
 
 
 def cost(
@@ -29,8 +32,7 @@ def cost(
         definition = define_supernet(family)
         chosen = parse_arch(arch, definition.space)
     except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        raise _refused(error) from None
     macs, params = count(definition, chosen)
     row = {
         "supernet": family,
@@ -49,3 +51,107 @@ def cost(
         sys.stdout.write(json.dumps(row) + "\n")
     else:
         Path(json_).write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="A file or folder; for timm, torchvision a name.")],
+    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {_ORIGINS}.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
+    supernet: Annotated[
+        str | None, typer.Option(help="Which named supernet; timm and torchvision tell.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Default: the variant's own.")] = None,
+    new_head: Annotated[bool, typer.Option(help="Initialise a classifier that is absent.")] = False,
+    ignore: Annotated[list[str] | None, typer.Option(help="Pattern of keys to leave out.")] = None,
+    sort: Annotated[bool, typer.Option(help="Put important channels first.")] = True,
+    subnets: Annotated[
+        int, typer.Option(help="Serve N subnets of the ladder (families without BatchNorm).")
+    ] = 1,
+    accuracy: Annotated[
+        float | None, typer.Option(help="Known accuracy of the largest subnet, a fraction.")
+    ] = None,
+) -> None:
+    """Make a checkpoint folder of weights that were trained elsewhere."""
+    from supernet.import_weights import import_supernet
+    from supernet.imported import imported_checkpoint
+
+    try:
+        if origin == "supernet":
+            checkpoint = load_checkpoint(source)
+        else:
+            overrides = {} if num_classes is None else {"num_classes": num_classes}
+            definition, state = import_supernet(
+                source,
+                origin=origin,
+                supernet=supernet,
+                new_head=new_head,
+                ignore=ignore or (),
+                **overrides,
+            )
+            ladder = definition.space.ladder()
+            checkpoint = imported_checkpoint(
+                definition,
+                state,
+                name=supernet or Path(source).name.partition(".")[0],
+                archs=ladder[-subnets:] if subnets > 1 else (),
+                sort=sort,
+                accuracy=accuracy,
+                accuracy_source="given at import" if accuracy is not None else "not measured",
+                provenance={"origin": origin, "source": Path(source).name},
+            )
+        save_checkpoint(checkpoint, out)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _refused(error) from None
+    Console().print(
+        f"{out}: {checkpoint.name}, {checkpoint.definition.family_name}, "
+        f"{len(checkpoint.subnets)} of {checkpoint.definition.space.num_archs:.3g} subnets served",
+        highlight=False,
+    )
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    arch: Annotated[
+        str, typer.Option(help="A served subnet's id, largest, smallest, letters, JSON, or whole.")
+    ] = "largest",
+    format: Annotated[
+        str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
+    ] = "state_dict",
+    naming: Annotated[str, typer.Option(help=f"For state_dict: {_ORIGINS}.")] = "supernet",
+) -> None:
+    """Write one subnet as a plain state_dict or as a program."""
+    from supernet.export_weights import export_subnet, origin_state, write_state
+    from supernet.extract import extract
+
+    try:
+        loaded = load_checkpoint(checkpoint)
+        definition = loaded.definition
+        served = {subnet.subnet_id: subnet.arch for subnet in loaded.subnets}
+        chosen = served.get(arch)
+        if chosen is None and arch != "whole":
+            chosen = parse_arch(arch, definition.space)
+        statistics = loaded.norm_statistics.get(chosen.subnet_id) if chosen else None
+        if chosen and statistics is None and definition.buffer_shapes(chosen):
+            Console(stderr=True).print(
+                f"[yellow]warning:[/] {chosen.subnet_id} is not served here: it keeps the "
+                "supernet's BatchNorm statistics, calibrate it before use",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if format == "state_dict":
+            write_state(origin_state(loaded.state, definition, chosen, naming, statistics), out)
+        elif chosen is None:
+            raise ValueError(f"the whole supernet is no {format} program: choose one subnet")
+        else:
+            subnet = extract(loaded.state, definition, chosen, statistics)
+            export_subnet(subnet, definition.example_input(chosen, 2), out, format)
+    except (ValueError, OSError) as error:
+        raise _refused(error) from None
+    Console().print(f"{out}: {format} of {arch}", highlight=False)
+
+
+def _refused(error: Exception) -> typer.Exit:
+    """Print one line and return what ends the command with code 2."""
+    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)

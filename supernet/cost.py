@@ -15,6 +15,7 @@ from torch import nn
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
+from supernet.transformer import AttentionCore
 
 
 class Cost(NamedTuple):
@@ -37,12 +38,17 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
     def count_linear(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         macs.append(output[0].numel() * module.get_parameter("weight").shape[1])
 
+    def count_attention(_module: nn.Module, inputs: Any, _output: torch.Tensor) -> None:
+        _, num_heads, num_tokens, head_dim = inputs[0].shape
+        macs.append(2 * num_heads * num_tokens**2 * head_dim)
+
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count_conv)
         elif isinstance(module, nn.Linear):
             module.register_forward_hook(count_linear)
-    size = arch.resolution
-    with torch.inference_mode():
-        net(torch.empty(1, definition.config.in_channels, size, size, device="meta"))
+        elif isinstance(module, AttentionCore):
+            module.register_forward_hook(count_attention)
+    with torch.inference_mode(), torch.device("meta"):
+        net(definition.example_input(arch))
     return Cost(sum(macs), sum(p.numel() for p in net.parameters()))

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from supernet.arch import Arch
+from supernet.describe import Description, Shape, describe
 from supernet.family import Family, FamilyConfig
 from supernet.registry import get_family
 from supernet.space import SearchSpace
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +44,29 @@ class SupernetDefinition:
 
         Raises ValueError when `arch` is outside the space.
         """
-        arch = self.space.largest if arch is None else arch
-        self.space.validate(arch)
+        space = self.space
+        if arch is None:
+            arch = space.whole
+        elif arch.kernel or not space.kernel or arch != space.whole:
+            space.validate(arch)
         return self.family.module(self.config, arch)
 
-    def on_meta(self, arch: Arch) -> nn.Module:
-        """Build at `arch` without allocating weights."""
+    def on_meta(self, arch: Arch | None = None) -> nn.Module:
+        """Build at `arch` (default: the supernet) without allocating weights."""
         with torch.device("meta"):
             return self.build(arch)
 
-    def parameter_shapes(self, arch: Arch) -> Mapping[str, Shape]:
-        """Return {parameter name: shape at `arch`}; shapes are leading slices of the largest."""
-        return _parameter_shapes(self, arch)
+    def parameter_shapes(self, arch: Arch | None = None) -> Mapping[str, Shape]:
+        """Return {parameter name: shape at `arch`}, leading slices of the supernet's (default)."""
+        return _description(self, arch).parameters
 
-    def buffer_shapes(self, arch: Arch) -> Mapping[str, Shape]:
+    def buffer_shapes(self, arch: Arch | None = None) -> Mapping[str, Shape]:
         """Return {buffer name: shape at `arch`} (normalisation statistics)."""
-        return _buffer_shapes(self, arch)
+        return _description(self, arch).buffers
+
+    def example_input(self, arch: Arch, batch_size: int = 1) -> torch.Tensor:
+        """Return zeros of the network's input at `arch`, on the current default device."""
+        return self.family.example_input(self.config, arch, batch_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` rebuilds."""
@@ -83,12 +88,5 @@ def _space(definition: SupernetDefinition) -> SearchSpace:
 
 
 @lru_cache(maxsize=4096)
-def _parameter_shapes(definition: SupernetDefinition, arch: Arch) -> Mapping[str, Shape]:
-    net = definition.on_meta(arch)
-    return MappingProxyType({name: tuple(p.shape) for name, p in net.named_parameters()})
-
-
-@lru_cache(maxsize=4096)
-def _buffer_shapes(definition: SupernetDefinition, arch: Arch) -> Mapping[str, Shape]:
-    net = definition.on_meta(arch)
-    return MappingProxyType({name: tuple(b.shape) for name, b in net.named_buffers()})
+def _description(definition: SupernetDefinition, arch: Arch | None) -> Description:
+    return describe(lambda: definition.build(arch))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, get_type_hints
 
+import torch
 from torch import nn
 
 from supernet.arch import Arch
@@ -35,23 +36,47 @@ class ChannelGroup:
     `produced` are (tensor name, dimension) pairs indexed by the group's channels on the side
     that makes them (weights, biases, norm vectors and statistics), `consumed` those on the side
     that reads them. Importance of a channel is the L1 norm of the weights that consume it.
+    With `units`, channels move in that many equal runs (attention heads).
     """
 
     name: str
     produced: tuple[tuple[str, int], ...]
     consumed: tuple[tuple[str, int], ...]
+    units: int | None = None
+
+
+def norm_vectors(name: str) -> tuple[tuple[str, int], ...]:
+    """The tensors of a BatchNorm that a channel order permutes, for `ChannelGroup.produced`."""
+    vectors = ("weight", "bias", "running_mean", "running_var")
+    return tuple((f"{name}.{vector}", 0) for vector in vectors)
+
+
+def example_image(config: FamilyConfig, arch: Arch, batch_size: int) -> torch.Tensor:
+    """Zeros (B, in_channels, resolution, resolution)."""
+    return torch.zeros(batch_size, config.in_channels, arch.resolution, arch.resolution)
+
+
+def no_channel_groups(config: FamilyConfig) -> tuple[ChannelGroup, ...]:
+    """For families whose channels keep the order in which they were trained."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A registered supernet family."""
+    """A registered supernet family.
+
+    `letters` says what each letter of an arch's short form means here; `example_input` makes the
+    network's input (config, arch, batch size).
+    """
 
     name: str
     module: Callable[[Any, Arch], nn.Module]
     config: type[Any]
     space: Callable[[Any], SearchSpace]
-    channel_groups: Callable[[Any], tuple[ChannelGroup, ...]]
+    channel_groups: Callable[[Any], tuple[ChannelGroup, ...]] = no_channel_groups
     variants: Mapping[str, FamilyConfig] = field(default_factory=dict)
+    letters: Mapping[str, str] = field(default_factory=dict)
+    example_input: Callable[[Any, Arch, int], torch.Tensor] = example_image
 
     def make_config(self, values: Mapping[str, Any]) -> FamilyConfig:
         """Build the config from plain data (lists become tuples).

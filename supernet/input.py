@@ -1,7 +1,7 @@
 """`InputSpec`: what one sample looks like on the wire, and how it becomes the network's input.
 
-Samples travel as uint8 (a quarter of fp32 on the wire and on the bus) and are normalised on the
-device, then resized to the resolution of the subnet that serves them.
+Images travel as uint8 (a quarter of fp32 on the wire and on the bus) and are normalised on the
+device, then resized to the resolution of the subnet that serves them. Token ids stay as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255."""
+    """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255.
+
+    With `kind="tokens"` a sample is `width` token ids (channels and height are 1).
+    """
 
     channels: int
     height: int
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    kind: str = "image"
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -31,6 +35,8 @@ class InputSpec:
                     f"input {name} has {len(getattr(self, name))} values for "
                     f"{self.channels} channels"
                 )
+        if self.kind not in ("image", "tokens"):
+            raise ValueError(f"input kind is {self.kind!r}, allowed image, tokens")
         if any(s <= 0 for s in self.std):
             raise ValueError(f"input std is {self.std}, expected positive values")
 
@@ -40,7 +46,12 @@ class InputSpec:
         return (self.channels, self.height, self.width)
 
     def normalise(self, samples: torch.Tensor, resolution: int) -> torch.Tensor:
-        """Turn (B, C, H, W) uint8 into (B, C, resolution, resolution) float32."""
+        """Turn (B, C, H, W) uint8 into (B, C, resolution, resolution) float32.
+
+        Token ids (B, 1, 1, N) become (B, up to resolution) int64.
+        """
+        if self.kind == "tokens":
+            return samples.flatten(1)[:, :resolution].to(torch.int64)
         mean = samples.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
         std = samples.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
         x = (samples.to(torch.float32).div_(255.0) - mean) / std
@@ -49,8 +60,9 @@ class InputSpec:
         return x
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        """Return plain data; `kind` only where it is not an image."""
+        data = asdict(self)
+        return data if self.kind != "image" else {n: v for n, v in data.items() if n != "kind"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:

@@ -1,22 +1,82 @@
 """Supernet families and their named variants.
 
-A family registers itself with `register_family`; named variants are rows of its table. Families
-of this package are imported on first look-up, in the explicit list below.
+A family registers itself with the decorator `supernet_family` on its module; named variants are
+rows of its table. Families of this package are imported on first look-up, in the explicit list
+below; those of other packages through the entry point group `supernet.families`
+(docs/families.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from supernet.family import Family
+from torch import nn
+
+from supernet.family import (
+    ChannelGroup,
+    Family,
+    FamilyConfig,
+    example_image,
+    no_channel_groups,
+)
+from supernet.space import SearchSpace
 
 if TYPE_CHECKING:
     from supernet.definition import SupernetDefinition
 
-_BUILT_IN = ("supernet.families.resnet",)
+_BUILT_IN = (
+    "supernet.families.resnet",
+    "supernet.families.ofa_resnet50",
+    "supernet.families.ofa_mobilenet_v3",
+    "supernet.families.ofa_proxyless",
+    "supernet.families.mobilenet_v3",
+    "supernet.families.efficientnet_lite",
+    "supernet.families.vit",
+    "supernet.families.bert",
+)
+_ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}
+
+Network = TypeVar("Network", bound=type[nn.Module])
+
+
+def supernet_family(
+    name: str,
+    *,
+    config: type[Any],
+    space: Callable[[Any], SearchSpace],
+    variants: Mapping[str, FamilyConfig],
+    channel_groups: Callable[[Any], tuple[ChannelGroup, ...]] = no_channel_groups,
+    letters: Mapping[str, str] | None = None,
+    example_input: Callable[..., Any] = example_image,
+) -> Callable[[Network], Network]:
+    """Register the decorated `nn.Module`, built from `(config, arch)`, as a family.
+
+    The first variant is what the family's own name stands for. Raises ValueError when the name
+    is taken by another module.
+    """
+
+    def register(module: Network) -> Network:
+        register_family(
+            Family(
+                name=name,
+                module=module,
+                config=config,
+                space=space,
+                channel_groups=channel_groups,
+                variants=variants,
+                letters=letters or {},
+                example_input=example_input,
+            )
+        )
+        return module
+
+    return register
 
 
 def register_family(family: Family) -> Family:
@@ -51,20 +111,33 @@ def list_supernets() -> list[str]:
 def define_supernet(name: str, **overrides: Any) -> SupernetDefinition:
     """Return the definition of a named variant, some config fields replaced.
 
-    Raises ValueError listing the known variants, or the known config keys.
+    A family's name stands for its first variant. Raises ValueError listing the known variants,
+    or the known config keys.
     """
     from supernet.definition import SupernetDefinition
 
     _load_built_in()
     for family in _families.values():
-        if name in family.variants:
-            base: Any = family.variants[name]
+        variant = next(iter(family.variants), "") if name == family.name else name
+        if variant in family.variants:
+            base: Any = family.variants[variant]
             known = {f: getattr(base, f) for f in base.__dataclass_fields__}
             config = family.make_config({**known, **overrides}) if overrides else replace(base)
             return SupernetDefinition(family.name, config)
     raise ValueError(f"unknown supernet {name!r}; known: {', '.join(list_supernets())}")
 
 
+def create_supernet(name: str, **overrides: Any) -> nn.Module:
+    """Build a named variant at full size, freshly initialised.
+
+    Raises ValueError listing the known variants, or the known config keys.
+    """
+    return define_supernet(name, **overrides).build()
+
+
+@cache
 def _load_built_in() -> None:
     for module in _BUILT_IN:
         import_module(module)
+    for entry_point in entry_points(group=_ENTRY_POINTS):
+        entry_point.load()

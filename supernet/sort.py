@@ -22,11 +22,14 @@ Permutations = dict[str, list[int]]
 def importance_order(
     state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup]
 ) -> Permutations:
-    """Return {group name: channel indices, most important first}; ties keep their order."""
+    """Return {group name: indices of channels or units, most important first}.
+
+    Ties keep their order.
+    """
     order: Permutations = {}
     for group in groups:
         importance = sum(
-            state[name].detach().abs().movedim(dim, 0).flatten(1).sum(1).to(torch.float64)
+            _units(state[name].detach().movedim(dim, 0), group).flatten(1).abs().double().sum(1)
             for name, dim in group.consumed
         )
         assert isinstance(importance, torch.Tensor), f"group {group.name} has no consumer"
@@ -47,5 +50,12 @@ def permute_channels(
         index = torch.tensor(order[group.name])
         for name, dim in (*group.produced, *group.consumed):
             if name in tensors:
-                tensor = tensors[name]
-                tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
+                channels_first = tensors[name].movedim(dim, 0)
+                units = _units(channels_first, group)
+                permuted = units.index_select(0, index.to(units.device))
+                channels_first.copy_(permuted.flatten(0, 1))
+
+
+def _units(tensor: torch.Tensor, group: ChannelGroup) -> torch.Tensor:
+    """View (channels, ...) as (units, channels per unit, ...); a unit is one channel by default."""
+    return tensor.unflatten(0, (group.units or len(tensor), -1))

@@ -1,8 +1,8 @@
 """`SearchSpace`: which subnets of a supernet are legal, and how to draw from them.
 
-A space is a table of choices: depths per stage, width multipliers per stage, and expand ratios,
-kernel sizes, head counts that every kept block picks from independently. All choices are
-ascending, so index 0 is the smallest and the last is the supernet itself.
+A space is a table of choices: depths per stage, widths, and expand ratios, kernel sizes, head
+counts that every kept block picks from independently. All choices are ascending, so index 0 is
+the smallest and the last is the supernet itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,33 +24,41 @@ _PER_BLOCK = ("expand", "kernel", "heads")
 class SearchSpace:
     """The legal `Arch`es of one supernet.
 
-    `depth[s]` and `width[s]` are the choices of stage s; `expand`, `kernel` and `heads` are the
-    choices of every block. An empty tuple: not elastic in that dimension.
+    `depth[s]` and `width[s]` are the choices of stage s (there may be more widths than stages,
+    e.g. the stem's); `expand`, `kernel` and `heads` are the choices of every block, or hold one
+    tuple of choices per stage. An empty tuple: not elastic in that dimension. `num_blocks[s]`
+    says how many blocks each choice of `depth[s]` keeps; empty: as many as the depth.
     """
 
     family: str
     resolution: tuple[int, ...]
     depth: tuple[tuple[int, ...], ...]
     width: tuple[tuple[float, ...], ...] = ()
-    expand: tuple[float, ...] = ()
-    kernel: tuple[int, ...] = ()
-    heads: tuple[int, ...] = ()
+    expand: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
+    kernel: tuple[int, ...] | tuple[tuple[int, ...], ...] = ()
+    heads: tuple[int, ...] | tuple[tuple[int, ...], ...] = ()
+    num_blocks: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.depth:
             raise ValueError("search space has no stage: depth is empty")
-        if self.width and len(self.width) != len(self.depth):
-            raise ValueError(f"width has {len(self.width)} stages, depth has {len(self.depth)}")
+        if self.num_blocks and list(map(len, self.num_blocks)) != list(map(len, self.depth)):
+            raise ValueError(f"{self.family}: num_blocks needs an entry for every depth choice")
+        stages = range(len(self.depth))
         choices: list[tuple[str, Sequence[Number]]] = [("resolution", self.resolution)]
-        choices += [(f"depth[{s}]", c) for s, c in enumerate(self.depth)]
         choices += [(f"width[{s}]", c) for s, c in enumerate(self.width)]
-        choices += [(name, getattr(self, name)) for name in _PER_BLOCK if getattr(self, name)]
+        choices += [
+            (name, self.block_choices(name, s))
+            for name in _PER_BLOCK
+            for s in stages
+            if getattr(self, name)
+        ]
         for name, values in choices:
-            if not values or list(values) != sorted(set(values)) or values[0] <= 0:
-                raise ValueError(
-                    f"{self.family}: {name} choices are {list(values)}, "
-                    "expected positive numbers, strictly increasing"
-                )
+            # The widths of OFA-ResNet50 are indices, so zero is a width.
+            positive = bool(values) and (values[0] > 0 or name.startswith("width"))
+            self._check_choices(name, values, "positive", positive)
+        for stage, values in enumerate(self.depth):
+            self._check_choices(f"depth[{stage}]", values, "non-negative", min(values) >= 0)
 
     @property
     def smallest(self) -> Arch:
@@ -63,14 +71,36 @@ class SearchSpace:
         return self._at(dict.fromkeys(("resolution", "depth", "width", *_PER_BLOCK), 1.0))
 
     @property
+    def whole(self) -> Arch:
+        """What the stored supernet is built at: the largest arch, with every kernel size.
+
+        Only its kernels differ from `largest`: none is chosen, so all are present. It is no
+        member of the space (docs/decisions/004-elastic-kernels.md).
+        """
+        return replace(self.largest, kernel=())
+
+    @property
     def num_archs(self) -> int:
         """How many subnets there are (may exceed what `len` can return)."""
-        per_block = math.prod(len(getattr(self, n)) for n in _PER_BLOCK if getattr(self, n))
-        total = len(self.resolution)
+        total = len(self.resolution) * math.prod(map(len, self.width))
         for stage, depths in enumerate(self.depth):
-            widths = len(self.width[stage]) if self.width else 1
-            total *= widths * sum(per_block**d for d in depths)
+            choices = (self.block_choices(n, stage) for n in _PER_BLOCK if getattr(self, n))
+            per_block = math.prod(map(len, choices))
+            total *= sum(per_block ** self.blocks_of(stage, d) for d in depths)
         return total
+
+    def block_choices(self, name: str, stage: int) -> Sequence[Number]:
+        """Choices of `expand`, `kernel` or `heads` for every block of a stage."""
+        choices = getattr(self, name)
+        if choices and isinstance(choices[0], tuple):
+            return cast("Sequence[Number]", choices[stage])
+        return choices
+
+    def blocks_of(self, stage: int, depth: int) -> int:
+        """How many blocks with entries of their own a stage keeps at a depth."""
+        if not self.num_blocks:
+            return depth
+        return self.num_blocks[stage][self.depth[stage].index(depth)]
 
     def __len__(self) -> int:
         return self.num_archs
@@ -87,9 +117,9 @@ class SearchSpace:
     def __iter__(self) -> Iterator[Arch]:
         """Every arch, smallest depth first; meant for tiny spaces."""
         for resolution, depth in itertools.product(self.resolution, itertools.product(*self.depth)):
-            blocks = sum(depth)
+            stages = self._stage_of_blocks(depth)
             per_block = [
-                itertools.product(getattr(self, n), repeat=blocks if getattr(self, n) else 0)
+                itertools.product(*(self.block_choices(n, s) for s in stages if getattr(self, n)))
                 for n in _PER_BLOCK
             ]
             for width, *rest in itertools.product(itertools.product(*self.width), *per_block):
@@ -102,7 +132,8 @@ class SearchSpace:
         The next dimension raised is the one that is least far along, so that depth, width and
         expand grow together (the coupling of CompOFA, ICLR 2021, in small steps).
         """
-        sizes = {"expand": len(self.expand), "kernel": len(self.kernel), "heads": len(self.heads)}
+        stages = range(len(self.depth))
+        sizes = {n: max(len(self.block_choices(n, s)) for s in stages) for n in _PER_BLOCK}
         sizes["width"] = max((len(c) for c in self.width), default=0)
         sizes["depth"] = max(len(c) for c in self.depth)
         sizes["resolution"] = len(self.resolution)
@@ -116,15 +147,21 @@ class SearchSpace:
             archs.append(self._at({n: reached[n] / last[n] for n in last}))
         return tuple(dict.fromkeys(archs))
 
-    def sample(self, rng: np.random.Generator) -> Arch:
-        """Draw each choice independently and uniformly."""
-        return self._compose(lambda _name, choices: int(rng.integers(len(choices))))
+    def sample(self, rng: np.random.Generator, tilt: float | None = None) -> Arch:
+        """Draw each choice independently: uniformly, or the binomial(n - 1, `tilt`)-th of n."""
+
+        def pick(_name: str, choices: Sequence[Number]) -> int:
+            count = len(choices)
+            return int(rng.integers(count) if tilt is None else rng.binomial(count - 1, tilt))
+
+        return self._compose(pick)
 
     def uniform(self, **values: Number) -> Arch:
         """Return the arch that has the given value in every stage or block; largest elsewhere.
 
-        Keywords are `resolution, depth, width, expand, kernel, heads`. Raises ValueError naming
-        the field, the value and what is allowed.
+        Where a stage does not offer a value that another one does, it takes its largest choice
+        below it. Keywords are `resolution, depth, width, expand, kernel, heads`. Raises
+        ValueError naming the field, the value and what is allowed.
         """
         unknown = sorted(set(values) - {"resolution", "depth", "width", *_PER_BLOCK})
         if unknown:
@@ -134,13 +171,17 @@ class SearchSpace:
             )
         arch = self.largest
         if "depth" in values:
-            arch = self._with_depth(arch, int(values["depth"]))
-        for name in ("width", *_PER_BLOCK):
+            depths = self._nearest("depth", values["depth"], self.depth)
+            for stage, depth in enumerate(depths):
+                arch = self._resize_stage(arch, stage, int(depth))
+        if "width" in values:
+            arch = replace(arch, width=self._nearest("width", values["width"], self.width))
+        for name in _PER_BLOCK:
             if name in values:
-                value = values[name]
-                arch = replace(arch, **{name: (value,) * len(getattr(arch, name))})
-                if not getattr(arch, name):
-                    raise ValueError(f"{self.family} is not elastic in {name}")
+                per_stage = [self.block_choices(name, s) for s in range(len(self.depth))]
+                entries = self._nearest(name, values[name], per_stage if per_stage[0] else ())
+                stages = self._stage_of_blocks(arch.depth)
+                arch = replace(arch, **{name: tuple(entries[s] for s in stages)})
         if "resolution" in values:
             arch = replace(arch, resolution=int(values["resolution"]))
         self.validate(arch)
@@ -151,7 +192,7 @@ class SearchSpace:
         self.validate(arch)
         for name in ("width", *_PER_BLOCK):
             for i, value in enumerate(getattr(arch, name)):
-                for other in self._choices(name, i):
+                for other in self._choices(arch, name, i):
                     if other != value:
                         entries = list(getattr(arch, name))
                         entries[i] = other
@@ -173,12 +214,12 @@ class SearchSpace:
         self._check_length("width", arch.width, len(self.width), "stages")
         for stage, width in enumerate(arch.width):
             self._check(f"width[{stage}]", width, self.width[stage])
-        blocks = sum(arch.depth)
+        stages = self._stage_of_blocks(arch.depth)
         for name in _PER_BLOCK:
             entries = getattr(arch, name)
-            self._check_length(name, entries, blocks if getattr(self, name) else 0, "blocks")
-            for i, value in enumerate(entries):
-                self._check(f"{name}[{i}]", value, getattr(self, name))
+            self._check_length(name, entries, len(stages) if getattr(self, name) else 0, "blocks")
+            for i, (stage, value) in enumerate(zip(stages, entries, strict=False)):
+                self._check(f"{name}[{i}]", value, self.block_choices(name, stage))
 
     def _at(self, fractions: Mapping[str, float]) -> Arch:
         """Take each dimension at its fraction of the way from first to last choice (default 0)."""
@@ -193,10 +234,9 @@ class SearchSpace:
         depth = tuple(choices[pick("depth", choices)] for choices in self.depth)
         per_block: dict[str, Any] = {}
         for name in _PER_BLOCK:
-            choices = getattr(self, name)
-            per_block[name] = tuple(
-                choices[pick(name, choices)] for _ in range(sum(depth) if choices else 0)
-            )
+            stages = self._stage_of_blocks(depth) if getattr(self, name) else ()
+            offered = (self.block_choices(name, stage) for stage in stages)
+            per_block[name] = tuple(choices[pick(name, choices)] for choices in offered)
         return Arch(
             resolution=self.resolution[pick("resolution", self.resolution)],
             depth=depth,
@@ -204,27 +244,50 @@ class SearchSpace:
             **per_block,
         )
 
-    def _choices(self, name: str, index: int) -> Sequence[Number]:
-        return self.width[index] if name == "width" else getattr(self, name)
+    def _choices(self, arch: Arch, name: str, index: int) -> Sequence[Number]:
+        if name == "width":
+            return self.width[index]
+        return self.block_choices(name, self._stage_of_blocks(arch.depth)[index])
 
-    def _with_depth(self, arch: Arch, depth: int) -> Arch:
-        for stage, choices in enumerate(self.depth):
-            self._check(f"depth[{stage}]", depth, choices)
-            arch = self._resize_stage(arch, stage, depth)
-        return arch
+    def _stage_of_blocks(self, depth: Sequence[int]) -> tuple[int, ...]:
+        """The stage of every kept block, in forward order."""
+        return tuple(s for s, d in enumerate(depth) for _ in range(self.blocks_of(s, d)))
+
+    def _nearest(
+        self, name: str, value: Number, per_stage: Sequence[Sequence[Number]]
+    ) -> tuple[Number, ...]:
+        """Per stage the largest choice up to `value`, which at least one stage must offer."""
+        if not per_stage:
+            raise ValueError(f"{self.family} is not elastic in {name}")
+        offered = any(value in choices for choices in per_stage)
+        entries: list[Number] = []
+        for stage, choices in enumerate(per_stage):
+            below = [choice for choice in choices if choice <= value]
+            if not offered or not below:
+                self._check(f"{name}[{stage}]", value, choices)
+            entries.append(below[-1])
+        return tuple(entries)
 
     def _resize_stage(self, arch: Arch, stage: int, depth: int) -> Arch:
         """Shorten a stage from its end, or lengthen it with blocks of the largest choice."""
-        start, old = sum(arch.depth[:stage]), arch.depth[stage]
+        blocks = [self.blocks_of(s, d) for s, d in enumerate(arch.depth)]
+        start, old, new = sum(blocks[:stage]), blocks[stage], self.blocks_of(stage, depth)
         changed: dict[str, tuple[Number, ...]] = {}
         for name in _PER_BLOCK:
             entries = getattr(arch, name)
             if entries:
-                kept = entries[start : start + min(old, depth)]
-                added = (getattr(self, name)[-1],) * max(0, depth - old)
+                kept = entries[start : start + min(old, new)]
+                added = (self.block_choices(name, stage)[-1],) * max(0, new - old)
                 changed[name] = entries[:start] + kept + added + entries[start + old :]
         depths = (*arch.depth[:stage], depth, *arch.depth[stage + 1 :])
         return replace(arch, depth=depths, **changed)
+
+    def _check_choices(self, name: str, values: Sequence[Number], kind: str, ok: bool) -> None:
+        if not ok or list(values) != sorted(set(values)):
+            raise ValueError(
+                f"{self.family}: {name} choices are {list(values)}, "
+                f"expected {kind} numbers, strictly increasing"
+            )
 
     def _check(self, name: str, value: Number, allowed: Sequence[Number]) -> None:
         if value not in allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from supernet.arch import Arch, Number
 from supernet.space import SearchSpace
@@ -20,10 +21,14 @@ _LETTERS = {
 def parse_arch(text: str, space: SearchSpace) -> Arch:
     """Return the arch that `text` names; letters that are not given are the largest choice.
 
+    `smallest` is the smallest network at the largest resolution, at which costs are compared;
+    `smallest,r=128` says otherwise.
+
     Raises ValueError naming the part that is wrong and what is allowed.
     """
-    if text in ("largest", "smallest"):
-        return space.largest if text == "largest" else space.smallest
+    word, _, rest = text.partition(",")
+    if word.strip() in ("largest", "smallest"):
+        return _at_resolution(getattr(space, word.strip()), rest, text, space)
     if text.lstrip().startswith("{"):
         try:
             data = json.loads(text)
@@ -33,6 +38,15 @@ def parse_arch(text: str, space: SearchSpace) -> Arch:
         space.validate(arch)
         return arch
     return space.uniform(**dict(_entry(part, text) for part in text.split(",")))
+
+
+def _at_resolution(arch: Arch, rest: str, text: str, space: SearchSpace) -> Arch:
+    name, value = _entry(rest, text) if rest else ("resolution", space.resolution[-1])
+    if name != "resolution":
+        raise ValueError(f"arch {text!r}: only a resolution may follow, such as smallest,r=128")
+    arch = replace(arch, resolution=int(value))
+    space.validate(arch)
+    return arch
 
 
 def _entry(part: str, text: str) -> tuple[str, Number]:

@@ -6,15 +6,21 @@ This import needs numpy alone; Parquet, plots and the command line import their 
 """
 
 from traces.arrivals import bursty, gamma, poisson, ramp
-from traces.azure import InvocationCounts, azure2019, read_counts, squeeze
+from traces.azure import Choice, InvocationCounts, read_counts
+from traces.azure2019 import azure2019
 from traces.azure_shape import azure2019_shape
+from traces.counts import counts_trace, squeeze
 from traces.files import read_trace, write_trace
+from traces.patterns import diurnal, flash, mmpp, step
 from traces.payloads import Payloads, load_payloads
 from traces.replay import ReplayReply, ReplayRequest, ReplayResult, Target, replay
+from traces.request_logs import azure2021, azure_llm, mooncake, request_log
+from traces.servegen import servegen
 from traces.spec import SpecError, parse_spec
 from traces.trace import Trace, TraceError
 
 __all__ = [
+    "Choice",
     "InvocationCounts",
     "Payloads",
     "ReplayReply",
@@ -26,15 +32,25 @@ __all__ = [
     "TraceError",
     "azure2019",
     "azure2019_shape",
+    "azure2021",
+    "azure_llm",
     "bursty",
+    "counts_trace",
+    "diurnal",
+    "flash",
     "gamma",
     "load_payloads",
+    "mmpp",
+    "mooncake",
     "parse_spec",
     "poisson",
     "ramp",
     "read_counts",
     "read_trace",
     "replay",
+    "request_log",
+    "servegen",
     "squeeze",
+    "step",
     "write_trace",
 ]

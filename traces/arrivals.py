@@ -18,11 +18,11 @@ from traces.trace import FloatArray, Trace, TraceError
 
 def poisson(rate_qps: float, duration_s: float, *, seed: int = 0) -> Trace:
     """Return Poisson arrivals at a mean of `rate_qps` for `duration_s` seconds."""
-    _check_above_zero(rate=rate_qps, duration=duration_s)
+    check_above_zero(rate=rate_qps, duration=duration_s)
     rng = np.random.default_rng(seed)
     count = rng.poisson(rate_qps * duration_s)
     arrival_s = np.sort(rng.uniform(0.0, duration_s, count))
-    return _synthetic("poisson", arrival_s, duration_s, seed, rate_qps=rate_qps)
+    return synthetic("poisson", arrival_s, duration_s, seed, rate_qps=rate_qps)
 
 
 def gamma(rate_qps: float, cv2: float, duration_s: float, *, seed: int = 0) -> Trace:
@@ -31,11 +31,11 @@ def gamma(rate_qps: float, cv2: float, duration_s: float, *, seed: int = 0) -> T
     `cv2` 0 is evenly spaced, 1 is Poisson. It starts with a fresh gap (not the equilibrium one),
     so the expected count exceeds rate x duration by (cv2 - 1)/2 arrivals.
     """
-    _check_above_zero(rate=rate_qps, duration=duration_s)
-    _check_cv2(cv2)
+    check_above_zero(rate=rate_qps, duration=duration_s)
+    check_cv2(cv2)
     rng = np.random.default_rng(seed)
-    arrival_s = _renewals(rate_qps * duration_s, cv2, rng) / rate_qps
-    return _synthetic("gamma", arrival_s, duration_s, seed, rate_qps=rate_qps, cv2=cv2)
+    arrival_s = renewals(rate_qps * duration_s, cv2, rng) / rate_qps
+    return synthetic("gamma", arrival_s, duration_s, seed, rate_qps=rate_qps, cv2=cv2)
 
 
 def bursty(
@@ -45,13 +45,13 @@ def bursty(
 
     `cv2` is the squared CV of the variant stream's gaps; the mean rate is the sum of both rates.
     """
-    _check_above_zero(base=base_qps, variant=variant_qps, duration=duration_s)
-    _check_cv2(cv2)
+    check_above_zero(base=base_qps, variant=variant_qps, duration=duration_s)
+    check_cv2(cv2)
     rng = np.random.default_rng(seed)
     base_s = np.arange(math.floor(base_qps * duration_s)) / base_qps
-    variant_s = _renewals(variant_qps * duration_s, cv2, rng) / variant_qps
+    variant_s = renewals(variant_qps * duration_s, cv2, rng) / variant_qps
     arrival_s = np.sort(np.concatenate([base_s, variant_s]))
-    return _synthetic(
+    return synthetic(
         "bursty", arrival_s, duration_s, seed, base_qps=base_qps, variant_qps=variant_qps, cv2=cv2
     )
 
@@ -72,8 +72,8 @@ def ramp(
     are mapped through the inverse of the cumulative rate, so the mean count in any interval is the
     integral of the rate. A ramp that the duration cuts off is an error: it would not reach `end`.
     """
-    _check_above_zero(start=start_qps, end=end_qps, accel=accel_qps2, duration=duration_s)
-    _check_cv2(cv2)
+    check_above_zero(start=start_qps, end=end_qps, accel=accel_qps2, duration=duration_s)
+    check_cv2(cv2)
     rise_s = abs(end_qps - start_qps) / accel_qps2
     if rise_s > duration_s:
         raise TraceError(
@@ -83,13 +83,13 @@ def ramp(
     slope = math.copysign(accel_qps2, end_qps - start_qps)
     risen = (start_qps + end_qps) / 2 * rise_s  # expected arrivals while the rate moves
     expected = risen + end_qps * (duration_s - rise_s)
-    unit = _renewals(expected, cv2, np.random.default_rng(seed))
+    unit = renewals(expected, cv2, np.random.default_rng(seed))
     # Solve start*t + slope/2*t^2 = unit in the form that stays stable for a small slope.
     root = np.sqrt(np.maximum(start_qps**2 + 2 * slope * np.minimum(unit, risen), 0.0))
     moving_s = 2 * np.minimum(unit, risen) / (start_qps + root)
     arrival_s = np.where(unit < risen, moving_s, rise_s + (unit - risen) / end_qps)
     arrival_s = np.maximum.accumulate(arrival_s)  # the square root may round ties out of order
-    return _synthetic(
+    return synthetic(
         "ramp",
         arrival_s,
         duration_s,
@@ -101,7 +101,7 @@ def ramp(
     )
 
 
-def _renewals(end: float, cv2: float, rng: np.random.Generator) -> FloatArray:
+def renewals(end: float, cv2: float, rng: np.random.Generator) -> FloatArray:
     """Return the renewal times below `end` of a unit-rate stream with gamma gaps."""
     if cv2 == 0:
         return np.arange(math.floor(end), dtype=np.float64)
@@ -116,9 +116,10 @@ def _renewals(end: float, cv2: float, rng: np.random.Generator) -> FloatArray:
     return times[times < end]
 
 
-def _synthetic(
+def synthetic(
     generator: str, arrival_s: FloatArray, duration_s: float, seed: int, **parameters: float
 ) -> Trace:
+    """Return a generator's trace; the metadata carries its parameters and seed."""
     metadata: dict[str, Any] = {
         "synthetic": True,
         "generator": generator,
@@ -134,12 +135,14 @@ def _synthetic(
     )
 
 
-def _check_above_zero(**values: float) -> None:
+def check_above_zero(**values: float) -> None:
+    """Refuse a named value that is not a finite number above 0. Raises TraceError."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise TraceError(f"{name} must be a finite number above 0, got {value:g}")
 
 
-def _check_cv2(cv2: float) -> None:
+def check_cv2(cv2: float) -> None:
+    """Refuse a squared coefficient of variation below 0 or not finite. Raises TraceError."""
     if not (math.isfinite(cv2) and cv2 >= 0):
         raise TraceError(f"cv2 must be a finite number of at least 0, got {cv2:g}")

@@ -1,28 +1,28 @@
-"""Azure Functions 2019: the per-minute counts file, and the paper's squeeze of it.
+"""Azure Functions 2019: the per-minute counts files, one or fourteen, and choices among functions.
 
 File (CC-BY 4.0, Microsoft; Shahrad et al., "Serverless in the Wild", ATC 2020): columns HashOwner,
 HashApp, HashFunction, Trigger, then one column per minute, named by its number (the first need not
-be 1). SuperServe (NSDI'25, 6.2) squeezes 24 hours into 120 s "by shape-preserving transformations";
-how arrivals are placed inside a minute's bin is not stated, so it is a choice here and recorded.
+be 1). Days are read one after the other; only the chosen functions' rows are kept, and where
+nobody asks for single functions a day is added up before the next is read.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from traces.files import open_text
-from traces.trace import IntArray, Trace, TraceError
+from traces.trace import IntArray, TraceError
 
-LICENCE = "CC-BY 4.0, Microsoft Azure Functions 2019 (Shahrad et al., USENIX ATC 2020)"
 COLUMNS = ("HashOwner", "HashApp", "HashFunction", "Trigger")
-PLACEMENTS = ("uniform", "poisson")
+_PATTERN = "invocations*.csv*"
+Function = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class InvocationCounts:
     first minute column (minute of the day, 1-based in the original files).
     """
 
-    functions: tuple[tuple[str, ...], ...]
+    functions: tuple[Function, ...]
     counts: npt.NDArray[np.int32]
     first_minute: int
     source: str
@@ -43,49 +43,185 @@ class InvocationCounts:
         """Invocations of all functions per minute."""
         return self.counts.sum(axis=0, dtype=np.int64)
 
+    @property
+    def per_function(self) -> IntArray:
+        """Invocations of each function over all minutes."""
+        return self.counts.sum(axis=1, dtype=np.int64)
+
     def busiest(self, top: int) -> InvocationCounts:
         """Return the `top` functions with the most invocations (ties: first in the file)."""
-        if not 1 <= top <= len(self.functions):
-            raise TraceError(
-                f"top must be 1 to {len(self.functions)} (the functions in the file), got {top}"
-            )
-        totals = self.counts.sum(axis=1, dtype=np.int64)
-        rows = np.sort(np.argsort(-totals, kind="stable")[:top])
-        return InvocationCounts(
-            functions=tuple(self.functions[i] for i in rows),
-            counts=self.counts[rows],
-            first_minute=self.first_minute,
-            source=self.source,
+        return self._rows(_ranked(self.per_function, Choice(top=top)))
+
+    def _rows(self, rows: Sequence[int]) -> InvocationCounts:
+        functions = tuple(self.functions[i] for i in rows)
+        return replace(self, functions=functions, counts=self.counts[list(rows)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which functions: all conditions that are given hold.
+
+    `function` is the start of the function's hash, `trigger` its kind (http, timer, queue ...);
+    then `top` keeps the busiest, or `share` the fewest busiest that make up this fraction of the
+    invocations.
+    """
+
+    function: str | None = None
+    trigger: str | None = None
+    top: int | None = None
+    share: float | None = None
+
+    def accepts(self, function: Function) -> bool:
+        """Say whether the names of a function fit."""
+        return (self.trigger is None or function[3] == self.trigger) and (
+            self.function is None or function[2].startswith(self.function)
         )
 
+    @property
+    def is_ranking(self) -> bool:
+        """Whether the choice depends on how often functions are called."""
+        return self.top is not None or self.share is not None
 
-def read_counts(path: Path | str) -> InvocationCounts:
-    """Read a counts file, plain or `.gz`.
+
+def read_counts(path: Path | str, choice: Choice | None = None) -> InvocationCounts:
+    """Read the chosen functions of a counts file, plain or `.gz`, or of a folder of daily files.
+
+    Functions that a day's file lacks were not called on that day.
 
     Raises:
-        TraceError: names the file and line, and says what is expected there.
+        TraceError: names the file and line and what is expected there, or the choice that nothing
+            fulfils.
     """
-    path = Path(path)
-    functions: list[tuple[str, ...]] = []
-    rows: list[npt.NDArray[np.int32]] = []
+    choice = choice or Choice()
+    files = _daily_files(Path(path))
+    if len(files) == 1:
+        whole = _read_file(files[0], choice)
+        _check_found(len(whole.functions), files[0], choice)
+        return whole._rows(_ranked(whole.per_function, choice)) if choice.is_ranking else whole
+    kept = _chosen_over_days(files, choice) if choice.is_ranking else None
+    whole = _joined([_read_file(file, choice, kept) for file in files], Path(path).name)
+    _check_found(len(whole.functions), files[0], choice)
+    return whole
+
+
+def read_totals(path: Path | str, choice: Choice | None = None) -> InvocationCounts:
+    """Return one row per day's file, all chosen functions added up: fourteen days in little memory.
+
+    The result's single row has the trigger `all`; see `read_counts` for the choice and the errors.
+    """
+    choice = choice or Choice()
+    files = _daily_files(Path(path))
+    if len(files) == 1:
+        return read_counts(path, choice)
+    kept = _chosen_over_days(files, choice) if choice.is_ranking else None
+    days: list[InvocationCounts] = []
+    num_found = 0
+    for file in files:
+        day = _read_file(file, choice, kept)
+        num_found += len(day.functions)
+        total = day.per_minute.astype(np.int32)[None]
+        days.append(replace(day, functions=(("", "", "", "all"),), counts=total))
+    _check_found(num_found, files[0], choice)
+    return _joined(days, Path(path).name)
+
+
+def _daily_files(path: Path) -> list[Path]:
+    """Return the file itself, or a folder's counts files in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob(_PATTERN))
+    if not files:
+        raise TraceError(f"{path}: holds no {_PATTERN}; give a counts file or a folder of them")
+    return files
+
+
+def _rows_of(path: Path) -> Iterator[tuple[int, list[str], list[int]]]:
+    """Yield (line number, row, minute numbers) of a counts file."""
     try:
         with open_text(path) as stream:
             reader = csv.reader(stream)
             minutes = _minutes(next(reader, []), f"{path}, line 1")
             for row in reader:
-                rows.append(_counts(row, len(minutes), f"{path}, line {reader.line_num}"))
-                functions.append(tuple(row[: len(COLUMNS)]))
+                yield reader.line_num, row, minutes
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
     except (OSError, csv.Error) as error:
         raise TraceError(f"{path}: cannot be read ({error})") from None
-    if not rows:
+
+
+def _read_file(
+    path: Path, choice: Choice, kept: Mapping[Function, int] | None = None
+) -> InvocationCounts:
+    functions: list[Function] = []
+    rows: list[npt.NDArray[np.int32]] = []
+    is_empty = True
+    minutes: list[int] = []
+    for line, row, minutes in _rows_of(path):
+        counts = _counts(row, len(minutes), f"{path}, line {line}")
+        function = tuple(row[: len(COLUMNS)])
+        is_empty = False
+        if choice.accepts(function) and (kept is None or function in kept):
+            functions.append(function)
+            rows.append(counts)
+    if is_empty:
         raise TraceError(f"{path}: holds no functions; expected one row per function")
+    counts = np.stack(rows) if rows else np.empty((0, len(minutes)), dtype=np.int32)
     return InvocationCounts(
-        functions=tuple(functions),
-        counts=np.stack(rows),
-        first_minute=minutes[0],
-        source=path.name,
+        functions=tuple(functions), counts=counts, first_minute=minutes[0], source=path.name
+    )
+
+
+def _check_found(num_found: int, path: Path, choice: Choice) -> None:
+    if num_found:
+        return
+    asked = " ".join(part for part in (choice.trigger, choice.function) if part)
+    triggers = sorted({row[3] for _, row, _ in _rows_of(path)})
+    raise TraceError(f"{path}: no function fits {asked}; the triggers are {', '.join(triggers)}")
+
+
+def _chosen_over_days(files: Sequence[Path], choice: Choice) -> dict[Function, int]:
+    totals: dict[Function, int] = defaultdict(int)
+    for file in files:
+        day = _read_file(file, choice)
+        for function, count in zip(day.functions, day.per_function.tolist(), strict=True):
+            totals[function] += count
+    _check_found(len(totals), files[0], choice)
+    functions = list(totals)
+    rows = _ranked(np.array(list(totals.values()), dtype=np.int64), choice)
+    return {functions[i]: totals[functions[i]] for i in rows}
+
+
+def _ranked(totals: IntArray, choice: Choice) -> list[int]:
+    """Return the rows that `top` or `share` keeps, in the order of the file."""
+    order = np.argsort(-totals, kind="stable")
+    if choice.top is not None and choice.share is not None:
+        raise TraceError("give top or share, not both")
+    if choice.top is not None:
+        if not 1 <= choice.top <= totals.size:
+            raise TraceError(
+                f"top must be 1 to {totals.size} (the functions to choose from), got {choice.top}"
+            )
+        return np.sort(order[: choice.top]).tolist()
+    share = choice.share or 0.0
+    if not 0 < share <= 1:
+        raise TraceError(f"share is a fraction above 0 and at most 1, got {share:g}")
+    reached = np.cumsum(totals[order])
+    count = int(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12))) + 1
+    return np.sort(order[:count]).tolist()
+
+
+def _joined(days: Sequence[InvocationCounts], source: str) -> InvocationCounts:
+    """Lay days behind each other; a function's row is the same on every day."""
+    rows = {f: i for i, f in enumerate(dict.fromkeys(f for day in days for f in day.functions))}
+    minutes = [day.counts.shape[1] for day in days]
+    counts = np.zeros((len(rows), sum(minutes)), dtype=np.int32)
+    start = 0
+    for day, length in zip(days, minutes, strict=True):
+        places = [rows[f] for f in day.functions]
+        np.add.at(counts[:, start : start + length], places, day.counts)
+        start += length
+    return InvocationCounts(
+        functions=tuple(rows), counts=counts, first_minute=days[0].first_minute, source=source
     )
 
 
@@ -124,91 +260,3 @@ def _counts(row: Sequence[str], num_minutes: int, where: str) -> npt.NDArray[np.
 
 def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def squeeze(
-    weights: npt.ArrayLike,
-    *,
-    rate_qps: float,
-    duration_s: float,
-    placement: str = "uniform",
-    seed: int = 0,
-    source: str = "",
-    licence: str = "",
-    metadata: dict[str, Any] | None = None,
-) -> Trace:
-    """Turn counts per bin into arrivals: the same shape within `duration_s` at mean `rate_qps`.
-
-    Bin k gets the share weights[k]/sum of rate x duration arrivals. With `uniform` placement the
-    counts are those shares, rounded so that every prefix is within half an arrival; with `poisson`
-    each count is drawn. Either way arrivals lie uniformly inside their bin.
-
-    Raises:
-        TraceError: weights that are not finite, non-negative and somewhere above 0; a bad rate,
-            duration or placement.
-    """
-    shares = np.asarray(weights, dtype=np.float64)
-    if shares.ndim != 1 or not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():
-        raise TraceError("counts per bin must be finite, non-negative and not all 0")
-    for name, value in (("qps", rate_qps), ("duration", duration_s)):
-        if not (np.isfinite(value) and value > 0):
-            raise TraceError(f"{name} must be a finite number above 0, got {value:g}")
-    if placement not in PLACEMENTS:
-        raise TraceError(f"placement must be {' or '.join(PLACEMENTS)}, got {placement!r}")
-    rng = np.random.default_rng(seed)
-    edges = np.concatenate([[0.0], np.cumsum(shares)]) * (rate_qps * duration_s / shares.sum())
-    counts = np.diff(np.rint(edges)).astype(np.int64)
-    if placement == "poisson":
-        counts = rng.poisson(np.diff(edges))
-    bins = np.repeat(np.arange(shares.size), counts)
-    arrival_s = np.sort((bins + rng.random(bins.size)) * (duration_s / shares.size))
-    return Trace(
-        arrival_s=np.minimum(arrival_s, duration_s),
-        duration_s=duration_s,
-        source=source,
-        licence=licence,
-        metadata={
-            **(metadata or {}),
-            "rate_qps": rate_qps,
-            "duration_s": duration_s,
-            "num_bins": int(shares.size),
-            "placement": placement,
-            "seed": seed,
-        },
-    )
-
-
-def azure2019(
-    path: Path | str,
-    rate_qps: float,
-    duration_s: float,
-    *,
-    top: int | None = None,
-    placement: str = "uniform",
-    seed: int = 0,
-) -> Trace:
-    """Return the genuine counts of `path` squeezed into `duration_s` at mean `rate_qps`.
-
-    `top` keeps the busiest functions only. Counts are real; the times inside a bin are not, and
-    the metadata says so.
-    """
-    counts = read_counts(path)
-    chosen = counts if top is None else counts.busiest(top)
-    return squeeze(
-        chosen.per_minute,
-        rate_qps=rate_qps,
-        duration_s=duration_s,
-        placement=placement,
-        seed=seed,
-        source=f"Azure Functions 2019, {counts.source}",
-        licence=LICENCE,
-        metadata={
-            "synthetic": False,
-            "synthetic_part": "the arrival times inside each minute, and the scale",
-            "loader": "azure2019",
-            "functions": len(chosen.functions),
-            "minutes": int(chosen.counts.shape[1]),
-            "first_minute": chosen.first_minute,
-            "invocations": int(chosen.per_minute.sum()),
-        },
-    )

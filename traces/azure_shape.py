@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from traces.azure import squeeze
+from traces.counts import squeeze
 from traces.trace import FloatArray, Trace
 
 MIN_TO_MEAN = 50.2 / 105.5
@@ -47,7 +47,12 @@ def minute_shape(seed: int = 0) -> FloatArray:
 
 
 def azure2019_shape(
-    rate_qps: float, duration_s: float, *, placement: str = "poisson", seed: int = 0
+    rate_qps: float,
+    duration_s: float,
+    *,
+    placement: str = "poisson",
+    cv2: float | None = None,
+    seed: int = 0,
 ) -> Trace:
     """Return arrivals of that shape squeezed into `duration_s` seconds at mean `rate_qps`.
 
@@ -59,6 +64,7 @@ def azure2019_shape(
         rate_qps=rate_qps,
         duration_s=duration_s,
         placement=placement,
+        cv2=cv2,
         seed=seed,
         source="generator azure2019-shape",
         metadata={

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from traces.fit_command import trace_fit
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,10 +63,12 @@ def trace_info(
 
         info = describe(parse_spec(spec, seed=seed))
         if json_out is None:
+            rates = info.pop("rate_over_time")["qps"]
             for name, value in _flat(info):
                 typer.echo(f"{name:24} {value}")
+            typer.echo(f"{'rate_over_time':24} {_sparkline(rates)}")
         else:
-            _write_text(json_out, json.dumps(info, indent=1, allow_nan=False) + "\n")
+            write_text(json_out, json.dumps(info, indent=1, allow_nan=False) + "\n")
 
 
 @trace_app.command("convert")
@@ -96,6 +100,9 @@ def trace_plot(
 
         save_trace_rate(out, parse_spec(spec, seed=seed))
         typer.echo(str(out), err=True)
+
+
+trace_app.command("fit")(trace_fit)
 
 
 @app.command("simulate")
@@ -194,14 +201,15 @@ def _finish(
     if html_out is not None:
         write_report_html(html_out, reports, title=title)
     if json_out is not None:
-        _write_text(json_out, report_json(reports))
+        write_text(json_out, report_json(reports))
     console = Console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
     console.print(report_table(reports))
     if html_out is not None:
         typer.echo(f"report: {html_out}", err=True)
 
 
-def _write_text(out: str, text: str) -> None:
+def write_text(out: str, text: str) -> None:
+    """Write to a file, whole or not at all, or to stdout for `-`."""
     from traces.files import replacing
 
     if out == "-":
@@ -209,6 +217,17 @@ def _write_text(out: str, text: str) -> None:
         return
     with replacing(Path(out)) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    """Return the values as a line of bars from 0 to the highest.
+
+    >>> _sparkline([0.0, 1.0])
+    ' \N{FULL BLOCK}'
+    """
+    bars = " " + "".join(chr(0x2581 + i) for i in range(8))
+    highest = max(values) or 1.0
+    return "".join(bars[round(v / highest * 8)] for v in values)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

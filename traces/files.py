@@ -229,23 +229,44 @@ def _read_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            names = _checked_names(tuple(file.schema_arrow.names), str(path))
-            table = file.read()
+            schema = file.schema_arrow
+            names = _checked_names(tuple(schema.names), str(path))
+            for name in names:
+                if not _is_numeric(schema.field(name).type):
+                    raise TraceError(f"{path}: column {name} must hold numbers without gaps")
+            columns = _parquet_columns(path, file, names)
     except pa.ArrowInvalid as error:
         raise TraceError(f"{path}: not a Parquet file ({error})") from None
-    stored = table.schema.metadata or {}
+    stored = schema.metadata or {}
     header = {
         key: _decoded(stored[key.encode()].decode(), f"{path}, schema metadata {key}")
         for key in _HEADER_KEYS
         if key.encode() in stored
     }
-    columns = {name: table.column(name) for name in names}
-    for name, column in columns.items():
-        if column.null_count or not (
-            pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        ):
-            raise TraceError(f"{path}: column {name} must hold numbers without gaps")
-    return {name: column.to_numpy() for name, column in columns.items()}, header
+    return columns, header
+
+
+def _is_numeric(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _parquet_columns(path: Path, file: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read batch by batch into arrays of the final size: nothing is held twice."""
+    num_rows = file.metadata.num_rows
+    columns = {n: np.empty(num_rows, np.int64 if n == "query_class" else float) for n in names}
+    at = 0
+    for batch in file.iter_batches(batch_size=1 << 17):
+        for name in names:
+            column = batch.column(name)
+            if column.null_count:
+                raise TraceError(f"{path}: column {name} must hold numbers without gaps")
+            columns[name][at : at + len(column)] = column.to_numpy(zero_copy_only=False)
+        at += batch.num_rows
+    for column in columns.values():
+        column.flags.writeable = False
+    return columns
 
 
 def _write_parquet(path: Path, trace: Trace, is_gzip: bool) -> None:

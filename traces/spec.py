@@ -1,26 +1,32 @@
 """Trace SPECs: one string that names a trace, a file or a generator with its parameters.
 
-    spec      = file | generator [":" pair {"," pair}]
+    spec      = part {"+" part}
+    part      = file | generator [":" pair {"," pair}]
     pair      = key "=" value
     value     = '"' any characters but '"' '"' | characters up to the next ","
 
 `parse_spec` parses and builds; its errors show the string with a caret under the character at
-fault and list what is allowed there. A new generator is one row of `GENERATORS`.
+fault and list what is allowed there. `+` superposes its parts. The generators are the rows of
+`traces.generators.GENERATORS`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from traces.arrivals import bursty, gamma, poisson, ramp
-from traces.azure import PLACEMENTS, azure2019
-from traces.azure_shape import azure2019_shape
+import numpy as np
+
 from traces.files import SUFFIXES, has_trace_suffix, read_trace
+from traces.generators import COMMON_KEYS, GENERATORS, Generator, Key
 from traces.trace import Trace, TraceError
+
+__all__ = ["GENERATORS", "SpecError", "describe_generators", "parse_spec"]
+
+_SEED_STEP = 1_000_003  # parts of a sum draw from seeds this far apart
 
 
 class SpecError(TraceError):
@@ -30,89 +36,8 @@ class SpecError(TraceError):
         line = f"bad trace spec: {problem}\n  {spec}\n  {' ' * at}^"
         super().__init__(f"{line}\n{hint}" if hint else line)
         self.at = at
-
-
-class Key(NamedTuple):
-    """A parameter of a generator: what it is called in Python, its kind, and what it means.
-
-    `kind` is `number`, `count` (a whole number above 0) or `text`; `choices` closes a text.
-    """
-
-    argument: str
-    kind: str
-    meaning: str
-    is_required: bool = True
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Generator:
-    """One kind of SPEC: its builder (called with the keys' arguments and `seed`) and its keys."""
-
-    build: Callable[..., Trace]
-    summary: str
-    keys: Mapping[str, Key]
-
-
-_DURATION = Key("duration_s", "number", "length of the trace (s)")
-_CV2 = Key("cv2", "number", "squared coefficient of variation of the gaps")
-_QPS = Key("rate_qps", "number", "mean rate after the squeeze (queries/s)")
-_PLACED = "arrivals in a minute's bin: an exact count (uniform) or a drawn one (poisson)"
-_PLACEMENT = Key("placement", "text", _PLACED, False, PLACEMENTS)
-
-GENERATORS: dict[str, Generator] = {
-    "poisson": Generator(
-        poisson,
-        "Poisson arrivals",
-        {"rate": Key("rate_qps", "number", "mean rate (queries/s)"), "duration": _DURATION},
-    ),
-    "gamma": Generator(
-        gamma,
-        "renewals with gamma gaps",
-        {
-            "rate": Key("rate_qps", "number", "mean rate (queries/s)"),
-            "cv2": _CV2,
-            "duration": _DURATION,
-        },
-    ),
-    "bursty": Generator(
-        bursty,
-        "an even base stream plus a gamma stream (SuperServe 6.1)",
-        {
-            "base": Key("base_qps", "number", "rate of the even stream (queries/s)"),
-            "variant": Key("variant_qps", "number", "mean rate of the gamma stream (queries/s)"),
-            "cv2": _CV2,
-            "duration": _DURATION,
-        },
-    ),
-    "ramp": Generator(
-        ramp,
-        "a rate that accelerates, then stays (SuperServe 6.1)",
-        {
-            "start": Key("start_qps", "number", "rate at the start (queries/s)"),
-            "end": Key("end_qps", "number", "rate in the end (queries/s)"),
-            "accel": Key("accel_qps2", "number", "acceleration (queries/s per second)"),
-            "cv2": _CV2,
-            "duration": _DURATION,
-        },
-    ),
-    "azure2019": Generator(
-        azure2019,
-        "Azure Functions 2019 counts of a file, squeezed",
-        {
-            "path": Key("path", "text", "counts file (.csv or .csv.gz)"),
-            "qps": _QPS,
-            "duration": _DURATION,
-            "top": Key("top", "count", "only the busiest functions", False),
-            "placement": _PLACEMENT,
-        },
-    ),
-    "azure2019-shape": Generator(
-        azure2019_shape,
-        "synthetic, with the published shape of an Azure Functions 2019 sample; no file",
-        {"qps": _QPS, "duration": _DURATION, "placement": _PLACEMENT},
-    ),
-}
+        self.problem = problem
+        self.hint = hint
 
 
 def parse_spec(spec: str, *, seed: int = 0) -> Trace:
@@ -124,24 +49,77 @@ def parse_spec(spec: str, *, seed: int = 0) -> Trace:
 
     >>> len(parse_spec("gamma:rate=100,cv2=0,duration=2"))
     200
+    >>> len(parse_spec("gamma:rate=100,cv2=0,duration=2 + gamma:rate=5,cv2=0,duration=2"))
+    210
     """
+    traces: list[Trace] = []
+    for i, (start, end) in enumerate(_parts(spec)):
+        part = spec[start:end].rstrip()
+        start += len(part) - len(part.lstrip())
+        try:
+            traces.append(_build(part.strip(), seed + i * _SEED_STEP))
+        except SpecError as error:
+            if part == spec:
+                raise
+            raise SpecError(error.problem, spec, start + error.at, error.hint) from None
+    whole = traces[0]
+    for trace in traces[1:]:
+        whole = whole.merge(trace)
+    return replace(whole, metadata={**whole.metadata, "spec": spec})
+
+
+def _parts(spec: str) -> Iterator[tuple[int, int]]:
+    """Yield where the parts of a sum lie: `+` outside quotes joins whole specs.
+
+    A plus inside a number (1e+3) or inside the name of a file is none: the part before a joining
+    one names a generator with its keys, or ends like a trace file.
+    """
+    start = 0
+    is_quoted = False
+    for at, character in enumerate(spec):
+        is_quoted ^= character == '"'
+        if character != "+" or is_quoted:
+            continue
+        before = spec[start:at].strip()
+        is_number = re.search(r"=[\d.]+[eE]$", spec[start:at]) is not None
+        is_generator = re.match(r"[^:=,\s]*", before).group() in GENERATORS  # type: ignore[union-attr]
+        if (is_generator and not is_number) or (before and has_trace_suffix(before)):
+            yield start, at
+            start = at + 1
+    yield start, len(spec)
+
+
+def _build(spec: str, seed: int) -> Trace:
+    """Build one part of a sum."""
     name = re.match(r"[^:=,\s]*", spec).group()  # type: ignore[union-attr] # matches always
     if name in GENERATORS:
         generator = GENERATORS[name]
         arguments = _arguments(spec, name, generator)
+        tags = {key.argument: arguments.pop(key.argument, None) for key in COMMON_KEYS.values()}
         try:
-            trace = generator.build(**arguments, seed=seed)
+            return _tagged(generator.build(**arguments, seed=seed), **tags)
+        except SpecError:
+            raise
         except TraceError as error:
             raise TraceError(f"{error} (in trace spec {spec!r})") from None
-        return _with_spec(trace, spec)
     if has_trace_suffix(spec):
-        return _with_spec(read_trace(spec), spec)
+        return read_trace(spec)
     raise SpecError(
         f"{name!r} is neither a generator nor a trace file" if name else "no generator or file",
         spec,
         0,
         f"known generators: {', '.join(GENERATORS)}; trace files end in {', '.join(SUFFIXES)}",
     )
+
+
+def _tagged(trace: Trace, **tags: float | None) -> Trace:
+    """Give every query the deadline and the class that the common keys name."""
+    slo_ms, query_class = tags["slo_ms"], tags["class"]
+    if slo_ms is not None:
+        trace = replace(trace, slo_s=np.full(len(trace), slo_ms * 1e-3))
+    if query_class is not None:
+        trace = replace(trace, query_class=np.full(len(trace), int(query_class), dtype=np.int64))
+    return trace
 
 
 def describe_generators() -> str:
@@ -160,15 +138,16 @@ def _usage(generator: Generator) -> str:
 
 def _arguments(spec: str, name: str, generator: Generator) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
+    known = {**generator.keys, **COMMON_KEYS}
     hint = "\n".join(
         [f"keys of {name}:"]
         + [
             f"  {k}: {key.meaning}{'' if key.is_required else ' (optional)'}"
-            for k, key in generator.keys.items()
+            for k, key in known.items()
         ]
     )
     for pair in _pairs(spec, len(name), hint):
-        key = generator.keys.get(pair.key)
+        key = known.get(pair.key)
         if key is None:
             raise SpecError(f"{name} has no key {pair.key!r}", spec, pair.key_at, hint)
         if key.argument in arguments:
@@ -233,6 +212,8 @@ def _converted(pair: _Pair, key: Key, spec: str) -> Any:
             allowed = " or ".join(key.choices)
             raise SpecError(f"{pair.key} must be {allowed}", spec, pair.value_at)
         return pair.value
+    if key.kind == "cv2" and pair.value.split(":")[0] in GENERATORS:
+        return _gap_cv2_of(pair.value)
     wanted = "a whole number above 0" if key.kind == "count" else "a finite number of at least 0"
     try:
         number = int(pair.value) if key.kind == "count" else float(pair.value)
@@ -243,5 +224,10 @@ def _converted(pair: _Pair, key: Key, spec: str) -> Any:
     return number
 
 
-def _with_spec(trace: Trace, spec: str) -> Trace:
-    return replace(trace, metadata={**trace.metadata, "spec": spec})
+def _gap_cv2_of(spec: str) -> float:
+    from traces.burstiness import gap_cv2
+
+    found = gap_cv2(parse_spec(spec).arrival_s)
+    if found is None:
+        raise TraceError(f"{spec}: has too few gaps to take a CV^2 from")
+    return found

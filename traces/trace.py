@@ -174,7 +174,10 @@ def _joined(
 
 
 def _frozen_floats(values: npt.ArrayLike, name: str) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    """Return the values read only; an array that already is stays itself, however large."""
+    array: FloatArray = np.asarray(values, dtype=np.float64)
+    if array.flags.writeable:
+        array = array.copy()
     if array.ndim != 1:
         raise TraceError(f"{name} must be one-dimensional, got shape {array.shape}")
     array.flags.writeable = False
@@ -185,7 +188,7 @@ def _check_arrivals(arrival_s: FloatArray, duration_s: float) -> None:
     _check_positive(duration_s, "duration_s")
     _check_all(np.isfinite(arrival_s), arrival_s, "arrival_s", "finite")
     _check_all(arrival_s >= 0, arrival_s, "arrival_s", "non-negative seconds from the start")
-    falls = np.flatnonzero(np.diff(arrival_s) < 0)
+    falls = np.flatnonzero(arrival_s[1:] < arrival_s[:-1])
     if falls.size:
         i = int(falls[0]) + 1
         raise TraceError(

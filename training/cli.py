@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from supernet import Checkpoint
 from training.config import TrainConfig, load_config
+from training.distributed import Workers
 from training.run import train as run_training
 from training.trainer import StepReport, TrainingDivergedError
 
@@ -39,12 +41,22 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the state saved in --out.")] = False,
 ) -> None:
-    """Train a supernet, calibrate and evaluate its subnets, write a checkpoint folder."""
+    """Train a supernet, calibrate and evaluate its subnets, write a checkpoint folder.
+
+    Under torchrun the processes train together: `torchrun --nproc-per-node 2 -m training ...`.
+    """
+    workers = Workers()
     try:
-        checkpoint = train_with_progress(load_config(config, set_ or ()), out, resume=resume)
-    except (ValueError, FileNotFoundError, TrainingDivergedError) as error:
+        options = load_config(config, set_ or ())
+        workers = Workers.from_torchrun(os.environ, options.device)
+        checkpoint = train_with_progress(options, out, resume=resume, workers=workers)
+    except (ValueError, TrainingDivergedError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    finally:
+        workers.close()
+    if not workers.is_first:
+        return
     if checkpoint is None:
         console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
         raise typer.Exit(_INTERRUPTED)
@@ -52,7 +64,9 @@ def train(
     console.print(f"checkpoint: {out}")
 
 
-def train_with_progress(config: TrainConfig, out: Path, *, resume: bool) -> Checkpoint | None:
+def train_with_progress(
+    config: TrainConfig, out: Path, *, resume: bool, workers: Workers | None = None
+) -> Checkpoint | None:
     """Train with a progress bar; Ctrl-C finishes the step, saves, and returns None."""
     columns = (
         TextColumn("{task.description:<12}"),
@@ -62,7 +76,9 @@ def train_with_progress(config: TrainConfig, out: Path, *, resume: bool) -> Chec
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress, _stop_on_interrupt() as stopped:
+    is_shown = workers is None or workers.is_first
+    bar = Progress(*columns, console=console, disable=not is_shown)
+    with bar as progress, _stop_on_interrupt() as stopped:
         steps = progress.add_task("full model", total=None, note="")
         archs = progress.add_task("evaluate", total=None, note="", visible=False)
         return run_training(
@@ -74,18 +90,18 @@ def train_with_progress(config: TrainConfig, out: Path, *, resume: bool) -> Chec
                 archs, completed=done, total=total, visible=True
             ),
             should_stop=lambda: bool(stopped),
+            workers=workers,
         )
 
 
 def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:
-    note = f"loss {report.full_loss:.3f}"
-    if report.subnet_loss is not None:
-        note += f", subnets {report.subnet_loss:.3f}"
+    losses = {"loss": report.full_loss, "subnets": report.subnet_loss}
+    note = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
     progress.update(
         task,
         completed=report.step,
         total=report.total_steps,
-        description="full model" if report.num_subnets == 1 else "shrinking",
+        description="full model" if report.subnet_loss is None else "shrinking",
         note=note,
     )
 

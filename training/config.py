@@ -29,35 +29,67 @@ class SupernetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which images; `augment` is the strength of random affine changes (0: none)."""
+    """Which images: scikit-learn's digits, or the array folder at `path`.
 
-    name: Literal["digits"] = "digits"
+    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind.
+    `validation` is the share of a folder's training images that is held out.
+    """
+
+    name: Literal["digits", "folder"] = "digits"
+    path: str = ""
+    validation: float = 0.1
     batch_size: int = 32
     augment: float = 1.0
+    augmentation: Literal["affine", "crop_flip"] = "affine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """Delayed shrinking: when subnets join (a fraction of the run), how long they ramp up."""
+    """Which subnets train when.
 
-    strategy: Literal["deps", "single"] = "deps"
+    `deps`: the full model alone for `delay` of the run, then max + min + random with a ramp of
+    `ramp_epochs` (fractions allowed). `sandwich`: max + min + random from step 0 (BigNAS).
+    `single`: the full model alone. `progressive`: OFA's phases with a frozen teacher (full model,
+    then kernel, depth and expand become elastic one after the other). `compound`: one such phase,
+    on archs whose dimensions grow together (CompOFA). The last two ignore delay and ramp.
+    """
+
+    strategy: Literal["deps", "sandwich", "progressive", "compound", "single"] = "deps"
     epochs: int = 8
     delay: float = 0.5
     ramp_epochs: float = 0.5
     random_subnets: int = 2
+    sampler: Literal["uniform", "spread", "compound"] = "uniform"
     sort_channels: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """SGD with Nesterov momentum, cosine learning rate; no weight decay on norms and biases."""
+    """SGD with Nesterov momentum, cosine learning rate; no weight decay on norms and biases.
+
+    `clip_norm` bounds the norm of a step's whole gradient (0: no bound). `ema_decay` above 0
+    keeps an exponential moving average of the weights, which is then what is evaluated and saved.
+    """
 
     lr: float = 0.05
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Label smoothing for the full model; what subnets minimise against its soft outputs.
+
+    `soft_ce`: cross-entropy with the teacher's probabilities. `alpha`: the larger of two
+    alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet).
+    """
+
     label_smoothing: float = 0.1
+    distillation: Literal["soft_ce", "alpha"] = "soft_ce"
     temperature: float = 1.0
 
 
@@ -82,6 +114,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -89,14 +122,26 @@ class TrainConfig:
             "data.batch_size": self.data.batch_size,
             "schedule.epochs": self.schedule.epochs,
             "optimizer.lr": self.optimizer.lr,
-            "optimizer.temperature": self.optimizer.temperature,
+            "loss.temperature": self.loss.temperature,
             "evaluation.calibration_images": self.evaluation.calibration_images,
         }
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, expected a number above 0")
+        if self.data.name == "folder" and not self.data.path:
+            raise ConfigError("data.name is folder: give data.path, an array folder")
+        if not 0.0 < self.data.validation < 1.0:
+            raise ConfigError(f"data.validation is {self.data.validation}, allowed between 0 and 1")
         if not 0.0 <= self.schedule.delay <= 1.0:
             raise ConfigError(f"schedule.delay is {self.schedule.delay}, allowed 0 to 1")
+        if not 0.0 <= self.optimizer.ema_decay < 1.0:
+            raise ConfigError(
+                f"optimizer.ema_decay is {self.optimizer.ema_decay}, allowed 0 to below 1"
+            )
+        if self.optimizer.clip_norm < 0:
+            raise ConfigError(
+                f"optimizer.clip_norm is {self.optimizer.clip_norm}, allowed 0 or more"
+            )
         if self.schedule.ramp_epochs < 0 or self.schedule.random_subnets < 0:
             raise ConfigError("schedule.ramp_epochs and random_subnets must not be negative")
 
@@ -104,10 +149,12 @@ class TrainConfig:
 def load_config(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
     """Read a TOML file and apply `section.key=value` changes.
 
-    Raises ConfigError (malformed, unknown key, wrong type) or FileNotFoundError.
+    Raises ConfigError: no such file, malformed, unknown key, wrong type.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML ({error})") from None
     for change in changes:

@@ -28,19 +28,36 @@ class ResumeError(ValueError):
 
 
 class ResumeState(NamedTuple):
-    """Everything that the next step depends on besides the config."""
+    """Everything that the next step depends on besides the config; tensors by parameter name.
+
+    `average` and `teacher` are empty when the run has none.
+    """
 
     step: int
     permutation: Permutations | None
-    parameters: Mapping[str, torch.Tensor]
-    momentum: Mapping[str, torch.Tensor]
+    num_averaged: int
+    parameters: dict[str, torch.Tensor]
+    momentum: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor]
+
+
+_TENSORS = ("parameters", "momentum", "average", "teacher")
 
 
 def save_resume_state(out: Path, config: TrainConfig, state: ResumeState) -> None:
     """Write the state into folder `out`."""
-    tensors = {f"parameters/{n}": t.cpu().contiguous() for n, t in state.parameters.items()}
-    tensors |= {f"momentum/{n}": t.cpu().contiguous() for n, t in state.momentum.items()}
-    described = {"step": state.step, "permutation": state.permutation, "config": asdict(config)}
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group in _TENSORS
+        for name, tensor in getattr(state, group).items()
+    }
+    described = {
+        "step": state.step,
+        "permutation": state.permutation,
+        "num_averaged": state.num_averaged,
+        "config": asdict(config),
+    }
     partial = out / f"{RESUME_FILE}.partial"
     save_file(tensors, partial, metadata={"run": json.dumps(described)})
     partial.replace(out / RESUME_FILE)
@@ -65,8 +82,8 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
     return ResumeState(
         step=described["step"],
         permutation=described["permutation"],
-        parameters=_under(tensors, "parameters/"),
-        momentum=_under(tensors, "momentum/"),
+        num_averaged=described["num_averaged"],
+        **{group: _under(tensors, f"{group}/") for group in _TENSORS},
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from supernet import Checkpoint, define_supernet, save_checkpoint
+from supernet import Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
 from training.config import TrainConfig
 from training.data import Dataset, load_dataset
+from training.distributed import Workers
 from training.evaluate import Evaluation, candidate_archs, evaluate, pareto
 from training.resume import RESUME_FILE
 from training.trainer import Progress, Trainer
@@ -32,30 +33,35 @@ def train(
     progress: Progress | None = None,
     evaluation_progress: EvaluationProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    workers: Workers | None = None,
 ) -> Checkpoint | None:
     """Run `config` into folder `out` and return the checkpoint, None when stopped before the end.
+
+    Of several `workers` the first evaluates, writes and returns the checkpoint.
 
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
     """
     definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
-    data = load_dataset(config.data.name, config.seed)
+    options = config.data
+    data = load_dataset(options.name, config.seed, options.path, options.validation)
     _check_fits(definition.config.num_classes, definition.config.in_channels, data)
     if not resume and (out / RESUME_FILE).exists():
         raise OutputExistsError(f"{out} already holds a run; pass --resume or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    trainer = Trainer(config, definition, data, out, resume=resume)
-    if not trainer.run(progress=progress, should_stop=should_stop):
+    workers = workers or Workers()
+    trainer = Trainer(config, definition, data, out, resume=resume, workers=workers)
+    if not trainer.run(progress=progress, should_stop=should_stop) or not workers.is_first:
         return None
-    evaluation = _evaluate(config, trainer, data, evaluation_progress)
+    evaluation = _evaluate(config, definition, trainer, data, evaluation_progress)
     checkpoint = Checkpoint(
         name=config.name,
         definition=definition,
         input=data.input,
         classes=data.classes,
-        state=trainer.weights.state(),
+        state=trainer.state(),
         norm_statistics=evaluation.norm_statistics,
         subnets=evaluation.subnets,
         accuracy_source=(
@@ -73,9 +79,12 @@ def train(
 
 
 def _evaluate(
-    config: TrainConfig, trainer: Trainer, data: Dataset, progress: EvaluationProgress | None
+    config: TrainConfig,
+    definition: SupernetDefinition,
+    trainer: Trainer,
+    data: Dataset,
+    progress: EvaluationProgress | None,
 ) -> Evaluation:
-    definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
     options = config.evaluation
     archs = candidate_archs(
         definition.space,
@@ -83,7 +92,7 @@ def _evaluate(
         seed=config.seed,
     )
     measured = evaluate(
-        {name: tensor.cpu() for name, tensor in trainer.weights.state().items()},
+        {name: tensor.cpu() for name, tensor in trainer.state().items()},
         definition,
         archs,
         input_spec=data.input,

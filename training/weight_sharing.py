@@ -9,6 +9,7 @@ statistics of a weight-shared network describe no subnet, they are calibrated af
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -37,10 +38,16 @@ class SharedWeights:
         self._buffers = {name: b.to(device) for name, b in net.named_buffers()}
         self._skeletons: OrderedDict[Arch, nn.Module] = OrderedDict()
 
-    def forward(self, arch: Arch, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode."""
+    def forward(
+        self, arch: Arch, x: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode.
+
+        `parameters` replace the shared ones (a teacher's, say), with the same names and shapes.
+        """
+        source = self.parameters if parameters is None else parameters
         shapes = self._definition.parameter_shapes(arch)
-        slices = {name: leading_slice(self.parameters[name], shapes[name]) for name in shapes}
+        slices = {name: leading_slice(source[name], shapes[name]) for name in shapes}
         return functional_call(self._skeleton(arch), slices, (x,))
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -37,6 +37,25 @@ def test_absolute_deadline_is_read_on_the_wall_clock():
     assert resolve({"deadline_unix_us": 1000.5e6}).hard_deadline_s == pytest.approx(10.5)
 
 
+@pytest.mark.parametrize(("slo_ms", "scheduled_s"), [(250, 0.245), (20, 0.018), (1, 0.0009)])
+def test_the_reply_allowance_comes_off_but_never_more_than_a_tenth(
+    slo_ms: float, scheduled_s: float
+):
+    deadlines = resolve_deadline(
+        {"slo_ms": slo_ms}, {}, arrival_s=10.0, default_slo_s=0.1, unix_now_s=0.0,
+        reply_allowance_s=0.005,
+    )  # fmt: skip
+    assert deadlines == (pytest.approx(10.0 + scheduled_s), None)
+
+
+def test_a_hard_deadline_itself_is_not_moved_by_the_allowance():
+    deadlines = resolve_deadline(
+        {"timeout": 100_000}, {}, arrival_s=10.0, default_slo_s=0.1, unix_now_s=0.0,
+        reply_allowance_s=0.005,
+    )  # fmt: skip
+    assert deadlines == (pytest.approx(10.095), pytest.approx(10.1))
+
+
 def test_request_timeout_that_is_not_positive_means_no_limit_as_in_ray():
     assert resolve(x_request_timeout_seconds="-1") == resolve()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces.azure import azure2019, read_counts, squeeze
+from traces.azure import Choice, read_counts, read_totals
+from traces.azure2019 import azure2019
 from traces.azure_shape import MAX_TO_MEAN, MIN_TO_MEAN, azure2019_shape, minute_shape
+from traces.counts import squeeze
 from traces.trace import TraceError
 
 GENUINE = "azure_functions_2019/invocations_500f_day01_min480-959.csv.gz"
@@ -116,3 +118,85 @@ def test_the_genuine_file_has_its_known_totals():
     assert counts.first_minute == 480
     rates = (per_second.min(), per_second.mean(), per_second.max())
     assert [round(r, 1) for r in rates] == [50.2, 105.5, 126.7]
+
+
+@pytest.fixture
+def days(tmp_path, counts_file) -> Path:
+    """Two daily files; the second lacks one function and has one of its own."""
+    folder = tmp_path / "days"
+    folder.mkdir()
+    header = "HashOwner,HashApp,HashFunction,Trigger,1,2"
+    first = "o,a,f0,http,1,2\no,a,f1,timer,5,5\n"
+    second = "o,a,f1,timer,7,0\no,b,f2,queue,0,100\n"
+    for day, rows in (("d01", first), ("d02", second)):
+        name = folder / f"invocations_per_function_md.anon.{day}.csv"
+        name.write_text(f"{header}\n{rows}", encoding="utf-8")
+    return folder
+
+
+def test_days_lie_behind_each_other(days):
+    counts = read_counts(days)
+    assert [f[2] for f in counts.functions] == ["f0", "f1", "f2"]
+    np.testing.assert_array_equal(counts.counts, [[1, 2, 0, 0], [5, 5, 7, 0], [0, 0, 0, 100]])
+    np.testing.assert_array_equal(read_totals(days).per_minute, counts.per_minute)
+
+
+@pytest.mark.parametrize(
+    ("choice", "functions"),
+    [
+        (Choice(trigger="timer"), ["f1"]),
+        (Choice(function="f2"), ["f2"]),
+        (Choice(top=2), ["f1", "f2"]),
+        (Choice(share=0.8), ["f2"]),
+        (Choice(share=1.0), ["f0", "f1", "f2"]),
+    ],
+)
+def test_functions_are_chosen_over_all_days(days, choice, functions):
+    counts = read_counts(days, choice)
+    assert [f[2] for f in counts.functions] == functions
+    np.testing.assert_array_equal(read_totals(days, choice).per_minute, counts.per_minute)
+
+
+def test_a_choice_that_nothing_fulfils_says_what_there_is(counts_file, tmp_path):
+    with pytest.raises(TraceError, match="no function fits timer; the triggers are http"):
+        read_counts(counts_file, Choice(trigger="timer"))
+    with pytest.raises(TraceError, match="top or share, not both"):
+        read_counts(counts_file, Choice(top=1, share=0.5))
+    with pytest.raises(TraceError, match="holds no invocations"):
+        read_counts(tmp_path.parent / tmp_path.name / "..", Choice())
+
+
+def test_functions_become_classes_with_deadlines(days):
+    spec = {"rate_qps": 3000.0, "duration_s": 4.0, "classes": "trigger", "seed": 1}
+    trace = azure2019(days, **spec, slos="http:50/timer:100/*:200")
+    assert trace.metadata["classes"] == {"0": "http", "1": "timer", "2": "queue"}
+    shares = np.bincount(trace.query_class) / len(trace)
+    np.testing.assert_allclose(shares, np.array([3, 17, 100]) / 120, atol=0.01)
+    np.testing.assert_allclose(trace.slo_s, np.array([0.05, 0.1, 0.2])[trace.query_class])
+    # Each class keeps its own shape: queue calls come in the last minute only.
+    assert trace.arrival_s[trace.query_class == 2].min() >= 3.0
+    with pytest.raises(TraceError, match="names no SLO for class 'queue'"):
+        azure2019(days, **spec, slos="http:50/timer:100")
+    with pytest.raises(TraceError, match="'x' is not NAME:MILLISECONDS"):
+        azure2019(days, **spec, slos="x")
+
+
+def test_durations_become_deadlines(days, tmp_path):
+    durations = tmp_path / "durations.csv"
+    durations.write_text("HashFunction,Average\nf0,20\nf2,0\nf9,1\n", encoding="utf-8")
+    trace = azure2019(days, 3000.0, 4.0, durations=durations, slo_scale=2.0)
+    # f1 is missing and takes the median of the others; an average of 0 ms becomes 1 ms.
+    assert set(np.round(trace.slo_s, 6)) == {0.04, 0.02, 0.001}
+    assert trace.metadata["slo_missing"] == 1
+
+
+@pytest.mark.parametrize("cv2", [0.0, 0.25, 1.0, 6.0])
+def test_gamma_placement_keeps_the_shape_the_total_and_the_cv(cv2):
+    trace = squeeze(
+        np.full(480, 3), rate_qps=500.0, duration_s=120.0, placement="gamma", cv2=cv2, seed=3
+    )
+    assert len(trace) == 60_000
+    gaps = np.diff(trace.arrival_s)
+    assert gaps.var() / gaps.mean() ** 2 == pytest.approx(cv2, rel=0.06, abs=1e-6)
+    with pytest.raises(TraceError, match="cv2 goes with placement=gamma"):
+        squeeze([1, 2], rate_qps=5.0, duration_s=1.0, placement="gamma")

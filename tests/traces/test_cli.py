@@ -35,7 +35,7 @@ def test_simulate_compares_policies_and_writes_json_and_page(tmp_path):
     assert all(sum(r["outcomes"].values()) == r["num_queries"] for r in reports)
     assert reports[0]["trace"]["metadata"]["spec"] == SPEC
     assert reports[0]["command"].startswith("supernet simulate --profile")
-    assert "attainment %" in result.stdout
+    assert "met %" in result.stdout
     assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 

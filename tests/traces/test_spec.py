@@ -60,7 +60,7 @@ def test_errors_point_at_the_character(spec, caret, problem):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(SpecError, match=r"known generators: .*azure2019-shape; .*parquet"):
+    with pytest.raises(SpecError, match=r"known generators: .*log; .*parquet"):
         parse_spec("nope")
     with pytest.raises(SpecError, match=r"keys of poisson:\n  rate: mean rate \(queries/s\)"):
         parse_spec("poisson:x=1")
@@ -79,4 +79,5 @@ def test_quoted_paths_may_hold_commas(tmp_path):
 def test_every_generator_is_described():
     text = describe_generators()
     assert len(text.splitlines()) == len(GENERATORS)
-    assert "azure2019:path=PATH,qps=QPS,duration=DURATION,[top=TOP],[placement=uniform|" in text
+    assert "azure2019:path=PATH,qps=QPS,duration=DURATION,[function=FUNCTION]" in text
+    assert "[placement=uniform|poisson|gamma],[cv2=CV2]" in text

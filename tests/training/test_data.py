@@ -32,14 +32,18 @@ def test_augmentation_without_strength_is_the_plain_input() -> None:
     data = load_dataset("digits")
     images = data.train.images[:4]
     plain = data.input.normalise(images, 32)
-    assert torch.equal(augment(images, data.input, 32, strength=0.0, seed=0, step=0), plain)
-    tiny = augment(images, data.input, 32, strength=1e-9, seed=0, step=0)
+    assert torch.equal(
+        augment(images, data.input, 32, kind="affine", strength=0.0, seed=0, step=0), plain
+    )
+    tiny = augment(images, data.input, 32, kind="affine", strength=1e-9, seed=0, step=0)
     torch.testing.assert_close(tiny, plain, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(augment(images, data.input, 32, strength=1, seed=0, step=0), plain)
+    assert not torch.allclose(
+        augment(images, data.input, 32, kind="affine", strength=1, seed=0, step=0), plain
+    )
 
 
 def test_an_unknown_data_set_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'cifar'; known: digits"):
+    with pytest.raises(ValueError, match="unknown data set 'cifar'; known: digits, folder"):
         load_dataset("cifar")
 
 

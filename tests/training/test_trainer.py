@@ -73,6 +73,33 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
         assert resumed.permutation == whole.permutation
 
 
+@pytest.mark.parametrize("strategy", ["progressive", "compound"])
+def test_a_phased_run_with_an_average_resumes_to_the_same_weights(
+    make_config: MakeConfig, tmp_path: Path, strategy: str
+) -> None:
+    config = make_config(schedule={"strategy": strategy}, optimizer={"ema_decay": 0.9})
+    whole = trainer_of(config, tmp_path / "whole")
+    assert whole.run()
+    out = tmp_path / "stopped"
+    assert not trainer_of(config, out).run(should_stop=stop_after(26))
+    resumed = trainer_of(config, out, resume=True)
+    assert resumed.run()
+    assert_same(weights_of(resumed), weights_of(whole))
+    assert_same(resumed._teacher, whole._teacher)
+    assert_same(resumed.state(), whole.state())
+    assert not torch.equal(whole.state()["fc.weight"], whole.weights.parameters["fc.weight"])
+
+
+def test_clipping_bounds_the_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    options = {"momentum": 0.0, "weight_decay": 0.0, "clip_norm": 1e-3}
+    trainer = trainer_of(make_config(optimizer=options), tmp_path / "run")
+    before = weights_of(trainer)
+    trainer.run(should_stop=stop_after(1))
+    moved = [trainer.weights.parameters[n].detach() - t for n, t in before.items()]
+    norm = torch.stack([m.norm() for m in moved]).norm()
+    assert float(norm) == pytest.approx(trainer._strategy.lr(0) * 1e-3, rel=1e-2)
+
+
 def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -98,7 +125,7 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
         loss = (
             label_loss(logits, batch.labels, 0.1)
             if task.target == "labels"
-            else distillation_loss(logits, targets, 1.0)
+            else distillation_loss(logits, targets, config.loss)
         )
         gradients = torch.autograd.grad(
             loss, list(reference.weights.parameters.values()), allow_unused=True
@@ -107,7 +134,7 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
             if gradient is not None:
                 expected[name] += task.weight * gradient
     assert not trainer.run(should_stop=stop_after(1))
-    lr = trainer._schedule.at(0)
+    lr = trainer._strategy.lr(0)
     for name, parameter in trainer.weights.parameters.items():
         torch.testing.assert_close(
             before[name] - parameter, lr * expected[name], atol=1e-5, rtol=1e-4

@@ -1,0 +1,194 @@
+"""`import_supernet`: make a supernet of weights that were trained elsewhere.
+
+Sources: a timm or torchvision model by name (with its pretrained weights), an official OFA file, a
+Hugging Face-format folder, files of two small projects that publish trained networks, and our own
+checkpoint folders. Strict: a missing, unexpected or misshapen tensor is an error that lists it
+(`num_batches_tracked` alone may be absent: nothing reads it). timm and torchvision are imported
+here only, and only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supernet.checkpoint import check_state
+from supernet.definition import SupernetDefinition
+from supernet.naming import Naming, State, find_naming
+from supernet.ofa_files import materialise_kernels, matrix_names, to_static
+from supernet.registry import define_supernet
+from supernet.weight_files import WeightsError, read_config, read_tensors
+
+_POSITION_IDS = "bert.embeddings.position_ids"  # a constant that older encoder files hold
+_NUM_TOKENS = 128  # at which encoders are counted
+_MAX_LISTED = 20
+
+
+def import_supernet(
+    source: str | Path,
+    *,
+    origin: str,
+    supernet: str | None = None,
+    new_head: bool = False,
+    ignore: Sequence[str] = (),
+    **overrides: Any,
+) -> tuple[SupernetDefinition, State]:
+    """Return the definition and the complete state of a supernet with foreign weights.
+
+    `source` is a file, a folder, or for timm and torchvision a model's name. `supernet` names the
+    variant (default: the model's name, or what a Hugging Face config says). `new_head` initialises
+    a classifier that the file lacks. `ignore` are patterns of keys to leave out, such as `cls.*`.
+    Raises WeightsError for tensors that do not fit, ValueError for unknown names.
+    """
+    if origin == "huggingface":
+        definition = define_supernet(supernet or "minilm_l6", **_bert_config(source), **overrides)
+    elif supernet is None and origin in ("timm", "torchvision"):
+        definition = define_supernet(str(source).partition(".")[0], **overrides)
+    elif supernet is None:
+        raise ValueError(f"say which supernet {source} is: weights of {origin} do not tell")
+    else:
+        definition = define_supernet(supernet, **overrides)
+    naming = find_naming(origin, definition.family_name)
+    tensors = _read(source, origin)
+    kept = {n: t for n, t in tensors.items() if not any(fnmatch(n, p) for p in ignore)}
+    return definition, import_state(kept, definition, naming, new_head=new_head, where=str(source))
+
+
+def import_state(
+    tensors: Mapping[str, torch.Tensor],
+    definition: SupernetDefinition,
+    naming: Naming,
+    *,
+    new_head: bool = False,
+    where: str = "state_dict",
+) -> State:
+    """Turn a state_dict in its origin's naming into the complete state of our supernet.
+
+    Raises WeightsError listing what is missing, unexpected or of another shape.
+    """
+    given = {name: t.detach() for name, t in tensors.items()}
+    matrices: State = {}
+    if naming.origin == "ofa":
+        given, matrices = to_static(given)
+        if matrices:
+            expected_matrices = set(matrix_names(definition, naming))
+            _check_names(expected_matrices, set(matrices), definition, where)
+    elif naming.origin == "huggingface":
+        given = _with_prefix(given)
+    given = _completed(given, definition, naming, new_head)
+    expected = naming.expected(definition)
+    _check_names(set(expected), set(given), definition, where)
+    _check_shapes(expected, given, where)
+    state = naming.to_ours(given, definition)
+    state = materialise_kernels(state, definition, naming, matrices)
+    state = {name: t.contiguous().clone() for name, t in state.items()}
+    check_state(state, definition, where)
+    return state
+
+
+def _read(source: str | Path, origin: str) -> State:
+    if origin == "timm":
+        import timm
+
+        return dict(timm.create_model(str(source), pretrained=True).state_dict())
+    if origin == "torchvision":
+        from torchvision.models import get_model
+
+        return dict(get_model(str(source), weights="DEFAULT").state_dict())
+    return read_tensors(source)
+
+
+def _bert_config(folder: str | Path) -> dict[str, Any]:
+    """Read our config's fields from a Hugging Face `config.json`."""
+    config = read_config(folder)
+    required = {"model_type": "bert", "hidden_act": "gelu"}
+    for name, value in required.items():
+        if config.get(name) != value:
+            raise WeightsError(
+                f"{folder}: config.json says {name} {config.get(name)!r}, supported is {value!r}"
+            )
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise WeightsError(f"{folder}: only absolute position embeddings are supported")
+    try:
+        width, heads, depth = (
+            int(config[name])
+            for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        )
+        ratio = config["intermediate_size"] / width
+        return {
+            "vocab_size": config["vocab_size"],
+            "max_positions": config["max_position_embeddings"],
+            "num_tokens": min(_NUM_TOKENS, config["max_position_embeddings"]),
+            "num_token_types": config["type_vocab_size"],
+            "pad_id": config.get("pad_token_id") or 0,
+            "width": width,
+            "depth": depth,
+            "num_heads": heads,
+            "ln_eps": float(config["layer_norm_eps"]),
+            "depth_choices": tuple(range((depth + 1) // 2, depth + 1)),
+            "heads_choices": tuple(sorted({max(1, heads * q // 4) for q in range(1, 5)})),
+            "expand_choices": tuple(sorted({ratio * q / 4 for q in range(1, 5)})),
+        }
+    except KeyError as error:
+        raise WeightsError(f"{folder}: config.json lacks {error.args[0]}") from None
+
+
+def _with_prefix(tensors: State) -> State:
+    """Bare encoders and classifiers differ in the prefix `bert.`."""
+    named = {
+        name if name.startswith(("bert.", "classifier.", "cls.")) else f"bert.{name}": tensor
+        for name, tensor in tensors.items()
+    }
+    named.pop(_POSITION_IDS, None)
+    return named
+
+
+def _completed(
+    tensors: State, definition: SupernetDefinition, naming: Naming, new_head: bool
+) -> State:
+    """Add batch counters that are absent and, if asked for, a fresh classifier."""
+    complete = dict(tensors)
+    expected = naming.expected(definition)
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked") and name not in complete:
+            complete[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    if new_head:
+        for layer in ("classifier", "fc", "head"):
+            weight, bias = (expected.get(f"{layer}.{part}") for part in ("weight", "bias"))
+            if weight is None or bias is None or f"{layer}.weight" in complete:
+                continue
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(weight.shape, generator=generator) * 0.02
+            complete |= {f"{layer}.weight": drawn, f"{layer}.bias": torch.zeros(bias.shape)}
+    return complete
+
+
+def _check_names(
+    expected: set[str], given: set[str], definition: SupernetDefinition, where: str
+) -> None:
+    missing, unexpected = sorted(expected - given), sorted(given - expected)
+    if missing or unexpected:
+        raise WeightsError(
+            f"{where}: the tensors do not fit {definition.family_name}"
+            + (f"; missing {_listed(missing)}" if missing else "")
+            + (f"; unexpected {_listed(unexpected)}" if unexpected else "")
+        )
+
+
+def _check_shapes(expected: State, given: State, where: str) -> None:
+    wrong = [
+        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if given[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise WeightsError(f"{where}: {_listed(wrong)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_LISTED])
+    return shown if len(names) <= _MAX_LISTED else f"{shown} and {len(names) - _MAX_LISTED} more"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from serve.demo import demo, largest_capacity_qps, trace_spec
+from slackfit.profile import LatencyProfile
+
+
+def test_the_default_trace_offers_a_share_of_what_the_largest_subnet_can_do() -> None:
+    profile = LatencyProfile.load("profiles/superserve_resnet_2080ti.json")
+    assert largest_capacity_qps(profile) == pytest.approx(16 / 0.0307)
+    assert trace_spec(None, rate_qps=88.7) == "azure2019-shape:qps=89,duration=24"
+
+
+def test_a_genuine_trace_without_a_rate_gets_the_default_one() -> None:
+    spec = trace_spec("azure2019:path=day.csv,...", rate_qps=50)
+    assert spec == "azure2019:path=day.csv,qps=50,duration=24"
+    asked = "azure2019:path=day.csv,qps=20,duration=5"
+    assert trace_spec(asked, rate_qps=50) == asked
+    assert trace_spec("poisson:rate=5,duration=1", rate_qps=50) == "poisson:rate=5,duration=1"
+
+
+def test_a_wrong_trace_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as refused:
+        demo(tmp_path / "demo", trace="poisson:rat=5")
+    assert refused.value.exit_code == 2
+    assert "has no key 'rat'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

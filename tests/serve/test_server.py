@@ -1,0 +1,167 @@
+"""A real `supernet serve --no-ray` process: start, ask, replay, interrupt."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile
+from slackfit.record import replay_log
+from slackfit.scheduler import Scheduler
+
+BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def running(profile_file: Path, *options: str) -> Iterator[Server]:
+    command = [
+        sys.executable, "-m", "serve", "serve", "--no-ray", "--port", "0", "--device", "timed",
+        "--profile", str(profile_file), "--set", "input_shape=1,2,2", "--set", "model_name=tiny",
+        *options,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://[\d.:]+", line)
+        assert found, f"not ready: {line!r} {process.stderr and process.stderr.read()}"
+        yield Server(process, found.group())
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def test_server_answers_records_replays_and_ends_on_interrupt(profile_file: Path, tmp_path: Path):
+    log, out = tmp_path / "log.jsonl", tmp_path / "out"
+    with running(profile_file, "--record", str(log), "--slo-ms", "200") as server:
+        answer = httpx.post(f"{server.url}/v2/models/tiny/infer", json=BODY).json()
+        assert answer["parameters"]["status"] == "on_time"
+        replayed = subprocess.run(
+            [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=60,duration=1",
+             "--url", server.url, "--slo-ms", "200", "--out", str(out)],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "met %" in replayed.stdout
+        assert server.interrupt() in (0, 130)
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as probe:
+            assert probe.connect_ex((host, int(port))) != 0
+    (report,) = json.loads((out / "report.json").read_text())
+    assert report["policy"] == "slackfit"
+    assert report["profile"] == "tiny"
+    assert sum(report["outcomes"].values()) == report["num_queries"] > 30
+    assert report["outcomes"]["failed"] == 0
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    profile = LatencyProfile.load(profile_file)
+    policy = create_policy("slackfit", profile)
+    fresh = Scheduler(profile, policy, max_queue=1000, drop_hopeless=True, correct_latency=True)
+    assert replay_log(log, fresh) > 60
+
+
+def test_interrupted_replay_leaves_a_valid_partial_report(profile_file: Path, tmp_path: Path):
+    with running(profile_file) as server:
+        replaying = subprocess.Popen(
+            [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=20,duration=60",
+             "--url", server.url, "--slo-ms", "200", "--out", str(tmp_path)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            wait_for_queries(server.url)
+            replaying.send_signal(signal.SIGINT)
+            output, _ = replaying.communicate(timeout=20)
+        finally:
+            replaying.kill()
+            replaying.communicate(timeout=10)
+    assert replaying.returncode == 130
+    (report,) = json.loads((tmp_path / "report.json").read_text())
+    assert report["is_partial"]
+    assert 0 < report["num_queries"] < 1200
+    assert "slackfit" in output
+
+
+def wait_for_queries(url: str) -> None:
+    with httpx.Client() as client:
+        for _ in range(200):
+            ended = client.get(f"{url}/admin/config", timeout=5).json()["tiny"]["ended"]
+            if ended.get("on_time", 0) > 3:
+                return
+            time.sleep(0.05)
+    pytest.fail("the replay sent nothing")
+
+
+def test_interrupt_lets_queued_queries_finish(tmp_path: Path, slow_profile_file: Path):
+    with running(slow_profile_file, "--slo-ms", "5000") as server:
+        url = f"{server.url}/v2/models/tiny/infer"
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asks = [pool.submit(httpx.post, url, json=BODY, timeout=10) for _ in range(4)]
+            time.sleep(0.25)  # all are there, the first one runs
+            code = server.interrupt()
+            answers = [ask.result() for ask in asks]
+    assert code in (0, 130)
+    assert [answer.status_code for answer in answers] == [200] * 4
+
+
+@pytest.fixture
+def slow_profile_file(tmp_path: Path, profile_file: Path) -> Path:
+    data = json.loads(profile_file.read_text())
+    for subnet in data["subnets"]:
+        row = subnet["latency_ms"]["p50"]
+        subnet["latency_ms"]["p50"] = [200.0 * ms / row[0] for ms in row]
+    path = tmp_path / "slow.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_port_in_use_ends_with_code_2(profile_file: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "serve", "serve", "--no-ray", "--port", port, "--device",
+             "timed", "--profile", str(profile_file)],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is not free" in done.stderr
+
+
+def test_client_that_hangs_up_is_taken_out_of_the_queue(slow_profile_file: Path):
+    body = json.dumps(BODY).encode()
+    head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with running(slow_profile_file, "--slo-ms", "5000") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        clients = [socket.create_connection((host, int(port))) for _ in range(3)]
+        for client in clients:
+            client.sendall(head.encode() + body)
+            time.sleep(0.05)  # in order: the first one runs
+        for client in clients[1:]:
+            client.close()
+        assert clients[0].recv(100).startswith(b"HTTP/1.1 200")
+        clients[0].close()
+        ended = httpx.get(f"{server.url}/admin/config").json()["tiny"]["ended"]
+        assert ended == {"on_time": 1, "dropped": 2}

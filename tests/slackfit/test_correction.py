@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from slackfit import LatencyProfile, Query, Scheduler, create_policy
+from slackfit.correction import QUANTILE, LatencyCorrection
+from slackfit.record import RecordingScheduler, replay_log
+
+PROFILE = LatencyProfile.load("profiles/superserve_resnet_2080ti.json")
+SLO_S = 0.036
+
+
+def drive(
+    scheduler: Scheduler | RecordingScheduler, slowdown: np.ndarray, rate_qps: float
+) -> float:
+    """Serve a steady stream on a device that is slower than profiled; return attainment."""
+    now_s, arrived, on_time, total = 0.0, 0, 0, 0
+    for ratio in slowdown:
+        while arrived / rate_qps <= now_s:
+            arrival_s = arrived / rate_qps
+            scheduler.submit(Query(arrived, arrival_s, arrival_s + SLO_S), now_s)
+            arrived += 1
+        batch = scheduler.poll(now_s).batch
+        if batch is None:
+            now_s = max(now_s, arrived / rate_qps)
+            continue
+        profiled_s = PROFILE.latency_s(batch.subnet_id, len(batch.queries))
+        now_s += ratio * profiled_s
+        outcomes = scheduler.complete(batch.batch_id, now_s)
+        on_time += sum(o.status == "on_time" for o in outcomes)
+        total += len(outcomes)
+    return on_time / total
+
+
+def test_the_factor_settles_at_the_asked_for_quantile(rng: np.random.Generator) -> None:
+    correction = LatencyCorrection(PROFILE, "p50")
+    ratios = np.exp(rng.normal(0.5, 0.3, 5000))
+    below = []
+    for ratio in ratios:
+        correction.observe("resnet-73.82", 4, ratio * PROFILE.latency_s("resnet-73.82", 4))
+        below.append(ratio <= correction.factor)
+    assert np.mean(below[500:]) == pytest.approx(QUANTILE, abs=0.04)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_a_profile_off_by_a_constant_is_corrected(ratio: float) -> None:
+    scheduler = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
+    drive(scheduler, np.full(3000, ratio), rate_qps=400)
+    assert scheduler.latency_factor == pytest.approx(ratio, rel=0.12)
+
+
+def test_correction_restores_deadlines_on_a_device_twice_as_slow() -> None:
+    slow = np.full(3000, 2.0)
+    plain = Scheduler(PROFILE, create_policy("slackfit", PROFILE))
+    corrected = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
+    assert drive(corrected, slow, rate_qps=800) > 0.99
+    assert drive(plain, slow, rate_qps=800) < 0.7
+
+
+def test_an_exact_profile_is_left_alone() -> None:
+    scheduler = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
+    drive(scheduler, np.ones(2000), rate_qps=400)
+    assert scheduler.profile is PROFILE or scheduler.latency_factor == pytest.approx(1.0, rel=0.11)
+
+
+def test_a_corrected_run_is_decided_again_the_same(rng: np.random.Generator) -> None:
+    log = io.StringIO()
+    scheduler = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
+    drive(RecordingScheduler(scheduler, log), rng.uniform(1.0, 3.0, 500), rate_qps=400)
+    assert scheduler.latency_factor != 1.0
+    fresh = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
+    lines = log.getvalue().splitlines()
+    assert replay_log(lines, fresh) == len(lines) - 1
+    uncorrected = Scheduler(PROFILE, create_policy("slackfit", PROFILE))
+    with pytest.raises(ValueError, match="correct_latency"):
+        replay_log(lines, uncorrected)
+
+
+def test_a_scaled_profile_scales_every_quantile_and_nothing_else() -> None:
+    scaled = PROFILE.scaled(2.0)
+    before, after = PROFILE.to_json(), scaled.to_json()
+    for row, twice in zip(before.pop("subnets"), after.pop("subnets"), strict=True):
+        assert twice.pop("latency_ms")["p50"] == pytest.approx(
+            [2 * t for t in row.pop("latency_ms")["p50"]]
+        )
+        assert json.dumps(row) == json.dumps(twice)
+    assert before == after

