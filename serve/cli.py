@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report_command", "Compare runs on one page."),
     "bench": Verb("serve.bench_command", "bench_app", "Run one of the project's benchmarks."),
-    "sweep": Verb("traces.sweep_command", "sweep_command", "Simulate a grid of loads and policies."),
+    "sweep": Verb("traces.sweep_command", "sweep_command", "Simulate a grid: loads x policies."),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
     "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
     "export": Verb("supernet.cli", "export", "Write a subnet as a state_dict or a program."),

@@ -54,7 +54,7 @@ class Drive:
         events: Sequence[Failure | Slowdown] = (),
     ) -> None:
         """Begin at time 0. Raises ValueError for an event of an unknown worker or a bad factor."""
-        _check(events, scheduler.num_workers)
+        check_events(events, scheduler.num_workers)
         self._scheduler = scheduler
         self._devices = devices
         self._note = sink
@@ -162,7 +162,8 @@ class Drive:
         self._num_alive -= 1
 
 
-def _check(events: Sequence[Failure | Slowdown], num_workers: int) -> None:
+def check_events(events: Sequence[Failure | Slowdown], num_workers: int) -> None:
+    """Raise ValueError for an event of an unknown worker, a bad factor or a second failure."""
     failed = [event.worker_id for event in events if isinstance(event, Failure)]
     if len(set(failed)) < len(failed):
         raise ValueError(f"failures of workers {failed}: each worker fails once at most")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from traces.trace import Trace, TraceError
@@ -47,12 +46,6 @@ def parse_target(text: str) -> Target:
     return Target(found[1], float(found[2]))
 
 
-def at_rate(trace: Trace, rate_qps: float) -> Trace:
-    """Return the trace with its arrivals closer together or further apart, at a mean rate."""
-    factor = trace.rate_qps / rate_qps
-    return replace(trace, arrival_s=trace.arrival_s * factor, duration_s=trace.duration_s * factor)
-
-
 def find_capacity(
     trace: Trace, target: Target, measure: Callable[[Trace], float], *, precision: float = 0.01
 ) -> Capacity:
@@ -65,7 +58,7 @@ def find_capacity(
     tried: list[tuple[float, float]] = []
 
     def is_met(rate_qps: float) -> bool:
-        value = measure(at_rate(trace, rate_qps))
+        value = measure(trace.rescale_rate(rate_qps))
         tried.append((rate_qps, value))
         return value >= target.least
 

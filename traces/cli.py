@@ -7,7 +7,6 @@ appear whole or not at all. Matplotlib, pyarrow and jinja2 are imported by the v
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from traces.fit_command import trace_fit
+from traces.simulate_command import simulate_command
+from traces.sweep_command import sweep_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,52 +106,8 @@ def trace_plot(
 trace_app.command("fit")(trace_fit)
 
 
-@app.command("simulate")
-def simulate_command(
-    profile: Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")],
-    trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
-    policy: Annotated[
-        str, typer.Option(metavar="NAME[,NAME...]", help="One run per policy.")
-    ] = "slackfit",
-    workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
-    slo_ms: Annotated[
-        float | None, typer.Option(help="Deadline of each query; default: the trace's own.")
-    ] = None,
-    seed: SeedOption = 0,
-    drop_hopeless: Annotated[
-        bool | None,
-        typer.Option(
-            "--drop-hopeless/--no-drop-hopeless",
-            help="Drop queries that no subnet can serve in time; default: the policy's wish.",
-        ),
-    ] = None,
-    json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of reports.")
-    ] = None,
-    html_out: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the report page.")
-    ] = None,
-) -> None:
-    """Serve a trace in virtual time, with the very scheduler that the server runs."""
-    with user_errors():
-        from slackfit.profile import LatencyProfile
-        from traces.simulation import simulate_policies
-        from traces.spec import parse_spec
-
-        config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
-        reports = simulate_policies(
-            parse_spec(trace, seed=seed),
-            LatencyProfile.load(profile),
-            [name.strip() for name in policy.split(",")],
-            slo_s=None if slo_ms is None else slo_ms / 1e3,
-            num_workers=workers,
-            drop_hopeless=drop_hopeless,
-            seed=seed,
-            on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
-            command=_command(profile, trace, policy, config, seed),
-            config=config,
-        )
-        _finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+app.command("simulate")(simulate_command)
+app.command("sweep")(sweep_command)
 
 
 @app.command("report")
@@ -174,22 +131,10 @@ def report_command(
             for run in runs
             for report in read_reports(run)
         ]
-        _finish(reports, json_out=json_out, html_out=html_out, title="Report")
+        finish(reports, json_out=json_out, html_out=html_out, title="Report")
 
 
-def _command(profile: Path, trace: str, policy: str, config: Mapping[str, Any], seed: int) -> str:
-    """Return the command line that makes this report again, outputs left out."""
-    words = ["supernet", "simulate", "--profile", str(profile), "--trace", trace]
-    words += ["--policy", policy, "--workers", str(config["workers"])]
-    if config["slo_ms"] is not None:
-        words += ["--slo-ms", f"{config['slo_ms']:g}"]
-    words += ["--seed", str(seed)]
-    if config["drop_hopeless"] is not None:
-        words.append("--drop-hopeless" if config["drop_hopeless"] else "--no-drop-hopeless")
-    return shlex.join(words)
-
-
-def _finish(
+def finish(
     reports: Sequence[Mapping[str, Any]], *, json_out: str | None, html_out: Path | None, title: str
 ) -> None:
     """Write what was asked for and print the table, on stderr when stdout carries the JSON."""

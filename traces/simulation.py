@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from slackfit.bound import utility_bound
+from slackfit.devices import Failure, Slowdown
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
+from slackfit.query import Outcome
 from slackfit.simulate import simulate
+from slackfit.stream import simulate_stream
 from traces.burstiness import trace_summary
+from traces.capacity import Target, find_capacity
+from traces.pieces import stream_spec
 from traces.progress import simulation_progress
 from traces.trace import FloatArray, Trace, TraceError
 
@@ -27,24 +33,32 @@ def simulate_policies(
     num_workers: int = 1,
     drop_hopeless: bool | None = None,
     seed: int = 0,
+    events: Sequence[Failure | Slowdown] = (),
+    with_bound: bool = False,
     on_end: Callable[[str, float], None] | None = None,
+    on_outcomes: Callable[[str, list[Outcome]], None] | None = None,
     **extra: Any,
 ) -> list[dict[str, Any]]:
     """Return one report per policy name; the same inputs give the same reports.
 
-    `slo_s` None takes the trace's own deadlines (the report then names their median). `extra` keys
-    go into every report. `on_end(policy, seconds)` hears what each run took, which is kept out of
-    the reports.
+    `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
+    befall the devices. `with_bound` adds `bound`, above which no schedule's utility can be, and
+    `of_bound`, the utility's share of it. `extra` keys go into every report. `on_end(policy,
+    seconds)` hears what each run took, which is kept out of the reports; `on_outcomes(policy,
+    outcomes)` is handed every outcome.
 
     Raises:
         TraceError: no arrivals, no deadlines or an unknown policy; nothing has run then.
     """
     deadlines_s = _deadlines_s(trace, slo_s)
     policies = [_create_policy(name, profile) for name in policy_names]
+    bound = None
+    if with_bound:
+        bound = utility_bound(trace.arrival_s, profile, slo_s=deadlines_s, num_workers=num_workers)
     reports: list[dict[str, Any]] = []
-    for policy in policies:
+    for name, policy in policies:
         started_s = time.perf_counter()
-        with simulation_progress(policy.name) as progress:
+        with simulation_progress(name) as progress:
             outcomes = simulate(
                 trace.arrival_s,
                 profile,
@@ -54,29 +68,121 @@ def simulate_policies(
                 seed=seed,
                 drop_hopeless=drop_hopeless,
                 query_class=trace.query_class,
+                events=events,
                 progress=progress,
             )
         if on_end is not None:
-            on_end(policy.name, time.perf_counter() - started_s)
-        reports.append(
-            summarize(
-                outcomes,
-                policy=policy.name,
-                slo_s=float(np.median(deadlines_s)),
-                duration_s=trace.duration_s,
-                seed=seed,
-                profile=profile.name,
-                mode="simulated",
-                trace=trace_summary(trace),
-                **extra,
-            )
+            on_end(name, time.perf_counter() - started_s)
+        if on_outcomes is not None:
+            on_outcomes(name, outcomes)
+        report = summarize(
+            outcomes,
+            policy=name,
+            slo_s=float(np.median(deadlines_s)),
+            duration_s=trace.duration_s,
+            seed=seed,
+            profile=profile.name,
+            mode="simulated",
+            trace=trace_summary(trace),
+            **extra,
         )
+        if bound is not None:
+            of_bound = report["utility"] / bound if bound > 0 else 1.0
+            report |= {"bound": bound, "of_bound": of_bound}
+        reports.append(report)
     return reports
 
 
-def _create_policy(name: str, profile: LatencyProfile) -> Policy:
+def find_capacities(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    target: Target,
+    *,
+    slo_s: float | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Return one report per policy, at the highest rate at which it meets the target.
+
+    The report has `capacity_qps`, `capacity_target` and `capacity_tried` besides; where no rate
+    met the target, `capacity_qps` is 0 and the report is that of the trace as it is. `options` are
+    those of `simulate_policies`, whose errors it raises.
+    """
+    key = "slo_attainment" if target.key == "attainment" else target.key
+    if slo_s is None and trace.slo_s is not None and len(trace):
+        slo_s = float(np.median(trace.slo_s))  # deadlines per query do not scale with the rate
+    found: list[dict[str, Any]] = []
+    for name in policy_names:
+
+        def report_at(at: Trace, name: str = name) -> dict[str, Any]:
+            return simulate_policies(at, profile, [name], slo_s=slo_s, **options)[0]
+
+        capacity = find_capacity(trace, target, lambda at: report_at(at)[key])
+        rate_qps = capacity.rate_qps
+        report = report_at(trace.rescale_rate(rate_qps) if rate_qps else trace)
+        report |= {
+            "capacity_qps": rate_qps,
+            "capacity_target": f"{target.key}={target.least:g}",
+            "capacity_tried": [list(pair) for pair in capacity.tried],
+        }
+        found.append(report)
+    return found
+
+
+def stream_policies(
+    spec: str,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    *,
+    slo_s: float | None,
+    num_workers: int = 1,
+    drop_hopeless: bool | None = None,
+    seed: int = 0,
+    events: Sequence[Failure | Slowdown] = (),
+    on_end: Callable[[str, float], None] | None = None,
+    **extra: Any,
+) -> list[dict[str, Any]]:
+    """Return one report per policy in memory that does not grow with the trace.
+
+    The reports lack time series and distributions; latency quantiles are within 0.5 %. Raises
+    TraceError for a SPEC that cannot be streamed and for a missing SLO.
+    """
+    if slo_s is None or not 0 < slo_s < float("inf"):
+        raise TraceError("a streamed trace carries no deadlines; give an SLO (--slo-ms)")
+    policies = [_create_policy(name, profile) for name in policy_names]
+    reports: list[dict[str, Any]] = []
+    for name, policy in policies:
+        stream = stream_spec(spec, seed=seed)
+        started_s = time.perf_counter()
+        tally = simulate_stream(
+            stream.pieces,
+            profile,
+            policy,
+            slo_s=slo_s,
+            num_workers=num_workers,
+            drop_hopeless=drop_hopeless,
+            seed=seed,
+            events=events,
+        )
+        if on_end is not None:
+            on_end(name, time.perf_counter() - started_s)
+        report = tally.report(
+            policy=name,
+            slo_s=slo_s,
+            duration_s=stream.duration_s,
+            seed=seed,
+            profile=profile.name,
+        )
+        reports.append({**report, "mode": "streamed", **extra})
+    return reports
+
+
+def _create_policy(name: str, profile: LatencyProfile) -> tuple[str, Policy]:
+    """Return the policy and what to call it: its own name, with the parameters it was given."""
     try:
-        return create_policy(name, profile)
+        policy = create_policy(name, profile)
+        _, at, parameters = name.partition("@")
+        return policy.name + at + parameters, policy
     except ValueError as error:
         raise TraceError(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,8 @@ def make_report() -> Callable[..., dict[str, Any]]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def resnet_file() -> str:
+    return str(Path(__file__).parents[2] / "profiles" / "superserve_resnet_2080ti.json")

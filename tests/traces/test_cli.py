@@ -151,3 +151,72 @@ def test_the_package_runs_as_a_module():
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "error: bad trace spec: poisson still needs duration"
     assert done.stderr.splitlines()[2].endswith("^")
+
+
+def test_find_capacity_reports_the_highest_rate_that_meets_the_target():
+    options = ("--workers", 8, "--find-capacity", "attainment=0.99", "--json", "-")
+    policies = "fixed:smallest,fixed:largest"
+    result = simulate(*options, policy=policies, spec="gamma:rate=900,cv2=2,duration=2")
+    smallest, largest = json.loads(result.stdout)
+    assert smallest["capacity_qps"] > 3 * largest["capacity_qps"] > 3000
+    assert smallest["slo_attainment"] >= 0.99
+    assert smallest["capacity_target"] == "attainment=0.99"
+    assert "--find-capacity attainment=0.99" in smallest["command"]
+
+
+def test_bound_overhead_events_and_interpolated_subnets_from_the_command_line(tmp_path):
+    chrome = tmp_path / "schedule.json"
+    options = ("--workers", 2, "--bound", "--overhead-ms", 6, "--subnets", 20)
+    options += ("--events", "1@1.0,2x0@0.5", "--chrome", chrome, "--json", "-")
+    result = simulate(*options, policy="drainfit,slackfit@num_buckets=40")
+    assert result.exit_code == 0, result.output
+    ours, theirs = json.loads(result.stdout)
+    assert 0 < ours["of_bound"] <= 1
+    assert ours["bound"] == theirs["bound"]
+    assert (ours["policy"], theirs["policy"]) == ("drainfit", "slackfit@num_buckets=40")
+    assert ours["profile"] == "superserve_resnet_2080ti-dense18+6ms"
+    events = json.loads(chrome.read_text(encoding="utf-8"))["traceEvents"]
+    blocks = [event for event in events if event["ph"] == "X"]
+    assert {(event["pid"], event["tid"]) for event in blocks} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert all(event["ts"] < 1.0e6 for event in blocks if event["tid"] == 1)
+    served = sum(event["args"]["queries"] for event in blocks if event["pid"] == 1)
+    assert served == sum(theirs["outcomes"][s] for s in ("on_time", "late", "failed"))
+
+
+def test_a_streamed_run_has_no_series_and_repeats():
+    spec = "gamma:rate=500,cv2=4,duration=25"
+    first, again = (simulate("--stream", "--json", "-", spec=spec).stdout for _ in range(2))
+    assert first == again
+    report = json.loads(first)[0]
+    assert report["mode"] == "streamed"
+    assert "series" not in report
+    assert report["num_queries"] == pytest.approx(12_500, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--events", "x"), "event 'x' is not understood"),
+        (("--events", "7@1"), "is of an unknown worker"),
+        (("--subnets", "7"), "num_subnets is 7 for 6 measured"),
+        (("--find-capacity", "speed"), "target 'speed' is not understood"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said(options, message):
+    result = simulate(*options)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.output
+
+
+def test_sweep_writes_rows_and_pictures(tmp_path):
+    options = ("--profile", PROFILE, "--rates", "2000:8000:6000", "--cv2", "1,4")
+    options += ("--duration", 0.5, "--processes", 1, "--out", tmp_path, "--seeds", 2)
+    result = call("sweep", *options, "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert len(rows) == 2 * 2 * 3
+    assert {row["rate_qps"] for row in rows} == {2000.0, 8000.0}
+    assert all(row["seeds"] == 2 for row in rows)
+    for name in ("plane.svg", "heatmap.svg"):
+        assert "</svg>" in (tmp_path / name).read_text(encoding="utf-8")
+    wrong = call("sweep", "--profile", PROFILE, "--rates", "a:b")
+    assert (wrong.exit_code, "rates is 'a:b', allowed numbers" in wrong.stderr) == (2, True)
