@@ -20,7 +20,9 @@ def sweep_command(
     policy: Annotated[
         str, typer.Option(metavar="NAME[,NAME...]", help="Policies; NAME@key=value for parameters.")
     ] = "slackfit,drainfit,fixed:smallest",
-    cv2: Annotated[str, typer.Option(metavar="X[,X...]", help="Squared CVs of the gaps.")] = "1,8",
+    cv2: Annotated[
+        str, typer.Option("--burstiness", metavar="X[,X...]", help="Squared CVs of the gaps.")
+    ] = "1,8",
     duration: Annotated[float, typer.Option(min=0.001, help="Length of each trace (s).")] = 5.0,
     slo_ms: Annotated[float, typer.Option(min=0.001, help="Deadline of each query.")] = 36.0,
     workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 8,
@@ -63,7 +65,7 @@ def sweep_command(
                 subnets,
             )
             for rate in _numbers(rates, "rates")
-            for burst in _numbers(cv2, "cv2")
+            for burst in _numbers(cv2, "burstiness")
             for seed in range(seeds)
             for name in policy.split(",")
         ]

@@ -208,7 +208,7 @@ def test_what_is_wrong_with_an_option_is_said(options, message):
 
 
 def test_sweep_writes_rows_and_pictures(tmp_path):
-    options = ("--profile", PROFILE, "--rates", "2000:8000:6000", "--cv2", "1,4")
+    options = ("--profile", PROFILE, "--rates", "2000:8000:6000", "--burstiness", "1,4")
     options += ("--duration", 0.5, "--processes", 1, "--out", tmp_path, "--seeds", 2)
     result = call("sweep", *options, "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
