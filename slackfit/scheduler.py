@@ -219,9 +219,8 @@ class Scheduler:
 
     def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[Outcome, ...]:
         """Drop everything that waits, most urgent first."""
-        waiting = list(self._waiting.edf)
-        outcomes = [self.cancel(query.query_id, now_s, reason) for query in waiting]
-        return tuple(outcome for outcome in outcomes if outcome is not None)
+        ids = [query.query_id for query in self._waiting.edf]
+        return tuple(filter(None, (self.cancel(i, now_s, reason) for i in ids)))
 
     def next_wakeup_s(self) -> float | None:
         """Return when `poll` will act even if nothing arrives or completes, None if never.

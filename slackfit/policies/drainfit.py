@@ -75,7 +75,7 @@ class DrainFit:
         self,
         profile: LatencyProfile,
         *,
-        reserve: float = 4.0,
+        reserve: float = 3.0,
         expect: float = 1.0,
         lead: float = 1.0,
         quantile: str = "p50",

@@ -51,7 +51,7 @@ def test_meets_the_deadlines_where_head_slack_policies_collapse(
     resnet, rate_qps, cv2, overhead_s, least_accuracy
 ):
     profile = with_overhead(densified(resnet, 66), overhead_s)
-    arrival_s = arrivals(rate_qps, cv2)
+    arrival_s = arrivals(rate_qps, cv2, duration_s=5.0)
     ours = served("drainfit", profile, arrival_s)
     theirs = served("slackfit", profile, arrival_s, num_buckets=40)
     assert ours["slo_attainment"] >= 0.999
