@@ -4,7 +4,9 @@ In scope: deadlines, queues, policies, latency profiles, simulation in virtual t
 Out of scope: clocks, threads, networks, tensors, payloads. Needs numpy and nothing else.
 """
 
+from slackfit.bound import utility_bound
 from slackfit.derive import densified, with_overhead
+from slackfit.devices import Failure, Slowdown
 from slackfit.edf import EdfQueue
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
@@ -14,6 +16,7 @@ from slackfit.query import STATUSES, Batch, Decision, Outcome, Query, Status
 from slackfit.record import LogError, RecordingScheduler, ReplayDifferenceError, replay_log
 from slackfit.scheduler import Dispatch, PolicyError, Scheduler
 from slackfit.simulate import simulate
+from slackfit.stream import simulate_stream
 
 __all__ = [
     "STATUSES",
@@ -21,6 +24,7 @@ __all__ = [
     "Decision",
     "Dispatch",
     "EdfQueue",
+    "Failure",
     "LatencyProfile",
     "LogError",
     "Outcome",
@@ -32,6 +36,7 @@ __all__ = [
     "RecordingScheduler",
     "ReplayDifferenceError",
     "Scheduler",
+    "Slowdown",
     "Status",
     "SubnetProfile",
     "View",
@@ -41,6 +46,8 @@ __all__ = [
     "policy_names",
     "replay_log",
     "simulate",
+    "simulate_stream",
     "summarize",
+    "utility_bound",
     "with_overhead",
 ]
