@@ -1,6 +1,7 @@
 """Supernets: one network whose leading weight slices are thousands of smaller ones."""
 
 from supernet.arch import Arch
+from supernet.blocks import BlockSequence
 from supernet.calibrate import calibrate
 from supernet.checkpoint import (
     Checkpoint,
@@ -14,12 +15,19 @@ from supernet.definition import SupernetDefinition
 from supernet.extract import extract
 from supernet.family import ChannelGroup, Family
 from supernet.input import InputSpec
-from supernet.registry import define_supernet, list_supernets, register_family
+from supernet.registry import (
+    create_supernet,
+    define_supernet,
+    list_supernets,
+    register_family,
+    supernet_family,
+)
 from supernet.space import SearchSpace
 from supernet.subgraph import Subgraph
 
 __all__ = [
     "Arch",
+    "BlockSequence",
     "ChannelGroup",
     "Checkpoint",
     "CheckpointError",
@@ -31,10 +39,12 @@ __all__ = [
     "SupernetDefinition",
     "calibrate",
     "cost",
+    "create_supernet",
     "define_supernet",
     "extract",
     "list_supernets",
     "load_checkpoint",
     "register_family",
     "save_checkpoint",
+    "supernet_family",
 ]

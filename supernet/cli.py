@@ -21,7 +21,8 @@ _ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_res
 def cost(
     family: Annotated[str, typer.Argument(help="A named supernet, e.g. resnet20_cifar.")],
     arch: Annotated[
-        str, typer.Option(help="largest, smallest, d=2,w=0.5,e=1 (uniform), or an arch's JSON.")
+        str,
+        typer.Option(help="largest, smallest, d=2,w=0.5,e=1 (uniform), an arch's JSON, or help."),
     ] = "largest",
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE; - for stdout.")
@@ -30,6 +31,10 @@ def cost(
     """Count MACs and parameters of one subnet, extracted as a static network."""
     try:
         definition = define_supernet(family)
+        if arch == "help":
+            for letter, meaning in definition.family.letters.items():
+                Console().print(f"{letter}  {meaning}", highlight=False)
+            return
         chosen = parse_arch(arch, definition.space)
     except ValueError as error:
         raise _refused(error) from None

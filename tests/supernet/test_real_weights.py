@@ -71,7 +71,7 @@ def test_cifar_resnets_score_as_published(
     weights, cifar = data(f"cifar10_resnets/{name}.npz"), data("cifar10")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with Image.open(cifar / "test_batch.png") as picture:
-        images = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
+        images = np.array(picture.convert("RGB")).reshape(-1, 32, 32, 3)
     labels = np.array(json.loads((cifar / "test_lables.json").read_text()))
     definition, state = import_supernet(weights, origin="cifar_resnet", supernet=f"{name}_cifar_a")
     net = extract(state, definition, definition.space.largest)
