@@ -6,9 +6,10 @@ and replaces replicas; queueing, ordering and refusing are the engine's alone, s
 `max_ongoing_requests` stays above what the engine queues and Ray's router never holds a request.
 
 A request through Ray's proxy costs milliseconds, of latency and of CPU. So with `door_port` each
-replica also listens itself, with the same app: the same answers, without the hop. (Ray's own direct
-ingress does likewise, but binds without SO_REUSEADDR: after a crash under load, its fixed port
-stays unusable for a minute and the replacement fails to start.)
+replica also listens itself, with the same app: the same answers, without the hop; and with
+`grpc_port` it speaks gRPC there. (Ray's own direct ingress does likewise, but binds without
+SO_REUSEADDR: after a crash under load, its fixed port stays unusable for a minute and the
+replacement fails to start. A call's gRPC deadline does not reach it through Ray's proxy.)
 """
 
 # NOTE: no `from __future__ import annotations` here: Ray reads the class of `build`'s argument from
@@ -16,16 +17,15 @@ stays unusable for a minute and the replacement fails to start.)
 
 import asyncio
 import contextlib
-import functools
 from typing import Any
 
 from ray import serve as ray_serve
 
 from serve.assemble import build_door, check
 from serve.config import ServeConfig, parse_config, parse_live_config
+from serve.listeners import Listeners
 from serve.process import tuned_process
 from serve.rest import Door
-from serve.uvicorn_host import listening
 
 _ROUTER_HEADROOM = 1000  # requests beyond a full queue, so that ours is the one that refuses
 
@@ -43,14 +43,7 @@ class SupernetReplica:
         self._resources = contextlib.ExitStack()
         config = parse_config(settings)
         self._door = await asyncio.to_thread(build_door, config, self._resources)
-        if config.door_port is not None:
-            self._door.while_ready = functools.partial(
-                listening,
-                self._door,
-                config.host,
-                config.door_port,
-                drain_timeout_s=config.drain_timeout_s,
-            )
+        self._door.while_ready = Listeners(config, self._door, is_replica=True).opened
         self._resources.enter_context(tuned_process())
 
     def __serve_build_asgi_app__(self) -> Door:
@@ -59,15 +52,14 @@ class SupernetReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply live settings to every model, between two batches."""
         change = parse_live_config(user_config)
-        for model in self._door.models.values():
+        for model in self._door.models:
             model.reconfigure(change)
 
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""
-        for model in self._door.models.values():
-            fault = model.engine.status().fault
-            if fault:
-                raise RuntimeError(fault)
+        fault = self._door.models.fault()
+        if fault:
+            raise RuntimeError(fault)
 
     def __del__(self) -> None:
         self._resources.close()

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from serve.config import ConfigError, LiveConfig, ServeConfig
 from serve.engine import Engine
+from serve.images import ImageDecoder
 from serve.metrics import Metrics
 from serve.model import ServedModel
-from serve.oip import ModelSpec
+from serve.models import Models
+from serve.reply import Reply
+from serve.request import ModelSpec
 from serve.rest import Door
+from serve.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
@@ -52,7 +57,7 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
     metrics = Metrics()
     model = build_model(config, loaded, metrics, resources)
     return Door(
-        {model.spec.name: model},
+        Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
         admin_token=config.admin_token,
@@ -76,12 +81,18 @@ def build_model(
     driven = scheduler
     if config.record is not None:
         driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
+    statistics = Statistics(time.time)
+
+    def observe(reply: Reply) -> None:
+        metrics.observe(name, reply)
+        statistics.observe(reply)
+
     engine = Engine(
         driven,
         executor,
         profile=offered,
         policy=policy,
-        observer=lambda reply: metrics.observe(name, reply),
+        observer=observe,
     )
     spec = ModelSpec(
         name=name,
@@ -93,8 +104,18 @@ def build_model(
         device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
+    decoder = ImageDecoder(max_pixels=config.max_image_pixels, max_waiting=config.max_queue)
+    resources.callback(decoder.close)
     allowance_s = config.reply_allowance_ms * 1e-3
-    return ServedModel(spec, engine, profile, live, reply_allowance_s=allowance_s)
+    return ServedModel(
+        spec,
+        engine,
+        profile,
+        live,
+        statistics=statistics,
+        decoder=decoder,
+        reply_allowance_s=allowance_s,
+    )
 
 
 def check(config: ServeConfig) -> None:

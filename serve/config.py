@@ -30,6 +30,8 @@ class ServeConfig(BaseModel):
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
+    `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
+    `max_image_pixels`: image files that claim more are refused before they are decoded.
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client; at most a tenth of the time given.
@@ -52,8 +54,10 @@ class ServeConfig(BaseModel):
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    max_image_pixels: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     admin_token: str | None = None
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0

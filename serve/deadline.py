@@ -5,6 +5,7 @@ carrier                                meaning                                 k
 request parameter `timeout`            microseconds from arrival (Triton's)    hard
 request parameter `deadline_unix_us`   absolute, on the server's wall clock    hard
 header `x-request-timeout-seconds`     seconds from arrival (Ray Serve's)      hard
+the call's own deadline (gRPC)         seconds from arrival                    hard
 header `x-slo-ms`, parameter `slo_ms`  milliseconds from arrival               soft
 the deployment's default (`slo_ms`)    when nothing else is given              soft
 
@@ -43,9 +44,13 @@ def resolve_deadline(
     default_slo_s: float,
     unix_now_s: float,
     reply_allowance_s: float = 0.0,
+    call_timeout_s: float | None = None,
 ) -> Deadlines:
-    """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`."""
-    hard_s: list[float] = []
+    """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
+
+    `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
+    """
+    hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
     soft_s: list[float] = []
     if "timeout" in parameters:
         hard_s.append(_number("parameter timeout", parameters["timeout"]) * 1e-6)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
+from serve.outlook import Forecast, Outlook
 from serve.reply import Reply, Wish
 from serve.runner import BatchRunner, Run
 from slackfit.policies import create_policy
@@ -68,12 +69,14 @@ class Engine:
         self._fallback = ""
         self._fault = ""
         self._ledger = Ledger(observer)
+        self._forecast = Forecast()
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
         self._is_stopping = False
+        self._busy_until_s = 0.0  # as predicted
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -234,6 +237,13 @@ class Engine:
                 self._scheduler.latency_factor,
             )
 
+    def outlook(self) -> Outlook:
+        """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
+        with self._lock:
+            busy_s = self._busy_until_s - self.clock()
+            scheduler = self._scheduler
+            return self._forecast.outlook(scheduler.profile, len(scheduler), busy_s)
+
     # --- the device side -------------------------------------------------------------------------
 
     def step(self) -> bool:
@@ -243,6 +253,8 @@ class Engine:
             dispatch = self._poll(self.clock())
             ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
             batch = dispatch.batch
+            if batch is not None:
+                self._busy_until_s = batch.start_s + batch.expected_latency_s
             tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
         self._hand_over(ended)
         if batch is None:

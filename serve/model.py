@@ -9,10 +9,12 @@ from typing import Any
 from serve.config import ConfigError, LiveConfig
 from serve.deadline import resolve_deadline
 from serve.engine import Engine
+from serve.images import ImageDecoder
 from serve.job import EngineStatus
 from serve.limits import RefusedError, refusal_of
-from serve.oip import InferRequest, ModelSpec
 from serve.reply import Reply, Wish
+from serve.request import InferRequest, ModelSpec
+from serve.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
 
@@ -30,6 +32,8 @@ class ServedModel:
         profile: LatencyProfile,
         live: LiveConfig,
         *,
+        statistics: Statistics,
+        decoder: ImageDecoder,
         reply_allowance_s: float = 0.0,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -37,6 +41,8 @@ class ServedModel:
         assert live.slo_ms is not None, "a served model has a default SLO"
         self.spec = spec
         self.engine = engine
+        self.statistics = statistics
+        self._decoder = decoder
         self._profile = profile
         self._policy: str = live.policy
         self._slo_s: float = live.slo_ms * 1e-3
@@ -45,9 +51,17 @@ class ServedModel:
         self._unix_clock = unix_clock
 
     async def infer(
-        self, request: InferRequest, headers: Mapping[str, str], *, arrival_s: float
+        self,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        arrival_s: float,
+        call_timeout_s: float | None = None,
     ) -> list[Reply]:
-        """Serve the samples of one request. Raises RefusedError when one gets no output."""
+        """Serve the samples of one request. Raises RefusedError when one gets no output.
+
+        `call_timeout_s`, from arrival, is the deadline that a gRPC call brings itself.
+        """
         deadlines = resolve_deadline(
             request.parameters,
             headers,
@@ -55,9 +69,18 @@ class ServedModel:
             default_slo_s=self._slo_s,
             unix_now_s=self._unix_clock(),
             reply_allowance_s=self._reply_allowance_s,
+            call_timeout_s=call_timeout_s,
         )
-        wish = Wish(*deadlines, min_accuracy=request.min_accuracy(), subnet_id=request.subnet_id())
-        replies = await self.engine.infer_batch(request.samples, arrival_s=arrival_s, wish=wish)
+        wish = Wish(
+            *deadlines,
+            min_accuracy=request.min_accuracy(),
+            query_class=request.query_class(),
+            subnet_id=request.subnet_id(),
+        )
+        samples = request.samples
+        if isinstance(samples, tuple):
+            samples = await self._decoder.decode(samples, self.spec.input_shape)
+        replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, wish=wish)
         self._refuse(replies, deadlines.hard_deadline_s)
         return replies
 
@@ -68,7 +91,7 @@ class ServedModel:
         if ended:
             # When one sample is refused the others are withdrawn: name the cause, not the effect.
             cause = next((o for o in ended if o.reason != "cancelled"), ended[0])
-            raise refusal_of(cause, retry_after_s=max(1.0, self._slo_s))
+            raise refusal_of(cause, self.engine.outlook())
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""

@@ -1,79 +1,69 @@
 """Open Inference Protocol V2, HTTP form: parse an inference request, build its answer.
 
-One input tensor `input`, UINT8 [B, C, H, W], as JSON (flat or nested) or with the binary tensor
-extension; one output tensor `logits`, FP32 [B, num_classes]. A JSON number costs the server about
-a hundred times what a byte costs, so clients that care send binary. Pure: no I/O, no clock.
+Tensors travel as JSON (flat or nested) or with the binary tensor extension; image files as raw
+BYTES elements, in base64 where the parameter `content_type` of the tensor says so, or alone as the
+body of the request. A JSON number costs the server about a hundred times what a byte costs, so
+clients that care send binary. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-import reprlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
 from serve.limits import RefusedError
-from serve.reply import Reply
+from serve.reply import Reply, describe, logits_of, version_of
+from serve.request import (
+    EXTENSIONS,
+    IMAGE_TYPE,
+    INPUT_NAME,
+    INPUT_TYPE,
+    OUTPUT_NAME,
+    OUTPUT_TYPE,
+    PLATFORM,
+    SERVER_NAME,
+    VERSION,
+    InferRequest,
+    ModelSpec,
+    Parameter,
+    Samples,
+    bad,
+    check_images,
+    check_output_name,
+    check_tensor,
+    read_raw,
+)
 
-INPUT_NAME, INPUT_TYPE = "input", "UINT8"
-OUTPUT_NAME, OUTPUT_TYPE = "logits", "FP32"
 BINARY_HEADER = "inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data", "schedule_policy")
-
-Parameter = str | int | float | bool
-
-
-class ModelSpec(NamedTuple):
-    """What the door must know of a model to judge a request."""
-
-    name: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    max_batch_size: int
-    subnet_ids: tuple[str, ...]
-    profile: str = ""
-    device: str = ""
+IMAGE_CONTENT_TYPES = ("image/jpeg", "image/png")
+_BASE64 = "base64"
 
 
-class InferRequest(NamedTuple):
-    """A parsed request: its samples, uint8 (B, C, H, W), its id and parameters."""
-
-    samples: np.ndarray
-    request_id: str | None
-    parameters: dict[str, Parameter]
-    is_binary_output: bool
-
-    def min_accuracy(self) -> float:
-        """Return the accuracy floor, a fraction. Raises RefusedError."""
-        floor = self.parameters.get("min_accuracy", 0.0)
-        if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
-            raise _bad("bad_request", "parameter min_accuracy", floor, "a fraction 0 to 1")
-        return float(floor)
-
-    def subnet_id(self) -> str | None:
-        """Return the pinned subnet, if any. Raises RefusedError."""
-        subnet_id = self.parameters.get("subnet")
-        if subnet_id is not None and not isinstance(subnet_id, str):
-            raise _bad("bad_request", "parameter subnet", subnet_id, "a subnet id")
-        return subnet_id
-
-
-def parse_infer(body: bytes, binary_header: str | None, spec: ModelSpec) -> InferRequest:
+def parse_infer(
+    body: bytes, binary_header: str | None, spec: ModelSpec, content_type: str = ""
+) -> InferRequest:
     """Parse the body of an inference request; `binary_header` is the extension's header, if sent.
 
-    Raises RefusedError that says what was given, and what is allowed.
+    A `content_type` of an image says that the body is one image file and nothing else. Raises
+    RefusedError that says what was given, and what is allowed.
     """
+    if content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES:
+        return InferRequest((body,), None, {}, is_binary_output=False)
     json_length = _json_length(body, binary_header)
     fields = _object(_decode(body[:json_length]), "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
-        raise _bad("bad_request", "id", request_id, "a string")
+        raise bad("bad_request", "id", request_id, "a string")
     parameters = _parameters(fields.get("parameters"), "parameters")
     inputs = fields.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
-        raise _bad("bad_request", "inputs", inputs, f"a list of one tensor, {INPUT_NAME!r}")
+        raise bad("bad_request", "inputs", inputs, f"a list of one tensor, {INPUT_NAME!r}")
     is_binary_output = _wants_binary(fields.get("outputs"), parameters)
     tensor = _object(inputs[0], "inputs[0]")
     samples = _read_tensor(tensor, memoryview(body)[json_length:], spec)
@@ -84,18 +74,22 @@ def build_response(
     request: InferRequest, spec: ModelSpec, policy: str, replies: Sequence[Reply]
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer and, when its tensor is binary, the length of the JSON part."""
-    logits = np.stack([cast("np.ndarray", reply.output) for reply in replies])  # (B, num_classes)
+    logits = logits_of(replies)
     tensor: dict[str, Any] = {
         "name": OUTPUT_NAME,
         "datatype": OUTPUT_TYPE,
         "shape": list(logits.shape),
     }
-    answer: dict[str, Any] = {"model_name": spec.name, "outputs": [tensor]}
+    answer: dict[str, Any] = {
+        "model_name": spec.name,
+        "model_version": version_of(replies),
+        "outputs": [tensor],
+        "parameters": describe(replies, policy),
+    }
     if request.request_id is not None:
         answer["id"] = request.request_id
-    answer["parameters"] = {"policy": policy, **_reply_parameters(replies)}
     if request.is_binary_output:
-        data = np.ascontiguousarray(logits, dtype="<f4").tobytes()
+        data = logits.tobytes()
         tensor["parameters"] = {"binary_data_size": len(data)}
         head = json.dumps(answer).encode()
         return head + data, len(head)
@@ -105,21 +99,17 @@ def build_response(
 
 def build_error(error: RefusedError, request_id: str | None = None) -> bytes:
     """Return the body of a refusal: the protocol's `error` string, and what a program needs."""
-    fields: dict[str, Any] = {
-        "error": error.message,
-        "reason": error.reason,
-        "status": error.status,
-    }
+    fields: dict[str, Any] = {"error": error.message, **error.details()}
     if request_id is not None:
         fields["id"] = request_id
     return json.dumps(fields).encode()
 
 
-def server_metadata(version: str, models: Iterable[str]) -> dict[str, Any]:
+def server_metadata(models: Iterable[str]) -> dict[str, Any]:
     """Return the answer of `GET /v2`; the names of the models are an addition of ours."""
     return {
-        "name": "supernet",
-        "version": version,
+        "name": SERVER_NAME,
+        "version": VERSION,
         "extensions": list(EXTENSIONS),
         "models": list(models),
     }
@@ -130,7 +120,7 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
     return {
         "name": spec.name,
         "versions": list(spec.subnet_ids),
-        "platform": "supernet",
+        "platform": PLATFORM,
         "inputs": [{"name": INPUT_NAME, "datatype": INPUT_TYPE, "shape": [-1, *spec.input_shape]}],
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": OUTPUT_TYPE, "shape": [-1, spec.num_classes]}
@@ -144,20 +134,23 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
     }
 
 
-def _reply_parameters(replies: Sequence[Reply]) -> dict[str, Parameter]:
-    """Describe the samples of one answer: the slowest of each time, the mean of the accuracy."""
-    outcomes = [reply.outcome for reply in replies]
-    subnet_ids = dict.fromkeys(str(outcome.subnet_id) for outcome in outcomes)
-    is_late = any(outcome.status == "late" for outcome in outcomes)
+def model_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return the answer of `GET /v2/models/{m}/config`: the part that clients ask for."""
     return {
-        "status": "late" if is_late else "on_time",
-        "subnet": ",".join(subnet_ids),
-        "accuracy": sum(outcome.accuracy for outcome in outcomes) / len(outcomes),
-        "batch_id": str(replies[0].batch_id),
-        "batch_size": max(outcome.batch_size for outcome in outcomes),
-        "queue_s": max(reply.queue_s for reply in replies),
-        "execution_s": max(reply.execution_s for reply in replies),
-        "slack_s": min(reply.slack_s for reply in replies),
+        "name": spec.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "max_batch_size": spec.max_batch_size,
+        "input": [
+            {
+                "name": INPUT_NAME,
+                "data_type": f"TYPE_{INPUT_TYPE}",
+                "dims": list(spec.input_shape),
+            }
+        ],
+        "output": [
+            {"name": OUTPUT_NAME, "data_type": f"TYPE_{OUTPUT_TYPE}", "dims": [spec.num_classes]}
+        ],
     }
 
 
@@ -165,10 +158,10 @@ def _json_length(body: bytes, binary_header: str | None) -> int:
     if binary_header is None:
         return len(body)
     if not binary_header.isascii() or not binary_header.isdigit() or len(binary_header) > 18:
-        raise _bad("bad_request", BINARY_HEADER, binary_header, "a whole number of bytes")
+        raise bad("bad_request", BINARY_HEADER, binary_header, "a whole number of bytes")
     length = int(binary_header)
     if length > len(body):
-        raise _bad("bad_request", BINARY_HEADER, length, f"at most the body's {len(body)} bytes")
+        raise bad("bad_request", BINARY_HEADER, length, f"at most the body's {len(body)} bytes")
     return length
 
 
@@ -181,7 +174,7 @@ def _decode(text: bytes) -> Any:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _bad("bad_request", what, value, "a JSON object")
+        raise bad("bad_request", what, value, "a JSON object")
     return cast("dict[str, Any]", value)
 
 
@@ -191,7 +184,7 @@ def _parameters(value: Any, what: str) -> dict[str, Parameter]:
     fields = _object(value, what)
     for name, entry in fields.items():
         if not isinstance(entry, str | int | float | bool):
-            raise _bad("bad_request", f"parameter {name}", entry, "a string, number or boolean")
+            raise bad("bad_request", f"parameter {name}", entry, "a string, number or boolean")
     return fields
 
 
@@ -201,48 +194,48 @@ def _wants_binary(outputs: Any, parameters: Mapping[str, Parameter]) -> bool:
     if outputs is None or outputs == []:
         return default
     if not isinstance(outputs, list) or len(outputs) != 1:
-        raise _bad("bad_request", "outputs", outputs, f"a list of one tensor, {OUTPUT_NAME!r}")
+        raise bad("bad_request", "outputs", outputs, f"a list of one tensor, {OUTPUT_NAME!r}")
     fields = _object(outputs[0], "outputs[0]")
-    if fields.get("name") != OUTPUT_NAME:
-        raise _bad("bad_tensor", "the output's name", fields.get("name"), repr(OUTPUT_NAME))
+    check_output_name(fields.get("name"))
     own = _parameters(fields.get("parameters"), "outputs[0].parameters")
     return own.get("binary_data", default) is True
 
 
-def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> np.ndarray:
-    if tensor.get("name") != INPUT_NAME:
-        raise _bad("bad_tensor", "the input's name", tensor.get("name"), repr(INPUT_NAME))
-    if tensor.get("datatype") != INPUT_TYPE:
-        raise _bad("bad_tensor", "datatype", tensor.get("datatype"), repr(INPUT_TYPE))
-    shape = _shape(tensor.get("shape"), spec)
+def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> Samples:
+    datatype = tensor.get("datatype")
+    shape = check_tensor(tensor.get("name"), datatype, tensor.get("shape"), spec)
     parameters = _parameters(tensor.get("parameters"), "inputs[0].parameters")
-    size = int(np.prod(shape))
     if "binary_data_size" in parameters:
         if "data" in tensor:
             raise RefusedError("bad_tensor", "the tensor has both data and binary_data_size")
         given = parameters["binary_data_size"]
-        if given != size or len(tail) != size:
-            text = f"shape {list(shape)} needs {size} bytes: binary_data_size is {given!r}"
-            raise RefusedError("bad_tensor", f"{text}, {len(tail)} bytes follow the JSON")
-        return np.frombuffer(tail, dtype=np.uint8).reshape(shape)
+        if given != len(tail):
+            text = f"binary_data_size is {given!r}, {len(tail)} bytes follow the JSON"
+            raise RefusedError("bad_tensor", text)
+        return read_raw(datatype, shape, tail)
     if len(tail):
         raise RefusedError("bad_tensor", f"{len(tail)} bytes follow the JSON, none was announced")
-    return _read_json_data(tensor.get("data"), shape, size)
+    if datatype == IMAGE_TYPE:
+        return _read_base64(tensor.get("data"), parameters, shape)
+    return _read_json_data(tensor.get("data"), shape)
 
 
-def _shape(value: Any, spec: ModelSpec) -> tuple[int, ...]:
-    allowed = f"[B, {', '.join(map(str, spec.input_shape))}] with B from 1 to {spec.max_batch_size}"
-    is_list = isinstance(value, list) and all(type(size) is int for size in value)
-    if not is_list or tuple(value[1:]) != spec.input_shape:
-        raise _bad("bad_tensor", "shape", value, allowed)
-    if not 1 <= value[0] <= spec.max_batch_size:
-        raise _bad("bad_tensor", "shape", value, allowed)
-    return tuple(value)
+def _read_base64(data: Any, parameters: Mapping[str, Parameter], shape: tuple[int, ...]) -> Samples:
+    if parameters.get("content_type") != _BASE64:
+        given = parameters.get("content_type")
+        raise bad("bad_tensor", "content_type of a BYTES tensor in JSON", given, repr(_BASE64))
+    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+        raise bad("bad_tensor", "data", data, "a list of strings, images in base64")
+    try:
+        return check_images([base64.b64decode(text, validate=True) for text in data], shape)
+    except (binascii.Error, ValueError):
+        raise RefusedError("bad_tensor", "data holds a string that is not base64") from None
 
 
-def _read_json_data(data: Any, shape: tuple[int, ...], size: int) -> np.ndarray:
+def _read_json_data(data: Any, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
     if not isinstance(data, list):
-        raise _bad("bad_tensor", "data", data, "a list of whole numbers 0 to 255")
+        raise bad("bad_tensor", "data", data, "a list of whole numbers 0 to 255")
     try:
         if data and isinstance(data[0], list):
             return _read_nested(data, shape)
@@ -251,7 +244,7 @@ def _read_json_data(data: Any, shape: tuple[int, ...], size: int) -> np.ndarray:
         text = f"data holds something else than {size} whole numbers 0 to 255"
         raise RefusedError("bad_tensor", f"{text}, flat or nested as shape {list(shape)}") from None
     if samples.size != size:
-        raise _bad("bad_tensor", "the length of data", samples.size, f"{size} for {list(shape)}")
+        raise bad("bad_tensor", "the length of data", samples.size, f"{size} for {list(shape)}")
     return samples.reshape(shape)
 
 
@@ -262,7 +255,3 @@ def _read_nested(data: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     if values.min() < 0 or values.max() > 255:
         raise ValueError
     return values.astype(np.uint8)
-
-
-def _bad(reason: str, what: str, given: object, allowed: str) -> RefusedError:
-    return RefusedError(reason, f"{what} is {reprlib.repr(given)}, allowed {allowed}")

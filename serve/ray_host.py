@@ -5,7 +5,8 @@ ends what `start` began and nothing else. A process that is connected to a Ray c
 refused: starting there would change, and stopping would end, what belongs to somebody else.
 
 The port that is asked for is the replica's own door (`door_port`); Ray's proxy listens too, on a
-free port, with the same answers after a longer way (`proxy_url`).
+free port, with the same answers after a longer way (`proxy_url`). gRPC, where asked for, is spoken
+at the replica only (`rpc_address`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import httpx
 
 from serve.assemble import check
 from serve.config import ConfigError, ServeConfig
-from serve.uvicorn_host import bind
+from serve.uvicorn_listener import bind
 
 APP_NAME = "supernet"
 _READY_TIMEOUT_S = 120.0
@@ -41,6 +42,7 @@ class RayHost:
         self._is_started = False
         self._environment = contextlib.ExitStack()
         self.url = ""
+        self.rpc_address = ""
         self.proxy_url = ""
 
     def start(self) -> str:
@@ -52,6 +54,10 @@ class RayHost:
         check(self._config)
         host = self._config.host
         port, proxy_port = _free_port(host, self._config.port), _free_port(host, 0)
+        ports: dict[str, int] = {"door_port": port}
+        if self._config.grpc_port is not None:
+            ports["grpc_port"] = _free_port(host, self._config.grpc_port)
+            self.rpc_address = f"{host}:{ports['grpc_port']}"
         import ray
 
         if ray.is_initialized():
@@ -76,7 +82,7 @@ class RayHost:
             http_options={"host": host, "port": proxy_port},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        application = build(self._config.model_copy(update={"door_port": port}))
+        application = build(self._config.model_copy(update=ports))
         ray_serve.run(application, name=APP_NAME, route_prefix="/")
         self.url, self.proxy_url = (f"http://{host}:{p}" for p in (port, proxy_port))
         for url in (self.url, self.proxy_url):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -47,3 +48,31 @@ class Reply(NamedTuple):
     def slack_s(self) -> float:
         """Seconds left until the deadline at the end; negative when late."""
         return self.outcome.deadline_s - self.outcome.finish_s
+
+
+def logits_of(replies: Sequence[Reply]) -> np.ndarray:
+    """Return the outputs of executed queries, little-endian float32 (B, num_classes)."""
+    rows = [cast("np.ndarray", reply.output) for reply in replies]
+    return np.ascontiguousarray(np.stack(rows), dtype="<f4")
+
+
+def version_of(replies: Sequence[Reply]) -> str:
+    """Return the subnet that served the samples; several are joined by commas."""
+    return ",".join(dict.fromkeys(str(reply.outcome.subnet_id) for reply in replies))
+
+
+def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | float]:
+    """Return the parameters of an answer: the slowest of each time, the mean of the accuracy."""
+    outcomes = [reply.outcome for reply in replies]
+    is_late = any(outcome.status == "late" for outcome in outcomes)
+    return {
+        "policy": policy,
+        "status": "late" if is_late else "on_time",
+        "subnet": version_of(replies),
+        "accuracy": sum(outcome.accuracy for outcome in outcomes) / len(outcomes),
+        "batch_id": str(replies[0].batch_id),
+        "batch_size": max(outcome.batch_size for outcome in outcomes),
+        "queue_s": max(reply.queue_s for reply in replies),
+        "execution_s": max(reply.execution_s for reply in replies),
+        "slack_s": min(reply.slack_s for reply in replies),
+    }

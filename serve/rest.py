@@ -30,10 +30,10 @@ from serve.config import ConfigError, parse_live_config
 from serve.limits import RefusedError
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.model import ServedModel
+from serve.models import Models
 
 logger = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
 ARRIVAL = "supernet.arrival_s"
 _ADMIN_BODY_BYTES = 64 * 2**10
 
@@ -45,7 +45,7 @@ class Door:
 
     def __init__(
         self,
-        models: dict[str, ServedModel],
+        models: Models,
         metrics: Metrics,
         *,
         max_body_bytes: int,
@@ -59,7 +59,7 @@ class Door:
         self._drain_timeout_s = drain_timeout_s
         self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
         self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
-        self._clock = next(iter(models.values())).engine.clock
+        self._clock = models.clock
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,22 +70,19 @@ class Door:
 
     async def drain(self) -> bool:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""
-        engines = [model.engine for model in self.models.values()]
-        drained = await asyncio.gather(*(e.drain(self._drain_timeout_s) for e in engines))
-        return all(drained)
+        return await self.models.drain(self._drain_timeout_s)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        engines = [model.engine for model in self.models.values()]
-        for engine in engines:
-            await engine.start()
+        await self.models.start()
         try:
             async with self.while_ready():
-                yield
+                try:
+                    yield
+                finally:
+                    await self.drain()  # while it listens, so that who comes now is told
         finally:
-            await self.drain()
-            for engine in engines:
-                await engine.stop()
+            await self.models.stop()
 
     def _routes(self) -> list[Route]:
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -93,6 +90,7 @@ class Door:
             ("/v2", self._server, "GET"),
             ("/v2/health/live", self._live, "GET"),
             ("/v2/health/ready", self._ready, "GET"),
+            ("/v2/models/stats", self._all_statistics, "GET"),
             ("/metrics", self._render_metrics, "GET"),
             ("/admin/config", self._show_config, "GET"),
             ("/admin/config", self._change_config, "POST"),
@@ -101,6 +99,8 @@ class Door:
             routes += [
                 (prefix, self._model, "GET"),
                 (f"{prefix}/ready", self._model_ready, "GET"),
+                (f"{prefix}/config", self._model_config, "GET"),
+                (f"{prefix}/stats", self._statistics, "GET"),
                 (f"{prefix}/infer", self._infer, "POST"),
             ]
         return [Route(path, _refusing(handle), methods=[verb]) for path, handle, verb in routes]
@@ -111,7 +111,8 @@ class Door:
         model = self._find(request)
         body = await _read_body(request, self._max_body_bytes)
         binary_header = request.headers.get(oip.BINARY_HEADER)
-        parsed = oip.parse_infer(body, binary_header, model.spec)
+        content_type = request.headers.get("content-type", "")
+        parsed = oip.parse_infer(body, binary_header, model.spec, content_type)
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
         try:
@@ -132,29 +133,20 @@ class Door:
         )
 
     def _find(self, request: Request) -> ServedModel:
-        name = request.path_params["model"]
-        model = self.models.get(name)
-        if model is None:
-            known = ", ".join(self.models)
-            raise RefusedError("unknown_model", f"model {name!r} is not served; served: {known}")
-        version = request.path_params.get("version")
-        if version is not None and version not in model.spec.subnet_ids:
-            known = ", ".join(model.spec.subnet_ids)
-            raise RefusedError("unknown_model", f"{name!r} has no version {version!r}; has {known}")
-        return model
+        parameters = request.path_params
+        return self.models.find(parameters["model"], parameters.get("version"))
 
     # --- looking ---------------------------------------------------------------------------------
 
     async def _server(self, _: Request) -> Response:
-        return JSONResponse(oip.server_metadata(VERSION, self.models))
+        return JSONResponse(oip.server_metadata(self.models.names))
 
     async def _live(self, _: Request) -> Response:
-        faults = [model.engine.status().fault for model in self.models.values()]
-        return JSONResponse({"live": not any(faults)}, status_code=503 if any(faults) else 200)
+        fault = self.models.fault()
+        return JSONResponse({"live": not fault}, status_code=503 if fault else 200)
 
     async def _ready(self, _: Request) -> Response:
-        for model in self.models.values():
-            model.check_ready()
+        self.models.check_ready()
         return JSONResponse({"ready": True})
 
     async def _model(self, request: Request) -> Response:
@@ -166,16 +158,28 @@ class Door:
         model.check_ready()
         return JSONResponse({"name": model.spec.name, "ready": True})
 
+    async def _model_config(self, request: Request) -> Response:
+        return JSONResponse(oip.model_config(self._find(request).spec))
+
+    async def _statistics(self, request: Request) -> Response:
+        model = self._find(request)
+        rows = model.statistics.rows(model.spec.name, request.path_params.get("version"))
+        return JSONResponse({"model_stats": rows})
+
+    async def _all_statistics(self, _: Request) -> Response:
+        rows = [row for model in self.models for row in model.statistics.rows(model.spec.name)]
+        return JSONResponse({"model_stats": rows})
+
     async def _render_metrics(self, _: Request) -> Response:
-        for name, model in self.models.items():
-            self._metrics.set_queue_depth(name, model.engine.status().queue_depth)
+        for model in self.models:
+            self._metrics.set_queue_depth(model.spec.name, model.engine.status().queue_depth)
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
 
     async def _show_config(self, request: Request) -> Response:
         self._check_admin(request)
-        return JSONResponse({name: m.live_settings() for name, m in self.models.items()})
+        return JSONResponse({m.spec.name: m.live_settings() for m in self.models})
 
     async def _change_config(self, request: Request) -> Response:
         self._check_admin(request)
@@ -184,11 +188,8 @@ class Door:
             fields = json.loads(body)
             name = fields.pop("model", None) if isinstance(fields, dict) else None
             change = parse_live_config(fields)
-            models = list(self.models.values()) if name is None else [self.models[name]]
+            models = list(self.models) if name is None else [self.models.find(name)]
             settings = {model.spec.name: model.reconfigure(change) for model in models}
-        except KeyError:
-            known = ", ".join(self.models)
-            raise RefusedError("unknown_model", f"model is not served; served: {known}") from None
         except ConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         except ValueError as error:
@@ -228,7 +229,7 @@ def _refusing(handle: Handler) -> Handler:
 def _refuse(error: RefusedError, request_id: str | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
     if error.reason == "too_large":
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(

@@ -31,6 +31,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port; 0 takes a free one (default 8000).")
     ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Speak gRPC on this port too; 0 takes a free one.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, or timed (sleeps for profiled latencies) (default cpu)."),
@@ -65,6 +68,7 @@ def serve(
         "slo_ms": slo_ms,
         "host": host,
         "port": port,
+        "grpc_port": grpc_port,
         "device": device,
         "threads": threads,
         "max_queue": max_queue,

@@ -68,9 +68,11 @@ def test_every_generator_is_described_with_exactly_its_keys() -> None:
 
 
 def test_every_refusal_is_listed_with_its_status() -> None:
-    rows = re.findall(r"^\| (`.*?`) \| (\d{3}) \|", section("The wire"), re.M)
-    listed = {reason: int(code) for names, code in rows for reason in re.findall(r"`(\w+)`", names)}
-    assert listed == {reason: code.http for reason, code in REASONS.items()}
+    rows = re.findall(r"^\| (`.*?`) \| (\d{3}) \| (\w+) \|", section("The wire"), re.M)
+    listed = {
+        r: (int(http), grpc) for names, http, grpc in rows for r in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == {reason: tuple(code) for reason, code in REASONS.items()}
 
 
 @pytest.mark.parametrize("path", sorted(Path("profiles").glob("*.json")), ids=lambda p: p.stem)

@@ -15,6 +15,7 @@ from serve.assemble import Loaded, build_model
 from serve.config import ServeConfig, parse_config
 from serve.engine import Engine
 from serve.metrics import Metrics
+from serve.models import Models
 from serve.reply import Wish
 from serve.rest import Door
 from slackfit.policies import create_policy
@@ -161,7 +162,7 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
     with contextlib.ExitStack() as resources:
         model = build_model(config, loaded, metrics, resources)
     return Door(
-        {"tiny": model},
+        Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
         admin_token=config.admin_token,
@@ -179,16 +180,23 @@ async def serving(door: Door) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
+def timed_door(timed_config: ServeConfig) -> Callable[..., Door]:
+    """`timed_door(**settings)` is a door to the tiny profile, not yet started."""
+
+    def make(scale_s: float = 1e-3, **settings: object) -> Door:
+        return make_door(timed_config.model_copy(update=settings), make_profile(scale_s))
+
+    return make
+
+
+@pytest.fixture
 def serve_timed(
-    timed_config: ServeConfig,
+    timed_door: Callable[..., Door],
 ) -> Callable[..., contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
     """`serve_timed(**settings)` is a context that serves the tiny profile and yields a client."""
 
-    def start(
-        scale_s: float = 1e-3, **settings: object
-    ) -> contextlib.AbstractAsyncContextManager[httpx.AsyncClient]:
-        config = timed_config.model_copy(update=settings)
-        return serving(make_door(config, make_profile(scale_s)))
+    def start(**settings: object) -> contextlib.AbstractAsyncContextManager[httpx.AsyncClient]:
+        return serving(timed_door(**settings))
 
     return start
 

@@ -45,7 +45,7 @@ def test_answers_are_the_logits_of_the_subnet_that_is_named(configure, checkpoin
     payload = rng.integers(0, 256, size=checkpoint.input_shape, dtype=np.uint8)
 
     async def main(door) -> None:
-        (model,) = door.models.values()
+        (model,) = door.models
         assert (model.spec.name, model.spec.max_batch_size) == ("tiny", 4)
         async with door._lifespan(door._app):
             engine = model.engine

@@ -1,0 +1,64 @@
+"""`Models`: the served models by name; what every door looks things up in and every host runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from serve.limits import RefusedError
+from serve.model import ServedModel
+
+
+class Models:
+    """One or more served models, in a fixed order; their engines share a clock."""
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._by_name = {model.spec.name: model for model in models}
+        assert self._by_name, "a server without a model"
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._by_name.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models."""
+        return list(self._by_name)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock that arrivals are stamped with."""
+        return next(iter(self)).engine.clock
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """Return a model; a `version` must be one of its subnets. Raises RefusedError."""
+        model = self._by_name.get(name)
+        if model is None:
+            known = ", ".join(self._by_name)
+            raise RefusedError("unknown_model", f"model {name!r} is not served; served: {known}")
+        if version is not None and version not in model.spec.subnet_ids:
+            known = ", ".join(model.spec.subnet_ids)
+            raise RefusedError("unknown_model", f"{name!r} has no version {version!r}; has {known}")
+        return model
+
+    def check_ready(self) -> None:
+        """Raise RefusedError unless every model takes queries."""
+        for model in self:
+            model.check_ready()
+
+    def fault(self) -> str:
+        """Say why a device no longer answers; empty while all do."""
+        return "; ".join(fault for model in self if (fault := model.engine.status().fault))
+
+    async def start(self) -> None:
+        """Warm every model up. Raises what a warm-up raises."""
+        for model in self:
+            await model.engine.start()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new queries and finish the queued ones; return whether all ended in time."""
+        return all(await asyncio.gather(*(model.engine.drain(timeout_s) for model in self)))
+
+    async def stop(self) -> None:
+        """End the device threads."""
+        for model in self:
+            await model.engine.stop()

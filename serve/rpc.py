@@ -1,0 +1,185 @@
+"""The gRPC door: `inference.GRPCInferenceService` of the Open Inference Protocol V2.
+
+It lives in the event loop of the HTTP door and serves the same models with the same deadlines,
+refusals and parameters. Arrival is stamped when the headers of a call are there, before its message
+is read. A refusal ends the call with the status of `serve.limits.REASONS` and the details as
+trailing metadata: `reason`, `status`, and where known `retry_after_s` and `earliest_finish_s`. The
+call's own deadline is a hard one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import grpc
+import grpc.aio
+
+from serve import rpc_messages as messages
+from serve.config import ConfigError
+from serve.limits import REASONS, RefusedError
+from serve.models import Models
+from serve.proto import open_inference_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+_OVERHEAD_BYTES = 64 * 2**10  # of a message: names, parameters, framing
+_LARGEST_MESSAGE_BYTES = 2**31 - 1
+
+Context = Any  # grpc.aio.ServicerContext; grpc comes without types
+
+
+class Call(NamedTuple):
+    """One call: its message, its context, when its headers were there (on the engine's clock)."""
+
+    message: Any
+    context: Context
+    arrival_s: float
+
+    def headers(self) -> dict[str, str]:
+        """Return the call's metadata as headers, binary ones left out."""
+        metadata = self.context.invocation_metadata()
+        return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+class RpcDoor(grpc.GenericRpcHandler):
+    """Answers the calls of one server; give it to `add_generic_rpc_handlers`."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._clock = models.clock
+        methods: dict[str, tuple[Handler, Any]] = {
+            "ServerLive": (self._server_live, pb.ServerLiveRequest),
+            "ServerReady": (self._server_ready, pb.ServerReadyRequest),
+            "ModelReady": (self._model_ready, pb.ModelReadyRequest),
+            "ServerMetadata": (self._server_metadata, pb.ServerMetadataRequest),
+            "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
+            "ModelConfig": (self._model_config, pb.ModelConfigRequest),
+            "ModelStatistics": (self._model_statistics, pb.ModelStatisticsRequest),
+            "ModelInfer": (self._model_infer, pb.ModelInferRequest),
+        }
+        self._methods = {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return how to answer a call; gRPC asks when its headers are there."""
+        arrival_s = self._clock()
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
+            return None
+        handle, request_class = method
+        return grpc.unary_unary_rpc_method_handler(
+            functools.partial(_answer, handle, arrival_s),
+            request_deserializer=request_class.FromString,
+            response_serializer=_serialize,
+        )
+
+    async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=not self._models.fault())
+
+    async def _server_ready(self, _: Call) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=_is_ready(self._models))
+
+    async def _model_ready(self, call: Call) -> pb.ModelReadyResponse:
+        model = self._models.find(call.message.name, call.message.version or None)
+        return pb.ModelReadyResponse(ready=_is_ready(model))
+
+    async def _server_metadata(self, _: Call) -> pb.ServerMetadataResponse:
+        return messages.server_metadata()
+
+    async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
+        model = self._models.find(call.message.name, call.message.version or None)
+        return messages.model_metadata(model.spec)
+
+    async def _model_config(self, call: Call) -> pb.ModelConfigResponse:
+        model = self._models.find(call.message.name, call.message.version or None)
+        return messages.model_config(model.spec)
+
+    async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
+        name, version = call.message.name, call.message.version or None
+        models = [self._models.find(name, version)] if name else self._models
+        rows = [row for m in models for row in m.statistics.rows(m.spec.name, version)]
+        return messages.statistics(rows)
+
+    async def _model_infer(self, call: Call) -> pb.ModelInferResponse:
+        message, version = call.message, call.message.model_version or None
+        model = self._models.find(message.model_name, version)
+        request = messages.parse_infer(message, model.spec)
+        if version is not None:
+            request.parameters["subnet"] = version
+        remaining_s = call.context.time_remaining()
+        timeout_s = None if remaining_s is None else self._clock() - call.arrival_s + remaining_s
+        replies = await model.infer(
+            request, call.headers(), arrival_s=call.arrival_s, call_timeout_s=timeout_s
+        )
+        return messages.build_response(request, model.spec, model.engine.policy_name, replies)
+
+
+async def _answer(handle: Handler, arrival_s: float, message: Any, context: Context) -> Any:
+    try:
+        return await handle(Call(message, context, arrival_s))
+    except RefusedError as error:
+        await _refuse(context, error)
+    except Exception:  # the door's boundary: the client learns that it failed, the log why
+        logger.exception("%s failed", type(message).__name__)
+        error = RefusedError("internal", "an internal error; the server's log has it")
+        await _refuse(context, error)
+
+
+async def _refuse(context: Context, error: RefusedError) -> NoReturn:
+    details: Mapping[str, object] = error.details()
+    context.set_trailing_metadata(tuple((name, str(value)) for name, value in details.items()))
+    await context.abort(getattr(grpc.StatusCode, REASONS[error.reason].grpc), error.message)
+    raise AssertionError("abort raises")
+
+
+def _serialize(message: Any) -> bytes:
+    return message.SerializeToString()
+
+
+def _is_ready(served: Any) -> bool:
+    try:
+        served.check_ready()
+    except RefusedError:
+        return False
+    return True
+
+
+@contextlib.asynccontextmanager
+async def rpc_listening(
+    door: RpcDoor,
+    host: str,
+    port: int,
+    *,
+    max_body_bytes: int,
+    drain_timeout_s: float,
+    is_shared: bool = False,
+) -> AsyncIterator[int]:
+    """Serve `door` on a port from this event loop, yield the port; at the end, finish open calls.
+
+    Replicas on one host may share the port (`is_shared`). Raises ConfigError when it is taken.
+    """
+    largest_bytes = min(max_body_bytes + _OVERHEAD_BYTES, _LARGEST_MESSAGE_BYTES)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", largest_bytes),
+            ("grpc.so_reuseport", int(is_shared)),
+        ]
+    )
+    server.add_generic_rpc_handlers((door,))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound_port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise ConfigError(f"gRPC port {port} on {host} is not free: give another") from None
+    await server.start()
+    try:
+        yield bound_port
+    finally:
+        await server.stop(drain_timeout_s)
