@@ -93,7 +93,7 @@ def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 def _check_same_config(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
     differing = [
-        f"{key}.{inner}: {_get(saved[key], inner)!r} then, {_get(asked[key], inner)!r} now"
+        f"{key}.{inner}: {_get(saved.get(key), inner)!r} then, {_get(asked[key], inner)!r} now"
         if isinstance(asked[key], dict)
         else f"{key}: {saved.get(key)!r} then, {asked[key]!r} now"
         for key in asked
