@@ -121,11 +121,12 @@ class RayHost:
 
 
 @contextlib.contextmanager
-def on_ray(config: ServeConfig, *, num_cpus: int | None = None) -> Iterator[str]:
-    """Serve on a local Ray cluster for the length of a `with` block; yields the URL."""
+def on_ray(config: ServeConfig, *, num_cpus: int | None = None) -> Iterator[RayHost]:
+    """Serve on a local Ray cluster for the length of a `with` block; yields the host."""
     host = RayHost(config, num_cpus=num_cpus)
     try:
-        yield host.start()
+        host.start()
+        yield host
     finally:
         host.stop()
 
@@ -133,12 +134,13 @@ def on_ray(config: ServeConfig, *, num_cpus: int | None = None) -> Iterator[str]
 def serve_forever(config: ServeConfig) -> None:
     """Serve on a local Ray cluster until SIGINT or SIGTERM."""
     ended = threading.Event()
-    with on_ray(config) as url:
+    with on_ray(config) as host:
         previous = {
             number: signal.signal(number, lambda *_: ended.set())
             for number in (signal.SIGINT, signal.SIGTERM)
         }
-        print(f"ready: serving on Ray at {url} (Ctrl-C drains)", flush=True)
+        rpc = f" and grpc://{host.rpc_address}" if host.rpc_address else ""
+        print(f"ready: serving on Ray at {host.url}{rpc} (Ctrl-C drains)", flush=True)
         ended.wait()
         print("draining", file=sys.stderr, flush=True)
         for number, handler in previous.items():
