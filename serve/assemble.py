@@ -93,6 +93,7 @@ def build_model(
         profile=offered,
         policy=policy,
         observer=observe,
+        hung_after_s=config.hung_after_s,
     )
     spec = ModelSpec(
         name=name,

@@ -32,6 +32,8 @@ class ServeConfig(BaseModel):
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
+    `hung_after_s`: a batch that runs longer (and 50 times longer than predicted) means that the
+    device hangs: its queries fail, the server says that it is not live.
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client; at most a tenth of the time given.
@@ -60,6 +62,7 @@ class ServeConfig(BaseModel):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     admin_token: str | None = None
+    hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
     input_shape: tuple[int, int, int] | None = None
@@ -93,13 +96,18 @@ class ServeConfig(BaseModel):
 
 
 class LiveConfig(BaseModel):
-    """The settings that a running server changes without a restart; None leaves one as it is."""
+    """The settings that a running server changes without a restart; None leaves one as it is.
+
+    `max_batch_size` caps what is executed together, up to what the profile measured; requests may
+    hold more samples than that.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str | None = None
     slo_ms: Milliseconds | None = None
     subnets: tuple[str, ...] | None = None
+    max_batch_size: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod

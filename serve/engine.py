@@ -7,8 +7,9 @@ processes costs as much as a small batch), and there is nothing of Ray in here.
 
 `step` takes its time from an injected clock and needs no thread, so a test drives the very same
 code with a virtual clock. Whatever happens, every query ends exactly once: an exception of the
-executor fails its batch only, and a policy that breaks its contract is replaced by
-`fixed:smallest`, so that the queue is still served; both are logged and shown in `status`.
+executor fails the query that causes it, a device that hangs fails all open ones, and a policy
+that breaks its contract is replaced by `fixed:smallest`, so that the queue is still served; all of
+it is logged and shown in `status`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from serve.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
 from serve.outlook import Forecast, Outlook
 from serve.reply import Reply, Wish
 from serve.runner import BatchRunner, Run
+from serve.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FALLBACK_POLICY = "fixed:smallest"
+HUNG_AFTER_S = 10.0
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin the device thread
 
@@ -60,8 +63,11 @@ class Engine:
         policy: Policy,
         clock: Callable[[], float] = time.monotonic,
         observer: Callable[[Reply], None] | None = None,
+        hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self.clock = clock
+        self._watchdog = Watchdog(hung_after_s)
+        self._watch: asyncio.Task[None] | None = None
         self._scheduler = scheduler
         self._profile = profile
         self._policy_name = policy.name
@@ -91,6 +97,7 @@ class Engine:
         )
         self._thread.start()
         await warm
+        self._watch = asyncio.ensure_future(self._watch_device())
 
     def mark_ready(self) -> None:
         """Take queries without a device thread: the caller drives `step` itself."""
@@ -115,11 +122,13 @@ class Engine:
             self._is_stopping = True
             self._state = "stopped"
             self._touch()
-        if self._thread is not None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._thread is not None and not self._fault:  # a hung thread is never joined
             await asyncio.to_thread(self._thread.join, timeout_s)
         with self._lock:
             ended = self._end_waiting("draining")
-            ended += self._ledger.abandon("the engine stopped while executing", self.clock())
+            ended += self._ledger.abandon("device_failed", self.clock())
         self._ledger.deliver(ended)
 
     # --- queries ---------------------------------------------------------------------------------
@@ -255,12 +264,16 @@ class Engine:
             batch = dispatch.batch
             if batch is not None:
                 self._busy_until_s = batch.start_s + batch.expected_latency_s
+                self._watchdog.launched(batch.start_s, batch.expected_latency_s)
             tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
         self._hand_over(ended)
         if batch is None:
             return False
         run = self._runner.run(batch, tickets)
         with self._lock:
+            self._watchdog.returned()
+            if self._fault:  # too late: its queries were answered as failed
+                return False
             ended = self._complete(batch, run)
         self._hand_over(ended)
         return True
@@ -281,11 +294,24 @@ class Engine:
                     self._wait()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
-            self._fault = f"the device thread ended: {type(error).__name__}: {error}"
+            self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
+
+    async def _watch_device(self) -> None:
+        """Answer everyone once the device hangs; the loop is free, so this runs on time."""
+        while not self._fault:
+            await asyncio.sleep(self._watchdog.hung_after_s / 4)
             with self._lock:
-                self._state = "stopped"
-                ended = self._ledger.abandon(self._fault, self.clock())
-            self._hand_over(ended)
+                is_hung = self._watchdog.is_hung(self.clock())
+            if is_hung:
+                logger.error("the device hangs: every open query fails, no more are taken")
+                self._ledger.deliver(self._give_up("the device hangs"))
+
+    def _give_up(self, fault: str) -> list[Ended]:
+        with self._lock:
+            self._fault = fault
+            self._state = "stopped"
+            self._is_stopping = True
+            return self._ledger.abandon("device_failed", self.clock())
 
     def _wait(self) -> None:
         with self._wake:
@@ -307,7 +333,8 @@ class Engine:
         if self._state == "starting":
             return end_unrun(query, "rejected", "not_ready", now_s)
         if self._state == "stopped":
-            return end_unrun(query, "rejected", "draining", now_s)
+            reason = "device_failed" if self._fault else "draining"
+            return end_unrun(query, "rejected", reason, now_s)
         return self._scheduler.submit(query, now_s)
 
     def _poll(self, now_s: float) -> Dispatch:
@@ -326,12 +353,18 @@ class Engine:
     def _complete(self, batch: Batch, run: Run) -> list[Ended]:
         now_s = self.clock()
         end = self._ledger.end
-        if run.outputs is None:
+        if run.is_failed:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
             return [end(outcome) for outcome in outcomes]
-        outputs = dict(zip((q.query_id for q in batch.queries), run.outputs, strict=True))
-        outcomes = self._scheduler.complete(batch.batch_id, now_s)
-        return [end(o, outputs[o.query_id], run.execution_s, batch.batch_id) for o in outcomes]
+        rows = dict(zip((q.query_id for q in batch.queries), run.rows, strict=True))
+        ended: list[Ended] = []
+        for outcome in self._scheduler.complete(batch.batch_id, now_s):
+            row = rows[outcome.query_id]
+            if row is None:  # poisonous: its neighbours were served without it
+                ended.append(end(outcome._replace(status="failed", reason=run.failure)))
+            else:
+                ended.append(end(outcome, row, run.execution_s, batch.batch_id))
+        return ended
 
     def _end_waiting(self, reason: str) -> list[Ended]:
         now_s = self.clock()

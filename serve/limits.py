@@ -31,6 +31,7 @@ REASONS: dict[str, ReasonCode] = {
     "cancelled": ReasonCode(499, "CANCELLED"),
     "execution_failed": ReasonCode(500, "INTERNAL"),
     "internal": ReasonCode(500, "INTERNAL"),
+    "device_failed": ReasonCode(503, "UNAVAILABLE"),
     "not_ready": ReasonCode(503, "UNAVAILABLE"),
     "draining": ReasonCode(503, "UNAVAILABLE"),
     "infeasible": ReasonCode(504, "DEADLINE_EXCEEDED"),
@@ -45,6 +46,7 @@ _TEXTS = {
     "infeasible": "no subnet can answer before the deadline",
     "expired": "the deadline passed before an answer was ready",
     "execution_failed": "the model failed on this batch; the server's log has it",
+    "device_failed": "the device no longer answers; this server will be replaced",
     "cancelled": "the query was withdrawn",
     "unknown_subnet": "the subnet is not offered",
 }
@@ -90,13 +92,13 @@ class RefusedError(Exception):
 
 def refusal_of(outcome: Outcome, outlook: Outlook) -> RefusedError:
     """Turn the end of a query that has no output into the refusal that its client gets."""
-    if outcome.status == "failed":
+    if outcome.status == "failed" and outcome.reason != "device_failed":
         return RefusedError("execution_failed", _TEXTS["execution_failed"], status="failed")
     if outcome.status == "late":
         return RefusedError("expired", _TEXTS["expired"], status="late")
     given_s = outcome.deadline_s - outcome.arrival_s
     retry_after_s = 0.0
-    if outcome.reason in ("draining", "not_ready"):
+    if outcome.reason in ("draining", "not_ready", "device_failed"):
         retry_after_s = _RESTART_S
     is_load = outcome.reason in ("queue_full", "infeasible", "expired")
     if is_load and (outcome.reason == "queue_full" or given_s > outlook.idle_finish_s):

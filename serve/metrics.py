@@ -60,7 +60,8 @@ class Metrics:
         """Count the end of one query."""
         outcome = reply.outcome
         # The text of a failure is free: as a label it would make a series per message.
-        reason = "execution_failed" if outcome.status == "failed" else outcome.reason
+        is_free = outcome.status == "failed" and outcome.reason != "device_failed"
+        reason = "execution_failed" if is_free else outcome.reason
         self._queries.labels(model, outcome.status, reason).inc()
         if not reply.is_executed:
             return

@@ -47,6 +47,7 @@ class ServedModel:
         self._policy: str = live.policy
         self._slo_s: float = live.slo_ms * 1e-3
         self._subnets = live.subnets
+        self._max_batch_size = profile.max_batch_size
         self._reply_allowance_s = reply_allowance_s
         self._unix_clock = unix_clock
 
@@ -95,9 +96,11 @@ class ServedModel:
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""
-        state = self.engine.status().state
+        status = self.engine.status()
+        state = status.state
         if state != "ready":
             reason = "not_ready" if state == "starting" else "draining"
+            reason = "device_failed" if status.fault else reason
             raise RefusedError(reason, f"model {self.spec.name!r} is {state}")
 
     def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
@@ -107,9 +110,11 @@ class ServedModel:
         """
         subnets = change.subnets or self._subnets
         policy_name = change.policy or self._policy
-        if change.policy is not None or change.subnets is not None:
+        max_batch_size = change.max_batch_size or self._max_batch_size
+        if change.policy or change.subnets is not None or change.max_batch_size:
             try:
                 offered = self._profile.select(subnets) if subnets else self._profile
+                offered = offered.capped(max_batch_size)
                 policy = create_policy(policy_name, offered)
             except (ValueError, ProfileError) as error:
                 raise ConfigError(str(error)) from None
@@ -117,7 +122,7 @@ class ServedModel:
             self.spec = self.spec._replace(subnet_ids=offered.subnet_ids)
         if change.slo_ms is not None:
             self._slo_s = change.slo_ms * 1e-3
-        self._subnets, self._policy = subnets, policy_name
+        self._subnets, self._policy, self._max_batch_size = subnets, policy_name, max_batch_size
         return self.live_settings()
 
     def live_settings(self) -> dict[str, Any]:
@@ -127,6 +132,7 @@ class ServedModel:
             "policy": status.policy,
             "slo_ms": self._slo_s * 1e3,
             "subnets": list(self.spec.subnet_ids),
+            "max_batch_size": self._max_batch_size,
             "state": status.state,
             "queue_depth": status.queue_depth,
             "fallback": status.fallback,

@@ -148,6 +148,31 @@ class LatencyProfile:
         """Return this profile with the named subnets only. Raises ProfileError on unknown ids."""
         return replace(self, subnets=tuple(self.subnet(i) for i in dict.fromkeys(subnet_ids)))
 
+    def capped(self, max_batch_size: int) -> LatencyProfile:
+        """Return this profile up to a batch size. Raises ProfileError for one not profiled."""
+        if max_batch_size == self.max_batch_size:
+            return self
+        if not 1 <= max_batch_size < self.max_batch_size:
+            raise ProfileError(
+                f"batch size {max_batch_size} is not profiled in {self.name!r}; "
+                f"allowed 1 to {self.max_batch_size}"
+            )
+        sizes = (*(size for size in self.batch_sizes if size < max_batch_size), max_batch_size)
+        return replace(
+            self,
+            batch_sizes=sizes,
+            subnets=tuple(
+                replace(
+                    subnet,
+                    latency_s={
+                        q: tuple(self.latency_s(subnet.subnet_id, size, q) for size in sizes)
+                        for q in subnet.latency_s
+                    },
+                )
+                for subnet in self.subnets
+            ),
+        )
+
     def scaled(self, factor: float) -> LatencyProfile:
         """Return this profile with every latency times `factor`, a number above 0."""
         return replace(

@@ -68,7 +68,7 @@ def test_recorded_run_with_cancellation_and_failure_replays_to_the_same_decision
     log = io.StringIO()
     bench = make_bench(profile)
     bench.drive(RecordingScheduler(bench.scheduler, log))
-    bench.submit(0.5, count=3)
+    bench.submit(0.5, count=1)
     bench.submit(0.02)
     bench.engine.withdraw(bench.last_job, "cancelled")
     bench.device.fail_next = RuntimeError("boom")

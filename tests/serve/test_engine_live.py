@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -193,8 +194,9 @@ def test_device_thread_that_ends_answers_everyone_and_says_why(profile: LatencyP
         await engine.start()
         replies = await asyncio.gather(*(ask(engine) for _ in range(5)))
         assert {reply.outcome.status for reply in replies} == {"failed"}
-        assert "lost count" in engine.status().fault
-        assert (await ask(engine)).outcome.status == "rejected"
+        assert {reply.outcome.reason for reply in replies} == {"device_failed"}
+        assert "AssertionError" in engine.status().fault
+        assert (await ask(engine)).outcome.reason == "device_failed"
         await engine.stop()
 
     asyncio.run(main())
@@ -220,3 +222,70 @@ def test_process_settings_are_put_back():
         assert gc.get_freeze_count() > 0
     assert sys.getswitchinterval() == before_s
     assert gc.get_freeze_count() == 0
+
+
+class HangingExecutor(TimedExecutor):
+    """Hangs in its second batch until it is let go."""
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        super().__init__(profile, (1, 2, 2), 10)
+        self.let_go = threading.Event()
+        self._num_runs = 0
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        self._num_runs += 1
+        if self._num_runs == 2:
+            self.let_go.wait(20)
+        return super().run(subnet_id, inputs)
+
+
+def test_hung_device_fails_everyone_at_once_and_is_told_by_health(profile: LatencyProfile):
+    policy = create_policy("fixed:smallest", profile)
+    executor = HangingExecutor(profile)
+    engine = Engine(
+        Scheduler(profile, policy), executor, profile=profile, policy=policy, hung_after_s=0.2
+    )
+
+    async def main() -> None:
+        await engine.start()
+        assert (await ask(engine)).outcome.status == "on_time"
+        hung_s = engine.clock()
+        asks = []
+        for _ in range(20):  # open loop: they keep coming while it hangs
+            asks.append(asyncio.ensure_future(ask(engine, 5.0)))
+            await asyncio.sleep(0.002)
+        outcomes = [reply.outcome for reply in await asyncio.gather(*asks)]
+        assert {(o.status, o.reason) for o in outcomes} == {("failed", "device_failed")}
+        print(f"a hung device is told after {engine.clock() - hung_s:.2f} s, lost {len(outcomes)}")
+        assert engine.clock() - hung_s < 2.0
+        assert engine.status().fault == "the device hangs"
+        assert (await ask(engine)).outcome.reason == "device_failed"
+        executor.let_go.set()  # it comes back: nobody is answered twice
+        await asyncio.sleep(0.05)
+        assert sum(engine.status().ended.values()) == 22
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+class PoisonedExecutor(TimedExecutor):
+    """Fails on every batch that holds a sample of 255s."""
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        if (inputs == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("poison")
+        return super().run(subnet_id, inputs)
+
+
+def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        payloads = np.zeros((4, 1, 2, 2), dtype=np.uint8)
+        payloads[2] = 255
+        wish = Wish(engine.clock() + 5.0)
+        replies = await engine.infer_batch(payloads, arrival_s=engine.clock(), wish=wish)
+        statuses = [reply.outcome.status for reply in replies]
+        assert statuses == ["on_time", "on_time", "failed", "on_time"]
+        assert "poison" in replies[2].outcome.reason
+        assert (await ask(engine)).outcome.status == "on_time"
+
+    run_live(profile, use, executor=PoisonedExecutor(profile, (1, 2, 2), 10))

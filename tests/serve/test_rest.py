@@ -259,13 +259,29 @@ def test_policy_slo_and_subnets_switch_while_serving(ask):
     assert answer["parameters"]["slack_s"] < 0.05
 
 
+def test_batch_cap_switches_while_serving_and_requests_may_be_larger(ask):
+    async def use(client: httpx.AsyncClient) -> tuple[Any, Any]:
+        settings = await client.post("/admin/config", json={"max_batch_size": 3})
+        content = body(inputs=[tensor([0] * 16, (4, 1, 2, 2))])
+        return settings.json()["tiny"], (await client.post(URL, json=content)).json()
+
+    settings, answer = ask(use)
+    assert settings["max_batch_size"] == 3
+    assert answer["outputs"][0]["shape"] == [4, 10]
+    assert answer["parameters"]["batch_size"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"polcy": "slackfit"}, "unknown live setting polcy; known: policy, slo_ms, subnets"),
+        (
+            {"polcy": "slackfit"},
+            "unknown live setting polcy; known: policy, slo_ms, subnets, max_batch_size",
+        ),
         ({"policy": "best"}, "'best' is unknown, allowed slackfit"),
         ({"subnets": ["huge"]}, "it has small, middle, large"),
         ({"slo_ms": -1}, "slo_ms"),
+        ({"max_batch_size": 9}, "batch size 9 is not profiled in 'tiny'; allowed 1 to 4"),
         ({"policy": "best", "slo_ms": 7}, "'best' is unknown"),
         ([], "valid"),
     ],

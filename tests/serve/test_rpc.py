@@ -190,12 +190,12 @@ def test_message_over_the_limit_is_refused_unread(ask):
 
 def test_own_deadline_of_the_call_is_what_is_scheduled_for(ask):
     async def use(stub: Any) -> Any:
-        return [await stub.ModelInfer(request(), timeout=t) for t in (0.003, 0.03, 5.0)]
+        return [await stub.ModelInfer(request(), timeout=t) for t in (0.15, 1.0, 5.0)]
 
-    first, second, third = (parameters_of(answer) for answer in ask(use, reply_allowance_ms=0.2))
-    assert first["subnet"] in ("small", "middle"), "the largest takes 4 ms"
+    first, second, third = (parameters_of(answer) for answer in ask(use, scale_s=0.05))
+    assert first["subnet"] in ("small", "middle"), "the largest takes 200 ms"
     assert second["subnet"] == "large"
-    assert second["slack_s"] < 0.03
+    assert second["slack_s"] < 1.0
     assert third["slack_s"] > 4
 
 
