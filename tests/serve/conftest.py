@@ -160,8 +160,8 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
     executor = TimedExecutor(profile, SHAPE, 10)
     metrics = Metrics()
     loaded = Loaded(executor, profile, "tiny")
-    with contextlib.ExitStack() as resources:
-        model = build_model(config, loaded, metrics, resources)
+    resources = contextlib.ExitStack()  # closes what the door decodes with: it lives as long
+    model = build_model(config, loaded, metrics, resources)
     return Door(
         Models([model]),
         metrics,
