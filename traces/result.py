@@ -204,5 +204,5 @@ def _invalid_reason(lag_s: np.ndarray, max_lag_s: float) -> str:
         return ""
     return (
         f"the generator sent late: lag p99 {p99_s * 1e3:.1f} ms is above {max_lag_s * 1e3:.1f} ms; "
-        "lower the rate or give the generator a core of its own"
+        "lower the rate, give the generator a core of its own, or send from more processes"
     )
