@@ -6,6 +6,7 @@ asked to, lets the simulator serve the same trace and holds the two against each
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from traces.arrivals import gamma
 from traces.burstiness import trace_summary
 from traces.fidelity import (
     LiveServer,
-    batch_time_ratios,
+    batch_slowdowns,
     fidelity,
     simulate_live,
     simulated_report,
@@ -121,6 +122,8 @@ class LiveReplay:
         result = await replay(
             probe, client, slo_s=_PROBE_SLO_S, payloads=payloads.images, seed=self.seed
         )
+        if result.is_partial:  # interrupted: there is nothing to keep yet
+            raise asyncio.CancelledError
         return wire_s(result.answers)
 
     def _check_twin(self, model: Model) -> None:
@@ -183,16 +186,17 @@ class LiveReplay:
         options: dict[str, Any] = {
             "slo_s": self.slo_s, "warmup_s": self.warmup_s, "seed": self.seed
         }  # fmt: skip
-        ratios = batch_time_ratios(result, self.twin)
+        slowdowns = batch_slowdowns(result, self.twin, idle_s)
         last_s = result.answers[-1].intended_s
         sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
         told = simulate_live(sent, server, **options)
         live["fidelity"] = fidelity(result.outcomes, told)
         live["fidelity_wire_ms"] = idle_s * 1e3
-        if ratios:
-            again = simulate_live(sent, server, ratios=ratios, **options)
+        if slowdowns:
+            again = simulate_live(sent, server, slowdowns=slowdowns, **options)
+            factors = [slowdown.factor for slowdown in slowdowns]
             live["fidelity_at_live_speed"] = fidelity(result.outcomes, again)
             live["batch_time_over_profile"] = {
-                f"p{q}": float(np.percentile(ratios, q)) for q in (50, 90, 99)
+                f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
             }
         return [live, simulated_report(told, live, sent)]

@@ -137,7 +137,7 @@ def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for key, title in (
         ("fidelity", "simulated from the profile"),
-        ("fidelity_at_live_speed", "simulated with the batch times that the run saw"),
+        ("fidelity_at_live_speed", "simulated with a device as slow as the live one was"),
     ):
         if key not in report:
             continue

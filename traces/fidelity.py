@@ -3,8 +3,9 @@
 The simulated server is the live one's scheduler with its settings, under virtual time. What a query
 takes besides waiting and execution (the wire, parsing, the client) is a constant that the caller
 measures on the idle server. Execution takes its profiled median, drawn longer by the profile's
-upper quantiles. A second simulation draws the ratios of measured to profiled batch times that the
-live run itself saw: what it explains is the profile's error, what it leaves is the model's.
+upper quantiles. A second simulation makes the device as slow as the live one was at that moment, by
+the ratio of measured to profiled batch time: what it explains is the profile's error, what it
+leaves is the model's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from slackfit.devices import Slowdown
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
@@ -50,12 +52,12 @@ def simulate_live(
     slo_s: float | None,
     warmup_s: float = 0.0,
     seed: int = 0,
-    ratios: Sequence[float] | None = None,
+    slowdowns: Sequence[Slowdown] = (),
 ) -> list[Outcome]:
     """Return the outcomes of `trace` on a simulated `server`, as its client would judge them.
 
-    `ratios` of measured to profiled batch times are drawn from when given; else the profile's own
-    quantiles, where it has any beyond the median. The warm-up is served and left out.
+    With `slowdowns` the device is as slow as they say; without, batch times are drawn from the
+    profile's quantiles, where it has any beyond the median. The warm-up is served and left out.
 
     Raises:
         TraceError: no deadlines, or a policy that the profile does not know.
@@ -82,7 +84,8 @@ def simulate_live(
         slo_s=deadlines_s - allowance_s,
         seed=seed,
         worker_profiles=[server.profile],  # the scheduler's own is corrected as it goes
-        noise=ratios or _noise(server.profile),
+        noise=None if slowdowns else _noise(server.profile),
+        events=slowdowns,
         query_class=trace.query_class,
         scheduler=scheduler,
     )
@@ -141,17 +144,23 @@ def fidelity(live: Sequence[Outcome], simulated: Sequence[Outcome]) -> dict[str,
     return table
 
 
-def batch_time_ratios(result: ReplayResult, profile: LatencyProfile) -> list[float]:
-    """Return measured over profiled median execution time, once per batch that the client saw."""
-    ratios: dict[object, float] = {}
+def batch_slowdowns(result: ReplayResult, profile: LatencyProfile, wire_s: float) -> list[Slowdown]:
+    """Return, for each batch that the client saw, when it started and how slow it was.
+
+    The factor is measured over profiled median execution time; times are on the trace's axis. A
+    batch starts where its first member's wait in the queue ends, half the wire after its send.
+    """
+    batches: dict[object, Slowdown] = {}
     known = set(profile.subnet_ids)
     for answer in result.answers:
         reply = answer.reply
         size = min(reply.batch_size, profile.max_batch_size)
         if reply.status == "ok" and reply.subnet_id in known and size and reply.execution_s > 0:
             key = reply.batch_id or (reply.subnet_id, size, reply.execution_s)
-            ratios[key] = reply.execution_s / profile.latency_s(reply.subnet_id, size)
-    return list(ratios.values())
+            start_s = answer.sent_s + wire_s / 2 + reply.queue_s
+            factor = reply.execution_s / profile.latency_s(reply.subnet_id, size)
+            batches.setdefault(key, Slowdown(start_s, 0, factor))
+    return sorted(batches.values())
 
 
 def wire_s(answers: Sequence[Answer]) -> float:

@@ -27,7 +27,7 @@ FIGURE_NAMES = {
 }
 _SIMULATIONS = {
     "fidelity": "batch times from the profile",
-    "fidelity_at_live_speed": "batch times as the live run saw them",
+    "fidelity_at_live_speed": "a device as slow as the live one was",
 }
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from slackfit.devices import Slowdown
 from slackfit.profile import LatencyProfile, SubnetProfile
 from traces.arrivals import gamma, poisson
-from traces.fidelity import LiveServer, batch_time_ratios, fidelity, figures, simulate_live, wire_s
+from traces.fidelity import LiveServer, batch_slowdowns, fidelity, figures, simulate_live, wire_s
 from traces.result import Answer, make_result
 from traces.target import ReplayReply
 from traces.trace import Trace, TraceError
@@ -52,10 +53,11 @@ def test_the_wire_can_make_a_query_late_that_the_device_finished_in_time(profile
     assert told[0].deadline_s == pytest.approx(0.03 + told[0].arrival_s)
 
 
-def test_measured_ratios_replace_the_profiles_times(profile):
-    told = simulate_live(gamma(10.0, 0.0, 1.0), server(profile), slo_s=0.1, ratios=[2.0])
-    # The first batch takes twice its time; the correction does not change what one query takes.
-    assert [o.latency_s for o in told] == pytest.approx([0.022] * 10)
+def test_the_device_is_as_slow_as_the_live_one_was_at_that_time(profile):
+    slow = [Slowdown(0.0, 0, 2.0), Slowdown(0.45, 0, 1.0)]
+    told = simulate_live(gamma(10.0, 0.0, 1.0), server(profile), slo_s=0.1, slowdowns=slow)
+    took = [0.022 if o.arrival_s < 0.45 else 0.012 for o in told]
+    assert [o.latency_s for o in told] == pytest.approx(took)
 
 
 def test_the_warm_up_is_served_but_not_counted(profile):
@@ -89,7 +91,9 @@ def test_batches_count_once_and_the_wire_is_what_is_left(profile):
     result = make_result(
         trace, answers, slo_s=np.full(3, 0.1), warmup_s=0.0, ended_s=None, max_lag_s=1.0
     )
-    assert batch_time_ratios(result, profile) == pytest.approx([2.0, 1.0])
+    first, second = batch_slowdowns(result, profile, 0.004)
+    assert first == pytest.approx((0.004, 0, 2.0))
+    assert second == pytest.approx((0.204, 0, 1.0))
     assert wire_s(answers) == pytest.approx(0.001)
     with pytest.raises(TraceError, match="answered none"):
         wire_s([])
