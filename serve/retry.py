@@ -17,7 +17,6 @@ from dataclasses import replace
 from traces.target import ReplayReply, ReplayRequest, Target
 
 RETRIED_REASONS = frozenset({"draining", "not_ready", "device_failed"})
-_CONNECTION = "connection:"
 _FIRST_WAIT_S = 0.01
 _LONGEST_WAIT_S = 0.25
 _FULL_BUCKET = 100.0
@@ -74,4 +73,4 @@ def _after(request: ReplayRequest, spent_s: float) -> ReplayRequest:
 
 
 def _may_retry(reply: ReplayReply) -> bool:
-    return reply.reason in RETRIED_REASONS or reply.reason.startswith(_CONNECTION)
+    return reply.can_retry or reply.reason in RETRIED_REASONS

@@ -12,7 +12,7 @@ from traces.target import ReplayReply, ReplayRequest
 
 REQUEST = ReplayRequest(query_id=1, payload=np.zeros((1, 2, 2), np.uint8), slo_s=1.0, timeout_s=2.0)
 OK = ReplayReply(status="ok")
-GONE = ReplayReply(status="failed", reason="connection: ReadError")
+GONE = ReplayReply(status="failed", reason="connection: ReadError", can_retry=True)
 
 
 class Scripted:
@@ -44,9 +44,16 @@ def ask(target: Scripted, count: int = 1) -> tuple[Retrying, ReplayReply]:
     return retrying, asyncio.run(main())
 
 
-@pytest.mark.parametrize("reason", ["connection: ReadError", "draining", "device_failed"])
-def test_lost_query_is_asked_again_with_the_slack_that_is_left(reason):
-    target = Scripted(ReplayReply(status="failed", reason=reason), OK, latency_s=0.2)
+@pytest.mark.parametrize(
+    "lost",
+    [
+        GONE,
+        ReplayReply(status="rejected", reason="draining"),
+        ReplayReply(status="failed", reason="device_failed"),
+    ],
+)
+def test_lost_query_is_asked_again_with_the_slack_that_is_left(lost):
+    target = Scripted(lost, OK, latency_s=0.2)
     retrying, reply = ask(target)
     assert (reply.status, retrying.num_retries) == ("ok", 1)
     assert target.asked[1].slo_s == pytest.approx(0.79)
