@@ -21,6 +21,7 @@ from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
 _BINARY_HEADER = "Inference-Header-Content-Length"
 _OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
 _OUR_SERVER = "supernet"
+_ENCODED_BYTES = 256 * 2**20
 
 __all__ = ["ClientError", "OipClient", "connect"]
 
@@ -38,7 +39,7 @@ class OipClient:
         self._tensor = _OURS
         self._is_binary = True
         self._sends_timeout = False
-        self._encoded: dict[tuple[int, ...] | int, bytes] = {}
+        self._encoded: dict[tuple[int, ...] | int | None, bytes] = {}
 
     def aim(self, model: str) -> None:
         """Ask this model from now on."""
@@ -67,16 +68,22 @@ class OipClient:
             server = await self.server()
         except ClientError:  # optional: the model has answered, so somebody is there
             server = {}
-        extensions = server.get("extensions") or []
+        said = server.get("extensions")
+        extensions = said if isinstance(said, list) else []
         self._tensor = model.tensor
         self._is_binary = "binary_tensor_data" in extensions
         self._sends_timeout = "schedule_policy" in extensions and server.get("name") != _OUR_SERVER
         return model
 
     async def prepare(self, payloads: np.ndarray) -> None:
-        """Encode all samples where JSON makes that costly."""
-        if not self._is_binary:
-            self._encoded = {i: self._tensor_text(sample) for i, sample in enumerate(payloads)}
+        """Encode the samples where JSON makes that costly, as many as memory should hold."""
+        self._encoded = {}
+        num_bytes = 0
+        for i, sample in enumerate(() if self._is_binary else payloads):
+            self._encoded[i] = self._tensor_text(sample)
+            num_bytes += len(self._encoded[i])
+            if num_bytes > _ENCODED_BYTES:
+                return
 
     async def infer(self, request: ReplayRequest) -> ReplayReply:
         """Send one sample and return how it ended; never raises for what a server may do."""
@@ -130,11 +137,12 @@ class OipClient:
     def _tensor_of(self, request: ReplayRequest) -> bytes:
         """Return the tensor's JSON, made before if it can be; with bytes, samples share theirs."""
         key = request.payload.shape if self._is_binary else request.payload_id
-        if key is None:
-            return self._tensor_text(request.payload)
-        if key not in self._encoded:
-            self._encoded[key] = self._tensor_text(request.payload)
-        return self._encoded[key]
+        text = self._encoded.get(key)
+        if text is None:
+            text = self._tensor_text(request.payload)
+            if self._is_binary:
+                self._encoded[key] = text
+        return text
 
     def _tensor_text(self, sample: np.ndarray) -> bytes:
         spec = self._tensor
