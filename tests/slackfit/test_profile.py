@@ -71,14 +71,14 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
 
 
 def test_unknown_keys_survive_a_round_trip(tmp_path):
-    written = data(threads=4, colour="red", residency=[{"id": "r"}])
+    written = data(threads=4, colour="red", rooms=[{"id": "r"}])
     written["subnets"][0]["note"] = {"why": "test"}
     written["subnets"][0]["latency_ms"]["p99"] = [2.5, 6.123456]
     path = tmp_path / "deep" / "profile.json"
     profile = LatencyProfile.from_json(written)
     profile.save(path)
     read = json.loads(path.read_text())
-    assert (read["colour"], read["residency"], read["threads"]) == ("red", [{"id": "r"}], 4)
+    assert (read["colour"], read["rooms"], read["threads"]) == ("red", [{"id": "r"}], 4)
     assert read["subnets"][1]["note"] == {"why": "test"}
     assert read["subnets"][1]["latency_ms"]["p99"] == [2.5, 6.123456]
     assert LatencyProfile.load(path) == profile
