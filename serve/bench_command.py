@@ -66,7 +66,8 @@ def actuation(
     part: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[,NAME...]", help="Only these: latency, compile, switch, memory, sgs."
+            metavar="NAME[,NAME...]",
+            help="Only these: resnet, mobilenet, compile, switch, memory, sgs.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,

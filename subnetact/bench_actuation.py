@@ -32,7 +32,7 @@ Row = dict[str, Any]
 Tell = Callable[[str], None]
 
 NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
-PARTS = ("latency", "compile", "switch", "memory", "sgs")
+PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs")
 _MODES = ("views", "shared", "folded")
 _SERVABLE = 500
 
@@ -76,13 +76,18 @@ class Bench:
             torch.set_num_threads(before)
         return [row | {"device": device_name("cpu"), "torch": torch.__version__} for row in rows]
 
-    def _latency(self) -> list[Row]:
+    def _resnet(self) -> list[Row]:
+        return self._latency("ofa_resnet50")
+
+    def _mobilenet(self) -> list[Row]:
+        return self._latency("ofa_mobilenet_v3")
+
+    def _latency(self, net_name: str) -> list[Row]:
+        definition = define_supernet(NETS[net_name])
+        state = random_state(definition)
         rows: list[Row] = []
-        for net_name, variant in NETS.items():
-            definition = define_supernet(variant)
-            state = random_state(definition)
-            for size, arch in _sizes(definition).items():
-                rows += self._latency_of(net_name, size, definition, state, arch)
+        for size, arch in _sizes(definition).items():
+            rows += self._latency_of(net_name, size, definition, state, arch)
         return rows + _medians(rows)
 
     def _latency_of(

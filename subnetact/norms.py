@@ -9,7 +9,8 @@ bit (float16) they cost half; what that does to accuracy must be measured (`docs
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
+from supernet.describe import describe
 from supernet.slicing import leading_slice
 
 _DTYPES = (torch.float32, torch.float16)
@@ -116,14 +118,23 @@ class FoldedNorms:
             result[f"{name}.running_mean"] = mean
         return result
 
-    def _norms(self, arch: Arch) -> Iterator[tuple[str, int]]:
-        for name, shape in self._definition.buffer_shapes(arch).items():
-            if name.endswith(".running_mean"):
-                yield name.removesuffix(".running_mean"), shape[0]
+    def _norms(self, arch: Arch) -> tuple[tuple[str, int], ...]:
+        return _norms_of(self._definition, arch)
 
     def _shared_affine(self, name: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = (self._state[f"{name}.{key}"].detach() for key in ("weight", "bias"))
         return leading_slice(weight, (channels,)), leading_slice(bias, (channels,))
+
+
+@lru_cache(maxsize=64)  # few: described anew in a millisecond, and hundreds would cost megabytes
+def _norms_of(definition: SupernetDefinition, arch: Arch) -> tuple[tuple[str, int], ...]:
+    """(name, channels) of every norm of a subnet."""
+    buffers = describe(lambda: definition.build(arch)).buffers
+    return tuple(
+        (name.removesuffix(".running_mean"), shape[0])
+        for name, shape in buffers.items()
+        if name.endswith(".running_mean")
+    )
 
 
 def _fits_float16(flat: torch.Tensor) -> bool:

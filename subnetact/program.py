@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +93,15 @@ def _traced(
     module = definition.on_meta(arch).eval().requires_grad_(False)
     with torch.device("meta"):
         geometries = _conv_geometries(module, definition.example_input(arch))
-    graph = _trace(module)
+    with _TRACING:
+        graph = _trace(module)
     return module, graph, _fuse(graph, module, geometries)
+
+
+# NOTE: while `torch.fx` traces, every call of a module in the process comes to the tracer, also
+# those of threads that run batches. So one thread traces at a time, and the calls of the others
+# are passed on.
+_TRACING = threading.Lock()
 
 
 class _Tracer(fx.Tracer):
@@ -102,6 +110,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: set[str]):
         super().__init__()
         self._leaves = leaves
+        self._thread = threading.get_ident()
         self.failed_in: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -112,6 +121,8 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:  # any: the innermost module whose forward needs values is what we want

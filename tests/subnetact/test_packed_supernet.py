@@ -13,6 +13,7 @@ from subnetact.cache import SubgraphCache
 from subnetact.norms import FoldedNorms
 from subnetact.packed_supernet import PackedSupernet
 from subnetact.packing import is_available
+from subnetact.program import Program
 from supernet import Arch, SupernetDefinition, calibrate, define_supernet, extract
 from supernet.families.resnet import ResNetConfig
 
@@ -325,6 +326,30 @@ def test_threads_switch_and_evict_at_every_budget_without_a_wrong_answer() -> No
         assert (counts.hits > before.hits) == (part != 0.0)
         if part in (0.0, 0.1, None):  # at 0.4 and 1.0 it depends on chance
             assert (counts.refusals > before.refusals) == (part is not None), part
+
+
+@needs_packing
+def test_tracing_one_subnet_does_not_disturb_a_thread_that_runs_another(small: Zoo) -> None:
+    net = PackedSupernet(small.definition, small.state, small.norms, SubgraphCache())
+    arch = small.definition.space.smallest
+    subnet_id = net.register(arch, small.statistics(arch))
+    x = small.input(arch)
+    expected = net.run(subnet_id, x)
+    stop, done = threading.Event(), []
+
+    @torch.inference_mode()
+    def run() -> None:
+        while not stop.is_set():
+            done.append(torch.equal(net.run(subnet_id, x), expected))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for other in small.definition.space.ladder()[1:] * 10:
+        Program(small.definition, other, small.state)
+    stop.set()
+    thread.join()
+    assert len(done) > 10
+    assert all(done)
 
 
 def test_folded_norms_give_back_the_statistics_that_they_were_made_of(small: Zoo) -> None:
