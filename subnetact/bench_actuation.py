@@ -6,6 +6,7 @@ random: time does not depend on them. Rows name mode, threads, batch size and by
 
 from __future__ import annotations
 
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
@@ -222,6 +223,7 @@ class Bench:
             net.register(arch, all_statistics.pop(subnet_id))
         for subnet_id in list(archs)[:16]:
             net.actuate(subnet_id)
+        gc.collect()  # forgotten programs are cycles
         python_bytes = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         weights = sum(tensor.nbytes for tensor in state.values())
