@@ -126,7 +126,7 @@ class FoldedNorms:
         return leading_slice(weight, (channels,)), leading_slice(bias, (channels,))
 
 
-@lru_cache(maxsize=64)  # few: described anew in a millisecond, and hundreds would cost megabytes
+@lru_cache(maxsize=64)  # few are wanted at a time; all 500 need not be kept
 def _norms_of(definition: SupernetDefinition, arch: Arch) -> tuple[tuple[str, int], ...]:
     """(name, channels) of every norm of a subnet."""
     buffers = describe(lambda: definition.build(arch)).buffers
