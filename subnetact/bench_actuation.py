@@ -22,6 +22,7 @@ from subnetact.cache import SubgraphCache
 from subnetact.device import device_name
 from subnetact.norms import FoldedNorms
 from subnetact.packed_supernet import PackedSupernet
+from subnetact.program import Program
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
@@ -218,6 +219,7 @@ class Bench:
             arch = definition.space.sample(rng)
             archs[arch.subnet_id] = arch
         all_statistics = {i: statistics_of(definition, a, rng) for i, a in archs.items()}
+        Program(definition, definition.space.smallest, state)  # imports what tracing needs
         tracemalloc.start()
         for subnet_id, arch in archs.items():
             net.register(arch, all_statistics.pop(subnet_id))
