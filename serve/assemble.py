@@ -140,17 +140,10 @@ def load(config: ServeConfig) -> Loaded:
     given = None if config.profile is None else read_profile(config.profile)
     if config.device == "timed":
         return _load_timed(config, given)
-    from subnetact import load_executor
-
     device = _device_name(config)
     checkpoint = _read_checkpoint(config)
     _check_fit(given, checkpoint, config)
-    executor = load_executor(
-        checkpoint,
-        device=config.device,
-        threads=config.threads,
-        max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
-    )
+    executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device:
         return Loaded(executor, given, name)
@@ -170,6 +163,28 @@ def _read_checkpoint(config: ServeConfig) -> Checkpoint:
     try:
         return load_checkpoint(config.checkpoint)
     except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _load_executor(
+    config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None, device: str
+) -> Executor:
+    """Load with the packing asked for, else the one that the profile was measured with here."""
+    from subnetact import load_executor
+
+    packing = config.packing
+    if packing is None and given is not None and given.device == device:
+        packing = given.packing
+    try:
+        return load_executor(
+            checkpoint,
+            device=config.device,
+            threads=config.threads,
+            max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
+            packing=packing,
+            budget_bytes=None if config.cache_mib is None else int(config.cache_mib * 2**20),
+        )
+    except ValueError as error:
         raise ConfigError(str(error)) from None
 
 

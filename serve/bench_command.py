@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +16,6 @@ bench_app = typer.Typer(
 )
 
 PROFILES = Path(__file__).parents[1] / "profiles"
-
-
-@bench_app.callback()
-def _group() -> None:  # keeps `policies` a subcommand while it is the only one
-    """Run a benchmark; rows of figure, value, unit and detail."""
 
 
 @bench_app.command("policies")
@@ -48,7 +43,6 @@ def policies(
     """Reproduce SuperServe's tables in the simulator, and hold every policy against ours."""
     from traces.bench_policies import FULL, QUICK, Bench, summary
     from traces.cli import user_errors
-    from traces.files import replacing
 
     with user_errors():
         bench = Bench(
@@ -58,11 +52,46 @@ def policies(
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
-        text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
-        if json_out == "-":
-            sys.stdout.write(text)
-            return
-        if json_out is not None:
-            with replacing(Path(json_out)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        typer.echo(summary(rows))
+        _write(rows, json_out, summary(rows))
+
+
+@bench_app.command("actuation")
+def actuation(
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of rows.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compile every subnet, not the middle ones only.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these: resnet, mobilenet, compile, switch, memory, sgs.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,
+) -> None:
+    """Measure switching, packed slices, memory and residency policies on this CPU."""
+    from subnetact.bench_actuation import Bench
+    from traces.cli import user_errors
+
+    with user_errors():
+        bench = Bench(repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True))
+        rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
+        lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
+        _write(rows, json_out, "\n".join(lines))
+
+
+def _write(rows: list[dict[str, Any]], json_out: str | None, text_for_people: str) -> None:
+    """Write the rows as JSON to a file, or instead of the text to stdout."""
+    from traces.files import replacing
+
+    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    if json_out == "-":
+        sys.stdout.write(text)
+        return
+    if json_out is not None:
+        with replacing(Path(json_out)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    typer.echo(text_for_people)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+
+from slackfit.resident_table import ResidentTable
 
 FORMAT = 1
 _KNOWN_KEYS = {
@@ -33,6 +35,7 @@ _KNOWN_KEYS = {
     "subnets",
     "threads",
     "packing",
+    "residency",
 }
 _KNOWN_SUBNET_KEYS = {"id", "accuracy", "macs", "latency_ms"}
 
@@ -60,7 +63,8 @@ class LatencyProfile:
     """Latency quantiles per (subnet, batch size), accuracy per subnet, and where they came from.
 
     `subnets` are sorted by (accuracy, id), ascending. `checkpoint` is the fingerprint of the
-    supernet that was measured (empty for published tables).
+    supernet that was measured (empty for published tables). `residency` has a table of latencies
+    for each subgraph that may be resident; the subnets' own latencies are those beside none.
     """
 
     name: str
@@ -74,6 +78,7 @@ class LatencyProfile:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     threads: int | None = None
     packing: str | None = None
+    residency: tuple[ResidentTable, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     _tables: dict[str, dict[str, list[float]]] = field(
         default_factory=dict[str, dict[str, list[float]]], init=False, repr=False, compare=False
@@ -161,22 +166,53 @@ class LatencyProfile:
         return replace(
             self,
             batch_sizes=sizes,
-            subnets=tuple(
+            residency=tuple(
                 replace(
-                    subnet,
-                    latency_s={
-                        q: tuple(self.latency_s(subnet.subnet_id, size, q) for size in sizes)
-                        for q in subnet.latency_s
-                    },
+                    table, latency_s=self.beside(table.residency_id)._at(sizes, table.latency_s)
                 )
+                for table in self.residency
+            ),
+            subnets=tuple(
+                replace(subnet, latency_s=self._at(sizes, [subnet.subnet_id])[subnet.subnet_id])
                 for subnet in self.subnets
             ),
+        )
+
+    def _at(
+        self, sizes: Sequence[int], subnet_ids: Iterable[str]
+    ) -> dict[str, dict[str, tuple[float, ...]]]:
+        """Return latencies by subnet and quantile at other batch sizes."""
+        return {
+            subnet_id: {
+                q: tuple(self.latency_s(subnet_id, size, q) for size in sizes)
+                for q in self.subnet(subnet_id).latency_s
+            }
+            for subnet_id in subnet_ids
+        }
+
+    def beside(self, residency_id: str) -> LatencyProfile:
+        """Return the profile while a subgraph is resident: a policy on it is aware of the cache.
+
+        Subnets that its table leaves out keep their latencies. Raises ProfileError listing the
+        known residencies.
+        """
+        for table in self.residency:
+            if table.residency_id == residency_id:
+                rows = table.latency_s
+                subnets = tuple(
+                    replace(s, latency_s=rows.get(s.subnet_id, s.latency_s)) for s in self.subnets
+                )
+                return replace(self, subnets=subnets)
+        known = ", ".join(table.residency_id for table in self.residency) or "none"
+        raise ProfileError(
+            f"residency {residency_id!r} is not in profile {self.name!r}; it has {known}"
         )
 
     def scaled(self, factor: float) -> LatencyProfile:
         """Return this profile with every latency times `factor`, a number above 0."""
         return replace(
             self,
+            residency=tuple(table.scaled(factor) for table in self.residency),
             subnets=tuple(
                 replace(
                     subnet,
@@ -256,6 +292,7 @@ class LatencyProfile:
                 }
                 for s in self.subnets
             ],
+            **({"residency": [t.to_json() for t in self.residency]} if self.residency else {}),
             **self.extra,
         }
 
@@ -285,6 +322,7 @@ class LatencyProfile:
                 packing=fields.get("packing"),
                 batch_sizes=tuple(fields["batch_sizes"]),
                 subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),
+                residency=tuple(map(ResidentTable.from_json, fields.get("residency", ()))),
                 extra={k: v for k, v in fields.items() if k not in _KNOWN_KEYS},
             )
         except ProfileError as error:
@@ -340,6 +378,11 @@ def _validate(profile: LatencyProfile) -> None:
         raise ProfileError(f"subnets listed twice: {', '.join(repeated)}")
     for subnet in profile.subnets:
         _validate_subnet(subnet, len(sizes))
+    for table in profile.residency:
+        try:
+            table.check(len(sizes))
+        except ValueError as error:
+            raise ProfileError(str(error)) from None
 
 
 def _validate_subnet(subnet: SubnetProfile, num_sizes: int) -> None:

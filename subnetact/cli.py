@@ -25,12 +25,25 @@ def profile(
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,2,4,8,16",
     repeats: Annotated[int, typer.Option(help="Runs per (subnet, batch size).")] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads of the device.")] = 1,
+    packing: Annotated[
+        str | None, typer.Option(help="folded, shared or views; default: the fastest here.")
+    ] = None,
+    cache_mib: Annotated[
+        float | None, typer.Option(help="Most that is packed, in MiB; default: no limit.")
+    ] = None,
 ) -> None:
     """Measure latency quantiles of every served subnet at every batch size."""
     try:
         sizes = _parse_sizes(batch_sizes)
         loaded = load_checkpoint(checkpoint)
-        executor = load_executor(loaded, device=device, threads=threads, max_batch_size=max(sizes))
+        executor = load_executor(
+            loaded,
+            device=device,
+            threads=threads,
+            max_batch_size=max(sizes),
+            packing=packing,
+            budget_bytes=None if cache_mib is None else int(cache_mib * 2**20),
+        )
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)
             measured = measure_profile(

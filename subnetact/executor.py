@@ -8,7 +8,8 @@ scheduler's business.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import torch
 
 from subnetact.actuator import Actuator
 from subnetact.device import device_name, synchronize
+from subnetact.packing import is_available
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -28,6 +30,11 @@ class Executor(Protocol):
 
     @property
     def threads(self) -> int | None: ...
+
+    @property
+    def packing(self) -> str:
+        """In which form weights are read: `views`, or what the profile should say instead."""
+        ...
 
     @property
     def input_shape(self) -> tuple[int, int, int]: ...
@@ -54,8 +61,44 @@ class Executor(Protocol):
         ...
 
 
+class ThreadCount:
+    """Sets torch's thread count once per calling thread: torch keeps it per thread."""
+
+    def __init__(self, threads: int | None):
+        self._threads = threads
+        self._done = threading.local()
+
+    def use(self) -> None:
+        """Make the calling thread compute with this many threads (None: as torch likes)."""
+        if self._threads is not None and not getattr(self._done, "done", False):
+            torch.set_num_threads(self._threads)
+            self._done.done = True
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Have the calling thread compute with this many threads for a while (None: as it does)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_inputs(inputs: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless `inputs` are uint8 (B, *shape)."""
+    if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[1:] != shape:
+        raise ValueError(
+            f"inputs are {inputs.dtype} {inputs.shape}, expected uint8 (B, "
+            f"{', '.join(map(str, shape))})"
+        )
+
+
 class EagerExecutor:
     """Runs batches eagerly on one resident supernet; actuation is a number per thread."""
+
+    packing = "views"
 
     def __init__(
         self,
@@ -82,7 +125,7 @@ class EagerExecutor:
         self.input_shape = checkpoint.input_shape
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
-        self._threads_set = threading.local()
+        self._thread_count = ThreadCount(self.threads)
         net = checkpoint.definition.on_meta()
         net.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
         self._net = net.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
@@ -104,12 +147,8 @@ class EagerExecutor:
         Blocks until the result is on the host. Raises KeyError for an unknown subnet, ValueError
         for inputs of another shape or type.
         """
-        if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"inputs are {inputs.dtype} {inputs.shape}, expected uint8 (B, "
-                f"{', '.join(map(str, self.input_shape))})"
-            )
-        self._use_threads()
+        check_inputs(inputs, self.input_shape)
+        self._thread_count.use()
         arch = self.actuator.actuate(subnet_id)
         samples = torch.from_numpy(inputs).to(self.device)
         x = self._input.normalise(samples, arch.resolution)
@@ -127,11 +166,8 @@ class EagerExecutor:
     def close(self) -> None:
         """Nothing is held beyond the tensors themselves."""
 
-    def _use_threads(self) -> None:
-        """Set the thread count once per calling thread: torch keeps it per thread."""
-        if self.threads is not None and not getattr(self._threads_set, "done", False):
-            torch.set_num_threads(self.threads)
-            self._threads_set.done = True
+
+PACKINGS = ("folded", "shared", "views")
 
 
 def load_executor(
@@ -141,17 +177,44 @@ def load_executor(
     threads: int | None = 1,
     max_batch_size: int = 16,
     subnet_ids: Iterable[str] | None = None,
-) -> EagerExecutor:
+    packing: str | None = None,
+    budget_bytes: int | None = None,
+) -> Executor:
     """Load a checkpoint folder (or take a loaded one) and make its subnets runnable.
 
-    Raises CheckpointError when the folder or a subnet id is not what it should be.
+    `packing` is `folded`, `shared` or `views`; None takes what measured fastest: `folded` on a
+    CPU that can pack (docs/decisions/020-folded-first.md), else `views`. `budget_bytes` limits
+    what is packed. Raises CheckpointError when the folder or a subnet id is not what it should
+    be, ValueError for another packing, or packing on a device that is no CPU.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    return EagerExecutor(
+    packing = packing or _default_packing(device, checkpoint)
+    if packing not in PACKINGS:
+        raise ValueError(f"packing is {packing!r}, allowed {', '.join(PACKINGS)}")
+    if packing == "views":
+        return EagerExecutor(
+            checkpoint,
+            device=device,
+            threads=threads,
+            max_batch_size=max_batch_size,
+            subnet_ids=subnet_ids,
+        )
+    if torch.device(device).type != "cpu":
+        raise ValueError(f"packing is {packing!r}, on device {device} only views are allowed")
+    from subnetact.packed_executor import PackedExecutor
+
+    return PackedExecutor(
         checkpoint,
-        device=device,
+        packing=packing,
         threads=threads,
         max_batch_size=max_batch_size,
         subnet_ids=subnet_ids,
+        budget_bytes=budget_bytes,
     )
+
+
+def _default_packing(device: str, checkpoint: Checkpoint) -> str:
+    """Packing pays for convolutions on a CPU; token models have none."""
+    is_cpu = torch.device(device).type == "cpu"
+    return "folded" if is_cpu and is_available() and checkpoint.input.kind == "image" else "views"

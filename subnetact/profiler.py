@@ -61,7 +61,7 @@ def measure_profile(
         checkpoint=checkpoint.fingerprint,
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
-        packing="views",
+        packing=executor.packing,
         batch_sizes=sizes,
         subnets=tuple(
             SubnetProfile(

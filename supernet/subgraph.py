@@ -7,7 +7,7 @@ All boxes start at the origin, which makes counting elements a short recursion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from supernet.arch import Arch
@@ -55,6 +55,11 @@ class Subgraph:
 
     def __contains__(self, other: Subgraph) -> bool:
         return (self | other).num_elements == self.num_elements
+
+    def select(self, wanted: Callable[[str, Box], bool]) -> Subgraph:
+        """Return the boxes for which `wanted(parameter name, box)` holds."""
+        kept = {n: tuple(b for b in boxes if wanted(n, b)) for n, boxes in self.boxes.items()}
+        return Subgraph({name: boxes for name, boxes in kept.items() if boxes})
 
     @property
     def num_elements(self) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.resident_table import ResidentTable
 
 
 def data(**changes) -> dict:
@@ -71,14 +73,14 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
 
 
 def test_unknown_keys_survive_a_round_trip(tmp_path):
-    written = data(threads=4, colour="red", residency=[{"id": "r"}])
+    written = data(threads=4, colour="red", rooms=[{"id": "r"}])
     written["subnets"][0]["note"] = {"why": "test"}
     written["subnets"][0]["latency_ms"]["p99"] = [2.5, 6.123456]
     path = tmp_path / "deep" / "profile.json"
     profile = LatencyProfile.from_json(written)
     profile.save(path)
     read = json.loads(path.read_text())
-    assert (read["colour"], read["residency"], read["threads"]) == ("red", [{"id": "r"}], 4)
+    assert (read["colour"], read["rooms"], read["threads"]) == ("red", [{"id": "r"}], 4)
     assert read["subnets"][1]["note"] == {"why": "test"}
     assert read["subnets"][1]["latency_ms"]["p99"] == [2.5, 6.123456]
     assert LatencyProfile.load(path) == profile
@@ -158,3 +160,21 @@ def test_the_published_profiles_hold_the_printed_numbers(request, family, printe
         for size in profile.batch_sizes:
             printed_s = float(rows[str(size)][at]) * 1e-3
             assert profile.latency_s(row.subnet_id, size) == pytest.approx(printed_s, abs=1e-12)
+
+
+def test_a_capped_profile_keeps_its_latencies_and_residencies(resnet: LatencyProfile) -> None:
+    first = resnet.subnet_ids[0]
+    rows = {q: tuple(t / 2 for t in row) for q, row in resnet.subnet(first).latency_s.items()}
+    table = ResidentTable(residency_id="half", num_bytes=1, latency_s={first: rows})
+    profile = replace(resnet, residency=(table,))
+    capped = profile.capped(6)
+    assert capped.batch_sizes == (1, 2, 4, 6)
+    for size in range(1, 7):
+        for subnet_id in profile.subnet_ids:
+            assert capped.latency_s(subnet_id, size) == profile.latency_s(subnet_id, size)
+        beside = capped.beside("half").latency_s(first, size)
+        assert beside == pytest.approx(resnet.latency_s(first, size) / 2)
+    assert profile.capped(16) is profile
+    for size in (0, 17):
+        with pytest.raises(ProfileError, match=f"batch size {size}"):
+            profile.capped(size)

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from subnetact import load_executor, measure_profile
+from subnetact.executor import PACKINGS
+from subnetact.packed_executor import PackedExecutor
+from subnetact.packing import is_available
 from supernet import Checkpoint, CheckpointError, extract
 
 
@@ -14,10 +17,12 @@ def samples(rng: np.random.Generator, batch_size: int) -> np.ndarray:
     return rng.integers(0, 256, size=(batch_size, 1, 8, 8), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_a_batch_gives_the_logits_of_the_extracted_subnet(
-    checkpoint: Checkpoint, rng: np.random.Generator
+    checkpoint: Checkpoint, rng: np.random.Generator, packing: str
 ) -> None:
-    executor = load_executor(checkpoint)
+    executor = load_executor(checkpoint, packing=packing)
+    assert executor.packing == packing
     inputs = samples(rng, 5)
     x = checkpoint.input.normalise(torch.from_numpy(inputs), 8)
     for subnet in checkpoint.subnets:
@@ -35,10 +40,11 @@ def test_a_batch_gives_the_logits_of_the_extracted_subnet(
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_two_threads_on_two_subnets_do_not_disturb_each_other(
-    checkpoint: Checkpoint, rng: np.random.Generator
+    checkpoint: Checkpoint, rng: np.random.Generator, packing: str
 ) -> None:
-    executor = load_executor(checkpoint)
+    executor = load_executor(checkpoint, packing=packing)
     inputs = samples(rng, 2)
     expected = {i: executor.run(i, inputs) for i in executor.subnet_ids}
     wrong: list[str] = []
@@ -69,6 +75,42 @@ def test_wrong_inputs_and_subnets_are_refused(
         executor.run("d9", samples(rng, 1))
     with pytest.raises(CheckpointError, match="subnet 'd9' is not served by 'tiny'"):
         load_executor(checkpoint, subnet_ids=["d9"])
+    with pytest.raises(ValueError, match="packing is 'tight', allowed folded, shared, views"):
+        load_executor(checkpoint, packing="tight")
+    with pytest.raises(ValueError, match="threads is 0, allowed 1 or more"):
+        load_executor(checkpoint, threads=0)
+
+
+@pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights")
+def test_a_cpu_packs_by_default_within_its_budget_and_closing_frees_it(
+    checkpoint: Checkpoint,
+) -> None:
+    executor = load_executor(checkpoint)
+    assert isinstance(executor, PackedExecutor)
+    assert executor.packing == "folded"
+    held = executor.net.cache.held_bytes
+    assert held > 0
+    executor.close()
+    assert executor.net.cache.held_bytes == 0
+    half = load_executor(checkpoint, budget_bytes=held // 2)
+    assert isinstance(half, PackedExecutor)
+    half.warm_up()
+    assert 0 < half.net.cache.peak_bytes <= held // 2
+    counts = half.net.cache.counts
+    assert counts.refusals > 0
+    assert 0 < counts.hits < counts.lookups
+
+
+def test_without_packing_an_executor_runs_on_views_with_one_warning(
+    checkpoint: Checkpoint, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("executor", "packed_executor", "packed_supernet"):
+        monkeypatch.setattr(f"subnetact.{module}.is_available", lambda: False)
+    assert load_executor(checkpoint).packing == "views"
+    with pytest.warns(RuntimeWarning, match="cannot pack for oneDNN") as seen:
+        executor = load_executor(checkpoint, packing="folded")
+    assert len(seen) == 1
+    assert executor.run(checkpoint.subnet_ids[0], samples(rng, 1)).shape == (1, 10)
 
 
 def test_a_measured_profile_says_what_was_measured(checkpoint: Checkpoint) -> None:
@@ -83,6 +125,7 @@ def test_a_measured_profile_says_what_was_measured(checkpoint: Checkpoint) -> No
     )
     assert profile.checkpoint == checkpoint.fingerprint
     assert profile.threads == 1
+    assert profile.packing == executor.packing
     assert set(profile.subnet_ids) == set(checkpoint.subnet_ids)
     assert profile.accuracy(checkpoint.subnet_ids[0]) == 0.5
     for subnet in profile.subnets:

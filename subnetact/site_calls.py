@@ -1,0 +1,122 @@
+"""How one convolution site is computed: on views, with a shared packed weight, or folded.
+
+All three give the same result; they differ in cost and in what must be resident. `views` is the
+plain version. Each function returns a call of (x) or, where the site adds, of (x, other).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from subnetact.norms import Affine
+from subnetact.packing import can_fuse, fused_add_call, fused_call, pack, packed_bytes
+from subnetact.program import ConvSite, SiteCall
+
+_IN_PLACE: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu_,
+    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
+    "hard_swish": lambda y: F.hardswish(y, inplace=True),
+    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
+}
+
+
+class SiteWeights(NamedTuple):
+    """What a site reads: views of the supernet's weight and bias, and its subnet's folded norm."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm: Affine | None
+
+
+class PackedSlice:
+    """A resident weight in the device's own layout; alive as long as somebody reads it."""
+
+    __slots__ = ("__weakref__", "bias", "num_bytes", "weight")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        self.weight = weight
+        self.bias = bias
+        self.num_bytes = packed_bytes(weight) + (0 if bias is None else bias.nbytes)
+
+
+def pack_shared(site: ConvSite, weights: SiteWeights) -> PackedSlice:
+    """Pack the slice as it is, for every subnet that uses it."""
+    return PackedSlice(pack(weights.weight, site.geometry), None)
+
+
+def pack_folded(site: ConvSite, weights: SiteWeights) -> PackedSlice:
+    """Pack the slice with this subnet's norm folded in: W * scale, and a bias."""
+    assert weights.norm is not None, "without a norm there is nothing to fold"
+    scale, shift = weights.norm
+    bias = shift if weights.bias is None else torch.addcmul(shift, weights.bias, scale)
+    folded = weights.weight * scale.view(-1, 1, 1, 1)  # (O, I, k, k)
+    return PackedSlice(pack(folded, site.geometry), bias.clone())
+
+
+def views_call(site: ConvSite, weights: SiteWeights) -> SiteCall:
+    """Return the plain computation: convolution on a view, norm, addition, activation."""
+    weight, bias, _ = weights
+    g = site.geometry
+
+    def convolve(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+
+    return _then_norm(site, weights.norm, convolve)
+
+
+def shared_call(site: ConvSite, weights: SiteWeights, packed: PackedSlice) -> SiteCall:
+    """Return the computation with an unfolded packed weight."""
+    if site.norm is None:
+        return _fused(site, packed.weight, weights.bias)
+    convolve = fused_call(packed.weight, weights.bias, site.geometry, None)
+    return _then_norm(site, weights.norm, convolve)
+
+
+def folded_call(site: ConvSite, packed: PackedSlice) -> SiteCall:
+    """Return the computation with the norm inside the packed weight: one kernel."""
+    return _fused(site, packed.weight, packed.bias)
+
+
+def _fused(site: ConvSite, weight: torch.Tensor, bias: torch.Tensor | None) -> SiteCall:
+    finish = _IN_PLACE[site.act]
+    fused_act = site.act if can_fuse(site.act) else None
+    if site.adds:
+        call = fused_add_call(weight, bias, site.geometry, fused_act, site.overwrites)
+        return call if fused_act == site.act else lambda x, other: finish(call(x, other))
+    plain = fused_call(weight, bias, site.geometry, fused_act)
+    return plain if fused_act == site.act else lambda x: finish(plain(x))
+
+
+def _then_norm(
+    site: ConvSite, norm: Affine | None, convolve: Callable[[torch.Tensor], torch.Tensor]
+) -> SiteCall:
+    """Return `convolve`, then norm, addition and activation, the last two in place."""
+    finish = _IN_PLACE[site.act]
+    if norm is None:
+        normalise: Callable[[torch.Tensor], torch.Tensor] = _IN_PLACE[None]
+    else:
+        normalise = _normalisation(norm)
+    if site.adds:
+        return lambda x, other: finish(normalise(convolve(x)).add_(other))
+    return lambda x: finish(normalise(convolve(x)))
+
+
+def _normalisation(norm: Affine) -> Callable[[torch.Tensor], torch.Tensor]:
+    """y * scale + shift as BatchNorm over mean 0 and variance 1: torch's fastest kernel for it."""
+    scale, shift = norm
+    mean, var = _unit(len(scale))
+    return lambda y: F.batch_norm(y, mean, var, scale, shift, False, 0.0, 0.0)
+
+
+_ZEROS, _ONES = torch.zeros(4096), torch.ones(4096)
+
+
+def _unit(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if channels > len(_ZEROS):
+        return torch.zeros(channels), torch.ones(channels)
+    return _ZEROS[:channels], _ONES[:channels]
