@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from serve.bench_training_command import bench_training
+
 bench_app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -66,3 +68,6 @@ def policies(
             with replacing(Path(json_out)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         typer.echo(summary(rows))
+
+
+bench_app.command("training")(bench_training)
