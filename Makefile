@@ -30,7 +30,8 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	mkdir -p runs
+	$(BIN)/supernet bench policies --json runs/bench_policies.json
 
 # Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)

@@ -34,7 +34,7 @@ class Scale(NamedTuple):
 
 QUICK = Scale(
     (0, 1, 2, 3, 4),
-    3.0,
+    5.0,
     (*(1000.0 * k for k in range(1, 8)), 7050.0, *(1000.0 * k for k in range(8, 15))),
     (1.0, 2.0, 4.0, 8.0),
     30.0,
