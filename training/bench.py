@@ -76,12 +76,16 @@ FOLDER: dict[str, Any] = {
 
 
 class Run(NamedTuple):
-    """A finished run: accuracy on the test images by subnet id, ascending in MACs, and seconds."""
+    """A finished run: accuracy on the test images by subnet id, ascending in MACs, and seconds.
+
+    `cpu_s` is the processor's time of all threads: it does not count what else the machine did.
+    """
 
     case: str
     seed: int
     accuracy: dict[str, float]
     wall_s: float
+    cpu_s: float
     steps: int
 
 
@@ -171,13 +175,13 @@ class TrainingBench:
         data = self._data(seed)
         trainer = Trainer(config, self._definition, data, folder, resume=resume)
         self._tell(f"{case}, seed {seed}: step {trainer.step} of {trainer.total_steps}")
-        clock = _Clock(folder / "wall_s")
+        clock = _Clock(folder / "seconds.json")
         finished = trainer.run(should_stop=should_stop)
-        wall_s = clock.stop()
+        wall_s, cpu_s = clock.stop()
         if not finished:
             return
         accuracy = {arch.subnet_id: self._accuracy(trainer, data, arch) for arch in self.points}
-        run = Run(case, seed, accuracy, wall_s, trainer.total_steps)
+        run = Run(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
         partial = folder / "result.json.partial"
         partial.write_text(json.dumps(run._asdict()) + "\n", encoding="utf-8")
         partial.replace(folder / "result.json")
@@ -207,6 +211,7 @@ class TrainingBench:
         means = [float(np.mean(list(r.accuracy.values()))) for r in runs]
         rows.append(_row(f"{case}/mean/accuracy", means, "fraction"))
         rows.append(_row(f"{case}/wall", [r.wall_s for r in runs], "s", steps=runs[0].steps))
+        rows.append(_row(f"{case}/cpu", [r.cpu_s for r in runs], "s"))
         paired = {r.seed: r for r in deps}
         both = [(r, paired[r.seed]) for r in runs if r.seed in paired]
         if case != "deps" and both:
@@ -346,15 +351,19 @@ def _row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
 
 
 class _Clock:
-    """Seconds of a run over all its sittings, in a small file beside it."""
+    """Wall and processor seconds of a run over all its sittings, in a small file beside it."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._before_s = float(path.read_text()) if path.exists() else 0.0
-        self._started_s = time.perf_counter()
+        self._before = json.loads(path.read_text()) if path.exists() else [0.0, 0.0]
+        self._started = (time.perf_counter(), time.process_time())
 
-    def stop(self) -> float:
-        """Add this sitting and return the sum."""
-        total_s = self._before_s + time.perf_counter() - self._started_s
-        self._path.write_text(f"{total_s}\n")
-        return total_s
+    def stop(self) -> tuple[float, float]:
+        """Add this sitting and return the sums."""
+        now = (time.perf_counter(), time.process_time())
+        wall_s, cpu_s = (
+            before + end - start
+            for before, end, start in zip(self._before, now, self._started, strict=True)
+        )
+        self._path.write_text(json.dumps([wall_s, cpu_s]) + "\n")
+        return wall_s, cpu_s

@@ -43,7 +43,8 @@ def calibrate(
     ] = 0.0,
     images: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 2048,
     recalibrate: Annotated[
-        bool, typer.Option(help="Statistics of subnets that have some are made anew.")
+        bool,
+        typer.Option("--recalibrate", help="Statistics of subnets that have some are made anew."),
     ] = False,
 ) -> None:
     """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""

@@ -322,3 +322,24 @@ def test_a_supernet_that_does_not_fit_the_data_says_what_to_set(
     config = make_config(supernet={"overrides": {"num_classes": 7}})
     with pytest.raises(ValueError, match=r"set supernet.overrides.num_classes=10"):
         train(config, tmp_path)
+
+
+def test_a_run_draws_its_curves_and_watches_three_subnets(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(log={"tensorboard": True}, evaluation={"every_epochs": 2})
+    assert train(config, tmp_path) is not None
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"loss/full_model", "loss/subnets", "lr", "subnets_per_step"} <= set(tags)
+    watched = [tag for tag in tags if tag.startswith("accuracy/")]
+    assert len(watched) == 3
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [bool(set(watched) & set(line)) for line in lines[:4]] == [False, True, False, True]
+    points = events.Scalars(watched[-1])
+    assert [point.value for point in points] == pytest.approx(
+        [line[watched[-1]] for line in lines[1:4:2]]
+    )
