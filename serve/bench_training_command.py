@@ -22,10 +22,12 @@ def bench_training(
         "runs/bench_training"
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each case.")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Default: 40 of digits, 30 of a folder.")
+    ] = None,
     images: Annotated[
         int | None,
-        typer.Option(min=0, help="Training images; 0: all. Default: 10,000 of a folder."),
+        typer.Option(min=0, help="Training images, 0: all; default 320 or 10,000."),
     ] = None,
     case: Annotated[
         str | None, typer.Option(metavar="NAME[,NAME...]", help="Only these; all: every one.")
