@@ -37,7 +37,8 @@ def bench_training(
     """Train with every strategy, everything else equal: accuracy at five sizes, wall time."""
     import torch
 
-    from training.bench import CASES, QUICK, TrainingBench, base_config
+    from training.bench import TrainingBench
+    from training.bench_cases import CASES, QUICK, base_config
 
     stopped: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))

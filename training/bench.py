@@ -13,66 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from supernet import Arch, SupernetDefinition, cost, define_supernet
-from training.config import TrainConfig, config_from_json
+from supernet import Arch, cost, define_supernet
+from training.bench_cases import CASES, CHANGES, cased, points_of, same_work, work
+from training.config import TrainConfig
 from training.data import load_dataset, steps_per_epoch
 from training.evaluate import measure
 from training.samples import Dataset
-from training.strategy import make_strategy, total_steps
 from training.trainer import Trainer
 
 Row = dict[str, Any]
-NUM_POINTS = 5
-_BACKWARD = 3  # a training pass costs about three forward passes
-_SAMPLED_STEPS = 200  # of a run, to estimate its cost
-
-PLAIN = ("deps", "sandwich", "progressive", "single")
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "deps_flops": {"schedule": {"sampler": "flops"}},
-    "deps_average": {"optimizer": {"ema_decay": 0.998}},
-    "deps_average_teacher": {"optimizer": {"ema_decay": 0.998}, "loss": {"teacher": "average"}},
-    "deps_focus": {"schedule": {"focus": 0.1}},
-    "deps_plateau": {"schedule": {"delay_rule": "plateau"}},
-    "deps_alpha": {"loss": {"distillation": "alpha"}},
-    "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
-}
-CASES = (*PLAIN, *CHANGES)
-QUICK = (*PLAIN, "deps_average")
-
-_COMMON = {"evaluation": {"calibration_images": 1024}, "amp": "off"}
-_CHOICES = [0.25, 0.5, 0.75, 1.0]
-DIGITS: dict[str, Any] = {
-    **_COMMON,
-    "name": "digits",
-    "supernet": {
-        "variant": "resnet_tiny",
-        "overrides": {"widths": [32, 32], "width_choices": _CHOICES, "expand_choices": _CHOICES},
-    },
-    "data": {"name": "digits", "batch_size": 32, "limit": 320},  # with all, every case has 99 %
-    "schedule": {"epochs": 40, "delay": 0.5, "ramp_epochs": 2.0},
-    "optimizer": {"lr": 0.05},
-}
-FOLDER: dict[str, Any] = {
-    **_COMMON,
-    "name": "folder",
-    "supernet": {"variant": "resnet20_cifar"},
-    "data": {
-        "name": "folder",
-        "batch_size": 128,
-        "augmentation": "crop_flip",
-        "limit": 10_000,
-    },
-    "schedule": {"epochs": 30, "delay": 0.5, "ramp_epochs": 1.0},
-    "optimizer": {"lr": 0.1},
-}
 
 
 class Run(NamedTuple):
@@ -137,7 +94,7 @@ class TrainingBench:
         """
         data = self._data(0)
         trainers = [
-            Trainer(_cased(self._base, case, 0), self._definition, data, self._folder("step_cost"))
+            Trainer(cased(self._base, case, 0), self._definition, data, self._folder("step_cost"))
             for case in ("single", "sandwich")
         ]
         size = self._base.data.batch_size
@@ -231,11 +188,11 @@ class TrainingBench:
         return {**picks, "mean": lambda run: float(np.mean(list(run.accuracy.values())))}
 
     def _config(self, case: str, seed: int) -> TrainConfig:
-        config = _cased(self._base, case, seed)
+        config = cased(self._base, case, seed)
         if case not in CHANGES:
             return config
         steps = steps_per_epoch(self._data(seed).train, config.data.batch_size)
-        plain = _cased(self._base, "deps", seed)
+        plain = cased(self._base, "deps", seed)
         budget = work(plain, self._definition, steps)
         return same_work(config, self._definition, steps, budget)
 
@@ -246,7 +203,7 @@ class TrainingBench:
         return Run(**json.loads(path.read_text(encoding="utf-8")))
 
     def _run_folder(self, case: str, seed: int) -> Path:
-        described = json.dumps(asdict(_cased(self._base, case, seed)), sort_keys=True)
+        described = json.dumps(asdict(cased(self._base, case, seed)), sort_keys=True)
         digest = hashlib.sha256(described.encode()).hexdigest()[:8]
         return self._out / f"{case}-seed{seed}-{digest}"
 
@@ -257,87 +214,6 @@ class TrainingBench:
     def _data(self, seed: int) -> Dataset:
         """The same split for every seed would hide how much a split matters: it follows it."""
         return load_dataset(self._base.data, seed)
-
-
-def points_of(definition: SupernetDefinition, count: int = NUM_POINTS) -> list[Arch]:
-    """Archs of the ladder, from smallest to largest, nearest to an even spread over MACs.
-
-    Raises ValueError for a ladder with fewer.
-    """
-    ladder = list(definition.space.ladder())
-    macs = np.array([cost(definition, arch).macs for arch in ladder], dtype=np.float64)
-    if len(ladder) < count:
-        raise ValueError(f"{definition.family_name}: {len(ladder)} sizes, {count} are compared")
-    chosen = {0, len(ladder) - 1}
-    for wanted in np.linspace(macs[0], macs[-1], count)[1:-1]:
-        left = [i for i in range(len(ladder)) if i not in chosen]
-        chosen.add(left[int(np.abs(macs[left] - wanted).argmin())])
-    return [ladder[i] for i in sorted(chosen)]
-
-
-def work(config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: int) -> float:
-    """Multiply-accumulates of a run per image of a batch, from steps evenly sampled.
-
-    An undecided delay is taken to be half of the run.
-    """
-    known = replace(config, schedule=replace(config.schedule, delay_rule="fixed"))
-    strategy = make_strategy(known, definition, steps_of_epoch)
-    total = total_steps(known, steps_of_epoch)
-    steps = np.unique(np.linspace(0, total - 1, _SAMPLED_STEPS).astype(int))
-    return float(np.mean([_step_work(known, definition, strategy.plan(s)) for s in steps])) * total
-
-
-def same_work(
-    config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: int, budget: float
-) -> TrainConfig:
-    """The config with the number of steps that costs `budget`, by bisection; within one step."""
-
-    def with_steps(steps: int) -> TrainConfig:
-        return replace(config, schedule=replace(config.schedule, steps=steps))
-
-    low, high = 1, 4 * total_steps(config, steps_of_epoch)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if work(with_steps(middle), definition, steps_of_epoch) > budget:
-            high = middle
-        else:
-            low = middle
-    return with_steps(low)
-
-
-def _step_work(config: TrainConfig, definition: SupernetDefinition, plan: Sequence[Any]) -> float:
-    largest = cost(definition, definition.space.largest).macs
-    passes = _BACKWARD * sum(cost(definition, task.arch).macs for task in plan)
-    targets = {task.target for task in plan}
-    is_averaged = "full_model" in targets and config.loss.teacher == "average"
-    has_teacher = bool(targets & {"teacher", "labels_and_teacher"}) or is_averaged
-    return passes + (largest if has_teacher else 0)
-
-
-def _cased(base: TrainConfig, case: str, seed: int) -> TrainConfig:
-    sections: Mapping[str, Mapping[str, Any]] = CHANGES.get(case, {})
-    strategy = case if case in PLAIN else "deps"
-    config = replace(base, seed=seed, schedule=replace(base.schedule, strategy=strategy))
-    for name, values in sections.items():
-        config = replace(config, **{name: replace(getattr(config, name), **values)})
-    return config
-
-
-def base_config(
-    data: Path | None, *, epochs: int | None, images: int | None, threads: int
-) -> TrainConfig:
-    """The run that every case varies: digits, or the array folder at `data`."""
-    config = config_from_json(DIGITS if data is None else _with_path(FOLDER, data))
-    config = replace(config, threads=threads)
-    if epochs is not None:
-        config = replace(config, schedule=replace(config.schedule, epochs=epochs))
-    if images is not None:
-        config = replace(config, data=replace(config.data, limit=images))
-    return config
-
-
-def _with_path(base: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    return {**base, "data": {**base["data"], "path": str(path)}}
 
 
 def _row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:

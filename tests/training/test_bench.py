@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from supernet import define_supernet
-from training.bench import CASES, TrainingBench, base_config, points_of, same_work, work
+from training.bench import TrainingBench
+from training.bench_cases import CASES, base_config, points_of, same_work, work
 
 
 def bench(out: Path, **options) -> TrainingBench:
