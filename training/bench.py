@@ -176,7 +176,7 @@ class TrainingBench:
                 gains = [pick(mine) - pick(other) for mine, other in both]
                 row = _row(f"{case}/{name}/over_deps", gains, "fraction")
                 spread = row["detail"]["spread"]
-                row["detail"]["counts"] = bool(abs(row["value"]) > spread)
+                row["detail"]["counts"] = len(gains) > 1 and abs(row["value"]) > spread
                 rows.append(row)
         return rows
 

@@ -32,5 +32,5 @@ def plot_search(result: SearchResult, path: Path, title: str, unit: str) -> None
     axes.set_ylabel("accuracy (%)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
