@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from traces.table import report_table
 from training.cli import train_with_progress
 from training.config import TrainConfig, load_config
 from training.data import load_dataset
-from training.resume import RESUME_FILE
+from training.resume import RESUME_FILE, ResumeError
 
 TRAIN_CONFIG = Path(__file__).parent.parent / "configs" / "train_digits.toml"
 DATASET = "digits"
@@ -73,7 +74,7 @@ def demo(
         started_s = time.monotonic()
         if trace is not None:  # a wrong SPEC must not cost a training first
             parse_spec(trace_spec(trace, rate_qps=1.0), seed=seed)
-        checkpoint = _train(out / "checkpoint")
+        checkpoint = train_supernet(out / "checkpoint")
         payloads = _write_payloads(out / "data")
         profile = _profile(out)
         spec = trace_spec(trace, rate_qps=LOAD * largest_capacity_qps(profile))
@@ -128,14 +129,23 @@ def largest_capacity_qps(profile: LatencyProfile) -> float:
     return profile.max_batch_size / profile.latency_s(largest, profile.max_batch_size)
 
 
-def _train(folder: Path) -> Checkpoint:
+def train_supernet(folder: Path) -> Checkpoint:
+    """Train the demo's supernet into `folder`, go on with a run there, or take a finished one.
+
+    Raises typer.Exit when interrupted.
+    """
     config = load_config(TRAIN_CONFIG)
     known = _trained_before(folder, config)
     if known is not None:
         console.print(f"supernet: taken from {folder} (delete it to train again)")
         return known
     console.print(f"supernet: training with {TRAIN_CONFIG.name}", highlight=False)
-    checkpoint = train_with_progress(config, folder, resume=(folder / RESUME_FILE).exists())
+    try:
+        checkpoint = train_with_progress(config, folder, resume=(folder / RESUME_FILE).exists())
+    except ResumeError:
+        console.print(f"{folder} holds a run of another version of the demo: starting over")
+        rmtree(folder)
+        checkpoint = train_with_progress(config, folder, resume=False)
     if checkpoint is None:
         console.print("stopped; the same command goes on from here")
         raise typer.Exit(130)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -103,30 +104,38 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
     """Write the folder and return the fingerprint of its tensors.
 
-    Each file is written beside its place and moved over it when whole; the header comes last.
+    All is written to a temporary folder beside it, which becomes the folder when whole. Into a
+    folder that exists (a training run's, say) its files are moved, the header last. Raises OSError
+    or SafetensorError when the disk is full; what was there before is then as it was.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        whole = Path(temporary) / "checkpoint"
+        whole.mkdir()
+        fingerprint = _write_files(checkpoint, whole)
+        if not target.exists():
+            whole.rename(target)
+        else:
+            for name in (_WEIGHTS, _NORMS, _ACCURACY, _HEADER):
+                (whole / name).replace(target / name)
+    return fingerprint
+
+
+def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
     norms = {
         f"{subnet_id}/{name}": tensor.contiguous()
         for subnet_id, statistics in checkpoint.norm_statistics.items()
         for name, tensor in statistics.items()
     }
     weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
-    writers: dict[str, Callable[[Path], object]] = {
-        _WEIGHTS: lambda path: save_file(weights, path),
-        _NORMS: lambda path: save_file(norms, path),
-        _ACCURACY: lambda path: path.write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n"),
-    }
-    digests: dict[str, str] = {}
-    for name, write in writers.items():
-        write(target / f"{name}.partial")
-        digests[name] = _digest(target / f"{name}.partial")
+    save_file(weights, folder / _WEIGHTS)
+    save_file(norms, folder / _NORMS)
+    (folder / _ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
+    digests = {name: _digest(folder / name) for name in (_WEIGHTS, _NORMS, _ACCURACY)}
     fingerprint = _fingerprint(digests)
     header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
-    (target / f"{_HEADER}.partial").write_text(json.dumps(header, indent=1) + "\n")
-    for name in (*writers, _HEADER):
-        (target / f"{name}.partial").replace(target / name)
+    (folder / _HEADER).write_text(json.dumps(header, indent=1) + "\n")
     return fingerprint
 
 

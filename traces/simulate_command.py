@@ -60,6 +60,16 @@ def simulate_command(
             help="What befalls devices: 3@12 fails worker 3 after 12 s, 1.5x0@4 slows worker 0.",
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[,FILE...]",
+            help="A profile per worker: what batches take there; --profile stays the forecast.",
+        ),
+    ] = None,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Draw latencies from the profile's quantiles.")
+    ] = False,
     bound: Annotated[
         bool, typer.Option("--bound", help="Add an upper bound of the utility to each report.")
     ] = False,
@@ -114,6 +124,12 @@ def simulate_command(
             drop_hopeless=drop_hopeless,
             seed=seed,
             events=_events(events, workers),
+            noise=table if noise else None,
+            worker_profiles=devices
+            and [
+                derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
+                for file in devices.split(",")
+            ],
             with_bound=bound,
             on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
             on_outcomes=keep_events,
@@ -149,8 +165,11 @@ def _reports(
     from traces.capacity import parse_target
     from traces.simulation import find_capacities, simulate_policies, stream_policies
     from traces.spec import parse_spec
+    from traces.trace import TraceError
 
     if stream:
+        if options["noise"] or options["worker_profiles"]:
+            raise TraceError("--stream goes without --noise and --devices")
         kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
         return stream_policies(spec, table, names, **{key: options[key] for key in kept})
     if capacity is not None:
@@ -199,6 +218,8 @@ def _command(given: dict[str, Any]) -> str:
         "subnets": lambda v: ["--subnets", str(v)],
         "events": lambda v: ["--events", v],
         "capacity": lambda v: ["--find-capacity", v],
+        "devices": lambda v: ["--devices", v],
+        "noise": lambda _: ["--noise"],
         "bound": lambda _: ["--bound"],
         "stream": lambda _: ["--stream"],
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slackfit.bound import utility_bound
-from slackfit.devices import Failure, Slowdown
+from slackfit.devices import Devices, Failure, Slowdown
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -34,6 +34,8 @@ def simulate_policies(
     drop_hopeless: bool | None = None,
     seed: int = 0,
     events: Sequence[Failure | Slowdown] = (),
+    noise: LatencyProfile | None = None,
+    worker_profiles: Sequence[LatencyProfile] | None = None,
     with_bound: bool = False,
     on_end: Callable[[str, float], None] | None = None,
     on_outcomes: Callable[[str, list[Outcome]], None] | None = None,
@@ -42,15 +44,18 @@ def simulate_policies(
     """Return one report per policy name; the same inputs give the same reports.
 
     `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
-    befall the devices. `with_bound` adds `bound`, above which no schedule's utility can be, and
-    `of_bound`, the utility's share of it. `extra` keys go into every report. `on_end(policy,
-    seconds)` hears what each run took, which is kept out of the reports; `on_outcomes(policy,
-    outcomes)` is handed every outcome.
+    befall the devices, whose latencies are drawn from the quantiles of `noise` or, without it, are
+    the medians of `worker_profiles` (one each; default: all `profile`). `with_bound` adds `bound`,
+    above which no schedule's utility can be, and `of_bound`, the utility's share of it. `extra`
+    keys go into every report. `on_end(policy, seconds)` hears what each run took, which is kept out
+    of the reports; `on_outcomes(policy, outcomes)` is handed every outcome.
 
     Raises:
-        TraceError: no arrivals, no deadlines or an unknown policy; nothing has run then.
+        TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe
+            the devices; nothing has run then.
     """
     deadlines_s = _deadlines_s(trace, slo_s)
+    _check_devices(profile, num_workers, noise, worker_profiles)
     policies = [_create_policy(name, profile) for name in policy_names]
     bound = None
     if with_bound:
@@ -69,6 +74,8 @@ def simulate_policies(
                 drop_hopeless=drop_hopeless,
                 query_class=trace.query_class,
                 events=events,
+                noise=noise,
+                worker_profiles=worker_profiles,
                 progress=progress,
             )
         if on_end is not None:
@@ -185,6 +192,25 @@ def _create_policy(name: str, profile: LatencyProfile) -> tuple[str, Policy]:
         return policy.name + at + parameters, policy
     except ValueError as error:
         raise TraceError(str(error)) from None
+
+
+def _check_devices(
+    profile: LatencyProfile,
+    num_workers: int,
+    noise: LatencyProfile | None,
+    worker_profiles: Sequence[LatencyProfile] | None,
+) -> None:
+    try:
+        Devices(num_workers, noise=noise, profiles=worker_profiles)
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    for other in worker_profiles or ():
+        missing = sorted({*profile.subnet_ids} - {*other.subnet_ids})
+        if missing or other.max_batch_size < profile.max_batch_size:
+            raise TraceError(
+                f"device profile {other.name!r} lacks subnets {', '.join(missing) or '(none)'} or "
+                f"batches up to {profile.max_batch_size} of {profile.name!r}"
+            )
 
 
 def _deadlines_s(trace: Trace, slo_s: float | None) -> float | FloatArray:

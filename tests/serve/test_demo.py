@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from serve.demo import demo, largest_capacity_qps, trace_spec
+from serve.demo import demo, largest_capacity_qps, trace_spec, train_supernet
 from slackfit.profile import LatencyProfile
+from training.config import TrainConfig
+from training.resume import RESUME_FILE, ResumeError
 
 
 def test_the_default_trace_offers_a_share_of_what_the_largest_subnet_can_do() -> None:
@@ -31,3 +33,21 @@ def test_a_wrong_trace_is_refused_before_anything_is_trained(
     assert refused.value.exit_code == 2
     assert "has no key 'rat'" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_run_of_another_version_is_trained_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / RESUME_FILE).write_bytes(b"of another version")
+    resumed: list[bool] = []
+
+    def stop(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+        resumed.append(resume)
+        assert resume == (folder / RESUME_FILE).exists()
+        if resume:
+            raise ResumeError("another config")
+
+    monkeypatch.setattr("serve.demo.train_with_progress", stop)
+    with pytest.raises(typer.Exit):
+        train_supernet(tmp_path)
+    assert resumed == [True, False]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,30 @@ def _accept_digest(folder: Path, name: str) -> None:
     header = json.loads((folder / "supernet.json").read_text())
     header["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "supernet.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("fails", ["supernet.safetensors", "norm_statistics.safetensors"])
+def test_a_full_disk_leaves_what_was_there(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+    exists: bool,
+) -> None:
+    if exists:
+        save_checkpoint(checkpoint, tmp_path / "out")
+
+    def save_until_full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name == fails:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr("supernet.checkpoint.save_file", save_until_full)
+    changed = replace(checkpoint, state={n: t + 1 for n, t in checkpoint.state.items()})
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(changed, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if exists else [])
+    if exists:
+        kept = load_checkpoint(tmp_path / "out").state
+        assert all(torch.equal(kept[n], t) for n, t in checkpoint.state.items())

@@ -73,6 +73,49 @@ def test_user_errors_end_with_code_2_and_write_nothing(tmp_path, change, message
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_slower_device_is_simulated_and_the_scheduler_is_not_told(tmp_path):
+    slow = json.loads(Path(PROFILE).read_text())
+    for subnet in slow["subnets"]:
+        subnet["latency_ms"] = {
+            q: [2 * ms for ms in row] for q, row in subnet["latency_ms"].items()
+        }
+    (tmp_path / "slow.json").write_text(json.dumps(slow))
+    fast, mixed = (
+        json.loads(simulate("--workers", 2, "--devices", devices, "--json", "-").stdout)[0]
+        for devices in (f"{PROFILE},{PROFILE}", f"{PROFILE},{tmp_path / 'slow.json'}")
+    )
+    assert fast["latency_ms"] != mixed["latency_ms"]
+    assert fast["slo_attainment"] == 1.0 > mixed["slo_attainment"]
+
+
+def test_noise_is_drawn_from_the_quantiles_of_the_profile(tmp_path):
+    wide = json.loads(Path(PROFILE).read_text())
+    for subnet in wide["subnets"]:
+        subnet["latency_ms"]["p99"] = [3 * ms for ms in subnet["latency_ms"]["p50"]]
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    still, noisy = (
+        json.loads(simulate(*more, "--json", "-", profile=str(tmp_path / "wide.json")).stdout)[0]
+        for more in ((), ("--noise",))
+    )
+    assert noisy["latency_ms"]["p99"] > still["latency_ms"]["p99"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--noise",), "noise needs quantiles beyond p50"),
+        (("--devices", f"{PROFILE},{PROFILE}"), "profiles has 2 for 1 workers"),
+        (("--devices", "dynabert.json"), "dynabert.json"),
+        (("--devices", PROFILE.replace("resnet", "dynabert")), "lacks subnets resnet-73.82"),
+        (("--stream", "--noise"), "--stream goes without --noise"),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(more, message):
+    result = simulate(*more)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_simulate_without_any_deadline_says_what_to_give():
     result = call("simulate", "--profile", PROFILE, "--trace", SPEC)
     assert (result.exit_code, "--slo-ms" in result.stderr) == (2, True)
