@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError
 
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
@@ -64,7 +65,7 @@ def calibrate(
             min_accuracy=min_accuracy,
         )
         save_checkpoint(done, out or checkpoint)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     for s in done.subnets:

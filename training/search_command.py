@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from safetensors import SafetensorError
 
 from slackfit.profile import LatencyProfile
 from supernet import load_checkpoint, save_checkpoint
@@ -87,7 +88,7 @@ def search(
             sys.stdout.write(text)
         elif json_ is not None:
             Path(json_).write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     if json_ != "-":

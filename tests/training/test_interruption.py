@@ -20,7 +20,7 @@ from training.trainer import Trainer
 
 COMMAND = [sys.executable, "-m", "training", "--config", "configs/train_digits.toml",
            "--set", "supernet.variant=resnet_tiny", "--set", "threads=1",
-           "--set", "data.batch_size=128", "--set", "schedule.epochs=20",
+           "--set", "data.batch_size=128", "--set", "schedule.epochs=14",
            "--set", "amp=off"]  # fmt: skip
 # Limits the size of a file that the process may write, which is how a full disk looks to it.
 LIMITED = """
