@@ -203,7 +203,8 @@ class TrainingBench:
         return Run(**json.loads(path.read_text(encoding="utf-8")))
 
     def _run_folder(self, case: str, seed: int) -> Path:
-        described = json.dumps(asdict(cased(self._base, case, seed)), sort_keys=True)
+        points = [arch.subnet_id for arch in self.points]
+        described = json.dumps([asdict(cased(self._base, case, seed)), points], sort_keys=True)
         digest = hashlib.sha256(described.encode()).hexdigest()[:8]
         return self._out / f"{case}-seed{seed}-{digest}"
 

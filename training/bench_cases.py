@@ -63,8 +63,10 @@ def points_of(definition: SupernetDefinition, count: int = NUM_POINTS) -> list[A
 
     Raises ValueError for a ladder with fewer.
     """
-    ladder = list(definition.space.ladder())
-    macs = np.array([cost(definition, arch).macs for arch in ladder], dtype=np.float64)
+    # Widths are rounded to whole groups of channels, so two archs may be one network: take one.
+    sizes = {cost(definition, arch).macs: arch for arch in definition.space.ladder()}
+    ladder = list(sizes.values())
+    macs = np.array(list(sizes), dtype=np.float64)
     if len(ladder) < count:
         raise ValueError(f"{definition.family_name}: {len(ladder)} sizes, {count} are compared")
     chosen = {0, len(ladder) - 1}

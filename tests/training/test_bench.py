@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supernet import define_supernet
+from supernet import cost, define_supernet
 from training.bench import TrainingBench
 from training.bench_cases import CASES, base_config, points_of, same_work, work
 
@@ -64,3 +64,11 @@ def test_the_points_are_five_sizes_from_smallest_to_largest() -> None:
     points = points_of(define_supernet("resnet20_cifar"))
     assert len(set(points)) == 5
     assert (points[0], points[-1]) == (space.smallest, space.largest)
+
+
+def test_the_points_of_the_digits_are_five_different_networks() -> None:
+    options = base_config(None, epochs=None, images=None, threads=1).supernet
+    definition = define_supernet(options.variant, **options.overrides)
+    macs = [cost(definition, arch).macs for arch in points_of(definition)]
+    assert len(set(macs)) == 5
+    assert macs == sorted(macs)
