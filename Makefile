@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WIRE := .venv-wire
+WIRE_STAMP := $(WIRE)/.installed
+PROTO := serve/proto/open_inference.proto
 TRACE ?=
 
 .PHONY: install check test test-slow test-gpu bench demo proto
@@ -14,16 +17,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
+$(WIRE_STAMP): requirements-wire.txt
+	test -x $(WIRE)/bin/python || $(PYTHON) -m venv $(WIRE)
+	$(WIRE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-wire.txt
+	touch $(WIRE_STAMP)
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-test: $(STAMP)
+test: $(STAMP) $(WIRE_STAMP)
 	$(BIN)/python -m pytest
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(WIRE_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(STAMP)
@@ -37,5 +45,5 @@ bench: $(STAMP)
 demo: $(STAMP)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m serve.demo --out runs/demo $(if $(TRACE),--trace '$(TRACE)')
 
-proto: $(STAMP)
-	@echo "The Open Inference Protocol is served over HTTP only so far: there are no stubs to generate."
+proto: $(WIRE_STAMP)
+	$(WIRE)/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

@@ -1,180 +1,170 @@
 """An Open Inference Protocol client for open-loop replay: cheap to send, honest about the answer.
 
-It fulfils `traces.replay.Target`. Client, server and device often share few cores, so a request
-must cost little: tensors travel as bytes (binary tensor extension), the JSON head is the same for
-every sample and made once, and requests go straight to httpx's transport, past its redirects,
-cookies and URL merging.
+It fulfils `traces.target.Target`, for any server of the protocol. Client, server and device often
+share few cores, so a request must cost little: tensors travel as bytes where the server takes the
+binary tensor extension, and the JSON around them is made once.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
-import httpx
 import numpy as np
 
-from traces.replay import ReplayReply, ReplayRequest
+from serve.answer import ClientError, error_text, read_answer, read_model, read_refusal
+from serve.wire import HttpWire, Wire, WireError
+from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _BINARY_HEADER = "Inference-Header-Content-Length"
-_TRANSPORT_ERRORS = (httpx.TransportError, httpx.StreamError)
+_OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
+_OUR_SERVER = "supernet"
 
-
-class ClientError(RuntimeError):
-    """The server can't be reached, or does not serve what was asked for."""
+__all__ = ["ClientError", "OipClient", "connect"]
 
 
 class OipClient:
-    """Sends samples to one model of one server; `max_connections` bounds the open requests."""
+    """Sends samples to one model of one server.
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        max_connections: int = 256,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        base = httpx.URL(url)
-        self._server_url = base.copy_with(path=f"{base.path.rstrip('/')}/v2")
+    As made it speaks to a server of ours; `describe` asks the server what it takes.
+    """
+
+    def __init__(self, url: str, model: str, *, wire: Wire | None = None) -> None:
+        self._server_url = f"{url.rstrip('/')}/v2"
         self.aim(model)
-        limits = httpx.Limits(
-            max_connections=max_connections,
-            max_keepalive_connections=max_connections,
-            keepalive_expiry=None,
-        )
-        self._transport = transport or httpx.AsyncHTTPTransport(limits=limits)
-        self._heads: dict[tuple[int, ...], bytes] = {}
+        self._wire = wire or HttpWire()
+        self._tensor = _OURS
+        self._is_binary = True
+        self._sends_timeout = False
+        self._encoded: dict[tuple[int, ...] | int, bytes] = {}
 
     def aim(self, model: str) -> None:
         """Ask this model from now on."""
-        path = f"{self._server_url.path}/models/{model}"
         self.model = model
-        self._model_url = self._server_url.copy_with(path=path)
-        self._infer_url = self._server_url.copy_with(path=f"{path}/infer")
+        self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
+        self._infer_url = f"{self._model_url}/infer"
 
     async def metadata(self) -> dict[str, Any]:
         """Return the model's metadata. Raises ClientError when there is none to be had."""
         return await self._get(self._model_url)
 
-    async def models(self) -> list[str]:
-        """Return the names of the models that the server lists. Raises ClientError."""
-        return list((await self._get(self._server_url)).get("models", []))
+    async def server(self) -> dict[str, Any]:
+        """Return the server's metadata. Raises ClientError."""
+        return await self._get(self._server_url)
 
-    async def _get(self, url: httpx.URL) -> dict[str, Any]:
+    async def describe(self) -> Model:
+        """Return the model, and send in the form that model and server take from now on.
+
+        A server whose extensions do not name `binary_tensor_data` gets JSON. One that is not ours
+        and has `schedule_policy` gets the time left as that extension's `timeout`, too.
+
+        Raises ClientError when there is no metadata, or none that a replay can serve.
+        """
+        model = read_model(await self.metadata(), self._model_url)
         try:
-            response = await self._transport.handle_async_request(httpx.Request("GET", url))
-            body = await response.aread()
-            if response.status_code != 200:
-                raise ClientError(f"{url}: {response.status_code} {_error_text(body)}")
-            return json.loads(body)
-        except _TRANSPORT_ERRORS as error:
-            raise ClientError(f"{url}: no answer ({type(error).__name__}: {error})") from None
-        except ValueError:
-            raise ClientError(f"{url}: the answer is not JSON; is this a model server?") from None
+            server = await self.server()
+        except ClientError:  # optional: the model has answered, so somebody is there
+            server = {}
+        extensions = server.get("extensions") or []
+        self._tensor = model.tensor
+        self._is_binary = "binary_tensor_data" in extensions
+        self._sends_timeout = "schedule_policy" in extensions and server.get("name") != _OUR_SERVER
+        return model
+
+    async def prepare(self, payloads: np.ndarray) -> None:
+        """Encode all samples where JSON makes that costly."""
+        if not self._is_binary:
+            self._encoded = {i: self._tensor_text(sample) for i, sample in enumerate(payloads)}
 
     async def infer(self, request: ReplayRequest) -> ReplayReply:
         """Send one sample and return how it ended; never raises for what a server may do."""
-        head = self._head(request.payload.shape)
-        headers = {
-            _BINARY_HEADER: str(len(head)),
-            "Content-Type": "application/octet-stream",
-            "x-slo-ms": f"{request.slo_s * 1e3:.6g}",
-        }
+        head = self._head(request)
+        headers = {"x-slo-ms": f"{request.slo_s * 1e3:.6g}"}
         if request.timeout_s is not None:
             headers["x-request-timeout-seconds"] = f"{request.timeout_s:.6g}"
-        wire = httpx.Request(
-            "POST",
-            self._infer_url,
-            headers=headers,
-            content=head + request.payload.tobytes(),
-        )
+        if self._is_binary:
+            headers[_BINARY_HEADER] = str(len(head))
+            headers["Content-Type"] = "application/octet-stream"
+            content = head + request.payload.tobytes()
+        else:
+            headers["Content-Type"] = "application/json"
+            content = head
         try:
-            response = await self._transport.handle_async_request(wire)
-            body = await response.aread()
-        except _TRANSPORT_ERRORS as error:
-            return _ended("failed", f"connection: {type(error).__name__}")
-        if response.status_code == 200:
-            return _executed(response, body)
-        return _refused(response.status_code, body)
+            answer = await self._wire.ask("POST", self._infer_url, headers=headers, content=content)
+        except WireError as error:
+            return ReplayReply(status="failed", reason=f"connection: {error}", can_retry=True)
+        if answer.status == 200:
+            return read_answer(answer.body, answer.headers.get(_BINARY_HEADER))
+        return read_refusal(answer.status, answer.body, answer.headers.get("Retry-After"))
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.aclose()
+        await self._wire.close()
 
-    def _head(self, shape: tuple[int, ...]) -> bytes:
-        """Return the JSON part of a request with one sample of this shape."""
-        if shape not in self._heads:
-            tensor = {
-                "name": "input",
-                "datatype": "UINT8",
-                "shape": [1, *shape],
-                "parameters": {"binary_data_size": int(np.prod(shape))},
-            }
-            fields = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-            self._heads[shape] = json.dumps(fields).encode()
-        return self._heads[shape]
+    async def _get(self, url: str) -> dict[str, Any]:
+        try:
+            answer = await self._wire.ask("GET", url, headers={}, content=b"")
+            if answer.status != 200:
+                raise ClientError(f"{url}: {answer.status} {error_text(answer.body)}")
+            fields = json.loads(answer.body)
+        except WireError as error:
+            raise ClientError(f"{url}: no answer ({error}: {error.__cause__})") from None
+        except (ValueError, RecursionError):
+            raise ClientError(f"{url}: the answer is not JSON; is this a model server?") from None
+        if not isinstance(fields, Mapping):
+            raise ClientError(f"{url}: the answer is no JSON object; is this a model server?")
+        return dict(fields)
+
+    def _head(self, request: ReplayRequest) -> bytes:
+        """Return the JSON part of a request with one sample."""
+        parameters: dict[str, Any] = {"binary_data_output": True} if self._is_binary else {}
+        if request.query_class is not None:
+            parameters["priority"] = request.query_class
+        if self._sends_timeout:
+            parameters["timeout"] = round(request.slo_s * 1e6)
+        tensor = self._tensor_of(request)
+        return b'{"inputs":[%b],"parameters":%b}' % (tensor, json.dumps(parameters).encode())
+
+    def _tensor_of(self, request: ReplayRequest) -> bytes:
+        """Return the tensor's JSON, made before if it can be; with bytes, samples share theirs."""
+        key = request.payload.shape if self._is_binary else request.payload_id
+        if key is None:
+            return self._tensor_text(request.payload)
+        if key not in self._encoded:
+            self._encoded[key] = self._tensor_text(request.payload)
+        return self._encoded[key]
+
+    def _tensor_text(self, sample: np.ndarray) -> bytes:
+        spec = self._tensor
+        fields: dict[str, Any] = {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": [1, *sample.shape] if spec.is_batched else list(sample.shape),
+        }
+        if self._is_binary:
+            fields["parameters"] = {"binary_data_size": sample.nbytes}
+        else:
+            fields["data"] = sample.ravel().tolist()
+        return json.dumps(fields).encode()
 
 
-async def connect(url: str, model: str | None = None) -> tuple[OipClient, dict[str, Any]]:
-    """Return a client of `model` (None: the server's first) and that model's metadata.
+async def connect(url: str, model: str | None = None) -> tuple[OipClient, Model]:
+    """Return a client of `model` (None: the server's first) and what the server says of that model.
 
     Raises ClientError when the server can't be reached or does not serve it.
     """
+    if not url.startswith(("http://", "https://")):
+        raise ClientError(f"{url}: not a URL of a server; give http://, https:// or grpc://")
+    client = OipClient(url, model or "")
     try:
-        client = OipClient(url, model or "")
         if model is None:
-            models = await client.models()
-            if not models:
+            models = (await client.server()).get("models")
+            if not isinstance(models, list) or not models:
                 raise ClientError(f"{url} does not list its models: name one with --model")
-            client.aim(models[0])
-        return client, await client.metadata()
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ClientError(f"{url}: not a URL of a server ({error})") from None
-
-
-def _executed(response: httpx.Response, body: bytes) -> ReplayReply:
-    length = response.headers.get(_BINARY_HEADER)
-    fields = json.loads(body if length is None else body[: int(length)])
-    if length is None:
-        output = np.asarray(fields["outputs"][0]["data"], dtype=np.float32)
-    else:
-        output = np.frombuffer(body, dtype="<f4", offset=int(length))
-    about = fields["parameters"]
-    return ReplayReply(
-        status="ok",
-        reason="",
-        output=output,
-        subnet_id=about["subnet"],
-        accuracy=about["accuracy"],
-        batch_size=about["batch_size"],
-        batch_id=about["batch_id"],
-        queue_s=about["queue_s"],
-        execution_s=about["execution_s"],
-    )
-
-
-def _refused(status_code: int, body: bytes) -> ReplayReply:
-    """Read how a query ended from the server's word; another server's from the HTTP status."""
-    try:
-        fields = json.loads(body)
-    except ValueError:
-        fields = None
-    if isinstance(fields, dict) and fields.get("status") in ("dropped", "rejected", "failed"):
-        return _ended(fields["status"], str(fields.get("reason", "")))
-    if isinstance(fields, dict) and fields.get("status") == "late":
-        return _ended("dropped", "expired")
-    if status_code in (408, 504):
-        return _ended("dropped", "expired")
-    return _ended("rejected" if status_code in (429, 503) else "failed", f"http_{status_code}")
-
-
-def _ended(status: str, reason: str) -> ReplayReply:
-    return ReplayReply(status=status, reason=reason)
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return repr(body[:200])
+            client.aim(str(models[0]))
+        return client, await client.describe()
+    except ClientError:
+        await client.close()
+        raise

@@ -39,6 +39,7 @@ from traces.progress import replay_progress
 from traces.replay import replay
 from traces.report import write_report_html, write_report_json
 from traces.table import report_table
+from traces.zoom import burst_zoom
 from training.cli import train_with_progress
 from training.config import TrainConfig, load_config
 from training.data import load_dataset
@@ -224,6 +225,7 @@ async def _replay(
         await client.close()
     return summarize(
         result.outcomes,
+        zoom=burst_zoom(result.outcomes, result.duration_s),
         policy=about["parameters"]["policy"],
         slo_s=SLO_S,
         duration_s=result.duration_s,

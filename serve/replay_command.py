@@ -5,30 +5,17 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from serve.client import OipClient
-    from traces.replay import Progress, ReplayResult
+    from traces.result import ReplayResult
     from traces.trace import Trace
 
-_RANDOM_PAYLOADS = 64
 _INTERRUPTED = 130
-
-
-class Payload(NamedTuple):
-    """What is sent: samples, their labels if known, where they come from."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    source: str
 
 
 def replay(
@@ -52,146 +39,134 @@ def replay(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     warmup_s: Annotated[float, typer.Option(min=0, help="Seconds left out at the start.")] = 0.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after which a query is given up.")
+    ] = 30.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Sends again when refused, while the deadline leaves room.")
+    ] = 0,
+    max_lag_ms: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sending later (p99) makes the run invalid; default: SLO / 10."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Senders; default: what the trace's rate asks for.")
+    ] = None,
+    also_simulate: Annotated[
+        bool, typer.Option("--also-simulate", help="Simulate the same, and show the error.")
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The server's profile, for --also-simulate."),
+    ] = None,
 ) -> None:
-    """Replay a trace against a live server; write report.json and report.html.
+    """Replay a trace against a live server; write report.json, report.html and timeline.parquet.
 
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
-    from serve.client import ClientError
+    words = _command(locals())
+    if also_simulate != (profile is not None):
+        typer.echo("error: --also-simulate and --profile FILE go together", err=True)
+        raise typer.Exit(2)
+    from serve.answer import ClientError
+    from serve.live_replay import LiveReplay
+    from slackfit.profile import LatencyProfile
     from traces.cli import user_errors
     from traces.progress import replay_progress
+    from traces.senders import SenderError
     from traces.spec import parse_spec
 
     with user_errors():
-        parsed = parse_spec(trace, seed=seed)
-        words = ["supernet", "replay", "--trace", trace, "--url", url, "--seed", str(seed)]
-        words += [] if slo_ms is None else ["--slo-ms", f"{slo_ms:g}"]
-        words += [] if data is None else ["--data", str(data)]
-        run = _Run(parsed, None if slo_ms is None else slo_ms * 1e-3, data, seed, warmup_s)
+        live = LiveReplay(
+            trace=parse_spec(trace, seed=seed),
+            url=url,
+            model=model,
+            label=policy,
+            slo_s=None if slo_ms is None else slo_ms * 1e-3,
+            data=data,
+            seed=seed,
+            warmup_s=warmup_s,
+            timeout_s=timeout_s,
+            max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
+            max_retries=retries,
+            num_processes=processes,
+            twin=None if profile is None else LatencyProfile.load(profile),
+        )
         try:
             with replay_progress("replay") as show:
-                report, is_partial = asyncio.run(run.execute(url, model, policy, show))
-        except ClientError as error:
+                reports, result = asyncio.run(live.run(show))
+        except (ClientError, SenderError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
-        write_report({**report, "command": shlex.join(words)}, out)
-    if is_partial:
+        write_run([{**r, "command": words} for r in reports], live.trace, result, out)
+    if result.is_partial:
         raise typer.Exit(_INTERRUPTED)
 
 
-class _Run:
-    """One replay: what is sent, and when."""
-
-    def __init__(
-        self, trace: Trace, slo_s: float | None, data: Path | None, seed: int, warmup_s: float
-    ) -> None:
-        self._trace = trace
-        self._slo_s = slo_s
-        self._data = data
-        self._seed = seed
-        self._warmup_s = warmup_s
-
-    async def execute(
-        self,
-        url: str,
-        model: str | None,
-        policy: str | None,
-        progress: Callable[[Progress], None],
-    ) -> tuple[dict[str, Any], bool]:
-        """Return the report and whether it is of an interrupted run."""
-        from serve.client import connect
-        from traces.replay import replay as replay_trace
-
-        client, about = await connect(url, model)
-        try:
-            payload = load_payload(self._data, about["inputs"][0]["shape"][1:], self._seed)
-            start_s = time.monotonic()
-            result = await replay_trace(
-                self._trace,
-                client,
-                slo_s=self._slo_s,
-                payloads=payload.images,
-                labels=payload.labels,
-                seed=self._seed,
-                warmup_s=self._warmup_s,
-                progress=progress,
-            )
-            wall_s = time.monotonic() - start_s
-        finally:
-            await client.close()
-        return self._report(client, about, policy, payload, result, wall_s), result.is_partial
-
-    def _report(
-        self,
-        client: OipClient,
-        about: dict[str, Any],
-        policy: str | None,
-        payload: Payload,
-        result: ReplayResult,
-        wall_s: float,
-    ) -> dict[str, Any]:
-        import numpy as np
-
-        from slackfit.metrics import summarize
-        from traces.burstiness import trace_summary
-
-        server = about.get("parameters", {})
-        slo_s = self._slo_s
-        if slo_s is None:
-            assert self._trace.slo_s is not None, "replay refuses a trace without deadlines"
-            slo_s = float(np.median(self._trace.slo_s))
-        return summarize(
-            result.outcomes,
-            policy=policy or str(server.get("policy", "unknown")),
-            slo_s=slo_s,
-            duration_s=result.duration_s,
-            seed=self._seed,
-            profile=str(server.get("profile", "")),
-            wall_s=wall_s,
-            trace=trace_summary(self._trace),
-            config={
-                "model": client.model,
-                "server_policy": server.get("policy"),
-                "server_device": server.get("device"),
-                "payloads": payload.source,
-                "warmup_s": self._warmup_s,
-            },
-            **result.extra(),
-        )
-
-
-def load_payload(data: Path | None, shape: list[int], seed: int) -> Payload:
-    """Return the samples of a payload folder, or noise of the model's shape.
-
-    Raises TraceError when the samples do not have the shape that the model takes.
-    """
-    import numpy as np
-
-    from traces.payloads import load_payloads
-    from traces.trace import TraceError
-
-    if data is None:
-        rng = np.random.default_rng(seed)
-        images = rng.integers(0, 256, size=(_RANDOM_PAYLOADS, *shape), dtype=np.uint8)
-        return Payload(images, None, f"{_RANDOM_PAYLOADS} samples of uniform noise")
-    loaded = load_payloads(data)
-    if list(loaded.images.shape[1:]) != list(shape):
-        raise TraceError(
-            f"{data}: samples have shape {list(loaded.images.shape[1:])}, "
-            f"the model takes {list(shape)}"
-        )
-    return Payload(loaded.images, loaded.labels, str(data))
-
-
-def write_report(report: dict[str, Any], out: Path) -> None:
-    """Write report.json and report.html into a folder and print the table."""
+def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult, out: Path) -> None:
+    """Write report.json, report.html and timeline.parquet into a folder; print the figures."""
     from rich.console import Console
 
     from traces.report import write_report_html, write_report_json
     from traces.table import report_table
+    from traces.timeline import write_timeline
 
     out.mkdir(parents=True, exist_ok=True)
-    write_report_json(out / "report.json", [report])
-    write_report_html(out / "report.html", [report], title="Replay report")
-    Console(width=None if sys.stdout.isatty() else 140).print(report_table([report]))
+    write_report_json(out / "report.json", reports)
+    write_report_html(out / "report.html", reports, title="Replay report")
+    write_timeline(out / "timeline.parquet", trace, result)
+    Console(width=None if sys.stdout.isatty() else 140).print(report_table(reports))
+    for line in _about_generator(reports[0]) + _about_fidelity(reports[0]):
+        typer.echo(line)
     typer.echo(f"report: {out / 'report.html'}", err=True)
+
+
+def _about_generator(report: Mapping[str, Any]) -> list[str]:
+    lag, capacity = report["generator_lag_ms"], report["generator_capacity_qps"]
+    if lag["p99"] is None:
+        return ["generator: nothing was sent"]
+    line = f"generator: lag p50 {lag['p50']:.2f}, p99 {lag['p99']:.2f}, max {lag['max']:.2f} ms"
+    if capacity is not None:
+        line += f"; {report['generator_processes']} sending could do {capacity:,.0f} queries/s"
+    invalid = report["invalid_reason"]
+    return [line, *([f"INVALID: {invalid}"] if invalid else [])]
+
+
+def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
+    """Say the simulation's errors in lines, one per figure."""
+    lines: list[str] = []
+    for key, title in (
+        ("fidelity", "simulated from the profile"),
+        ("fidelity_at_live_speed", "simulated with a device as slow as the live one was"),
+    ):
+        if key not in report:
+            continue
+        lines.append(f"{title}:")
+        for name, row in report[key].items():
+            if row["error"] is None:
+                lines.append(f"  {name:22} live {row['live']}, simulated {row['simulated']}")
+                continue
+            is_latency = name.endswith("_ms")
+            error = f"{row['error']:+.1%}" if is_latency else f"{row['error']:+.4f}"
+            digits = ".2f" if is_latency else ".4f"
+            shown = f"live {row['live']:{digits}}, simulated {row['simulated']:{digits}}"
+            lines.append(f"  {name:22} {shown}, error {error}")
+    return lines
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """Return the command line that makes this run again, outputs left out."""
+    words = ["supernet", "replay", "--trace", given["trace"], "--url", given["url"]]
+    words += ["--seed", str(given["seed"])]
+    for key in ("slo_ms", "data", "model", "retries", "max_lag_ms", "processes", "profile"):
+        if given[key]:
+            value = given[key]
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [f"--{key.replace('_', '-')}", text]
+    if given["warmup_s"]:
+        words += ["--warmup-s", f"{given['warmup_s']:g}"]
+    if given["timeout_s"] != 30.0:
+        words += ["--timeout-s", f"{given['timeout_s']:g}"]
+    if given["also_simulate"]:
+        words.append("--also-simulate")
+    return shlex.join(words)

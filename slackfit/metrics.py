@@ -166,7 +166,8 @@ def _latency_cdf(latency_s: Floats) -> dict[str, list[float]]:
 def _subnets(columns: _Columns, first: Ints) -> dict[str, dict[str, float]]:
     kinds = len(columns.subnet_ids)
     queries = np.bincount(columns.subnet[columns.subnet >= 0], minlength=kinds).tolist()
-    batches = np.bincount(columns.subnet[first], minlength=kinds).tolist()
+    named = first[columns.subnet[first] >= 0]  # servers of others do not say which subnet ran
+    batches = np.bincount(columns.subnet[named], minlength=kinds).tolist()
     report: dict[str, dict[str, float]] = {}
     for i, subnet_id in enumerate(columns.subnet_ids):
         if queries[i]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from traces.fetch_command import trace_fetch
 from traces.fit_command import trace_fit
 from traces.simulate_command import simulate_command
 from traces.sweep_command import sweep_command
@@ -96,7 +97,7 @@ def trace_plot(
 ) -> None:
     """Draw a trace's rate over time."""
     with user_errors():
-        from traces.plots import save_trace_rate
+        from traces.rate_plot import save_trace_rate
         from traces.spec import parse_spec
 
         save_trace_rate(out, parse_spec(spec, seed=seed))
@@ -104,6 +105,7 @@ def trace_plot(
 
 
 trace_app.command("fit")(trace_fit)
+trace_app.command("fetch")(trace_fetch)
 
 
 app.command("simulate")(simulate_command)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from slackfit.query import STATUSES
 from traces import plots
+from traces.intervals import attainment_intervals, widest
+from traces.page_tables import comparison, fidelity, misses
+from traces.panels import ms, percent, picture, run_panels
 
 Report = Mapping[str, Any]
 
@@ -30,7 +32,8 @@ OUTCOME_MEANINGS = {
 MAX_LEGEND = 9
 _SHOWN_ELSEWHERE = {
     *("outcomes", "latency_ms", "subnets", "reasons", "batch_sizes", "series", "latency_cdf"),
-    *("trace", "config", "command", "policy", "label", "run"),
+    *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
+    *("fidelity", "fidelity_at_live_speed"),
     *("slo_attainment", "mean_serving_accuracy", "measured_accuracy", "utility", "goodput_qps"),
 }
 
@@ -46,6 +49,7 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
     labels = unique_labels(reports)
     subnet_ids = _subnet_ids(reports)
     colours = plots.subnet_colours(subnet_ids)
+    intervals = [widest(r.get("slo_attainment_95") or attainment_intervals(r)) for r in reports]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("traces", "templates"),
         autoescape=True,
@@ -53,19 +57,22 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, ms=_ms, number=_number)
+    environment.filters.update(percent=percent, ms=ms, number=_number)
     return environment.get_template("report.html.j2").render(
         title=title,
         headline=_headline(reports, labels),
         warnings=_warnings(reports, labels),
-        rows=[_row(i, r, labels[i]) for i, r in enumerate(reports)],
+        rows=[_row(i, r, labels[i], intervals[i]) for i, r in enumerate(reports)],
+        comparison=comparison(reports, labels, intervals),
+        misses=misses(reports),
+        fidelity=fidelity(reports, labels),
         has_measured=any(r.get("measured_accuracy") is not None for r in reports),
         outcome_colours=OUTCOME_COLOURS,
         outcome_meanings=OUTCOME_MEANINGS,
-        plane=_picture(plots.plane(reports, labels), "plane"),
-        latency_cdf=_picture(plots.latency_cdf(reports, labels), "cdf"),
+        plane=picture(plots.plane(reports, labels, intervals), "plane"),
+        latency_cdf=picture(plots.latency_cdf(reports, labels), "cdf"),
         subnet_legend=_legend(subnet_ids, colours, _accuracies(reports)),
-        policies=_policy_panels(reports, labels, colours),
+        policies=run_panels(reports, labels, colours),
         traces=_distinct_traces(reports),
         runs=[_provenance(r, label) for r, label in zip(reports, labels, strict=True)],
     )
@@ -88,9 +95,9 @@ def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:
     order = sorted(range(len(reports)), key=lambda i: -reports[i]["utility"])
     best = reports[order[0]]
     text = (
-        f"{labels[order[0]]} answered {_percent(best['slo_attainment'])} of "
+        f"{labels[order[0]]} answered {percent(best['slo_attainment'])} of "
         f"{best['num_queries']:,} queries within {best['slo_ms']:g} ms, at "
-        f"{_percent(best['mean_serving_accuracy'])} mean accuracy."
+        f"{percent(best['mean_serving_accuracy'])} mean accuracy."
     )
     if len(reports) == 1:
         return text
@@ -109,10 +116,15 @@ def _warnings(reports: Sequence[Report], labels: Sequence[str]) -> list[str]:
             texts.append(f"{label}: this run is invalid, {report['invalid_reason']}.")
         if report.get("is_partial"):
             texts.append(f"{label}: this run was interrupted; it shows what was sent until then.")
+        if report.get("is_served_accuracy_known") is False:
+            texts.append(
+                f"{label}: the server does not say how accurate its answers are, so accuracy and "
+                "utility are 0 here; labels give the measured accuracy."
+            )
     return texts
 
 
-def _row(index: int, report: Report, label: str) -> dict[str, Any]:
+def _row(index: int, report: Report, label: str, interval: tuple[float, float]) -> dict[str, Any]:
     total = max(report["num_queries"], 1)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in report.get("reasons", {}).items())
     colour, _ = plots.policy_style(index)
@@ -120,6 +132,7 @@ def _row(index: int, report: Report, label: str) -> dict[str, Any]:
         "label": label,
         "colour": colour,
         "report": report,
+        "interval": f"{interval[0] * 100:.2f} to {interval[1] * 100:.2f}",
         "measured_accuracy": report.get("measured_accuracy"),
         "outcomes": [
             {
@@ -153,97 +166,8 @@ def _legend(
         step = (count - 1) / (MAX_LEGEND - 1)
         subnet_ids = [subnet_ids[round(i * step)] for i in range(MAX_LEGEND)]
     return [
-        {"name": s, "accuracy": _percent(accuracies[s]), "colour": colours[s]} for s in subnet_ids
+        {"name": s, "accuracy": percent(accuracies[s]), "colour": colours[s]} for s in subnet_ids
     ]
-
-
-def _policy_panels(
-    reports: Sequence[Report], labels: Sequence[str], colours: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    top_qps = max(max(r["series"]["arrived"], default=0) / r["series"]["bin_s"] for r in reports)
-    served = [a * 100 for r in reports for a in r["series"]["accuracy"] if a is not None]
-    low, high = (min(served), max(served)) if served else (0.0, 100.0)
-    margin = max(0.12 * (high - low), 0.4)
-    limits = (max(low - margin, 0.0), min(high + margin, 100.4))
-    panels: list[dict[str, Any]] = []
-    for i, (report, label) in enumerate(zip(reports, labels, strict=True)):
-        colour, _ = plots.policy_style(i)
-        figures = [
-            (_say_rate(report), plots.offered_rate(report, colour, max(top_qps, 1e-9))),
-            (_say_subnets(report), plots.subnets_chosen(report, colours)),
-            (_say_accuracy(report), plots.served_accuracy(report, colour, limits)),
-            (_say_attainment(report), plots.attainment(report, colour)),
-        ]
-        panels.append(
-            {
-                "label": label,
-                "colour": colour,
-                "figures": [
-                    {"caption": text, "svg": _picture(svg, f"p{i}-{k}")}
-                    for k, (text, svg) in enumerate(figures)
-                ],
-            }
-        )
-    return panels
-
-
-def _picture(svg: str, prefix: str) -> Markup:
-    return Markup(plots.with_id_prefix(svg, prefix))
-
-
-def _say_rate(report: Report) -> str:
-    series = report["series"]
-    rates = [n / series["bin_s"] for n in series["arrived"]]
-    if not rates:
-        return "Offered rate: nothing arrived."
-    mean = report["num_queries"] / report["duration_s"]
-    return (
-        f"Offered rate (line) and the part answered on time (filled): mean {mean:,.0f}, "
-        f"{min(rates):,.0f} to {max(rates):,.0f} queries/s per {series['bin_s']:g} s."
-    )
-
-
-def _say_subnets(report: Report) -> str:
-    used = report["subnets"]
-    if not used and report["outcomes"]["on_time"] + report["outcomes"]["late"]:
-        return "Subnets chosen: the server did not say which."
-    if not used:
-        return "Subnets chosen: none, nothing was executed (grey)."
-    first = max(used, key=lambda s: used[s]["queries"])
-    executed = sum(entry["queries"] for entry in used.values())
-    if len(used) == 1:
-        return f"Subnet that served each query: always {first} (grey: not executed)."
-    share = used[first]["queries"] / executed
-    return (
-        f"Subnet that served each query, dark for small to light for large: {len(used)} used, "
-        f"most often {first} ({share:.0%}); grey: not executed."
-    )
-
-
-def _say_accuracy(report: Report) -> str:
-    values = [a for a in report["series"]["accuracy"] if a is not None]
-    if not values:
-        return "Served accuracy: no answer was on time."
-    mean = _percent(report["mean_serving_accuracy"])
-    if len(report["subnets"]) == 1:
-        return f"Profiled accuracy of on-time answers: always {mean}."
-    return (
-        f"Profiled accuracy of on-time answers: mean {mean}, "
-        f"from {_percent(min(values))} to {_percent(max(values))} per interval."
-    )
-
-
-def _say_attainment(report: Report) -> str:
-    values = [a for a in report["series"]["attainment"] if a is not None]
-    if not values:
-        return "Attainment: nothing arrived."
-    bad = sum(a < 0.99 for a in values)
-    if not bad:
-        return f"Share answered within the SLO: at least {_percent(min(values))} in every interval."
-    return (
-        f"Share answered within the SLO: below {_percent(0.99)} in {bad} of {len(values)} "
-        f"intervals, at worst {_percent(min(values))}."
-    )
 
 
 def _distinct_traces(reports: Sequence[Report]) -> list[dict[str, Any]]:
@@ -284,14 +208,6 @@ def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif value is not None and value != "":
             rows.append((name, str(value)))
     return rows
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{fraction * 100:.2f}\N{NO-BREAK SPACE}%"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
 
 
 def _number(value: float) -> str:

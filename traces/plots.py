@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -21,17 +20,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from traces.burstiness import counts_per_window
-from traces.files import replacing
-from traces.trace import Trace, TraceError
-
 Report = Mapping[str, Any]
 
 POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 POLICY_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NOT_SERVED = "#d9d9d9"
 INK, MUTED, GRID = "#1d2733", "#5b6776", "#e3e7ec"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "traces",  # ids that repeat from run to run
     "font.family": "DejaVu Sans",
@@ -67,13 +62,39 @@ def policy_style(index: int) -> tuple[str, str]:
     return POLICY_COLOURS[index % 7], POLICY_MARKERS[index % 7]
 
 
-def plane(reports: Sequence[Report], labels: Sequence[str]) -> str:
-    """Attainment against accuracy: one point per policy, upper right is better."""
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other one beats in both, from the left to the right.
+
+    >>> pareto_front([(1, 5), (2, 4), (1, 4), (3, 1)])
+    [(1, 5), (2, 4), (3, 1)]
+    """
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]
+
+
+def plane(
+    reports: Sequence[Report],
+    labels: Sequence[str],
+    intervals: Sequence[tuple[float, float]] | None = None,
+) -> str:
+    """Attainment against accuracy: one point per run, upper right is better.
+
+    `intervals` of the attainments are drawn as vertical lines; dotted: the Pareto front.
+    """
     with _figure(5.2, 3.7, "Attainment against accuracy") as (axes, out):
         points = [(r["mean_serving_accuracy"] * 100, r["slo_attainment"] * 100) for r in reports]
         for i, (x, y) in enumerate(points):
             colour, marker = policy_style(i)
             axes.plot(x, y, marker, color=colour, markersize=10, clip_on=False, zorder=3)
+            if intervals is not None:
+                low, high = intervals[i]
+                axes.vlines(x, low * 100, high * 100, color=colour, lw=1.6, alpha=0.6)
+        front = pareto_front(points)
+        if len(front) > 1:
+            axes.plot(*zip(*front, strict=True), color=MUTED, lw=1, ls=":", zorder=2)
         _pad_limits(axes, points)
         _label_points(axes, points, labels)
         axes.set_xlabel("mean accuracy of on-time answers (%)")
@@ -152,6 +173,42 @@ def served_accuracy(report: Report, colour: str, limits: tuple[float, float]) ->
     return out[0]
 
 
+def queue_depth(report: Report, colour: str) -> str:
+    """How many admitted queries wait, over time."""
+    with _time_axes(report, "Queue depth over time") as (axes, edges, out):
+        axes.stairs(report["series"]["queue_depth"], edges, fill=True, color=colour, alpha=0.25)
+        axes.stairs(report["series"]["queue_depth"], edges, color=colour, lw=1.2)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("waiting")
+    return out[0]
+
+
+def batch_sizes(report: Report, colour: str) -> str:
+    """How many batches of each size ran."""
+    sizes = {int(size): count for size, count in report["batch_sizes"].items()}
+    with _figure(5.2, 1.75, "Batch sizes") as (axes, out):
+        names = [str(size) for size in sorted(sizes)]
+        axes.bar(names, [sizes[size] for size in sorted(sizes)], color=colour, alpha=0.7)
+        axes.set_xlabel("queries in the batch")
+        axes.set_ylabel("batches")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        axes.grid(axis="x", visible=False)
+    return out[0]
+
+
+def subnet_queries(report: Report, colours: Mapping[str, str]) -> str:
+    """How many queries each subnet served, from the least to the most accurate."""
+    used = [s for s in colours if s in report["subnets"]]
+    with _figure(5.2, 1.75, "Queries per subnet") as (axes, out):
+        counts = [report["subnets"][s]["queries"] for s in used]
+        axes.bar(range(len(used)), counts, color=[colours[s] for s in used], width=0.8)
+        axes.set_xticks([])
+        axes.set_xlabel("subnets, from the least to the most accurate")
+        axes.set_ylabel("queries")
+        axes.grid(axis="x", visible=False)
+    return out[0]
+
+
 def attainment(report: Report, colour: str) -> str:
     """Share of queries answered on time, over time."""
     with _time_axes(report, "Attainment over time") as (axes, edges, out):
@@ -162,34 +219,11 @@ def attainment(report: Report, colour: str) -> str:
     return out[0]
 
 
-def save_trace_rate(path: Path, trace: Trace) -> None:
-    """Write a picture of a trace's rate over time, in at most 300 windows.
-
-    Raises:
-        TraceError: the suffix is not .svg or .png.
-    """
-    if path.suffix not in (".svg", ".png"):
-        raise TraceError(f"{path}: unknown kind of picture; known suffixes: .svg, .png")
-    window_s = trace.duration_s / min(300, max(len(trace) // 5, 1))
-    counts = counts_per_window(trace, window_s)
-    edges = np.arange(len(counts) + 1) * window_s
-    with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}), replacing(path) as out:
-        figure = Figure(figsize=(8.0, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.stairs(counts / window_s, edges, fill=True, color=POLICY_COLOURS[0], alpha=0.35, lw=0)
-        axes.stairs(counts / window_s, edges, color=POLICY_COLOURS[0], lw=1)
-        axes.axhline(trace.rate_qps, color=INK, lw=1, ls="--")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"time (s), windows of {window_s:.3g} s; dashed: mean")
-        axes.set_ylabel("queries/s")
-        figure.savefig(out, format=path.suffix[1:], dpi=150)
-
-
 @contextmanager
 def _figure(width_in: float, height_in: float, title: str) -> Iterator[tuple[Axes, list[str]]]:
     """Yield (axes, out); on leaving, `out` holds the SVG."""
     out: list[str] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         axes = figure.add_subplot()
         yield axes, out
@@ -200,13 +234,13 @@ def _figure(width_in: float, height_in: float, title: str) -> Iterator[tuple[Axe
 def _time_axes(report: Report, title: str) -> Iterator[tuple[Axes, np.ndarray, list[str]]]:
     """Yield (axes, bin edges, out) of a wide, low figure over the run's time."""
     out: list[str] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 1.75))
         # Fixed margins: the panels of a policy lie above each other with one common time axis.
         axes = figure.add_axes((0.135, 0.26, 0.835, 0.68))
         starts = np.asarray(report["series"]["t_s"])
-        edges = np.append(starts, report["series"]["bin_s"] * len(starts))
-        axes.set_xlim(0, edges[-1])
+        edges = np.append(starts, starts[0] + report["series"]["bin_s"] * len(starts))
+        axes.set_xlim(edges[0], edges[-1])
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("time (s)", labelpad=1)
         yield axes, edges, out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from traces.trace import Trace
 class Answer(NamedTuple):
     """One query's end as the replayer saw it; seconds from the run's start.
 
-    `is_right` is None when there was no answer or no label to compare it with.
+    `is_right` is None when there was no answer or no label to compare it with; `attempts` counts
+    the sends, of which `sent_s` is the first and `finish_s` ends the last.
     """
 
     query_id: int
@@ -26,6 +27,7 @@ class Answer(NamedTuple):
     finish_s: float
     reply: ReplayReply
     is_right: bool | None
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,8 @@ class ReplayResult:
     `outcomes` hold one entry per sent query after the warm-up, by query id; `arrival_s` is the
     intended send. `measured_accuracy` is the top-1 over all returned answers, on time or not (None
     without labels or answers). `lag_s` is the delay of each send behind its intended moment; with
-    `invalid_reason` not empty the generator was too slow for its figures to be believed.
+    `invalid_reason` not empty the generator was too slow for its figures to be believed. `answers`
+    are the sent queries behind the outcomes, without outputs, and `slo_s` is per query id.
     """
 
     outcomes: list[Outcome]
@@ -46,11 +49,30 @@ class ReplayResult:
     invalid_reason: str
     is_partial: bool
     num_warmup: int
+    answers: list[Answer] = field(default_factory=list, repr=False)
+    slo_s: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    warmup_s: float = 0.0
+    cpu_s: tuple[float, ...] = ()
+
+    @property
+    def capacity_qps(self) -> float | None:
+        """Queries/s at which the senders' processor time would be used up, at this run's cost.
+
+        A lower bound: the end of every wait is spent awake, which a busier sender does less.
+        """
+        num_sent = len(self.answers) + self.num_warmup
+        return num_sent / sum(self.cpu_s) * len(self.cpu_s) if any(self.cpu_s) else None
 
     @property
     def is_valid(self) -> bool:
         """Whether the generator kept its times."""
         return not self.invalid_reason
+
+    @property
+    def is_served_accuracy_known(self) -> bool:
+        """Whether the server says how accurate its answers are; others than ours do not."""
+        executed = [o for o in self.outcomes if o.status in ("on_time", "late")]
+        return not executed or any(o.accuracy > 0 for o in executed)
 
     @property
     def lag_ms(self) -> dict[str, float | None]:
@@ -69,7 +91,11 @@ class ReplayResult:
         return {
             "measured_accuracy": self.measured_accuracy,
             "num_judged": self.num_judged,
+            "is_served_accuracy_known": self.is_served_accuracy_known,
             "generator_lag_ms": self.lag_ms,
+            "generator_capacity_qps": self.capacity_qps,
+            "generator_processes": len(self.cpu_s),
+            "num_retries": sum(a.attempts - 1 for a in self.answers),
             "is_valid": self.is_valid,
             "invalid_reason": self.invalid_reason,
             "is_partial": self.is_partial,
@@ -85,8 +111,13 @@ def make_result(
     warmup_s: float,
     ended_s: float | None,
     max_lag_s: float,
+    cpu_s: Sequence[float] = (),
 ) -> ReplayResult:
-    """Judge the answers. `ended_s` is when an interrupted run stopped, None for a whole one."""
+    """Judge the answers.
+
+    `cpu_s` is the processor time of each sender; `ended_s` is when an interrupted run stopped, None
+    for a whole one.
+    """
     kept = sorted((a for a in answers if a.intended_s >= warmup_s), key=lambda a: a.query_id)
     batch_of = _batches(kept)
     outcomes = [_outcome(a, float(slo_s[a.query_id]), warmup_s, batch_of) for a in kept]
@@ -102,6 +133,10 @@ def make_result(
         invalid_reason=_invalid_reason(lag_s, max_lag_s),
         is_partial=ended_s is not None,
         num_warmup=len(answers) - len(kept),
+        answers=kept,
+        slo_s=slo_s,
+        warmup_s=warmup_s,
+        cpu_s=tuple(cpu_s),
     )
 
 
@@ -169,5 +204,5 @@ def _invalid_reason(lag_s: np.ndarray, max_lag_s: float) -> str:
         return ""
     return (
         f"the generator sent late: lag p99 {p99_s * 1e3:.1f} ms is above {max_lag_s * 1e3:.1f} ms; "
-        "lower the rate or give the generator a core of its own"
+        "lower the rate, give the generator a core of its own, or send from more processes"
     )

@@ -22,6 +22,7 @@ from traces.capacity import Target, find_capacity
 from traces.pieces import stream_spec
 from traces.progress import simulation_progress
 from traces.trace import FloatArray, Trace, TraceError
+from traces.zoom import burst_zoom
 
 
 def simulate_policies(
@@ -91,6 +92,7 @@ def simulate_policies(
             profile=profile.name,
             mode="simulated",
             trace=trace_summary(trace),
+            zoom=burst_zoom(outcomes, trace.duration_s),
             **extra,
         )
         if bound is not None:

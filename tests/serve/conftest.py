@@ -191,3 +191,12 @@ def serve_timed(
         return serving(make_door(config, make_profile(scale_s)))
 
     return start
+
+
+@pytest.fixture(scope="session")
+def wire_python() -> str:
+    """The interpreter of `.venv-wire`: tritonclient and the proto compiler run on protobuf 6."""
+    path = Path(".venv-wire/bin/python")
+    if not path.exists():
+        pytest.skip(f"{path} is not there: `make test` installs it")
+    return str(path)

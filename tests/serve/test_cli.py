@@ -104,7 +104,7 @@ def test_mistakes_in_replay_end_with_code_2(tmp_path):
     spec = ["--trace", "poisson:rate=5,duration=1", "--slo-ms", "50", "--out", str(tmp_path)]
     for arguments, text in (
         ([*spec, "--url", "http://127.0.0.1:9"], "no answer"),
-        ([*spec, "--url", "nowhere"], "missing an 'http://'"),
+        ([*spec, "--url", "nowhere"], "not a URL of a server; give http://"),
         (["--trace", "poison:rate=5", *spec[2:], "--url", "http://127.0.0.1:9"], "poison"),
     ):
         result = run("replay", *arguments)

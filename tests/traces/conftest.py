@@ -34,6 +34,9 @@ class FakeTarget:
         self._device = asyncio.Lock()
         self._start_s: float | None = None
 
+    async def prepare(self, payloads: np.ndarray) -> None:
+        self.prepared = len(payloads)
+
     async def infer(self, request: ReplayRequest) -> ReplayReply:
         self.requests.append(request)
         now_s = asyncio.get_running_loop().time()

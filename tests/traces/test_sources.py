@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +227,33 @@ def test_the_genuine_functions_have_classes_and_deadlines():
     assert trace.metadata["slo_missing"] < 50
     assert trace.metadata["num_classes"] == 7
     assert len(trace) == 10_000
+
+
+READ_A_PIPE = """
+import resource, sys
+from traces.spec import parse_spec
+def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+parse_spec("poisson:rate=10,duration=1")
+before = peak_mb()
+trace = parse_spec(f"log:path={sys.argv[1]},time=t")
+print(len(trace), peak_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_file_of_any_size_is_read_as_a_stream(tmp_path):
+    """A hundred megabytes through a pipe, which can't be read twice or held whole unnoticed."""
+    pipe = tmp_path / "wide.csv"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ_A_PIPE, str(pipe)], stdout=subprocess.PIPE, text=True
+    )
+    num_rows, padding = 100_000, "x" * 1000
+    with pipe.open("w") as out:
+        out.write("t,rest\n")
+        for i in range(num_rows):
+            out.write(f"{i},{padding}\n")
+    said, _ = reader.communicate(timeout=60)
+    rows, grown_mb = said.split()
+    assert int(rows) == num_rows
+    assert float(grown_mb) < 20

@@ -1,0 +1,34 @@
+"""A client of whichever kind the address asks for: `http://`, `https://` or `grpc://`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve.client import connect
+from traces.target import Model, Target
+
+RPC_SCHEME = "grpc://"
+
+
+async def dial(url: str, model: str | None = None) -> tuple[Target, Model]:
+    """Return a target for replays and what its server says of the model.
+
+    Raises ClientError when the server can't be reached or serves nothing that can be replayed.
+    """
+    if url.startswith(RPC_SCHEME):
+        from serve.rpc_client import connect_rpc
+
+        return await connect_rpc(url, model)
+    return await connect(url, model)
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Makes targets of one model in whichever process asks: a `traces.target.MakeTarget`."""
+
+    url: str
+    model: str
+
+    async def __call__(self) -> Target:
+        target, _ = await dial(self.url, self.model)
+        return target

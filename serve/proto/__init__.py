@@ -1,0 +1,1 @@
+"""The Open Inference Protocol over gRPC: our proto file, and the stubs that `make proto` makes."""

@@ -1,0 +1,80 @@
+"""`supernet replay --also-simulate` against a real server whose device sleeps as profiled."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+COMMAND = [sys.executable, "-m", "serve"]
+SPEC = "poisson:rate=60,duration=3,slo_ms=150,class=1"
+
+
+@pytest.fixture
+def url(profile_file: Path) -> Iterator[str]:
+    """A server of the tiny profile, ten times as slow: 10 to 40 ms for one query."""
+    fields = json.loads(profile_file.read_text())
+    for subnet in fields["subnets"]:
+        subnet["latency_ms"] = {"p50": [10 * ms for ms in subnet["latency_ms"]["p50"]]}
+    profile_file.write_text(json.dumps(fields))
+    words = ["serve", "--no-ray", "--port", "0", "--device", "timed", "--profile"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, str(profile_file), "--set", "input_shape=1,2,2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://[\d.:]+", process.stdout.readline())
+    assert found
+    yield found.group()
+    process.kill()
+    process.communicate()
+
+
+def replay(url: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = ["replay", "--trace", SPEC, "--url", url, "--out", str(out), *options]
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60)
+
+
+def test_the_simulator_serves_the_same_trace_and_the_error_is_told(url, profile_file, tmp_path):
+    done = replay(url, tmp_path, "--also-simulate", "--profile", str(profile_file))
+    assert done.returncode == 0, done.stderr
+    assert "simulated from the profile:\n  p50_ms" in done.stdout
+    live, simulated = json.loads((tmp_path / "report.json").read_text())
+    assert (live["mode"], simulated["mode"]) == ("live", "simulated")
+    assert live["num_queries"] == simulated["num_queries"]
+    table = live["fidelity"]
+    assert abs(table["p50_ms"]["error"]) < 0.5  # a shared machine; docs/traces.md has a quiet one
+    assert abs(table["mean_serving_accuracy"]["error"]) < 0.1
+    assert 0 < live["fidelity_wire_ms"] < 50
+    assert live["batch_time_over_profile"]["p50"] == pytest.approx(1.0, abs=0.5)
+    rows = pq.read_table(tmp_path / "timeline.parquet").to_pylist()
+    assert len(rows) == live["num_queries"]
+    for row in rows:
+        assert row["query_class"] == 1
+        assert row["deadline_s"] - row["intended_s"] == pytest.approx(0.15)
+        assert row["intended_s"] <= row["sent_s"] < row["received_s"]
+        is_on_time = row["received_s"] <= row["deadline_s"]
+        if row["subnet"] is not None:
+            assert (row["outcome"] == "on_time") == is_on_time
+            assert row["received_s"] - row["sent_s"] >= row["queue_s"] + row["execution_s"] - 1e-3
+            assert row["batch_size"] >= 1
+    assert sum(row["outcome"] == "on_time" for row in rows) == live["outcomes"]["on_time"]
+
+
+def test_another_profile_than_the_servers_is_refused(url, profile_file, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(profile_file.read_text().replace('"tiny"', '"other"'))
+    done = replay(url, tmp_path / "out", "--also-simulate", "--profile", str(other))
+    assert done.returncode == 2
+    assert "the server serves with profile 'tiny', the one given is 'other'" in done.stderr
+    alone = replay(url, tmp_path / "out", "--also-simulate")
+    assert (alone.returncode, "go together" in alone.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
