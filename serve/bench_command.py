@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from serve.bench_rows import write_rows
+from serve.bench_training_command import bench_training
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +53,7 @@ def policies(
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
-        _write(rows, json_out, summary(rows))
+        write_rows(rows, json_out, summary(rows))
 
 
 @bench_app.command("actuation")
@@ -80,18 +81,7 @@ def actuation(
         bench = Bench(repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True))
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
-        _write(rows, json_out, "\n".join(lines))
+        write_rows(rows, json_out, "\n".join(lines))
 
 
-def _write(rows: list[dict[str, Any]], json_out: str | None, text_for_people: str) -> None:
-    """Write the rows as JSON to a file, or instead of the text to stdout."""
-    from traces.files import replacing
-
-    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
-    if json_out == "-":
-        sys.stdout.write(text)
-        return
-    if json_out is not None:
-        with replacing(Path(json_out)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    typer.echo(text_for_people)
+bench_app.command("training")(bench_training)

@@ -23,6 +23,7 @@ from shutil import rmtree
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from rich.console import Console
 
@@ -164,8 +165,9 @@ def _write_payloads(folder: Path) -> Payloads:
     """Write the test images, which nothing was trained or chosen on, as a payload folder."""
     data = load_dataset(DATASET, load_config(TRAIN_CONFIG).seed)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "images.npy", data.test.images.numpy())
-    np.save(folder / "labels.npy", data.test.labels.numpy())
+    test = data.test.take(torch.arange(len(data.test)))
+    np.save(folder / "images.npy", test.images.numpy())
+    np.save(folder / "labels.npy", test.labels.numpy())
     (folder / "classes.json").write_text(json.dumps(data.classes))
     return load_payloads(folder)
 

@@ -45,7 +45,8 @@ def import_supernet(
     Raises WeightsError for tensors that do not fit, ValueError for unknown names.
     """
     if origin == "huggingface":
-        definition = define_supernet(supernet or "minilm_l6", **_bert_config(source), **overrides)
+        config = {**_bert_config(source), **overrides}
+        definition = define_supernet(supernet or "minilm_l6", **config)
     elif supernet is None and origin in ("timm", "torchvision"):
         definition = define_supernet(str(source).partition(".")[0], **overrides)
     elif supernet is None:

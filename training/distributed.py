@@ -8,13 +8,11 @@ locally, and one collective averages them, flattened; a gradient that a worker l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-
-from training.data import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +38,10 @@ class Workers:
         """Whether this worker writes files and shows progress."""
         return self.rank == 0
 
-    def share(self, batch: Split) -> Split:
-        """This worker's part of a batch: every size-th row from its rank on."""
-        if self.size == 1:
-            return batch
-        return Split(batch.images[self.rank :: self.size], batch.labels[self.rank :: self.size])
+    @property
+    def part(self) -> slice:
+        """This worker's rows of a batch: every size-th from its rank on."""
+        return slice(self.rank, None, self.size)
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -53,13 +50,29 @@ class Workers:
             return
         known = list(parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in known]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.average(gradients)
+        for parameter, gradient in zip(known, gradients, strict=True):
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors of one device by their means over the workers, in one collective."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.size
-        for parameter, gradient, part in zip(
-            known, gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            parameter.grad = gradient.copy_(part.view(gradient.shape))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over the workers; all get the same."""
+        if self.size == 1:
+            return value
+        numbers = torch.tensor([value], dtype=torch.float64)
+        numbers = numbers.cuda() if dist.get_backend() == "nccl" else numbers
+        self.average([numbers])
+        return float(numbers)
 
     def any(self, flag: bool) -> bool:
         """Whether any worker says so; all get the same answer."""

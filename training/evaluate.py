@@ -8,20 +8,43 @@ expensive.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from supernet import Arch, InputSpec, ServedSubnet, SupernetDefinition, calibrate, cost, extract
 from supernet.space import SearchSpace
-from training.data import Split
+from training.data import batches_of
+from training.samples import Samples
+from training.sampling import depth_width_grid
 
 _BATCH_SIZE = 64
 _ARCHS = 3
 
 Progress = Callable[[int, int], None]
+
+
+class Measurement(NamedTuple):
+    """One subnet: which of the (N,) held-out samples it got right, and its statistics."""
+
+    arch: Arch
+    correct: torch.Tensor
+    statistics: dict[str, torch.Tensor]
+
+    @property
+    def accuracy(self) -> float:
+        """A fraction."""
+        return float(self.correct.double().mean())
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """95 % confidence interval."""
+        return wilson_interval(int(self.correct.sum()), len(self.correct))
+
+
+_Accurate = TypeVar("_Accurate", Measurement, ServedSubnet)
 
 
 class Evaluation(NamedTuple):
@@ -31,11 +54,20 @@ class Evaluation(NamedTuple):
     norm_statistics: dict[str, dict[str, torch.Tensor]]
 
 
-def candidate_archs(space: SearchSpace, *, random_archs: int, seed: int) -> list[Arch]:
-    """The space's ladder from smallest to largest, and random archs between."""
+def candidate_archs(
+    space: SearchSpace, *, random_archs: int, seed: int, grid: bool = False
+) -> list[Arch]:
+    """The space's ladder from smallest to largest, random archs between, the grid if asked for."""
     rng = np.random.default_rng((seed, _ARCHS))
     archs = [*space.ladder(), *(space.sample(rng) for _ in range(random_archs))]
+    archs += depth_width_grid(space) if grid else ()
     return list(dict.fromkeys(archs))
+
+
+def watched_archs(space: SearchSpace) -> list[Arch]:
+    """Smallest, middle and largest: what is measured while training goes on."""
+    ladder = space.ladder()
+    return list(dict.fromkeys((ladder[0], ladder[len(ladder) // 2], ladder[-1])))
 
 
 def evaluate(
@@ -44,59 +76,99 @@ def evaluate(
     archs: Sequence[Arch],
     *,
     input_spec: InputSpec,
-    calibration_images: torch.Tensor,
-    held_out: Split,
+    calibration: Samples,
+    calibration_images: int,
+    held_out: Samples,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Calibrate and measure each arch. `calibration_images` are (N, C, H, W) uint8.
+    """Calibrate each arch on the first `calibration_images` of one set, measure it on another.
 
     Raises ValueError when there is no image to calibrate or to measure on.
     """
     if not len(held_out):
         raise ValueError("evaluation needs held-out images, got none")
-    measured: list[ServedSubnet] = []
+    served: list[ServedSubnet] = []
     statistics: dict[str, dict[str, torch.Tensor]] = {}
     for done, arch in enumerate(archs, start=1):
-        subnet = extract(state, definition, arch)
-        statistics[arch.subnet_id] = calibrate(
-            subnet, _inputs(calibration_images, input_spec, arch.resolution)
+        m = measure(
+            state,
+            definition,
+            arch,
+            input_spec=input_spec,
+            calibration=calibration,
+            calibration_images=calibration_images,
+            held_out=held_out,
         )
-        correct = count_correct(subnet, held_out, input_spec, arch.resolution)
-        macs, params = cost(definition, arch)
-        measured.append(
-            ServedSubnet(
-                arch=arch,
-                accuracy=correct / len(held_out),
-                ci95=wilson_interval(correct, len(held_out)),
-                macs=macs,
-                params=params,
-            )
-        )
+        size = cost(definition, arch)._asdict()
+        served.append(ServedSubnet(arch=arch, accuracy=m.accuracy, ci95=m.ci95, **size))
+        statistics[arch.subnet_id] = m.statistics
         if progress is not None:
             progress(done, len(archs))
-    measured.sort(key=lambda s: (s.macs, s.subnet_id))
-    return Evaluation(tuple(measured), statistics)
+    served.sort(key=lambda s: (s.macs, s.subnet_id))
+    return Evaluation(tuple(served), statistics)
+
+
+def measure(
+    state: Mapping[str, torch.Tensor],
+    definition: SupernetDefinition,
+    arch: Arch,
+    *,
+    input_spec: InputSpec,
+    calibration: Samples,
+    calibration_images: int,
+    held_out: Samples,
+    statistics: Mapping[str, torch.Tensor] | None = None,
+) -> Measurement:
+    """Measure one subnet on held-out samples, with given statistics or calibrated ones.
+
+    Families without BatchNorm have none.
+    """
+    subnet = extract(state, definition, arch, statistics)
+    if statistics is None and definition.buffer_shapes(arch):
+        images = batches_of(calibration, _BATCH_SIZE, calibration_images)
+        inputs = (network_input(b.images, input_spec, arch.resolution) for b in images)
+        statistics = calibrate(subnet, inputs)
+    correct = is_correct(subnet, held_out, input_spec, arch.resolution)
+    return Measurement(arch, correct, dict(statistics or {}))
 
 
 def pareto(evaluation: Evaluation) -> Evaluation:
     """Keep subnets that are more accurate than every cheaper one."""
-    kept: list[ServedSubnet] = []
-    for subnet in evaluation.subnets:
-        if not kept or subnet.accuracy > kept[-1].accuracy:
-            kept.append(subnet)
+    kept = pareto_of(evaluation.subnets, lambda s: s.macs)
     return Evaluation(
         tuple(kept), {s.subnet_id: evaluation.norm_statistics[s.subnet_id] for s in kept}
     )
 
 
-@torch.inference_mode()
+def pareto_of(
+    measured: Iterable[_Accurate], macs_of: Callable[[_Accurate], int]
+) -> list[_Accurate]:
+    """Those that are more accurate than every cheaper one, ascending in MACs."""
+    kept: list[_Accurate] = []
+    for subnet in sorted(measured, key=lambda s: (macs_of(s), s.arch.subnet_id)):
+        if not kept or subnet.accuracy > kept[-1].accuracy:
+            kept.append(subnet)
+    return kept
+
+
 def count_correct(
-    net: torch.nn.Module, split: Split, input_spec: InputSpec, resolution: int
+    net: torch.nn.Module, split: Samples, input_spec: InputSpec, resolution: int
 ) -> int:
-    """How many images of a split the network classifies correctly, in eval mode."""
+    """How many samples of a split the network classifies correctly, in eval mode."""
+    return int(is_correct(net, split, input_spec, resolution).sum())
+
+
+@torch.inference_mode()
+def is_correct(
+    net: torch.nn.Module, split: Samples, input_spec: InputSpec, resolution: int
+) -> torch.Tensor:
+    """(N,) booleans: which samples of a split the network classifies correctly, in eval mode."""
     assert not net.training, "measuring in train mode would use the held-out batch's statistics"
-    predictions = [net(x).argmax(1).cpu() for x in _inputs(split.images, input_spec, resolution)]
-    return int((torch.cat(predictions) == split.labels).sum())
+    hits = [
+        net(network_input(batch.images, input_spec, resolution)).argmax(1).cpu() == batch.labels
+        for batch in batches_of(split, _BATCH_SIZE)
+    ]
+    return torch.cat(hits)
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
@@ -108,6 +180,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _inputs(images: torch.Tensor, input_spec: InputSpec, resolution: int) -> Iterator[torch.Tensor]:
-    for batch in images.split(_BATCH_SIZE):
-        yield input_spec.normalise(batch, resolution).contiguous(memory_format=torch.channels_last)
+def network_input(samples: torch.Tensor, input_spec: InputSpec, resolution: int) -> torch.Tensor:
+    """Plain (B, C, H, W) uint8 samples or token ids as what a network takes."""
+    x = input_spec.normalise(samples, resolution)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

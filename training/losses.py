@@ -11,7 +11,7 @@ _RATIO_CLIP = 5.0
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Cross-entropy of (B, K) logits against (B,) labels, with label smoothing."""
+    """Cross-entropy of (B, K) logits against (B,) labels or (B, K) mixed ones, smoothed."""
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
@@ -29,6 +29,8 @@ def distillation_loss(
         per_sample = torch.maximum(
             alpha_divergence(targets, log_q, -1.0), alpha_divergence(targets, log_q, 1.0)
         )
+    elif options.distillation == "kl":
+        per_sample = alpha_divergence(targets, log_q, 1.0)
     else:
         per_sample = -(targets * log_q).sum(1)
     return per_sample.mean() * options.temperature**2

@@ -17,50 +17,74 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from supernet.sort import Permutations
-from training.config import TrainConfig
+from training.config import TrainConfig, config_from_json
+from training.optimization import OptimizationState
 
 RESUME_FILE = "resume.safetensors"
-_FREE_TO_CHANGE = {"threads", "device", "evaluation"}  # they do not bend the trajectory's meaning
+_FREE_TO_CHANGE = {
+    "threads",
+    "device",
+    "evaluation",
+    "log",
+}  # they do not bend the trajectory's meaning
 
 
 class ResumeError(ValueError):
     """There is nothing to resume from, or it belongs to another run."""
 
 
+class SaveError(RuntimeError):
+    """A state could not be written, for want of space or rights; the last saved one is kept."""
+
+
 class ResumeState(NamedTuple):
     """Everything that the next step depends on besides the config; tensors by parameter name.
 
-    `average` and `teacher` are empty when the run has none.
+    `teacher` is empty when the run has none, `strategy` when its strategy depends on the step only.
     """
 
     step: int
     permutation: Permutations | None
-    num_averaged: int
+    strategy: list[float]
     parameters: dict[str, torch.Tensor]
-    momentum: dict[str, torch.Tensor]
-    average: dict[str, torch.Tensor]
+    optimization: OptimizationState
     teacher: dict[str, torch.Tensor]
 
 
-_TENSORS = ("parameters", "momentum", "average", "teacher")
-
-
-def save_resume_state(out: Path, config: TrainConfig, state: ResumeState) -> None:
-    """Write the state into folder `out`."""
+def save_resume_state(
+    out: Path, config: TrainConfig, state: ResumeState, name: str = RESUME_FILE
+) -> None:
+    """Write the state into folder `out`. Raises SaveError; what was there before is kept."""
+    groups = {
+        "parameters": state.parameters,
+        "momentum": state.optimization.momentum,
+        "square": state.optimization.square,
+        "average": state.optimization.average,
+        "teacher": state.teacher,
+    }
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
-        for group in _TENSORS
-        for name, tensor in getattr(state, group).items()
+        for group, members in groups.items()
+        for name, tensor in members.items()
     }
     described = {
         "step": state.step,
         "permutation": state.permutation,
-        "num_averaged": state.num_averaged,
+        "strategy": state.strategy,
+        "num_updates": state.optimization.num_updates,
+        "num_averaged": state.optimization.num_averaged,
         "config": asdict(config),
     }
-    partial = out / f"{RESUME_FILE}.partial"
-    save_file(tensors, partial, metadata={"run": json.dumps(described)})
-    partial.replace(out / RESUME_FILE)
+    partial = out / f"{name}.partial"
+    try:
+        save_file(tensors, partial, metadata={"run": json.dumps(described)})
+        partial.replace(out / name)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise SaveError(
+            f"{out / name}: could not be written ({error}); the last saved state, if there is one, "
+            "is kept: make room and go on with --resume"
+        ) from None
 
 
 def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
@@ -76,14 +100,24 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
         with safe_open(path, framework="pt") as file:
             described: dict[str, Any] = json.loads(file.metadata()["run"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ResumeError(f"{path}: not a whole resume file ({error})") from None
-    _check_same_config(path, described["config"], json.loads(json.dumps(asdict(config))))
+    # Keys that did not exist when the state was saved had the value that is their default now.
+    saved = asdict(config_from_json(described["config"], where=str(path)))
+    _check_same_config(path, saved, asdict(config))
     return ResumeState(
         step=described["step"],
         permutation=described["permutation"],
-        num_averaged=described["num_averaged"],
-        **{group: _under(tensors, f"{group}/") for group in _TENSORS},
+        strategy=described.get("strategy", []),
+        parameters=_under(tensors, "parameters/"),
+        optimization=OptimizationState(
+            momentum=_under(tensors, "momentum/"),
+            square=_under(tensors, "square/"),
+            average=_under(tensors, "average/"),
+            num_updates=described.get("num_updates", 0),
+            num_averaged=described["num_averaged"],
+        ),
+        teacher=_under(tensors, "teacher/"),
     )
 
 
@@ -92,15 +126,11 @@ def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 
 def _check_same_config(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    then, now = _flat(saved), _flat(asked)
     differing = [
-        f"{key}.{inner}: {_get(saved.get(key), inner)!r} then, {_get(asked[key], inner)!r} now"
-        if isinstance(asked[key], dict)
-        else f"{key}: {saved.get(key)!r} then, {asked[key]!r} now"
-        for key in asked
-        if key not in _FREE_TO_CHANGE
-        for inner in (asked[key] if isinstance(asked[key], dict) else [""])
-        if (_get(saved.get(key), inner) if inner else saved.get(key))
-        != (_get(asked[key], inner) if inner else asked[key])
+        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key.partition(".")[0] not in _FREE_TO_CHANGE
     ]
     if differing:
         raise ResumeError(
@@ -109,5 +139,10 @@ def _check_same_config(path: Path, saved: dict[str, Any], asked: dict[str, Any])
         )
 
 
-def _get(section: Any, key: str) -> Any:
-    return section.get(key) if isinstance(section, dict) else None
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """`{"section.key": value}`, in JSON's types."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(config)).items():
+        inner = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): entry for name, entry in inner.items()}
+    return flat

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from supernet import Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
+from supernet import Arch, Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
+from supernet.import_weights import import_supernet
+from supernet.naming import State
 from training.config import TrainConfig
-from training.data import Dataset, load_dataset
+from training.data import load_dataset
 from training.distributed import Workers
-from training.evaluate import Evaluation, candidate_archs, evaluate, pareto
+from training.evaluate import Evaluation, candidate_archs, evaluate, pareto, watched_archs
 from training.resume import RESUME_FILE
+from training.run_log import RunLog
+from training.samples import Dataset
 from training.trainer import Progress, Trainer
 
 EvaluationProgress = Callable[[int, int], None]
@@ -42,9 +46,8 @@ def train(
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
     """
-    definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
-    options = config.data
-    data = load_dataset(options.name, config.seed, options.path, options.validation)
+    definition, initial = _supernet(config)
+    data = load_dataset(config.data, config.seed)
     _check_fits(definition.config.num_classes, definition.config.in_channels, data)
     if not resume and (out / RESUME_FILE).exists():
         raise OutputExistsError(f"{out} already holds a run; pass --resume or choose another --out")
@@ -52,10 +55,32 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     workers = workers or Workers()
-    trainer = Trainer(config, definition, data, out, resume=resume, workers=workers)
-    if not trainer.run(progress=progress, should_stop=should_stop) or not workers.is_first:
+    trainer = Trainer(
+        config, definition, data, out, resume=resume, workers=workers, initial=initial
+    )
+
+    def epoch_end(epoch: int) -> dict[str, float]:
+        every = config.evaluation.every_epochs
+        if not every or epoch % every:
+            return {}
+        measured = _evaluate(config, definition, trainer, data, watched_archs(definition.space))
+        return {f"accuracy/{s.subnet_id}": s.accuracy for s in measured.subnets}
+
+    is_done = trainer.run(progress=progress, should_stop=should_stop, epoch_end=epoch_end)
+    if not is_done or not workers.is_first:
         return None
-    evaluation = _evaluate(config, definition, trainer, data, evaluation_progress)
+    options = config.evaluation
+    archs = candidate_archs(
+        definition.space,
+        random_archs=options.random_archs,
+        seed=config.seed,
+        grid=options.grid,
+    )
+    measured = _evaluate(config, definition, trainer, data, archs, evaluation_progress)
+    evaluation = pareto(measured)
+    RunLog(out, tensorboard=False).add_line(
+        {"accuracy": {s.subnet_id: s.accuracy for s in measured.subnets}}
+    )
     checkpoint = Checkpoint(
         name=config.name,
         definition=definition,
@@ -78,29 +103,40 @@ def train(
     return checkpoint
 
 
+def _supernet(config: TrainConfig) -> tuple[SupernetDefinition, State | None]:
+    """The supernet, and the weights to start from if they are given."""
+    options = config.supernet
+    if not options.weights:
+        return define_supernet(options.variant, **options.overrides), None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # a new classifier is drawn
+        return import_supernet(
+            options.weights,
+            origin=options.origin,
+            supernet=options.variant,
+            new_head=True,
+            **options.overrides,
+        )
+
+
 def _evaluate(
     config: TrainConfig,
     definition: SupernetDefinition,
     trainer: Trainer,
     data: Dataset,
-    progress: EvaluationProgress | None,
+    archs: Sequence[Arch],
+    progress: EvaluationProgress | None = None,
 ) -> Evaluation:
-    options = config.evaluation
-    archs = candidate_archs(
-        definition.space,
-        random_archs=options.random_archs,
-        seed=config.seed,
-    )
-    measured = evaluate(
+    return evaluate(
         {name: tensor.cpu() for name, tensor in trainer.state().items()},
         definition,
         archs,
         input_spec=data.input,
-        calibration_images=data.train.images[: options.calibration_images],
+        calibration=data.train,
+        calibration_images=config.evaluation.calibration_images,
         held_out=data.validation,
         progress=progress,
     )
-    return pareto(measured)
 
 
 def _check_fits(num_classes: int, in_channels: int, data: Dataset) -> None:

@@ -8,7 +8,9 @@ per data set; with a closed-form learning rate the ramp is
     beta(e) = r(e) * lr(end + 1 epoch) / lr(e)         during it, r = (step in ramp + 1) / length
     beta(e) = 1                                        after it
 
-for any number of epochs, any budget of steps, any learning-rate schedule.
+for any number of epochs, any budget of steps, any learning-rate schedule. In a short run, where one
+epoch is more than a tenth of what is left, that tenth takes its place: the rate of the last step,
+zero, would leave the subnets out (docs/decisions/040-ramp-of-short-runs.md).
 """
 
 from __future__ import annotations
@@ -52,5 +54,6 @@ class EpsilonRamp:
             return 1.0
         r = (step - self.start_step + 1) / (self.end_step - self.start_step)
         # The target is the rate one epoch after the ramp: the value that the published tables hold.
-        target = self.schedule.at(self.end_step + self.steps_per_epoch)
+        left = max(0, self.schedule.total_steps - self.end_step)
+        target = self.schedule.at(self.end_step + min(self.steps_per_epoch, 0.1 * left))
         return r * target / self.schedule.at(step)

@@ -2,16 +2,16 @@
 
 The full model's pass comes first and its soft outputs teach the subnets of the same step
 (in-place distillation). Losses are scaled by the task's weight, so gradients simply add up in the
-shared parameters; nothing is cloned. Everything random is keyed by the step, so the state to
-resume from is small: parameters, momentum, the step, and whether channels were sorted.
+shared parameters; nothing is cloned, but for AdamW while the ramp lasts (training/adamw.py).
+Everything random is keyed by the step, so the state to resume from is small: parameters, moments,
+the step, and whether channels were sorted.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -21,35 +21,37 @@ import torch
 from subnetact.device import has_fast_bf16
 from supernet.definition import SupernetDefinition
 from supernet.sort import Permutations, importance_order, permute_channels
+from training.augment import Key, augment, mix
 from training.config import TrainConfig
-from training.data import Dataset, Split, augment, epoch_batches, steps_per_epoch
+from training.data import epoch_batches, steps_per_epoch
 from training.distributed import Workers
+from training.kernels import crop_kernels
 from training.losses import distillation_loss, label_loss, soft_targets
-from training.optimization import Optimization
+from training.optimization import Optimization, Tensors
 from training.resume import ResumeState, load_resume_state, save_resume_state
-from training.strategy import Event, SubnetTask, make_strategy
+from training.run_log import EpochReport, RunLog, StepReport, mean
+from training.samples import Dataset, Split
+from training.strategy import make_strategy, total_steps
+from training.task import Event, SubnetTask
 from training.weight_sharing import SharedWeights
+
+DIVERGED_FILE = "diverged.safetensors"
+_DROPOUT = 6
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss is not finite; names the step and the subnet. The last saved state is kept."""
-
-
-class StepReport(NamedTuple):
-    """What one step did: losses are means over the batch, `num_subnets` counts all passes.
-
-    `full_loss` is None when the full model did not train, `subnet_loss` when it trained alone.
-    """
-
-    step: int
-    total_steps: int
-    lr: float
-    full_loss: float | None
-    subnet_loss: float | None
-    num_subnets: int
+    """A loss is not finite; names the step, the subnet and the files to go on from."""
 
 
 Progress = Callable[[StepReport], None]
+EpochEnd = Callable[[int], Mapping[str, float]]
+
+
+class _Soft(NamedTuple):
+    """(B, K) probabilities to learn from: of the step's full model, of a teacher."""
+
+    full_model: torch.Tensor | None
+    teacher: torch.Tensor | None
 
 
 class Trainer:
@@ -64,21 +66,26 @@ class Trainer:
         *,
         resume: bool = False,
         workers: Workers | None = None,
+        initial: Mapping[str, torch.Tensor] | None = None,
     ):
         """Prepare a run that writes into `out`; `workers` train together (default: alone).
 
-        Raises ResumeError when `resume` is asked for and the saved state does not fit.
+        `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
+        `resume` is asked for and the saved state does not fit.
         """
         self.config, self.data, self._out = config, data, out
         self._definition = definition
-        self._resolution = definition.space.largest.resolution
+        self._largest = definition.space.largest
         self._steps_per_epoch = steps_per_epoch(data.train, config.data.batch_size)
-        self.total_steps = config.schedule.epochs * self._steps_per_epoch
-        self._strategy = make_strategy(config, definition.space, self._steps_per_epoch)
-        self.weights = SharedWeights(definition, device=config.device, seed=config.seed)
+        self.total_steps = total_steps(config, self._steps_per_epoch)
+        self._strategy = make_strategy(config, definition, self._steps_per_epoch)
+        self.weights = SharedWeights(
+            definition, device=config.device, seed=config.seed, initial=initial
+        )
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
-        self._teacher: dict[str, torch.Tensor] = {}
+        self._teacher: Tensors = {}
         self._workers = workers or Workers()
+        self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
         self._amp_bf16 = config.amp == "bf16" or (
@@ -92,88 +99,119 @@ class Trainer:
         *,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        epoch_end: EpochEnd | None = None,
     ) -> bool:
         """Train until the end (True) or until `should_stop` says so (False), then save.
 
-        State is saved at every epoch's end. Raises TrainingDivergedError on a loss that is not
-        finite.
+        State is saved at the start and at every epoch's end; `epoch_end` gets the number of epochs
+        done and returns what else belongs in the log. Raises TrainingDivergedError on a loss that
+        is not finite, SaveError when a state can't be written.
         """
-        epoch_start_s, losses = time.perf_counter(), []
+        if self.step == 0:
+            self.save()
+        try:
+            return self._run_epochs(progress, should_stop, epoch_end)
+        finally:
+            self._log.close()
+
+    def _run_epochs(
+        self,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+        epoch_end: EpochEnd | None,
+    ) -> bool:
         while self.step < self.total_steps:
-            epoch, offset = divmod(self.step, self._steps_per_epoch)
-            batches = epoch_batches(
-                self.data.train, self.config.data.batch_size, self.config.seed, epoch
-            )
-            for i, batch in enumerate(batches):
-                if i < offset:
-                    continue  # done before the interruption
+            started_s, reports = time.perf_counter(), []
+            for batch in self._batches():
                 if self._workers.any(should_stop()):
                     self.save()
                     return False
-                report = self._train_step(self._workers.share(batch))
-                losses.append(report)
+                reports.append(self._train_step(batch))
+                self._log.add_step(reports[-1])
                 if progress is not None:
-                    progress(report)
+                    progress(reports[-1])
             self.save()
-            self._log_epoch(epoch, losses, time.perf_counter() - epoch_start_s)
-            epoch_start_s, losses = time.perf_counter(), []
+            seconds = time.perf_counter() - started_s
+            epoch = math.ceil(self.step / self._steps_per_epoch)
+            if self._workers.is_first:
+                also = epoch_end(epoch) if epoch_end else {}
+                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, also))
         return True
 
-    def save(self) -> None:
+    def save(self, name: str | None = None) -> None:
         """Write the state to resume from, replacing the old one only when the new one is whole."""
         if not self._workers.is_first:
             return
         state = ResumeState(
             step=self.step,
             permutation=self.permutation,
-            num_averaged=self._optimization.num_averaged,
+            strategy=self._strategy.state(),
             parameters=self._detached(),
-            momentum=self._optimization.momentum(),
-            average=self._optimization.average,
+            optimization=self._optimization.state(),
             teacher=self._teacher,
         )
-        save_resume_state(self._out, self.config, state)
+        save_resume_state(self._out, self.config, state, *([name] if name else []))
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state_dict to evaluate and save: averaged weights if there are any."""
         return self.weights.state() | self._optimization.average
 
+    def _batches(self):
+        """What is left of the epoch that the next step is in, of the run's last one its part."""
+        epoch, offset = divmod(self.step, self._steps_per_epoch)
+        batches = epoch_batches(
+            self.data.train,
+            self.config.data.batch_size,
+            self.config.seed,
+            epoch,
+            first=offset,
+            part=self._workers.part,
+        )
+        left = self.total_steps - self.step
+        return (batch for _, batch in zip(range(left), batches, strict=False))
+
     def _train_step(self, batch: Split) -> StepReport:
         for event in self._strategy.events(self.step):
             self._apply(event)
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
-        images, labels = self._inputs(batch), batch.labels.to(self.config.device)
-        targets = self._frozen_targets(images, plan)
+        images, labels = self._inputs(batch)
+        soft = _Soft(None, self._teacher_targets(images, plan))
         full_loss: float | None = None
         subnet_losses: list[float] = []
+        full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
         for task in plan:
             with self._autocast():
-                logits = self.weights.forward(task.arch, images)
-            loss = self._loss(task, logits, labels, targets)
+                logits = self.weights.forward(
+                    task.arch, images, dropout=self._dropout(task, len(images))
+                )
+            loss = self._loss(task, logits, labels, soft)
             value = self._finite(float(loss.detach()), task)
             if task.target == "labels":
-                targets, full_loss = soft_targets(logits, self.config.loss.temperature), value
+                own = soft_targets(logits, self.config.loss.temperature)
+                soft, full_loss = soft._replace(full_model=own), value
             else:
                 subnet_losses.append(value)
             (loss * task.weight).backward()
+            if task.target == "labels" and self._is_ramped(plan):
+                full_gradients = _gradients(self.weights.parameters)
         self._workers.average_gradients(self.weights.parameters.values())
-        self._optimization.step(lr)
+        self._optimization.step(lr, self._unweighted(full_gradients, plan))
         self.step += 1
+        if self._strategy.watches_loss:
+            assert full_loss is not None, "only the full model trains before shrinking"
+            self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
         return StepReport(
-            self.step, self.total_steps, lr, full_loss, _mean(subnet_losses), len(plan)
+            self.step, self.total_steps, lr, full_loss, mean(subnet_losses), len(plan)
         )
 
     def _loss(
-        self,
-        task: SubnetTask,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        targets: torch.Tensor | None,
+        self, task: SubnetTask, logits: torch.Tensor, labels: torch.Tensor, soft: _Soft
     ) -> torch.Tensor:
         options = self.config.loss
         if task.target == "labels":
             return label_loss(logits, labels, options.label_smoothing)
+        targets = soft.teacher if soft.teacher is not None else soft.full_model
         assert targets is not None, "the full model's task, or a frozen teacher, comes first"
         loss = distillation_loss(logits, targets, options)
         if task.target == "labels_and_teacher":
@@ -181,57 +219,90 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def _frozen_targets(
+    def _teacher_targets(
         self, images: torch.Tensor, plan: tuple[SubnetTask, ...]
     ) -> torch.Tensor | None:
-        """(B, K) probabilities of the frozen teacher, None when no task of the plan asks."""
-        if not any(task.target == "labels_and_teacher" for task in plan):
+        """(B, K) probabilities of a model that this step does not train, None if it needs none."""
+        asked = {task.target for task in plan}
+        if asked & {"teacher", "labels_and_teacher"}:
+            parameters = self._teacher
+        elif "full_model" in asked and self.config.loss.teacher == "average":
+            parameters = self._optimization.average
+        else:
             return None
-        largest = self._definition.space.largest
         with self._autocast():
-            logits = self.weights.forward(largest, images, parameters=self._teacher)
+            logits = self.weights.forward(self._largest, images, parameters=parameters)
         return soft_targets(logits, self.config.loss.temperature)
 
+    def _dropout(self, task: SubnetTask, batch_size: int) -> torch.Tensor | None:
+        rate = self.config.loss.dropout
+        if task.target != "labels" or rate == 0.0:
+            return None
+        return self.weights.dropout_mask(batch_size, rate, (*self._key(), _DROPOUT))
+
+    def _is_ramped(self, plan: tuple[SubnetTask, ...]) -> bool:
+        """Whether an optimizer that divides by the gradients' size must see them unweighted."""
+        return self._optimization.is_adaptive and 0.0 < plan[-1].weight < 1.0
+
+    @torch.no_grad()
+    def _unweighted(self, full: Tensors | None, plan: tuple[SubnetTask, ...]) -> Tensors | None:
+        """Gradients as they would be with weight 1 for every subnet: full + (sum - full) / beta."""
+        if full is None:
+            return None
+        self._workers.average(list(full.values()))
+        total, beta = _gradients(self.weights.parameters), plan[-1].weight
+        return {name: full[name] + (total[name] - full[name]) / beta for name in total}
+
     def _finite(self, loss: float, task: SubnetTask) -> float:
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the loss of subnet {task.arch.subnet_id} is {loss} at step {self.step}; lower "
-                f"optimizer.lr or look at the data. The state of the last whole epoch is in "
-                f"{self._out}"
-            )
-        return loss
+        if math.isfinite(loss):
+            return loss
+        self.save(DIVERGED_FILE)
+        raise TrainingDivergedError(
+            f"the loss of subnet {task.arch.subnet_id} is {loss} at step {self.step}; lower "
+            f"optimizer.lr or look at the data. {self._out} keeps the state before that step in "
+            f"{DIVERGED_FILE}, and of the last whole epoch for --resume"
+        )
 
     def _apply(self, event: Event) -> None:
         if event == "sort_channels":
             self._sort_channels()
+        elif event == "crop_kernels":
+            crop_kernels(self._detached(), self._definition)
+            if self._optimization.average:
+                crop_kernels(self._optimization.average, self._definition)
         elif event == "freeze_teacher":
-            self._teacher = {name: t.clone() for name, t in self._detached().items()}
+            source = self._optimization.average or self._detached()
+            self._teacher = {name: t.clone() for name, t in source.items()}
         else:
             self._optimization.reset()
 
-    def _detached(self) -> dict[str, torch.Tensor]:
+    def _detached(self) -> Tensors:
         return {name: p.detach() for name, p in self.weights.parameters.items()}
 
-    def _inputs(self, batch: Split) -> torch.Tensor:
-        samples = batch.images.to(self.config.device)
+    def _key(self) -> Key:
+        return Key(self.config.seed, self.step, self._workers.rank)
+
+    def _inputs(self, batch: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""
+        device, options = self.config.device, self.config.data
         x = augment(
-            samples,
+            batch.images.to(device),
             self.data.input,
-            self._resolution,
-            kind=self.config.data.augmentation,
-            strength=self.config.data.augment,
-            seed=self.config.seed,
-            step=self.step,
-            rank=self._workers.rank,
+            self._largest.resolution,
+            options,
+            self._key(),
         )
-        return x.contiguous(memory_format=torch.channels_last)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.to(device)
+        return mix(x, labels, self._definition.config.num_classes, options, self._key())
 
     def _sort_channels(self) -> None:
         """Put important channels first, everywhere that knows an order, once per run."""
         groups = self._definition.family.channel_groups(self._definition.config)
         order = importance_order(self._detached(), groups)
-        optimization = self._optimization
-        for tensors in (self._detached(), optimization.momentum(), optimization.average):
+        moments = self._optimization.state()
+        for tensors in (self._detached(), moments.momentum, moments.square, moments.average):
             permute_channels(tensors, groups, order)
         if self._teacher:
             permute_channels(self._teacher, groups, order)
@@ -247,29 +318,18 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.weights.parameters.items():
                 parameter.copy_(state.parameters[name])
-        self._optimization.restore(state.momentum, state.average, state.num_averaged)
+        self._optimization.restore(state.optimization)
         # In the parameters' memory format: another layout is another kernel, and other last bits.
         like = self._detached()
         self._teacher = {n: torch.empty_like(like[n]).copy_(t) for n, t in state.teacher.items()}
         self.step, self.permutation = state.step, state.permutation
-
-    def _log_epoch(self, epoch: int, reports: list[StepReport], seconds: float) -> None:
-        if not self._workers.is_first:
-            return
-        line = {
-            "epoch": epoch + 1,
-            "step": self.step,
-            "lr": reports[-1].lr,
-            "full_loss": _mean([r.full_loss for r in reports]),
-            "subnet_loss": _mean([r.subnet_loss for r in reports]),
-            "subnets_per_step": reports[-1].num_subnets,
-            "seconds": round(seconds, 3),
-        }
-        with (self._out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if state.strategy:
+            self._strategy.restore(state.strategy)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are there, None when none is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _gradients(parameters: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies of the gradients so far; zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in parameters.items()
+    }

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -25,12 +26,24 @@ _MAX_SKELETONS = 512
 class SharedWeights:
     """Trainable parameters of a supernet, by name, and its subnets as functions of them."""
 
-    def __init__(self, definition: SupernetDefinition, *, device: str, seed: int):
-        """Initialise the largest arch from `seed`, leaving torch's global generator alone."""
+    def __init__(
+        self,
+        definition: SupernetDefinition,
+        *,
+        device: str,
+        seed: int,
+        initial: Mapping[str, torch.Tensor] | None = None,
+    ):
+        """Initialise the largest arch from `seed`, leaving torch's global generator alone.
+
+        `initial` is a state_dict to take instead.
+        """
         self._definition = definition
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = definition.build()
+        if initial is not None:
+            net.load_state_dict(dict(initial))
         self.parameters: dict[str, nn.Parameter] = {
             name: nn.Parameter(_channels_last(p.detach().to(device)))
             for name, p in net.named_parameters()
@@ -39,16 +52,40 @@ class SharedWeights:
         self._skeletons: OrderedDict[Arch, nn.Module] = OrderedDict()
 
     def forward(
-        self, arch: Arch, x: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+        self,
+        arch: Arch,
+        x: torch.Tensor,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+        *,
+        dropout: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode.
 
         `parameters` replace the shared ones (a teacher's, say), with the same names and shapes.
+        `dropout` (B, features) scales what the classifier, the last linear layer, reads.
         """
         source = self.parameters if parameters is None else parameters
         shapes = self._definition.parameter_shapes(arch)
         slices = {name: leading_slice(source[name], shapes[name]) for name in shapes}
-        return functional_call(self._skeleton(arch), slices, (x,))
+        skeleton = self._skeleton(arch)
+        if dropout is None:
+            return functional_call(skeleton, slices, (x,))
+        hook = classifier(skeleton).register_forward_pre_hook(lambda _, args: args[0] * dropout)
+        try:
+            return functional_call(skeleton, slices, (x,))
+        finally:
+            hook.remove()
+
+    def dropout_mask(
+        self, batch_size: int, rate: float, key: tuple[int, ...]
+    ) -> torch.Tensor | None:
+        """(B, features) of 0 and 1 / (1 - rate) for the full model, drawn by `key`; None at 0."""
+        if rate == 0.0:
+            return None
+        features = classifier(self._skeleton(self._definition.space.largest)).in_features
+        kept = np.random.default_rng(key).random((batch_size, features)) >= rate
+        device = next(iter(self.parameters.values())).device
+        return torch.from_numpy(kept).to(device, torch.float32) / (1.0 - rate)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state_dict of the largest arch; its running statistics are not calibrated."""
@@ -68,6 +105,12 @@ class SharedWeights:
         if len(self._skeletons) > _MAX_SKELETONS:
             self._skeletons.popitem(last=False)
         return skeleton
+
+
+def classifier(net: nn.Module) -> nn.Linear:
+    """The last linear layer of a network."""
+    *_, last = (module for module in net.modules() if isinstance(module, nn.Linear))
+    return last
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

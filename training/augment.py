@@ -1,0 +1,115 @@
+"""Augmentation: from uint8 samples and labels to what the network and the loss take.
+
+Every draw comes from a generator keyed by (seed, purpose, step, rank). RandAugment, mixup and
+cutmix are torchvision's, which draw from torch's global generator: they run inside a fork of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from supernet.input import InputSpec
+from training.config import DataConfig
+
+_AUGMENT, _MIX = 1, 5
+
+
+class Key(NamedTuple):
+    """What a step's draws depend on."""
+
+    seed: int
+    step: int
+    rank: int = 0
+
+
+def augment(
+    samples: torch.Tensor, spec: InputSpec, resolution: int, options: DataConfig, key: Key
+) -> torch.Tensor:
+    """Turn (B, C, H, W) uint8 into augmented network inputs (B, C, resolution, resolution).
+
+    `affine`: a random small rotation, scaling and shift per image, in one resampling together
+    with the resize; strength 1 means up to 12 degrees, 10 % and 8 % of the image.
+    `crop_flip`: reflect-pad by an eighth of the side times strength, crop, mirror every other
+    image on average (the standard for CIFAR). Strength 0: the plain input, as are token ids.
+    """
+    if spec.kind == "tokens":
+        return spec.normalise(samples, resolution)
+    if options.randaugment:
+        samples = _randaugment(samples, options, key)
+    if options.augment == 0.0 or options.augmentation == "random_resized_crop":  # done on reading
+        return spec.normalise(samples, resolution)
+    rng = np.random.default_rng((key.seed, _AUGMENT, key.step, key.rank))
+    if options.augmentation == "crop_flip":
+        return _crop_flip(spec.normalise(samples, resolution), options.augment, rng)
+    return _affine(spec.normalise(samples, samples.shape[-1]), resolution, options.augment, rng)
+
+
+def mix(
+    x: torch.Tensor, labels: torch.Tensor, num_classes: int, options: DataConfig, key: Key
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix images of a batch and their labels; (B,) labels become (B, num_classes) shares.
+
+    Where neither mixup nor cutmix is on, both are returned as they are.
+    """
+    kinds = [name for name in ("mixup", "cutmix") if getattr(options, name) > 0]
+    if not kinds:
+        return x, labels
+    from torchvision.transforms import v2
+
+    kind = kinds[int(np.random.default_rng((*key, _MIX)).integers(len(kinds)))]
+    mixer = v2.MixUp if kind == "mixup" else v2.CutMix
+    with _keyed(key):
+        return mixer(alpha=float(getattr(options, kind)), num_classes=num_classes)(x, labels)
+
+
+def _randaugment(samples: torch.Tensor, options: DataConfig, key: Key) -> torch.Tensor:
+    from torchvision.transforms import v2
+
+    transform = v2.RandAugment(options.randaugment, options.randaugment_magnitude)
+    with _keyed(key):
+        return torch.stack([transform(image) for image in samples])
+
+
+@contextmanager
+def _keyed(key: Key) -> Iterator[None]:
+    """Seed torch's global generator for a while; it is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng((*key, _AUGMENT)).integers(2**62)))
+        yield
+
+
+def _affine(
+    x: torch.Tensor, resolution: int, strength: float, rng: np.random.Generator
+) -> torch.Tensor:
+    draw = rng.uniform(-strength, strength, (4, len(x)))
+    angle, scale = draw[0] * math.radians(12.0), 1.0 + 0.1 * draw[1]
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    shift = 0.16 * draw[2:]  # the image spans -1 to 1
+    theta = np.stack(
+        [np.stack([cosine, -sine, shift[0]], 1), np.stack([sine, cosine, shift[1]], 1)], 1
+    )
+    size = [len(x), x.shape[1], resolution, resolution]
+    grid = F.affine_grid(torch.from_numpy(theta).to(x), size, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _crop_flip(x: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+    side = x.shape[-1]
+    pad = max(1, round(side / 8 * strength))
+    padded = F.pad(x, (pad,) * 4, mode="reflect")  # (B, C, side + 2 pad, side + 2 pad)
+    top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, len(x))) for _ in range(2))
+    columns = left[:, None] + torch.arange(side)  # (B, side)
+    mirrored = torch.from_numpy(rng.random(len(x)) < 0.5)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows = top[:, None] + torch.arange(side)
+    image = torch.arange(len(x))[:, None, None]
+    # Advanced indices around a slice put their axes first: (B, side, side, C).
+    cropped = padded[image, :, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
