@@ -8,8 +8,8 @@ two threads and run on one). So slices are packed by the thread count that runs 
 larger batches have the same layout on one thread, and pay little for another one on two.
 
 `torch.ops.mkldnn` is private, so what is needed of it is looked for (`is_available`), and whoever
-asks falls back to plain views where it is missing (macOS, ARM, other builds). Found in torch 2.11
-to 2.15.
+asks falls back to plain views where it is missing (macOS, ARM, other builds). Tested with torch
+2.15.
 """
 
 from __future__ import annotations
