@@ -31,6 +31,11 @@ APP_NAME = "supernet"
 _READY_TIMEOUT_S = 120.0
 _READY_POLL_S = 0.1
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{_READY_TIMEOUT_S / 2:.0f}",
+}
 
 
 class RayHost:
@@ -63,7 +68,7 @@ class RayHost:
         if ray.is_initialized():
             raise ConfigError("this process is connected to a Ray cluster already: leave it first")
         self._is_started = True
-        self._environment.enter_context(_environment_of({"RAY_USAGE_STATS_ENABLED": "0"}))
+        self._environment.enter_context(_environment_of(_RAY_SETTINGS))
         from ray import serve as ray_serve
 
         from serve.app import build
