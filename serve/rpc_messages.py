@@ -35,8 +35,6 @@ from serve.request import (
     read_raw,
 )
 
-_FIELD_OF_TYPE = {bool: "bool_param", int: "int64_param", str: "string_param"}
-
 
 def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
     """Read an inference request. Raises RefusedError: what was given, and what is allowed."""
@@ -148,6 +146,12 @@ def _parameters(fields: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]
 
 
 def _parameter(value: Parameter) -> pb.InferParameter:
-    if isinstance(value, float):
-        return pb.InferParameter(double_param=value)
-    return pb.InferParameter(**{_FIELD_OF_TYPE[type(value)]: value})  # type: ignore[arg-type]
+    match value:
+        case bool():  # before int, which it is too
+            return pb.InferParameter(bool_param=value)
+        case int():
+            return pb.InferParameter(int64_param=value)
+        case float():
+            return pb.InferParameter(double_param=value)
+        case str():
+            return pb.InferParameter(string_param=value)

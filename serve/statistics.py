@@ -52,10 +52,10 @@ class Statistics:
     def observe(self, reply: Reply) -> None:
         """Count the end of one query; those of one batch come one after the other."""
         outcome = reply.outcome
-        version = self._versions[outcome.subnet_id if reply.is_executed else _NO_VERSION]  # type: ignore[index]
-        if not reply.is_executed:
-            version.durations["fail"].add(outcome.latency_s)
+        if not reply.is_executed or outcome.subnet_id is None:
+            self._versions[_NO_VERSION].durations["fail"].add(outcome.latency_s)
             return
+        version = self._versions[outcome.subnet_id]
         version.last_unix_s = self._unix_clock()
         version.durations["success"].add(outcome.latency_s)
         version.durations["queue"].add(reply.queue_s)

@@ -13,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from slackfit.devices import Failure, Slowdown
     from slackfit.profile import LatencyProfile
-    from slackfit.query import Outcome
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
 
@@ -100,22 +99,13 @@ def simulate_command(
     words = locals()
     with user_errors():
         from slackfit.profile import LatencyProfile
-        from traces.chrome import chrome_events, write_chrome_trace
+        from traces.chrome import ChromeTrace
 
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
-        names = [name.strip() for name in policy.split(",")]
-        chrome: list[dict[str, Any]] = []
-
-        def keep_events(name: str, outcomes: list[Outcome]) -> None:
-            if chrome_out is not None:
-                # A capacity search runs one policy many times: the last run is the one reported.
-                pid = names.index(name) if name in names else len(names)
-                chrome[:] = [event for event in chrome if event["args"].get("name") != name]
-                chrome.extend(chrome_events(outcomes, name, pid))
-
+        chrome = None if chrome_out is None else ChromeTrace()
         reports = _reports(
             table,
-            names,
+            [name.strip() for name in policy.split(",")],
             trace,
             stream=stream,
             capacity=capacity,
@@ -132,12 +122,12 @@ def simulate_command(
             ],
             with_bound=bound,
             on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
-            on_outcomes=keep_events,
+            on_outcomes=None if chrome is None else chrome.record,
             command=_command(words),
             config={"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless},
         )
-        if chrome_out is not None:
-            write_chrome_trace(chrome_out, chrome)
+        if chrome is not None and chrome_out is not None:
+            chrome.write(chrome_out)
         finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
 
 
@@ -168,8 +158,15 @@ def _reports(
     from traces.trace import TraceError
 
     if stream:
-        if options["noise"] or options["worker_profiles"]:
-            raise TraceError("--stream goes without --noise and --devices")
+        given = {
+            "--noise": options["noise"],
+            "--devices": options["worker_profiles"],
+            "--bound": options["with_bound"],
+            "--chrome": options["on_outcomes"],
+            "--find-capacity": capacity,
+        }
+        if refused := [option for option, value in given.items() if value]:
+            raise TraceError(f"--stream goes without {', '.join(refused)}")
         kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
         return stream_policies(spec, table, names, **{key: options[key] for key in kept})
     if capacity is not None:

@@ -95,11 +95,13 @@ def simulate_policies(
             zoom=burst_zoom(outcomes, trace.duration_s),
             **extra,
         )
-        if bound is not None:
-            of_bound = report["utility"] / bound if bound > 0 else 1.0
-            report |= {"bound": bound, "of_bound": of_bound}
-        reports.append(report)
+        reports.append(report if bound is None else report | _share(report["utility"], bound))
     return reports
+
+
+def _share(utility: float, bound: float) -> dict[str, float]:
+    """The bound and the utility's share of it; of nothing, nothing is all."""
+    return {"bound": bound, "of_bound": utility / bound if bound > 0 else 1.0}
 
 
 def find_capacities(

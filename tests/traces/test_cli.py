@@ -196,8 +196,10 @@ def test_the_package_runs_as_a_module():
     assert done.stderr.splitlines()[2].endswith("^")
 
 
-def test_find_capacity_reports_the_highest_rate_that_meets_the_target():
+def test_find_capacity_reports_the_highest_rate_that_meets_the_target(tmp_path):
+    chrome = tmp_path / "schedule.json"
     options = ("--workers", 8, "--find-capacity", "attainment=0.99", "--json", "-")
+    options += ("--chrome", chrome)
     policies = "fixed:smallest,fixed:largest"
     result = simulate(*options, policy=policies, spec="gamma:rate=900,cv2=2,duration=2")
     smallest, largest = json.loads(result.stdout)
@@ -205,6 +207,10 @@ def test_find_capacity_reports_the_highest_rate_that_meets_the_target():
     assert smallest["slo_attainment"] >= 0.99
     assert smallest["capacity_target"] == "attainment=0.99"
     assert "--find-capacity attainment=0.99" in smallest["command"]
+    events = json.loads(chrome.read_text(encoding="utf-8"))["traceEvents"]
+    for pid, report in enumerate((smallest, largest)):  # of all rates tried, the one reported
+        ran = [e["args"]["queries"] for e in events if e["ph"] == "X" and e["pid"] == pid]
+        assert sum(ran) == sum(report["outcomes"][s] for s in ("on_time", "late", "failed"))
 
 
 def test_bound_overhead_events_and_interpolated_subnets_from_the_command_line(tmp_path):
@@ -243,6 +249,8 @@ def test_a_streamed_run_has_no_series_and_repeats():
         (("--events", "7@1"), "is of an unknown worker"),
         (("--subnets", "7"), "num_subnets is 7 for 6 measured"),
         (("--find-capacity", "speed"), "target 'speed' is not understood"),
+        (("--stream", "--bound", "--noise"), "--stream goes without --noise, --bound"),
+        (("--stream", "--chrome", "schedule.json"), "--stream goes without --chrome"),
     ],
 )
 def test_what_is_wrong_with_an_option_is_said(options, message):
