@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +101,7 @@ def simulate_command(
         from slackfit.profile import LatencyProfile
         from traces.chrome import ChromeTrace
 
+        _check_stream(words)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
         reports = _reports(
@@ -155,18 +156,8 @@ def _reports(
     from traces.capacity import parse_target
     from traces.simulation import find_capacities, simulate_policies, stream_policies
     from traces.spec import parse_spec
-    from traces.trace import TraceError
 
     if stream:
-        given = {
-            "--noise": options["noise"],
-            "--devices": options["worker_profiles"],
-            "--bound": options["with_bound"],
-            "--chrome": options["on_outcomes"],
-            "--find-capacity": capacity,
-        }
-        if refused := [option for option, value in given.items() if value]:
-            raise TraceError(f"--stream goes without {', '.join(refused)}")
         kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
         return stream_policies(spec, table, names, **{key: options[key] for key in kept})
     if capacity is not None:
@@ -175,6 +166,23 @@ def _reports(
             parse_spec(spec, seed=options["seed"]), table, names, target, **options
         )
     return simulate_policies(parse_spec(spec, seed=options["seed"]), table, names, **options)
+
+
+def _check_stream(given: Mapping[str, Any]) -> None:
+    """Raise TraceError for options that need what a streamed run does not keep."""
+    from traces.trace import TraceError
+
+    named = {
+        "--noise": "noise",
+        "--devices": "devices",
+        "--bound": "bound",
+        "--find-capacity": "capacity",
+        "--html": "html_out",
+        "--chrome": "chrome_out",
+    }
+    refused = [option for option, key in named.items() if given[key]]
+    if given["stream"] and refused:
+        raise TraceError(f"--stream goes without {', '.join(refused)}")
 
 
 def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:

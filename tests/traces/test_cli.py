@@ -250,7 +250,7 @@ def test_a_streamed_run_has_no_series_and_repeats():
         (("--subnets", "7"), "num_subnets is 7 for 6 measured"),
         (("--find-capacity", "speed"), "target 'speed' is not understood"),
         (("--stream", "--bound", "--noise"), "--stream goes without --noise, --bound"),
-        (("--stream", "--chrome", "schedule.json"), "--stream goes without --chrome"),
+        (("--stream", "--html", "a.html", "--chrome", "b.json"), "without --html, --chrome"),
     ],
 )
 def test_what_is_wrong_with_an_option_is_said(options, message):
