@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from supernet.space import SearchSpace
 from training.config import TrainConfig
@@ -188,7 +188,7 @@ def is_elastic(space: SearchSpace, name: str) -> bool:
 
 def _opened(space: SearchSpace, opened: set[str]) -> SearchSpace:
     """Return the space with only the opened dimensions elastic; the others at their largest."""
-    closed: dict[str, object] = {}
+    closed: dict[str, Any] = {}
     for name in ("depth", "width"):
         if name not in opened and getattr(space, name):
             closed[name] = tuple(choices[-1:] for choices in getattr(space, name))
@@ -199,4 +199,4 @@ def _opened(space: SearchSpace, opened: set[str]) -> SearchSpace:
     blocks = space.num_blocks
     if blocks and "depth" in closed:
         closed["num_blocks"] = tuple(counts[-1:] for counts in blocks)
-    return replace(space, **closed)  # type: ignore[arg-type]
+    return replace(space, **closed)
