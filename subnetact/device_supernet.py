@@ -250,7 +250,7 @@ class DeviceSupernet:
         norm = None
         if wanted.key.owner is not None and wanted.site.norm is not None:
             norm = self.norms.affines(self._archs[wanted.subnet_id])[wanted.site.norm]
-        return SiteWeights(weight, bias, norm)
+        return SiteWeights(weight, bias, norm, gamma=None)
 
     def _place_fixed(self, arch: Arch, sites: Iterable[ConvSite]) -> None:
         """Put what no slice holds on the device, whole and once, for every subnet."""
