@@ -247,6 +247,7 @@ class Engine:
                 self._fault,
                 dict(self._ledger.counts),
                 self._scheduler.latency_factor,
+                self._scheduler.latency_delay_s,
             )
 
     def outlook(self) -> Outlook:
