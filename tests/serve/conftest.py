@@ -195,6 +195,12 @@ def timed_door(timed_config: ServeConfig) -> Callable[..., Door]:
     return make
 
 
+@pytest.fixture(scope="session")
+def serving_door() -> Callable[[Door], contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """`serving_door(door)` is a context that runs a door and yields a client of it."""
+    return serving
+
+
 @pytest.fixture
 def serve_timed(
     timed_door: Callable[..., Door],
