@@ -83,6 +83,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     """
     check(args)
     deployment = SupernetReplica.options(
+        num_replicas=args.replicas,
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s,
         ray_actor_options={

@@ -29,6 +29,7 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
@@ -64,6 +65,7 @@ class ServeConfig(BaseModel):
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    replicas: Annotated[int, Field(ge=1)] = 1
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     admin_token: str | None = None
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0

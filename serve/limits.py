@@ -26,6 +26,7 @@ REASONS: dict[str, ReasonCode] = {
     "unknown_subnet": ReasonCode(400, "INVALID_ARGUMENT"),
     "forbidden": ReasonCode(403, "PERMISSION_DENIED"),
     "unknown_model": ReasonCode(404, "NOT_FOUND"),
+    "too_slow": ReasonCode(408, "DEADLINE_EXCEEDED"),
     "too_large": ReasonCode(413, "RESOURCE_EXHAUSTED"),  # what gRPC itself says of a long message
     "queue_full": ReasonCode(429, "RESOURCE_EXHAUSTED"),
     "cancelled": ReasonCode(499, "CANCELLED"),

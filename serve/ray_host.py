@@ -43,7 +43,7 @@ class RayHost:
 
     def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
-        self._num_cpus = num_cpus or config.threads + 1
+        self._num_cpus = num_cpus or config.replicas * config.threads + 1
         self._is_started = False
         self._environment = contextlib.ExitStack()
         self.url = ""

@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve import oip
 from serve.config import ConfigError, parse_live_config
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 ARRIVAL = "supernet.arrival_s"
 _ADMIN_BODY_BYTES = 64 * 2**10
+_BODY_TIMEOUT_S = 30.0  # a client that writes byte by byte does not hold its connection for ever
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -66,6 +67,7 @@ class Door:
         """Stamp the arrival, then route."""
         if scope["type"] == "http":
             scope[ARRIVAL] = self._clock()
+            send = _while_open(send)
         await self._app(scope, receive, send)
 
     async def drain(self) -> bool:
@@ -231,11 +233,28 @@ class Door:
             raise RefusedError("forbidden", "without an admin token only this host may do that")
 
 
+def _while_open(send: Send) -> Send:
+    """Return `send` without the error that uvloop raises for a connection that is closed.
+
+    The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
+    a storm of them would write a traceback each.
+    """
+
+    async def send_while_open(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "the handler is closed" not in str(error):
+                raise
+
+    return send_while_open
+
+
 def _refusal(error: RefusedError, request_id: str | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
-    if error.reason == "too_large":
+    if error.reason in ("too_large", "too_slow"):
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(
         oip.build_error(error, request_id),
@@ -252,11 +271,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         raise _too_large(int(declared), max_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(size, max_bytes)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(size, max_bytes)
+                chunks.append(chunk)
+    except ClientDisconnect:
+        raise RefusedError("cancelled", "the client has gone", status="dropped") from None
+    except TimeoutError:
+        text = f"{size} bytes of the body arrived within {_BODY_TIMEOUT_S:g} s, and not its end"
+        raise RefusedError("too_slow", text) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
