@@ -5,6 +5,8 @@ Latency buckets start below a millisecond, because that is where small batches l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.reply import Reply
@@ -42,6 +44,12 @@ class Metrics:
         self._depth = Gauge(
             "supernet_queue_depth", "Queries waiting.", ["model"], registry=self._registry
         )
+        self._device = Gauge(
+            "supernet_device",
+            "What the device did and holds: graphs, slices, bytes, times it had no memory.",
+            ["model", "what"],
+            registry=self._registry,
+        )
         self._latency = self._histogram("supernet_latency_seconds", "Arrival to end of execution.")
         self._queue = self._histogram("supernet_queue_seconds", "Arrival to launch.")
         self._execution = self._histogram("supernet_execution_seconds", "Execution of the batch.")
@@ -76,6 +84,11 @@ class Metrics:
     def set_queue_depth(self, model: str, depth: int) -> None:
         """Set how many queries wait; called when the metrics are read."""
         self._depth.labels(model).set(depth)
+
+    def set_device_counts(self, model: str, counts: Mapping[str, int]) -> None:
+        """Set what the executor counted; called when the metrics are read."""
+        for what, number in counts.items():
+            self._device.labels(model, what).set(number)
 
     def render(self) -> bytes:
         """Return the exposition text."""

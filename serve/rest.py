@@ -173,6 +173,7 @@ class Door:
     async def _render_metrics(self, _: Request) -> Response:
         for model in self.models:
             self._metrics.set_queue_depth(model.spec.name, model.engine.status().queue_depth)
+            self._metrics.set_device_counts(model.spec.name, model.engine.device_counts())
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ build, another machine) everything runs on views, with one warning.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class PackedExecutor:
     """An `Executor` on a CPU whose subnets share a `SubgraphCache`."""
 
     device = "cpu"
+    dtype = "float32"
+    details = ""
 
     def __init__(
         self,
@@ -97,6 +99,17 @@ class PackedExecutor:
             inputs = np.zeros((batch_size, *self.input_shape), dtype=np.uint8)
             for subnet_id in self.subnet_ids:
                 self.run(subnet_id, inputs)
+
+    def counts(self) -> Mapping[str, int]:
+        """See `Executor`: what became of the slices."""
+        cache = self.net.cache.counts
+        return {
+            "slice_hits": cache.hits,
+            "slice_misses": cache.misses,
+            "slice_refusals": cache.refusals,
+            "slice_bytes": self.net.cache.held_bytes,
+            "out_of_memory": cache.failures,
+        }
 
     def close(self) -> None:
         """Let go of what is packed."""

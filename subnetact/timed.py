@@ -8,7 +8,7 @@ it must say so (`is_timed`). It fulfils the same protocol as the real executor.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class TimedExecutor:
         self.subnet_ids = profile.subnet_ids
         self.max_batch_size = profile.max_batch_size
         self.threads = profile.threads
+        self.dtype = profile.dtype
+        self.details = "timed: nothing is computed"
         self.packing = profile.packing or "views"
         self._profile = profile
         self._clock = clock
@@ -64,6 +66,10 @@ class TimedExecutor:
 
     def warm_up(self) -> None:
         """Do nothing: there is nothing to warm."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Return nothing: nothing happens."""
+        return {}
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
