@@ -39,8 +39,10 @@ class ServeConfig(BaseModel):
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client; at most a tenth of the time given.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
-    `packing`: how a CPU keeps weights (null: as the profile was measured, else the fastest);
-    `cache_mib` limits what is packed (null: no limit).
+    `packing`: how the device keeps weights (null: as the profile was measured, else the fastest);
+    `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
+    `dtype`: what a CUDA device computes in (null: as the profile was measured, else bfloat16);
+    `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +60,8 @@ class ServeConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     packing: Literal["folded", "shared", "views"] | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    graph_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
