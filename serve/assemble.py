@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from serve.config import ConfigError, LiveConfig, ServeConfig
 from serve.engine import Engine
+from serve.exposure import build_guard
 from serve.images import ImageDecoder
 from serve.metrics import Metrics
 from serve.model import ServedModel
@@ -52,6 +53,7 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
 
     Raises ConfigError or ProfileError, a text of one line.
     """
+    guard = build_guard(config, time.monotonic)
     loaded = load(config)
     resources.callback(loaded.executor.close)
     metrics = Metrics()
@@ -60,7 +62,7 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
         Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
-        admin_token=config.admin_token,
+        guard=guard,
         drain_timeout_s=config.drain_timeout_s,
     )
 
@@ -124,6 +126,7 @@ def check(config: ServeConfig) -> None:
 
     For a driver that loads in another process and wants its errors here.
     """
+    build_guard(config, time.monotonic)
     given = None if config.profile is None else read_profile(config.profile)
     if config.device != "timed":
         _check_fit(given, _read_checkpoint(config), config)

@@ -37,6 +37,11 @@ class ServeConfig(BaseModel):
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client; at most a tenth of the time given.
+    `tokens_file` (see `serve.tokens`): without tokens everybody who reaches the port may ask; a
+    `host` that others reach is then refused unless `allow_anonymous` says that this is meant.
+    `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.
+    `rate_limit_qps`: samples that one principal (a token's name, else an address) may send per
+    second, `rate_limit_burst` of them at once (null: what a second allows, at least one).
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     `packing`: how a CPU keeps weights (null: as the profile was measured, else the fastest);
     `cache_mib` limits what is packed (null: no limit).
@@ -65,7 +70,12 @@ class ServeConfig(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    admin_token: str | None = None
+    tokens_file: str | None = None
+    allow_anonymous: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    rate_limit_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rate_limit_burst: Annotated[int, Field(ge=1)] | None = None
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
@@ -96,6 +106,14 @@ class ServeConfig(BaseModel):
                 "input_shape and num_classes come from the checkpoint; "
                 "they are allowed with device 'timed' only"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ServeConfig:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both, or neither")
+        if self.rate_limit_burst is not None and self.rate_limit_qps is None:
+            raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
         return self
 
 

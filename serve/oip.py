@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from serve.json_bounds import check_json
 from serve.limits import RefusedError
 from serve.reply import Reply, describe, logits_of, version_of
 from serve.request import (
@@ -56,7 +57,9 @@ def parse_infer(
     if content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES:
         return InferRequest((body,), None, {}, is_binary_output=False)
     json_length = _json_length(body, binary_header)
-    fields = _object(_decode(body[:json_length]), "the request")
+    text = body[:json_length]
+    check_json(text, spec)
+    fields = _object(_decode(text), "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise bad("bad_request", "id", request_id, "a string")

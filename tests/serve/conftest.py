@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from serve.assemble import Loaded, build_model
 from serve.config import ServeConfig, parse_config
 from serve.engine import Engine
+from serve.exposure import build_guard
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.reply import Wish
@@ -166,7 +168,7 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
         Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
-        admin_token=config.admin_token,
+        guard=build_guard(config, time.monotonic),
         drain_timeout_s=1.0,
     )
 
