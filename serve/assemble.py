@@ -24,7 +24,7 @@ from serve.rest import Door
 from serve.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
-from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.record import RecordingScheduler
 from slackfit.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
@@ -129,8 +129,10 @@ def check(config: ServeConfig) -> None:
     build_guard(config, time.monotonic)
     given = None if config.profile is None else read_profile(config.profile)
     if config.device != "timed":
-        _check_fit(given, _read_checkpoint(config), config)
-    if given is not None:
+        checkpoint = _read_checkpoint(config)
+        _check_fit(given, checkpoint, config)
+        _offer(config, given or _stand_in(checkpoint))
+    elif given is not None:
         _offer(config, given)
 
 
@@ -146,6 +148,7 @@ def load(config: ServeConfig) -> Loaded:
     device = _device_name(config)
     checkpoint = _read_checkpoint(config)
     _check_fit(given, checkpoint, config)
+    _offer(config, given or _stand_in(checkpoint))  # before anything slow
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device:
@@ -217,6 +220,29 @@ def _offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile
         return offered, create_policy(config.policy, offered)
     except (ProfileError, ValueError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:
+    """Return a profile with a checkpoint's subnets and made-up latencies, to check names against.
+
+    Unknown policies and subnets are to be refused before the real one is measured.
+    """
+    most = max(subnet.macs for subnet in checkpoint.subnets)
+    return LatencyProfile(
+        name=checkpoint.name or DEFAULT_NAME,
+        device="",
+        dtype="",
+        batch_sizes=(1,),
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=subnet.subnet_id,
+                accuracy=subnet.accuracy,
+                macs=subnet.macs,
+                latency_s={"p50": (1e-3 * (1 + subnet.macs / max(most, 1)),)},
+            )
+            for subnet in checkpoint.subnets
+        ),
+    )
 
 
 def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfile:

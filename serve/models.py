@@ -45,6 +45,20 @@ class Models:
         for model in self:
             model.check_ready()
 
+    def index(self, *, is_ready: bool = False) -> list[dict[str, str]]:
+        """Return name, state and reason of each model, or (`is_ready`) of those that are ready."""
+        rows: list[dict[str, str]] = []
+        for model in self:
+            try:
+                model.check_ready()
+                rows.append(
+                    {"name": model.spec.name, "version": "", "state": "READY", "reason": ""}
+                )
+            except RefusedError as error:
+                state = {"version": "", "state": "UNAVAILABLE", "reason": error.reason}
+                rows.append({"name": model.spec.name, **state})
+        return [row for row in rows if not is_ready or row["state"] == "READY"]
+
     def fault(self) -> str:
         """Say why a device no longer answers; empty while all do."""
         return "; ".join(fault for model in self if (fault := model.engine.status().fault))

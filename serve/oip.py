@@ -130,14 +130,12 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
         ],
         "parameters": {
             "max_batch_size": spec.max_batch_size,
-            "policy": policy,
-            "profile": spec.profile,
-            "device": spec.device,
+            **spec.about(policy),
         },
     }
 
 
-def model_config(spec: ModelSpec) -> dict[str, Any]:
+def model_config(spec: ModelSpec, policy: str) -> dict[str, Any]:
     """Return the answer of `GET /v2/models/{m}/config`: the part that clients ask for."""
     return {
         "name": spec.name,
@@ -154,6 +152,7 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
         "output": [
             {"name": OUTPUT_NAME, "data_type": f"TYPE_{OUTPUT_TYPE}", "dims": [spec.num_classes]}
         ],
+        "parameters": {key: {"string_value": text} for key, text in spec.about(policy).items()},
     }
 
 

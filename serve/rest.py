@@ -92,6 +92,7 @@ class Door:
             ("/v2/health/live", self._live, "GET", _OPEN),
             ("/v2/health/ready", self._ready, "GET", _OPEN),
             ("/v2/models/stats", self._all_statistics, "GET", "infer"),
+            ("/v2/repository/index", self._index, "POST", "infer"),
             ("/metrics", self._render_metrics, "GET", "metrics"),
             ("/admin/config", self._show_config, "GET", "admin"),
             ("/admin/config", self._change_config, "POST", "admin"),
@@ -183,7 +184,17 @@ class Door:
         return JSONResponse({"name": model.spec.name, "ready": True})
 
     async def _model_config(self, request: Request) -> Response:
-        return JSONResponse(oip.model_config(self._find(request).spec))
+        model = self._find(request)
+        return JSONResponse(oip.model_config(model.spec, model.engine.policy_name))
+
+    async def _index(self, request: Request) -> Response:
+        body = await _read_body(request, _ADMIN_BODY_BYTES)
+        try:
+            fields = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
+            raise RefusedError("bad_request", "the request is not JSON") from None
+        is_ready = isinstance(fields, dict) and fields.get("ready") is True
+        return JSONResponse(self.models.index(is_ready=is_ready))
 
     async def _statistics(self, request: Request) -> Response:
         model = self._find(request)

@@ -71,6 +71,7 @@ class RpcDoor(grpc.GenericRpcHandler):
             "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
             "ModelConfig": (self._model_config, pb.ModelConfigRequest),
             "ModelStatistics": (self._model_statistics, pb.ModelStatisticsRequest),
+            "RepositoryIndex": (self._repository_index, pb.RepositoryIndexRequest),
             "ModelInfer": (self._model_infer, pb.ModelInferRequest),
         }
         self._methods = {
@@ -119,17 +120,22 @@ class RpcDoor(grpc.GenericRpcHandler):
 
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
         model = self._models.find(call.message.name, call.message.version or None)
+        about = model.spec.about(model.engine.policy_name)  # the message has no place for it
+        call.context.set_trailing_metadata(tuple(about.items()))
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:
         model = self._models.find(call.message.name, call.message.version or None)
-        return messages.model_config(model.spec)
+        return messages.model_config(model.spec, model.engine.policy_name)
 
     async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
         name, version = call.message.name, call.message.version or None
         models = [self._models.find(name, version)] if name else self._models
         rows = [row for m in models for row in m.statistics.rows(m.spec.name, version)]
         return messages.statistics(rows)
+
+    async def _repository_index(self, call: Call) -> pb.RepositoryIndexResponse:
+        return messages.index(self._models.index(is_ready=call.message.ready))
 
     async def _model_infer(self, call: Call) -> pb.ModelInferResponse:
         message, version = call.message, call.message.model_version or None
