@@ -21,7 +21,9 @@ from serve.models import Models
 from serve.reply import Reply
 from serve.request import ModelSpec
 from serve.rest import Door
+from serve.several import each_model
 from serve.statistics import Statistics
+from serve.turn import DeviceTurn
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
@@ -54,12 +56,15 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
     Raises ConfigError or ProfileError, a text of one line.
     """
     guard = build_guard(config, time.monotonic)
-    loaded = load(config)
-    resources.callback(loaded.executor.close)
     metrics = Metrics()
-    model = build_model(config, loaded, metrics, resources)
+    turn = DeviceTurn()
+    models: list[ServedModel] = []
+    for own in each_model(config):
+        loaded = load(own)
+        resources.callback(loaded.executor.close)
+        models.append(build_model(own, loaded, metrics, resources, turn))
     return Door(
-        Models([model]),
+        Models(models),
         metrics,
         max_body_bytes=config.max_body_bytes,
         guard=guard,
@@ -68,9 +73,13 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
 
 
 def build_model(
-    config: ServeConfig, loaded: Loaded, metrics: Metrics, resources: contextlib.ExitStack
+    config: ServeConfig,
+    loaded: Loaded,
+    metrics: Metrics,
+    resources: contextlib.ExitStack,
+    turn: DeviceTurn | None = None,
 ) -> ServedModel:
-    """Put scheduler, policy, engine and settings around a loaded device."""
+    """Put scheduler, policy, engine and settings around a device; the models share `turn`."""
     executor, profile, name = loaded
     offered, policy = _offer(config, profile)
     scheduler = Scheduler(
@@ -96,6 +105,7 @@ def build_model(
         policy=policy,
         observer=observe,
         hung_after_s=config.hung_after_s,
+        turn=turn,
     )
     spec = ModelSpec(
         name=name,
@@ -127,6 +137,11 @@ def check(config: ServeConfig) -> None:
     For a driver that loads in another process and wants its errors here.
     """
     build_guard(config, time.monotonic)
+    for own in each_model(config):
+        _check_model(own)
+
+
+def _check_model(config: ServeConfig) -> None:
     given = None if config.profile is None else read_profile(config.profile)
     if config.device != "timed":
         checkpoint = _read_checkpoint(config)

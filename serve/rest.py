@@ -221,8 +221,10 @@ class Door:
             fields = json.loads(body)
             name = fields.pop("model", None) if isinstance(fields, dict) else None
             change = parse_live_config(fields)
-            models = list(self.models) if name is None else [self.models.find(name)]
-            settings = {model.spec.name: model.reconfigure(change) for model in models}
+            if name is None:
+                settings = self.models.reconfigure(change)
+            else:
+                settings = {name: self.models.find(name).reconfigure(change)}
         except ConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         except ValueError as error:
