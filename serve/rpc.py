@@ -23,6 +23,7 @@ from serve import rpc_messages as messages
 from serve.config import ConfigError
 from serve.guard import Guard, address_of
 from serve.limits import REASONS, RefusedError
+from serve.metrics import Metrics
 from serve.models import Models
 from serve.proto import open_inference_pb2 as pb
 from serve.tls import TlsFiles
@@ -59,9 +60,12 @@ _OPEN = ("ServerLive", "ServerReady")  # health: without a token
 class RpcDoor(grpc.GenericRpcHandler):
     """Answers the calls of one server; give it to `add_generic_rpc_handlers`."""
 
-    def __init__(self, models: Models, guard: Guard | None = None) -> None:
+    def __init__(
+        self, models: Models, metrics: Metrics | None = None, guard: Guard | None = None
+    ) -> None:
         self._models = models
         self._guard = guard or Guard()
+        self._refused = functools.partial((metrics or Metrics()).refused, "grpc")
         self._clock = models.clock
         methods: dict[str, tuple[Handler, Any]] = {
             "ServerLive": (self._server_live, pb.ServerLiveRequest),
@@ -93,7 +97,7 @@ class RpcDoor(grpc.GenericRpcHandler):
             return await handle(Call(_parse(request_class, data), context, arrival_s, principal))
 
         return grpc.unary_unary_rpc_method_handler(
-            functools.partial(_answer, answer),  # given bytes: who may not ask costs no parsing
+            functools.partial(self._answer, answer),  # given bytes: no parsing for who may not ask
             response_serializer=_serialize,
         )
 
@@ -104,6 +108,20 @@ class RpcDoor(grpc.GenericRpcHandler):
             authorization=metadata.get("authorization"),
             peer=address_of(context.peer()),
         )
+
+    async def _answer(
+        self, handle: Callable[[bytes, Context], Awaitable[Any]], data: bytes, context: Context
+    ) -> Any:
+        try:
+            return await handle(data, context)
+        except RefusedError as error:
+            self._refused(error.reason)
+            await _refuse(context, error)
+        except Exception:  # the door's boundary: the client learns that it failed, the log why
+            logger.exception("a call of %d bytes failed", len(data))
+            error = RefusedError("internal", "an internal error; the server's log has it")
+            self._refused(error.reason)
+            await _refuse(context, error)
 
     async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=not self._models.fault())
@@ -150,19 +168,6 @@ class RpcDoor(grpc.GenericRpcHandler):
             request, call.headers(), arrival_s=call.arrival_s, call_timeout_s=timeout_s
         )
         return messages.build_response(request, model.spec, model.engine.policy_name, replies)
-
-
-async def _answer(
-    handle: Callable[[bytes, Context], Awaitable[Any]], data: bytes, context: Context
-) -> Any:
-    try:
-        return await handle(data, context)
-    except RefusedError as error:
-        await _refuse(context, error)
-    except Exception:  # the door's boundary: the client learns that it failed, the log why
-        logger.exception("a call of %d bytes failed", len(data))
-        error = RefusedError("internal", "an internal error; the server's log has it")
-        await _refuse(context, error)
 
 
 async def _refuse(context: Context, error: RefusedError) -> NoReturn:

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from serve.config import ConfigError
-from serve.rest import Door
 from serve.tls import TlsFiles
 
 
@@ -25,9 +25,9 @@ class _Listener(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    door: Door, host: str, port: int, *, drain_timeout_s: float, tls: TlsFiles | None = None
+    app: ASGIApp, host: str, port: int, *, drain_timeout_s: float, tls: TlsFiles | None = None
 ) -> AsyncIterator[None]:
-    """Serve `door` on a port from this event loop; at the end, finish the open requests.
+    """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
     Replicas on one host may share the port (the kernel spreads the connections), and a replica
     that replaces a dead one gets it at once.
@@ -35,7 +35,7 @@ async def listening(
     sock = bind(host, port, is_shared=True)
     timeout_s = max(1, round(drain_timeout_s))
     options = {"lifespan": "off", "timeout_graceful_shutdown": timeout_s}
-    server = _Listener(uvicorn_config(door, tls, **options))
+    server = _Listener(uvicorn_config(app, tls, **options))
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
         yield
@@ -61,7 +61,7 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     return sock
 
 
-def uvicorn_config(door: Door, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
     """Return what every uvicorn of ours is told."""
     options |= {} if tls is None else tls.uvicorn_options()
-    return uvicorn.Config(door, log_level="warning", access_log=False, **options)
+    return uvicorn.Config(app, log_level="warning", access_log=False, **options)

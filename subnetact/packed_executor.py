@@ -25,6 +25,8 @@ class PackedExecutor:
     """An `Executor` on a CPU whose subnets share a `SubgraphCache`."""
 
     device = "cpu"
+    dtype = "float32"
+    details = ""
 
     def __init__(
         self,

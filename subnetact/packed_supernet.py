@@ -207,7 +207,10 @@ class PackedSupernet:
         weight = leading_slice(self._state[f"{site.layer}.weight"], site.geometry.weight_shape)
         channels = site.geometry.weight_shape[:1]
         bias = leading_slice(self._state[f"{site.layer}.bias"], channels) if site.has_bias else None
-        return SiteWeights(weight, bias, affines[site.norm] if site.norm is not None else None)
+        if site.norm is None:
+            return SiteWeights(weight, bias, None, None)
+        gamma = leading_slice(self._state[f"{site.norm}.weight"], channels)
+        return SiteWeights(weight, bias, affines[site.norm], gamma)
 
     def _program(self, subnet_id: str) -> Program:
         """Return a subnet's program; the least recently used ones are forgotten."""
