@@ -62,9 +62,7 @@ class SupernetReplica:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply live settings to every model, between two batches."""
-        change = parse_live_config(user_config)
-        for model in self._door.models:
-            model.reconfigure(change)
+        self._door.models.reconfigure(parse_live_config(user_config))
 
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""

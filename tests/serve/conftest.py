@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ import pytest
 from serve.assemble import Loaded, build_model
 from serve.config import ServeConfig, parse_config
 from serve.engine import Engine
+from serve.exposure import build_guard
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.reply import Wish
@@ -171,7 +173,7 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
         Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
-        admin_token=config.admin_token,
+        guard=build_guard(config, time.monotonic),
         drain_timeout_s=1.0,
     )
 
