@@ -86,6 +86,10 @@ class RecordingScheduler:
         return self._scheduler.latency_factor
 
     @property
+    def head_deadline_s(self) -> float | None:
+        return self._scheduler.head_deadline_s
+
+    @property
     def latency_delay_s(self) -> float | None:
         return self._scheduler.latency_delay_s
 

@@ -125,6 +125,11 @@ class Scheduler:
         return self._max_queue
 
     @property
+    def head_deadline_s(self) -> float | None:
+        """When the most urgent waiting query is due, None when none waits."""
+        return self._waiting.edf.head().deadline_s if self._waiting.edf else None
+
+    @property
     def drop_hopeless(self) -> bool:
         """Whether queries that can no longer be served in time are dropped."""
         return self._drops
