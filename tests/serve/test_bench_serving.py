@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import Load, Score, pooled
 from serve.bench_serving_overload import forward_ratios, recovery_s
-from serve.bench_serving_peers import PeersBench, Point, Scale, bar_rows, dominates, grid
+from serve.bench_serving_peers import (
+    PeersBench,
+    Point,
+    Scale,
+    bar_rows,
+    dominates,
+    grid,
+    is_disturbed,
+)
 from serve.bench_serving_setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ConfigError
 from slackfit.profile import LatencyProfile
@@ -96,6 +104,14 @@ def test_a_cell_that_is_wrong_is_measured_again(tmp_path: Path) -> None:
 )
 def test_domination(mine: Score, other: Score, is_better: bool) -> None:
     assert dominates(mine, other) is is_better
+
+
+def test_a_run_on_a_full_machine_or_of_a_slow_client_is_disturbed() -> None:
+    run = score(990, 0.9)
+    assert not is_disturbed(run)
+    assert is_disturbed(run._replace(busy=0.99))
+    assert is_disturbed(run._replace(is_valid=False))
+    assert not is_disturbed(run._replace(busy=None))
 
 
 def test_the_best_fixed_one_is_the_one_with_the_highest_attainment() -> None:
