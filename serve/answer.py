@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,20 @@ OUR_STATUSES = ("dropped", "rejected", "failed")
 
 class ClientError(RuntimeError):
     """The server can't be reached, or does not serve what was asked for."""
+
+
+class UnreadableError(ValueError):
+    """An answer is not in the protocol's form; the text says how."""
+
+
+class Refusal(NamedTuple):
+    """An answer without output, as the server puts it; what it does not say is empty."""
+
+    status: str
+    reason: str
+    message: str
+    retry_after_s: float = 0.0
+    earliest_finish_s: float | None = None
 
 
 def read_model(fields: Any, where: str) -> Model:
@@ -34,22 +48,35 @@ def read_model(fields: Any, where: str) -> Model:
             f"{where}: the metadata list {said}; a replay needs one, with name, datatype and shape"
         ) from None
     return Model(
-        name=str(fields.get("name", "")), tensor=spec, parameters=_mapping(fields.get("parameters"))
+        name=str(fields.get("name", "")), tensor=spec, parameters=mapping(fields.get("parameters"))
     )
+
+
+def read_outputs(
+    body: bytes, head_length: str | None
+) -> tuple[np.ndarray | None, Mapping[str, Any]]:
+    """Return the first output tensor of a 200's body, flat, and the response parameters.
+
+    `head_length` is the binary extension's header, if sent; the tensor is None when it holds no
+    numbers. Raises UnreadableError.
+    """
+    try:
+        length = len(body) if head_length is None else int(head_length)
+        fields = json.loads(body[:length])
+        output = _first_output(fields["outputs"], memoryview(body)[length:])
+    except (ValueError, RecursionError):
+        raise UnreadableError("neither JSON nor the binary extension's form") from None
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise UnreadableError("it holds no output tensor") from None
+    return output, mapping(fields.get("parameters"))
 
 
 def read_answer(body: bytes, head_length: str | None) -> ReplayReply:
     """Return the reply in a 200's body; `head_length` is the binary extension's header, if sent."""
     try:
-        length = len(body) if head_length is None else int(head_length)
-        fields = json.loads(body[:length])
-        outputs = fields["outputs"]
-        output = _first_output(outputs, memoryview(body)[length:])
-    except (ValueError, RecursionError):
-        return unreadable("neither JSON nor the binary extension's form")
-    except (KeyError, TypeError, IndexError, AttributeError):
-        return unreadable("it holds no output tensor")
-    return executed(output, _mapping(fields.get("parameters")))
+        return executed(*read_outputs(body, head_length))
+    except UnreadableError as error:
+        return unreadable(str(error))
 
 
 def executed(output: np.ndarray | None, said: Mapping[str, Any]) -> ReplayReply:
@@ -57,12 +84,12 @@ def executed(output: np.ndarray | None, said: Mapping[str, Any]) -> ReplayReply:
     return ReplayReply(
         status="ok",
         output=output,
-        subnet_id=_text(said.get("subnet")),
-        accuracy=_number(said.get("accuracy")),
-        batch_size=int(_number(said.get("batch_size"))),
-        batch_id=_text(said.get("batch_id")),
-        queue_s=_number(said.get("queue_s")),
-        execution_s=_number(said.get("execution_s")),
+        subnet_id=text_of(said.get("subnet")),
+        accuracy=number_of(said.get("accuracy")),
+        batch_size=int(number_of(said.get("batch_size"))),
+        batch_id=text_of(said.get("batch_id")),
+        queue_s=number_of(said.get("queue_s")),
+        execution_s=number_of(said.get("execution_s")),
     )
 
 
@@ -74,22 +101,35 @@ def unreadable(why: str) -> ReplayReply:
 def seconds(text: str | None) -> float:
     """Return what `Retry-After` says; a date, which the header may also hold, counts as now."""
     try:
-        return _number(float(text or 0))
+        return number_of(float(text or 0))
     except ValueError:
         return 0.0
 
 
-def read_refusal(status_code: int, body: bytes, retry_after: str | None) -> ReplayReply:
-    """Read how a query ended from the server's word; another server's from the HTTP status."""
+def read_said(body: bytes, retry_after: str | None) -> Refusal:
+    """Return what the body of an HTTP refusal says; `retry_after` is the header, if sent."""
     try:
-        fields = _mapping(json.loads(body))
+        fields = mapping(json.loads(body))
     except (ValueError, RecursionError):
         fields = {}
-    wait_s = seconds(retry_after)
-    status, reason = fields.get("status"), str(fields.get("reason", ""))
-    if status in OUR_STATUSES:
-        return ReplayReply(status=status, reason=reason, retry_after_s=wait_s)
-    if status == "late" or status_code in (408, 504):
+    wait_s = number_of(fields.get("retry_after_s")) or seconds(retry_after)
+    earliest_s = fields.get("earliest_finish_s")
+    return Refusal(
+        str(fields.get("status", "")),
+        str(fields.get("reason", "")),
+        error_text(body),
+        wait_s,
+        None if earliest_s is None else number_of(earliest_s),
+    )
+
+
+def read_refusal(status_code: int, body: bytes, retry_after: str | None) -> ReplayReply:
+    """Read how a query ended from the server's word; another server's from the HTTP status."""
+    said = read_said(body, retry_after)
+    wait_s = said.retry_after_s
+    if said.status in OUR_STATUSES:
+        return ReplayReply(status=said.status, reason=said.reason, retry_after_s=wait_s)
+    if said.status == "late" or status_code in (408, 504):
         return ReplayReply(status="dropped", reason="expired")
     kind = "rejected" if status_code in (429, 503) else "failed"
     return ReplayReply(status=kind, reason=f"http_{status_code}", retry_after_s=wait_s)
@@ -103,26 +143,29 @@ def error_text(body: bytes) -> str:
         return repr(body[:200])
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object; anything else counts as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def text_of(value: Any) -> str | None:
+    """Return a value as text, None as it is."""
+    return None if value is None else str(value)
+
+
+def number_of(value: Any) -> float:
+    """Return a finite number of at least 0; anything else counts as 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and np.isfinite(value) and value >= 0 else 0.0
+
+
 def _first_output(outputs: Any, tail: memoryview) -> np.ndarray | None:
     """Return the first output tensor, flat; None when it holds no numbers."""
     tensor = outputs[0]
     dtype = DTYPES.get(str(tensor.get("datatype")))
-    size = _mapping(tensor.get("parameters")).get("binary_data_size")
+    size = mapping(tensor.get("parameters")).get("binary_data_size")
     if dtype is None:
         return None
     if size is not None:
         return np.frombuffer(tail[: int(size)], dtype=dtype)
     return np.asarray(tensor["data"], dtype=dtype).ravel()
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _number(value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and np.isfinite(value) and value >= 0 else 0.0

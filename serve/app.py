@@ -18,6 +18,7 @@ replacement fails to start. A call's gRPC deadline does not reach it through Ray
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from ray import serve as ray_serve
@@ -26,6 +27,7 @@ from serve.assemble import build_door, check
 from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.listeners import Listeners
 from serve.process import tuned_process
+from serve.ray_metrics import telling_ray
 from serve.rest import Door
 
 _ROUTER_HEADROOM = 1000  # requests beyond a full queue, so that ours is the one that refuses
@@ -44,8 +46,16 @@ class SupernetReplica:
         self._resources = contextlib.ExitStack()
         config = parse_config(settings)
         self._door = await asyncio.to_thread(build_door, config, self._resources)
-        self._door.while_ready = Listeners(config, self._door, is_replica=True).opened
+        self._listeners = Listeners(config, self._door, is_replica=True)
+        self._door.while_ready = self._while_ready
         self._resources.enter_context(tuned_process())
+
+    @contextlib.asynccontextmanager
+    async def _while_ready(self) -> AsyncIterator[None]:
+        door = self._door
+        telling = telling_ray(door.metrics.registry, lambda: door.metrics.refresh(door.models))
+        async with self._listeners.opened(), telling:
+            yield
 
     def __serve_build_asgi_app__(self) -> Door:
         return self._door

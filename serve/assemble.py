@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from serve.cache_use import cache_use_of
 from serve.config import ConfigError, LiveConfig, ServeConfig
 from serve.engine import Engine
 from serve.images import ImageDecoder
@@ -82,9 +83,13 @@ def build_model(
     if config.record is not None:
         driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
     statistics = Statistics(time.time)
+    model_metrics = metrics.of(name)
+    cache_use = cache_use_of(executor)
+    if cache_use is not None:
+        model_metrics.watch_cache(cache_use)
 
     def observe(reply: Reply) -> None:
-        metrics.observe(name, reply)
+        model_metrics.observe(reply)
         statistics.observe(reply)
 
     engine = Engine(
@@ -93,6 +98,7 @@ def build_model(
         profile=offered,
         policy=policy,
         observer=observe,
+        on_decision=model_metrics.decided,
         hung_after_s=config.hung_after_s,
     )
     spec = ModelSpec(

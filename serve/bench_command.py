@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.bench_rows import write_rows
+from serve.bench_serving_command import bench_serving
 from serve.bench_training_command import bench_training
 
 bench_app = typer.Typer(
@@ -85,3 +86,4 @@ def actuation(
 
 
 bench_app.command("training")(bench_training)
+bench_app.command("serving")(bench_serving)

@@ -29,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "precision": Verb("training.precision_command", "precision", "Measure subnets in 16 bit."),
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
     "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
+    "top": Verb("serve.top_command", "top", "Watch a server live."),
     "replay": Verb("serve.replay_command", "replay", "Replay a trace against a live server."),
     "simulate": Verb("traces.cli", "simulate_command", "Run the scheduler in virtual time."),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),

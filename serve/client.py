@@ -1,178 +1,306 @@
-"""An Open Inference Protocol client for open-loop replay: cheap to send, honest about the answer.
+"""The client for people: `Client` waits, `AsyncClient` is awaited; HTTP and gRPC by the URL.
 
-It fulfils `traces.target.Target`, for any server of the protocol. Client, server and device often
-share few cores, so a request must cost little: tensors travel as bytes where the server takes the
-binary tensor extension, and the JSON around them is made once.
+```python
+with Client("http://127.0.0.1:8000", slo_ms=50) as client:  # or grpc://127.0.0.1:8001
+    result = client.infer(images)                           # uint8 (B, C, H, W), or PNG/JPEG bytes
+    print(result.labels, result.subnet_id, result.accuracy, result.slack_s)
+```
+
+What a server did not answer (it died, is draining or not ready) is asked again while slack is left:
+within `slo_ms` or `timeout_s` of the call, else for a second (`serve.retry`). What was refused for
+load is not, and raises at once, with the predicted earliest finish. A query without an
+output raises an `InferError` (`serve.client_errors`). For open-loop load, which counts instead of
+raising, see `serve.oip_client`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
+import asyncio
+import dataclasses
+import time
+from typing import Any, Protocol, Self
 
-import numpy as np
+from serve.answer import ClientError
+from serve.client_ask import Ask, Images, InferResult, Times, make_ask, make_times
+from serve.client_errors import InferError, UnavailableError
+from serve.client_http import AsyncHttpTransport, HttpTransport
+from serve.client_info import ModelInfo, SubnetStatistics, read_info, read_statistics
+from serve.dial import RPC_SCHEME
+from serve.retry import Attempts, RetryBucket
 
-from serve.answer import ClientError, error_text, read_answer, read_model, read_refusal
-from serve.wire import HttpWire, Wire, WireError
-from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
+__all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
 
-_BINARY_HEADER = "Inference-Header-Content-Length"
-_OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
-_OUR_SERVER = "supernet"
-_ENCODED_BYTES = 256 * 2**20
-
-__all__ = ["ClientError", "OipClient", "connect"]
+_LOOK_S = 30.0
 
 
-class OipClient:
-    """Sends samples to one model of one server.
+class Transport(Protocol):
+    """Sends one request and waits; `serve.client_http` and `serve.client_rpc` have one each."""
 
-    As made it speaks to a server of ours; `describe` asks the server what it takes.
+    def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
+    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same, awaited."""
+
+    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
+    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+class _Asked:
+    """One call of `infer`: its request, its attempts, and what to do with the end of each."""
+
+    def __init__(self, ask: Ask, times: Times, bucket: RetryBucket) -> None:
+        self.ask = ask
+        self._times = times
+        self._attempts = Attempts(bucket, time.monotonic, times.slack_s)
+
+    def times(self) -> Times:
+        """Return what is left for the next attempt."""
+        left_s = self._attempts.left_s
+        return Times(*(None if given_s is None else left_s(given_s) for given_s in self._times))
+
+    def next_wait_s(self, end: InferResult | InferError) -> float | None:
+        """Return how long to wait before asking again; None when this end stays."""
+        if isinstance(end, UnavailableError):
+            return self._attempts.next_wait_s()
+        self._attempts.answered()
+        return None
+
+    def finish(self, end: InferResult | InferError) -> InferResult:
+        """Return the result, or raise the error, with what the attempts came to."""
+        num_retries = self._attempts.num_retries
+        if isinstance(end, InferError):
+            end.num_retries = num_retries
+            raise end
+        latency_s = self._attempts.spent_s
+        return dataclasses.replace(end, num_retries=num_retries, latency_s=latency_s)
+
+
+class _Settings:
+    """What both clients are made with."""
+
+    def __init__(
+        self, url: str, model: str | None, slo_ms: float | None, timeout_s: float | None
+    ) -> None:
+        make_times(slo_ms, timeout_s)
+        self.is_rpc = url.startswith(RPC_SCHEME)
+        if not self.is_rpc and not url.startswith(("http://", "https://")):
+            raise ClientError(f"{url}: not a URL of a server; give http://, https:// or grpc://")
+        self.url = url
+        self.model = model
+        self.slo_ms = slo_ms
+        self.timeout_s = timeout_s
+        self.bucket = RetryBucket()
+
+    def asked(self, ask: Ask, slo_ms: float | None, timeout_s: float | None) -> _Asked:
+        times = make_times(
+            self.slo_ms if slo_ms is None else slo_ms,
+            self.timeout_s if timeout_s is None else timeout_s,
+        )
+        return _Asked(ask, times, self.bucket)
+
+    def first_model(self, server: dict[str, Any]) -> str:
+        """Choose the first model that a server lists. Raises ClientError."""
+        models = server.get("models")
+        if not isinstance(models, list) or not models:
+            text = "does not list its models (gRPC has no list): give model="
+            raise ClientError(f"{self.url} {text}")
+        self.model = str(models[0])
+        return self.model
+
+
+class Client:
+    """A client that waits for its answers; threads may share one.
+
+    `model` None asks the server for its first (HTTP only). `slo_ms` is the deadline of every call
+    unless it gives another (None: the deployment's), soft: a late answer still comes, marked
+    `is_late`. After `timeout_s` nobody wants it: the server drops the query and says so (None: the
+    client waits for half a minute or twice the SLO, and the server is not told).
+    `is_json` sends tensors as JSON instead of bytes (a hundred times the work for the server).
+    `token` travels as a bearer token.
+
+    Raises ValueError for times that are not above 0, ClientError for a URL of something else.
     """
 
-    def __init__(self, url: str, model: str, *, wire: Wire | None = None) -> None:
-        self._server_url = f"{url.rstrip('/')}/v2"
-        self.aim(model)
-        self._wire = wire or HttpWire()
-        self._tensor = _OURS
-        self._is_binary = True
-        self._sends_timeout = False
-        self._encoded: dict[tuple[int, ...] | int | None, bytes] = {}
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        is_json: bool = False,
+        token: str | None = None,
+    ) -> None:
+        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._transport: Transport
+        if self._settings.is_rpc:
+            from serve.client_rpc import RpcTransport
 
-    def aim(self, model: str) -> None:
-        """Ask this model from now on."""
-        self.model = model
-        self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
-        self._infer_url = f"{self._model_url}/infer"
-
-    async def metadata(self) -> dict[str, Any]:
-        """Return the model's metadata. Raises ClientError when there is none to be had."""
-        return await self._get(self._model_url)
-
-    async def server(self) -> dict[str, Any]:
-        """Return the server's metadata. Raises ClientError."""
-        return await self._get(self._server_url)
-
-    async def describe(self) -> Model:
-        """Return the model, and send in the form that model and server take from now on.
-
-        A server whose extensions do not name `binary_tensor_data` gets JSON. One that is not ours
-        and has `schedule_policy` gets the time left as that extension's `timeout`, too.
-
-        Raises ClientError when there is no metadata, or none that a replay can serve.
-        """
-        model = read_model(await self.metadata(), self._model_url)
-        try:
-            server = await self.server()
-        except ClientError:  # optional: the model has answered, so somebody is there
-            server = {}
-        said = server.get("extensions")
-        extensions = said if isinstance(said, list) else []
-        self._tensor = model.tensor
-        self._is_binary = "binary_tensor_data" in extensions
-        self._sends_timeout = "schedule_policy" in extensions and server.get("name") != _OUR_SERVER
-        return model
-
-    async def prepare(self, payloads: np.ndarray) -> None:
-        """Encode the samples where JSON makes that costly, as many as memory should hold."""
-        self._encoded = {}
-        num_bytes = 0
-        for i, sample in enumerate(() if self._is_binary else payloads):
-            self._encoded[i] = self._tensor_text(sample)
-            num_bytes += len(self._encoded[i])
-            if num_bytes > _ENCODED_BYTES:
-                return
-
-    async def infer(self, request: ReplayRequest) -> ReplayReply:
-        """Send one sample and return how it ended; never raises for what a server may do."""
-        head = self._head(request)
-        headers = {"x-slo-ms": f"{request.slo_s * 1e3:.6g}"}
-        if request.timeout_s is not None:
-            headers["x-request-timeout-seconds"] = f"{request.timeout_s:.6g}"
-        if self._is_binary:
-            headers[_BINARY_HEADER] = str(len(head))
-            headers["Content-Type"] = "application/octet-stream"
-            content = head + request.payload.tobytes()
+            self._transport = RpcTransport(url, token=token)
         else:
-            headers["Content-Type"] = "application/json"
-            content = head
+            self._transport = HttpTransport(url, is_json=is_json, token=token)
+
+    def infer(
+        self,
+        images: Images,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        min_accuracy: float | None = None,
+        subnet: str | None = None,
+    ) -> InferResult:
+        """Serve one request: uint8 (C, H, W) or (B, C, H, W), or one or B image files as bytes.
+
+        `priority` 1 is the highest and protects from being given up, 0 is the default;
+        `min_accuracy` is a floor on the subnet's profiled accuracy, a fraction; `subnet` pins one.
+
+        Raises InferError when there is no output, ValueError for images that no model takes.
+        """
+        ask = make_ask(
+            self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+        )
+        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        while True:
+            end = self._transport.infer(asked.ask, asked.times())
+            wait_s = asked.next_wait_s(end)
+            if wait_s is None:
+                return asked.finish(end)
+            time.sleep(wait_s)
+
+    @property
+    def num_retries(self) -> int:
+        """How often this client has asked something again."""
+        return self._settings.bucket.num_retries
+
+    def is_ready(self, model: str | None = None) -> bool:
+        """Return whether the server, or one model of it, takes queries; false when it is gone.
+
+        Raises UnknownModelError.
+        """
         try:
-            answer = await self._wire.ask("POST", self._infer_url, headers=headers, content=content)
-        except WireError as error:
-            return ReplayReply(status="failed", reason=f"connection: {error}", can_retry=True)
-        if answer.status == 200:
-            return read_answer(answer.body, answer.headers.get(_BINARY_HEADER))
-        return read_refusal(answer.status, answer.body, answer.headers.get("Retry-After"))
+            said = self._look("ready" if model is None else "model_ready", model)
+        except UnavailableError:
+            return False
+        return said.get("ready") is True
+
+    def model_info(self, model: str | None = None) -> ModelInfo:
+        """Return the metadata of a model (None: this client's). Raises InferError."""
+        return read_info(self._look("model", model or self._model()))
+
+    def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
+        """Return a row for each subnet of a model (None: this client's). Raises InferError."""
+        return read_statistics(self._look("model_statistics", model or self._model()))
+
+    def server_info(self) -> dict[str, Any]:
+        """Return the server's metadata: name, version, extensions. Raises InferError."""
+        return self._look("server", None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _model(self) -> str:
+        return self._settings.model or self._settings.first_model(self.server_info())
+
+    def _look(self, kind: str, model: str | None) -> dict[str, Any]:
+        return self._transport.look(kind, model, _LOOK_S)
+
+
+class AsyncClient:
+    """`Client` for an event loop: every method is awaited, any number of calls at once."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        is_json: bool = False,
+        token: str | None = None,
+    ) -> None:
+        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._transport: AsyncTransport
+        if self._settings.is_rpc:
+            from serve.client_rpc import AsyncRpcTransport
+
+            self._transport = AsyncRpcTransport(url, token=token)
+        else:
+            self._transport = AsyncHttpTransport(url, is_json=is_json, token=token)
+
+    async def infer(
+        self,
+        images: Images,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        min_accuracy: float | None = None,
+        subnet: str | None = None,
+    ) -> InferResult:
+        """Serve one request; see `Client.infer`."""
+        ask = make_ask(
+            await self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+        )
+        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        while True:
+            end = await self._transport.infer(asked.ask, asked.times())
+            wait_s = asked.next_wait_s(end)
+            if wait_s is None:
+                return asked.finish(end)
+            await asyncio.sleep(wait_s)
+
+    @property
+    def num_retries(self) -> int:
+        """How often this client has asked something again."""
+        return self._settings.bucket.num_retries
+
+    async def is_ready(self, model: str | None = None) -> bool:
+        """Return whether the server, or one model of it, takes queries; false when it is gone.
+
+        Raises UnknownModelError.
+        """
+        try:
+            said = await self._look("ready" if model is None else "model_ready", model)
+        except UnavailableError:
+            return False
+        return said.get("ready") is True
+
+    async def model_info(self, model: str | None = None) -> ModelInfo:
+        """Return the metadata of a model (None: this client's). Raises InferError."""
+        return read_info(await self._look("model", model or await self._model()))
+
+    async def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
+        """Return a row for each subnet of a model (None: this client's). Raises InferError."""
+        return read_statistics(await self._look("model_statistics", model or await self._model()))
+
+    async def server_info(self) -> dict[str, Any]:
+        """Return the server's metadata: name, version, extensions. Raises InferError."""
+        return await self._look("server", None)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._wire.close()
+        await self._transport.close()
 
-    async def _get(self, url: str) -> dict[str, Any]:
-        try:
-            answer = await self._wire.ask("GET", url, headers={}, content=b"")
-            if answer.status != 200:
-                raise ClientError(f"{url}: {answer.status} {error_text(answer.body)}")
-            fields = json.loads(answer.body)
-        except WireError as error:
-            raise ClientError(f"{url}: no answer ({error}: {error.__cause__})") from None
-        except (ValueError, RecursionError):
-            raise ClientError(f"{url}: the answer is not JSON; is this a model server?") from None
-        if not isinstance(fields, Mapping):
-            raise ClientError(f"{url}: the answer is no JSON object; is this a model server?")
-        return dict(fields)
+    async def __aenter__(self) -> Self:
+        return self
 
-    def _head(self, request: ReplayRequest) -> bytes:
-        """Return the JSON part of a request with one sample."""
-        parameters: dict[str, Any] = {"binary_data_output": True} if self._is_binary else {}
-        if request.query_class is not None:
-            parameters["priority"] = request.query_class
-        if self._sends_timeout:
-            parameters["timeout"] = round(request.slo_s * 1e6)
-        tensor = self._tensor_of(request)
-        return b'{"inputs":[%b],"parameters":%b}' % (tensor, json.dumps(parameters).encode())
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
-    def _tensor_of(self, request: ReplayRequest) -> bytes:
-        """Return the tensor's JSON, made before if it can be; with bytes, samples share theirs."""
-        key = request.payload.shape if self._is_binary else request.payload_id
-        text = self._encoded.get(key)
-        if text is None:
-            text = self._tensor_text(request.payload)
-            if self._is_binary:
-                self._encoded[key] = text
-        return text
+    async def _model(self) -> str:
+        return self._settings.model or self._settings.first_model(await self.server_info())
 
-    def _tensor_text(self, sample: np.ndarray) -> bytes:
-        spec = self._tensor
-        fields: dict[str, Any] = {
-            "name": spec.name,
-            "datatype": spec.datatype,
-            "shape": [1, *sample.shape] if spec.is_batched else list(sample.shape),
-        }
-        if self._is_binary:
-            fields["parameters"] = {"binary_data_size": sample.nbytes}
-        else:
-            fields["data"] = sample.ravel().tolist()
-        return json.dumps(fields).encode()
-
-
-async def connect(url: str, model: str | None = None) -> tuple[OipClient, Model]:
-    """Return a client of `model` (None: the server's first) and what the server says of that model.
-
-    Raises ClientError when the server can't be reached or does not serve it.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise ClientError(f"{url}: not a URL of a server; give http://, https:// or grpc://")
-    client = OipClient(url, model or "")
-    try:
-        if model is None:
-            models = (await client.server()).get("models")
-            if not isinstance(models, list) or not models:
-                raise ClientError(f"{url} does not list its models: name one with --model")
-            client.aim(str(models[0]))
-        return client, await client.describe()
-    except ClientError:
-        await client.close()
-        raise
+    async def _look(self, kind: str, model: str | None) -> dict[str, Any]:
+        return await self._transport.look(kind, model, _LOOK_S)

@@ -27,8 +27,8 @@ import torch
 import typer
 from rich.console import Console
 
-from serve.client import OipClient
 from serve.config import ConfigError, ServeConfig, parse_config
+from serve.oip_client import OipClient
 from serve.ray_host import RayHost
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve.client import connect
+from serve.oip_client import connect
 from traces.target import Model, Target
 
 RPC_SCHEME = "grpc://"

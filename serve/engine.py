@@ -51,7 +51,8 @@ class Engine:
     """Serves queries on one device; see the module for the threads involved.
 
     `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
-    every reply, on the thread that delivers it.
+    every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
+    to compose a batch, on the device thread.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         policy: Policy,
         clock: Callable[[], float] = time.monotonic,
         observer: Callable[[Reply], None] | None = None,
+        on_decision: Callable[[float], None] | None = None,
         hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self.clock = clock
@@ -75,6 +77,7 @@ class Engine:
         self._fallback = ""
         self._fault = ""
         self._ledger = Ledger(observer)
+        self._on_decision = on_decision
         self._forecast = Forecast()
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
@@ -244,6 +247,7 @@ class Engine:
                 self._fault,
                 dict(self._ledger.counts),
                 self._scheduler.latency_factor,
+                self._scheduler.latency_delay_s,
             )
 
     def outlook(self) -> Outlook:
@@ -259,7 +263,9 @@ class Engine:
         """Poll once, run the batch if there is one, complete it. Return whether there was one."""
         with self._lock:
             self._is_dirty = False
-            dispatch = self._poll(self.clock())
+            polled_s = self.clock()
+            dispatch = self._poll(polled_s)
+            decision_s = self.clock() - polled_s
             ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
             batch = dispatch.batch
             if batch is not None:
@@ -270,6 +276,8 @@ class Engine:
         if batch is None:
             return False
         run = self._runner.run(batch, tickets)
+        if self._on_decision is not None:
+            self._on_decision(decision_s)
         with self._lock:
             self._watchdog.returned()
             if self._fault:  # too late: its queries were answered as failed

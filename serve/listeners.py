@@ -34,7 +34,7 @@ class Listeners:
         async with contextlib.AsyncExitStack() as stack:
             if config.grpc_port is not None:
                 rpc = rpc_listening(
-                    RpcDoor(self._door.models),
+                    RpcDoor(self._door.models, self._door.metrics),
                     config.host,
                     config.grpc_port,
                     max_body_bytes=config.max_body_bytes,

@@ -1,82 +1,136 @@
-"""Prometheus metrics of one model: how queries end, on which subnet, after how long.
-
-Latency buckets start below a millisecond, because that is where small batches live.
-"""
+"""`Metrics`: what a server tells Prometheus, by model; `serve.instruments` lists every metric."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
+from prometheus_client import CollectorRegistry, generate_latest
+
+from serve.instruments import Instruments
+from serve.recent import Recent
 from serve.reply import Reply
 
-LATENCY_BUCKETS_S = (
-    0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0,
-)  # fmt: skip
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+if TYPE_CHECKING:
+    from serve.model import ServedModel
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class CacheUse(NamedTuple):
+    """What became of packed slices so far, and the bytes that they hold now."""
+
+    hit: int
+    miss: int
+    load: int
+    eviction: int
+    held_bytes: int
+
+
 class Metrics:
-    """The counters of one server, in a registry of its own; one label per model."""
+    """The metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._queries = Counter(
-            "supernet_queries",
-            "Queries by how they ended.",
-            ["model", "status", "reason"],
-            registry=self._registry,
-        )
-        self._subnets = Counter(
-            "supernet_subnet_queries",
-            "Executed queries by subnet.",
-            ["model", "subnet"],
-            registry=self._registry,
-        )
-        self._accuracy = Counter(
-            "supernet_on_time_accuracy",
-            "Sum of profiled accuracy over on-time queries.",
-            ["model"],
-            registry=self._registry,
-        )
-        self._depth = Gauge(
-            "supernet_queue_depth", "Queries waiting.", ["model"], registry=self._registry
-        )
-        self._latency = self._histogram("supernet_latency_seconds", "Arrival to end of execution.")
-        self._queue = self._histogram("supernet_queue_seconds", "Arrival to launch.")
-        self._execution = self._histogram("supernet_execution_seconds", "Execution of the batch.")
-        self._batch = Histogram(
-            "supernet_batch_size",
-            "Batch size per executed query.",
-            ["model"],
-            buckets=BATCH_BUCKETS,
-            registry=self._registry,
-        )
+        self.registry = CollectorRegistry()
+        self._instruments = Instruments(self.registry)
+        self._models: dict[str, ModelMetrics] = {}
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ["model"], buckets=LATENCY_BUCKETS_S, registry=self._registry)
+    def of(self, model: str) -> ModelMetrics:
+        """Return the metrics of the model with that name."""
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self._instruments, model)
+        return self._models[model]
 
-    def observe(self, model: str, reply: Reply) -> None:
-        """Count the end of one query."""
-        outcome = reply.outcome
-        # The text of a failure is free: as a label it would make a series per message.
-        is_free = outcome.status == "failed" and outcome.reason != "device_failed"
-        reason = "execution_failed" if is_free else outcome.reason
-        self._queries.labels(model, outcome.status, reason).inc()
-        if not reply.is_executed:
-            return
-        self._subnets.labels(model, outcome.subnet_id).inc()
-        self._latency.labels(model).observe(outcome.latency_s)
-        self._queue.labels(model).observe(reply.queue_s)
-        self._execution.labels(model).observe(reply.execution_s)
-        self._batch.labels(model).observe(outcome.batch_size)
-        if outcome.status == "on_time":
-            self._accuracy.labels(model).inc(outcome.accuracy)
+    def refused(self, door: str, reason: str) -> None:
+        """Count a request that got an error at the `http` or the `grpc` door."""
+        self._instruments.refused.labels(door, reason).inc()
 
-    def set_queue_depth(self, model: str, depth: int) -> None:
-        """Set how many queries wait; called when the metrics are read."""
-        self._depth.labels(model).set(depth)
+    def refresh(self, models: Iterable[ServedModel]) -> None:
+        """Set what is a state and not an event; called when the metrics are read."""
+        for served in models:
+            self.of(served.spec.name).refresh(served)
 
     def render(self) -> bytes:
         """Return the exposition text."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """The metrics of one model; its children are kept, because looking them up costs more.
+
+    `observe` is called on the thread that delivers replies, `decided` on the device thread.
+    """
+
+    def __init__(self, instruments: Instruments, model: str) -> None:
+        self._instruments = instruments
+        self._name = model
+        self._queries = functools.cache(functools.partial(instruments.queries.labels, model))
+        self._subnets = functools.cache(functools.partial(instruments.subnets.labels, model))
+        self._batches = functools.cache(functools.partial(instruments.batches.labels, model))
+        self._accuracy = instruments.accuracy.labels(model)
+        self._busy = instruments.busy.labels(model)
+        self._latency = instruments.latency.labels(model)
+        self._queue = instruments.queue.labels(model)
+        self._slack = instruments.slack.labels(model)
+        self._lateness = instruments.lateness.labels(model)
+        self._execution = instruments.execution.labels(model)
+        self._batch_size = instruments.batch_size.labels(model)
+        self._decision = instruments.decision.labels(model)
+        self._recent = Recent()
+        self._last_batch_id: int | None = None
+        self._cache_use: Callable[[], CacheUse] | None = None
+        self._last_cache_use = CacheUse(0, 0, 0, 0, 0)
+
+    def observe(self, reply: Reply) -> None:
+        """Count the end of one query; those of one batch come one after the other."""
+        outcome = reply.outcome
+        self._recent.observe(outcome)
+        # The text of a failure is free: as a label it would make a series per message.
+        is_free = outcome.status == "failed" and outcome.reason != "device_failed"
+        reason = "execution_failed" if is_free else outcome.reason
+        self._queries(outcome.status, reason).inc()
+        if not reply.is_executed:
+            return
+        self._subnets(outcome.subnet_id).inc()
+        self._latency.observe(outcome.latency_s)
+        self._queue.observe(reply.queue_s)
+        if outcome.status == "on_time":
+            self._slack.observe(reply.slack_s)
+            self._accuracy.inc(outcome.accuracy)
+        else:
+            self._lateness.observe(-reply.slack_s)
+        if reply.batch_id != self._last_batch_id:
+            self._last_batch_id = reply.batch_id
+            self._batches(outcome.subnet_id).inc()
+            self._busy.inc(reply.execution_s)
+            self._execution.observe(reply.execution_s)
+            self._batch_size.observe(outcome.batch_size)
+
+    def decided(self, duration_s: float) -> None:
+        """Note how long the policy took to compose a batch."""
+        self._decision.observe(duration_s)
+
+    def watch_cache(self, use: Callable[[], CacheUse]) -> None:
+        """Read the device's cache of packed slices whenever the metrics are read."""
+        self._cache_use = use
+
+    def refresh(self, served: ServedModel) -> None:
+        """Set what is a state and not an event: depth, attainment, cache, correction."""
+        instruments, name, now_s = self._instruments, self._name, served.engine.clock()
+        status = served.engine.status()
+        instruments.depth.labels(name).set(status.queue_depth)
+        instruments.running.labels(name).set(status.num_running)
+        instruments.ready.labels(name).set(status.state == "ready")
+        instruments.factor.labels(name).set(status.latency_factor or 1.0)
+        instruments.attainment.labels(name).set(self._recent.attainment(now_s))
+        instruments.served.labels(name).set(self._recent.accuracy(now_s))
+        if self._cache_use is not None:
+            self._count_cache(self._cache_use())
+
+    def _count_cache(self, use: CacheUse) -> None:
+        last, self._last_cache_use = self._last_cache_use, use
+        for event in ("hit", "miss", "load", "eviction"):
+            grown = getattr(use, event) - getattr(last, event)
+            self._instruments.cache.labels(self._name, event).inc(grown)
+        self._instruments.cache_bytes.labels(self._name).set(use.held_bytes)

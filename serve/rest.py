@@ -53,7 +53,7 @@ class Door:
         drain_timeout_s: float = 10.0,
     ) -> None:
         self.models = models
-        self._metrics = metrics
+        self.metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._admin_token = admin_token
         self._drain_timeout_s = drain_timeout_s
@@ -103,7 +103,29 @@ class Door:
                 (f"{prefix}/stats", self._statistics, "GET"),
                 (f"{prefix}/infer", self._infer, "POST"),
             ]
-        return [Route(path, _refusing(handle), methods=[verb]) for path, handle, verb in routes]
+        return [
+            Route(path, self._refusing(handle), methods=[verb]) for path, handle, verb in routes
+        ]
+
+    def _refusing(self, handle: Handler) -> Handler:
+        """Wrap a handler so that every refusal and every bug of ours becomes a JSON answer."""
+
+        @functools.wraps(handle)
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RefusedError as error:
+                return self._refuse(error)
+            except Exception:  # the door's boundary: the client learns that it failed, the log why
+                logger.exception("%s %s failed", request.method, request.url.path)
+                text = "an internal error; the server's log has it"
+                return self._refuse(RefusedError("internal", text))
+
+        return answer
+
+    def _refuse(self, error: RefusedError, request_id: str | None = None) -> Response:
+        self.metrics.refused("http", error.reason)
+        return _refusal(error, request_id)
 
     # --- inference -------------------------------------------------------------------------------
 
@@ -121,7 +143,7 @@ class Door:
                 model.infer(parsed, request.headers, arrival_s=request.scope[ARRIVAL]),
             )
         except RefusedError as error:
-            return _refuse(error, parsed.request_id)
+            return self._refuse(error, parsed.request_id)
         policy = model.engine.policy_name
         answer, json_length = oip.build_response(parsed, model.spec, policy, replies)
         if json_length is None:
@@ -171,9 +193,8 @@ class Door:
         return JSONResponse({"model_stats": rows})
 
     async def _render_metrics(self, _: Request) -> Response:
-        for model in self.models:
-            self._metrics.set_queue_depth(model.spec.name, model.engine.status().queue_depth)
-        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+        self.metrics.refresh(self.models)
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
 
@@ -210,23 +231,7 @@ class Door:
             raise RefusedError("forbidden", "without an admin token only this host may do that")
 
 
-def _refusing(handle: Handler) -> Handler:
-    """Wrap a handler so that every refusal and every bug of ours becomes a JSON answer."""
-
-    @functools.wraps(handle)
-    async def answer(request: Request) -> Response:
-        try:
-            return await handle(request)
-        except RefusedError as error:
-            return _refuse(error)
-        except Exception:  # the door's boundary: the client learns that it failed, the log why
-            logger.exception("%s %s failed", request.method, request.url.path)
-            return _refuse(RefusedError("internal", "an internal error; the server's log has it"))
-
-    return answer
-
-
-def _refuse(error: RefusedError, request_id: str | None = None) -> Response:
+def _refusal(error: RefusedError, request_id: str | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only

@@ -21,6 +21,7 @@ import grpc.aio
 from serve import rpc_messages as messages
 from serve.config import ConfigError
 from serve.limits import REASONS, RefusedError
+from serve.metrics import Metrics
 from serve.models import Models
 from serve.proto import open_inference_pb2 as pb
 
@@ -52,8 +53,9 @@ Handler = Callable[[Call], Awaitable[Any]]
 class RpcDoor(grpc.GenericRpcHandler):
     """Answers the calls of one server; give it to `add_generic_rpc_handlers`."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, metrics: Metrics | None = None) -> None:
         self._models = models
+        self._refused = functools.partial((metrics or Metrics()).refused, "grpc")
         self._clock = models.clock
         methods: dict[str, tuple[Handler, Any]] = {
             "ServerLive": (self._server_live, pb.ServerLiveRequest),
@@ -75,10 +77,24 @@ class RpcDoor(grpc.GenericRpcHandler):
             return None
         handle, request_class = method
         return grpc.unary_unary_rpc_method_handler(
-            functools.partial(_answer, handle, arrival_s),
+            functools.partial(self._answer, handle, arrival_s),
             request_deserializer=request_class.FromString,
             response_serializer=_serialize,
         )
+
+    async def _answer(
+        self, handle: Handler, arrival_s: float, message: Any, context: Context
+    ) -> Any:
+        try:
+            return await handle(Call(message, context, arrival_s))
+        except RefusedError as error:
+            self._refused(error.reason)
+            await _refuse(context, error)
+        except Exception:  # the door's boundary: the client learns that it failed, the log why
+            logger.exception("%s failed", type(message).__name__)
+            error = RefusedError("internal", "an internal error; the server's log has it")
+            self._refused(error.reason)
+            await _refuse(context, error)
 
     async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=not self._models.fault())
@@ -119,17 +135,6 @@ class RpcDoor(grpc.GenericRpcHandler):
             request, call.headers(), arrival_s=call.arrival_s, call_timeout_s=timeout_s
         )
         return messages.build_response(request, model.spec, model.engine.policy_name, replies)
-
-
-async def _answer(handle: Handler, arrival_s: float, message: Any, context: Context) -> Any:
-    try:
-        return await handle(Call(message, context, arrival_s))
-    except RefusedError as error:
-        await _refuse(context, error)
-    except Exception:  # the door's boundary: the client learns that it failed, the log why
-        logger.exception("%s failed", type(message).__name__)
-        error = RefusedError("internal", "an internal error; the server's log has it")
-        await _refuse(context, error)
 
 
 async def _refuse(context: Context, error: RefusedError) -> NoReturn:

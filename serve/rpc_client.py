@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC, for open-loop replay: a target like `serve.client`'s.
+"""The Open Inference Protocol over gRPC, for open-loop replay: a target like `serve.oip_client`'s.
 
 Tensors travel raw. The SLO goes as metadata `x-slo-ms`, as soft as over HTTP; the call's own
 deadline is the client's timeout, which is hard.
@@ -12,13 +12,18 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from serve.answer import OUR_STATUSES, ClientError, executed, seconds, unreadable
-from serve.dial import RPC_SCHEME
+from serve.answer import OUR_STATUSES, ClientError, executed, unreadable
+from serve.client_rpc import (
+    CHANNEL_OPTIONS,
+    address_of,
+    call_of,
+    read_first_output,
+    read_parameters,
+    read_said,
+)
 from serve.proto import open_inference_pb2 as pb
-from traces.target import DTYPES, Model, ReplayReply, ReplayRequest, TensorSpec
+from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
-_SERVICE = "/inference.GRPCInferenceService"
-_LARGEST_MESSAGE_BYTES = 2**31 - 1
 _METADATA_TIMEOUT_S = 10.0
 
 
@@ -26,14 +31,9 @@ class RpcClient:
     """Sends samples to one model of one server at `grpc://host:port`."""
 
     def __init__(self, url: str, model: str) -> None:
-        address = url.removeprefix(RPC_SCHEME).rstrip("/")
-        limits = [
-            (f"grpc.max_{way}_message_length", _LARGEST_MESSAGE_BYTES)
-            for way in ("send", "receive")
-        ]
         self._url = url
         self.model = model
-        self._channel = grpc.aio.insecure_channel(address, options=limits)
+        self._channel = grpc.aio.insecure_channel(address_of(url), options=CHANNEL_OPTIONS)
         self._infer = self._method("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
         self._tensor = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
 
@@ -84,11 +84,7 @@ class RpcClient:
         await self._channel.close()
 
     def _method(self, name: str, asks: Any, answers: Any) -> Any:
-        return self._channel.unary_unary(
-            f"{_SERVICE}/{name}",
-            request_serializer=asks.SerializeToString,
-            response_deserializer=answers.FromString,
-        )
+        return call_of(self._channel, name, asks, answers)
 
 
 async def connect_rpc(url: str, model: str | None) -> tuple[RpcClient, Model]:
@@ -107,39 +103,20 @@ def _answer(answer: pb.ModelInferResponse) -> ReplayReply:
     if not answer.outputs:
         return unreadable("it holds no output tensor")
     try:
-        output = _first_output(answer)
+        output = read_first_output(answer)
     except ValueError:
         return unreadable("the output's bytes do not fit its type")
-    said = {name: _value(parameter) for name, parameter in answer.parameters.items()}
-    return executed(output, said)
-
-
-def _first_output(answer: pb.ModelInferResponse) -> np.ndarray | None:
-    tensor = answer.outputs[0]
-    dtype = DTYPES.get(tensor.datatype)
-    if dtype is None:
-        return None
-    if answer.raw_output_contents:
-        return np.frombuffer(answer.raw_output_contents[0], dtype=dtype)
-    filled = [values for _, values in tensor.contents.ListFields()]
-    return np.asarray(filled[0], dtype=dtype) if filled else None
+    return executed(output, read_parameters(answer))
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> ReplayReply:
     """Read how a query ended from the server's word; another server's from the gRPC status."""
-    said = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
-    status, reason, code = said.get("status"), said.get("reason", ""), error.code()
-    retry_after_s = seconds(said.get("retry_after_s"))
-    if status in OUR_STATUSES:
-        return ReplayReply(status=status, reason=reason, retry_after_s=retry_after_s)
-    if status == "late" or code == grpc.StatusCode.DEADLINE_EXCEEDED:
+    said, code = read_said(error), error.code()
+    if said.status in OUR_STATUSES:
+        return ReplayReply(status=said.status, reason=said.reason, retry_after_s=said.retry_after_s)
+    if said.status == "late" or code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return ReplayReply(status="dropped", reason="expired")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ReplayReply(status="rejected", reason=code.name, retry_after_s=retry_after_s)
+        return ReplayReply(status="rejected", reason=code.name, retry_after_s=said.retry_after_s)
     is_broken = code == grpc.StatusCode.UNAVAILABLE
     return ReplayReply(status="failed", reason=f"grpc {code.name}", can_retry=is_broken)
-
-
-def _value(parameter: pb.InferParameter) -> Any:
-    kind = parameter.WhichOneof("parameter_choice")
-    return None if kind is None else getattr(parameter, kind)

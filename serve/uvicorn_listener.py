@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from serve.config import ConfigError
-from serve.rest import Door
 
 
 class _Listener(uvicorn.Server):
@@ -24,16 +24,16 @@ class _Listener(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    door: Door, host: str, port: int, *, drain_timeout_s: float
+    app: ASGIApp, host: str, port: int, *, drain_timeout_s: float
 ) -> AsyncIterator[None]:
-    """Serve `door` on a port from this event loop; at the end, finish the open requests.
+    """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
     Replicas on one host may share the port (the kernel spreads the connections), and a replica
     that replaces a dead one gets it at once.
     """
     sock = bind(host, port, is_shared=True)
     timeout_s = max(1, round(drain_timeout_s))
-    server = _Listener(uvicorn_config(door, lifespan="off", timeout_graceful_shutdown=timeout_s))
+    server = _Listener(uvicorn_config(app, lifespan="off", timeout_graceful_shutdown=timeout_s))
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
         yield
@@ -59,6 +59,6 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     return sock
 
 
-def uvicorn_config(door: Door, **options: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
     """Return what every uvicorn of ours is told."""
-    return uvicorn.Config(door, log_level="warning", access_log=False, **options)
+    return uvicorn.Config(app, log_level="warning", access_log=False, **options)

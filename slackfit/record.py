@@ -86,6 +86,10 @@ class RecordingScheduler:
         return self._scheduler.latency_factor
 
     @property
+    def latency_delay_s(self) -> float | None:
+        return self._scheduler.latency_delay_s
+
+    @property
     def drop_hopeless(self) -> bool:
         return self._scheduler.drop_hopeless
 

@@ -59,7 +59,7 @@ class Scheduler:
 
         `max_queue` bounds the waiting queries (None: no bound); `drop_hopeless` None leaves the
         choice to the policy; `quantile` of the profile is what latencies are predicted with;
-        `correct_latency` scales them by what completed batches took (`LatencyCorrection`).
+        `correct_latency` corrects them by what completed batches took (`LatencyCorrection`).
         """
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, allowed 1 or more")
@@ -88,8 +88,13 @@ class Scheduler:
 
     @property
     def latency_factor(self) -> float | None:
-        """Observed over profiled latency, as corrected for; None when nothing is corrected."""
+        """How much slower than profiled batches are taken to be; None: nothing is corrected."""
         return None if self._correction is None else self._correction.factor
+
+    @property
+    def latency_delay_s(self) -> float | None:
+        """What is added to the factor's latency, as corrected for; None like the factor."""
+        return None if self._correction is None else self._correction.delay_s
 
     @property
     def policy(self) -> Policy:

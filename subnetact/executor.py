@@ -32,6 +32,16 @@ class Executor(Protocol):
     def threads(self) -> int | None: ...
 
     @property
+    def dtype(self) -> str:
+        """What is computed in, `float32` for instance."""
+        ...
+
+    @property
+    def details(self) -> str:
+        """What a profile should say besides; may be empty."""
+        ...
+
+    @property
     def packing(self) -> str:
         """In which form weights are read: `views`, or what the profile should say instead."""
         ...
@@ -99,6 +109,8 @@ class EagerExecutor:
     """Runs batches eagerly on one resident supernet; actuation is a number per thread."""
 
     packing = "views"
+    dtype = "float32"
+    details = ""
 
     def __init__(
         self,
@@ -179,19 +191,31 @@ def load_executor(
     subnet_ids: Iterable[str] | None = None,
     packing: str | None = None,
     budget_bytes: int | None = None,
+    dtype: str | None = None,
+    batch_sizes: Iterable[int] | None = None,
+    graph_budget_bytes: int | None = None,
 ) -> Executor:
     """Load a checkpoint folder (or take a loaded one) and make its subnets runnable.
 
     `packing` is `folded`, `shared` or `views`; None takes what measured fastest: `folded` on a
-    CPU that can pack (docs/decisions/020-folded-first.md), else `views`. `budget_bytes` limits
-    what is packed. Raises CheckpointError when the folder or a subnet id is not what it should
-    be, ValueError for another packing, or packing on a device that is no CPU.
+    CPU that can pack (docs/decisions/020-folded-first.md) and on CUDA, else `views`.
+    `budget_bytes` limits what is packed, on CUDA all weights on the device. `dtype` is `float32`
+    or, for packed CUDA slices, `bfloat16` (the default there) or `float16`. `batch_sizes` and
+    `graph_budget_bytes` say which CUDA graphs to capture (`DeviceExecutor`); a CPU has none.
+    Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
+    another packing or dtype, or a device that is not there.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     packing = packing or _default_packing(device, checkpoint)
     if packing not in PACKINGS:
         raise ValueError(f"packing is {packing!r}, allowed {', '.join(PACKINGS)}")
+    kind = torch.device(device).type
+    allowed = ("bfloat16", "float16", "float32") if _is_sliced(kind, packing) else ("float32",)
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(
+            f"dtype is {dtype!r}, allowed {', '.join(allowed)} on {device} with packing {packing}"
+        )
     if packing == "views":
         return EagerExecutor(
             checkpoint,
@@ -200,8 +224,21 @@ def load_executor(
             max_batch_size=max_batch_size,
             subnet_ids=subnet_ids,
         )
-    if torch.device(device).type != "cpu":
-        raise ValueError(f"packing is {packing!r}, on device {device} only views are allowed")
+    if kind != "cpu":
+        from subnetact.cuda_accelerator import CudaAccelerator
+        from subnetact.device_executor import DeviceExecutor
+
+        return DeviceExecutor(
+            checkpoint,
+            CudaAccelerator(device),
+            packing=packing,
+            dtype=getattr(torch, dtype or allowed[0]),
+            max_batch_size=max_batch_size,
+            batch_sizes=batch_sizes,
+            subnet_ids=subnet_ids,
+            budget_bytes=budget_bytes,
+            graph_budget_bytes=graph_budget_bytes,
+        )
     from subnetact.packed_executor import PackedExecutor
 
     return PackedExecutor(
@@ -214,7 +251,12 @@ def load_executor(
     )
 
 
+def _is_sliced(kind: str, packing: str) -> bool:
+    return kind != "cpu" and packing != "views"
+
+
 def _default_packing(device: str, checkpoint: Checkpoint) -> str:
-    """Packing pays for convolutions on a CPU; token models have none."""
-    is_cpu = torch.device(device).type == "cpu"
-    return "folded" if is_cpu and is_available() and checkpoint.input.kind == "image" else "views"
+    """Packing pays for convolutions on a CPU, token models have none; on CUDA graphs pay."""
+    if torch.device(device).type != "cpu":
+        return "folded"
+    return "folded" if is_available() and checkpoint.input.kind == "image" else "views"

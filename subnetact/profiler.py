@@ -51,13 +51,14 @@ def measure_profile(
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, allowed 1 or more")
     device = device_name(executor.device)
+    executor.warm_up()  # what is captured at the start must be, before anything is timed
     samples_s = _measure(executor, sizes, repeats, np.random.default_rng(seed), progress)
     return LatencyProfile(
         name=name or f"{checkpoint.name} on {device}",
         device=device,
-        dtype="float32",
+        dtype=executor.dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=f"measured by subnetact.profiler, {repeats} interleaved runs per entry",
+        source="; ".join(filter(None, (_source(repeats), executor.details))),
         checkpoint=checkpoint.fingerprint,
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
@@ -96,6 +97,10 @@ def _measure(
         if progress is not None and round_number >= 0:
             progress(round_number + 1, repeats)
     return samples_s
+
+
+def _source(repeats: int) -> str:
+    return f"measured by subnetact.profiler, {repeats} interleaved runs per entry"
 
 
 def _quantiles(samples_s: list[list[float]]) -> dict[str, tuple[float, ...]]:

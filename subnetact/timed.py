@@ -39,6 +39,8 @@ class TimedExecutor:
         self.subnet_ids = profile.subnet_ids
         self.max_batch_size = profile.max_batch_size
         self.threads = profile.threads
+        self.dtype = profile.dtype
+        self.details = "timed: nothing is computed"
         self.packing = profile.packing or "views"
         self._profile = profile
         self._clock = clock

@@ -45,15 +45,28 @@ class InputSpec:
         """(channels, height, width) of one sample."""
         return (self.channels, self.height, self.width)
 
-    def normalise(self, samples: torch.Tensor, resolution: int) -> torch.Tensor:
+    def constants(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation on `device`, float32 (1, C, 1, 1).
+
+        A CUDA graph needs them beforehand: while it is captured nothing may come from the host.
+        """
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
+        return mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
+
+    def normalise(
+        self,
+        samples: torch.Tensor,
+        resolution: int,
+        constants: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Turn (B, C, H, W) uint8 into (B, C, resolution, resolution) float32.
 
-        Token ids (B, 1, 1, N) become (B, up to resolution) int64.
+        Token ids (B, 1, 1, N) become (B, up to resolution) int64. `constants` are those of the
+        samples' device, where they are at hand.
         """
         if self.kind == "tokens":
             return samples.flatten(1)[:, :resolution].to(torch.int64)
-        mean = samples.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
-        std = samples.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
+        mean, std = constants or self.constants(samples.device)
         x = (samples.to(torch.float32).div_(255.0) - mean) / std
         if x.shape[-2:] != (resolution, resolution):
             x = F.interpolate(x, size=(resolution, resolution), mode="bilinear")

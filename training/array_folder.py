@@ -85,6 +85,13 @@ def write_array_folder(
     partial.replace(root)
 
 
+def existing(path: Path) -> Path:
+    """Return the path. Raises DataError when nothing is there."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    return path
+
+
 def _read_split(folder: Path, num_classes: int) -> ArraySplit:
     arrays: list[np.ndarray] = []
     for name in ("images.npy", "labels.npy"):

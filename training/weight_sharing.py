@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.func import functional_call
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
+from training.hidden_states import HiddenStates, recorded
 
 _MAX_SKELETONS = 512
 
@@ -58,23 +60,28 @@ class SharedWeights:
         parameters: Mapping[str, torch.Tensor] | None = None,
         *,
         dropout: torch.Tensor | None = None,
+        hidden: HiddenStates | None = None,
     ) -> torch.Tensor:
         """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode.
 
         `parameters` replace the shared ones (a teacher's, say), with the same names and shapes.
-        `dropout` (B, features) scales what the classifier, the last linear layer, reads.
+        `dropout` (B, features) scales what the classifier, the last linear layer, reads; `hidden`
+        is filled with the pass's hidden states.
         """
         source = self.parameters if parameters is None else parameters
         shapes = self._definition.parameter_shapes(arch)
         slices = {name: leading_slice(source[name], shapes[name]) for name in shapes}
         skeleton = self._skeleton(arch)
-        if dropout is None:
-            return functional_call(skeleton, slices, (x,))
-        hook = classifier(skeleton).register_forward_pre_hook(lambda _, args: args[0] * dropout)
-        try:
-            return functional_call(skeleton, slices, (x,))
-        finally:
-            hook.remove()
+        with ExitStack() as hooks:
+            if dropout is not None:
+                last = classifier(skeleton)
+                scale = last.register_forward_pre_hook(lambda _, args: args[0] * dropout)
+                hooks.callback(scale.remove)
+            states = hooks.enter_context(recorded(skeleton)) if hidden is not None else {}
+            logits = functional_call(skeleton, slices, (x,))
+            if hidden is not None:
+                hidden.update(states)
+            return logits
 
     def dropout_mask(
         self, batch_size: int, rate: float, key: tuple[int, ...]

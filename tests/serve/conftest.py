@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -190,6 +193,12 @@ def timed_door(timed_config: ServeConfig) -> Callable[..., Door]:
     return make
 
 
+@pytest.fixture(scope="session")
+def serving_door() -> Callable[[Door], contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """`serving_door(door)` is a context that runs a door and yields a client of it."""
+    return serving
+
+
 @pytest.fixture
 def serve_timed(
     timed_door: Callable[..., Door],
@@ -200,6 +209,60 @@ def serve_timed(
         return serving(timed_door(**settings))
 
     return start
+
+
+class Server:
+    """A `supernet serve` process on the timed device and free ports."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, rpc_url: str) -> None:
+        self.process = process
+        self.url = url
+        self.rpc_url = rpc_url
+
+    @property
+    def address(self) -> str:
+        """Its `host:port` for HTTP."""
+        return self.url.removeprefix("http://")
+
+    @property
+    def rpc_address(self) -> str:
+        """Its `host:port` for gRPC."""
+        return self.rpc_url.removeprefix("grpc://")
+
+    def interrupt(self) -> int:
+        """Ask it to drain and end; return its code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def run_server(profile_file: Path, *options: str) -> Iterator[Server]:
+    """Run a server process on the profile of a file, with more options of `supernet serve`."""
+    command = [
+        sys.executable, "-m", "serve", "serve", "--port", "0", "--grpc-port", "0", "--device",
+        "timed", "--profile", str(profile_file), "--set", "input_shape=1,2,2",
+        "--set", "model_name=tiny", *options,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"(http://\S+) and (grpc://\S+)", line)
+        assert found, f"not ready: {line!r} {process.stderr and process.stderr.read()}"
+        yield Server(process, *found.groups())
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """`running(profile_file, *options)` is a context with a server process."""
+    return run_server
 
 
 @pytest.fixture(scope="session")

@@ -1,232 +1,369 @@
-"""Our client against the door: how each end of a query reads."""
+"""The client for people against a real server process, over HTTP and gRPC, waiting and awaited."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
-from serve.client import ClientError, OipClient, connect
-from serve.wire import Response
-from traces.replay import ReplayReply, ReplayRequest
+from serve import client_errors as errors
+from serve.answer import ClientError, Refusal
+from serve.client import AsyncClient, Client
+from serve.client_errors import InferError, refusal_error
+from serve.limits import REASONS
 
-
-class HttpxWire:
-    """A wire into this process: to an ASGI application or a function, through httpx."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._client = httpx.AsyncClient(transport=transport)
-
-    async def ask(self, method, url, *, headers, content) -> Response:
-        answer = await self._client.request(method, url, headers=headers, content=content)
-        return Response(answer.status_code, answer.headers, answer.content)
-
-    async def close(self) -> None:
-        await self._client.aclose()
+NO_HURRY_MS = 20_000.0  # nothing here may fail for a slow machine
 
 
-def request(value: int = 0, slo_s: float = 1.0, **options) -> ReplayRequest:
-    payload = np.zeros((1, 2, 2), dtype=np.uint8)
-    payload[0, 0, 0] = value
-    return ReplayRequest(query_id=0, payload=payload, slo_s=slo_s, **options)
+@pytest.fixture(scope="module")
+def server(running, profile, tmp_path_factory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("client") / "profile.json"
+    profile.save(path)
+    slo_ms = str(NO_HURRY_MS)
+    with running(path, "--no-ray", "--slo-ms", slo_ms, "--set", "max_body_bytes=4096") as process:
+        yield process
 
 
-@pytest.fixture
-def ask(serve_timed):
-    def run(*requests: ReplayRequest, model: str = "tiny", **settings) -> list[ReplayReply]:
-        async def main() -> list[ReplayReply]:
-            async with serve_timed(**settings) as served:
-                client = OipClient("http://127.0.0.1", model, wire=HttpxWire(served._transport))
-                return await asyncio.gather(*(client.infer(r) for r in requests))
-
-        return asyncio.run(main())
-
-    return run
+def sync_call(url: str, use: Callable[[Any], Any], **options: Any) -> Any:
+    """Return `use(client)` of a client that waits."""
+    with Client(url, "tiny", **options) as client:
+        return use(client)
 
 
-def test_reply_carries_logits_and_how_it_was_served(ask):
-    (reply,) = ask(request(7))
-    assert reply.status == "ok"
-    assert reply.output is not None
-    assert reply.output.dtype == np.float32
-    assert int(reply.output.argmax()) == 7
-    assert (reply.subnet_id, reply.accuracy, reply.batch_size) == ("large", 0.9, 1)
-    assert reply.execution_s >= 0.004
-    assert reply.batch_id == "0"
+def async_call(url: str, use: Callable[[Any], Any], **options: Any) -> Any:
+    """Return `use(client)` of a client that is awaited."""
+
+    async def main() -> Any:
+        async with AsyncClient(url, "tiny", **options) as client:
+            return await use(client)
+
+    return asyncio.run(main())
 
 
-def test_refusals_keep_the_servers_words(ask):
-    (infeasible,) = ask(request(slo_s=0.0005))
-    assert (infeasible.status, infeasible.reason) == ("rejected", "infeasible")
-    (unknown,) = ask(request(), model="nobody")
-    assert (unknown.status, unknown.reason) == ("rejected", "unknown_model")
-    (late,) = ask(request(timeout_s=0.0015), drop_hopeless=False, policy="fixed:largest")
-    assert (late.status, late.reason) == ("dropped", "expired")
+CALLS = [
+    pytest.param(("url", sync_call, {}), id="http"),
+    pytest.param(("url", sync_call, {"is_json": True}), id="http-json"),
+    pytest.param(("url", async_call, {}), id="http-async"),
+    pytest.param(("rpc_url", sync_call, {}), id="grpc"),
+    pytest.param(("rpc_url", async_call, {}), id="grpc-async"),
+]
 
 
-def test_full_queue_is_rejected(ask):
-    replies = ask(*(request(slo_s=9.0) for _ in range(10)), scale_s=0.01, max_queue=1)
-    refused = {(r.status, r.reason) for r in replies if r.status != "ok"}
-    assert refused == {("rejected", "queue_full")}
+@pytest.fixture(params=CALLS)
+def call(request, server) -> Callable[..., Any]:
+    """`call(use, **options)` is what `use` makes of each kind of client."""
+    name, how, given = request.param
+    return lambda use, **options: how(getattr(server, name), use, **(given | options))
+
+
+def images(*values: int) -> np.ndarray:
+    """Samples whose answer by the timed device is their value (its sum, mod 10)."""
+    batch = np.zeros((len(values), 1, 2, 2), dtype=np.uint8)
+    batch[:, 0, 0, 0] = values
+    return batch
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(images(value)[0, 0]).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_result_says_what_was_answered_by_whom_and_when(call):
+    result = call(lambda client: client.infer(images(3, 1, 4)))
+    assert result.labels.tolist() == [3, 1, 4]
+    assert (result.logits.dtype, result.logits.shape) == (np.float32, (3, 10))
+    assert (result.subnet_id, result.accuracy, result.policy) == ("large", 0.9, "slackfit")
+    assert result.execution_s >= 0.004
+    assert 0 < result.queue_s + result.execution_s <= result.latency_s
+    assert 0 < result.slack_s < NO_HURRY_MS * 1e-3
+    assert (result.is_late, result.num_retries) == (False, 0)
+
+
+def test_deadline_is_the_earliest_given_else_the_deployments(call):
+    def slack_s(**given: float) -> float:
+        return call(lambda client: client.infer(images(0), **given)).slack_s
+
+    assert 10 < slack_s() < NO_HURRY_MS * 1e-3
+    assert slack_s(slo_ms=9_000) < 9
+    assert slack_s(timeout_s=8) < 8
+    assert slack_s(slo_ms=9_000, timeout_s=60) < 9
+
+
+def test_one_sample_and_image_files_are_taken(call):
+    assert call(lambda client: client.infer(images(7)[0])).labels.tolist() == [7]
+    assert call(lambda client: client.infer(png(5))).labels.tolist() == [5]
+    assert call(lambda client: client.infer([png(2), png(9)])).labels.tolist() == [2, 9]
+
+
+def test_wishes_reach_the_scheduler(call):
+    pinned = call(lambda client: client.infer(images(0), subnet="small"))
+    assert pinned.subnet_id == "small"
+    floor = call(lambda client: client.infer(images(0), min_accuracy=0.8, priority=1))
+    assert floor.accuracy >= 0.8
 
 
 @pytest.mark.parametrize(
-    ("status_code", "content", "expected"),
+    ("options", "kind", "reason"),
     [
-        (408, b"", ("dropped", "expired")),
-        (503, b"<html>", ("rejected", "http_503")),
-        (500, b"oops", ("failed", "http_500")),
+        ({"slo_ms": 0.1}, errors.InfeasibleError, "infeasible"),
+        ({"subnet": "huge"}, errors.UnknownSubnetError, "unknown_subnet"),
+        ({"min_accuracy": 2.0}, errors.BadRequestError, "bad_request"),
     ],
 )
-def test_answers_of_other_servers_are_read_by_their_status(status_code, content, expected):
-    transport = httpx.MockTransport(lambda _: httpx.Response(status_code, content=content))
-    client = OipClient("http://127.0.0.1", "tiny", wire=HttpxWire(transport))
-    reply = asyncio.run(client.infer(request()))
-    assert (reply.status, reply.reason) == expected
+def test_refusals_are_typed_and_keep_the_servers_words(call, options, kind, reason):
+    with pytest.raises(kind) as caught:
+        call(lambda client: client.infer(images(0), **options))
+    assert caught.value.reason == reason
+    assert caught.value.num_retries == 0
+    if reason == "infeasible":  # asked too much of an idle device: waiting would not help
+        assert caught.value.earliest_finish_s >= 0.001
+        assert caught.value.retry_after_s == 0.0
 
 
-class Elsewhere:
-    """A server of others, in memory: what it says of itself, and what it answers."""
+def test_too_large_a_request_is_said_to_be_that(server):
+    with pytest.raises(errors.TooLargeError, match="4096"):
+        sync_call(server.url, lambda client: client.infer(np.zeros((5000, 1, 1), np.uint8)))
 
-    def __init__(self, answer: httpx.Response | None = None, **server: object) -> None:
-        self.server = {"name": "triton", "extensions": [], **server}
-        self.model: object = {
-            "name": "m",
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
-        }
-        self.answer = answer or httpx.Response(200, json={"outputs": [TENSOR]})
+
+def test_a_timeout_is_hard_and_the_servers_word_comes_first(call):
+    """Pinned to 4 ms with 2 ms to live: the server says that it gave up, before the client must."""
+    with pytest.raises(InferError) as caught:
+        call(lambda client: client.infer(images(0), subnet="large", timeout_s=0.002))
+    assert caught.value.reason in ("infeasible", "expired")
+
+
+def test_unknown_model_is_an_error_of_its_own(server):
+    for url in (server.url, server.rpc_url):
+        with Client(url, "nobody") as client:
+            with pytest.raises(errors.UnknownModelError, match="served: tiny"):
+                client.infer(images(0))
+            with pytest.raises(errors.UnknownModelError):
+                client.is_ready("nobody")
+
+
+def test_server_tells_of_itself(call):
+    info = call(lambda client: client.model_info())
+    assert info.name == "tiny"
+    assert set(info.subnet_ids) == {"small", "middle", "large"}
+    assert (info.input_shape, info.num_classes) == ((1, 2, 2), 10)
+    assert call(lambda client: client.is_ready())
+    assert call(lambda client: client.is_ready("tiny"))
+    assert call(lambda client: client.server_info())["name"] == "supernet"
+
+
+def test_statistics_count_what_was_asked(call):
+    before = served(call)
+    call(lambda client: client.infer(images(1, 2, 3), subnet="middle"))
+    assert served(call) == before + 3
+
+
+def served(call: Callable[..., Any]) -> int:
+    rows = call(lambda client: client.statistics())
+    assert all(row.model == "tiny" for row in rows)
+    return sum(row.num_served for row in rows if row.subnet_id == "middle")
+
+
+def test_first_model_is_found_over_http_and_must_be_named_over_grpc(server):
+    with Client(server.url) as client:
+        assert client.infer(images(6)).labels.tolist() == [6]
+    with Client(server.rpc_url) as client, pytest.raises(ClientError, match="give model="):
+        client.infer(images(6))
+
+
+def test_many_calls_at_once_on_one_client(server):
+    async def use(client: AsyncClient) -> list[int]:
+        results = await asyncio.gather(*(client.infer(images(i % 10)) for i in range(100)))
+        return [int(result.labels[0]) for result in results]
+
+    for url in (server.url, server.rpc_url):
+        assert async_call(url, use) == [i % 10 for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((1, 2, 2), np.float32), "float32"),
+        (np.zeros((2, 2), np.uint8), r"\(2, 2\)"),
+        ([], "sequence of something else"),
+        (["seven.png"], "sequence of something else"),
+    ],
+)
+def test_what_no_model_takes_is_refused_here(given, message):
+    with Client("http://127.0.0.1:9", "tiny") as client:
+        with pytest.raises(ValueError, match=message):
+            client.infer(given)
+        with pytest.raises(ValueError, match="slo_ms is -1"):
+            client.infer(images(0), slo_ms=-1)
+    with pytest.raises(ClientError, match="not a URL"):
+        Client("127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_every_reason_has_an_error_of_its_kind_at_both_doors(reason):
+    code = REASONS[reason]
+    said = Refusal("rejected", reason, "text")
+    over_http, over_rpc = refusal_error(said, code.http), refusal_error(said, code.grpc)
+    assert type(over_http) is type(over_rpc)
+    assert (type(over_http) is InferError) == (reason == "cancelled"), "nobody is there to read it"
+    assert over_http.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (500, errors.ConnectionLostError),
+        (502, errors.ConnectionLostError),
+        ("UNAVAILABLE", errors.ConnectionLostError),
+        (404, errors.UnknownModelError),
+        (429, errors.OverloadError),
+        (418, InferError),
+    ],
+)
+def test_word_of_a_proxy_reads_by_its_code(code, kind):
+    error = refusal_error(Refusal("", "", "<html>"), code)
+    assert type(error) is kind
+    assert str(code) in error.reason
+
+
+class Scripted:
+    """An HTTP server of one process that answers each request as told; None hangs up."""
+
+    def __init__(self, *answers: tuple[int, dict[str, Any]] | None) -> None:
+        self.heads: list[str] = []
         self.bodies: list[bytes] = []
-        self.headers: list[httpx.Headers] = []
+        self._answers = list(answers)
 
-    def __call__(self, asked: httpx.Request) -> httpx.Response:
-        if asked.url.path == "/v2":
-            return httpx.Response(200, json=self.server)
-        if asked.method == "GET":
-            return httpx.Response(200, json=self.model)
-        self.bodies.append(asked.read())
-        self.headers.append(asked.headers)
-        return httpx.Response(self.answer.status_code, content=self.answer.content,
-                              headers=self.answer.headers)  # fmt: skip
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                text = head.decode().lower()
+                length = int(text.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                self.bodies.append(await reader.readexactly(length))
+                self.heads.append(text)
+                answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+                if answer is None:
+                    break
+                body = json.dumps(answer[1]).encode()
+                head = f"HTTP/1.1 {answer[0]} X\r\ncontent-length: {len(body)}\r\n\r\n"
+                writer.write(head.encode() + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
 
-    def ask(self, **options) -> ReplayReply:
-        async def main() -> ReplayReply:
-            client = OipClient("http://h", "m", wire=HttpxWire(httpx.MockTransport(self)))
-            self.described = await client.describe()
-            sample = np.array([0.5, 2.0], dtype=np.float32)
-            await client.prepare(sample[None])
-            return await client.infer(
-                ReplayRequest(query_id=0, payload=sample, payload_id=0, slo_s=0.25, **options)
-            )
+    def ask(self, is_async: bool, **options: Any) -> Any:
+        """Ask once, by either kind of client; return the result."""
+
+        def wait(url: str) -> Any:
+            with Client(url, "tiny", token="secret", **options) as client:
+                return client.infer(images(0))
+
+        async def main() -> Any:
+            listening = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+            host, port = listening.sockets[0].getsockname()
+            url = f"http://{host}:{port}"
+            async with listening:
+                if not is_async:
+                    return await asyncio.to_thread(wait, url)
+                async with AsyncClient(url, "tiny", token="secret", **options) as client:
+                    return await client.infer(images(0))
 
         return asyncio.run(main())
 
 
-TENSOR = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0.25, 0.75]}
+OK = (200, {"outputs": [{"datatype": "FP32", "shape": [1, 2], "data": [0.0, 1.0]}],
+            "parameters": {"subnet": "s", "status": "late", "slack_s": -0.25}})  # fmt: skip
+DRAINING = (503, {"error": "bye", "reason": "draining", "status": "rejected"})
+FULL = (429, {"error": "full", "reason": "queue_full", "status": "rejected",
+              "retry_after_s": 0.03, "earliest_finish_s": 0.02})  # fmt: skip
 
 
-def test_a_server_of_others_gets_what_its_model_takes():
-    elsewhere = Elsewhere()
-    reply = elsewhere.ask()
-    assert (elsewhere.described.name, elsewhere.described.tensor.name) == ("m", "x")
-    assert (reply.status, reply.subnet_id, reply.accuracy) == ("ok", None, 0.0)
-    np.testing.assert_array_equal(reply.output, [0.25, 0.75])
-    assert json.loads(elsewhere.bodies[0]) == {
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 2.0]}],
-        "parameters": {},
-    }
-    assert elsewhere.headers[0]["x-slo-ms"] == "250"
+@pytest.mark.parametrize("is_async", [False, True])
+def test_lost_connection_and_draining_server_are_asked_again_within_the_slack(is_async):
+    scripted = Scripted(None, DRAINING, (502, {}), OK)
+    result = scripted.ask(is_async, slo_ms=NO_HURRY_MS)
+    assert result.labels.tolist() == [1]
+    assert (result.num_retries, len(scripted.heads)) == (3, 4)
+    assert (result.is_late, result.slack_s) == (True, -0.25)
+    slos = [float(head.partition("x-slo-ms: ")[2].partition("\r\n")[0]) for head in scripted.heads]
+    assert slos == sorted(slos, reverse=True)
+    assert slos[-1] < NO_HURRY_MS - 70, "waits of 10, 20 and 40 ms are off the last one"
+    assert all("authorization: bearer secret" in head for head in scripted.heads)
 
 
-def test_bytes_deadline_and_class_travel_where_the_extensions_are():
-    elsewhere = Elsewhere(extensions=["binary_tensor_data", "schedule_policy"])
-    elsewhere.ask(query_class=3, timeout_s=2.0)
-    (body,), (headers,) = elsewhere.bodies, elsewhere.headers
-    length = int(headers["Inference-Header-Content-Length"])
-    fields = json.loads(body[:length])
-    assert fields["parameters"] == {"binary_data_output": True, "priority": 3, "timeout": 250_000}
-    assert fields["inputs"][0]["parameters"] == {"binary_data_size": 8}
-    assert body[length:] == np.array([0.5, 2.0], dtype="<f4").tobytes()
-    assert headers["x-request-timeout-seconds"] == "2"
+@pytest.mark.parametrize("is_async", [False, True])
+def test_refusal_for_load_is_raised_at_once(is_async):
+    scripted = Scripted(FULL)
+    with pytest.raises(errors.QueueFullError) as caught:
+        scripted.ask(is_async, slo_ms=NO_HURRY_MS)
+    assert (caught.value.retry_after_s, caught.value.earliest_finish_s) == (0.03, 0.02)
+    assert len(scripted.heads) == 1
 
 
-def test_a_binary_answer_is_cut_to_its_first_tensor():
-    head = json.dumps(
-        {
-            "outputs": [
-                {"name": "y", "datatype": "FP16", "parameters": {"binary_data_size": 4}},
-                {"name": "z", "datatype": "INT64", "parameters": {"binary_data_size": 8}},
-            ]
-        }
-    ).encode()
-    body = head + np.array([1.0, 2.0], "<f2").tobytes() + bytes(8)
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    reply = Elsewhere(httpx.Response(200, content=body, headers=headers)).ask()
-    np.testing.assert_array_equal(reply.output, [1.0, 2.0])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_server_that_stays_away_is_given_up_with_the_slack(is_async):
+    scripted = Scripted(DRAINING)
+    with pytest.raises(errors.DrainingError) as caught:
+        scripted.ask(is_async, slo_ms=50)
+    assert caught.value.num_retries == len(scripted.heads) - 1 <= 2, "10 ms, 20 ms, then too late"
 
 
-@pytest.mark.parametrize(
-    ("content", "headers", "reason"),
-    [
-        (b"<html>", {}, "neither JSON"),
-        (b"[" * 10_000, {}, "neither JSON"),
-        (b"{}", {}, "no output tensor"),
-        (b'{"outputs": []}', {}, "no output tensor"),
-        (b'{"outputs": [3]}', {}, "no output tensor"),
-        (b"[1]", {}, "no output tensor"),
-        (b'{"outputs": [{"datatype": "FP32", "data": ["a"]}]}', {}, "neither JSON"),
-        (b"{}", {"Inference-Header-Content-Length": "many"}, "neither JSON"),
-    ],
-)
-def test_an_answer_that_nobody_can_read_is_a_failed_query(content, headers, reason):
-    reply = Elsewhere(httpx.Response(200, content=content, headers=headers)).ask()
-    assert reply.status == "failed"
-    assert reason in reply.reason
+@pytest.mark.parametrize("is_async", [False, True])
+def test_answer_that_nobody_can_read_is_said(is_async):
+    for answer in ((200, {}), (200, {"outputs": [{"datatype": "FP32", "data": []}]})):
+        with pytest.raises(errors.UnreadableAnswerError):
+            Scripted(answer).ask(is_async)
 
 
-def test_what_a_server_says_oddly_counts_as_not_said():
-    odd = {"accuracy": "high", "batch_size": -1, "queue_s": True, "execution_s": 0.5, "subnet": 7}
-    answer = httpx.Response(200, json={"outputs": [TENSOR], "parameters": odd})
-    reply = Elsewhere(answer).ask()
-    assert (reply.accuracy, reply.batch_size, reply.queue_s) == (0.0, 0, 0.0)
-    assert (reply.execution_s, reply.subnet_id) == (0.5, "7")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_silent_server_is_given_up_after_the_timeout(is_async):
+    class Silent(Scripted):
+        async def serve(self, reader, writer) -> None:
+            try:
+                await reader.read()
+            finally:
+                writer.close()
+
+    with pytest.raises(errors.TimedOutError) as caught:
+        Silent().ask(is_async, timeout_s=0.05)
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.num_retries == 0, "the server may still be at it"
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ([], "no JSON object"),
-        ({"name": "m"}, "list no inputs"),
-        ({"inputs": [{}, {}]}, "list 2 inputs; a replay needs one"),
-        ({"inputs": [{"name": "x", "shape": "big"}]}, "list 1 inputs"),
-    ],
-)
-def test_metadata_that_can_not_be_replayed_are_refused(model, message):
-    elsewhere = Elsewhere()
-    elsewhere.model = model
-    with pytest.raises(ClientError, match=message):
-        elsewhere.ask()
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "grpc://127.0.0.1:9"])
+def test_server_that_is_not_there_is_a_lost_connection(url):
+    with Client(url, "tiny", slo_ms=20) as client:
+        assert not client.is_ready()
+        with pytest.raises(errors.ConnectionLostError):
+            client.infer(images(0))
 
 
-def test_a_refusal_says_when_to_come_back():
-    for text, wait_s in (("0.5", 0.5), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), (None, 0.0)):
-        headers = {} if text is None else {"Retry-After": text}
-        reply = Elsewhere(httpx.Response(429, headers=headers)).ask()
-        assert (reply.status, reply.retry_after_s) == ("rejected", wait_s)
+def test_json_of_image_files_is_base64():
+    scripted = Scripted(OK)
+    scripted.ask(True, is_json=True)
+    (tensor,) = json.loads(scripted.bodies[0])["inputs"]
+    assert tensor["data"] == [0, 0, 0, 0]
+    from serve.client_http import _tensor
+
+    fields, tail = _tensor((b"file",), is_json=True)
+    assert fields["data"] == [base64.b64encode(b"file").decode()]
+    assert tail == b""
 
 
-def test_server_that_is_not_there_fails_the_query_and_the_connection():
-    client = OipClient("http://127.0.0.1:9", "tiny")
-
-    async def main() -> ReplayReply:
-        try:
-            return await client.infer(request())
-        finally:
-            await client.close()
-
-    reply = asyncio.run(main())
-    assert (reply.status, reply.can_retry) == ("failed", True)
-    with pytest.raises(ClientError, match="no answer"):
-        asyncio.run(connect("http://127.0.0.1:9"))
+def test_client_needs_neither_torch_nor_ray_nor_grpc():
+    code = (
+        "import sys, serve.client; print([m for m in ('torch','ray','grpc') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from PIL import Image
 
 SESSION = Path(__file__).with_name("triton_session.py")
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [3] * 4}]}
-
-
-class Addresses(NamedTuple):
-    http: str
-    grpc: str
-
-
-@contextlib.contextmanager
-def serving(profile_file: Path, *options: str) -> Iterator[Addresses]:
-    command = [
-        sys.executable, "-m", "serve", "serve", "--port", "0", "--grpc-port", "0", "--device",
-        "timed", "--profile", str(profile_file), "--set", "input_shape=1,2,2", "--set",
-        "model_name=tiny", *options,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://(\S+) and grpc://(\S+)", line)
-        assert found, f"not ready: {line!r} {process.stderr and process.stderr.read()}"
-        yield Addresses(*found.groups())
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate(timeout=10)
 
 
 HOSTS = [
@@ -54,10 +22,10 @@ HOSTS = [
 
 
 @pytest.mark.parametrize("options", HOSTS)
-def test_tritonclient_works_unmodified(profile_file: Path, wire_python: str, options):
-    with serving(profile_file, "--slo-ms", "500", *options) as server:
+def test_tritonclient_works_unmodified(running, profile_file: Path, wire_python: str, options):
+    with running(profile_file, "--slo-ms", "500", *options) as server:
         done = subprocess.run(
-            [wire_python, str(SESSION), server.http, server.grpc],
+            [wire_python, str(SESSION), server.address, server.rpc_address],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,12 +70,12 @@ def curl(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("options", HOSTS)
-def test_curl_sends_tensors_and_image_files(profile_file: Path, tmp_path: Path, options):
+def test_curl_sends_tensors_and_image_files(running, profile_file: Path, tmp_path: Path, options):
     images = {suffix: tmp_path / f"seven.{suffix}" for suffix in ("png", "jpeg")}
     for path in images.values():
         Image.new("L", (2, 2), 2).save(path)
-    with serving(profile_file, "--slo-ms", "500", *options) as server:
-        url = f"http://{server.http}/v2/models/tiny/infer"
+    with running(profile_file, "--slo-ms", "500", *options) as server:
+        url = f"{server.url}/v2/models/tiny/infer"
         code, answer = curl(url, "-d", json.dumps(BODY), "-H", "x-slo-ms: 200")
         assert (code, answer["model_version"]) == (200, "large")
         assert answer["outputs"][0]["data"].index(1.0) == 2
@@ -120,5 +88,5 @@ def test_curl_sends_tensors_and_image_files(profile_file: Path, tmp_path: Path, 
         assert error["earliest_finish_s"] > 0
         code, error = curl(url, "-H", "content-type: image/png", "--data-binary", "not a png")
         assert (code, error["reason"]) == (400, "bad_tensor")
-        code, error = curl(f"http://{server.http}/v2/models/nobody/infer", "-d", "{}")
+        code, error = curl(f"{server.url}/v2/models/nobody/infer", "-d", "{}")
         assert (code, error["reason"]) == (404, "unknown_model")

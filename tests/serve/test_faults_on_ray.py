@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.client import OipClient
 from serve.config import parse_config
+from serve.oip_client import OipClient
 from serve.ray_host import RayHost
 from serve.retry import Retrying
 from traces.target import ReplayReply, ReplayRequest

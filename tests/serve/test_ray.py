@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -76,6 +77,31 @@ def test_refusals_reach_the_client_unchanged(host: RayHost):
     assert infer(host, headers={"x-slo-ms": "0.1"}).json()["reason"] == "infeasible"
     too_large = httpx.post(f"{host.url}/v2/models/tiny/infer", content=b" " * 5000)
     assert (too_large.status_code, too_large.json()["reason"]) == (413, "too_large")
+
+
+def test_metrics_reach_the_export_of_ray(host: RayHost):
+    import ray
+
+    assert infer(host).status_code == 200
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    for _ in range(200):
+        with contextlib.suppress(httpx.TransportError):
+            exported = {
+                line.split("{")[0]: line
+                for line in httpx.get(url).text.splitlines()
+                if line.startswith("ray_supernet_")
+            }
+            if "ray_supernet_subnet_queries_total" in exported:
+                break
+        time.sleep(0.1)
+    else:
+        pytest.fail("Ray exports no metric of ours")
+    assert 'model="tiny"' in exported["ray_supernet_queries_total"]
+    assert 'deployment="supernet"' in exported["ray_supernet_queries_total"]
+    ours = set(re.findall(r"^supernet_\w+", httpx.get(f"{host.url}/metrics").text, re.MULTILINE))
+    missing = {f"ray_{name}" for name in ours if not name.endswith("_created")} - set(exported)
+    assert all("lateness" in name for name in missing), "only what was never touched may miss"
 
 
 def test_policy_and_slo_switch_without_a_restart(host: RayHost):

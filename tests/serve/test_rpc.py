@@ -40,7 +40,7 @@ async def _serve(door: Door, use: Use) -> Any:
 @contextlib.asynccontextmanager
 async def stub_of(door: Door) -> AsyncIterator[Any]:
     listening = rpc_listening(
-        RpcDoor(door.models), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
+        RpcDoor(door.models, door.metrics), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
     )
     async with listening as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
@@ -258,6 +258,9 @@ def test_draining_server_refuses_and_says_so(timed_door):
         asyncio.run(_serve(door, use))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(caught.value.trailing_metadata() or ())["reason"] == "draining"
+    counted = {"door": "grpc", "reason": "draining"}
+    name = "supernet_refused_requests_total"
+    assert door.metrics.registry.get_sample_value(name, counted) == 1
 
 
 def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):

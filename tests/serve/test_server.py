@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -25,39 +22,11 @@ from slackfit.scheduler import Scheduler
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
 
 
-class Server:
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process = process
-        self.url = url
-
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=20)
-
-
-@contextlib.contextmanager
-def running(profile_file: Path, *options: str) -> Iterator[Server]:
-    command = [
-        sys.executable, "-m", "serve", "serve", "--no-ray", "--port", "0", "--device", "timed",
-        "--profile", str(profile_file), "--set", "input_shape=1,2,2", "--set", "model_name=tiny",
-        *options,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://[\d.:]+", line)
-        assert found, f"not ready: {line!r} {process.stderr and process.stderr.read()}"
-        yield Server(process, found.group())
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
-
-
-def test_server_answers_records_replays_and_ends_on_interrupt(profile_file: Path, tmp_path: Path):
+def test_server_answers_records_replays_and_ends_on_interrupt(
+    running, profile_file: Path, tmp_path: Path
+):
     log, out = tmp_path / "log.jsonl", tmp_path / "out"
-    with running(profile_file, "--record", str(log), "--slo-ms", "200") as server:
+    with running(profile_file, "--no-ray", "--record", str(log), "--slo-ms", "200") as server:
         answer = httpx.post(f"{server.url}/v2/models/tiny/infer", json=BODY).json()
         assert answer["parameters"]["status"] == "on_time"
         replayed = subprocess.run(
@@ -82,8 +51,10 @@ def test_server_answers_records_replays_and_ends_on_interrupt(profile_file: Path
     assert replay_log(log, fresh) > 60
 
 
-def test_interrupted_replay_leaves_a_valid_partial_report(profile_file: Path, tmp_path: Path):
-    with running(profile_file) as server:
+def test_interrupted_replay_leaves_a_valid_partial_report(
+    running, profile_file: Path, tmp_path: Path
+):
+    with running(profile_file, "--no-ray") as server:
         replaying = subprocess.Popen(
             [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=20,duration=60",
              "--url", server.url, "--slo-ms", "200", "--out", str(tmp_path)],
@@ -113,8 +84,8 @@ def wait_for_queries(url: str) -> None:
     pytest.fail("the replay sent nothing")
 
 
-def test_interrupt_lets_queued_queries_finish(tmp_path: Path, slow_profile_file: Path):
-    with running(slow_profile_file, "--slo-ms", "5000") as server:
+def test_interrupt_lets_queued_queries_finish(running, tmp_path: Path, slow_profile_file: Path):
+    with running(slow_profile_file, "--no-ray", "--slo-ms", "5000") as server:
         url = f"{server.url}/v2/models/tiny/infer"
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             asks = [pool.submit(httpx.post, url, json=BODY, timeout=10) for _ in range(4)]
@@ -150,10 +121,10 @@ def test_port_in_use_ends_with_code_2(profile_file: Path):
     assert f"port {port} on 127.0.0.1 is not free" in done.stderr
 
 
-def test_client_that_hangs_up_is_taken_out_of_the_queue(slow_profile_file: Path):
+def test_client_that_hangs_up_is_taken_out_of_the_queue(running, slow_profile_file: Path):
     body = json.dumps(BODY).encode()
     head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    with running(slow_profile_file, "--slo-ms", "5000") as server:
+    with running(slow_profile_file, "--no-ray", "--slo-ms", "5000") as server:
         host, port = server.url.removeprefix("http://").split(":")
         clients = [socket.create_connection((host, int(port))) for _ in range(3)]
         for client in clients:

@@ -14,9 +14,12 @@ from supernet import define_supernet
 from training.array_folder import DataError
 from training.config import DataConfig, TrainConfig, config_from_json
 from training.data import load_dataset
+from training.hidden_states import HiddenStates, hidden_loss
+from training.losses import distillation_loss, soft_targets
 from training.run import train
 from training.sampling import CyclingSampler, depth_width_grid, width_grid
 from training.strategy import make_strategy
+from training.trainer import Trainer
 
 WORDS = ("film", "plot", "actor", "scene", "good", "great", "bad", "dull")
 TINY_BERT = {
@@ -132,3 +135,41 @@ def test_a_missing_vocabulary_or_file_is_named(texts: Path) -> None:
         load_dataset(DataConfig(name="text", path=str(texts / "reviews.csv"), vocabulary="nowhere"))
     with pytest.raises(DataError, match=r"none.csv: not readable"):
         load_dataset(DataConfig(name="text", path=str(texts / "none.csv"), vocabulary=str(texts)))
+
+
+def test_a_step_adds_the_weighted_distance_to_the_teachers_hidden_states(
+    texts: Path, tmp_path: Path
+) -> None:
+    config = config_from_json(
+        {
+            "threads": 1, "amp": "off",
+            "supernet": {"variant": "bert_tiny", "overrides": TINY_BERT},
+            "data": {
+                "name": "text", "path": str(texts / "reviews.csv"), "vocabulary": str(texts),
+                "size": 8, "batch_size": 16,
+            },
+            "schedule": {"strategy": "dynabert", "steps": 3},
+        }
+    )  # fmt: skip
+    data = load_dataset(config.data)
+    definition = define_supernet("bert_tiny", **TINY_BERT)
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(config, definition, data, tmp_path / "run")
+    trainer._apply("freeze_teacher")
+    trainer.step = 1
+    plan = trainer._strategy.plan(1)
+    assert {task.hidden for task in plan} == {0.1}
+    batch = data.train.take(torch.arange(16))
+    ids, _ = trainer._inputs(batch)
+    teacher: HiddenStates = {}
+    logits = trainer.weights.forward(definition.space.largest, ids, hidden=teacher)
+    targets = soft_targets(logits, 1.0)
+    losses = []
+    for task in plan:
+        student: HiddenStates = {}
+        logits = trainer.weights.forward(task.arch, ids, hidden=student)
+        loss = distillation_loss(logits, targets, config.loss)
+        losses.append(float((loss + 0.1 * hidden_loss(student, teacher)).detach()))
+    trainer._strategy.events = lambda step: ()  # the teacher stays the one above
+    report = trainer._train_step(batch)
+    assert report.subnet_loss == pytest.approx(np.mean(losses), rel=1e-5)

@@ -154,9 +154,9 @@ def test_dropout_acts_in_the_full_models_pass_only(make_config: MakeConfig, tmp_
     masks: list[torch.Tensor | None] = []
     forward = trainer.weights.forward
 
-    def spy(arch, x, *rest, dropout=None):
+    def spy(arch, x, dropout=None, **rest):
         masks.append(dropout)
-        return forward(arch, x, *rest, dropout=dropout)
+        return forward(arch, x, dropout=dropout, **rest)
 
     trainer.weights.forward = spy  # type: ignore[method-assign]
     trainer.run(should_stop=stop_after(2))

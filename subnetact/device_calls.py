@@ -1,0 +1,95 @@
+"""How one convolution site is computed on a device: weight given per call, norm outside or folded.
+
+The weight comes with every call, because it may lie in a resident slice or in a staging buffer that
+was filled a moment ago. Where it is resident, `functools.partial` has fixed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from subnetact.norms import Affine
+from subnetact.program import ConvSite
+
+# (weight, bias, x, other or None) -> output; all channels-last.
+SiteKernel = Callable[
+    [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor
+]
+
+_FINISH: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu_,
+    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
+    "hard_swish": lambda y: F.hardswish(y, inplace=True),
+    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
+}
+
+
+def site_kernel(site: ConvSite, norm: Affine | None, *, may_fuse: bool) -> SiteKernel:
+    """Return the computation of a site; `norm` (on the device) is None where it is folded in.
+
+    With `may_fuse`, convolution, bias, addition and ReLU are one cuDNN kernel where that works.
+    """
+    finish = _FINISH[site.act]
+    geometry = site.geometry
+    normalise = _normalisation(norm)
+
+    def compute(
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        other: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        y = F.conv2d(
+            x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
+        y = normalise(y)
+        return finish(y if other is None else y.add_(other))
+
+    if may_fuse and norm is None and site.act == "relu" and geometry.groups == 1:
+        return _Fused(site, compute)
+    return compute
+
+
+class _Fused:
+    """cuDNN's fused convolution; where it refuses a shape, the plain one from then on.
+
+    It refuses at the first call, which is made eagerly at warm-up, before anything is captured.
+    """
+
+    def __init__(self, site: ConvSite, plain: SiteKernel):
+        g = site.geometry
+        self._shape = (list(g.stride), list(g.padding), list(g.dilation), g.groups)
+        self._plain = plain
+        self._is_refused = False
+
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        other: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self._is_refused or bias is None:
+            return self._plain(weight, bias, x, other)
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *self._shape)
+            return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *self._shape)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._is_refused = True
+            return self._plain(weight, bias, x, other)
+
+
+def _normalisation(norm: Affine | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """y * scale + shift in float32, as BatchNorm over mean 0 and variance 1."""
+    if norm is None:
+        return lambda y: y
+    scale, shift = norm
+    mean, var = torch.zeros_like(shift), torch.ones_like(scale)
+    return lambda y: F.batch_norm(y, mean, var, scale, shift, False, 0.0, 0.0)
