@@ -22,6 +22,7 @@ from serve.reply import Reply
 from serve.request import ModelSpec
 from serve.rest import Door
 from serve.statistics import Statistics
+from serve.watchers import build_watchers
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
@@ -121,6 +122,7 @@ def build_model(
         live,
         statistics=statistics,
         decoder=decoder,
+        watchers=build_watchers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
 

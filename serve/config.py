@@ -40,6 +40,9 @@ class ServeConfig(BaseModel):
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     `packing`: how a CPU keeps weights (null: as the profile was measured, else the fastest);
     `cache_mib` limits what is packed (null: no limit).
+    `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
+    get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
+    `spans`: write OpenTelemetry spans (serve.spans says how they are configured).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +72,10 @@ class ServeConfig(BaseModel):
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_queries: Literal["none", "misses", "all"] = "misses"
+    log_lines_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    spans: bool = False
     input_shape: tuple[int, int, int] | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
 

@@ -24,6 +24,7 @@ from serve.limits import REASONS, RefusedError
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.proto import open_inference_pb2 as pb
+from serve.request_id import HEADER, RequestIds
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Call(NamedTuple):
     message: Any
     context: Context
     arrival_s: float
+    request_id: str
 
     def headers(self) -> dict[str, str]:
         """Return the call's metadata as headers, binary ones left out."""
@@ -57,6 +59,7 @@ class RpcDoor(grpc.GenericRpcHandler):
         self._models = models
         self._refused = functools.partial((metrics or Metrics()).refused, "grpc")
         self._clock = models.clock
+        self._request_ids = RequestIds()
         methods: dict[str, tuple[Handler, Any]] = {
             "ServerLive": (self._server_live, pb.ServerLiveRequest),
             "ServerReady": (self._server_ready, pb.ServerReadyRequest),
@@ -85,16 +88,20 @@ class RpcDoor(grpc.GenericRpcHandler):
     async def _answer(
         self, handle: Handler, arrival_s: float, message: Any, context: Context
     ) -> Any:
+        sent = {key: value for key, value in context.invocation_metadata() if key == HEADER}
+        request_id = self._request_ids.give(sent.get(HEADER))
         try:
-            return await handle(Call(message, context, arrival_s))
+            answer = await handle(Call(message, context, arrival_s, request_id))
+            context.set_trailing_metadata(((HEADER, request_id),))
+            return answer
         except RefusedError as error:
             self._refused(error.reason)
-            await _refuse(context, error)
+            await _refuse(context, error, request_id)
         except Exception:  # the door's boundary: the client learns that it failed, the log why
             logger.exception("%s failed", type(message).__name__)
             error = RefusedError("internal", "an internal error; the server's log has it")
             self._refused(error.reason)
-            await _refuse(context, error)
+            await _refuse(context, error, request_id)
 
     async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=not self._models.fault())
@@ -132,13 +139,17 @@ class RpcDoor(grpc.GenericRpcHandler):
         remaining_s = call.context.time_remaining()
         timeout_s = None if remaining_s is None else self._clock() - call.arrival_s + remaining_s
         replies = await model.infer(
-            request, call.headers(), arrival_s=call.arrival_s, call_timeout_s=timeout_s
+            request,
+            call.headers(),
+            arrival_s=call.arrival_s,
+            call_timeout_s=timeout_s,
+            request_id=call.request_id,
         )
         return messages.build_response(request, model.spec, model.engine.policy_name, replies)
 
 
-async def _refuse(context: Context, error: RefusedError) -> NoReturn:
-    details: Mapping[str, object] = error.details()
+async def _refuse(context: Context, error: RefusedError, request_id: str) -> NoReturn:
+    details: Mapping[str, object] = {**error.details(), HEADER: request_id}
     context.set_trailing_metadata(tuple((name, str(value)) for name, value in details.items()))
     await context.abort(getattr(grpc.StatusCode, REASONS[error.reason].grpc), error.message)
     raise AssertionError("abort raises")
