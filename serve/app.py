@@ -64,9 +64,7 @@ class SupernetReplica:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply live settings to every model, between two batches."""
-        change = parse_live_config(user_config)
-        for model in self._door.models:
-            model.reconfigure(change)
+        self._door.models.reconfigure(parse_live_config(user_config))
 
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""
@@ -85,6 +83,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     """
     check(args)
     deployment = SupernetReplica.options(
+        num_replicas=args.replicas,
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s,
         ray_actor_options={

@@ -102,7 +102,7 @@ class EngineStatus(NamedTuple):
 
     `fallback` says why the policy was replaced, `fault` why the device thread ended; both are
     empty in a sound engine. `latency_factor` is how much slower than profiled the device is taken
-    to be (None: not corrected).
+    to be, `latency_delay_s` what every batch waits besides (None: not corrected).
     """
 
     state: State
@@ -113,6 +113,7 @@ class EngineStatus(NamedTuple):
     fault: str
     ended: dict[Status, int]
     latency_factor: float | None = None
+    latency_delay_s: float | None = None
 
 
 def end_unrun(query: Query, status: Status, reason: str, now_s: float) -> Outcome:

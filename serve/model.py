@@ -163,4 +163,7 @@ class ServedModel:
             "fault": status.fault,
             "ended": dict(status.ended),
             "latency_factor": status.latency_factor,
+            "latency_delay_ms": None
+            if status.latency_delay_s is None
+            else status.latency_delay_s * 1e3,
         }

@@ -9,15 +9,22 @@ import typer
 
 from serve.config import ConfigError, ServeConfig, parse_config, read_config_file
 from serve.logs import configure_logs
+from serve.several import model_settings
 from slackfit.profile import ProfileError
 
 
 def serve(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder of the trained supernet to serve.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR", help="Folder of the supernet to serve; named, several of them."
+        ),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Latency profile of this device; else one is measured.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE", help="Latency profile of this device; else one is measured."
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -65,8 +72,6 @@ def serve(
     Ctrl-C refuses new queries, finishes the queued ones and ends the server.
     """
     options = {
-        "checkpoint": checkpoint,
-        "profile": profile,
         "policy": policy,
         "slo_ms": slo_ms,
         "host": host,
@@ -80,6 +85,7 @@ def serve(
         "log_format": log_format,
     }
     try:
+        options |= model_settings(checkpoint or [], profile or [])
         parsed = _settings(config, settings or [], options)
         configure_logs(parsed.log_format)
         if no_ray:

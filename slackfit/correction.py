@@ -1,13 +1,18 @@
-"""Online correction of a profile: one factor between predicted and observed latencies.
+"""Online correction of a profile: what a batch takes here is `factor` x profiled + `delay_s`.
 
 A profile is measured on a quiet device; under load the same device shares its cores, its memory
-and its clock with the door and with others, and every batch takes longer than profiled. The
-correction follows a high quantile of observed / predicted by stochastic approximation (Robbins and
-Monro, 1951): a batch above the factor raises it a little, one below lowers it less, so that in
-the long run the asked-for share of batches stays below. O(1) per batch, no history.
+and its clock with the door and with others. Some of that is in proportion to the work (a slower
+clock), some is not: waiting for a core or the interpreter costs a batch of one millisecond as much
+as one of thirty. So two numbers are learned. With a factor alone, short batches that wait make the
+long ones look hopeless; a policy that then keeps to short batches never sees that they are not.
 
-The factor is used in steps of 10 %, so that a policy lays out its tables anew only when something
-has changed.
+Both follow a high quantile of the observed latency by stochastic approximation (Robbins and Monro,
+1951): a batch above its prediction raises them a little, one below lowers them less, so that in the
+long run the asked-for share of batches stays below. How much of a step each takes depends on the
+batch: where its profiled latency is long beside `_long_s` it speaks for the factor, where it is
+short for the delay. O(1) per batch, no history.
+
+Both are used in steps, so that a policy lays out its tables anew only when something has changed.
 """
 
 from __future__ import annotations
@@ -20,37 +25,66 @@ QUANTILE = 0.9
 _RATE = 0.05
 _STEP = math.log(1.1)
 _BOUND = math.log(8.0)
+_DELAY_STEPS = 20  # per `_long_s`
+_DELAY_BOUND = 4.0  # in `_long_s`
+_HYSTERESIS = 0.75  # of a step: do not swing between two levels
+_MAX_KEPT = 64
 
 
 class LatencyCorrection:
-    """The factor for one profile; deterministic in the batches that it observes."""
+    """The correction of one profile; deterministic in the batches that it observes."""
 
     def __init__(self, profile: LatencyProfile, latency_quantile: str) -> None:
         self._profile = profile
         self._table = profile.table(latency_quantile)
+        self._long_s = max(row[1] for row in self._table.values())  # batch 1, slowest subnet
         self._log_factor = 0.0
+        self._delay = 0.0  # in `_long_s`
         self._level = 0
-        self._scaled: dict[int, LatencyProfile] = {0: profile}
+        self._delay_level = 0
+        self._known: dict[tuple[int, int], LatencyProfile] = {(0, 0): profile}
 
     @property
     def factor(self) -> float:
         """The factor in use, a power of 1.1 within 1/8 to 8."""
         return math.exp(self._level * _STEP)
 
+    @property
+    def delay_s(self) -> float:
+        """The delay in use: 0 or more."""
+        return self._delay_level * self._long_s / _DELAY_STEPS
+
     def observe(self, subnet_id: str, batch_size: int, latency_s: float) -> LatencyProfile | None:
-        """Take in one batch; return the corrected profile when the factor in use changed.
+        """Take in one batch; return the corrected profile when a number in use changed.
 
         A batch on a subnet that the profile lacks (it was switched meanwhile) says nothing.
         """
         row = self._table.get(subnet_id)
         if row is None or latency_s <= 0 or batch_size >= len(row):
             return None
-        is_above = math.log(latency_s / row[batch_size]) > self._log_factor
-        self._log_factor += _RATE * (QUANTILE if is_above else QUANTILE - 1.0)
-        self._log_factor = max(-_BOUND, min(_BOUND, self._log_factor))
-        if abs(self._log_factor - self._level * _STEP) < 0.75 * _STEP:
-            return None  # hysteresis: do not swing between two levels
-        self._level = round(self._log_factor / _STEP)
-        if self._level not in self._scaled:
-            self._scaled[self._level] = self._profile.scaled(self.factor)
-        return self._scaled[self._level]
+        profiled_s = row[batch_size]
+        predicted_s = math.exp(self._log_factor) * profiled_s + self._delay * self._long_s
+        step = _RATE * (QUANTILE if latency_s > predicted_s else QUANTILE - 1.0)
+        share = profiled_s / (profiled_s + self._long_s)
+        if step < 0 and self._delay <= 0:
+            share = 1.0  # only the factor is left to speak of a faster device
+        self._log_factor = max(-_BOUND, min(_BOUND, self._log_factor + share * step))
+        self._delay = max(0.0, min(_DELAY_BOUND, self._delay + (1.0 - share) * step))
+        return self._settle()
+
+    def _settle(self) -> LatencyProfile | None:
+        """Bring the numbers in use up to those learned, where they are a whole step away."""
+        level, delay_level = self._log_factor / _STEP, self._delay * _DELAY_STEPS
+        used = (self._level, self._delay_level)
+        if abs(level - self._level) >= _HYSTERESIS:
+            self._level = round(level)
+        if abs(delay_level - self._delay_level) >= _HYSTERESIS:
+            self._delay_level = round(delay_level)
+        key = (self._level, self._delay_level)
+        if key == used:
+            return None
+        if key not in self._known:
+            if len(self._known) >= _MAX_KEPT:
+                self._known = {(0, 0): self._profile}
+            self._known[key] = self._profile.scaled(self.factor, self.delay_s)
+        return self._known[key]

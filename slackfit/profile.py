@@ -208,16 +208,17 @@ class LatencyProfile:
             f"residency {residency_id!r} is not in profile {self.name!r}; it has {known}"
         )
 
-    def scaled(self, factor: float) -> LatencyProfile:
-        """Return this profile with every latency times `factor`, a number above 0."""
+    def scaled(self, factor: float, delay_s: float = 0.0) -> LatencyProfile:
+        """Return this profile with every latency times `factor`, above 0, plus `delay_s`."""
         return replace(
             self,
-            residency=tuple(table.scaled(factor) for table in self.residency),
+            residency=tuple(table.scaled(factor, delay_s) for table in self.residency),
             subnets=tuple(
                 replace(
                     subnet,
                     latency_s={
-                        q: tuple(t * factor for t in row) for q, row in subnet.latency_s.items()
+                        q: tuple(t * factor + delay_s for t in row)
+                        for q, row in subnet.latency_s.items()
                     },
                 )
                 for subnet in self.subnets

@@ -37,12 +37,12 @@ class ResidentTable:
                         f"expected {num_sizes} positive times"
                     )
 
-    def scaled(self, factor: float) -> ResidentTable:
-        """Return the table with every latency times `factor`."""
+    def scaled(self, factor: float, delay_s: float = 0.0) -> ResidentTable:
+        """Return the table with every latency times `factor`, plus `delay_s`."""
         return ResidentTable(
             residency_id=self.residency_id,
             num_bytes=self.num_bytes,
-            latency_s=_each(self.latency_s, factor),
+            latency_s=_each(self.latency_s, factor, delay_s),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -68,8 +68,10 @@ class ResidentTable:
         )
 
 
-def _each(rows: Rows, factor: float) -> dict[str, dict[str, tuple[float, ...]]]:
+def _each(
+    rows: Rows, factor: float, delay_s: float = 0.0
+) -> dict[str, dict[str, tuple[float, ...]]]:
     return {
-        i: {q: tuple(t * factor for t in row) for q, row in quantiles.items()}
+        i: {q: tuple(t * factor + delay_s for t in row) for q, row in quantiles.items()}
         for i, quantiles in rows.items()
     }

@@ -153,6 +153,13 @@ class PackedSupernet:
         """Evict what is not in `keep`; return how many slices."""
         return self.cache.evict(self.cache.resident - frozenset(keep))
 
+    def random_input(self, subnet_id: str, batch_size: int) -> torch.Tensor:
+        """Return a normalised input of a registered subnet to time it with: (B, C, H, W)."""
+        x = self._definition.example_input(self.arch(subnet_id), batch_size)
+        if not x.is_floating_point():
+            return x
+        return torch.rand(x.shape).contiguous(memory_format=torch.channels_last)
+
     def site_call(self, wanted: Slice, *, packed: bool) -> SiteCall:
         """Return the call of one site on views, or on a slice packed for this call alone."""
         weights = self._weights(wanted.site, self.norms.affines(self._archs[wanted.subnet_id]))

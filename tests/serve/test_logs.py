@@ -146,13 +146,13 @@ def test_the_command_line_chooses_the_format(
     serving = lambda _: logging.getLogger("serve.test").warning("it is up")  # noqa: E731
     monkeypatch.setattr("serve.uvicorn_host.serve_forever", serving)
     try:
-        serve(profile=profile_file, device="timed", no_ray=True, log_format="json")
+        serve(profile=[str(profile_file)], device="timed", no_ray=True, log_format="json")
     finally:
         root.handlers[:] = before
         query_logger.setLevel(level)
     assert json.loads(capsys.readouterr().err)["message"] == "it is up"
     with pytest.raises(typer.Exit):
-        serve(profile=profile_file, device="timed", no_ray=True, log_format="xml")
+        serve(profile=[str(profile_file)], device="timed", no_ray=True, log_format="xml")
     assert "log_format: Input should be 'text' or 'json', got 'xml'" in capsys.readouterr().err
 
 

@@ -110,11 +110,13 @@ def test_health_metadata_and_configuration(ask):
             await stub.ServerReady(pb.ServerReadyRequest()),
             await stub.ModelReady(pb.ModelReadyRequest(**name, version="small")),
             await stub.ServerMetadata(pb.ServerMetadataRequest()),
-            await stub.ModelMetadata(pb.ModelMetadataRequest(**name)),
+            await (metadata := stub.ModelMetadata(pb.ModelMetadataRequest(**name))),
             await stub.ModelConfig(pb.ModelConfigRequest(**name)),
+            dict(await metadata.trailing_metadata()),
+            await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)),
         ]
 
-    live, ready, model_ready, server, model, config = ask(use)
+    live, ready, model_ready, server, model, config, about, index = ask(use)
     assert live.live
     assert ready.ready
     assert model_ready.ready
@@ -124,6 +126,10 @@ def test_health_metadata_and_configuration(ask):
     assert list(model.outputs[0].shape) == [-1, 10]
     assert config.config.max_batch_size == 4
     assert config.config.input[0].data_type == pb.TYPE_UINT8
+    serves = {"policy": "slackfit", "profile": "tiny", "device": "nowhere"}
+    assert {k: v.string_value for k, v in config.config.parameters.items()} == serves
+    assert about.items() >= serves.items()
+    assert [(row.name, row.state) for row in index.models] == [("tiny", "READY")]
 
 
 def test_statistics_have_a_row_for_each_subnet_that_served(ask):

@@ -15,7 +15,12 @@ SLO_S = 0.036
 
 
 def drive(
-    scheduler: Scheduler | RecordingScheduler, slowdown: np.ndarray, rate_qps: float
+    scheduler: Scheduler | RecordingScheduler,
+    slowdown: np.ndarray,
+    rate_qps: float,
+    *,
+    delay_s: float = 0.0,
+    accuracies: list[float] | None = None,
 ) -> float:
     """Serve a steady stream on a device that is slower than profiled; return attainment."""
     now_s, arrived, on_time, total = 0.0, 0, 0, 0
@@ -29,21 +34,44 @@ def drive(
             now_s = max(now_s, arrived / rate_qps)
             continue
         profiled_s = PROFILE.latency_s(batch.subnet_id, len(batch.queries))
-        now_s += ratio * profiled_s
+        now_s += ratio * profiled_s + delay_s
         outcomes = scheduler.complete(batch.batch_id, now_s)
         on_time += sum(o.status == "on_time" for o in outcomes)
         total += len(outcomes)
+        if accuracies is not None:
+            accuracies += [o.accuracy for o in outcomes]
     return on_time / total
 
 
-def test_the_factor_settles_at_the_asked_for_quantile(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("subnet_id", ["resnet-73.82", "resnet-80.16"])
+def test_the_prediction_settles_at_the_asked_for_quantile(
+    rng: np.random.Generator, subnet_id: str
+) -> None:
     correction = LatencyCorrection(PROFILE, "p50")
-    ratios = np.exp(rng.normal(0.5, 0.3, 5000))
+    profiled_s = PROFILE.latency_s(subnet_id, 4)
     below = []
-    for ratio in ratios:
-        correction.observe("resnet-73.82", 4, ratio * PROFILE.latency_s("resnet-73.82", 4))
-        below.append(ratio <= correction.factor)
+    for ratio in np.exp(rng.normal(0.5, 0.3, 5000)):
+        correction.observe(subnet_id, 4, ratio * profiled_s)
+        predicted_s = correction.factor * profiled_s + correction.delay_s
+        below.append(ratio * profiled_s <= predicted_s)
     assert np.mean(below[500:]) == pytest.approx(QUANTILE, abs=0.04)
+
+
+def test_a_wait_before_every_batch_does_not_make_long_batches_look_hopeless() -> None:
+    correction = LatencyCorrection(PROFILE, "p50")
+    short_s = PROFILE.latency_s("resnet-73.82", 1)
+    for _ in range(2000):
+        correction.observe("resnet-73.82", 1, short_s + 0.003)
+    assert correction.delay_s == pytest.approx(0.003, abs=0.0015)
+    assert correction.factor < 1.35, "3 ms on 1.4 ms is no factor of 3"
+
+
+def test_accuracy_survives_a_wait_before_every_batch() -> None:
+    scheduler = Scheduler(PROFILE, create_policy("drainfit", PROFILE), correct_latency=True)
+    accuracies: list[float] = []
+    attainment = drive(scheduler, np.ones(3000), rate_qps=50, delay_s=0.004, accuracies=accuracies)
+    assert attainment > 0.99
+    assert np.mean(accuracies[500:]) > 0.795, "almost always the largest subnet"
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
@@ -89,3 +117,11 @@ def test_a_scaled_profile_scales_every_quantile_and_nothing_else() -> None:
         )
         assert json.dumps(row) == json.dumps(twice)
     assert before == after
+
+
+def test_a_delayed_profile_adds_the_same_to_every_latency() -> None:
+    scaled = PROFILE.scaled(2.0, 0.001)
+    for subnet_id in PROFILE.subnet_ids:
+        for size in PROFILE.batch_sizes:
+            wanted_s = 2 * PROFILE.latency_s(subnet_id, size) + 0.001
+            assert scaled.latency_s(subnet_id, size) == pytest.approx(wanted_s)
