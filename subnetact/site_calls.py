@@ -53,10 +53,15 @@ class PackedSlice:
 
     __slots__ = ("__weakref__", "bias", "num_bytes", "weight")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, num_bytes: int | None = None
+    ):
+        """`num_bytes` is what both hold; None: `weight` is packed for oneDNN, which can tell."""
         self.weight = weight
         self.bias = bias
-        self.num_bytes = packed_bytes(weight) + (0 if bias is None else bias.nbytes)
+        if num_bytes is None:
+            num_bytes = packed_bytes(weight) + (0 if bias is None else bias.nbytes)
+        self.num_bytes = num_bytes
 
 
 def pack_shared(site: ConvSite, weights: SiteWeights) -> PackedSlice:
