@@ -13,6 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from serve.bearer import bearer
 from serve.top_figures import Reading, figures, read
 from serve.top_view import away, view
 
@@ -37,7 +38,7 @@ def top(
 ) -> None:
     """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why."""
     console = Console()
-    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:
+    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=bearer()) as client:
         view_of = Top(url, client, window_s=window_s)
         if once:
             try:
