@@ -26,8 +26,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve.assemble import build_door, check
 from serve.autoscale import reported
-from serve.config import Autoscaling, ServeConfig, parse_config, parse_live_config
+from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.listeners import Listeners
+from serve.logs import configure_logs
 from serve.process import tuned_process
 from serve.ray_metrics import telling_ray
 from serve.rest import Door
@@ -47,6 +48,7 @@ class SupernetReplica:
     async def __init__(self, settings: dict[str, Any]) -> None:
         self._resources = contextlib.ExitStack()
         config = parse_config(settings)
+        configure_logs(config.log_format)
         self._door = await asyncio.to_thread(build_door, config, self._resources)
         self._listeners = Listeners(config, self._door, is_replica=True)
         self._door.while_ready = self._while_ready
@@ -80,10 +82,11 @@ class SupernetReplica:
         self._resources.close()
 
 
-def _scaling(wish: Autoscaling | None) -> dict[str, Any]:
-    """Return the deployment options that let Ray scale as wished."""
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    """Return the deployment options that say how many replicas there are."""
+    wish = config.autoscaling
     if wish is None:
-        return {}
+        return {"num_replicas": config.replicas}
     tolerances = wish.model_dump(include={"max_missed", "max_given_up", "utilisation"})
     policy = AutoscalingPolicy(
         policy_function="serve.autoscale:MissPolicy", policy_kwargs=tolerances
@@ -107,7 +110,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     """
     check(args)
     deployment = SupernetReplica.options(
-        **_scaling(args.autoscaling),
+        **_scaling(args),
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s,
         ray_actor_options={

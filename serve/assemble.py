@@ -26,6 +26,7 @@ from serve.rest import Door
 from serve.several import each_model
 from serve.statistics import Statistics
 from serve.turn import DeviceTurn
+from serve.watchers import build_watchers
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
@@ -90,6 +91,7 @@ def build_model(
         max_queue=config.max_queue,
         drop_hopeless=config.drop_hopeless,
         correct_latency=config.correct_latency,
+        refuse_unreachable=True,
     )
     driven = scheduler
     if config.record is not None:
@@ -137,6 +139,7 @@ def build_model(
         statistics=statistics,
         decoder=decoder,
         demand=demand,
+        watchers=build_watchers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
 
@@ -200,12 +203,13 @@ def _read_checkpoint(config: ServeConfig) -> Checkpoint:
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None, device: str
 ) -> Executor:
-    """Load with the packing asked for, else the one that the profile was measured with here."""
-    from subnetact import load_executor
+    """Load with the packing and dtype asked for, else those the profile was measured with here."""
+    from subnetact.executor import load_executor, mebibytes
 
-    packing = config.packing
-    if packing is None and given is not None and given.device == device:
+    packing, dtype = config.packing, config.dtype
+    if given is not None and given.device == device and packing in (None, given.packing):
         packing = given.packing
+        dtype = dtype or given.dtype
     try:
         return load_executor(
             checkpoint,
@@ -213,7 +217,10 @@ def _load_executor(
             threads=config.threads,
             max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
             packing=packing,
-            budget_bytes=None if config.cache_mib is None else int(config.cache_mib * 2**20),
+            budget_bytes=mebibytes(config.cache_mib),
+            dtype=dtype,
+            batch_sizes=None if given is None else given.batch_sizes,
+            graph_budget_bytes=mebibytes(config.graph_mib),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -84,6 +84,7 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
@@ -101,8 +102,13 @@ class ServeConfig(BaseModel):
     `models`: several models by name, which take turns on the device; each has settings of its own
     (`ModelConfig`) before those in common.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
-    `packing`: how a CPU keeps weights (null: as the profile was measured, else the fastest);
-    `cache_mib` limits what is packed (null: no limit).
+    `packing`: how the device keeps weights (null: as the profile was measured, else the fastest);
+    `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
+    `dtype`: what a CUDA device computes in (null: as the profile was measured, else bfloat16);
+    `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
+    `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
+    get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
+    `spans`: write OpenTelemetry spans (serve.spans says how they are configured).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,6 +126,8 @@ class ServeConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     packing: Literal["folded", "shared", "views"] | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    graph_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
@@ -127,6 +135,7 @@ class ServeConfig(BaseModel):
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    replicas: Annotated[int, Field(ge=1)] = 1
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tokens_file: str | None = None
     allow_anonymous: bool = False
@@ -138,6 +147,10 @@ class ServeConfig(BaseModel):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
     autoscaling: Autoscaling | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_queries: Literal["none", "misses", "all"] = "misses"
+    log_lines_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    spans: bool = False
     input_shape: tuple[int, int, int] | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
     models: dict[ModelName, ModelConfig] | None = None
@@ -182,6 +195,8 @@ class ServeConfig(BaseModel):
     def _check_pairs(self) -> ServeConfig:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together: give both, or neither")
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError("replicas and autoscaling exclude each other: give min_replicas")
         if self.rate_limit_burst is not None and self.rate_limit_qps is None:
             raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
         return self

@@ -19,7 +19,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -268,6 +268,10 @@ class Engine:
         """Return the waiting queries, most urgent first, and when the device is free."""
         with self._lock:
             return self._scheduler.waiting(), max(self.clock(), self._busy_until_s)
+
+    def device_counts(self) -> Mapping[str, int]:
+        """Return what the executor counted and holds, see `Executor.counts`."""
+        return self._runner.executor.counts()
 
     def outlook(self) -> Outlook:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""

@@ -35,6 +35,8 @@ _READY_TIMEOUT_S = 120.0
 _READY_POLL_S = 0.1
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
 _RAY_SETTINGS = {
+    # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # default 10: a burst is over then
     # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
@@ -48,7 +50,7 @@ class RayHost:
     def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
         scaling = config.autoscaling
-        num_replicas = 1 if scaling is None else scaling.max_replicas
+        num_replicas = config.replicas if scaling is None else scaling.max_replicas
         self._num_cpus = num_cpus or num_replicas * config.threads + 1
         self._is_started = False
         self._environment = contextlib.ExitStack()

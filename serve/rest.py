@@ -18,10 +18,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve import oip
 from serve.config import ConfigError, parse_live_config
@@ -30,13 +30,16 @@ from serve.limits import RefusedError
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.model import ServedModel
 from serve.models import Models
+from serve.request_id import RequestIds, naming, sent_id
 
 logger = logging.getLogger(__name__)
 
 ARRIVAL = "supernet.arrival_s"
+REQUEST_ID = "supernet.request_id"
 PRINCIPAL = "supernet.principal"
 _OPEN = ""  # the scope of what needs no token
 _ADMIN_BODY_BYTES = 64 * 2**10
+_BODY_TIMEOUT_S = 30.0  # a client that writes byte by byte does not hold its connection for ever
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,12 +64,16 @@ class Door:
         self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
         self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
         self._clock = models.clock
+        self._request_ids = RequestIds()
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stamp the arrival, then route."""
         if scope["type"] == "http":
             scope[ARRIVAL] = self._clock()
+            request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
+            send = naming(send, request_id)
+            send = _while_open(send)
         await self._app(scope, receive, send)
 
     async def drain(self) -> bool:
@@ -160,11 +167,12 @@ class Door:
         self.guard.charge(principal, len(parsed.samples))
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
+        scope = request.scope
+        inferring = model.infer(
+            parsed, request.headers, arrival_s=scope[ARRIVAL], request_id=scope[REQUEST_ID]
+        )
         try:
-            replies = await _unless_disconnected(
-                request,
-                model.infer(parsed, request.headers, arrival_s=request.scope[ARRIVAL]),
-            )
+            replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
             return self._refuse(error, parsed.request_id)
         policy = model.engine.policy_name
@@ -251,13 +259,30 @@ class Door:
         return JSONResponse(settings)
 
 
+def _while_open(send: Send) -> Send:
+    """Return `send` without the error that uvloop raises for a connection that is closed.
+
+    The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
+    a storm of them would write a traceback each.
+    """
+
+    async def send_while_open(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "the handler is closed" not in str(error):
+                raise
+
+    return send_while_open
+
+
 def _refusal(error: RefusedError, request_id: str | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
     if error.reason == "unauthenticated":
         headers["www-authenticate"] = "Bearer"
-    if error.reason in ("too_large", "unauthenticated"):
+    if error.reason in ("too_large", "too_slow", "unauthenticated"):
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(
         oip.build_error(error, request_id),
@@ -274,11 +299,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         raise _too_large(int(declared), max_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(size, max_bytes)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(size, max_bytes)
+                chunks.append(chunk)
+    except ClientDisconnect:
+        raise RefusedError("cancelled", "the client has gone", status="dropped") from None
+    except TimeoutError:
+        text = f"{size} bytes of the body arrived within {_BODY_TIMEOUT_S:g} s, and not its end"
+        raise RefusedError("too_slow", text) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from serve.bearer import bearer
+from serve.bearer import VARIABLE, bearer
 from serve.top_figures import Reading, figures, read
 from serve.top_view import away, view
 
@@ -36,7 +36,10 @@ def top(
         float, typer.Option(help="Seconds that the figures are about.", min=1.0)
     ] = 10.0,
 ) -> None:
-    """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why."""
+    """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why.
+
+    A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
+    """
     console = Console()
     with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=bearer()) as client:
         view_of = Top(url, client, window_s=window_s)
@@ -119,7 +122,9 @@ class Top:
             response.raise_for_status()
             return read(response.text)
         except httpx.HTTPStatusError as error:
-            raise AwayError(f"it says {error.response.status_code} to GET /metrics") from None
+            code = error.response.status_code
+            hint = f" (it wants a token in {VARIABLE})" if code in (401, 403) else ""
+            raise AwayError(f"it says {code} to GET /metrics{hint}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AwayError(str(error) or type(error).__name__) from None
         except ValueError:

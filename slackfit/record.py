@@ -102,6 +102,10 @@ class RecordingScheduler:
         return self._scheduler.drop_hopeless
 
     @property
+    def refuses_unreachable(self) -> bool:
+        return self._scheduler.refuses_unreachable
+
+    @property
     def is_draining(self) -> bool:
         return self._scheduler.is_draining
 
@@ -291,6 +295,7 @@ def _header(scheduler: Scheduler) -> dict[str, object]:
         "max_queue": scheduler.max_queue,
         "drop_hopeless": scheduler.drop_hopeless,
         "correct_latency": scheduler.latency_factor is not None,
+        "refuse_unreachable": scheduler.refuses_unreachable,
     }
 
 

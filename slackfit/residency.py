@@ -156,8 +156,9 @@ class ValuePerByte:
         recent: float = 8.0,
         change: float = 0.45,
         every: int = 5,
+        resident: Keys = frozenset(),
     ) -> None:
-        """Start with nothing resident. Raises ValueError for a parameter out of range."""
+        """Start with `resident`, nothing unless given. Raises ValueError for a bad parameter."""
         for name, number in (("recent", recent), ("change", change), ("every", every)):
             if not number > 0:
                 raise ValueError(f"{name} is {number}, allowed above 0")
@@ -169,7 +170,7 @@ class ValuePerByte:
         self._recent: dict[str, float] = {}
         self._counts: dict[str, float] = {}
         self._seen = 0
-        self._resident: Keys = frozenset()
+        self._resident = resident
 
     @property
     def mix(self) -> dict[str, float]:

@@ -6,9 +6,7 @@ random: time does not depend on them. Rows name mode, threads, batch size and by
 
 from __future__ import annotations
 
-import gc
 import time
-import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
@@ -17,18 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from subnetact.bench_memory import memory_rows
 from subnetact.bench_residency import residency_rows
 from subnetact.cache import SubgraphCache
 from subnetact.device import device_name
 from subnetact.norms import FoldedNorms
 from subnetact.packed_supernet import PackedSupernet
-from subnetact.program import Program
-from subnetact.six_subnets import SIX_SUBNETS
+from subnetact.random_supernet import random_state, statistics_of
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.extract import extract
 from supernet.registry import define_supernet
-from supernet.subgraph import Subgraph
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -36,7 +33,6 @@ Tell = Callable[[str], None]
 NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
 PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs")
 _MODES = ("views", "shared", "folded")
-_SERVABLE = 500
 
 
 class Bench:
@@ -197,52 +193,7 @@ class Bench:
         return rows
 
     def _memory(self) -> list[Row]:
-        definition = define_supernet(NETS["ofa_resnet50"])
-        six = sum(_static_bytes(definition, arch) for arch in SIX_SUBNETS.values())
-        rows: list[Row] = []
-        for dtype in (torch.float32, torch.float16):
-            rows += self._memory_of(definition, six, dtype)
-        return rows
-
-    def _memory_of(self, definition: SupernetDefinition, six: int, dtype: torch.dtype) -> list[Row]:
-        rng = np.random.default_rng(0)
-        state = random_state(definition)
-        net = PackedSupernet(
-            definition,
-            state,
-            FoldedNorms(definition, state, dtype),
-            SubgraphCache(),
-            max_programs=8,
-        )
-        archs: dict[str, Arch] = {}
-        while len(archs) < _SERVABLE:
-            arch = definition.space.sample(rng)
-            archs[arch.subnet_id] = arch
-        all_statistics = {i: statistics_of(definition, a, rng) for i, a in archs.items()}
-        Program(definition, definition.space.smallest, state)  # imports what tracing needs
-        tracemalloc.start()
-        for subnet_id, arch in archs.items():
-            net.register(arch, all_statistics.pop(subnet_id))
-        for subnet_id in list(archs)[:16]:
-            net.actuate(subnet_id)
-        gc.collect()  # forgotten programs are cycles
-        python_bytes = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-        weights = sum(tensor.nbytes for tensor in state.values())
-        total = weights + net.norms.num_bytes + python_bytes
-        bits = 8 * dtype.itemsize
-        figure = f"ofa_resnet50/memory/norms{bits}"
-        detail = (
-            f"{_SERVABLE} random subnets: weights {weights}, norms {net.norms.num_bytes}, Python "
-            f"objects {python_bytes}, cache 0 bytes; six extracted subnets {six} bytes"
-        )
-        supernet_bytes = Subgraph.of(definition, definition.space.largest).num_bytes()
-        norms_detail = f"{net.norms.num_bytes} bytes over {supernet_bytes}"
-        ratio = net.norms.num_bytes / supernet_bytes
-        return [
-            _row(f"{figure}/500_servable_over_six_extracted", total / six, "ratio", detail),
-            _row(f"{figure}/norms_over_supernet", ratio, "ratio", norms_detail),
-        ]
+        return memory_rows(define_supernet(NETS["ofa_resnet50"]), tell=self._tell)
 
     def _sgs(self) -> list[Row]:
         definition = define_supernet(NETS["ofa_resnet50"])
@@ -259,23 +210,6 @@ def prepared(
     if mode != "views":
         net.load(net.slices(arch.subnet_id, mode))
     return net
-
-
-def random_state(definition: SupernetDefinition) -> dict[str, torch.Tensor]:
-    """Return a supernet's tensors with random weights, convolutions channels-last."""
-    net = definition.build().to(memory_format=torch.channels_last)
-    return {name: tensor.detach() for name, tensor in net.state_dict().items()}
-
-
-def statistics_of(
-    definition: SupernetDefinition, arch: Arch, rng: np.random.Generator
-) -> dict[str, torch.Tensor]:
-    """Return random running statistics of one subnet."""
-    return {
-        name: torch.from_numpy(rng.uniform(0.5, 1.5, shape).astype(np.float32))
-        for name, shape in definition.buffer_shapes(arch).items()
-        if not name.endswith("num_batches_tracked")
-    }
 
 
 Samples = dict[str, list[float]]
@@ -328,12 +262,6 @@ def _static(
 ) -> nn.Module:
     statistics = statistics_of(definition, arch, np.random.default_rng(0))
     return extract(state, definition, arch, statistics).to(memory_format=torch.channels_last)
-
-
-def _static_bytes(definition: SupernetDefinition, arch: Arch) -> int:
-    """Bytes of an extracted subnet in fp32: parameters and running statistics."""
-    shapes = {**definition.parameter_shapes(arch), **definition.buffer_shapes(arch)}
-    return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
 def _runner(net: PackedSupernet, subnet_id: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,24 +1,35 @@
 """`PackedExecutor`: runs batches on a CPU, with the hot slices packed for oneDNN.
 
-The plain twin is `EagerExecutor`, and both give the same results. What fits the budget is packed at
-the start, in the order of the subnets given; the rest runs on views. Without oneDNN (another
+The plain twin is `EagerExecutor`, and both give the same results. Without a budget, or with one
+that has room, every subnet's slices are packed at the start. With less room, what each slice saves
+is measured first, what saves most is packed, and a `ResidencyKeeper` changes it with the mix of
+subnets that is served (docs/decisions/024-residency-follows-the-mix.md). Without oneDNN (another
 build, another machine) everything runs on views, with one warning.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
+from slackfit.residency import ValuePerByte
 from subnetact.cache import SubgraphCache
 from subnetact.executor import ThreadCount, check_inputs, computing_with
+from subnetact.keeper import ResidencyKeeper
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet
+from subnetact.packed_supernet import MODES, PackedSupernet
 from subnetact.packing import is_available
+from subnetact.precision import Bits, bits_of
+from subnetact.savings import measure_savings
+from subnetact.weights import resident_weights
 from supernet.checkpoint import Checkpoint
+
+_START_REPEATS = (
+    2  # runs of each subnet in each form at the start, where a budget asks for choosing
+)
 
 
 class PackedExecutor:
@@ -26,7 +37,6 @@ class PackedExecutor:
 
     device = "cpu"
     dtype = "float32"
-    details = ""
 
     def __init__(
         self,
@@ -53,12 +63,18 @@ class PackedExecutor:
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._thread_count = ThreadCount(threads)
-        state = {name: _channels_last(tensor) for name, tensor in checkpoint.state.items()}
+        self.bits = bits_of(checkpoint)
+        self.details = (
+            ""
+            if self.bits == Bits()
+            else f"kept: weights in {self.bits.weights} bit, norms in {self.bits.norms} bit"
+        )
+        state = resident_weights(checkpoint.state, self.bits.weights)
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.net = PackedSupernet(
             checkpoint.definition,
             state,
-            FoldedNorms(checkpoint.definition, state),
+            FoldedNorms(checkpoint.definition, state, self.bits.norm_dtype),
             SubgraphCache(budget_bytes),
             max_programs=max(64, len(wanted)),
         )
@@ -73,8 +89,40 @@ class PackedExecutor:
                 stacklevel=2,
             )
         with computing_with(threads):  # layouts depend on it
-            for subnet_id in wanted:
-                self.net.load(self.net.slices(subnet_id, packing))
+            self._keeper = self._fill(packing, budget_bytes)
+
+    def _fill(self, packing: str, budget_bytes: int | None) -> ResidencyKeeper | None:
+        """Pack everything, or, where the budget has no room for it, what saves most seconds.
+
+        Then the returned keeper follows the mix of subnets. No mix is known at the start: all
+        subnets count alike.
+        """
+        slices = {form.key: form for i in self.subnet_ids for form in self.net.slices(i, packing)}
+        whole_bytes = sum(form.num_bytes for form in slices.values())
+        if not budget_bytes or whole_bytes <= budget_bytes:
+            self.net.load(slices.values() if budget_bytes != 0 else ())
+            return None
+        modes = ("shared",) if packing == "shared" else MODES
+        savings, forms = measure_savings(
+            self.net, self.subnet_ids, repeats=_START_REPEATS, modes=modes
+        )
+        mix = dict.fromkeys(self.subnet_ids, 1.0 / len(self.subnet_ids))
+        chosen = savings.fill(mix, budget_bytes)
+        self.net.load(form for key, form in forms.items() if key in chosen)
+        policy = ValuePerByte(savings, budget_bytes, resident=chosen)
+        threads = self.threads
+
+        def prepare() -> None:
+            torch.set_num_threads(threads or torch.get_num_threads())
+
+        keeper = ResidencyKeeper(self.net, policy, savings, forms, prepare=prepare)
+        keeper.start()
+        return keeper
+
+    @property
+    def cache(self) -> SubgraphCache:
+        """What is packed, and how often it was found."""
+        return self.net.cache
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
@@ -91,7 +139,11 @@ class PackedExecutor:
         self._thread_count.use()
         resolution = self.net.arch(subnet_id).resolution
         x = self._input.normalise(torch.from_numpy(inputs), resolution)
-        return self.net.run(subnet_id, _channels_last(x)).float().numpy()
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        if self._keeper is None:
+            return self.net.run(subnet_id, x).float().numpy()
+        with self._keeper.batch(subnet_id):
+            return self.net.run(subnet_id, x).float().numpy()
 
     def warm_up(self) -> None:
         """Run every subnet at the smallest and the largest batch size."""
@@ -100,12 +152,13 @@ class PackedExecutor:
             for subnet_id in self.subnet_ids:
                 self.run(subnet_id, inputs)
 
+    def counts(self) -> Mapping[str, int]:
+        """See `Executor`: the slices that the budget, or memory, had no room for."""
+        cache = self.net.cache.counts
+        return {"slice_refusals": cache.refusals, "out_of_memory": cache.failures}
+
     def close(self) -> None:
         """Let go of what is packed."""
+        if self._keeper is not None:
+            self._keeper.close()
         self.net.cache.clear()
-
-
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.dim() != 4:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)

@@ -32,6 +32,7 @@ from subnetact.site_calls import (
     shared_call,
     views_call,
 )
+from subnetact.weights import wide_slice
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -153,6 +154,13 @@ class PackedSupernet:
         """Evict what is not in `keep`; return how many slices."""
         return self.cache.evict(self.cache.resident - frozenset(keep))
 
+    def random_input(self, subnet_id: str, batch_size: int) -> torch.Tensor:
+        """Return a normalised input of a registered subnet to time it with: (B, C, H, W)."""
+        x = self._definition.example_input(self.arch(subnet_id), batch_size)
+        if not x.is_floating_point():
+            return x
+        return torch.rand(x.shape).contiguous(memory_format=torch.channels_last)
+
     def site_call(self, wanted: Slice, *, packed: bool) -> SiteCall:
         """Return the call of one site on views, or on a slice packed for this call alone."""
         weights = self._weights(wanted.site, self.norms.affines(self._archs[wanted.subnet_id]))
@@ -218,7 +226,7 @@ class PackedSupernet:
         with self._lock:
             program = self._programs.pop(subnet_id, None)
             if program is None:
-                program = Program(self._definition, arch, self._state)
+                program = Program(self._definition, arch, self._state, wide_slice)
             self._programs[subnet_id] = program  # youngest last
             while len(self._programs) > self._max_programs:
                 oldest = next(iter(self._programs))

@@ -17,6 +17,7 @@ import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -62,19 +63,28 @@ class Program:
     """A traced subnet: its sites in order of execution, and `run`."""
 
     def __init__(
-        self, definition: SupernetDefinition, arch: Arch, state: Mapping[str, torch.Tensor]
+        self,
+        definition: SupernetDefinition,
+        arch: Arch,
+        state: Mapping[str, torch.Tensor],
+        view: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor] = leading_slice,
     ):
         """Trace `arch`, with views of `state` (the supernet's parameters) where it needs any.
+
+        `view` makes what a call outside the sites reads: a parameter's leading slice.
 
         Raises ValueError when `arch` is outside the space, KeyError when a tensor is missing.
         """
         module, graph, self.sites = _traced(definition, arch)
+        is_whole = any(node.target is module for node in graph.nodes)
+        traced = fx.GraphModule(nn.Module() if is_whole else module, graph)
+        # What the graph calls needs weights; a site's are handed over with its call.
+        needy = module if is_whole else traced
         views = {
-            name: leading_slice(state[name], tuple(meta.shape))
-            for name, meta in module.state_dict().items()
+            name: view(state[name], tuple(meta.shape)) for name, meta in needy.state_dict().items()
         }
-        module.load_state_dict(views, strict=True, assign=True)
-        self._forward = fx.GraphModule(module, graph).forward
+        needy.load_state_dict(views, strict=True, assign=True)
+        self._forward = _without_graph(traced)
 
     @staticmethod
     def describe(definition: SupernetDefinition, arch: Arch) -> tuple[ConvSite, ...]:
@@ -84,6 +94,18 @@ class Program:
     def run(self, x: torch.Tensor, calls: Sequence[SiteCall]) -> torch.Tensor:
         """Run on `x`, computing site i by `calls[i]`."""
         return self._forward(x, calls)
+
+
+def _without_graph(traced: fx.GraphModule) -> Callable[..., torch.Tensor]:
+    """Return the traced function on its children alone; the graph and its module can go."""
+    holder = nn.Module()
+    for name, child in traced.named_children():
+        holder.add_module(name, child)
+    for name, parameter in traced.named_parameters(recurse=False):
+        holder.register_parameter(name, parameter)
+    for name, buffer in traced.named_buffers(recurse=False):
+        holder.register_buffer(name, buffer)
+    return MethodType(type(traced).forward, holder)
 
 
 def _traced(

@@ -23,19 +23,19 @@ def extract(
 ) -> nn.Module:
     """Return the subnet `arch` in eval mode, with copies of the supernet's leading slices.
 
-    `state` is the supernet's state_dict. `norm_statistics` are the subnet's own running
-    statistics by buffer name; without them the slices of the supernet's statistics are taken,
-    which describe no subnet but the largest: calibrate before use.
+    `state` is the supernet's state_dict, also one that is kept in 16 bit: the subnet is float32.
+    `norm_statistics` are the subnet's own running statistics by buffer name; without them the
+    slices of the supernet's statistics are taken, which describe no subnet but the largest:
+    calibrate before use.
     Raises ValueError when `arch` is outside the space, KeyError when a tensor is missing.
     """
     subnet = definition.on_meta(arch)
-    shapes = {name: tuple(tensor.shape) for name, tensor in subnet.state_dict().items()}
     own = norm_statistics or {}
     tensors = {
         name: own[name].clone()
         if name in own
-        else leading_slice(state[name], shape).detach().clone()
-        for name, shape in shapes.items()
+        else leading_slice(state[name], tuple(meta.shape)).detach().to(meta.dtype, copy=True)
+        for name, meta in subnet.state_dict().items()
     }
     subnet.load_state_dict(tensors, strict=True, assign=True)
     return subnet.eval()

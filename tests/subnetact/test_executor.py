@@ -95,10 +95,9 @@ def test_a_cpu_packs_by_default_within_its_budget_and_closing_frees_it(
     half = load_executor(checkpoint, budget_bytes=held // 2)
     assert isinstance(half, PackedExecutor)
     half.warm_up()
-    assert 0 < half.net.cache.peak_bytes <= held // 2
-    counts = half.net.cache.counts
-    assert counts.refusals > 0
-    assert 0 < counts.hits < counts.lookups
+    assert half.net.cache.peak_bytes <= held // 2
+    half.close()
+    assert half.net.cache.held_bytes == 0
 
 
 def test_without_packing_an_executor_runs_on_views_with_one_warning(

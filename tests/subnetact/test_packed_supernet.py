@@ -130,7 +130,7 @@ def test_every_form_equals_the_extracted_subnet(variant: str) -> None:
 def test_shared_slices_bear_scales_that_are_zero_or_nearly(scale: float) -> None:
     zoo = Zoo(define_supernet("resnet_tiny"))
     for name, tensor in zoo.state.items():
-        if name.endswith("bn1.weight") or name.endswith("bn2.weight"):
+        if name.endswith(("bn1.weight", "bn2.weight")):
             tensor[::3] *= scale
     arch = zoo.definition.space.largest
     net = PackedSupernet(zoo.definition, zoo.state, zoo.norms, SubgraphCache())

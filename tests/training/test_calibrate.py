@@ -10,11 +10,13 @@ import pytest
 import torch
 from typer import Exit
 
+from subnetact.precision import bits_of
 from supernet import ServedSubnet, load_checkpoint, save_checkpoint
 from training.array_folder import ArraySplit, write_array_folder
 from training.calibrate_command import calibrate
 from training.config import config_from_json
 from training.data import load_dataset
+from training.precision_command import precision
 from training.run import train
 
 
@@ -126,3 +128,24 @@ def test_data_of_other_classes_is_refused(
     with pytest.raises(Exit):
         run(imported, tmp_path / "two", tmp_path / "out")
     assert "has 10 classes, two has 2" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_precision_is_measured_written_down_and_used(
+    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(imported, digits, tmp_path / "out", min_accuracy=0.3)
+    before = load_checkpoint(tmp_path / "out")
+    capsys.readouterr()
+    precision(checkpoint=tmp_path / "out", data=digits)
+    printed = capsys.readouterr().out
+    after = load_checkpoint(tmp_path / "out")
+    assert after.fingerprint == before.fingerprint
+    record = after.provenance["precision"]
+    assert "359 test images" in record["source"]
+    for subnet in after.subnets:
+        row = record["subnets"][subnet.subnet_id]
+        assert row["wide"] == pytest.approx(subnet.accuracy)
+        assert abs(row["all16"] - row["wide"]) < 0.02
+        assert subnet.subnet_id in printed
+    bits = bits_of(after)
+    assert f"weights in {bits.weights} bit, norms in {bits.norms} bit" in printed
