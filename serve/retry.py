@@ -3,7 +3,7 @@
 Inference has no side effects, so a query whose server died while it ran may be asked again; each
 attempt carries only the slack that is left, so that a second server refuses what it cannot make.
 Not asked again: what was refused for load (`queue_full`, `infeasible`), because retries would feed
-the overload: `serve.client_errors.UnavailableError` says what is. Retries draw on a bucket that
+the overload; `serve.client_errors.UnavailableError` says what is. Retries draw on a bucket that
 successes refill, as in gRPC's retry throttling: when a server is down for good, the load on it does
 not multiply.
 """

@@ -62,6 +62,10 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
 
 
 def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
-    """Return what every uvicorn of ours is told."""
+    """Return what every uvicorn of ours is told.
+
+    No logging configuration of its own: that would close the handlers of all others in the process.
+    In a Ray replica a restarted controller then takes the replica for broken, and kills it.
+    """
     options |= {} if tls is None else tls.uvicorn_options()
-    return uvicorn.Config(app, log_level="warning", access_log=False, **options)
+    return uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, **options)

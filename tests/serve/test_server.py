@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
+import logging.handlers
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serve.uvicorn_listener import uvicorn_config
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.record import replay_log
@@ -106,6 +109,15 @@ def slow_profile_file(tmp_path: Path, profile_file: Path) -> Path:
     path = tmp_path / "slow.json"
     path.write_text(json.dumps(data))
     return path
+
+
+def test_a_listener_leaves_the_logging_of_the_process_alone(timed_door):
+    """Ray asks the handlers of its replicas for their file when its controller was restarted."""
+    target = logging.NullHandler()
+    theirs = logging.handlers.MemoryHandler(1, target=target)
+    uvicorn_config(timed_door(), None)
+    assert theirs.target is target
+    theirs.close()
 
 
 def test_port_in_use_ends_with_code_2(profile_file: Path):
