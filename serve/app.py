@@ -22,8 +22,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve.assemble import build_door, check
+from serve.autoscale import reported
 from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.listeners import Listeners
 from serve.logs import configure_logs
@@ -66,6 +68,10 @@ class SupernetReplica:
         """Apply live settings to every model, between two batches."""
         self._door.models.reconfigure(parse_live_config(user_config))
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what `serve.autoscale` decides the number of replicas by."""
+        return reported(self._door.models.signals())
+
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""
         fault = self._door.models.fault()
@@ -76,6 +82,27 @@ class SupernetReplica:
         self._resources.close()
 
 
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    """Return the deployment options that say how many replicas there are."""
+    wish = config.autoscaling
+    if wish is None:
+        return {"num_replicas": config.replicas}
+    tolerances = wish.model_dump(include={"max_missed", "max_given_up", "utilisation"})
+    policy = AutoscalingPolicy(
+        policy_function="serve.autoscale:MissPolicy", policy_kwargs=tolerances
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=wish.min_replicas,
+            max_replicas=wish.max_replicas,
+            upscale_delay_s=wish.upscale_delay_s,
+            downscale_delay_s=wish.downscale_delay_s,
+            look_back_period_s=wish.look_back_s,
+            policy=policy,
+        )
+    }
+
+
 def build(args: ServeConfig) -> ray_serve.Application:
     """Return the application; `args` are the settings of `serve.config.ServeConfig`.
 
@@ -83,7 +110,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     """
     check(args)
     deployment = SupernetReplica.options(
-        num_replicas=args.replicas,
+        **_scaling(args),
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s,
         ray_actor_options={

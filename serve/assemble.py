@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from serve.cache_use import cache_use_of
 from serve.config import ConfigError, LiveConfig, ServeConfig
+from serve.demand import Demand
 from serve.engine import Engine
 from serve.exposure import build_guard
 from serve.images import ImageDecoder
@@ -96,6 +97,7 @@ def build_model(
     if config.record is not None:
         driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
     statistics = Statistics(time.time)
+    demand = Demand(offered, config.slo_ms * 1e-3)
     model_metrics = metrics.of(name)
     cache_use = cache_use_of(executor)
     if cache_use is not None:
@@ -104,6 +106,7 @@ def build_model(
     def observe(reply: Reply) -> None:
         model_metrics.observe(reply)
         statistics.observe(reply)
+        demand.observe(reply)
 
     engine = Engine(
         driven,
@@ -135,6 +138,7 @@ def build_model(
         live,
         statistics=statistics,
         decoder=decoder,
+        demand=demand,
         watchers=build_watchers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )

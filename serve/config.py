@@ -49,6 +49,34 @@ class ModelConfig(BaseModel):
         return data
 
 
+class Autoscaling(BaseModel):
+    """Replicas on Ray, between a minimum and a maximum, by `serve.autoscale`.
+
+    `max_missed`: tolerated share of queries that are not on time. `max_given_up`: tolerated mean
+    loss of accuracy against the most accurate subnet. `utilisation`: how busy a device may be. A
+    wish has to last for `upscale_delay_s` or `downscale_delay_s`; figures are means over
+    `look_back_s`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)]
+    max_missed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_given_up: Annotated[float, Field(ge=0, le=1)] = 0.02
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
+    look_back_s: Annotated[float, Field(gt=10)] = 12.0  # Ray asks for more than its interval, 10 s
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Autoscaling:
+        if self.max_replicas < self.min_replicas:
+            text = f"max_replicas is {self.max_replicas}, allowed min_replicas"
+            raise ValueError(f"{text} ({self.min_replicas}) or more")
+        return self
+
+
 class ServeConfig(BaseModel):
     """Settings of a server.
 
@@ -70,6 +98,7 @@ class ServeConfig(BaseModel):
     `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.
     `rate_limit_qps`: samples that one principal (a token's name, else an address) may send per
     second, `rate_limit_burst` of them at once (null: what a second allows, at least one).
+    `autoscaling` (on Ray): how many replicas, and when there are more.
     `models`: several models by name, which take turns on the device; each has settings of its own
     (`ModelConfig`) before those in common.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
@@ -117,6 +146,7 @@ class ServeConfig(BaseModel):
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
+    autoscaling: Autoscaling | None = None
     log_format: Literal["text", "json"] = "text"
     log_queries: Literal["none", "misses", "all"] = "misses"
     log_lines_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
@@ -165,6 +195,8 @@ class ServeConfig(BaseModel):
     def _check_pairs(self) -> ServeConfig:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together: give both, or neither")
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError("replicas and autoscaling exclude each other: give min_replicas")
         if self.rate_limit_burst is not None and self.rate_limit_qps is None:
             raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
         return self

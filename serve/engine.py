@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serve.backlog import Backlog
 from serve.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
 from serve.outlook import Forecast, Outlook
 from serve.reply import Reply, Wish
@@ -110,13 +111,18 @@ class Engine:
         self._state = "ready"
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new queries and finish the queued ones; return whether all ended in time."""
+        """Refuse new queries, and those that cannot end in time; finish the others.
+
+        Returns whether all ended in time.
+        """
         with self._lock:
             if self._state == "stopped":
                 return not self._ledger.open
             self._state = "draining"
             self._scheduler.drain()
+            ended = self._refuse_lost(self.clock() + timeout_s)
             self._touch()
+        self._ledger.deliver(ended)
         give_up_s = self.clock() + timeout_s
         while self._ledger.open and self.clock() < give_up_s:
             await asyncio.sleep(_DRAIN_POLL_S)
@@ -238,6 +244,11 @@ class Engine:
         """The name of the policy in force."""
         return self._policy_name
 
+    @property
+    def profile(self) -> LatencyProfile:
+        """The offered subnets, as profiled."""
+        return self._profile
+
     def status(self) -> EngineStatus:
         """Return a snapshot of the engine's state."""
         with self._lock:
@@ -252,6 +263,11 @@ class Engine:
                 self._scheduler.latency_factor,
                 self._scheduler.latency_delay_s,
             )
+
+    def backlog(self) -> tuple[tuple[Query, ...], float]:
+        """Return the waiting queries, most urgent first, and when the device is free."""
+        with self._lock:
+            return self._scheduler.waiting(), max(self.clock(), self._busy_until_s)
 
     def device_counts(self) -> Mapping[str, int]:
         """Return what the executor counted and holds, see `Executor.counts`."""
@@ -389,6 +405,18 @@ class Engine:
             else:
                 ended.append(end(outcome, row, run.execution_s, batch.batch_id))
         return ended
+
+    def _refuse_lost(self, until_s: float) -> list[Ended]:
+        """End, as `draining`, what another server should be asked for at once."""
+        scheduler, now_s = self._scheduler, self.clock()
+        lost = Backlog(scheduler.profile).lost(
+            scheduler.waiting(),
+            max(now_s, self._busy_until_s if scheduler.num_running else now_s),
+            until_s=until_s,
+            is_late_lost=scheduler.drop_hopeless,
+        )
+        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in lost]
+        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
 
     def _end_waiting(self, reason: str) -> list[Ended]:
         now_s = self.clock()

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.config import ConfigError, LiveConfig
 from serve.deadline import resolve_deadline
+from serve.demand import Demand, Signals
 from serve.engine import Engine
 from serve.entry import Entry, Watcher
 from serve.images import ImageDecoder
@@ -38,6 +39,7 @@ class ServedModel:
         *,
         statistics: Statistics,
         decoder: ImageDecoder,
+        demand: Demand,
         reply_allowance_s: float = 0.0,
         watchers: Sequence[Watcher] = (),
         unix_clock: Callable[[], float] = time.time,
@@ -48,6 +50,7 @@ class ServedModel:
         self.engine = engine
         self.statistics = statistics
         self._decoder = decoder
+        self._demand = demand
         self._profile = profile
         self._policy: str = live.policy
         self._slo_s: float = live.slo_ms * 1e-3
@@ -135,6 +138,7 @@ class ServedModel:
         subnets = change.subnets or self._subnets
         policy_name = change.policy or self._policy
         max_batch_size = change.max_batch_size or self._max_batch_size
+        offered = None
         if change.policy or change.subnets is not None or change.max_batch_size:
             try:
                 offered = self._profile.select(subnets) if subnets else self._profile
@@ -146,8 +150,14 @@ class ServedModel:
             self.spec = self.spec._replace(subnet_ids=offered.subnet_ids)
         if change.slo_ms is not None:
             self._slo_s = change.slo_ms * 1e-3
+        if offered is not None or change.slo_ms is not None:
+            self._demand.use(self.engine.profile, self._slo_s)
         self._subnets, self._policy, self._max_batch_size = subnets, policy_name, max_batch_size
         return self.live_settings()
+
+    def signals(self) -> Signals:
+        """Return what the last seconds asked of the device: what replicas are scaled by."""
+        return self._demand.signals(self.engine.clock(), *self.engine.backlog())
 
     def live_settings(self) -> dict[str, Any]:
         """Return the settings in force and the engine's state, as plain data."""

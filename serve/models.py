@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from serve.config import ConfigError, LiveConfig
+from serve.demand import Signals, total
 from serve.limits import RefusedError
 from serve.model import ServedModel
 
@@ -80,6 +81,10 @@ class Models:
             if common or more:
                 model.reconfigure(LiveConfig(**{**common, **more}))
         return {name: model.live_settings() for name, model in self._by_name.items()}
+
+    def signals(self) -> Signals:
+        """Return what the last seconds asked of the device, all models together."""
+        return total(model.signals() for model in self)
 
     def fault(self) -> str:
         """Say why a device no longer answers; empty while all do."""

@@ -38,6 +38,7 @@ _RAY_SETTINGS = {
     # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # default 10: a burst is over then
     # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{_READY_TIMEOUT_S / 2:.0f}",
 }
@@ -48,7 +49,9 @@ class RayHost:
 
     def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
-        self._num_cpus = num_cpus or config.replicas * config.threads + 1
+        scaling = config.autoscaling
+        num_replicas = config.replicas if scaling is None else scaling.max_replicas
+        self._num_cpus = num_cpus or num_replicas * config.threads + 1
         self._is_started = False
         self._environment = contextlib.ExitStack()
         self.url = ""

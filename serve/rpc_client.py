@@ -13,6 +13,7 @@ import grpc.aio
 import numpy as np
 
 from serve.answer import OUR_STATUSES, ClientError, executed, unreadable
+from serve.bearer import bearer
 from serve.client_rpc import (
     CHANNEL_OPTIONS,
     address_of,
@@ -44,7 +45,8 @@ class RpcClient:
         """
         ask = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
         try:
-            call = ask(pb.ModelMetadataRequest(name=self.model), timeout=_METADATA_TIMEOUT_S)
+            message = pb.ModelMetadataRequest(name=self.model)
+            call = ask(message, timeout=_METADATA_TIMEOUT_S, metadata=tuple(bearer().items()))
             about = await call
             said = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
         except grpc.aio.AioRpcError as error:
@@ -74,7 +76,7 @@ class RpcClient:
         )
         if request.query_class is not None:
             message.parameters["priority"].int64_param = request.query_class
-        metadata = (("x-slo-ms", f"{request.slo_s * 1e3:.6g}"),)
+        metadata = (("x-slo-ms", f"{request.slo_s * 1e3:.6g}"), *bearer().items())
         try:
             answer = await self._infer(message, timeout=request.timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from serve.bearer import VARIABLE, bearer
 from serve.top_figures import Reading, figures, read
 from serve.top_view import away, view
 
-TOKEN_VARIABLE = "SUPERNET_TOKEN"
 _TIMEOUT_S = 5.0
 
 
@@ -42,9 +41,7 @@ def top(
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
     console = Console()
-    token = os.environ.get(TOKEN_VARIABLE)
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=headers) as client:
+    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=bearer()) as client:
         view_of = Top(url, client, window_s=window_s)
         if once:
             try:
@@ -126,7 +123,7 @@ class Top:
             return read(response.text)
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
-            hint = f" (it wants a token in {TOKEN_VARIABLE})" if code in (401, 403) else ""
+            hint = f" (it wants a token in {VARIABLE})" if code in (401, 403) else ""
             raise AwayError(f"it says {code} to GET /metrics{hint}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AwayError(str(error) or type(error).__name__) from None

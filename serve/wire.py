@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 import aiohttp
 
+from serve.bearer import bearer
+
 _KEEP_ALIVE_S = 4.0  # below the 5 s after which uvicorn closes an idle connection
 _OTHER_FILES = 64
 _NOT_SENT = ("User-Agent", "Accept", "Accept-Encoding")
@@ -77,6 +79,7 @@ def _session() -> aiohttp.ClientSession:
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
+        headers=bearer(),
         skip_auto_headers=_NOT_SENT,
         auto_decompress=False,
     )

@@ -93,6 +93,10 @@ class RecordingScheduler:
     def latency_delay_s(self) -> float | None:
         return self._scheduler.latency_delay_s
 
+    def waiting(self) -> tuple[Query, ...]:
+        """See `Scheduler.waiting`; not written, since it changes nothing."""
+        return self._scheduler.waiting()
+
     @property
     def drop_hopeless(self) -> bool:
         return self._scheduler.drop_hopeless

@@ -129,6 +129,10 @@ class Scheduler:
         """When the most urgent waiting query is due, None when none waits."""
         return self._waiting.edf.head().deadline_s if self._waiting.edf else None
 
+    def waiting(self) -> tuple[Query, ...]:
+        """Return the waiting queries, most urgent first."""
+        return tuple(self._waiting.edf)
+
     @property
     def drop_hopeless(self) -> bool:
         """Whether queries that can no longer be served in time are dropped."""

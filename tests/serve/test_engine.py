@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 
@@ -213,3 +214,38 @@ def test_queries_before_warm_up_are_refused_as_not_ready(make_bench, profile: La
     bench = make_bench(profile)
     bench.engine._state = "starting"
     assert bench.submit()[0].replies[0].outcome.reason == "not_ready"
+
+
+def test_drain_finishes_what_can_be_in_time_and_refuses_the_rest_at_once(make_bench, profile):
+    """The fastest subnet takes 2.5 ms for four; the device is free."""
+    bench = make_bench(profile, "fixed:smallest", drop_hopeless=True)
+    kept = [bench.submit(slo_s=0.0051) for _ in range(8)]
+    lost = [bench.submit(slo_s=0.0052) for _ in range(4)]
+    asyncio.run(_drain_for(bench, 1.0))
+    assert all(job for (job,) in lost), "refused at once"
+    assert {job.replies[0].outcome.reason for (job,) in lost} == {"draining"}
+    assert {job.replies[0].outcome.status for (job,) in lost} == {"dropped"}
+    assert not any(kept), "these wait for the device"
+    while bench.engine.step():
+        pass
+    assert {job.replies[0].outcome.status for (job,) in kept} == {"on_time"}
+
+
+def test_drain_serves_late_what_may_be_late_but_not_beyond_its_time(make_bench, profile):
+    bench = make_bench(profile, "maxbatch", drop_hopeless=False)
+    jobs = [bench.submit(slo_s=0.001) for _ in range(12)]
+    asyncio.run(_drain_for(bench, 0.0051))
+    ended = [job.replies[0].outcome for done in jobs for job in done]
+    assert [outcome.reason for outcome in ended] == ["draining"] * 4
+    while bench.engine.step():
+        pass
+    assert all(jobs)
+
+
+async def _drain_for(bench, timeout_s: float) -> None:
+    """Drain with a clock that stands still, and stop waiting for the end."""
+    drain = asyncio.ensure_future(bench.engine.drain(timeout_s))
+    await asyncio.sleep(0)
+    if not drain.done():
+        drain.cancel()
+        await asyncio.wait([drain])

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import httpx
+import numpy as np
 import pytest
 import trustme
 
@@ -384,3 +385,37 @@ def test_nothing_of_ours_unpickles_what_comes_from_outside():
         if "Unpickler" in used:
             defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
             assert "find_class" in defined, f"{path}: an unpickler that builds anything"
+
+
+def test_our_commands_bring_the_token_of_the_environment(timed_door, tokens_file, monkeypatch):
+    """What `supernet replay` sends, at both doors."""
+    from serve.dial import dial
+    from traces.target import ReplayRequest
+
+    door = timed_door(tokens_file=tokens_file)
+
+    async def main() -> list[str]:
+        port = free_port()
+        rpc = rpc_listening(
+            RpcDoor(door.models, guard=door.guard),
+            "127.0.0.1",
+            0,
+            max_body_bytes=4096,
+            drain_timeout_s=1.0,
+        )
+        said = []
+        async with (
+            door._lifespan(door._app),
+            listening(door, "127.0.0.1", port, drain_timeout_s=1.0),
+            rpc as rpc_port,
+        ):
+            for url in (f"http://127.0.0.1:{port}", f"grpc://127.0.0.1:{rpc_port}"):
+                target, model = await dial(url, "tiny")
+                payload = np.zeros((1, 2, 2), dtype=np.uint8)
+                request = ReplayRequest(query_id=0, payload=payload, slo_s=5.0, timeout_s=5.0)
+                said.append(f"{model.parameters['policy']} {(await target.infer(request)).status}")
+                await target.close()
+        return said
+
+    monkeypatch.setenv("SUPERNET_TOKEN", INFER)
+    assert asyncio.run(main()) == ["slackfit ok"] * 2

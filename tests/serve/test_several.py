@@ -246,12 +246,13 @@ def test_hanging_batch_of_one_model_fails_the_other_one_too(two):
         async with serving({**two, "hung_after_s": 0.2}) as (client, door):
             slow = door.models.find("slow")
             slow.engine._runner.executor.run = hang  # type: ignore[method-assign]
-            asks = [
-                client.post(
-                    f"/v2/models/{name}/infer", json=body(name), headers={"x-slo-ms": "60000"}
-                )
-                for name in ("slow", "fast")
-            ]
+            headers = {"x-slo-ms": "60000"}
+            asks = []
+            for name in ("slow", "fast"):
+                ask = client.post(f"/v2/models/{name}/infer", json=body(name), headers=headers)
+                asks.append(asyncio.ensure_future(ask))
+                while not slow.engine.status().num_running:
+                    await asyncio.sleep(0.001)  # the slow one has the device
             try:
                 answers = [*await asyncio.gather(*asks), await client.get("/v2/health/live")]
             finally:
