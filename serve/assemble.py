@@ -25,6 +25,7 @@ from serve.rest import Door
 from serve.several import each_model
 from serve.statistics import Statistics
 from serve.turn import DeviceTurn
+from serve.watchers import build_watchers
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
@@ -134,6 +135,7 @@ def build_model(
         live,
         statistics=statistics,
         decoder=decoder,
+        watchers=build_watchers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
 

@@ -77,6 +77,9 @@ class ServeConfig(BaseModel):
     `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
     `dtype`: what a CUDA device computes in (null: as the profile was measured, else bfloat16);
     `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
+    `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
+    get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
+    `spans`: write OpenTelemetry spans (serve.spans says how they are configured).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,6 +117,10 @@ class ServeConfig(BaseModel):
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_queries: Literal["none", "misses", "all"] = "misses"
+    log_lines_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    spans: bool = False
     input_shape: tuple[int, int, int] | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
     models: dict[ModelName, ModelConfig] | None = None

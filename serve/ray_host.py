@@ -35,6 +35,8 @@ _READY_TIMEOUT_S = 120.0
 _READY_POLL_S = 0.1
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
 _RAY_SETTINGS = {
+    # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{_READY_TIMEOUT_S / 2:.0f}",

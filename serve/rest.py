@@ -30,10 +30,12 @@ from serve.limits import RefusedError
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.model import ServedModel
 from serve.models import Models
+from serve.request_id import RequestIds, naming, sent_id
 
 logger = logging.getLogger(__name__)
 
 ARRIVAL = "supernet.arrival_s"
+REQUEST_ID = "supernet.request_id"
 PRINCIPAL = "supernet.principal"
 _OPEN = ""  # the scope of what needs no token
 _ADMIN_BODY_BYTES = 64 * 2**10
@@ -62,12 +64,15 @@ class Door:
         self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
         self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
         self._clock = models.clock
+        self._request_ids = RequestIds()
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stamp the arrival, then route."""
         if scope["type"] == "http":
             scope[ARRIVAL] = self._clock()
+            request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
+            send = naming(send, request_id)
             send = _while_open(send)
         await self._app(scope, receive, send)
 
@@ -162,11 +167,12 @@ class Door:
         self.guard.charge(principal, len(parsed.samples))
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
+        scope = request.scope
+        inferring = model.infer(
+            parsed, request.headers, arrival_s=scope[ARRIVAL], request_id=scope[REQUEST_ID]
+        )
         try:
-            replies = await _unless_disconnected(
-                request,
-                model.infer(parsed, request.headers, arrival_s=request.scope[ARRIVAL]),
-            )
+            replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
             return self._refuse(error, parsed.request_id)
         policy = model.engine.policy_name

@@ -26,6 +26,7 @@ from serve.limits import REASONS, RefusedError
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.proto import open_inference_pb2 as pb
+from serve.request_id import HEADER, RequestIds
 from serve.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Call(NamedTuple):
     context: Context
     arrival_s: float
     principal: str
+    request_id: str
 
     def headers(self) -> dict[str, str]:
         """Return the call's metadata as headers, binary ones left out."""
@@ -67,6 +69,7 @@ class RpcDoor(grpc.GenericRpcHandler):
         self._guard = guard or Guard()
         self._refused = functools.partial((metrics or Metrics()).refused, "grpc")
         self._clock = models.clock
+        self._request_ids = RequestIds()
         methods: dict[str, tuple[Handler, Any]] = {
             "ServerLive": (self._server_live, pb.ServerLiveRequest),
             "ServerReady": (self._server_ready, pb.ServerReadyRequest),
@@ -90,11 +93,12 @@ class RpcDoor(grpc.GenericRpcHandler):
             return None
         handle, request_class, is_open = method
 
-        async def answer(data: bytes, context: Context) -> Any:
+        async def answer(data: bytes, context: Context, request_id: str) -> Any:
             principal = "" if is_open else self._identify(context)
             if handle == self._model_infer:
                 self._guard.admit(principal)
-            return await handle(Call(_parse(request_class, data), context, arrival_s, principal))
+            message = _parse(request_class, data)
+            return await handle(Call(message, context, arrival_s, principal, request_id))
 
         return grpc.unary_unary_rpc_method_handler(
             functools.partial(self._answer, answer),  # given bytes: no parsing for who may not ask
@@ -110,18 +114,23 @@ class RpcDoor(grpc.GenericRpcHandler):
         )
 
     async def _answer(
-        self, handle: Callable[[bytes, Context], Awaitable[Any]], data: bytes, context: Context
+        self, handle: Callable[[bytes, Context, str], Awaitable[Any]], data: bytes, context: Context
     ) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = self._request_ids.give(metadata.get(HEADER))
         try:
-            return await handle(data, context)
+            answer = await handle(data, context, request_id)
+            said = context.trailing_metadata() or ()
+            context.set_trailing_metadata((*said, (HEADER, request_id)))
+            return answer
         except RefusedError as error:
             self._refused(error.reason)
-            await _refuse(context, error)
+            await _refuse(context, error, request_id)
         except Exception:  # the door's boundary: the client learns that it failed, the log why
             logger.exception("a call of %d bytes failed", len(data))
             error = RefusedError("internal", "an internal error; the server's log has it")
             self._refused(error.reason)
-            await _refuse(context, error)
+            await _refuse(context, error, request_id)
 
     async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=not self._models.fault())
@@ -165,13 +174,17 @@ class RpcDoor(grpc.GenericRpcHandler):
         remaining_s = call.context.time_remaining()
         timeout_s = None if remaining_s is None else self._clock() - call.arrival_s + remaining_s
         replies = await model.infer(
-            request, call.headers(), arrival_s=call.arrival_s, call_timeout_s=timeout_s
+            request,
+            call.headers(),
+            arrival_s=call.arrival_s,
+            call_timeout_s=timeout_s,
+            request_id=call.request_id,
         )
         return messages.build_response(request, model.spec, model.engine.policy_name, replies)
 
 
-async def _refuse(context: Context, error: RefusedError) -> NoReturn:
-    details: Mapping[str, object] = error.details()
+async def _refuse(context: Context, error: RefusedError, request_id: str) -> NoReturn:
+    details: Mapping[str, object] = {**error.details(), HEADER: request_id}
     context.set_trailing_metadata(tuple((name, str(value)) for name, value in details.items()))
     await context.abort(getattr(grpc.StatusCode, REASONS[error.reason].grpc), error.message)
     raise AssertionError("abort raises")

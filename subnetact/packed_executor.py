@@ -22,7 +22,7 @@ from subnetact.keeper import ResidencyKeeper
 from subnetact.norms import FoldedNorms
 from subnetact.packed_supernet import MODES, PackedSupernet
 from subnetact.packing import is_available
-from subnetact.precision import bits_of
+from subnetact.precision import Bits, bits_of
 from subnetact.savings import measure_savings
 from subnetact.weights import resident_weights
 from supernet.checkpoint import Checkpoint
@@ -37,7 +37,6 @@ class PackedExecutor:
 
     device = "cpu"
     dtype = "float32"
-    details = ""
 
     def __init__(
         self,
@@ -65,6 +64,11 @@ class PackedExecutor:
         self._input = checkpoint.input
         self._thread_count = ThreadCount(threads)
         self.bits = bits_of(checkpoint)
+        self.details = (
+            ""
+            if self.bits == Bits()
+            else f"kept: weights in {self.bits.weights} bit, norms in {self.bits.norms} bit"
+        )
         state = resident_weights(checkpoint.state, self.bits.weights)
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.net = PackedSupernet(

@@ -32,6 +32,7 @@ from subnetact.site_calls import (
     shared_call,
     views_call,
 )
+from subnetact.weights import wide_slice
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -225,7 +226,7 @@ class PackedSupernet:
         with self._lock:
             program = self._programs.pop(subnet_id, None)
             if program is None:
-                program = Program(self._definition, arch, self._state)
+                program = Program(self._definition, arch, self._state, wide_slice)
             self._programs[subnet_id] = program  # youngest last
             while len(self._programs) > self._max_programs:
                 oldest = next(iter(self._programs))

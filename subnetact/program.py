@@ -25,7 +25,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from subnetact.packing import ConvGeometry
-from subnetact.weights import widened
 from supernet.arch import Arch
 from supernet.blocks import SamePadConv2d, pad_same
 from supernet.definition import SupernetDefinition
@@ -64,9 +63,15 @@ class Program:
     """A traced subnet: its sites in order of execution, and `run`."""
 
     def __init__(
-        self, definition: SupernetDefinition, arch: Arch, state: Mapping[str, torch.Tensor]
+        self,
+        definition: SupernetDefinition,
+        arch: Arch,
+        state: Mapping[str, torch.Tensor],
+        view: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor] = leading_slice,
     ):
         """Trace `arch`, with views of `state` (the supernet's parameters) where it needs any.
+
+        `view` makes what a call outside the sites reads: a parameter's leading slice.
 
         Raises ValueError when `arch` is outside the space, KeyError when a tensor is missing.
         """
@@ -76,8 +81,7 @@ class Program:
         # What the graph calls needs weights; a site's are handed over with its call.
         needy = module if is_whole else traced
         views = {
-            name: widened(leading_slice(state[name], tuple(meta.shape)))
-            for name, meta in needy.state_dict().items()
+            name: view(state[name], tuple(meta.shape)) for name, meta in needy.state_dict().items()
         }
         needy.load_state_dict(views, strict=True, assign=True)
         self._forward = _without_graph(traced)

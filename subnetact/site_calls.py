@@ -95,8 +95,9 @@ def views_call(site: ConvSite, weights: SiteWeights) -> SiteCall:
 
 def shared_call(site: ConvSite, weights: SiteWeights, packed: PackedSlice) -> SiteCall:
     """Return the computation with an unfolded packed weight."""
-    if weights.norm is None or weights.gamma is None:
+    if weights.norm is None:
         return _fused(site, packed.weight, weights.bias)
+    assert weights.gamma is not None, "a norm that is packed as shared has its affine weight"
     sign = weights.gamma.sign()  # it is in the packed weight
     scale, shift = weights.norm
     bias = None if weights.bias is None else weights.bias * sign

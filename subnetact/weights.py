@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
+from supernet.slicing import leading_slice
+
 _LARGEST = torch.finfo(torch.float16).max
 
 
@@ -28,6 +30,11 @@ def resident_weights(state: Mapping[str, torch.Tensor], bits: int = 32) -> dict[
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Return float32 values of a kept tensor: itself, or a copy of a 16-bit one."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def wide_slice(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the float32 leading slice of a kept tensor: a view, or a copy of a 16-bit one."""
+    return widened(leading_slice(tensor, shape))
 
 
 def _kept(tensor: torch.Tensor, bits: int) -> torch.Tensor:

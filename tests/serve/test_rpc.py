@@ -269,6 +269,24 @@ def test_draining_server_refuses_and_says_so(timed_door):
     assert door.metrics.registry.get_sample_value(name, counted) == 1
 
 
+def test_answers_and_refusals_name_the_request(ask):
+    async def use(stub: Any) -> list[str]:
+        named = (("x-request-id", "mine"),)
+        answered = stub.ModelInfer(request(), metadata=named)
+        await answered
+        refused = stub.ModelInfer(request(model_name="nobody"), metadata=named)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await refused
+        unnamed = stub.ServerLive(pb.ServerLiveRequest())
+        await unnamed
+        calls = (answered, refused, unnamed)
+        return [dict(await call.trailing_metadata())["x-request-id"] for call in calls]
+
+    first, second, given = ask(use)
+    assert (first, second) == ("mine", "mine")
+    assert given.endswith("-0")
+
+
 def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):
     async def main() -> None:
         door = RpcDoor(timed_door().models)
