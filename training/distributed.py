@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from subnetact.device import device_name
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -26,11 +28,20 @@ class Workers:
     def from_torchrun(cls, environment: Mapping[str, str], device: str) -> Workers:
         """Join the process group that torchrun has prepared; alone without torchrun.
 
-        gloo on a CPU, NCCL on CUDA. The caller leaves with `close`.
+        gloo on a CPU, NCCL on CUDA, where each process takes the GPU of its local rank. The caller
+        leaves with `close`. Raises ValueError where there is no CUDA, or one GPU is named for all.
         """
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return cls()
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if not device.startswith("cuda"):
+            dist.init_process_group("gloo")
+        else:
+            if device != "cuda":
+                raise ValueError(f"device is {device!r}, allowed under torchrun: cpu, cuda")
+            device_name(device)
+            local = torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(local)  # "cuda" means this one from now on
+            dist.init_process_group("nccl", device_id=local)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -121,12 +121,13 @@ def measure(
 ) -> Measurement:
     """Measure one subnet on held-out samples, with given statistics or calibrated ones.
 
-    Families without BatchNorm have none.
+    Families without BatchNorm have none. Computed where `state` is.
     """
-    subnet = extract(state, definition, arch, statistics)
+    device = next(iter(state.values())).device
+    subnet = extract(state, definition, arch, statistics).to(device)
     if statistics is None and definition.buffer_shapes(arch):
         images = batches_of(calibration, _BATCH_SIZE, calibration_images)
-        inputs = (network_input(b.images, input_spec, arch.resolution) for b in images)
+        inputs = (network_input(b.images.to(device), input_spec, arch.resolution) for b in images)
         statistics = calibrate(subnet, inputs)
     correct = is_correct(subnet, held_out, input_spec, arch.resolution)
     return Measurement(arch, correct, dict(statistics or {}))
@@ -164,8 +165,10 @@ def is_correct(
 ) -> torch.Tensor:
     """(N,) booleans: which samples of a split the network classifies correctly, in eval mode."""
     assert not net.training, "measuring in train mode would use the held-out batch's statistics"
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     hits = [
-        net(network_input(batch.images, input_spec, resolution)).argmax(1).cpu() == batch.labels
+        net(network_input(batch.images.to(device), input_spec, resolution)).argmax(1).cpu()
+        == batch.labels
         for batch in batches_of(split, _BATCH_SIZE)
     ]
     return torch.cat(hits)

@@ -128,7 +128,7 @@ def _evaluate(
     progress: EvaluationProgress | None = None,
 ) -> Evaluation:
     return evaluate(
-        {name: tensor.cpu() for name, tensor in trainer.state().items()},
+        trainer.state(),
         definition,
         archs,
         input_spec=data.input,

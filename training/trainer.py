@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from subnetact.device import has_fast_bf16
+from subnetact.device import device_name, has_fast_bf16
 from supernet.definition import SupernetDefinition
 from supernet.sort import Permutations, importance_order, permute_channels
 from training.augment import Key, augment, mix
@@ -73,8 +73,10 @@ class Trainer:
         """Prepare a run that writes into `out`; `workers` train together (default: alone).
 
         `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
-        `resume` is asked for and the saved state does not fit.
+        `resume` is asked for and the saved state does not fit, ValueError for a device that is not
+        there.
         """
+        device_name(config.device)  # refuses one that is not there, before anything is made
         self.config, self.data, self._out = config, data, out
         self._definition = definition
         self._largest = definition.space.largest

@@ -27,7 +27,7 @@ import {modules}
     [
         "serve.engine, serve.runner, serve.outlook, serve.deadline, serve.limits, serve.metrics",
         "subnetact.cli, subnetact.profiler, subnetact.cuda_accelerator, subnetact.device_executor",
-        "training.trainer, training.distributed, traces.replay",
+        "benchmarks.gpu, training.trainer, training.distributed, traces.replay",
     ],
 )
 def test_what_runs_on_a_gpu_machine_imports_without_ray_and_pydantic(modules: str) -> None:

@@ -164,3 +164,31 @@ def _gradients(
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+
+
+def test_on_cuda_every_process_takes_the_gpu_of_its_local_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("training.distributed.device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(
+        "training.distributed.dist.init_process_group",
+        lambda backend, device_id: calls.append((backend, device_id)),
+    )
+    monkeypatch.setattr("training.distributed.dist.get_rank", lambda: 5)
+    monkeypatch.setattr("training.distributed.dist.get_world_size", lambda: 8)
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert Workers.from_torchrun(environment, "cuda") == Workers(5, 8)
+    assert calls == [torch.device("cuda:1"), ("nccl", torch.device("cuda:1"))]
+    with pytest.raises(ValueError, match="device is 'cuda:0', allowed under torchrun: cpu, cuda"):
+        Workers.from_torchrun(environment, "cuda:0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
+        Workers.from_torchrun({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cuda")
+    config = config_from_json({**BASE, "supernet": {"variant": "resnet_tiny"}, "device": "cuda"})
+    with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
+        Trainer(config, define_supernet("resnet_tiny"), load_dataset("digits"), tmp_path)
