@@ -26,6 +26,7 @@ from ray import serve as ray_serve
 from serve.assemble import build_door, check
 from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.listeners import Listeners
+from serve.logs import configure_logs
 from serve.process import tuned_process
 from serve.ray_metrics import telling_ray
 from serve.rest import Door
@@ -45,6 +46,7 @@ class SupernetReplica:
     async def __init__(self, settings: dict[str, Any]) -> None:
         self._resources = contextlib.ExitStack()
         config = parse_config(settings)
+        configure_logs(config.log_format)
         self._door = await asyncio.to_thread(build_door, config, self._resources)
         self._listeners = Listeners(config, self._door, is_replica=True)
         self._door.while_ready = self._while_ready
@@ -62,9 +64,7 @@ class SupernetReplica:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply live settings to every model, between two batches."""
-        change = parse_live_config(user_config)
-        for model in self._door.models:
-            model.reconfigure(change)
+        self._door.models.reconfigure(parse_live_config(user_config))
 
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""
@@ -83,6 +83,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     """
     check(args)
     deployment = SupernetReplica.options(
+        num_replicas=args.replicas,
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s,
         ray_actor_options={

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from serve.cache_use import cache_use_of
 from serve.config import ConfigError, LiveConfig, ServeConfig
 from serve.engine import Engine
+from serve.exposure import build_guard
 from serve.images import ImageDecoder
 from serve.metrics import Metrics
 from serve.model import ServedModel
@@ -21,10 +22,13 @@ from serve.models import Models
 from serve.reply import Reply
 from serve.request import ModelSpec
 from serve.rest import Door
+from serve.several import each_model
 from serve.statistics import Statistics
+from serve.turn import DeviceTurn
+from serve.watchers import build_watchers
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
-from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.record import RecordingScheduler
 from slackfit.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
@@ -53,23 +57,31 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
 
     Raises ConfigError or ProfileError, a text of one line.
     """
-    loaded = load(config)
-    resources.callback(loaded.executor.close)
+    guard = build_guard(config, time.monotonic)
     metrics = Metrics()
-    model = build_model(config, loaded, metrics, resources)
+    turn = DeviceTurn()
+    models: list[ServedModel] = []
+    for own in each_model(config):
+        loaded = load(own)
+        resources.callback(loaded.executor.close)
+        models.append(build_model(own, loaded, metrics, resources, turn))
     return Door(
-        Models([model]),
+        Models(models),
         metrics,
         max_body_bytes=config.max_body_bytes,
-        admin_token=config.admin_token,
+        guard=guard,
         drain_timeout_s=config.drain_timeout_s,
     )
 
 
 def build_model(
-    config: ServeConfig, loaded: Loaded, metrics: Metrics, resources: contextlib.ExitStack
+    config: ServeConfig,
+    loaded: Loaded,
+    metrics: Metrics,
+    resources: contextlib.ExitStack,
+    turn: DeviceTurn | None = None,
 ) -> ServedModel:
-    """Put scheduler, policy, engine and settings around a loaded device."""
+    """Put scheduler, policy, engine and settings around a device; the models share `turn`."""
     executor, profile, name = loaded
     offered, policy = _offer(config, profile)
     scheduler = Scheduler(
@@ -78,6 +90,7 @@ def build_model(
         max_queue=config.max_queue,
         drop_hopeless=config.drop_hopeless,
         correct_latency=config.correct_latency,
+        refuse_unreachable=True,
     )
     driven = scheduler
     if config.record is not None:
@@ -100,6 +113,7 @@ def build_model(
         observer=observe,
         on_decision=model_metrics.decided,
         hung_after_s=config.hung_after_s,
+        turn=turn,
     )
     spec = ModelSpec(
         name=name,
@@ -121,6 +135,7 @@ def build_model(
         live,
         statistics=statistics,
         decoder=decoder,
+        watchers=build_watchers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
 
@@ -130,10 +145,18 @@ def check(config: ServeConfig) -> None:
 
     For a driver that loads in another process and wants its errors here.
     """
+    build_guard(config, time.monotonic)
+    for own in each_model(config):
+        _check_model(own)
+
+
+def _check_model(config: ServeConfig) -> None:
     given = None if config.profile is None else read_profile(config.profile)
     if config.device != "timed":
-        _check_fit(given, _read_checkpoint(config), config)
-    if given is not None:
+        checkpoint = _read_checkpoint(config)
+        _check_fit(given, checkpoint, config)
+        _offer(config, given or _stand_in(checkpoint))
+    elif given is not None:
         _offer(config, given)
 
 
@@ -149,6 +172,7 @@ def load(config: ServeConfig) -> Loaded:
     device = _device_name(config)
     checkpoint = _read_checkpoint(config)
     _check_fit(given, checkpoint, config)
+    _offer(config, given or _stand_in(checkpoint))  # before anything slow
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device:
@@ -181,12 +205,13 @@ def _read_checkpoint(config: ServeConfig) -> Checkpoint:
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None, device: str
 ) -> Executor:
-    """Load with the packing asked for, else the one that the profile was measured with here."""
-    from subnetact import load_executor
+    """Load with the packing and dtype asked for, else those the profile was measured with here."""
+    from subnetact.executor import load_executor, mebibytes
 
-    packing = config.packing
-    if packing is None and given is not None and given.device == device:
+    packing, dtype = config.packing, config.dtype
+    if given is not None and given.device == device and packing in (None, given.packing):
         packing = given.packing
+        dtype = dtype or given.dtype
     try:
         return load_executor(
             checkpoint,
@@ -194,7 +219,10 @@ def _load_executor(
             threads=config.threads,
             max_batch_size=config.max_batch_size if given is None else given.max_batch_size,
             packing=packing,
-            budget_bytes=None if config.cache_mib is None else int(config.cache_mib * 2**20),
+            budget_bytes=mebibytes(config.cache_mib),
+            dtype=dtype,
+            batch_sizes=None if given is None else given.batch_sizes,
+            graph_budget_bytes=mebibytes(config.graph_mib),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -226,6 +254,29 @@ def _offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile
         return offered, create_policy(config.policy, offered)
     except (ProfileError, ValueError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:
+    """Return a profile with a checkpoint's subnets and made-up latencies, to check names against.
+
+    Unknown policies and subnets are to be refused before the real one is measured.
+    """
+    most = max(subnet.macs for subnet in checkpoint.subnets)
+    return LatencyProfile(
+        name=checkpoint.name or DEFAULT_NAME,
+        device="",
+        dtype="",
+        batch_sizes=(1,),
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=subnet.subnet_id,
+                accuracy=subnet.accuracy,
+                macs=subnet.macs,
+                latency_s={"p50": (1e-3 * (1 + subnet.macs / max(most, 1)),)},
+            )
+            for subnet in checkpoint.subnets
+        ),
+    )
 
 
 def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfile:

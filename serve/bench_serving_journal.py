@@ -25,9 +25,7 @@ class Journal:
         if kept.get(_SETTINGS) != wanted:
             kept = {_SETTINGS: wanted}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("", encoding="utf-8")  # anew: the last line may have been cut off
-        for name, value in kept.items():
-            self._keep(name, value)
+        self._write(kept)  # anew: the last line may have been cut off
 
     def __len__(self) -> int:
         """Return how many cells are measured."""
@@ -45,6 +43,18 @@ class Journal:
         if name not in self._cells:
             self._keep(name, json.loads(json.dumps(measure())))
         return self._cells[name]
+
+    def forget(self, is_wrong: Callable[[str, Any], bool]) -> list[str]:
+        """Drop the cells for which `is_wrong(name, cell)`, to be measured again; return them."""
+        wrong = [n for n, cell in self._cells.items() if n != _SETTINGS and is_wrong(n, cell)]
+        self._write({n: cell for n, cell in self._cells.items() if n not in wrong})
+        return wrong
+
+    def _write(self, cells: Mapping[str, Any]) -> None:
+        self._cells = {}
+        self._path.write_text("", encoding="utf-8")
+        for name, cell in cells.items():
+            self._keep(name, cell)
 
     def _keep(self, name: str, value: Any) -> None:
         self._cells[name] = value

@@ -21,7 +21,11 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from traces.result import Answer
 
-MODES = ("cpu", "timed")
+MODES = {
+    f"{device}{suffix}": (device, policy)
+    for device in ("cpu", "timed")
+    for suffix, policy in (("", "slackfit"), ("_drainfit", "drainfit"))
+}
 _SHARES = (0.6, 0.75, 0.9, 1.05, 1.2)  # of what the fastest offered subnet does flat out
 _SEED = 0
 _RECOVERY_LOAD = 0.5  # of the peak goodput, once the overload has ended
@@ -55,7 +59,7 @@ class Overload(NamedTuple):
 
 
 class OverloadBench:
-    """Both modes, one server process each."""
+    """Both devices under the default policy and under DrainFit, one server process each."""
 
     def __init__(self, setting: Setting, journal: Journal, *, scale: Scale, tell: Tell) -> None:
         self._setting = setting
@@ -81,11 +85,9 @@ class OverloadBench:
         return [row for mode in MODES for row in self._mode_rows(mode)]
 
     def _config(self, mode: str) -> Any:
-        setting = self._setting
-        offered = ",".join(self._offered)
-        if mode == "cpu":
-            return setting.config(subnets=offered)
-        return setting.timed_config(subnets=offered)
+        device, policy = MODES[mode]
+        make = self._setting.config if device == "cpu" else self._setting.timed_config
+        return make(subnets=",".join(self._offered), policy=policy)
 
     def _search(self, mode: str, server: ServerProcess, share: float) -> Score:
         rate_qps = share * _flat_out_qps(self._profile)
@@ -139,9 +141,10 @@ class OverloadBench:
         found = Overload(*cell)._replace(score=Score(*cell[-1]))
         peak_qps = self._peak_qps(mode)
         figure = f"serving/overload/{mode}"
-        label = (
+        device, policy = MODES[mode]
+        label = f"{policy}; " + (
             "real execution"
-            if mode == "cpu"
+            if device == "cpu"
             else "TIMED executor: the device sleeps for the profiled latency, nothing is computed"
         )
         searched = ", ".join(

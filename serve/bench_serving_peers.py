@@ -20,9 +20,13 @@ from traces.plane_plot import Point as Mark
 SIZES = ("smallest", "middle", "largest")
 OURS = {"ours": "slackfit", "ours_drainfit": "drainfit"}
 EAGER = {"eager_middle": "middle", "eager_largest": "largest"}
+VIA_PROXY = ("ours_via_proxy", "fixed_middle_via_proxy")
+ALLOWANCE = 0.1  # of the SLO for the way back, the most that the server takes: the cores are shared
 _BASE_SHARE = 0.2  # of the rate comes evenly; the rest in bursts, about as in SuperServe's 6.1
 _CV2 = 8.0
 _EQUAL_ACCURACY = 0.0005
+_FULL = 0.95  # of the processor time of the machine
+_CAPACITY_TRIES = 3
 _TUNING_SEED = 100  # never one of the measured traces'
 
 
@@ -30,10 +34,10 @@ class Scale(NamedTuple):
     """How much is run."""
 
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
-    num_rounds: int = 3
+    num_rounds: int = 2
     duration_s: float = 8.0
-    tuning_s: float = 3.0
-    capacity_s: float = 4.0
+    tuning_s: float = 2.0
+    capacity_s: float = 6.0
 
 
 QUICK = Scale()
@@ -78,8 +82,23 @@ class PeersBench:
         self._up: Cluster | None = None
 
     def run(self) -> None:
-        """Start a cluster and measure everything that the journal lacks."""
-        with running(self._setting.config(), self._max_batch_size) as self._up:
+        """Start a cluster and measure everything that the journal lacks.
+
+        Runs of an earlier call whose client was too slow, or that found the machine full, say
+        nothing: they are measured again.
+        """
+        invalid = self._journal.forget(
+            lambda name, cell: (
+                name.startswith("peers/run/")
+                and not name.endswith(VIA_PROXY)
+                and is_disturbed(Score(*cell))
+            )
+        )
+        if invalid:
+            self._tell(f"measuring again, they were disturbed: {', '.join(invalid)}")
+        allowance_ms = ALLOWANCE * self._load.slo_s * 1e3
+        config = self._setting.config(reply_allowance_ms=allowance_ms)
+        with running(config, self._max_batch_size) as self._up:
             capacity_qps = self.capacity_qps()
             self._tell(f"the middle subnet does {capacity_qps:.0f} queries/s in a closed loop")
             self._tell("grid of the peer: " + "; ".join(map(str, self._grid)))
@@ -88,7 +107,9 @@ class PeersBench:
                     self._tune(share, size)
             for number in range(self._scale.num_rounds):
                 for share in self._scale.loads:
-                    self._round(share, number)
+                    self._round(share, number, [*OURS, *(f"fixed_{size}" for size in SIZES)])
+            for share in self._scale.loads:
+                self._round(share, 0, [*EAGER, *VIA_PROXY])
 
     @property
     def _cluster(self) -> Cluster:
@@ -102,7 +123,9 @@ class PeersBench:
     def _measure_capacity(self) -> float:
         point = Point(self._max_batch_size, 0.001, None)
         self._cluster.tune((self._subnets["middle"], False, *point))
-        return self._load.closed_loop_qps(self._cluster.peer_url, self._scale.capacity_s)
+        url, duration_s = self._cluster.peer_url, self._scale.capacity_s / _CAPACITY_TRIES
+        tries = [self._load.closed_loop_qps(url, duration_s) for _ in range(_CAPACITY_TRIES)]
+        return max(tries)  # whatever else runs on the machine only lowers it
 
     def _tune(self, share: float, size: str) -> None:
         """Try the whole grid for one subnet under one load."""
@@ -134,11 +157,8 @@ class PeersBench:
         length_s = self._load.warmup_s + duration_s
         return f"bursty:base={base:.1f},variant={variant:.1f},cv2={_CV2:g},duration={length_s:g}"
 
-    def _round(self, share: float, number: int) -> None:
-        """Measure every system on trace `number`; once also eager, and through Ray's proxy."""
-        systems = [*OURS, *(f"fixed_{size}" for size in SIZES)]
-        if number == 0:
-            systems += [*EAGER, "ours_via_proxy", "fixed_middle_via_proxy"]
+    def _round(self, share: float, number: int, systems: list[str]) -> None:
+        """Measure the systems on trace `number`, in an order that rotates with it."""
         first = number % len(systems)
         for system in systems[first:] + systems[:first]:
             name = f"peers/run/{share:g}/{number}/{system}"
@@ -166,7 +186,7 @@ class PeersBench:
             return []
         capacity = _row(
             "serving/peers/capacity", self.capacity_qps(), "queries/s",
-            f"{self._subnets['middle']}, closed loop through the peer, batch "
+            f"{self._subnets['middle']}, the best of three closed loops through the peer, batch "
             f"{self._max_batch_size}; the loads are shares of it",
         )  # fmt: skip
         slo = _row("serving/peers/slo", self._load.slo_s, "s", "of every query, see serving/slo")
@@ -179,7 +199,7 @@ class PeersBench:
         """Return the runs of every system under one load, as far as measured."""
         found: dict[str, list[Score]] = {}
         systems = [*OURS, *(f"fixed_{s}" for s in SIZES), *EAGER]
-        for system in [*systems, "ours_via_proxy", "fixed_middle_via_proxy"]:
+        for system in [*systems, *VIA_PROXY]:
             names = [f"peers/run/{share:g}/{n}/{system}" for n in range(self._scale.num_rounds)]
             runs = [Score(*self._journal.get(name)) for name in names if name in self._journal]
             if runs:
@@ -220,13 +240,26 @@ class PeersBench:
         num_valid = sum(run.is_valid for run in runs)
         busy = "unknown" if whole.busy is None else f"{whole.busy:.0%}"
         p50, p99 = (f"{(v or 0) * 1e3:.1f}" for v in (whole.p50_s, whole.p99_s))
+        spec, (low, high) = self.spec(share, self._scale.duration_s), whole.interval
         return (
-            f"{how or 'slackfit'}; {self.spec(share, self._scale.duration_s)}, seeds 0 to "
-            f"{len(runs) - 1}; {whole.num_queries} queries; each run {each}; 95 % of the widest "
-            f"{whole.interval[0]:.4f} to {whole.interval[1]:.4f}; p50 {p50} ms, p99 {p99} ms; "
-            f"{whole.outcomes}; client lag p99 {whole.lag_p99_s * 1e3:.2f} ms, valid {num_valid} "
-            f"of {len(runs)}; client {whole.client_cores:.2f} cores, machine {busy} busy"
+            f"{how or 'slackfit'}{self._allowed(system)}; {spec}, seeds 0 to {len(runs) - 1}; "
+            f"{whole.num_queries} queries; each run {each}; 95 % of the widest {low:.4f} to "
+            f"{high:.4f}; p50 {p50} ms, p99 {p99} ms; {whole.outcomes}; client lag p99 "
+            f"{whole.lag_p99_s * 1e3:.2f} ms, valid {num_valid} of {len(runs)}; client "
+            f"{whole.client_cores:.2f} cores, machine {busy} busy"
         )
+
+    def _allowed(self, system: str) -> str:
+        allowance_ms = ALLOWANCE * self._load.slo_s * 1e3
+        return f", reply_allowance_ms {allowance_ms:g}" if system.startswith("ours") else ""
+
+
+def is_disturbed(score: Score) -> bool:
+    """Whether the client was too slow, or the machine full: on two cores no system here fills it.
+
+    But for Ray's proxy, which does.
+    """
+    return not score.is_valid or (score.busy or 0.0) >= _FULL
 
 
 def bar_rows(share: float, ours: str, scores: Mapping[str, Score]) -> list[Row]:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 Tell = Callable[[str], None]
 
 DEMO_CHECKPOINT = Path("runs/demo/checkpoint")
-SLO_FACTOR = 5.0
+SLO_FACTOR = 10.0
 _SLO_STEP_S = 0.005
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 
@@ -75,7 +75,7 @@ def find_data(given: Path | None, checkpoint: Path) -> Path | None:
 
 
 def choose_slo_s(profile: LatencyProfile) -> float:
-    """Return the SLO: five times the largest subnet's batch 1, up to the next 5 ms.
+    """Return the SLO: ten times the largest subnet's batch 1, up to the next 5 ms.
 
     Then the largest fits alone but not in the batches that a burst asks for, so that accuracy and
     attainment are a choice.

@@ -16,19 +16,47 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 LOOPBACK = "127.0.0.1"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 
 
 class ConfigError(ValueError):
     """A setting is unknown, malformed, or contradicts another."""
 
 
+class ModelConfig(BaseModel):
+    """What one of several models has of its own; what is not given (None) is as for all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str | None = None
+    profile: str | None = None
+    policy: str | None = None
+    slo_ms: Milliseconds | None = None
+    subnets: tuple[str, ...] | None = None
+    packing: Literal["folded", "shared", "views"] | None = None
+    cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_queue: Annotated[int, Field(ge=1)] | None = None
+    record: str | None = None
+    input_shape: tuple[int, int, int] | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            check_keys(data, cls.model_fields, "setting of a model")
+        return data
+
+
 class ServeConfig(BaseModel):
-    """Settings of one served supernet.
+    """Settings of a server.
 
     `device="timed"` serves a labelled fake that sleeps for the profiled latency and computes
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
@@ -37,9 +65,21 @@ class ServeConfig(BaseModel):
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client; at most a tenth of the time given.
+    `tokens_file` (see `serve.tokens`): without tokens everybody who reaches the port may ask; a
+    `host` that others reach is then refused unless `allow_anonymous` says that this is meant.
+    `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.
+    `rate_limit_qps`: samples that one principal (a token's name, else an address) may send per
+    second, `rate_limit_burst` of them at once (null: what a second allows, at least one).
+    `models`: several models by name, which take turns on the device; each has settings of its own
+    (`ModelConfig`) before those in common.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
-    `packing`: how a CPU keeps weights (null: as the profile was measured, else the fastest);
-    `cache_mib` limits what is packed (null: no limit).
+    `packing`: how the device keeps weights (null: as the profile was measured, else the fastest);
+    `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
+    `dtype`: what a CUDA device computes in (null: as the profile was measured, else bfloat16);
+    `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
+    `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
+    get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
+    `spans`: write OpenTelemetry spans (serve.spans says how they are configured).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +88,7 @@ class ServeConfig(BaseModel):
     profile: str | None = None
     policy: str = "slackfit"
     slo_ms: Milliseconds = 100.0
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    model_name: ModelName | None = None
     subnets: tuple[str, ...] | None = None
     drop_hopeless: bool | None = True
     correct_latency: bool = True
@@ -57,6 +97,8 @@ class ServeConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     packing: Literal["folded", "shared", "views"] | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    graph_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
@@ -64,13 +106,24 @@ class ServeConfig(BaseModel):
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    replicas: Annotated[int, Field(ge=1)] = 1
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    admin_token: str | None = None
+    tokens_file: str | None = None
+    allow_anonymous: bool = False
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    rate_limit_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rate_limit_burst: Annotated[int, Field(ge=1)] | None = None
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_queries: Literal["none", "misses", "all"] = "misses"
+    log_lines_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    spans: bool = False
     input_shape: tuple[int, int, int] | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
+    models: dict[ModelName, ModelConfig] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +139,8 @@ class ServeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_device(self) -> ServeConfig:
+        if self.models is not None:
+            return self._check_several()
         is_timed = self.device == "timed"
         if is_timed and self.profile is None:
             raise ValueError("device 'timed' sleeps for profiled latencies: give a profile")
@@ -98,12 +153,28 @@ class ServeConfig(BaseModel):
             )
         return self
 
+    def _check_several(self) -> ServeConfig:
+        if not self.models:
+            raise ValueError("models is empty: name one or more")
+        given = [key for key in ("checkpoint", "profile", "model_name") if getattr(self, key)]
+        if given:
+            raise ValueError(f"{', '.join(given)} and models exclude each other: name it in models")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ServeConfig:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both, or neither")
+        if self.rate_limit_burst is not None and self.rate_limit_qps is None:
+            raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
+        return self
+
 
 class LiveConfig(BaseModel):
     """The settings that a running server changes without a restart; None leaves one as it is.
 
     `max_batch_size` caps what is executed together, up to what the profile measured; requests may
-    hold more samples than that.
+    hold more samples than that. The settings are for all models; `models` has more for some.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,6 +183,7 @@ class LiveConfig(BaseModel):
     slo_ms: Milliseconds | None = None
     subnets: tuple[str, ...] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] | None = None
+    models: dict[ModelName, LiveConfig] | None = None
 
     @model_validator(mode="before")
     @classmethod

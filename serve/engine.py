@@ -19,7 +19,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ from serve.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
 from serve.outlook import Forecast, Outlook
 from serve.reply import Reply, Wish
 from serve.runner import BatchRunner, Run
+from serve.turn import DeviceTurn
 from serve.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -52,7 +53,7 @@ class Engine:
 
     `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
     every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
-    to compose a batch, on the device thread.
+    to compose a batch, on the device thread. `turn` is given to engines that share a device.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         observer: Callable[[Reply], None] | None = None,
         on_decision: Callable[[float], None] | None = None,
         hung_after_s: float = HUNG_AFTER_S,
+        turn: DeviceTurn | None = None,
     ) -> None:
         self.clock = clock
         self._watchdog = Watchdog(hung_after_s)
@@ -81,6 +83,7 @@ class Engine:
         self._forecast = Forecast()
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
+        self._seat = (turn or DeviceTurn()).seat(self._due_s)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
@@ -250,6 +253,10 @@ class Engine:
                 self._scheduler.latency_delay_s,
             )
 
+    def device_counts(self) -> Mapping[str, int]:
+        """Return what the executor counted and holds, see `Executor.counts`."""
+        return self._runner.executor.counts()
+
     def outlook(self) -> Outlook:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
         with self._lock:
@@ -298,11 +305,15 @@ class Engine:
         self._in_loop(_settle, warm, None)
         try:
             while not self._is_stopping:
-                if not self.step():
+                with self._seat:
+                    self._seat.comes_back = has_run = self.step()
+                if not has_run:
                     self._wait()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
+        finally:
+            self._seat.leave()
 
     async def _watch_device(self) -> None:
         """Answer everyone once the device hangs; the loop is free, so this runs on time."""
@@ -313,6 +324,11 @@ class Engine:
             if is_hung:
                 logger.error("the device hangs: every open query fails, no more are taken")
                 self._ledger.deliver(self._give_up("the device hangs"))
+                self._seat.lose()
+
+    def _due_s(self) -> float | None:
+        with self._lock:
+            return self._scheduler.head_deadline_s
 
     def _give_up(self, fault: str) -> list[Ended]:
         with self._lock:

@@ -48,6 +48,11 @@ class Instruments:
         self.served = gauge("recent_accuracy", "Mean accuracy of those on time in that time.")
         self.factor = gauge("latency_factor", "Measured over profiled latency, corrected online.")
         self.cache_bytes = gauge("cache_bytes", "Bytes of packed slices held.")
+        self.device = gauge(
+            "device",
+            "What the executor did and holds: graphs, slices, times without memory.",
+            "what",
+        )
         self.refused = Counter(
             "supernet_refused_requests",
             "Requests answered with an error, by door and reason.",
@@ -58,8 +63,8 @@ class Instruments:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"supernet_{name}", text, ["model", *labels], registry=self._registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"supernet_{name}", text, ["model"], registry=self._registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"supernet_{name}", text, ["model", *labels], registry=self._registry)
 
     def _histogram(
         self, name: str, text: str, buckets: Iterable[float] = LATENCY_BUCKETS_S

@@ -24,10 +24,13 @@ REASONS: dict[str, ReasonCode] = {
     "bad_tensor": ReasonCode(400, "INVALID_ARGUMENT"),
     "bad_deadline": ReasonCode(400, "INVALID_ARGUMENT"),
     "unknown_subnet": ReasonCode(400, "INVALID_ARGUMENT"),
+    "unauthenticated": ReasonCode(401, "UNAUTHENTICATED"),
     "forbidden": ReasonCode(403, "PERMISSION_DENIED"),
     "unknown_model": ReasonCode(404, "NOT_FOUND"),
+    "too_slow": ReasonCode(408, "DEADLINE_EXCEEDED"),
     "too_large": ReasonCode(413, "RESOURCE_EXHAUSTED"),  # what gRPC itself says of a long message
     "queue_full": ReasonCode(429, "RESOURCE_EXHAUSTED"),
+    "rate_limited": ReasonCode(429, "RESOURCE_EXHAUSTED"),
     "cancelled": ReasonCode(499, "CANCELLED"),
     "execution_failed": ReasonCode(500, "INTERNAL"),
     "internal": ReasonCode(500, "INTERNAL"),

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from serve.config import ServeConfig
 from serve.rest import Door
 from serve.rpc import RpcDoor, rpc_listening
+from serve.tls import tls_files
 from serve.uvicorn_listener import listening
 
 
@@ -31,15 +32,17 @@ class Listeners:
     async def opened(self) -> AsyncIterator[None]:
         """Listen for the length of an `async with` block. Raises ConfigError for a taken port."""
         config = self._config
+        tls = tls_files(config)
         async with contextlib.AsyncExitStack() as stack:
             if config.grpc_port is not None:
                 rpc = rpc_listening(
-                    RpcDoor(self._door.models, self._door.metrics),
+                    RpcDoor(self._door.models, self._door.metrics, self._door.guard),
                     config.host,
                     config.grpc_port,
                     max_body_bytes=config.max_body_bytes,
                     drain_timeout_s=config.drain_timeout_s,
                     is_shared=self._is_replica,
+                    tls=tls,
                 )
                 self.rpc_port = await stack.enter_async_context(rpc)
             if self._is_replica and config.door_port is not None:
@@ -48,6 +51,7 @@ class Listeners:
                     config.host,
                     config.door_port,
                     drain_timeout_s=config.drain_timeout_s,
+                    tls=tls,
                 )
                 await stack.enter_async_context(http)
             yield

@@ -125,6 +125,8 @@ class ModelMetrics:
         instruments.factor.labels(name).set(status.latency_factor or 1.0)
         instruments.attainment.labels(name).set(self._recent.attainment(now_s))
         instruments.served.labels(name).set(self._recent.accuracy(now_s))
+        for what, number in served.engine.device_counts().items():
+            instruments.device.labels(name, what).set(number)
         if self._cache_use is not None:
             self._count_cache(self._cache_use())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.config import ConfigError, LiveConfig
 from serve.deadline import resolve_deadline
 from serve.engine import Engine
+from serve.entry import Entry, Watcher
 from serve.images import ImageDecoder
 from serve.job import EngineStatus
 from serve.limits import RefusedError, refusal_of
@@ -17,6 +19,8 @@ from serve.request import InferRequest, ModelSpec
 from serve.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
+
+logger = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -35,6 +39,7 @@ class ServedModel:
         statistics: Statistics,
         decoder: ImageDecoder,
         reply_allowance_s: float = 0.0,
+        watchers: Sequence[Watcher] = (),
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         assert live.policy is not None, "a served model has a policy"
@@ -50,6 +55,7 @@ class ServedModel:
         self._max_batch_size = profile.max_batch_size
         self._reply_allowance_s = reply_allowance_s
         self._unix_clock = unix_clock
+        self._watchers = watchers
 
     async def infer(
         self,
@@ -58,6 +64,7 @@ class ServedModel:
         *,
         arrival_s: float,
         call_timeout_s: float | None = None,
+        request_id: str = "",
     ) -> list[Reply]:
         """Serve the samples of one request. Raises RefusedError when one gets no output.
 
@@ -81,9 +88,26 @@ class ServedModel:
         samples = request.samples
         if isinstance(samples, tuple):
             samples = await self._decoder.decode(samples, self.spec.input_shape)
-        replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, wish=wish)
+        submitted_s = self.engine.clock()
+        replies: list[Reply] = []
+        try:
+            replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, wish=wish)
+        finally:  # a client that goes away is a cancellation here
+            if self._watchers:
+                ids = (request_id, request.request_id)
+                ended_s = self.engine.clock()
+                self._tell(
+                    Entry(self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies)
+                )
         self._refuse(replies, deadlines.hard_deadline_s)
         return replies
+
+    def _tell(self, entry: Entry) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher(entry)
+            except Exception:  # a log or an exporter that fails must not cost an answer
+                logger.exception("a watcher failed")
 
     def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from serve.config import ConfigError, LiveConfig
 from serve.limits import RefusedError
 from serve.model import ServedModel
 
@@ -44,6 +46,40 @@ class Models:
         """Raise RefusedError unless every model takes queries."""
         for model in self:
             model.check_ready()
+
+    def index(self, *, is_ready: bool = False) -> list[dict[str, str]]:
+        """Return name, state and reason of each model, or (`is_ready`) of those that are ready."""
+        rows: list[dict[str, str]] = []
+        for model in self:
+            try:
+                model.check_ready()
+                rows.append(
+                    {"name": model.spec.name, "version": "", "state": "READY", "reason": ""}
+                )
+            except RefusedError as error:
+                state = {"version": "", "state": "UNAVAILABLE", "reason": error.reason}
+                rows.append({"name": model.spec.name, **state})
+        return [row for row in rows if not is_ready or row["state"] == "READY"]
+
+    def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
+        """Switch live settings, of every model and then of those that `change.models` names.
+
+        Returns the settings in force by model. Raises ConfigError; each model changes all of what
+        is asked of it or nothing.
+        """
+        own = change.models or {}
+        unknown = sorted(own.keys() - self._by_name.keys())
+        if unknown:
+            known = ", ".join(self._by_name)
+            raise ConfigError(f"model {', '.join(unknown)} is not served; served: {known}")
+        common = change.model_dump(exclude={"models"}, exclude_none=True)
+        for name, model in self._by_name.items():
+            more = (
+                own[name].model_dump(exclude={"models"}, exclude_none=True) if name in own else {}
+            )
+            if common or more:
+                model.reconfigure(LiveConfig(**{**common, **more}))
+        return {name: model.live_settings() for name, model in self._by_name.items()}
 
     def fault(self) -> str:
         """Say why a device no longer answers; empty while all do."""

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from serve.json_bounds import check_json
 from serve.limits import RefusedError
 from serve.reply import Reply, describe, logits_of, version_of
 from serve.request import (
@@ -56,7 +57,9 @@ def parse_infer(
     if content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES:
         return InferRequest((body,), None, {}, is_binary_output=False)
     json_length = _json_length(body, binary_header)
-    fields = _object(_decode(body[:json_length]), "the request")
+    text = body[:json_length]
+    check_json(text, spec)
+    fields = _object(_decode(text), "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise bad("bad_request", "id", request_id, "a string")
@@ -127,14 +130,12 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
         ],
         "parameters": {
             "max_batch_size": spec.max_batch_size,
-            "policy": policy,
-            "profile": spec.profile,
-            "device": spec.device,
+            **spec.about(policy),
         },
     }
 
 
-def model_config(spec: ModelSpec) -> dict[str, Any]:
+def model_config(spec: ModelSpec, policy: str) -> dict[str, Any]:
     """Return the answer of `GET /v2/models/{m}/config`: the part that clients ask for."""
     return {
         "name": spec.name,
@@ -151,6 +152,7 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
         "output": [
             {"name": OUTPUT_NAME, "data_type": f"TYPE_{OUTPUT_TYPE}", "dims": [spec.num_classes]}
         ],
+        "parameters": {key: {"string_value": text} for key, text in spec.about(policy).items()},
     }
 
 

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -25,6 +26,8 @@ import httpx
 
 from serve.assemble import check
 from serve.config import ConfigError, ServeConfig
+from serve.tls import tls_files
+from serve.tokens import read_tokens
 from serve.uvicorn_listener import bind
 
 APP_NAME = "supernet"
@@ -32,6 +35,8 @@ _READY_TIMEOUT_S = 120.0
 _READY_POLL_S = 0.1
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
 _RAY_SETTINGS = {
+    # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{_READY_TIMEOUT_S / 2:.0f}",
@@ -43,7 +48,7 @@ class RayHost:
 
     def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
-        self._num_cpus = num_cpus or config.threads + 1
+        self._num_cpus = num_cpus or config.replicas * config.threads + 1
         self._is_started = False
         self._environment = contextlib.ExitStack()
         self.url = ""
@@ -57,7 +62,7 @@ class RayHost:
         application does not come up (Ray's message says why).
         """
         check(self._config)
-        host = self._config.host
+        host, tls = self._config.host, tls_files(self._config)
         port, proxy_port = _free_port(host, self._config.port), _free_port(host, 0)
         ports: dict[str, int] = {"door_port": port}
         if self._config.grpc_port is not None:
@@ -84,14 +89,19 @@ class RayHost:
         )
         ray_serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": host, "port": proxy_port},
+            http_options={
+                "host": host,
+                "port": proxy_port,
+                **(tls.uvicorn_options() if tls else {}),
+            },
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         application = build(self._config.model_copy(update=ports))
         ray_serve.run(application, name=APP_NAME, route_prefix="/")
-        self.url, self.proxy_url = (f"http://{host}:{p}" for p in (port, proxy_port))
+        scheme = "https" if tls else "http"
+        self.url, self.proxy_url = (f"{scheme}://{host}:{p}" for p in (port, proxy_port))
         for url in (self.url, self.proxy_url):
-            _wait_ready(url)
+            _wait_ready(url, _trust(self._config))
         return self.url
 
     def reconfigure(self, change: Mapping[str, object]) -> dict[str, Any]:
@@ -100,11 +110,13 @@ class RayHost:
         Returns the settings in force. Raises ConfigError. It asks the replica itself: `serve.run`
         with another `user_config` would restart it, which only a declarative deploy does not.
         """
-        token = self._config.admin_token
+        tokens = read_tokens(self._config.tokens_file)
+        secret = None if tokens is None else tokens.secret_for("admin")
         response = httpx.post(
             f"{self.url}/admin/config",
             json=dict(change),
-            headers={} if token is None else {"authorization": f"Bearer {token}"},
+            headers={} if secret is None else {"authorization": f"Bearer {secret}"},
+            verify=_trust(self._config),
         )
         answer = response.json()
         if response.status_code != 200:
@@ -173,11 +185,17 @@ def _free_port(host: str, port: int) -> int:
         return sock.getsockname()[1]
 
 
-def _wait_ready(url: str) -> None:
+def _trust(config: ServeConfig) -> ssl.SSLContext | bool:
+    """Return what a client of our own server on this host verifies with."""
+    tls = tls_files(config)
+    return True if tls is None else tls.client_context()
+
+
+def _wait_ready(url: str, verify: ssl.SSLContext | bool) -> None:
     give_up_s = time.monotonic() + _READY_TIMEOUT_S
     while True:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/v2/health/ready", timeout=5.0).status_code == 200:
+            if httpx.get(f"{url}/v2/health/ready", timeout=5.0, verify=verify).status_code == 200:
                 return
         if time.monotonic() > give_up_s:
             raise RuntimeError(f"{url} is not ready after {_READY_TIMEOUT_S:.0f} s")

@@ -19,7 +19,13 @@ from serve.limits import RefusedError
 
 INPUT_NAME, INPUT_TYPE, IMAGE_TYPE = "input", "UINT8", "BYTES"
 OUTPUT_NAME, OUTPUT_TYPE = "logits", "FP32"
-EXTENSIONS = ("binary_tensor_data", "schedule_policy", "model_configuration", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "schedule_policy",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+)
 SERVER_NAME = PLATFORM = "supernet"
 VERSION = "0.1.0"
 
@@ -40,6 +46,10 @@ class ModelSpec(NamedTuple):
     subnet_ids: tuple[str, ...]
     profile: str = ""
     device: str = ""
+
+    def about(self, policy: str) -> dict[str, str]:
+        """Return what serves the model, as both doors name it."""
+        return {"policy": policy, "profile": self.profile, "device": self.device}
 
 
 class InferRequest(NamedTuple):

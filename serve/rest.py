@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hmac
-import ipaddress
 import json
 import logging
 import math
@@ -20,22 +18,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve import oip
 from serve.config import ConfigError, parse_live_config
+from serve.guard import Guard
 from serve.limits import RefusedError
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.model import ServedModel
 from serve.models import Models
+from serve.request_id import RequestIds, naming, sent_id
 
 logger = logging.getLogger(__name__)
 
 ARRIVAL = "supernet.arrival_s"
+REQUEST_ID = "supernet.request_id"
+PRINCIPAL = "supernet.principal"
+_OPEN = ""  # the scope of what needs no token
 _ADMIN_BODY_BYTES = 64 * 2**10
+_BODY_TIMEOUT_S = 30.0  # a client that writes byte by byte does not hold its connection for ever
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -49,23 +53,27 @@ class Door:
         metrics: Metrics,
         *,
         max_body_bytes: int,
-        admin_token: str | None = None,
+        guard: Guard | None = None,
         drain_timeout_s: float = 10.0,
     ) -> None:
         self.models = models
         self.metrics = metrics
         self._max_body_bytes = max_body_bytes
-        self._admin_token = admin_token
+        self.guard = guard or Guard()
         self._drain_timeout_s = drain_timeout_s
         self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
         self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
         self._clock = models.clock
+        self._request_ids = RequestIds()
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stamp the arrival, then route."""
         if scope["type"] == "http":
             scope[ARRIVAL] = self._clock()
+            request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
+            send = naming(send, request_id)
+            send = _while_open(send)
         await self._app(scope, receive, send)
 
     async def drain(self) -> bool:
@@ -86,26 +94,45 @@ class Door:
 
     def _routes(self) -> list[Route]:
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-        routes: list[tuple[str, Handler, str]] = [
-            ("/v2", self._server, "GET"),
-            ("/v2/health/live", self._live, "GET"),
-            ("/v2/health/ready", self._ready, "GET"),
-            ("/v2/models/stats", self._all_statistics, "GET"),
-            ("/metrics", self._render_metrics, "GET"),
-            ("/admin/config", self._show_config, "GET"),
-            ("/admin/config", self._change_config, "POST"),
+        routes: list[tuple[str, Handler, str, str]] = [
+            ("/v2", self._server, "GET", "infer"),
+            ("/v2/health/live", self._live, "GET", _OPEN),
+            ("/v2/health/ready", self._ready, "GET", _OPEN),
+            ("/v2/models/stats", self._all_statistics, "GET", "infer"),
+            ("/v2/repository/index", self._index, "POST", "infer"),
+            ("/metrics", self._render_metrics, "GET", "metrics"),
+            ("/admin/config", self._show_config, "GET", "admin"),
+            ("/admin/config", self._change_config, "POST", "admin"),
         ]
         for prefix in (model, version):
             routes += [
-                (prefix, self._model, "GET"),
-                (f"{prefix}/ready", self._model_ready, "GET"),
-                (f"{prefix}/config", self._model_config, "GET"),
-                (f"{prefix}/stats", self._statistics, "GET"),
-                (f"{prefix}/infer", self._infer, "POST"),
+                (prefix, self._model, "GET", "infer"),
+                (f"{prefix}/ready", self._model_ready, "GET", "infer"),
+                (f"{prefix}/config", self._model_config, "GET", "infer"),
+                (f"{prefix}/stats", self._statistics, "GET", "infer"),
+                (f"{prefix}/infer", self._infer, "POST", "infer"),
             ]
         return [
-            Route(path, self._refusing(handle), methods=[verb]) for path, handle, verb in routes
+            Route(path, self._refusing(self._guarded(handle, scope)), methods=[verb])
+            for path, handle, verb, scope in routes
         ]
+
+    def _guarded(self, handle: Handler, scope: str) -> Handler:
+        """Wrap a handler so that only those get to it whom the guard lets into `scope`."""
+        if scope == _OPEN:
+            return handle
+
+        @functools.wraps(handle)
+        async def answer(request: Request) -> Response:
+            request.scope[PRINCIPAL] = self.guard.identify(
+                scope,
+                authorization=request.headers.get("authorization"),
+                peer=request.client.host if request.client else "",
+                origin=request.headers.get("origin"),
+            )
+            return await handle(request)
+
+        return answer
 
     def _refusing(self, handle: Handler) -> Handler:
         """Wrap a handler so that every refusal and every bug of ours becomes a JSON answer."""
@@ -131,17 +158,21 @@ class Door:
 
     async def _infer(self, request: Request) -> Response:
         model = self._find(request)
+        principal = request.scope[PRINCIPAL]
+        self.guard.admit(principal)
         body = await _read_body(request, self._max_body_bytes)
         binary_header = request.headers.get(oip.BINARY_HEADER)
         content_type = request.headers.get("content-type", "")
         parsed = oip.parse_infer(body, binary_header, model.spec, content_type)
+        self.guard.charge(principal, len(parsed.samples))
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
+        scope = request.scope
+        inferring = model.infer(
+            parsed, request.headers, arrival_s=scope[ARRIVAL], request_id=scope[REQUEST_ID]
+        )
         try:
-            replies = await _unless_disconnected(
-                request,
-                model.infer(parsed, request.headers, arrival_s=request.scope[ARRIVAL]),
-            )
+            replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
             return self._refuse(error, parsed.request_id)
         policy = model.engine.policy_name
@@ -181,7 +212,17 @@ class Door:
         return JSONResponse({"name": model.spec.name, "ready": True})
 
     async def _model_config(self, request: Request) -> Response:
-        return JSONResponse(oip.model_config(self._find(request).spec))
+        model = self._find(request)
+        return JSONResponse(oip.model_config(model.spec, model.engine.policy_name))
+
+    async def _index(self, request: Request) -> Response:
+        body = await _read_body(request, _ADMIN_BODY_BYTES)
+        try:
+            fields = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
+            raise RefusedError("bad_request", "the request is not JSON") from None
+        is_ready = isinstance(fields, dict) and fields.get("ready") is True
+        return JSONResponse(self.models.index(is_ready=is_ready))
 
     async def _statistics(self, request: Request) -> Response:
         model = self._find(request)
@@ -198,44 +239,50 @@ class Door:
 
     # --- control ---------------------------------------------------------------------------------
 
-    async def _show_config(self, request: Request) -> Response:
-        self._check_admin(request)
+    async def _show_config(self, _: Request) -> Response:
         return JSONResponse({m.spec.name: m.live_settings() for m in self.models})
 
     async def _change_config(self, request: Request) -> Response:
-        self._check_admin(request)
         body = await _read_body(request, _ADMIN_BODY_BYTES)
         try:
             fields = json.loads(body)
             name = fields.pop("model", None) if isinstance(fields, dict) else None
             change = parse_live_config(fields)
-            models = list(self.models) if name is None else [self.models.find(name)]
-            settings = {model.spec.name: model.reconfigure(change) for model in models}
+            if name is None:
+                settings = self.models.reconfigure(change)
+            else:
+                settings = {name: self.models.find(name).reconfigure(change)}
         except ConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         except ValueError as error:
             raise RefusedError("bad_request", f"the request is not JSON: {error}") from None
         return JSONResponse(settings)
 
-    def _check_admin(self, request: Request) -> None:
-        """Let in who has the token; without a configured token, who calls from this host.
 
-        A browser names the page it acts for: requests with an Origin are refused.
-        """
-        if self._admin_token is not None:
-            given = request.headers.get("authorization", "")
-            if hmac.compare_digest(given.encode(), f"Bearer {self._admin_token}".encode()):
-                return
-            raise RefusedError("forbidden", "this needs the server's admin token as bearer token")
-        if "origin" in request.headers or not _is_loopback(request):
-            raise RefusedError("forbidden", "without an admin token only this host may do that")
+def _while_open(send: Send) -> Send:
+    """Return `send` without the error that uvloop raises for a connection that is closed.
+
+    The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
+    a storm of them would write a traceback each.
+    """
+
+    async def send_while_open(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if "the handler is closed" not in str(error):
+                raise
+
+    return send_while_open
 
 
 def _refusal(error: RefusedError, request_id: str | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
-    if error.reason == "too_large":
+    if error.reason == "unauthenticated":
+        headers["www-authenticate"] = "Bearer"
+    if error.reason in ("too_large", "too_slow", "unauthenticated"):
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(
         oip.build_error(error, request_id),
@@ -252,11 +299,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         raise _too_large(int(declared), max_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(size, max_bytes)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(size, max_bytes)
+                chunks.append(chunk)
+    except ClientDisconnect:
+        raise RefusedError("cancelled", "the client has gone", status="dropped") from None
+    except TimeoutError:
+        text = f"{size} bytes of the body arrived within {_BODY_TIMEOUT_S:g} s, and not its end"
+        raise RefusedError("too_slow", text) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -285,10 +339,3 @@ async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _is_loopback(request: Request) -> bool:
-    try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False

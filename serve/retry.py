@@ -3,23 +3,16 @@
 Inference has no side effects, so a query whose server died while it ran may be asked again; each
 attempt carries only the slack that is left, so that a second server refuses what it cannot make.
 Not asked again: what was refused for load (`queue_full`, `infeasible`), because retries would feed
-the overload. Retries draw on a bucket that successes refill, as in gRPC's retry throttling: when a
-server is down for good, the load on it does not multiply.
-
-`serve.client` and `Retrying`, which wraps a replay's target, count with the same `Attempts`.
+the overload: `serve.client_errors.UnavailableError` says what is. Retries draw on a bucket that
+successes refill, as in gRPC's retry throttling: when a server is down for good, the load on it does
+not multiply.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable
 
-from traces.target import ReplayReply, ReplayRequest, Target
-
-RETRIED_REASONS = frozenset({"draining", "not_ready", "device_failed"})
 _FIRST_WAIT_S = 0.01
 _LONGEST_WAIT_S = 0.25
 _FULL_BUCKET = 100.0
@@ -85,56 +78,3 @@ class Attempts:
         self.num_retries += 1
         self._wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         return wait_s
-
-
-class Retrying:
-    """A target around another one; `num_retries` counts what was asked again.
-
-    `clock` and `sleep` are injected for tests.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._target = target
-        self._clock = clock
-        self._sleep = sleep
-        self._bucket = RetryBucket()
-
-    @property
-    def num_retries(self) -> int:
-        """How often something was asked again."""
-        return self._bucket.num_retries
-
-    async def infer(self, request: ReplayRequest) -> ReplayReply:
-        """Send one query, again while that may help; return the last answer."""
-        attempts = Attempts(self._bucket, self._clock, request.slo_s)
-        attempt = request
-        while True:
-            reply = await self._target.infer(attempt)
-            if not _may_retry(reply):
-                attempts.answered()
-                return reply
-            wait_s = attempts.next_wait_s()
-            if wait_s is None:
-                return reply
-            await self._sleep(wait_s)
-            attempt = _after(request, attempts)
-
-    async def close(self) -> None:
-        """Close the target."""
-        await self._target.close()
-
-
-def _after(request: ReplayRequest, attempts: Attempts) -> ReplayRequest:
-    """Return the request with what is left of its times."""
-    timeout_s = None if request.timeout_s is None else attempts.left_s(request.timeout_s)
-    return replace(request, slo_s=attempts.left_s(request.slo_s), timeout_s=timeout_s)
-
-
-def _may_retry(reply: ReplayReply) -> bool:
-    return reply.can_retry or reply.reason in RETRIED_REASONS

@@ -44,7 +44,9 @@ class RpcClient:
         """
         ask = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
         try:
-            about = await ask(pb.ModelMetadataRequest(name=self.model), timeout=_METADATA_TIMEOUT_S)
+            call = ask(pb.ModelMetadataRequest(name=self.model), timeout=_METADATA_TIMEOUT_S)
+            about = await call
+            said = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
         except grpc.aio.AioRpcError as error:
             text = f"{error.code().name}: {error.details()}"
             raise ClientError(f"{self._url}: model {self.model!r}: no answer ({text})") from None
@@ -56,7 +58,7 @@ class RpcClient:
         self._tensor = TensorSpec(
             name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape)
         )
-        return Model(name=self.model, tensor=self._tensor)
+        return Model(name=self.model, tensor=self._tensor, parameters=said)
 
     async def prepare(self, payloads: np.ndarray) -> None:
         """Nothing to do: bytes go as they are."""

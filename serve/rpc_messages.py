@@ -92,7 +92,7 @@ def model_metadata(spec: ModelSpec) -> pb.ModelMetadataResponse:
     )
 
 
-def model_config(spec: ModelSpec) -> pb.ModelConfigResponse:
+def model_config(spec: ModelSpec, policy: str) -> pb.ModelConfigResponse:
     """Return the part of a model's configuration that clients ask for."""
     config = pb.ModelConfig(
         name=spec.name,
@@ -101,8 +101,15 @@ def model_config(spec: ModelSpec) -> pb.ModelConfigResponse:
         max_batch_size=spec.max_batch_size,
         input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=spec.input_shape)],
         output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[spec.num_classes])],
+        parameters={k: pb.ModelParameter(string_value=v) for k, v in spec.about(policy).items()},
     )
     return pb.ModelConfigResponse(config=config)
+
+
+def index(rows: Iterable[Mapping[str, str]]) -> pb.RepositoryIndexResponse:
+    """Return the rows of `Models.index` as a message."""
+    row = pb.RepositoryIndexResponse.ModelIndex
+    return pb.RepositoryIndexResponse(models=[row(**fields) for fields in rows])
 
 
 def statistics(rows: Iterable[Mapping[str, Any]]) -> pb.ModelStatisticsResponse:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from serve.config import ConfigError, ServeConfig, parse_config, read_config_file
+from serve.logs import configure_logs
+from serve.several import model_settings
 from slackfit.profile import ProfileError
 
 
 def serve(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder of the trained supernet to serve.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR", help="Folder of the supernet to serve; named, several of them."
+        ),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Latency profile of this device; else one is measured.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE", help="Latency profile of this device; else one is measured."
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -47,6 +54,9 @@ def serve(
     subnets: Annotated[
         str | None, typer.Option(help="Ids of the subnets to offer, comma-separated (default all).")
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text for people, json for programs (default text).")
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Write every scheduler call here, as JSON lines.")
     ] = None,
@@ -62,8 +72,6 @@ def serve(
     Ctrl-C refuses new queries, finishes the queued ones and ends the server.
     """
     options = {
-        "checkpoint": checkpoint,
-        "profile": profile,
         "policy": policy,
         "slo_ms": slo_ms,
         "host": host,
@@ -74,10 +82,12 @@ def serve(
         "max_queue": max_queue,
         "subnets": subnets,
         "record": record,
+        "log_format": log_format,
     }
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        options |= model_settings(checkpoint or [], profile or [])
         parsed = _settings(config, settings or [], options)
+        configure_logs(parsed.log_format)
         if no_ray:
             from serve.uvicorn_host import serve_forever
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.live import Live
 from serve.top_figures import Reading, figures, read
 from serve.top_view import away, view
 
+TOKEN_VARIABLE = "SUPERNET_TOKEN"
 _TIMEOUT_S = 5.0
 
 
@@ -35,9 +37,14 @@ def top(
         float, typer.Option(help="Seconds that the figures are about.", min=1.0)
     ] = 10.0,
 ) -> None:
-    """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why."""
+    """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why.
+
+    A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
+    """
     console = Console()
-    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=headers) as client:
         view_of = Top(url, client, window_s=window_s)
         if once:
             try:
@@ -118,7 +125,9 @@ class Top:
             response.raise_for_status()
             return read(response.text)
         except httpx.HTTPStatusError as error:
-            raise AwayError(f"it says {error.response.status_code} to GET /metrics") from None
+            code = error.response.status_code
+            hint = f" (it wants a token in {TOKEN_VARIABLE})" if code in (401, 403) else ""
+            raise AwayError(f"it says {code} to GET /metrics{hint}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AwayError(str(error) or type(error).__name__) from None
         except ValueError:

@@ -16,6 +16,7 @@ from serve.config import ServeConfig
 from serve.listeners import Listeners
 from serve.process import tuned_process
 from serve.rest import Door
+from serve.tls import tls_files
 from serve.uvicorn_listener import bind, uvicorn_config
 
 
@@ -31,7 +32,7 @@ class _DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            where = f"http://{host}:{port}"
+            where = f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
             if self._listeners.rpc_port is not None:
                 where += f" and grpc://{host}:{self._listeners.rpc_port}"
             models = ", ".join(self._door.models.names)
@@ -51,7 +52,9 @@ def serve_forever(config: ServeConfig) -> None:
         door = build_door(config, resources)
         listeners = Listeners(config, door, is_replica=False)
         door.while_ready = listeners.opened
-        server = _DrainingServer(uvicorn_config(door, lifespan="on"), door, listeners)
+        server = _DrainingServer(
+            uvicorn_config(door, tls_files(config), lifespan="on"), door, listeners
+        )
         resources.enter_context(tuned_process())
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has drained
             server.run(sockets=[sock])

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve.config import ConfigError
+from serve.tls import TlsFiles
 
 
 class _Listener(uvicorn.Server):
@@ -24,7 +25,7 @@ class _Listener(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, host: str, port: int, *, drain_timeout_s: float
+    app: ASGIApp, host: str, port: int, *, drain_timeout_s: float, tls: TlsFiles | None = None
 ) -> AsyncIterator[None]:
     """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
@@ -33,7 +34,8 @@ async def listening(
     """
     sock = bind(host, port, is_shared=True)
     timeout_s = max(1, round(drain_timeout_s))
-    server = _Listener(uvicorn_config(app, lifespan="off", timeout_graceful_shutdown=timeout_s))
+    options = {"lifespan": "off", "timeout_graceful_shutdown": timeout_s}
+    server = _Listener(uvicorn_config(app, tls, **options))
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
         yield
@@ -59,6 +61,7 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     return sock
 
 
-def uvicorn_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
     """Return what every uvicorn of ours is told."""
+    options |= {} if tls is None else tls.uvicorn_options()
     return uvicorn.Config(app, log_level="warning", access_log=False, **options)

@@ -86,12 +86,20 @@ class RecordingScheduler:
         return self._scheduler.latency_factor
 
     @property
+    def head_deadline_s(self) -> float | None:
+        return self._scheduler.head_deadline_s
+
+    @property
     def latency_delay_s(self) -> float | None:
         return self._scheduler.latency_delay_s
 
     @property
     def drop_hopeless(self) -> bool:
         return self._scheduler.drop_hopeless
+
+    @property
+    def refuses_unreachable(self) -> bool:
+        return self._scheduler.refuses_unreachable
 
     @property
     def is_draining(self) -> bool:
@@ -283,6 +291,7 @@ def _header(scheduler: Scheduler) -> dict[str, object]:
         "max_queue": scheduler.max_queue,
         "drop_hopeless": scheduler.drop_hopeless,
         "correct_latency": scheduler.latency_factor is not None,
+        "refuse_unreachable": scheduler.refuses_unreachable,
     }
 
 

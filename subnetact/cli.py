@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from slackfit.profile import LatencyProfile
-from subnetact.executor import load_executor
+from subnetact.executor import load_executor, mebibytes
 from subnetact.profiler import measure_profile
 from subnetact.resident_profile import measure_resident_profile
 from supernet.checkpoint import load_checkpoint
@@ -30,7 +30,15 @@ def profile(
         str | None, typer.Option(help="folded, shared or views; default: the fastest here.")
     ] = None,
     cache_mib: Annotated[
-        float | None, typer.Option(help="Most that is packed, in MiB; default: no limit.")
+        float | None,
+        typer.Option(help="Most that is packed (CUDA: all weights), in MiB; default: no limit."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="On CUDA bfloat16 (default), float16 or float32.")
+    ] = None,
+    graph_mib: Annotated[
+        float | None,
+        typer.Option(help="Most that CUDA graphs hold, in MiB; 0: no graphs; default: no limit."),
     ] = None,
     residency: Annotated[
         float | None,
@@ -69,7 +77,10 @@ def profile(
                     threads=threads,
                     max_batch_size=max(sizes),
                     packing=packing,
-                    budget_bytes=None if cache_mib is None else int(cache_mib * 2**20),
+                    budget_bytes=mebibytes(cache_mib),
+                    dtype=dtype,
+                    batch_sizes=sizes,
+                    graph_budget_bytes=mebibytes(graph_mib),
                 )
                 measured = measure_profile(
                     executor, loaded, batch_sizes=sizes, repeats=repeats, progress=tell

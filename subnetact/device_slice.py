@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from subnetact.norms import Affine
 from subnetact.program import ConvSite
-from subnetact.site_calls import SiteWeights
 
 _ALIGN = 64  # elements: the bias starts on a boundary that every kernel takes
 _BLOCK_BYTES = 512  # what CUDA's allocator rounds up to
@@ -53,11 +53,16 @@ def slice_layout(site: ConvSite, dtype: torch.dtype, *, is_folded: bool) -> Layo
     return Layout(site.geometry.weight_shape, is_folded or site.has_bias, dtype)
 
 
-def fill_slice(flat: torch.Tensor, layout: Layout, weights: SiteWeights) -> None:
-    """Write a site's weights into host memory; with a norm, W * scale and its bias."""
-    weight, bias = weights.weight, weights.bias
-    if weights.norm is not None:
-        scale, shift = weights.norm
+def fill_slice(
+    flat: torch.Tensor,
+    layout: Layout,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: Affine | None,
+) -> None:
+    """Write a site's weight (O, I, k, k) and bias into host memory; a norm is folded into both."""
+    if norm is not None:
+        scale, shift = norm
         weight = weight * scale.view(-1, 1, 1, 1)  # (O, I, k, k), float32 until it is stored
         bias = shift if bias is None else torch.addcmul(shift, bias, scale)
     into_weight, into_bias = layout.views(flat)

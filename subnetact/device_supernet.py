@@ -26,7 +26,7 @@ from subnetact.device_calls import SiteKernel, site_kernel
 from subnetact.device_slice import Layout, fill_slice, slice_layout
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
-from subnetact.site_calls import PackedSlice, SiteWeights
+from subnetact.site_calls import PackedSlice
 from subnetact.slice_stream import SliceStream
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
@@ -234,14 +234,14 @@ class DeviceSupernet:
             return known
         layout = wanted.layout
         flat = self._accelerator.pinned((layout.num_elements,), self.dtype)
-        fill_slice(flat, layout, self._weights(wanted))
+        self._fill(flat, wanted)
         made = _HostSlice(wanted.key, layout, flat)
         if keep:
             self._host[wanted.key] = made
         return made
 
-    def _weights(self, wanted: DeviceSlice) -> SiteWeights:
-        """Views of the supernet's weights, with the norm where the slice has it folded in."""
+    def _fill(self, flat: torch.Tensor, wanted: DeviceSlice) -> None:
+        """Write a slice of the supernet's weights, with the norm where it is folded in."""
         layer, shape = wanted.site.layer, wanted.site.geometry.weight_shape
         weight = leading_slice(self._state[f"{layer}.weight"], shape)
         bias = None
@@ -250,7 +250,7 @@ class DeviceSupernet:
         norm = None
         if wanted.key.owner is not None and wanted.site.norm is not None:
             norm = self.norms.affines(self._archs[wanted.subnet_id])[wanted.site.norm]
-        return SiteWeights(weight, bias, norm, gamma=None)
+        fill_slice(flat, wanted.layout, weight, bias, norm)
 
     def _place_fixed(self, arch: Arch, sites: Iterable[ConvSite]) -> None:
         """Put what no slice holds on the device, whole and once, for every subnet."""

@@ -8,7 +8,7 @@ scheduler's business.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -64,6 +64,10 @@ class Executor(Protocol):
 
     def warm_up(self) -> None:
         """Run every subnet once or more, so that the first query is as fast as the others."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """What the device did so far and holds now, by names fit for metrics; may be empty."""
         ...
 
     def close(self) -> None:
@@ -175,8 +179,17 @@ class EagerExecutor:
                 self.run(subnet_id, inputs)
         synchronize(self.device)
 
+    def counts(self) -> Mapping[str, int]:
+        """See `Executor`: nothing is counted."""
+        return {}
+
     def close(self) -> None:
         """Nothing is held beyond the tensors themselves."""
+
+
+def mebibytes(number: float | None) -> int | None:
+    """Return a limit in bytes; None, which is no limit, stays."""
+    return None if number is None else int(number * 2**20)
 
 
 PACKINGS = ("folded", "shared", "views")

@@ -10,7 +10,7 @@ build, another machine) everything runs on views, with one warning.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -151,6 +151,11 @@ class PackedExecutor:
             inputs = np.zeros((batch_size, *self.input_shape), dtype=np.uint8)
             for subnet_id in self.subnet_ids:
                 self.run(subnet_id, inputs)
+
+    def counts(self) -> Mapping[str, int]:
+        """See `Executor`: the slices that the budget, or memory, had no room for."""
+        cache = self.net.cache.counts
+        return {"slice_refusals": cache.refusals, "out_of_memory": cache.failures}
 
     def close(self) -> None:
         """Let go of what is packed."""

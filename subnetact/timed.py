@@ -8,7 +8,7 @@ it must say so (`is_timed`). It fulfils the same protocol as the real executor.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class TimedExecutor:
 
     def warm_up(self) -> None:
         """Do nothing: there is nothing to warm."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Return nothing: nothing happens."""
+        return {}
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

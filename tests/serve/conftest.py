@@ -7,8 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import httpx
 import numpy as np
@@ -17,6 +20,7 @@ import pytest
 from serve.assemble import Loaded, build_model
 from serve.config import ServeConfig, parse_config
 from serve.engine import Engine
+from serve.exposure import build_guard
 from serve.metrics import Metrics
 from serve.models import Models
 from serve.reply import Wish
@@ -169,7 +173,7 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
         Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
-        admin_token=config.admin_token,
+        guard=build_guard(config, time.monotonic),
         drain_timeout_s=1.0,
     )
 
@@ -214,10 +218,18 @@ def serve_timed(
 class Server:
     """A `supernet serve` process on the timed device and free ports."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, rpc_url: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], url: str, rpc_url: str, log: IO[str]
+    ) -> None:
         self.process = process
         self.url = url
         self.rpc_url = rpc_url
+        self._log = log
+
+    def logged(self) -> str:
+        """Return what it has written to stderr."""
+        self._log.seek(0)
+        return self._log.read()
 
     @property
     def address(self) -> str:
@@ -243,20 +255,23 @@ def run_server(profile_file: Path, *options: str) -> Iterator[Server]:
         "timed", "--profile", str(profile_file), "--set", "input_shape=1,2,2",
         "--set", "model_name=tiny", *options,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"(http://\S+) and (grpc://\S+)", line)
-        assert found, f"not ready: {line!r} {process.stderr and process.stderr.read()}"
-        yield Server(process, *found.groups())
-    finally:
-        process.terminate()
+    # Not a pipe: one that nobody reads stops the server when it is full.
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate(timeout=10)
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"(http://\S+) and (grpc://\S+)", line)
+            log.seek(0)
+            assert found, f"not ready: {line!r} {log.read()}"
+            yield Server(process, *found.groups(), log)
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate(timeout=10)
 
 
 @pytest.fixture(scope="session")

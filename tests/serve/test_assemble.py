@@ -15,6 +15,7 @@ import torch
 from serve.assemble import build_door, check, load
 from serve.config import ConfigError, ServeConfig, parse_config
 from serve.reply import Wish
+from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor
 from subnetact.profiler import measure_profile
@@ -103,6 +104,20 @@ def test_profile_of_something_else_is_refused_before_anything_is_loaded(
 def test_unknown_names_are_refused_with_the_known_ones(configure, measured, settings, text):
     with pytest.raises(ConfigError, match=text):
         check(configure(measured, **settings))
+
+
+def test_unknown_names_are_refused_before_a_profile_is_measured(configure, monkeypatch):
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("it measured first")
+
+    monkeypatch.setattr("serve.assemble._measure_quickly", measure)
+    for name in policy_names():
+        check(configure(policy=name.replace("<subnet_id>", "smallest")))
+    for refuse in (check, load):
+        with pytest.raises(ConfigError, match="policy 'best' is unknown, allowed slackfit"):
+            refuse(configure(policy="best"))
+        with pytest.raises(ConfigError, match="subnet 'huge' is not in profile"):
+            refuse(configure(subnets=["huge"]))
 
 
 def test_log_that_cannot_be_written_is_refused(configure, measured, tmp_path):

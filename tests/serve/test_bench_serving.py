@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import Load, Score, pooled
 from serve.bench_serving_overload import forward_ratios, recovery_s
-from serve.bench_serving_peers import PeersBench, Point, Scale, bar_rows, dominates, grid
+from serve.bench_serving_peers import (
+    PeersBench,
+    Point,
+    Scale,
+    bar_rows,
+    dominates,
+    grid,
+    is_disturbed,
+)
 from serve.bench_serving_setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ConfigError
 from slackfit.profile import LatencyProfile
@@ -69,6 +77,17 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     assert Journal(path, {}).get("second") == 3
 
 
+def test_a_cell_that_is_wrong_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "part.jsonl"
+    journal = Journal(path, {"slo_s": 0.1})
+    journal.once("good", lambda: 1)
+    journal.once("bad", lambda: -1)
+    assert journal.forget(lambda name, cell: cell < 0) == ["bad"]
+    again = Journal(path, {"slo_s": 0.1})
+    assert "bad" not in again
+    assert again.get("good") == 1
+
+
 # --- who is better -------------------------------------------------------------------------------
 
 
@@ -85,6 +104,14 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
 )
 def test_domination(mine: Score, other: Score, is_better: bool) -> None:
     assert dominates(mine, other) is is_better
+
+
+def test_a_run_on_a_full_machine_or_of_a_slow_client_is_disturbed() -> None:
+    run = score(990, 0.9)
+    assert not is_disturbed(run)
+    assert is_disturbed(run._replace(busy=0.99))
+    assert is_disturbed(run._replace(is_valid=False))
+    assert not is_disturbed(run._replace(busy=None))
 
 
 def test_the_best_fixed_one_is_the_one_with_the_highest_attainment() -> None:
@@ -186,8 +213,8 @@ def test_forward_time_counts_each_batch_once(profile: LatencyProfile) -> None:
 
 
 def test_the_slo_is_several_times_the_largest_subnets_batch_1(profile: LatencyProfile) -> None:
-    assert choose_slo_s(profile) == pytest.approx(0.02)  # 5 x 4 ms
-    assert choose_slo_s(profile.scaled(1.01)) == pytest.approx(0.025)
+    assert choose_slo_s(profile) == pytest.approx(0.04)  # 10 x 4 ms
+    assert choose_slo_s(profile.scaled(1.01)) == pytest.approx(0.045)
 
 
 def test_the_three_subnets_are_told_by_accuracy(setting: Setting) -> None:

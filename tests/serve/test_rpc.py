@@ -110,11 +110,13 @@ def test_health_metadata_and_configuration(ask):
             await stub.ServerReady(pb.ServerReadyRequest()),
             await stub.ModelReady(pb.ModelReadyRequest(**name, version="small")),
             await stub.ServerMetadata(pb.ServerMetadataRequest()),
-            await stub.ModelMetadata(pb.ModelMetadataRequest(**name)),
+            await (metadata := stub.ModelMetadata(pb.ModelMetadataRequest(**name))),
             await stub.ModelConfig(pb.ModelConfigRequest(**name)),
+            dict(await metadata.trailing_metadata()),
+            await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)),
         ]
 
-    live, ready, model_ready, server, model, config = ask(use)
+    live, ready, model_ready, server, model, config, about, index = ask(use)
     assert live.live
     assert ready.ready
     assert model_ready.ready
@@ -124,6 +126,10 @@ def test_health_metadata_and_configuration(ask):
     assert list(model.outputs[0].shape) == [-1, 10]
     assert config.config.max_batch_size == 4
     assert config.config.input[0].data_type == pb.TYPE_UINT8
+    serves = {"policy": "slackfit", "profile": "tiny", "device": "nowhere"}
+    assert {k: v.string_value for k, v in config.config.parameters.items()} == serves
+    assert about.items() >= serves.items()
+    assert [(row.name, row.state) for row in index.models] == [("tiny", "READY")]
 
 
 def test_statistics_have_a_row_for_each_subnet_that_served(ask):
@@ -261,6 +267,24 @@ def test_draining_server_refuses_and_says_so(timed_door):
     counted = {"door": "grpc", "reason": "draining"}
     name = "supernet_refused_requests_total"
     assert door.metrics.registry.get_sample_value(name, counted) == 1
+
+
+def test_answers_and_refusals_name_the_request(ask):
+    async def use(stub: Any) -> list[str]:
+        named = (("x-request-id", "mine"),)
+        answered = stub.ModelInfer(request(), metadata=named)
+        await answered
+        refused = stub.ModelInfer(request(model_name="nobody"), metadata=named)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await refused
+        unnamed = stub.ServerLive(pb.ServerLiveRequest())
+        await unnamed
+        calls = (answered, refused, unnamed)
+        return [dict(await call.trailing_metadata())["x-request-id"] for call in calls]
+
+    first, second, given = ask(use)
+    assert (first, second) == ("mine", "mine")
+    assert given.endswith("-0")
 
 
 def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):

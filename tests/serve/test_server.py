@@ -47,7 +47,8 @@ def test_server_answers_records_replays_and_ends_on_interrupt(
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     profile = LatencyProfile.load(profile_file)
     policy = create_policy("slackfit", profile)
-    fresh = Scheduler(profile, policy, max_queue=1000, drop_hopeless=True, correct_latency=True)
+    settings = {"drop_hopeless": True, "correct_latency": True, "refuse_unreachable": True}
+    fresh = Scheduler(profile, policy, max_queue=1000, **settings)
     assert replay_log(log, fresh) > 60
 
 

@@ -171,6 +171,7 @@ def test_the_window_slides(metrics: Metrics):
     ("response", "why"),
     [
         (httpx.Response(404), "it says 404"),
+        (httpx.Response(401), "a token in SUPERNET_TOKEN"),
         (httpx.Response(200, content=b"<html>{nonsense"), "no metrics"),
     ],
 )

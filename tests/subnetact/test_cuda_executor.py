@@ -534,6 +534,22 @@ def test_a_wrong_guess_of_what_comes_next_costs_a_copy_and_no_result() -> None:
     assert stream.num_copied_bytes == stream.num_copies * 64 * 4
 
 
+def test_what_comes_next_never_takes_the_buffer_that_is_being_read() -> None:
+    stream = SliceStream(LaneAccelerator(), torch.float32)
+    a, x, y = (
+        FakeSource(name, Layout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
+        for n, name in enumerate("axy")
+    )
+    stream.reserve(64)
+    learned: dict = {}
+    for run, following in (((a, x), learned), ((a,), {}), ((y,), {}), ((a, x), learned)):
+        stream.begin(following)
+        for source in run:
+            weight, _ = stream.take(source)
+            assert (weight == source.flat[0]).all()
+            stream.done(source)
+
+
 class FakeSource:
     def __init__(self, key: str, layout: Layout, flat: torch.Tensor):
         self.key, self.layout, self.flat = key, layout, flat.float()

@@ -28,7 +28,7 @@ def test_a_measured_profile_has_a_table_per_subgraph_and_runs_in_the_simulator(
     out = tmp_path / "profile.json"
     profile(
         checkpoint_folder, out, batch_sizes="1,2", repeats=2, residency=0.02, packing=None,
-        cache_mib=None, device="cpu", threads=1,
+        cache_mib=None, device="cpu", threads=1, dtype=None, graph_mib=None,
     )  # fmt: skip
     measured = LatencyProfile.load(out)
     assert measured.packing == "views"
@@ -54,7 +54,7 @@ def test_a_residency_too_small_for_any_slice_is_refused(
     with pytest.raises(Exit):
         profile(
             checkpoint_folder, tmp_path / "p.json", batch_sizes="1", repeats=1, residency=1e-5,
-            packing=None, cache_mib=None, device="cpu", threads=1,
+            packing=None, cache_mib=None, device="cpu", threads=1, dtype=None, graph_mib=None,
         )  # fmt: skip
     assert "has room for no slice that saves time" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "p.json").exists()

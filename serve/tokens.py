@@ -1,0 +1,107 @@
+"""Bearer tokens: names, what each may do, and the comparison that tells nothing by its duration.
+
+They come from a file (setting `tokens_file`) or from the environment variable SUPERNET_TOKENS,
+never from a command line, which every user of the machine can read. One token per line, or behind
+a semicolon: `NAME SCOPES SECRET`, with scopes joined by commas. A line that begins with `#` is a
+comment. Nothing here prints or logs a secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from serve.config import ConfigError
+
+VARIABLE = "SUPERNET_TOKENS"
+SCOPES = ("infer", "metrics", "admin")
+"""`infer`: all of `/v2`. `metrics`: `/metrics`. `admin`: `/admin/config`, and the two others."""
+
+_MIN_SECRET = 16  # characters: what is shorter can be guessed
+_SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{_MIN_SECRET},}}=*")  # RFC 6750's b64token
+_FORM = "NAME SCOPES SECRET"
+
+
+class Token(NamedTuple):
+    """One token: whose it is and what it opens."""
+
+    name: str
+    scopes: frozenset[str]
+    secret: str
+
+    def allows(self, scope: str) -> bool:
+        """Whether the token opens `scope`."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class Tokens:
+    """The tokens that a server knows."""
+
+    def __init__(self, tokens: Iterable[Token]) -> None:
+        self._tokens = tuple(tokens)
+        self._digests = [_digest(token.secret) for token in self._tokens]
+
+    def find(self, secret: str) -> Token | None:
+        """Return the token with this secret; every one is compared, whichever it is."""
+        given = _digest(secret)
+        found = None
+        for token, digest in zip(self._tokens, self._digests, strict=True):
+            if hmac.compare_digest(given, digest):
+                found = token
+        return found
+
+    def secret_for(self, scope: str) -> str | None:
+        """Return the secret of the first token that opens `scope`, for a host that asks itself."""
+        return next((token.secret for token in self._tokens if token.allows(scope)), None)
+
+
+def read_tokens(path: str | None) -> Tokens | None:
+    """Read the tokens of a file and of SUPERNET_TOKENS; None when neither is given.
+
+    Raises ConfigError for what is no token, by its line and without its text.
+    """
+    tokens: list[Token] = []
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"tokens_file {path}: can't be read ({type(error).__name__})"
+            ) from None
+        tokens += _parse(text, f"tokens_file {path}")
+        if not tokens:
+            raise ConfigError(f"tokens_file {path} holds no token, allowed lines {_FORM}")
+    tokens += _parse(os.environ.get(VARIABLE, ""), VARIABLE)
+    for field in ("name", "secret"):
+        if len({getattr(token, field) for token in tokens}) < len(tokens):
+            raise ConfigError(f"two tokens have the same {field}: give each its own")
+    return Tokens(tokens) if tokens else None
+
+
+def _parse(text: str, source: str) -> list[Token]:
+    tokens: list[Token] = []
+    for number, line in enumerate(re.split(r"[\n;]", text), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 3:
+            raise ConfigError(f"{source}, line {number}: {len(words)} words, allowed 3: {_FORM}")
+        name, scopes, secret = words
+        unknown = set(scopes.split(",")) - set(SCOPES)
+        if unknown:
+            text = f"scope {', '.join(sorted(unknown))} is unknown, allowed {', '.join(SCOPES)}"
+            raise ConfigError(f"{source}, line {number}: {text}")
+        if not _SECRET.fullmatch(secret):
+            text = f"the secret is no token of {_MIN_SECRET} letters, digits, ._~+/- or more"
+            raise ConfigError(f"{source}, line {number}: {text}")
+        tokens.append(Token(name, frozenset(scopes.split(",")), secret))
+    return tokens
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,386 @@
+"""Both doors with a guard: tokens, rates, TLS, bounds before allocation, texts of errors."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import trustme
+
+from serve.config import ConfigError, ServeConfig, parse_config
+from serve.exposure import build_guard
+from serve.listeners import Listeners
+from serve.proto import open_inference_pb2 as pb
+from serve.proto import open_inference_pb2_grpc as pb_grpc
+from serve.rest import Door
+from serve.rpc import RpcDoor, rpc_listening
+from serve.uvicorn_listener import listening
+
+ADMIN, INFER = "a" * 16, "b" * 20
+SECRET_PATH = "/srv/private/weights.bin"
+BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
+URL = "/v2/models/tiny/infer"
+MESSAGE = pb.ModelInferRequest(
+    model_name="tiny",
+    inputs=[
+        pb.ModelInferRequest.InferInputTensor(name="input", datatype="UINT8", shape=[1, 1, 2, 2])
+    ],
+    raw_input_contents=[bytes(4)],
+)
+
+
+@pytest.fixture
+def tokens_file(tmp_path: Path) -> str:
+    path = tmp_path / "tokens"
+    path.write_text(f"alice admin {ADMIN}\nbob infer {INFER}\n")
+    return str(path)
+
+
+@contextlib.asynccontextmanager
+async def stub_of(door: Door, **options: Any) -> AsyncIterator[Any]:
+    listening = rpc_listening(
+        RpcDoor(door.models, guard=door.guard),
+        "127.0.0.1",
+        0,
+        max_body_bytes=4096,
+        drain_timeout_s=1.0,
+    )
+    async with listening as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}", **options) as c:
+        yield pb_grpc.GRPCInferenceServiceStub(c)
+
+
+def with_stub(door: Door, use: Callable[[Any], Any], **options: Any) -> Any:
+    async def main() -> Any:
+        async with door._lifespan(door._app), stub_of(door, **options) as stub:
+            return await use(stub)
+
+    return asyncio.run(main())
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def test_http_asks_for_tokens_and_health_does_not(serve_timed, tokens_file):
+    async def main() -> dict[str, list[int]]:
+        async with serve_timed(tokens_file=tokens_file) as client:
+            paths = ("/v2/health/live", "/v2/health/ready", "/v2", "/metrics", "/admin/config")
+            given: list[dict[str, str]] = [{}, bearer("c" * 16), bearer(INFER), bearer(ADMIN)]
+            codes = {
+                path: [(await client.get(path, headers=h)).status_code for h in given]
+                for path in paths
+            }
+            codes[URL] = [(await client.post(URL, json=BODY, headers=h)).status_code for h in given]
+            refused = await client.post(URL, json=BODY)
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json()["reason"] == "unauthenticated"
+            return codes
+
+    codes = asyncio.run(main())
+    assert codes["/v2/health/live"] == codes["/v2/health/ready"] == [200] * 4
+    assert codes["/v2"] == codes[URL] == [401, 401, 200, 200]
+    assert codes["/metrics"] == codes["/admin/config"] == [401, 401, 403, 200]
+
+
+def test_rpc_asks_for_tokens_and_health_does_not(timed_door, tokens_file):
+    async def use(stub: Any) -> list[str]:
+        assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+        assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+        said = []
+        for metadata in ((), (("authorization", f"Bearer {ADMIN}x"),)):
+            for call, message in (
+                (stub.ModelInfer, MESSAGE),
+                (stub.ModelMetadata, pb.ModelMetadataRequest(name="tiny")),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(message, metadata=metadata)
+                said.append(caught.value.code().name)
+                assert dict(caught.value.trailing_metadata() or ())["reason"] == "unauthenticated"
+        answer = await stub.ModelInfer(MESSAGE, metadata=(("authorization", f"Bearer {INFER}"),))
+        assert answer.model_version
+        return said
+
+    assert set(with_stub(timed_door(tokens_file=tokens_file), use)) == {"UNAUTHENTICATED"}
+
+
+def test_http_limits_the_rate_of_a_principal(serve_timed):
+    async def main() -> list[httpx.Response]:
+        async with serve_timed(rate_limit_qps=0.5, rate_limit_burst=3) as client:
+            twice = {"inputs": [{**BODY["inputs"][0], "shape": [2, 1, 2, 2], "data": [0] * 8}]}
+            asked = [await client.post(URL, json=body) for body in (BODY, twice, BODY)]
+            asked.append(await client.get("/v2"))
+            return asked
+
+    first, second, third, looked = asyncio.run(main())
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert (third.status_code, third.json()["reason"]) == (429, "rate_limited")
+    assert third.headers["retry-after"] == "2"
+    assert 1 < third.json()["retry_after_s"] <= 2
+    assert looked.status_code == 200, "looking costs nothing"
+
+
+def test_rpc_limits_the_rate_of_a_principal(timed_door):
+    async def use(stub: Any) -> tuple[str, dict[str, str]]:
+        await stub.ModelInfer(MESSAGE)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(MESSAGE)
+        return caught.value.code().name, dict(caught.value.trailing_metadata() or ())
+
+    code, details = with_stub(timed_door(rate_limit_qps=0.5, rate_limit_burst=1), use)
+    assert (code, details["reason"]) == ("RESOURCE_EXHAUSTED", "rate_limited")
+    assert 1 < float(details["retry_after_s"]) <= 2
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+class Certificates:
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        leaf = self.ca.issue_cert("127.0.0.1")
+        self.cert, self.key = str(folder / "cert.pem"), str(folder / "key.pem")
+        self.ca_file = str(folder / "ca.pem")
+        self.ca.cert_pem.write_to_path(self.ca_file)
+        Path(self.cert).write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+        leaf.private_key_pem.write_to_path(self.key)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+def test_both_doors_speak_tls_and_nothing_else(
+    timed_config: ServeConfig, timed_door, certificates: Certificates
+):
+    settings = {"tls_cert": certificates.cert, "tls_key": certificates.key, "grpc_port": 0}
+    config = timed_config.model_copy(update=settings)
+    door = timed_door()
+    trust = ssl.create_default_context(cafile=certificates.ca_file)
+    credentials = grpc.ssl_channel_credentials(Path(certificates.ca_file).read_bytes())
+
+    async def main() -> None:
+        listeners = Listeners(config, door, is_replica=False)
+        port = free_port()
+        async with door._lifespan(door._app), listeners.opened():
+            tls = config_tls(config)
+            async with listening(door, "127.0.0.1", port, drain_timeout_s=1.0, tls=tls):
+                async with httpx.AsyncClient(verify=trust) as client:
+                    answer = await client.post(f"https://127.0.0.1:{port}{URL}", json=BODY)
+                    assert answer.status_code == 200
+                async with httpx.AsyncClient(verify=tls.client_context()) as client:
+                    assert (await client.get(f"https://127.0.0.1:{port}/v2")).status_code == 200
+                async with httpx.AsyncClient() as client:
+                    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                        await client.get(f"https://127.0.0.1:{port}/v2")
+                    with pytest.raises(httpx.RemoteProtocolError):
+                        await client.get(f"http://127.0.0.1:{port}/v2")
+            address = f"127.0.0.1:{listeners.rpc_port}"
+            async with grpc.aio.secure_channel(address, credentials) as channel:
+                stub = pb_grpc.GRPCInferenceServiceStub(channel)
+                assert (await stub.ModelInfer(MESSAGE, timeout=10)).model_version
+            async with grpc.aio.insecure_channel(address) as channel:
+                stub = pb_grpc.GRPCInferenceServiceStub(channel)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.ModelInfer(MESSAGE, timeout=5)
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(main())
+
+
+def config_tls(config: ServeConfig):
+    from serve.tls import tls_files
+
+    tls = tls_files(config)
+    assert tls is not None
+    return tls
+
+
+def free_port() -> int:
+    from serve.uvicorn_listener import bind
+
+    with contextlib.closing(bind("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def test_files_that_are_no_pair_are_refused_before_anything_is_loaded(
+    timed_config: ServeConfig, certificates: Certificates, tmp_path
+):
+    other = trustme.CA().issue_cert("127.0.0.1").private_key_pem
+    other.write_to_path(tmp_path / "other.pem")
+    for cert, key in (
+        (certificates.cert, str(tmp_path / "other.pem")),
+        (certificates.cert, str(tmp_path / "none.pem")),
+        (certificates.key, certificates.key),
+    ):
+        config = timed_config.model_copy(update={"tls_cert": cert, "tls_key": key})
+        with pytest.raises(ConfigError, match="can't be used"):
+            build_guard(config, float)
+    with pytest.raises(ConfigError, match="tls_cert and tls_key go together"):
+        parse_config({"checkpoint": "x", "tls_cert": "c"})
+    with pytest.raises(ConfigError, match="give the rate, too"):
+        parse_config({"checkpoint": "x", "rate_limit_burst": 3})
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def test_json_that_would_swell_is_refused_before_it_is_parsed(serve_timed, monkeypatch):
+    """A model with inputs of four bytes: its largest request has 16 numbers."""
+
+    async def main() -> list[tuple[int, str]]:
+        async with serve_timed(max_body_bytes=2**20) as client:
+            bombs = (b"[" + b"[]," * 100_000 + b"0]", b"[" + b"0," * 100_000 + b"0]", b"[" * 5000)
+            answers = [await client.post(URL, content=bomb) for bomb in bombs]
+            return [(a.status_code, a.json()["reason"]) for a in answers]
+
+    def parse(_: object) -> object:
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr("serve.oip._decode", parse)
+    assert asyncio.run(main()) == [(413, "too_large")] * 3
+
+
+def test_compressed_rpc_messages_are_refused_unopened(timed_door):
+    """gRPC holds a message against its limit before it unpacks it: a bomb would pass."""
+    bomb = pb.ModelInferRequest(model_name="tiny", id="x" * (16 * 2**20))  # 16 KiB once compressed
+
+    async def use(stub: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(bomb, compression=grpc.Compression.Gzip)
+        assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+        return caught.value.code().name
+
+    limits = [("grpc.max_send_message_length", -1)]
+    assert with_stub(timed_door(), use, options=limits) == "UNIMPLEMENTED"
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def test_no_answer_tells_what_an_exception_said(timed_door, monkeypatch, tokens_file):
+    """Texts of exceptions hold paths, addresses, values: they go to the log alone."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(f"can't read {SECRET_PATH}")
+
+    door = timed_door(tokens_file=tokens_file)
+    (model,) = door.models
+    headers = bearer(INFER)
+    metadata = (("authorization", f"Bearer {INFER}"),)
+
+    async def main() -> list[str]:
+        said = []
+        transport = httpx.ASGITransport(door)
+        client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+        async with door._lifespan(door._app), client, stub_of(door) as stub:
+
+            async def ask() -> None:
+                answer = await client.post(URL, json=BODY, headers=headers)
+                said.append(f"{answer.status_code} {answer.text} {answer.headers}")
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.ModelInfer(MESSAGE, metadata=metadata)
+                said.append(f"{caught.value.details()} {caught.value.trailing_metadata()}")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(model.engine._runner.executor, "run", fail)  # the model
+                await ask()
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "infer", fail)  # our own code
+                await ask()
+            patch = monkeypatch
+            patch.setattr(model.engine, "_poll", fail)  # the device thread
+            await ask()
+            for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready"):
+                said.append((await client.get(path, headers=headers)).text)
+            said.append((await client.get("/metrics", headers=bearer(ADMIN))).text)
+            said.append((await client.get("/admin/config", headers=bearer(ADMIN))).text)
+        return said
+
+    said = asyncio.run(main())
+    assert len(said) == 11
+    for text in said:
+        assert SECRET_PATH not in text
+        assert "OSError" not in text or text.startswith('{"tiny"'), "but for an administrator"
+        assert "Traceback" not in text
+    assert said[0].startswith("500 ")
+    assert "execution_failed" in said[0]
+    assert "internal" in said[2]
+    assert "device_failed" in said[4]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+PACKAGES = ("supernet", "subnetact", "slackfit", "training", "traces", "serve", "benchmarks")
+SOURCES = sorted(path for package in PACKAGES for path in Path(package).rglob("*.py"))
+UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Return what in a module could run what a file or a peer holds."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                found += [f"import {n.name}" for n in names if n.name in UNSAFE_MODULES]
+            case ast.ImportFrom(module=module) if module in UNSAFE_MODULES:
+                found.append(f"from {module}")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=attr), keywords=words):
+                given = {w.arg: w.value.value for w in words if isinstance(w.value, ast.Constant)}
+                call = f"{owner}.{attr}"
+                if call == "torch.load" and given.get("weights_only") is not True:
+                    found.append("torch.load without weights_only=True")
+                if call == "np.load" and given.get("allow_pickle") is not False:
+                    found.append("np.load without allow_pickle=False")
+                if call in ("yaml.load", "yaml.unsafe_load", "torch.package"):
+                    found.append(call)
+            case ast.Call(func=ast.Name(id="eval" | "exec" as name)):
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "torch.load(p)", "np.load(p)", "np.load(p, allow_pickle=True)", "eval(x)"],
+)
+def test_the_search_finds_what_it_is_for(text: str):
+    assert unsafe(ast.parse(text))
+
+
+# What may touch the module, and what of it: its errors, which torch's `weights_only` reader raises,
+# and a reader of CIFAR's Python files whose `find_class` knows arrays alone.
+ALLOWED = {
+    "supernet/weight_files.py": {"UnpicklingError"},
+    "training/cifar.py": {"Unpickler", "UnpicklingError"},
+}
+
+
+def test_nothing_of_ours_unpickles_what_comes_from_outside():
+    found = {
+        (str(path), what)
+        for path in SOURCES
+        for what in unsafe(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == {(path, "import pickle") for path in ALLOWED}
+    for path, allowed in ALLOWED.items():
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "pickle"
+        }
+        assert used <= allowed, path
+        if "Unpickler" in used:
+            defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+            assert "find_class" in defined, f"{path}: an unpickler that builds anything"
