@@ -180,12 +180,18 @@ def load(config: ServeConfig) -> Loaded:
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device:
-        return Loaded(executor, given, name)
+        return Loaded(executor, _revalidated(executor, given), name)
     if given is not None:
         text = "profile %s was measured on %r, this device is %r"
         logger.warning(text, config.profile, given.device, device)
     logger.warning("no profile of this device is at hand: measuring a short one")
     return Loaded(executor, _measure_quickly(executor, checkpoint), name)
+
+
+def _revalidated(executor: Executor, given: LatencyProfile) -> LatencyProfile:
+    from subnetact.revalidation import revalidated
+
+    return revalidated(executor, given)
 
 
 def _read_checkpoint(config: ServeConfig) -> Checkpoint:

@@ -69,7 +69,7 @@ def actuation(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: resnet, mobilenet, compile, switch, memory, sgs.",
+            help="Only these: resnet, mobilenet, compile, switch, memory, sgs, default.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,

@@ -15,6 +15,7 @@ import numpy as np
 
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.query import Batch
+from slackfit.simulated_residency import SimulatedResidency
 
 _DRAWS = 4096  # random numbers made at once
 
@@ -46,6 +47,7 @@ class Devices:
         switch_cost_s: float | Mapping[str, float] = 0.0,
         noise: LatencyProfile | Sequence[float] | None = None,
         profiles: Sequence[LatencyProfile] | None = None,
+        residency: SimulatedResidency | None = None,
     ) -> None:
         """Describe the devices.
 
@@ -53,7 +55,8 @@ class Devices:
         worker gets another subnet than its last. `noise` is a profile, from whose quantiles of the
         batch's subnet and size a ratio to the median is drawn, or residuals: ratios of measured to
         predicted latency, of which one is drawn. `profiles` has one profile per worker whose
-        medians replace the predicted latencies (heterogeneous devices).
+        medians replace the predicted latencies (heterogeneous devices). `residency` says what
+        batches take beside what is resident, in place of both.
 
         Raises ValueError for a negative time, a ratio that is not positive, or too few profiles;
         ProfileError for a noise profile that has only a median.
@@ -77,7 +80,8 @@ class Devices:
         self._rng = np.random.default_rng(seed)
         self._draws: list[float] = []
         #: Whether every batch takes what was predicted, plus the overhead.
-        self.is_plain = not (self._switches or self._noise or self._tables)
+        self.is_plain = not (self._switches or self._noise or self._tables or residency)
+        self._residency = residency
 
     def slow_down(self, worker_id: int, factor: float) -> None:
         """Multiply what batches take on a worker from now on."""
@@ -89,6 +93,8 @@ class Devices:
         _, worker_id, subnet_id, queries, _, seconds = batch
         if self._tables is not None:
             seconds = self._tables[worker_id][subnet_id][len(queries)]
+        if self._residency is not None:
+            seconds = self._residency.latency_s(worker_id, subnet_id, len(queries))
         if self._noise is not None:
             seconds *= self._noise.ratio(subnet_id, len(queries), self._draw())
         seconds = seconds * self._factors[worker_id] + self._overhead_s

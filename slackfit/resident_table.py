@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Rows = Mapping[str, Mapping[str, tuple[float, ...]]]
@@ -16,17 +16,25 @@ Rows = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidentTable:
-    """{subnet id: {quantile: seconds per profiled batch size}} while a subgraph is resident."""
+    """{subnet id: {quantile: seconds per profiled batch size}} while a subgraph is resident.
+
+    `load_s` is what making it resident takes; `encoding` is SUSHI's vector of kernels and channels
+    per layer, in the order of the subnets' own (empty: not known).
+    """
 
     residency_id: str
     num_bytes: int
     latency_s: Rows
+    load_s: float = 0.0
+    encoding: tuple[float, ...] = ()
 
     def check(self, num_sizes: int) -> None:
         """Raise ValueError naming the entry that is misshapen."""
         where = f"residency {self.residency_id!r}"
         if self.num_bytes < 0:
             raise ValueError(f"{where}: bytes is {self.num_bytes}, allowed 0 or more")
+        if not 0 <= self.load_s < math.inf:
+            raise ValueError(f"{where}: load_s is {self.load_s}, allowed 0 or more")
         for subnet_id, quantiles in self.latency_s.items():
             if "p50" not in quantiles:
                 raise ValueError(f"{where}: subnet {subnet_id!r} has no p50")
@@ -39,10 +47,10 @@ class ResidentTable:
 
     def scaled(self, factor: float, delay_s: float = 0.0) -> ResidentTable:
         """Return the table with every latency times `factor`, plus `delay_s`."""
-        return ResidentTable(
-            residency_id=self.residency_id,
-            num_bytes=self.num_bytes,
+        return replace(
+            self,
             latency_s=_each(self.latency_s, factor, delay_s),
+            load_s=self.load_s * factor,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -50,6 +58,8 @@ class ResidentTable:
         return {
             "id": self.residency_id,
             "bytes": self.num_bytes,
+            **({"load_ms": round(self.load_s * 1e3, 6)} if self.load_s else {}),
+            **({"encoding": list(self.encoding)} if self.encoding else {}),
             "subnets": {
                 i: {q: [round(t, 6) for t in row] for q, row in quantiles.items()}
                 for i, quantiles in _each(self.latency_s, 1e3).items()
@@ -64,7 +74,11 @@ class ResidentTable:
             for i, quantiles in data["subnets"].items()
         }
         return cls(
-            residency_id=str(data["id"]), num_bytes=int(data["bytes"]), latency_s=_each(rows, 1e-3)
+            residency_id=str(data["id"]),
+            num_bytes=int(data["bytes"]),
+            latency_s=_each(rows, 1e-3),
+            load_s=float(data.get("load_ms", 0.0)) * 1e-3,
+            encoding=tuple(float(x) for x in data.get("encoding", ())),
         )
 
 

@@ -20,6 +20,7 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
 from slackfit.scheduler import Scheduler
+from slackfit.simulated_residency import SimulatedResidency
 
 FloatArray = npt.NDArray[np.float64]
 _PROGRESS_EVERY = 16_384  # arrivals
@@ -37,6 +38,7 @@ def simulate(
     switch_cost_s: float | Mapping[str, float] | None = None,
     noise: LatencyProfile | Sequence[float] | None = None,
     worker_profiles: Sequence[LatencyProfile] | None = None,
+    residency: SimulatedResidency | None = None,
     events: Sequence[Failure | Slowdown] = (),
     drop_hopeless: bool | None = None,
     query_class: npt.NDArray[np.int64] | None = None,
@@ -49,9 +51,9 @@ def simulate(
     `slo_s`, `min_accuracy` and `query_class` are one value, or one per arrival. A batch takes its
     profiled latency and what `slackfit.devices.Devices` adds, of which scheduler and policy know
     nothing (what they shall know belongs in the profile): `dispatch_overhead_s`, `switch_cost_s`
-    (None: the policy's own, 0 for most), `noise` drawn with `seed`, `worker_profiles`, and
-    `events`, failures and slow-downs at given times. A given `scheduler` (a recording one, say) is
-    driven as it is, and `profile`, `num_workers` and `drop_hopeless` stand back. `progress` is
+    (None: the policy's own, 0 for most), `noise` drawn with `seed`, `worker_profiles`, `residency`,
+    and `events`, failures and slow-downs at given times. A given `scheduler` (a recording one, say)
+    is driven as it is, and `profile`, `num_workers` and `drop_hopeless` stand back. `progress` is
     called with (arrivals so far, all arrivals) now and then.
 
     Raises ValueError for arrivals that are not sorted and finite or values that do not match
@@ -66,6 +68,7 @@ def simulate(
         switch_cost_s=policy_switch_cost_s(policy) if switch_cost_s is None else switch_cost_s,
         noise=noise,
         profiles=worker_profiles,
+        residency=residency,
     )
     with collector_paused():
         queries = make_queries(arrival_s, slo_s, min_accuracy, query_class)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from subnetact.bench_default import default_rows
 from subnetact.bench_memory import memory_rows
 from subnetact.bench_residency import residency_rows
 from subnetact.cache import SubgraphCache
@@ -31,7 +32,7 @@ Row = dict[str, Any]
 Tell = Callable[[str], None]
 
 NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
-PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs")
+PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs", "default")
 _MODES = ("views", "shared", "folded")
 
 
@@ -198,6 +199,11 @@ class Bench:
     def _sgs(self) -> list[Row]:
         definition = define_supernet(NETS["ofa_resnet50"])
         return residency_rows(definition, random_state(definition), tell=self._tell)
+
+    def _default(self) -> list[Row]:
+        definition = define_supernet(NETS["ofa_resnet50"])
+        state = random_state(definition)
+        return default_rows(definition, state, repeats=self._repeats, tell=self._tell)
 
 
 def prepared(

@@ -29,8 +29,9 @@ from slackfit.residency import (
     run_stream,
 )
 from subnetact.cache import SliceKey, SubgraphCache
+from subnetact.encoding import encode, layers_of
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet, Slice
+from subnetact.packed_supernet import PackedSupernet
 from subnetact.savings import measure_savings
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet.definition import SupernetDefinition
@@ -106,7 +107,11 @@ class _Table:
 
     def encodings(self) -> dict[str, np.ndarray]:
         """Kernels and channels per layer of each subnet."""
-        return {i: self._encode(self.net.slices(i, "shared")) for i in self.base_s}
+        layers = layers_of(self.slices)
+        return {
+            i: encode((form.key for form in self.net.slices(i, "shared")), layers)
+            for i in self.base_s
+        }
 
     def subgraphs(self) -> list[Subgraph]:
         """SushiSched's candidates: filled for each subnet and for each pair of them."""
@@ -114,7 +119,10 @@ class _Table:
         mixes = [{i: 1.0} for i in ids]
         mixes += [{a: 0.5, b: 0.5} for a, b in itertools.combinations(ids, 2)]
         sets = dict.fromkeys(self.savings.fill(mix, self.budget_bytes) for mix in mixes)
-        return [Subgraph(self._encode([self.slices[k] for k in keys]), keys) for keys in sets]  # type: ignore[index]
+        layers = layers_of(self.slices)
+        return [
+            Subgraph(encode((k for k in self.slices if k in keys), layers), keys) for keys in sets
+        ]
 
     def ratio(self, keys: Keys, subnet_id: str) -> float:
         """Measured latency beside a resident set, over views; each pair measured once."""
@@ -132,16 +140,6 @@ class _Table:
         packed_s, views_s = (median(column) for column in zip(*samples[1:], strict=True))
         self._ratio[keys, subnet_id] = packed_s / views_s
         return packed_s / views_s
-
-    def _encode(self, slices: Sequence[Slice]) -> np.ndarray:
-        layers = sorted({key.layer for key in self.slices})
-        place = {layer: 2 * n for n, layer in enumerate(layers)}
-        encoding = np.zeros(2 * len(layers))
-        for wanted in slices:
-            at = place.get(wanted.key.layer)
-            if at is not None:
-                encoding[at : at + 2] = np.maximum(encoding[at : at + 2], wanted.key.shape[:2])
-        return encoding
 
     def _time(self, net: PackedSupernet, subnet_id: str) -> float:
         start_s = time.perf_counter()

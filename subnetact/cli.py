@@ -13,6 +13,7 @@ from rich.table import Table
 from slackfit.profile import LatencyProfile
 from subnetact.executor import load_executor, mebibytes
 from subnetact.profiler import measure_profile
+from subnetact.resident_profile import measure_resident_profile
 from supernet.checkpoint import load_checkpoint
 
 console = Console(stderr=True)
@@ -39,31 +40,51 @@ def profile(
         float | None,
         typer.Option(help="Most that CUDA graphs hold, in MiB; 0: no graphs; default: no limit."),
     ] = None,
+    residency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MIB",
+            min=0,
+            help="Measure on views, and beside subgraphs of at most this size (CPU).",
+        ),
+    ] = None,
 ) -> None:
     """Measure latency quantiles of every served subnet at every batch size."""
     try:
         sizes = _parse_sizes(batch_sizes)
+        if residency is not None and (device != "cpu" or packing or cache_mib is not None):
+            raise ValueError("--residency goes with a CPU, without --packing and --cache-mib")
         loaded = load_checkpoint(checkpoint)
-        executor = load_executor(
-            loaded,
-            device=device,
-            threads=threads,
-            max_batch_size=max(sizes),
-            packing=packing,
-            budget_bytes=mebibytes(cache_mib),
-            dtype=dtype,
-            batch_sizes=sizes,
-            graph_budget_bytes=mebibytes(graph_mib),
-        )
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)
-            measured = measure_profile(
-                executor,
-                loaded,
-                batch_sizes=sizes,
-                repeats=repeats,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+
+            def tell(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            if residency is not None:
+                measured = measure_resident_profile(
+                    loaded,
+                    int(residency * 2**20),
+                    batch_sizes=sizes,
+                    repeats=repeats,
+                    threads=threads,
+                    progress=tell,
+                )
+            else:
+                executor = load_executor(
+                    loaded,
+                    device=device,
+                    threads=threads,
+                    max_batch_size=max(sizes),
+                    packing=packing,
+                    budget_bytes=mebibytes(cache_mib),
+                    dtype=dtype,
+                    batch_sizes=sizes,
+                    graph_budget_bytes=mebibytes(graph_mib),
+                )
+                measured = measure_profile(
+                    executor, loaded, batch_sizes=sizes, repeats=repeats, progress=tell
+                )
     except (ValueError, RuntimeError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from slackfit.devices import Failure, Slowdown
     from slackfit.profile import LatencyProfile
+    from slackfit.simulated_residency import SimulatedResidency
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
 
@@ -69,6 +70,17 @@ def simulate_command(
     noise: Annotated[
         bool, typer.Option("--noise", help="Draw latencies from the profile's quantiles.")
     ] = False,
+    residency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="value|sushisched|static",
+            help="What devices keep resident; needs a profile with residency tables.",
+        ),
+    ] = None,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(min=0, help="Room for resident subgraphs; default: for the largest one."),
+    ] = None,
     bound: Annotated[
         bool, typer.Option("--bound", help="Add an upper bound of the utility to each report.")
     ] = False,
@@ -121,6 +133,7 @@ def simulate_command(
                 derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
                 for file in devices.split(",")
             ],
+            residency=_residency(table, residency, cache_mib, workers),
             with_bound=bound,
             on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
             on_outcomes=None if chrome is None else chrome.record,
@@ -175,6 +188,7 @@ def _check_stream(given: Mapping[str, Any]) -> None:
     named = {
         "--noise": "noise",
         "--devices": "devices",
+        "--residency": "residency",
         "--bound": "bound",
         "--find-capacity": "capacity",
         "--html": "html_out",
@@ -183,6 +197,29 @@ def _check_stream(given: Mapping[str, Any]) -> None:
     refused = [option for option, key in named.items() if given[key]]
     if given["stream"] and refused:
         raise TraceError(f"--stream goes without {', '.join(refused)}")
+
+
+def _residency(
+    profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
+) -> Callable[[], SimulatedResidency] | None:
+    """Return what makes the devices' residency. Raises TraceError, ProfileError: it can not be."""
+    from slackfit.simulated_residency import SimulatedResidency
+    from traces.trace import TraceError
+
+    if policy is None:
+        if cache_mib is not None:
+            raise TraceError("--cache-mib goes with --residency")
+        return None
+    budget = None if cache_mib is None else int(cache_mib * 2**20)
+
+    def make() -> SimulatedResidency:
+        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
+
+    try:
+        make()
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    return make
 
 
 def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
@@ -225,6 +262,8 @@ def _command(given: dict[str, Any]) -> str:
         "capacity": lambda v: ["--find-capacity", v],
         "devices": lambda v: ["--devices", v],
         "noise": lambda _: ["--noise"],
+        "residency": lambda v: ["--residency", v],
+        "cache_mib": lambda v: ["--cache-mib", f"{v:g}"],
         "bound": lambda _: ["--bound"],
         "stream": lambda _: ["--stream"],
     }

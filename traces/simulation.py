@@ -16,6 +16,7 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from slackfit.simulate import simulate
+from slackfit.simulated_residency import SimulatedResidency
 from slackfit.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.capacity import Target, find_capacity
@@ -37,6 +38,7 @@ def simulate_policies(
     events: Sequence[Failure | Slowdown] = (),
     noise: LatencyProfile | None = None,
     worker_profiles: Sequence[LatencyProfile] | None = None,
+    residency: Callable[[], SimulatedResidency] | None = None,
     with_bound: bool = False,
     on_end: Callable[[str, float], None] | None = None,
     on_outcomes: Callable[[str, list[Outcome]], None] | None = None,
@@ -46,10 +48,11 @@ def simulate_policies(
 
     `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
     befall the devices, whose latencies are drawn from the quantiles of `noise` or, without it, are
-    the medians of `worker_profiles` (one each; default: all `profile`). `with_bound` adds `bound`,
-    above which no schedule's utility can be, and `of_bound`, the utility's share of it. `extra`
-    keys go into every report. `on_end(policy, seconds)` hears what each run took, which is kept out
-    of the reports; `on_outcomes(policy, outcomes)` is handed every outcome.
+    the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for each
+    run, what the devices keep resident; the report then says how that went. `with_bound` adds
+    `bound`, above which no schedule's utility can be, and `of_bound`, the utility's share of it.
+    `extra` keys go into every report. `on_end(policy, seconds)` hears what each run took, which is
+    kept out of the reports; `on_outcomes(policy, outcomes)` is handed every outcome.
 
     Raises:
         TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe
@@ -64,6 +67,7 @@ def simulate_policies(
     reports: list[dict[str, Any]] = []
     for name, policy in policies:
         started_s = time.perf_counter()
+        kept = None if residency is None else residency()
         with simulation_progress(name) as progress:
             outcomes = simulate(
                 trace.arrival_s,
@@ -77,6 +81,7 @@ def simulate_policies(
                 events=events,
                 noise=noise,
                 worker_profiles=worker_profiles,
+                residency=kept,
                 progress=progress,
             )
         if on_end is not None:
@@ -93,6 +98,7 @@ def simulate_policies(
             mode="simulated",
             trace=trace_summary(trace),
             zoom=burst_zoom(outcomes, trace.duration_s),
+            **({} if kept is None else {"residency": kept.summary()}),
             **extra,
         )
         reports.append(report if bound is None else report | _share(report["utility"], bound))

@@ -271,3 +271,39 @@ def test_sweep_writes_rows_and_pictures(tmp_path):
         assert "</svg>" in (tmp_path / name).read_text(encoding="utf-8")
     wrong = call("sweep", "--profile", PROFILE, "--rates", "a:b")
     assert (wrong.exit_code, "rates is 'a:b', allowed numbers" in wrong.stderr) == (2, True)
+
+
+def test_devices_that_keep_a_subgraph_resident_serve_faster_and_report_it(tmp_path):
+    table = json.loads(Path(PROFILE).read_text())
+    table["residency"] = [
+        {
+            "id": "all",
+            "bytes": 2**20,
+            "load_ms": 1.0,
+            "subnets": {
+                s["id"]: {q: [0.5 * ms for ms in row] for q, row in s["latency_ms"].items()}
+                for s in table["subnets"]
+            },
+        }
+    ]
+    (tmp_path / "resident.json").write_text(json.dumps(table))
+    given = {"profile": str(tmp_path / "resident.json"), "policy": "fixed:largest"}
+    without, beside = (
+        json.loads(simulate("--json", "-", *options, **given).stdout)[0]
+        for options in ((), ("--residency", "value", "--cache-mib", 1))
+    )
+    assert "residency" not in without
+    assert beside["residency"]["loads"] == 1
+    assert beside["residency"]["hit_rate"] > 0.8
+    assert beside["latency_ms"]["p50"] < without["latency_ms"]["p50"]
+    assert "--residency value --cache-mib 1" in beside["command"]
+    for options, message in (
+        (("--residency", "best"), "residency policy 'best' is unknown"),
+        (("--residency", "value", "--cache-mib", 0.5), "has room for no subgraph"),
+        (("--residency", "sushisched"), "has no encoding of"),
+        (("--cache-mib", 1), "--cache-mib goes with --residency"),
+        (("--residency", "value", "--stream"), "--stream goes without --residency"),
+    ):
+        refused = simulate(*options, **given)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
