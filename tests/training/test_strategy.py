@@ -12,6 +12,7 @@ from training.kernels import crop_kernels
 from training.losses import alpha_divergence, distillation_loss
 from training.sampling import SAMPLERS
 from training.strategy import make_strategy
+from training.task import SubnetTask
 
 DEFINITION = define_supernet("resnet20_cifar")
 SPACE = DEFINITION.space
@@ -99,7 +100,7 @@ def test_the_focus_trains_the_smaller_ones_from_the_frozen_full_model(
 ) -> None:
     strategy = strategy_of(make_config, strategy="deps", delay=0.5, ramp_epochs=2, focus=0.25)
     assert strategy.events(450) == ("freeze_teacher",)
-    assert strategy.plan(449)[0] == (SPACE.largest, 1.0, "labels")
+    assert strategy.plan(449)[0] == SubnetTask(SPACE.largest, 1.0, "labels")
     assert {task.target for task in strategy.plan(450)} == {"teacher"}
     assert SPACE.largest not in {task.arch for task in strategy.plan(599)}
     late = strategy_of(make_config, strategy="deps", delay=0.9, ramp_epochs=6, focus=0.5)
