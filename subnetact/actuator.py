@@ -14,6 +14,7 @@ from torch import nn
 
 from subnetact.insert import Insertion, insert_operators
 from subnetact.operators import SubnetNorm
+from subnetact.registered import Registered
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 
@@ -25,7 +26,7 @@ class Actuator:
         """Insert the operators into `net` (in place, idempotent)."""
         self._definition = definition
         self.insertion: Insertion = insert_operators(net.eval())
-        self._index: dict[str, int] = {}
+        self._index = Registered[int]()
         self._archs: dict[str, Arch] = {}
 
     @property
@@ -63,12 +64,7 @@ class Actuator:
 
         Raises KeyError naming the registered ids.
         """
-        index = self._index.get(subnet_id)
-        if index is None:
-            raise KeyError(
-                f"subnet {subnet_id!r} is not registered; registered: {', '.join(self._index)}"
-            )
-        self.insertion.route.index = index
+        self.insertion.route.index = self._index[subnet_id]
         return self._archs[subnet_id]
 
     def _check_statistics(self, arch: Arch, statistics: Mapping[str, torch.Tensor]) -> None:

@@ -26,6 +26,7 @@ from subnetact.device_calls import SiteKernel, site_kernel
 from subnetact.device_slice import Layout, fill_slice, slice_layout
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
+from subnetact.registered import Registered
 from subnetact.site_calls import PackedSlice
 from subnetact.slice_stream import SliceStream
 from supernet.arch import Arch
@@ -118,7 +119,7 @@ class DeviceSupernet:
         self._accelerator = accelerator
         self._keep_host_slices = keep_host_slices
         self._max_programs = max_programs
-        self._archs: dict[str, Arch] = {}
+        self._archs = Registered[Arch]()
         self._slices: dict[str, tuple[DeviceSlice, ...]] = {}
         self._fixed: dict[str, torch.Tensor] = {}
         self._host: dict[SliceKey, _HostSlice] = {}
@@ -143,12 +144,7 @@ class DeviceSupernet:
 
     def arch(self, subnet_id: str) -> Arch:
         """Return a registered subnet's arch. Raises KeyError naming the registered ids."""
-        try:
-            return self._archs[subnet_id]
-        except KeyError:
-            raise KeyError(
-                f"subnet {subnet_id!r} is not registered; registered: {', '.join(self._archs)}"
-            ) from None
+        return self._archs[subnet_id]
 
     @torch.inference_mode()
     def register(self, arch: Arch, norm_statistics: Mapping[str, torch.Tensor]) -> str:

@@ -23,6 +23,7 @@ from subnetact.cache import SliceKey, SubgraphCache
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.packing import is_available, layout
 from subnetact.program import ConvSite, Program, SiteCall
+from subnetact.registered import Registered
 from subnetact.site_calls import (
     PackedSlice,
     SiteWeights,
@@ -83,7 +84,7 @@ class PackedSupernet:
         self._definition = definition
         self._state = state
         self._max_programs = max_programs
-        self._archs: dict[str, Arch] = {}
+        self._archs = Registered[Arch]()
         self._programs: dict[str, Program] = {}
         self._bindings: dict[str, Binding] = {}
         self._lock = threading.Lock()
@@ -107,12 +108,7 @@ class PackedSupernet:
 
     def arch(self, subnet_id: str) -> Arch:
         """Return a registered subnet's arch. Raises KeyError naming the registered ids."""
-        try:
-            return self._archs[subnet_id]
-        except KeyError:
-            raise KeyError(
-                f"subnet {subnet_id!r} is not registered; registered: {', '.join(self._archs)}"
-            ) from None
+        return self._archs[subnet_id]
 
     def actuate(self, subnet_id: str) -> Binding:
         """Return what runs a subnet now; one look-up unless residency changed or it is new."""

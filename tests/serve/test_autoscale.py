@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from serve.autoscale import MissPolicy, combined, reported, wanted_replicas
@@ -12,7 +13,7 @@ from serve.config import ConfigError, parse_config
 from serve.demand import Demand, Signals, total
 from serve.reply import Reply
 from slackfit.profile import LatencyProfile
-from slackfit.query import Outcome, Query
+from slackfit.query import Outcome, Query, Status
 
 # At 1 device the best subnet takes all of 0.8 s/s at 80 % utilisation.
 CALM = Signals(arrived=100, missed=0, given_up=0, work_best=0.5, work_least=0.1)
@@ -90,9 +91,11 @@ def test_backlog_is_lost_from_where_the_fastest_subnet_is_late(profile: LatencyP
     assert backlog.duration_s(9) == pytest.approx(0.006)
 
 
-def ended(at_s: float, accuracy: float = 0.9, status: str = "on_time", reason: str = "") -> Reply:
+def ended(
+    at_s: float, accuracy: float = 0.9, status: Status = "on_time", reason: str = ""
+) -> Reply:
     outcome = Outcome(0, status, reason, at_s, at_s + 1, at_s, at_s, "large", accuracy, 1)
-    return Reply(outcome, None if status in ("dropped", "rejected") else [0.0])  # type: ignore[arg-type]
+    return Reply(outcome, None if status in ("dropped", "rejected") else np.zeros(1))
 
 
 def test_demand_is_that_of_the_last_seconds(profile: LatencyProfile):

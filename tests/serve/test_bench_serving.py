@@ -24,7 +24,7 @@ from serve.bench_serving_peers import (
 from serve.bench_serving_setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ConfigError
 from slackfit.profile import LatencyProfile
-from slackfit.query import Outcome
+from slackfit.query import Outcome, Status
 from traces.result import Answer
 from traces.target import ReplayReply
 
@@ -184,8 +184,8 @@ def test_the_grid_reaches_the_largest_batch_with_and_without_a_timeout() -> None
 # --- overload ------------------------------------------------------------------------------------
 
 
-def outcome(arrival_s: float, status: str) -> Outcome:
-    return Outcome(0, status, "", arrival_s, arrival_s + 0.1, None, arrival_s, None, 0.0, 0)  # type: ignore[arg-type]
+def outcome(arrival_s: float, status: Status) -> Outcome:
+    return Outcome(0, status, "", arrival_s, arrival_s + 0.1, None, arrival_s, None, 0.0, 0)
 
 
 def test_recovery_is_until_a_second_without_a_miss() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_token_opens_its_scope_and_admin_opens_all(tokens: Tokens):
 
 @pytest.mark.parametrize("given", [None, "", "Bearer", "Basic " + INFER, INFER, "Bearer x" + INFER])
 def test_without_a_known_token_nobody_is_let_in_not_even_from_here(tokens: Tokens, given):
-    call = lambda: Guard(tokens).identify("infer", authorization=given, peer="127.0.0.1")  # noqa: E731
+    call = partial(Guard(tokens).identify, "infer", authorization=given, peer="127.0.0.1")
     assert reason_of(call) == "unauthenticated"
 
 
@@ -82,7 +83,9 @@ def test_tokens_come_from_the_environment_too(monkeypatch, tmp_path: Path):
     found = read_tokens(None)
     assert found is not None
     assert found.secret_for("metrics") == ADMIN
-    assert found.find(INFER).scopes == {"infer", "metrics"}  # type: ignore[union-attr]
+    token = found.find(INFER)
+    assert token is not None
+    assert token.scopes == {"infer", "metrics"}
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,12 @@ def entry(*outcomes: Outcome) -> Entry:
 @pytest.fixture
 def lines() -> Iterator[list[logging.LogRecord]]:
     kept: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = kept.append  # type: ignore[method-assign]
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    handler = Keeping()
     level = query_logger.level
     query_logger.addHandler(handler)
     query_logger.setLevel(logging.INFO)
@@ -143,7 +147,10 @@ def test_the_command_line_chooses_the_format(
 ):
     root = logging.getLogger()
     before, level = root.handlers[:], query_logger.level
-    serving = lambda _: logging.getLogger("serve.test").warning("it is up")  # noqa: E731
+
+    def serving(_: object) -> None:
+        logging.getLogger("serve.test").warning("it is up")
+
     monkeypatch.setattr("serve.uvicorn_host.serve_forever", serving)
     try:
         serve(profile=[str(profile_file)], device="timed", no_ray=True, log_format="json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from serve.instruments import Instruments
 from serve.metrics import CacheUse, Metrics
+from serve.model import ServedModel
 from serve.recent import Recent
 from serve.reply import Reply
 from slackfit.query import Outcome
@@ -106,9 +108,9 @@ def test_the_cache_is_read_when_the_metrics_are(metrics: Metrics, make_bench, pr
 
     uses = [CacheUse(10, 2, 2, 0, 4096), CacheUse(25, 3, 4, 1, 8192)]
     metrics.of("m").watch_cache(lambda: uses.pop(0))
-    metrics.refresh([Served])  # type: ignore[list-item]
+    metrics.refresh([cast(ServedModel, Served)])
     assert sample(metrics, "supernet_cache_events_total", event="hit") == 10
-    metrics.refresh([Served])  # type: ignore[list-item]
+    metrics.refresh([cast(ServedModel, Served)])
     events = {
         event: sample(metrics, "supernet_cache_events_total", event=event)
         for event in ("hit", "miss", "load", "eviction")
