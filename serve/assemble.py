@@ -91,7 +91,7 @@ def build_model(
         max_queue=config.max_queue,
         drop_hopeless=config.drop_hopeless,
         correct_latency=config.correct_latency,
-        refuse_unreachable=True,
+        triage=True,
     )
     driven = scheduler
     if config.record is not None:

@@ -115,7 +115,7 @@ class ServeConfig(BaseModel):
 
     checkpoint: str | None = None
     profile: str | None = None
-    policy: str = "slackfit"
+    policy: str = "drainfit"
     slo_ms: Milliseconds = 100.0
     model_name: ModelName | None = None
     subnets: tuple[str, ...] | None = None

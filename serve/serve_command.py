@@ -28,7 +28,9 @@ def serve(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="slackfit, fixed:smallest|middle|largest, .. (default slackfit)."),
+        typer.Option(
+            help="drainfit, slackfit, fixed:smallest|middle|largest, .. (default drainfit)."
+        ),
     ] = None,
     slo_ms: Annotated[
         float | None, typer.Option(help="Deadline of queries that bring none, in ms (default 100).")

@@ -12,16 +12,21 @@ long run the asked-for share of batches stays below. How much of a step each tak
 batch: where its profiled latency is long beside `_long_s` it speaks for the factor, where it is
 short for the delay. O(1) per batch, no history.
 
+The factor begins where a profile with a p95 puts it, at the median of its ratios to the p50: the
+first batches under load are late otherwise, before anything is learned.
+
 Both are used in steps, so that a policy lays out its tables anew only when something has changed.
 """
 
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from slackfit.profile import LatencyProfile
 
 QUANTILE = 0.9
+_TAIL = "p95"  # the nearest that profiles have
 _RATE = 0.05
 _STEP = math.log(1.1)
 _BOUND = math.log(8.0)
@@ -38,11 +43,17 @@ class LatencyCorrection:
         self._profile = profile
         self._table = profile.table(latency_quantile)
         self._long_s = max(row[1] for row in self._table.values())  # batch 1, slowest subnet
-        self._log_factor = 0.0
+        self._log_factor = math.log(_tail_ratio(profile, latency_quantile))
         self._delay = 0.0  # in `_long_s`
         self._level = 0
         self._delay_level = 0
         self._known: dict[tuple[int, int], LatencyProfile] = {(0, 0): profile}
+        self._settle()
+
+    @property
+    def profile(self) -> LatencyProfile:
+        """The profile as corrected by the numbers in use."""
+        return self._known[self._level, self._delay_level]
 
     @property
     def factor(self) -> float:
@@ -88,3 +99,12 @@ class LatencyCorrection:
                 self._known = {(0, 0): self._profile}
             self._known[key] = self._profile.scaled(self.factor, self.delay_s)
         return self._known[key]
+
+
+def _tail_ratio(profile: LatencyProfile, latency_quantile: str) -> float:
+    """Return how far the p95 is above the quantile in use, 1 where it is not profiled."""
+    if not all(_TAIL in subnet.latency_s for subnet in profile.subnets):
+        return 1.0
+    low, high = profile.table(latency_quantile), profile.table(_TAIL)
+    ratios = [b / a for i in low for a, b in zip(low[i][1:], high[i][1:], strict=True)]
+    return max(1.0, median(ratios))

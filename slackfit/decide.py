@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import inf
 
 from slackfit.policy import Policy, QueueView, WorkerView
 from slackfit.profile import LatencyProfile
@@ -52,6 +53,11 @@ class SchedulerView:
         arrivals = self._arrivals
         since = bisect_right(arrivals, self.now_s - window_s)
         return min(len(arrivals) - since, _HISTORY)
+
+    @property
+    def first_arrival_s(self) -> float:
+        """When the first of the remembered queries arrived; inf before any did."""
+        return self._arrivals[0] if self._arrivals else inf
 
     def note_arrivals(self, arrivals_s: Sequence[float]) -> None:
         """Remember arrivals, in order."""

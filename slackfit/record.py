@@ -102,8 +102,8 @@ class RecordingScheduler:
         return self._scheduler.drop_hopeless
 
     @property
-    def refuses_unreachable(self) -> bool:
-        return self._scheduler.refuses_unreachable
+    def triage(self) -> bool:
+        return self._scheduler.triage
 
     @property
     def is_draining(self) -> bool:
@@ -295,7 +295,7 @@ def _header(scheduler: Scheduler) -> dict[str, object]:
         "max_queue": scheduler.max_queue,
         "drop_hopeless": scheduler.drop_hopeless,
         "correct_latency": scheduler.latency_factor is not None,
-        "refuse_unreachable": scheduler.refuses_unreachable,
+        "triage": scheduler.triage,
     }
 
 

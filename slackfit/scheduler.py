@@ -21,12 +21,11 @@ from typing import NamedTuple
 
 from slackfit.correction import LatencyCorrection
 from slackfit.decide import PolicyError, SchedulerView, decide
-from slackfit.eligibility import is_plain
 from slackfit.ending import executed, failed, unserved
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
-from slackfit.reach import Reach
+from slackfit.triage import Triage
 from slackfit.waiting import WaitingQueries
 from slackfit.workers import Workers
 
@@ -56,23 +55,23 @@ class Scheduler:
         drop_hopeless: bool | None = None,
         quantile: str = "p50",
         correct_latency: bool = False,
-        refuse_unreachable: bool = False,
+        triage: bool | None = None,
     ) -> None:
         """Start empty. Raises ValueError for a count below 1, ProfileError for the quantile.
 
         `max_queue` bounds the waiting queries (None: no bound); `drop_hopeless` None leaves the
         choice to the policy; `quantile` of the profile is what latencies are predicted with;
         `correct_latency` corrects them by what completed batches took (`LatencyCorrection`);
-        `refuse_unreachable` refuses, while hopeless ones are dropped, what can't be answered in
-        time behind the queries that are due before it (`Reach`; of class 0, without wishes, under
-        a policy that gives none up itself).
+        `triage` gives up, while hopeless ones are dropped, the queries that only batches too small
+        to be worth their time could save (`Triage`); None leaves that to the policy too.
         """
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, allowed 1 or more")
         self._quantile = quantile
         self._correction = LatencyCorrection(profile, quantile) if correct_latency else None
-        self._refuses_unreachable = refuse_unreachable
-        self._reach = Reach(profile, quantile)
+        profile = profile if self._correction is None else self._correction.profile
+        self._wants_triage = triage
+        self._triage = Triage(profile, quantile)
         self._waiting = WaitingQueries(profile, quantile)
         self._workers = Workers(num_workers)
         self._view = SchedulerView(self._waiting.edf, self._workers.views, profile)
@@ -139,9 +138,9 @@ class Scheduler:
         return self._drops
 
     @property
-    def refuses_unreachable(self) -> bool:
-        """Whether queries are refused that can't be answered in time behind those that wait."""
-        return self._refuses_unreachable
+    def triage(self) -> bool:
+        """Whether queries are given up that only batches too small for their time could save."""
+        return self._does_triage
 
     @property
     def is_draining(self) -> bool:
@@ -152,9 +151,8 @@ class Scheduler:
         """Admit a query (None), or return why it is refused at once.
 
         Refused: `draining`, `queue_full`, `unknown_subnet` (pin), `infeasible` (no subnet is
-        both as pinned and as accurate as asked; or hopeless already, or out of reach where that
-        is refused, while hopeless ones are dropped). Raises ValueError for an id that waits or
-        runs already, or a deadline of NaN.
+        both as pinned and as accurate as asked; or hopeless already, while those are dropped).
+        Raises ValueError for an id that waits or runs already, or a deadline of NaN.
         """
         if query.query_id in self._live:
             raise ValueError(f"query_id {query.query_id} waits or runs already; ids must differ")
@@ -180,7 +178,6 @@ class Scheduler:
             and not self._draining
             and len(fresh) == len(queries)
             and self._live.keys().isdisjoint(fresh)
-            and not self._refuses_unreachable
             and self._waiting.can_take_unseen(queries, also_late=self._drops)
         ):
             self._view.note_arrivals([query.arrival_s for query in queries])
@@ -210,10 +207,12 @@ class Scheduler:
             return _NOTHING
         self._drop(self._waiting.pop_hopeless(now_s, also_late=self._drops), now_s)
         batch = None
+        view = self._view
+        view.worker = worker
+        view.now_s = now_s
+        if self._does_triage and self._waiting.edf:
+            self._give_up(now_s)
         if self._waiting.edf:
-            view = self._view
-            view.worker = worker
-            view.now_s = now_s
             decision = decide(self._policy, view)
             if decision is not None:
                 if self._drops and decision.drop_before_s > -inf:
@@ -281,6 +280,7 @@ class Scheduler:
         if profile is not None:
             if self._correction is not None:
                 self._correction = LatencyCorrection(profile, self._quantile)
+                profile = self._correction.profile
             self._use(profile)
         if policy is not None:
             self._policy = policy
@@ -291,6 +291,9 @@ class Scheduler:
             self._wants_drop = drop_hopeless
         wish = self._wants_drop
         self._drops = self._policy.drop_hopeless if wish is None else wish
+        wish = self._wants_triage
+        wish = getattr(self._policy, "triage", False) if wish is None else wish
+        self._does_triage = self._drops and wish
 
     def drain(self) -> None:
         """Refuse new queries from now on; what waits is still served."""
@@ -298,7 +301,7 @@ class Scheduler:
 
     def _use(self, profile: LatencyProfile) -> None:
         self._waiting.use(profile)
-        self._reach = Reach(profile, self._quantile)
+        self._triage = Triage(profile, self._quantile)
         self._view.profile = profile
 
     def _refusal(self, query: Query, now_s: float) -> str:
@@ -309,17 +312,12 @@ class Scheduler:
         if query.subnet_id is not None and not self._waiting.knows(query.subnet_id):
             return "unknown_subnet"
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
-        return "infeasible" if hopeless or self._is_unreachable(query, now_s) else ""
+        return "infeasible" if hopeless else ""
 
-    def _is_unreachable(self, query: Query, now_s: float) -> bool:
-        """Whether refused as out of reach; a policy that gives queries up itself knows better."""
-        if not (self._refuses_unreachable and self._drops) or self._policy.drop_hopeless:
-            return False
-        if query.query_class > 0 or not is_plain(query):
-            return False
-        num_ahead = self._waiting.edf.count_due(query.deadline_s)
-        finish_s = self._reach.finish_s(num_ahead, self._workers.views, now_s)
-        return finish_s > query.deadline_s
+    def _give_up(self, now_s: float) -> None:
+        before_s = self._triage.due_before_s(self._view, now_s)
+        if before_s > -inf:
+            self._drop(self._waiting.pop_due_before(before_s), now_s)
 
     def _drop(self, queries: Iterable[Query], now_s: float) -> None:
         for query in queries:

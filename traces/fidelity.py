@@ -75,7 +75,7 @@ def simulate_live(
         max_queue=server.max_queue,
         drop_hopeless=server.drop_hopeless,
         correct_latency=server.correct_latency,
-        refuse_unreachable=True,
+        triage=True,
     )
     allowance_s = np.minimum(server.reply_allowance_s, _MAX_ALLOWANCE * deadlines_s)
     ended = simulate(

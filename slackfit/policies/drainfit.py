@@ -17,9 +17,8 @@ all workers, and counts on what will arrive:
    over as credit, so the mean pace is kept with few subnets too. (Not under a reserve that binds.)
 4. All that waits, up to a full batch, if the head's slack affords it on that subnet. Else the
    subnet, with the batch cut as far as the pace allows, that is most accurate and affordable.
-5. A head that no subnet serves in time in a batch as large as the pace demands is given up, with
-   all that are due before that batch ends: one small batch for it would make more queries late.
-   Queries of a class above 0 are never given up for others; the batch is cut for them.
+5. A head that no subnet serves in time in a batch as large as the pace demands gets the largest
+   that it affords; it asks the scheduler to give up (`slackfit.triage`) those not worth one.
 
 Floors and pins of the head bound the choice; those of others are kept by the scheduler. Cost per
 decision O(workers + demands x log n), about 10 us. The constants were chosen on the paper's ResNet
@@ -46,7 +45,6 @@ _QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is l
 _PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
 _WINDOWS_PER_SLO = 2
 _LONGEST_SLO = 100  # slowest batches; deadlines further away (none at all, say) are not planned for
-_CLASS_LOOK_AT = 64  # queries asked for their class before any are given up
 
 
 class _Memo(NamedTuple):
@@ -70,6 +68,7 @@ class DrainFit:
     """See the module. Has the hopeless dropped unless told not to."""
 
     name = "drainfit"
+    triage = True
 
     def __init__(
         self,
@@ -110,7 +109,7 @@ class DrainFit:
             wanted = max(min(wanted, bisect_right(self._full_s, reserved_s) - 1), 0)
         wanted = max(wanted, floor)
         if self._latency_s[size][wanted] > slack_s:
-            return self._cut_short(view, now_s, need, wanted, memo)
+            return self._cut_short(need, wanted, memo)
         return Decision(self._ids[wanted], size, _Memo(memo[0], memo[1], memo[2], credit_s))
 
     def _remember(self, view: View, now_s: float) -> _Memo:
@@ -173,9 +172,7 @@ class DrainFit:
         bound_s = self._steps_s[index]
         return max(-bound_s, min(bound_s, credit_s))
 
-    def _cut_short(
-        self, view: View, now_s: float, need: _Need, wanted: int, memo: _Memo
-    ) -> Decision:
+    def _cut_short(self, need: _Need, wanted: int, memo: _Memo) -> Decision:
         """Choose where the slack does not afford all that wait on `wanted`: steps 4 and 5.
 
         More accuracy in a smaller batch must keep the pace by itself; of equally accurate subnets
@@ -196,11 +193,8 @@ class DrainFit:
             saved_s = (pace_s - row_s[best]) * best_size
             credit_s = self._bounded(memo.credit_s + saved_s, best)
             return Decision(self._ids[best], best_size, memo._replace(credit_s=credit_s))
-        end_s = now_s + self._latency_s[size][0]
-        if floor or not _may_give_up(view, end_s):
-            fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
-            return Decision(self._ids[floor], next(fitting, size), memo)
-        return Decision(self._ids[0], size, memo, end_s)
+        fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
+        return Decision(self._ids[floor], next(fitting, size), memo)
 
     def _build(self, profile: LatencyProfile) -> None:
         """Lay out the Pareto subnets, ascending in accuracy and latency, by batch size."""
@@ -228,9 +222,3 @@ def _supply(
     """Return when the workers can begin (ascending, seconds from now) and the sums up to each."""
     free_s = sorted([max(worker.busy_until_s - now_s, 0.0) + lead_s for worker in workers])
     return free_s, [0.0, *accumulate(free_s)]
-
-
-def _may_give_up(view: View, due_before_s: float) -> bool:
-    """Whether nothing of a class above 0 is due before that (of the first that wait)."""
-    count = min(view.queue.count_due(due_before_s), _CLASS_LOOK_AT)
-    return all(query.query_class <= 0 for query in view.queue.earliest(count))

@@ -82,7 +82,7 @@ def test_result_says_what_was_answered_by_whom_and_when(call):
     result = call(lambda client: client.infer(images(3, 1, 4)))
     assert result.labels.tolist() == [3, 1, 4]
     assert (result.logits.dtype, result.logits.shape) == (np.float32, (3, 10))
-    assert (result.subnet_id, result.accuracy, result.policy) == ("large", 0.9, "slackfit")
+    assert (result.subnet_id, result.accuracy, result.policy) == ("large", 0.9, "drainfit")
     assert result.execution_s >= 0.004
     assert 0 < result.queue_s + result.execution_s <= result.latency_s
     assert 0 < result.slack_s < NO_HURRY_MS * 1e-3

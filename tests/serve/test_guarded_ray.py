@@ -69,6 +69,6 @@ def test_two_models_behind_tls_and_tokens(tmp_path: Path, profile: LatencyProfil
                 assert client.get(config_url, headers=bearer(INFER)).status_code == 403
                 assert client.get(config_url, headers=bearer(ADMIN)).status_code == 200
         settings = host.reconfigure({"models": {"slow": {"policy": "fixed:smallest"}}})
-        assert [settings[name]["policy"] for name in models] == ["slackfit", "fixed:small"]
+        assert [settings[name]["policy"] for name in models] == ["drainfit", "fixed:small"]
     finally:
         host.stop()

@@ -43,14 +43,14 @@ def test_server_answers_records_replays_and_ends_on_interrupt(
         with socket.socket() as probe:
             assert probe.connect_ex((host, int(port))) != 0
     (report,) = json.loads((out / "report.json").read_text())
-    assert report["policy"] == "slackfit"
+    assert report["policy"] == "drainfit"
     assert report["profile"] == "tiny"
     assert sum(report["outcomes"].values()) == report["num_queries"] > 30
     assert report["outcomes"]["failed"] == 0
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     profile = LatencyProfile.load(profile_file)
-    policy = create_policy("slackfit", profile)
-    settings = {"drop_hopeless": True, "correct_latency": True, "refuse_unreachable": True}
+    policy = create_policy("drainfit", profile)
+    settings = {"drop_hopeless": True, "correct_latency": True, "triage": True}
     fresh = Scheduler(profile, policy, max_queue=1000, **settings)
     assert replay_log(log, fresh) > 60
 
@@ -75,7 +75,7 @@ def test_interrupted_replay_leaves_a_valid_partial_report(
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["is_partial"]
     assert 0 < report["num_queries"] < 1200
-    assert "slackfit" in output
+    assert "drainfit" in output
 
 
 def wait_for_queries(url: str) -> None:

@@ -20,6 +20,7 @@ from slackfit.query import Query
 from slackfit.scheduler import Scheduler
 from slackfit.simulate import simulate
 from slackfit.tiny import tiny_instance
+from slackfit.triage import Triage
 
 SLO_S = 0.036
 
@@ -107,17 +108,16 @@ def crowded(profile: LatencyProfile, classes: list[int]) -> SchedulerView:
 
 
 def test_a_head_that_only_a_small_batch_could_save_is_given_up_under_pressure(resnet):
-    decision = DrainFit(resnet).decide(crowded(resnet, [0] * 200), 0.0)
+    view = crowded(resnet, [0] * 200)
+    decision = DrainFit(resnet).decide(view, 0.0)
     assert decision is not None
-    assert (decision.subnet_id, decision.batch_size) == ("resnet-73.82", 16)
-    assert decision.drop_before_s == pytest.approx(0.00735)
+    assert resnet.latency_s(decision.subnet_id, decision.batch_size) <= 0.003
+    assert Triage(resnet, "p50").due_before_s(view, 0.0) == 0.036, "its scheduler asks first"
 
 
 def test_a_head_of_a_higher_class_is_not_given_up(resnet):
-    decision = DrainFit(resnet).decide(crowded(resnet, [0, 0, 1, *[0] * 197]), 0.0)
-    assert decision is not None
-    assert decision.drop_before_s == float("-inf")
-    assert resnet.latency_s(decision.subnet_id, decision.batch_size) <= 0.003
+    view = crowded(resnet, [0, 0, 1, *[0] * 197])
+    assert Triage(resnet, "p50").due_before_s(view, 0.0) == float("-inf")
 
 
 def test_the_heads_floor_is_kept_with_a_batch_that_it_affords(resnet):

@@ -1,0 +1,94 @@
+"""`Triage`: whom to give up, so that the others are served in batches worth running.
+
+A policy answers little slack with a small batch. Small batches serve fewer queries a second, so
+the next head has less slack still: beyond capacity it ends at batches of one, and stays there.
+Giving up the most urgent queries before the decision breaks that chain, where it saves more:
+
+- While more arrives than the workers can serve, time spent on less than a full batch is missed by
+  others: whoever no full batch saves is given up. (Full: of the size that serves most per second,
+  or all that wait. Served: on the fastest subnet.)
+- While the workers keep up, two plans for all that waits are compared: one begins with the largest
+  batch that still saves the head, the other without those whom no full batch saves; both go on in
+  full batches. They are given up if the other plan saves more.
+
+O(log n) when the head affords a full batch, else O(n / batch size x log n) with n at most 512.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from math import inf
+
+from slackfit.decide import SchedulerView
+from slackfit.profile import LatencyProfile
+
+_LOOK_AT = 512  # queries planned for
+_WINDOW_SLOS = 4  # arrivals of that long, or of one in the beginning, tell the load
+
+
+class Triage:
+    """Judges by one profile at one latency quantile."""
+
+    __slots__ = ("_capacity_qps", "_fastest_s", "_full")
+
+    def __init__(self, profile: LatencyProfile, quantile: str) -> None:
+        rows = profile.table(quantile).values()
+        # [b]: the shortest batch of b; 0 for none.
+        fastest_s = [min(column) for column in zip(*(r[1:] for r in rows), strict=True)]
+        self._fastest_s = [0.0, *fastest_s]
+        sizes = range(1, len(self._fastest_s))
+        self._full = min(sizes, key=lambda size: self._fastest_s[size] / size)
+        self._capacity_qps = self._full / self._fastest_s[self._full]  # of one worker
+
+    def due_before_s(self, view: SchedulerView, now_s: float) -> float:
+        """Return the deadline before which waiting queries are to be given up; -inf: none are.
+
+        Queries of a class above 0 are never given up, nor those that are due before them. The
+        queue is not empty.
+        """
+        head = view.queue.head()
+        slack_s = head.deadline_s - now_s
+        if self._fastest_s[min(len(view.queue), self._full)] <= slack_s:
+            return -inf
+        waiting = list(view.queue.earliest(_LOOK_AT))
+        slacks_s = [query.deadline_s - now_s for query in waiting]
+        first = self._first_saved(slacks_s, 0, 0.0)
+        if first == len(waiting) or any(query.query_class > 0 for query in waiting[:first]):
+            return -inf
+        if not self._is_overloaded(view, now_s):
+            num_workers = len(view.workers)
+            small = bisect_right(self._fastest_s, slack_s) - 1
+            busy_s = self._fastest_s[small] / num_workers
+            keeping = small + self._num_saved(slacks_s, small, busy_s, num_workers)
+            if keeping >= self._num_saved(slacks_s, first, 0.0, num_workers):
+                return -inf
+        return waiting[first].deadline_s
+
+    def _is_overloaded(self, view: SchedulerView, now_s: float) -> bool:
+        """Whether more arrived lately than all workers could have served."""
+        head = view.queue.head()
+        slo_s = head.deadline_s - head.arrival_s
+        window_s = max(slo_s, min(_WINDOW_SLOS * slo_s, now_s - view.first_arrival_s))
+        capacity = self._capacity_qps * len(view.workers) * window_s
+        return view.arrivals_within(window_s) > capacity
+
+    def _num_saved(self, slacks_s: list[float], at: int, elapsed_s: float, num_workers: int) -> int:
+        """Return how many of `slacks_s` (ascending) from `at` on full batches save from then on."""
+        saved = 0
+        while (at := self._first_saved(slacks_s, at, elapsed_s)) < len(slacks_s):
+            size = min(len(slacks_s) - at, self._full)
+            saved += size
+            at += size
+            elapsed_s += self._fastest_s[size] / num_workers
+        return saved
+
+    def _first_saved(self, slacks_s: list[float], at: int, elapsed_s: float) -> int:
+        """Return the first query from `at` on that a full batch, begun then, saves."""
+        first = bisect_left(slacks_s, elapsed_s + self._fastest_s[self._full], at)
+        if len(slacks_s) - first >= self._full:
+            return first
+        # Fewer are left than a full batch holds: the fewer, the sooner it is done.
+        for first in range(max(at, len(slacks_s) - self._full), len(slacks_s)):
+            if slacks_s[first] >= elapsed_s + self._fastest_s[len(slacks_s) - first]:
+                return first
+        return len(slacks_s)
