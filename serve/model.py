@@ -16,6 +16,7 @@ from serve.images import ImageDecoder
 from serve.job import EngineStatus
 from serve.limits import RefusedError, refusal_of
 from serve.reply import Reply, Wish
+from serve.reply_lag import ReplyLag
 from serve.request import InferRequest, ModelSpec
 from serve.statistics import Statistics
 from slackfit.policies import create_policy
@@ -57,6 +58,7 @@ class ServedModel:
         self._subnets = live.subnets
         self._max_batch_size = profile.max_batch_size
         self._reply_allowance_s = reply_allowance_s
+        self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
         self._watchers = watchers
 
@@ -79,7 +81,7 @@ class ServedModel:
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
             unix_now_s=self._unix_clock(),
-            reply_allowance_s=self._reply_allowance_s,
+            reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
             call_timeout_s=call_timeout_s,
         )
         wish = Wish(
@@ -103,6 +105,7 @@ class ServedModel:
                     Entry(self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies)
                 )
         self._refuse(replies, deadlines.hard_deadline_s)
+        self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
 
     def _tell(self, entry: Entry) -> None:
@@ -146,7 +149,9 @@ class ServedModel:
                 policy = create_policy(policy_name, offered)
             except (ValueError, ProfileError) as error:
                 raise ConfigError(str(error)) from None
-            self.engine.reconfigure(policy=policy, profile=offered)
+            is_new = offered.subnets != self.engine.profile.subnets
+            # The profile that is offered already is left alone, with what was learned of it.
+            self.engine.reconfigure(policy=policy, profile=offered if is_new else None)
             self.spec = self.spec._replace(subnet_ids=offered.subnet_ids)
         if change.slo_ms is not None:
             self._slo_s = change.slo_ms * 1e-3

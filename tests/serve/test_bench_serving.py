@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import Load, Score, pooled
-from serve.bench_serving_overload import forward_ratios, recovery_s
+from serve.bench_serving_overload import forward_ratios, offered, recovery_s
 from serve.bench_serving_peers import (
     PeersBench,
     Point,
@@ -23,7 +23,7 @@ from serve.bench_serving_peers import (
 )
 from serve.bench_serving_setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ConfigError
-from slackfit.profile import LatencyProfile
+from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome, Status
 from traces.result import Answer
 from traces.target import ReplayReply
@@ -195,6 +195,19 @@ def test_recovery_is_until_a_second_without_a_miss() -> None:
     assert recovery_s(outcomes, 10.0) == pytest.approx(0.3)  # the first step after 10.25
     assert recovery_s([o for o in outcomes if o.arrival_s < 9.75], 5.0) == 0.0
     assert recovery_s([o._replace(status="dropped") for o in outcomes], 10.0) is None
+
+
+def test_overload_is_of_the_device_and_not_of_the_cores():
+    rows = {"small": (0.001,), "middle": (0.004,), "large": (0.01,)}  # 1,000, 250, 100 queries/s
+    subnets = tuple(
+        SubnetProfile(subnet_id=name, accuracy=0.9 + i / 100, macs=0, latency_s={"p50": row})
+        for i, (name, row) in enumerate(rows.items())
+    )
+    profile = LatencyProfile(
+        name="x", device="x", dtype="float32", batch_sizes=(1,), subnets=subnets
+    )
+    assert [len(offered(profile, cores).subnets) for cores in (1, 2, 6, 7)] == [1, 2, 2, 3]
+    assert offered(profile.scaled(0.1), 1).subnet_ids == ("large",), "one at least"
 
 
 def test_forward_time_counts_each_batch_once(profile: LatencyProfile) -> None:

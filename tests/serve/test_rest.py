@@ -11,6 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from serve.engine import Engine
+from slackfit.profile import LatencyProfile
+
 URL = "/v2/models/tiny/infer"
 
 
@@ -257,6 +260,25 @@ def test_policy_slo_and_subnets_switch_while_serving(ask):
     assert settings["slo_ms"] == 50
     assert answer["parameters"]["subnet"] == "middle"
     assert answer["parameters"]["slack_s"] < 0.05
+
+
+def test_another_policy_keeps_what_was_learned_of_the_device(ask, monkeypatch):
+    profiles: list[object] = []
+    reconfigure = Engine.reconfigure
+
+    def spy(self: Engine, *, policy: Any = None, profile: Any = None) -> None:
+        profiles.append(profile)
+        reconfigure(self, policy=policy, profile=profile)
+
+    async def use(client: httpx.AsyncClient) -> None:
+        for change in ({"policy": "fixed:large"}, {"subnets": ["large"]}):
+            await client.post("/admin/config", json=change)
+
+    monkeypatch.setattr(Engine, "reconfigure", spy)
+    ask(use)
+    same, other = profiles
+    assert same is None, "a profile, even the same, would begin the correction anew"
+    assert isinstance(other, LatencyProfile)
 
 
 def test_batch_cap_switches_while_serving_and_requests_may_be_larger(ask):
