@@ -7,6 +7,7 @@ and for data that the supernet was not trained on. Weights stay as they are.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def calibrate(
         space = loaded.definition.space
         extra = [parse_arch(text, space) for text in arch or ()]
         archs = [*(s.arch for s in loaded.subnets), *extra, *(space.ladder() if ladder else ())]
-        done = recalibrated(
+        done, before = recalibrated(
             loaded,
             dataset_of(loaded, data),
             list(dict.fromkeys(archs)),
@@ -72,7 +73,7 @@ def calibrate(
         low, high = (100 * x for x in s.ci95)
         Console().print(
             f"{s.subnet_id}: {s.macs / 1e6:.1f} M MACs, {100 * s.accuracy:.2f} % "
-            f"({low:.1f} to {high:.1f})",
+            f"({low:.1f} to {high:.1f}){_said(before.get(s.subnet_id))}",
             highlight=False,
             soft_wrap=True,
         )
@@ -86,27 +87,32 @@ def recalibrated(
     images: int,
     keep_statistics: bool,
     min_accuracy: float,
-) -> Checkpoint:
+) -> tuple[Checkpoint, dict[str, float]]:
     """Return the checkpoint serving those of `archs` that pay, measured on the test images.
 
     Statistics come from the first `images` training images; `keep_statistics` keeps those that a
-    subnet has. Raises ValueError when no subnet reaches `min_accuracy`.
+    subnet has. Beside it the accuracies, by subnet id, of those whose statistics are new, with the
+    ones before (its own, or slices of the supernet's). Raises ValueError when no subnet reaches
+    `min_accuracy`.
     """
     measured: list[Measurement] = []
+    before: dict[str, float] = {}
     for arch in track(archs, description="measure", console=console):
-        known = checkpoint.norm_statistics.get(arch.subnet_id) if keep_statistics else None
-        measured.append(
-            measure(
-                checkpoint.state,
-                checkpoint.definition,
-                arch,
-                input_spec=checkpoint.input,
-                calibration=data.train,
-                calibration_images=images,
-                held_out=data.test,
-                statistics=known,
-            )
+        judge = partial(
+            measure,
+            checkpoint.state,
+            checkpoint.definition,
+            arch,
+            input_spec=checkpoint.input,
+            calibration=data.train,
+            calibration_images=images,
+            held_out=data.test,
         )
+        known = checkpoint.norm_statistics.get(arch.subnet_id)
+        is_kept = keep_statistics and known is not None
+        measured.append(judge(statistics=known if is_kept else None))
+        if not is_kept and measured[-1].statistics:
+            before[arch.subnet_id] = judge(statistics=known or {}).accuracy
     served = [m for m in measured if m.accuracy >= min_accuracy]
     if not served:
         best = max(measured, key=lambda m: m.accuracy)
@@ -116,7 +122,7 @@ def recalibrated(
             "the order of the network's?"
         )
     kept = pareto_of(served, lambda m: cost(checkpoint.definition, m.arch).macs)
-    return replace(
+    done = replace(
         checkpoint,
         subnets=tuple(
             ServedSubnet(
@@ -135,3 +141,8 @@ def recalibrated(
         ),
         fingerprint="",
     )
+    return done, before
+
+
+def _said(before: float | None) -> str:
+    return "" if before is None else f", {100 * before:.2f} % before calibration"

@@ -76,6 +76,16 @@ def run(imported: Path, digits: Path, out: Path | None, **options) -> None:
     calibrate(checkpoint=imported, data=digits, out=out, **{**values, **options})
 
 
+def test_the_accuracy_before_is_told_where_the_statistics_are_new(
+    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(imported, digits, tmp_path / "out")
+    smallest, *_, largest = capsys.readouterr().out.splitlines()
+    after, before = (float(text.split(" %")[0].split(" ")[-1]) for text in smallest.split(")"))
+    assert after > before + 10, "slices of the largest subnet's statistics describe no other"
+    assert "before" not in largest, "it kept its own"
+
+
 def test_every_subnet_gets_statistics_and_an_accuracy(
     imported: Path, digits: Path, tmp_path: Path
 ) -> None:
