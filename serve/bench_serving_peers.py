@@ -127,6 +127,14 @@ class PeersBench:
         tries = [self._load.closed_loop_qps(url, duration_s) for _ in range(_CAPACITY_TRIES)]
         return max(tries)  # whatever else runs on the machine only lowers it
 
+    def proxy_qps(self) -> float:
+        """Return what comes through Ray's proxy, to ours on the smallest subnet."""
+        return self._journal.once("peers/proxy_qps", self._measure_proxy)
+
+    def _measure_proxy(self) -> float:
+        self._cluster.use_policy("fixed:smallest")
+        return self._load.closed_loop_qps(self._cluster.proxy_url, self._scale.capacity_s)
+
     def _tune(self, share: float, size: str) -> None:
         """Try the whole grid for one subnet under one load."""
         for point in self._grid:
@@ -150,9 +158,15 @@ class PeersBench:
         spec = self.spec(share, self._scale.tuning_s)
         return self._load.replay(self._cluster.peer_url, spec, _TUNING_SEED)[0]
 
-    def spec(self, share: float, duration_s: float) -> str:
-        """Return the trace's SPEC at a share of the middle subnet's capacity."""
-        rate_qps = share * self.capacity_qps()
+    def spec(self, share: float, duration_s: float, *, via_proxy: bool = False) -> str:
+        """Return the trace's SPEC at a share of the middle subnet's capacity.
+
+        Through Ray's proxy, of the proxy's, where that is less.
+        """
+        capacity_qps = self.capacity_qps()
+        if via_proxy:
+            capacity_qps = min(capacity_qps, self.proxy_qps())
+        rate_qps = share * capacity_qps
         base, variant = _BASE_SHARE * rate_qps, (1 - _BASE_SHARE) * rate_qps
         length_s = self._load.warmup_s + duration_s
         return f"bursty:base={base:.1f},variant={variant:.1f},cv2={_CV2:g},duration={length_s:g}"
@@ -167,6 +181,7 @@ class PeersBench:
 
     def _measure(self, share: float, system: str, seed: int) -> Score:
         via_proxy = system.endswith("_via_proxy")
+        spec = self.spec(share, self._scale.duration_s, via_proxy=via_proxy)  # may measure first
         kind = system.removesuffix("_via_proxy")
         cluster = self._cluster
         if kind in OURS:
@@ -176,7 +191,7 @@ class PeersBench:
             size = EAGER.get(kind, kind.removeprefix("fixed_"))
             cluster.tune((self._subnets[size], kind in EAGER, *self._best(share, size)))
             url = cluster.peer_proxy_url if via_proxy else cluster.peer_url
-        return self._load.replay(url, self.spec(share, self._scale.duration_s), seed)[0]
+        return self._load.replay(url, spec, seed)[0]
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -191,6 +206,9 @@ class PeersBench:
         )  # fmt: skip
         slo = _row("serving/peers/slo", self._load.slo_s, "s", "of every query, see serving/slo")
         rows = [capacity, slo]
+        if "peers/proxy_qps" in self._journal:
+            text = "a closed loop to ours on the smallest subnet; runs via proxy are shares of it"
+            rows.append(_row("serving/peers/proxy_capacity", self.proxy_qps(), "queries/s", text))
         for share in self._scale.loads:
             rows += self._load_rows(share)
         return rows
@@ -240,7 +258,9 @@ class PeersBench:
         num_valid = sum(run.is_valid for run in runs)
         busy = "unknown" if whole.busy is None else f"{whole.busy:.0%}"
         p50, p99 = (f"{(v or 0) * 1e3:.1f}" for v in (whole.p50_s, whole.p99_s))
-        spec, (low, high) = self.spec(share, self._scale.duration_s), whole.interval
+        via_proxy = system.endswith("_via_proxy")
+        spec = self.spec(share, self._scale.duration_s, via_proxy=via_proxy)
+        low, high = whole.interval
         return (
             f"{how or 'slackfit'}{self._allowed(system)}; {spec}, seeds 0 to {len(runs) - 1}; "
             f"{whole.num_queries} queries; each run {each}; 95 % of the widest {low:.4f} to "
