@@ -1,0 +1,65 @@
+"""The released models: small, complete, and as good as their pages say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from subnetact import load_executor
+from supernet import load_checkpoint
+from training.config import load_config
+
+MODELS = sorted(path.parent for path in Path("models").glob("*/supernet.json"))
+_ROW = re.compile(r"\| `(\S+)` \| ([\d.]+) \| ([\d.]+) % \|")
+
+
+def test_there_is_one() -> None:
+    assert MODELS
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_its_page_says_what_its_files_hold(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    said = {m[1]: (m[2], m[3]) for m in _ROW.finditer((folder / "README.md").read_text())}
+    held = {
+        s.subnet_id: (f"{s.macs / 1e6:.1f}", f"{100 * s.accuracy:.2f}") for s in checkpoint.subnets
+    }
+    assert said == held
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 8 * 2**20
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_it_is_measured_on_ten_thousand_images_and_spans_a_factor_of_four(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    assert "10000 test images" in checkpoint.accuracy_source
+    macs = [s.macs for s in checkpoint.subnets]
+    assert 4 * min(macs) <= max(macs)
+    assert all(s.ci95[0] < s.accuracy < s.ci95[1] for s in checkpoint.subnets)
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_it_is_trained_as_its_config_says(folder: Path) -> None:
+    config = load_config(folder / "config.toml")
+    provenance = load_checkpoint(folder).provenance["config"]
+    assert provenance["schedule"]["epochs"] == config.schedule.epochs
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert epochs == list(range(1, config.schedule.epochs + 1))
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_every_subnet_of_it_runs_packed_as_on_views(folder: Path) -> None:
+    inputs = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    packed, views = (load_executor(folder, packing=p) for p in (None, "views"))
+    try:
+        for subnet_id in packed.subnet_ids:
+            expected = views.run(subnet_id, inputs)
+            found = packed.run(subnet_id, inputs)
+            assert np.abs(found - expected).max() <= 2e-4 * np.abs(expected).max()
+    finally:
+        packed.close()
+        views.close()
