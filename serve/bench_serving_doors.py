@@ -1,8 +1,8 @@
 """Part `doors`: what a query costs beyond its execution, through every way in, on an idle machine.
 
 One request at a time, one sample each, the smallest subnet. Overhead is the client's latency less
-the execution time that the answer names. A Ray Serve deployment that does nothing stands beside
-them; its whole latency counts. All are up at once and asked in turns.
+the execution time that the answer names. Calls that do nothing stand beside them, of our doors and
+of a Ray Serve deployment; their whole latency counts. All are up at once and asked in turns.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import grpc.aio
 import numpy as np
 
 from serve.bench_serving_cluster import running
@@ -20,7 +21,9 @@ from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import samples
 from serve.bench_serving_process import server_process
 from serve.bench_serving_setting import Row, Setting, Tell
+from serve.client_rpc import address_of, call_of
 from serve.dial import dial
+from serve.proto import open_inference_pb2 as pb
 from serve.wire import HttpWire
 from traces.target import ReplayRequest, Target
 
@@ -45,11 +48,14 @@ DOORS = {
     "engine": Door("the engine in process: no door at all", 0.3e-3),
     "no_ray_http": Door("HTTP without Ray"),
     "no_ray_grpc": Door("gRPC without Ray", 1.5e-3),
+    "no_ray_http_live": Door("whether the server lives, HTTP without Ray"),
+    "no_ray_grpc_live": Door("whether the server lives, gRPC without Ray"),
     "ray_direct_http": Door("HTTP on Ray, the replica's own listener", 2.5e-3),
     "ray_direct_grpc": Door("gRPC on Ray, the replica's own listener", 2.5e-3),
     "ray_proxy_http": Door("HTTP on Ray through Ray's proxy"),
     "ray_no_op_http": Door("a Ray Serve deployment that does nothing, through Ray's proxy"),
 }
+_NO_OPS = ("no_ray_http_live", "no_ray_grpc_live", "ray_no_op_http")
 
 
 class DoorsBench:
@@ -74,6 +80,8 @@ class DoorsBench:
             urls = {
                 "no_ray_http": server.url,
                 "no_ray_grpc": server.rpc_url,
+                "no_ray_http_live": f"{server.url}/v2/health/live",
+                "no_ray_grpc_live": server.rpc_url,
                 "ray_direct_http": cluster.url,
                 "ray_direct_grpc": cluster.rpc_url,
                 "ray_proxy_http": cluster.proxy_url,
@@ -92,7 +100,7 @@ class DoorsBench:
                 continue
             overheads_ms = np.array(self._journal.get(f"doors/{name}")) * 1e3
             bar = "" if door.bar_s is None else f"; <= {door.bar_s * 1e3:g} asked for"
-            what = "whole latency" if name == "ray_no_op_http" else "latency less execution"
+            what = "whole latency" if name in _NO_OPS else "latency less execution"
             text = f"{door.text}; {what}, {len(overheads_ms)} requests, one at a time, idle"
             for quantile, note in ((50, bar), (99, "")):
                 value = round(float(np.percentile(overheads_ms, quantile)), 4)
@@ -123,10 +131,15 @@ class DoorsBench:
 
     @contextlib.asynccontextmanager
     async def _door(self, name: str, url: str):
-        if name == "ray_no_op_http":
+        if name == "no_ray_grpc_live":
+            async with grpc.aio.insecure_channel(address_of(url)) as channel:
+                live = call_of(channel, "ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse)
+                yield _whole(lambda: live(pb.ServerLiveRequest()))
+            return
+        if name in _NO_OPS:
             wire = HttpWire()
             try:
-                yield _no_op(wire, url)
+                yield _whole(lambda: wire.ask("GET", url, headers={}, content=b""))
             finally:
                 await wire.close()
             return
@@ -149,10 +162,10 @@ def _remote(target: Target, sample: np.ndarray) -> Ask:
     return ask
 
 
-def _no_op(wire: HttpWire, url: str) -> Ask:
+def _whole(call: Callable[[], Awaitable[Any]]) -> Ask:
     async def ask() -> float:
         start_s = time.perf_counter()
-        await wire.ask("GET", url, headers={}, content=b"")
+        await call()
         return time.perf_counter() - start_s
 
     return ask

@@ -93,7 +93,7 @@ class ServeConfig(BaseModel):
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
     way back to the client, beside what answers wait at the door (`serve.reply_lag`); both together
-    at most a tenth of the time given.
+    at most 15 % of the time given.
     `tokens_file` (see `serve.tokens`): without tokens everybody who reaches the port may ask; a
     `host` that others reach is then refused unless `allow_anonymous` says that this is meant.
     `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.

@@ -10,7 +10,7 @@ header `x-slo-ms`, parameter `slo_ms`  milliseconds from arrival               s
 the deployment's default (`slo_ms`)    when nothing else is given              soft
 
 The scheduler works for the earliest, less a reply allowance: what the answer needs to get back to
-the client, at most a tenth of the time given. After a hard deadline nobody wants the answer: a
+the client, at most 15 % of the time given. After a hard deadline nobody wants the answer: a
 query still queued is dropped and a late answer is not sent; after a soft one it is. As in Ray
 Serve, `x-request-timeout-seconds` that is not positive means no limit. What is no number is
 refused as `bad_deadline`, what is already past as `expired`.
@@ -26,7 +26,7 @@ from serve.limits import RefusedError
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 SLO_HEADER = "x-slo-ms"
-_MAX_ALLOWANCE = 0.1  # of the time given
+_MAX_ALLOWANCE = 0.15  # of the time given
 
 
 class Deadlines(NamedTuple):

@@ -31,6 +31,8 @@ from training.trainer import Trainer
 
 Row = dict[str, Any]
 
+_KEEP_EVERY_S = 10.0
+
 
 class Run(NamedTuple):
     """A finished run: accuracy on the test images by subnet id, ascending in MACs, and seconds.
@@ -133,7 +135,7 @@ class TrainingBench:
         trainer = Trainer(config, self._definition, data, folder, resume=resume)
         self._tell(f"{case}, seed {seed}: step {trainer.step} of {trainer.total_steps}")
         clock = _Clock(folder / "seconds.json")
-        finished = trainer.run(should_stop=should_stop)
+        finished = trainer.run(should_stop=lambda: clock.keep() or should_stop())
         wall_s, cpu_s = clock.stop()
         if not finished:
             return
@@ -228,12 +230,22 @@ def _row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
 
 
 class _Clock:
-    """Wall and processor seconds of a run over all its sittings, in a small file beside it."""
+    """Wall and processor seconds of a run over all its sittings, in a small file beside it.
+
+    The file is kept up to date while a sitting lasts, so that one that is killed counts too.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self._before = json.loads(path.read_text()) if path.exists() else [0.0, 0.0]
         self._started = (time.perf_counter(), time.process_time())
+        self._kept_s = self._started[0]
+
+    def keep(self) -> None:
+        """Write the sums, some seconds after they were written last."""
+        if time.perf_counter() - self._kept_s > _KEEP_EVERY_S:
+            self._kept_s = time.perf_counter()
+            self.stop()
 
     def stop(self) -> tuple[float, float]:
         """Add this sitting and return the sums."""

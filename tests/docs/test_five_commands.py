@@ -88,8 +88,8 @@ def test_a_checkpoint_is_served_replayed_and_graphed(run: Callable[[str], str], 
     assert live["outcomes"]["on_time"] > 0
     shown = run(top)
     assert "attainment" in shown
-    assert live["policy"] == "slackfit"
+    assert live["policy"] == "drainfit"
     run(report)
     page = (tmp_path / "runs" / "report.html").read_text()
-    assert "slackfit" in page
+    assert "drainfit" in page
     assert "<svg" in page or "<img" in page

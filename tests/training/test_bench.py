@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import training.bench
 from supernet import cost, define_supernet
-from training.bench import TrainingBench
+from training.bench import TrainingBench, _Clock
 from training.bench_cases import CASES, base_config, points_of, same_work, work
 
 
@@ -42,6 +44,14 @@ def test_runs_are_kept_resumed_and_compared(tmp_path: Path) -> None:
     told.clear()
     assert bench(tmp_path, tell=told.append).run() == rows
     assert not told
+
+
+def test_a_sitting_that_is_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.bench, "_KEEP_EVERY_S", 0.0)
+    clock = _Clock(tmp_path / "seconds.json")
+    time.sleep(0.01)
+    clock.keep()  # and is never stopped
+    assert _Clock(tmp_path / "seconds.json").stop()[0] >= 0.01
 
 
 def test_a_changed_recipe_gets_the_same_work() -> None:
