@@ -225,16 +225,19 @@ class PeersBench:
         return found
 
     def panels(self) -> dict[str, dict[str, Mark]]:
-        """Return the picture's panels: what is measured of every system, by load."""
+        """Return the picture's panels: what is measured of every system, by load.
+
+        But for those through Ray's proxy, whose loads are others.
+        """
         found: dict[str, dict[str, Mark]] = {}
         for share in self._scale.loads:
             wholes = {name: pooled(runs) for name, runs in self.scores(share).items()}
             if wholes:
                 title = f"{share * 100:.0f} % of the middle subnet's capacity"
                 found[title] = {
-                    name: Mark(s.accuracy, s.attainment, s.interval)
+                    _label(name): Mark(s.accuracy, s.attainment, s.interval)
                     for name, s in wholes.items()
-                    if s.on_time
+                    if s.on_time and name not in VIA_PROXY
                 }
         return found
 
@@ -272,6 +275,10 @@ class PeersBench:
     def _allowed(self, system: str) -> str:
         allowance_ms = ALLOWANCE * self._load.slo_s * 1e3
         return f", reply_allowance_ms {allowance_ms:g}" if system.startswith("ours") else ""
+
+
+def _label(system: str) -> str:
+    return f"ours, {OURS[system]}" if system in OURS else system.replace("_", " ")
 
 
 def is_disturbed(score: Score) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve.bounded_head import BoundedHead
 from serve.config import ConfigError
 from serve.tls import TlsFiles
 
@@ -67,5 +68,5 @@ def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicor
     No logging configuration of its own: that would close the handlers of all others in the process.
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
     """
-    options |= {} if tls is None else tls.uvicorn_options()
+    options |= {"http": BoundedHead} | ({} if tls is None else tls.uvicorn_options())
     return uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, **options)
