@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-import grpc.aio
 import numpy as np
 
 from serve.bench_serving_cluster import running
@@ -21,9 +20,9 @@ from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import samples
 from serve.bench_serving_process import server_process
 from serve.bench_serving_setting import Row, Setting, Tell
-from serve.client_rpc import address_of, call_of
 from serve.dial import dial
 from serve.proto import open_inference_pb2 as pb
+from serve.rpc_channel import async_rpc_channel, call_of
 from serve.wire import HttpWire
 from traces.target import ReplayRequest, Target
 
@@ -132,7 +131,7 @@ class DoorsBench:
     @contextlib.asynccontextmanager
     async def _door(self, name: str, url: str):
         if name == "no_ray_grpc_live":
-            async with grpc.aio.insecure_channel(address_of(url)) as channel:
+            async with async_rpc_channel(url) as channel:
                 live = call_of(channel, "ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse)
                 yield _whole(lambda: live(pb.ServerLiveRequest()))
             return

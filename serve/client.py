@@ -25,7 +25,7 @@ from serve.client_ask import Ask, Images, InferResult, Times, make_ask, make_tim
 from serve.client_errors import InferError, UnavailableError
 from serve.client_http import AsyncHttpTransport, HttpTransport
 from serve.client_info import ModelInfo, SubnetStatistics, read_info, read_statistics
-from serve.dial import RPC_SCHEME
+from serve.dial import SCHEMES, is_rpc
 from serve.retry import Attempts, RetryBucket
 
 __all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
@@ -86,9 +86,9 @@ class _Settings:
         self, url: str, model: str | None, slo_ms: float | None, timeout_s: float | None
     ) -> None:
         make_times(slo_ms, timeout_s)
-        self.is_rpc = url.startswith(RPC_SCHEME)
-        if not self.is_rpc and not url.startswith(("http://", "https://")):
-            raise ClientError(f"{url}: not a URL of a server; give http://, https:// or grpc://")
+        if not url.startswith(SCHEMES):
+            raise ClientError(f"{url}: not a URL of a server; give {', '.join(SCHEMES)}")
+        self.is_rpc = is_rpc(url)
         self.url = url
         self.model = model
         self.slo_ms = slo_ms

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 from serve.answer import UnreadableError, read_outputs, read_said
 from serve.client_ask import Ask, InferResult, Times, make_result
 from serve.client_errors import InferError, lost, refusal_error, timed_out, unreadable_answer
+from serve.trust import trusting_context
 from serve.wire import HttpWire, Response, WireError
 
 BINARY_HEADER = "Inference-Header-Content-Length"
@@ -104,12 +106,16 @@ class _Form:
         return f"{self._server_url}/models/{quote(model, safe='')}"
 
 
+def _verified(url: str) -> ssl.SSLContext | bool:
+    return trusting_context() if url.startswith("https://") else True
+
+
 class HttpTransport:
     """Sends and waits; threads may share one."""
 
     def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
         self._form = _Form(url, is_json=is_json, token=token)
-        self._client = httpx.Client(trust_env=False)
+        self._client = httpx.Client(trust_env=False, verify=_verified(url))
 
     def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
         """Send one request and return how it ended."""

@@ -1,4 +1,5 @@
-"""Our requests over gRPC, blocking or not: `serve.client_http`'s transports at `grpc://host:port`.
+"""Our requests over gRPC, blocking or not: `serve.client_http`'s transports at `grpc://host:port`
+or, with TLS, `grpcs://host:port`.
 
 The SLO goes as metadata `x-slo-ms`. A timeout goes as the parameter of that name beside the call's
 own deadline, which is invisible behind some proxies. Without one the call has no deadline: it would
@@ -19,19 +20,10 @@ from google.protobuf.json_format import MessageToDict
 from serve.answer import Refusal, seconds
 from serve.client_ask import Ask, InferResult, Times, make_result
 from serve.client_errors import InferError, refusal_error, timed_out, unreadable_answer
-from serve.dial import RPC_SCHEME
 from serve.proto import open_inference_pb2 as pb
+from serve.rpc_channel import async_rpc_channel, call_of, rpc_channel
 from traces.target import DTYPES
 
-SERVICE = "/inference.GRPCInferenceService"
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    # A server that comes back, or its replacement, is tried again within a slack, not after 20 s.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 _LENGTH = struct.Struct("<I")
 _LOOKS: dict[str, tuple[str, Any, Any]] = {
     "server": ("ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse),
@@ -42,20 +34,6 @@ _LOOKS: dict[str, tuple[str, Any, Any]] = {
     "statistics": ("ModelStatistics", pb.ModelStatisticsRequest, pb.ModelStatisticsResponse),
     "model_statistics": ("ModelStatistics", pb.ModelStatisticsRequest, pb.ModelStatisticsResponse),
 }
-
-
-def address_of(url: str) -> str:
-    """Return the `host:port` of a `grpc://` URL."""
-    return url.removeprefix(RPC_SCHEME).rstrip("/")
-
-
-def call_of(channel: Any, name: str, asks: Any, answers: Any) -> Any:
-    """Return one method of the service on a channel of either kind."""
-    return channel.unary_unary(
-        f"{SERVICE}/{name}",
-        request_serializer=asks.SerializeToString,
-        response_deserializer=answers.FromString,
-    )
 
 
 def read_parameters(answer: pb.ModelInferResponse) -> dict[str, Any]:
@@ -92,7 +70,7 @@ class RpcTransport:
     """Sends and waits; threads may share one."""
 
     def __init__(self, url: str, *, token: str | None) -> None:
-        self._channel = grpc.insecure_channel(address_of(url), options=CHANNEL_OPTIONS)
+        self._channel = rpc_channel(url)
         self._metadata = _authorization(token)
         self._infer = _infer_call(self._channel)
 
@@ -125,7 +103,7 @@ class AsyncRpcTransport:
     """Sends many at once, in the event loop that it is made in."""
 
     def __init__(self, url: str, *, token: str | None) -> None:
-        self._channel = grpc.aio.insecure_channel(address_of(url), options=CHANNEL_OPTIONS)
+        self._channel = async_rpc_channel(url)
         self._metadata = _authorization(token)
         self._infer = _infer_call(self._channel)
 

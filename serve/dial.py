@@ -1,4 +1,4 @@
-"""A client of whichever kind the address asks for: `http://`, `https://` or `grpc://`."""
+"""A client of whichever kind the address asks for: `http://`, `https://`, `grpc://`, `grpcs://`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from serve.oip_client import connect
 from traces.target import Model, Target
 
-RPC_SCHEME = "grpc://"
+RPC_SCHEME, RPC_TLS_SCHEME = "grpc://", "grpcs://"
+SCHEMES = ("http://", "https://", RPC_SCHEME, RPC_TLS_SCHEME)
+
+
+def is_rpc(url: str) -> bool:
+    """Whether a URL asks for gRPC."""
+    return url.startswith((RPC_SCHEME, RPC_TLS_SCHEME))
 
 
 async def dial(url: str, model: str | None = None) -> tuple[Target, Model]:
@@ -15,7 +21,7 @@ async def dial(url: str, model: str | None = None) -> tuple[Target, Model]:
 
     Raises ClientError when the server can't be reached or serves nothing that can be replayed.
     """
-    if url.startswith(RPC_SCHEME):
+    if is_rpc(url):
         from serve.rpc_client import connect_rpc
 
         return await connect_rpc(url, model)

@@ -162,7 +162,9 @@ async def connect(url: str, model: str | None = None) -> tuple[OipClient, Model]
     Raises ClientError when the server can't be reached or does not serve it.
     """
     if not url.startswith(("http://", "https://")):
-        raise ClientError(f"{url}: not a URL of a server; give http://, https:// or grpc://")
+        raise ClientError(
+            f"{url}: not a URL of a server; give http://, https://, grpc:// or grpcs://"
+        )
     client = OipClient(url, model or "")
     try:
         if model is None:

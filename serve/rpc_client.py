@@ -14,27 +14,21 @@ import numpy as np
 
 from serve.answer import OUR_STATUSES, ClientError, executed, unreadable
 from serve.bearer import bearer
-from serve.client_rpc import (
-    CHANNEL_OPTIONS,
-    address_of,
-    call_of,
-    read_first_output,
-    read_parameters,
-    read_said,
-)
+from serve.client_rpc import read_first_output, read_parameters, read_said
 from serve.proto import open_inference_pb2 as pb
+from serve.rpc_channel import async_rpc_channel, call_of
 from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _METADATA_TIMEOUT_S = 10.0
 
 
 class RpcClient:
-    """Sends samples to one model of one server at `grpc://host:port`."""
+    """Sends samples to one model of one server at `grpc://host:port` or `grpcs://host:port`."""
 
     def __init__(self, url: str, model: str) -> None:
         self._url = url
         self.model = model
-        self._channel = grpc.aio.insecure_channel(address_of(url), options=CHANNEL_OPTIONS)
+        self._channel = async_rpc_channel(url)
         self._infer = self._method("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
         self._tensor = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import os
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,68 @@ def test_both_doors_speak_tls_and_nothing_else(
                 assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(main())
+
+
+OUR_CLIENTS = """
+import asyncio, sys
+import numpy as np
+from serve.client import AsyncClient, Client, InferError
+from serve.dial import dial
+from traces.target import ReplayRequest
+
+image = np.zeros((1, 2, 2), dtype=np.uint8)
+
+async def ask(url):
+    async with AsyncClient(url, model="tiny") as client:
+        assert (await client.infer(image)).subnet_id
+    target, _ = await dial(url, "tiny")
+    reply = await target.infer(ReplayRequest(query_id=0, payload=image, slo_s=5.0))
+    await target.close()
+    assert reply.status == "ok", reply
+
+for url in sys.argv[1:]:
+    try:
+        with Client(url, model="tiny") as client:
+            print(client.infer(image).subnet_id)
+    except InferError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    asyncio.run(ask(url))
+"""
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("trusted", "expected"),
+    [("ca_file", ""), (None, "ConnectionLostError"), ("nowhere", "SSL_CERT_FILE is '/nowhere'")],
+)
+def test_our_clients_trust_a_ca_that_the_environment_names(
+    timed_config: ServeConfig, timed_door, certificates: Certificates, trusted, expected, order
+):
+    settings = {"tls_cert": certificates.cert, "tls_key": certificates.key, "grpc_port": 0}
+    config = timed_config.model_copy(update=settings)
+    door = timed_door()
+    environment = {k: v for k, v in os.environ.items() if k != "SSL_CERT_FILE"}
+    if trusted is not None:
+        environment["SSL_CERT_FILE"] = getattr(certificates, trusted, "/nowhere")
+
+    async def main() -> tuple[bytes, bytes]:
+        listeners = Listeners(config, door, is_replica=False)
+        port, tls = free_port(), config_tls(config)
+        https = listening(door, "127.0.0.1", port, drain_timeout_s=1.0, tls=tls)
+        async with door._lifespan(door._app), listeners.opened(), https:
+            urls = [f"https://127.0.0.1:{port}", f"grpcs://127.0.0.1:{listeners.rpc_port}"]
+            client = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", OUR_CLIENTS, *urls[::order], env=environment,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            return await asyncio.wait_for(client.communicate(), 60)
+
+    output, errors = (text.decode() for text in asyncio.run(main()))
+    if expected:
+        assert expected in errors
+        assert not output
+    else:
+        assert len(output.split()) == 2, errors
 
 
 def config_tls(config: ServeConfig):
