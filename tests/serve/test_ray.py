@@ -164,6 +164,11 @@ def test_user_config_reconfigures_a_running_replica(host: RayHost):
     settings = live_settings(host, "fixed:large")
     assert settings["slo_ms"] == 250
     assert settings["ended"] == {"on_time": 1}, "a restarted replica would count from zero"
+    deploy(host, {"policy": "slackfit", "subnets": ["small"], "max_batch_size": 1})
+    settings = live_settings(host, "slackfit")
+    assert (settings["subnets"], settings["max_batch_size"]) == (["small"], 1)
+    assert infer(host).json()["parameters"]["subnet"] == "small"
+    assert settings["ended"] == {"on_time": 1}
 
 
 def test_stopping_frees_the_port_and_the_environment(host: RayHost):
