@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 FALLBACK_POLICY = "fixed:smallest"
 HUNG_AFTER_S = 10.0
+PROBE_AFTER_S = 10.0
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin the device thread
 
@@ -54,7 +55,9 @@ class Engine:
 
     `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
     every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
-    to compose a batch, on the device thread. `turn` is given to engines that share a device.
+    to compose a batch, on the device thread. `turn` is given to engines that share a device. A
+    device that had nothing to do for `probe_after_s` is given a sample of zeros, so that one that
+    fails or hangs is known before the next query comes.
     """
 
     def __init__(
@@ -68,10 +71,12 @@ class Engine:
         observer: Callable[[Reply], None] | None = None,
         on_decision: Callable[[float], None] | None = None,
         hung_after_s: float = HUNG_AFTER_S,
+        probe_after_s: float = PROBE_AFTER_S,
         turn: DeviceTurn | None = None,
     ) -> None:
         self.clock = clock
         self._watchdog = Watchdog(hung_after_s)
+        self._probe_after_s = probe_after_s
         self._watch: asyncio.Task[None] | None = None
         self._scheduler = scheduler
         self._profile = profile
@@ -323,8 +328,9 @@ class Engine:
             while not self._is_stopping:
                 with self._seat:
                     self._seat.comes_back = has_run = self.step()
-                if not has_run:
-                    self._wait()
+                if not has_run and self._waited_long():
+                    with self._seat:
+                        self._probe()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
@@ -353,15 +359,25 @@ class Engine:
             self._is_stopping = True
             return self._ledger.abandon("device_failed", self.clock())
 
-    def _wait(self) -> None:
+    def _waited_long(self) -> bool:
+        """Wait for something to do. Return whether the device was idle for so long instead."""
         with self._wake:
             if self._is_dirty or self._is_stopping:
-                return
+                return False
             wakeup_s = self._scheduler.next_wakeup_s()
             if wakeup_s is None:
-                self._wake.wait()
-            else:
-                self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
+                return not self._wake.wait(self._probe_after_s)
+            self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
+            return False
+
+    def _probe(self) -> None:
+        """Run a sample that nobody asked about. Raises what the executor raises."""
+        subnet = self._profile.subnets[0]
+        with self._lock:
+            self._watchdog.launched(self.clock(), self._profile.latency_s(subnet.subnet_id, 1))
+        self._runner.executor.run(subnet.subnet_id, self._runner.zeros)
+        with self._lock:
+            self._watchdog.returned()
 
     # --- with the lock held ----------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class BatchRunner:
         self._clock = clock
         shape = (executor.max_batch_size, *executor.input_shape)
         self._staging = np.empty(shape, dtype=np.uint8)  # (B, C, H, W), reused by every batch
+        self.zeros = np.zeros((1, *executor.input_shape), dtype=np.uint8)  # (1, C, H, W)
         self._failures: list[str] = []  # of the batch that runs
 
     def run(self, batch: Batch, tickets: Sequence[Ticket]) -> Run:

@@ -268,6 +268,49 @@ def test_hung_device_fails_everyone_at_once_and_is_told_by_health(profile: Laten
     asyncio.run(main())
 
 
+class FailingExecutor(TimedExecutor):
+    """Works, until it is told not to."""
+
+    is_broken = False
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        if self.is_broken:
+            raise RuntimeError("the bus is gone")
+        return super().run(subnet_id, inputs)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_idle_device_that_went_away_is_told_before_a_query_comes(profile: LatencyProfile, how: str):
+    policy = create_policy("fixed:smallest", profile)
+    is_broken = how == "raises"
+    executor = FailingExecutor(profile, (1, 2, 2), 10) if is_broken else HangingExecutor(profile)
+    engine = Engine(
+        Scheduler(profile, policy), executor, profile=profile, policy=policy,
+        hung_after_s=0.2, probe_after_s=0.02,
+    )  # fmt: skip
+
+    async def main() -> str:
+        await engine.start()
+        if isinstance(executor, FailingExecutor):
+            await asyncio.sleep(0.1)  # some probes
+            assert (await ask(engine)).outcome.status == "on_time"
+            assert not engine.status().fault
+            executor.is_broken = True
+        for _ in range(100):
+            if engine.status().fault:
+                break
+            await asyncio.sleep(0.02)
+        assert (await ask(engine)).outcome.reason == "device_failed"
+        if isinstance(executor, HangingExecutor):
+            executor.let_go.set()
+        await engine.stop()
+        return engine.status().fault
+
+    ended = "the device thread ended: RuntimeError"
+    assert asyncio.run(main()) == {"raises": ended, "hangs": "the device hangs"}[how]
+    assert sum(engine.status().ended.values()) == 1 + is_broken
+
+
 class PoisonedExecutor(TimedExecutor):
     """Fails on every batch that holds a sample of 255s."""
 
