@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from supernet.checkpoint import check_state
+from supernet.checkpoint import check_state, load_checkpoint
 from supernet.definition import SupernetDefinition
 from supernet.naming import Naming, State, find_naming
 from supernet.ofa_files import materialise_kernels, matrix_names, to_static
@@ -26,6 +26,7 @@ from supernet.weight_files import WeightsError, read_config, read_tensors
 _POSITION_IDS = "bert.embeddings.position_ids"  # a constant that older encoder files hold
 _NUM_TOKENS = 128  # at which encoders are counted
 _MAX_LISTED = 20
+_HEADS = ("classifier", "fc", "head")
 
 
 def import_supernet(
@@ -41,7 +42,8 @@ def import_supernet(
 
     `source` is a file, a folder, or for timm and torchvision a model's name. `supernet` names the
     variant (default: the model's name, or what a Hugging Face config says). `new_head` initialises
-    a classifier that the file lacks. `ignore` are patterns of keys to leave out, such as `cls.*`.
+    a classifier that the file lacks, or that a checkpoint of ours (`supernet`) has for other
+    classes. `ignore` are patterns of keys to leave out, such as `cls.*`.
     Raises WeightsError for tensors that do not fit, ValueError for unknown names.
     """
     if origin == "huggingface":
@@ -53,6 +55,8 @@ def import_supernet(
         raise ValueError(f"say which supernet {source} is: weights of {origin} do not tell")
     else:
         definition = define_supernet(supernet, **overrides)
+    if origin == "supernet":
+        return definition, _own_state(Path(source), definition, new_head)
     naming = find_naming(origin, definition.family_name)
     tensors = _read(source, origin)
     kept = {n: t for n, t in tensors.items() if not any(fnmatch(n, p) for p in ignore)}
@@ -89,6 +93,25 @@ def import_state(
     state = {name: t.contiguous().clone() for name, t in state.items()}
     check_state(state, definition, where)
     return state
+
+
+def _own_state(folder: Path, definition: SupernetDefinition, new_head: bool) -> State:
+    """Return the state of a checkpoint of ours, to go on from."""
+    state = dict(load_checkpoint(folder).state)
+    if new_head:
+        expected = definition.on_meta(definition.space.largest).state_dict()
+        for layer in _HEADS:
+            weight, mine = expected.get(f"{layer}.weight"), state.get(f"{layer}.weight")
+            if weight is not None and mine is not None and weight.shape[0] != mine.shape[0]:
+                state |= _drawn_head(layer, weight.shape)
+    check_state(state, definition, str(folder))
+    return state
+
+
+def _drawn_head(layer: str, shape: torch.Size) -> State:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(shape, generator=generator) * 0.02
+    return {f"{layer}.weight": drawn, f"{layer}.bias": torch.zeros(shape[0])}
 
 
 def _read(source: str | Path, origin: str) -> State:
@@ -158,13 +181,10 @@ def _completed(
         if name.endswith("num_batches_tracked") and name not in complete:
             complete[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     if new_head:
-        for layer in ("classifier", "fc", "head"):
+        for layer in _HEADS:
             weight, bias = (expected.get(f"{layer}.{part}") for part in ("weight", "bias"))
-            if weight is None or bias is None or f"{layer}.weight" in complete:
-                continue
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(weight.shape, generator=generator) * 0.02
-            complete |= {f"{layer}.weight": drawn, f"{layer}.bias": torch.zeros(bias.shape)}
+            if weight is not None and bias is not None and f"{layer}.weight" not in complete:
+                complete |= _drawn_head(layer, weight.shape)
     return complete
 
 

@@ -24,7 +24,8 @@ class SupernetConfig:
     """Which supernet: a named variant, some of its config fields replaced.
 
     `weights` is a file or folder to start from instead of random weights, in the naming of
-    `origin` (supernet import); a classifier that it lacks is new.
+    `origin` (supernet import; `supernet`: a checkpoint folder of ours); a classifier that it lacks,
+    or has for other classes, is new.
     """
 
     variant: str

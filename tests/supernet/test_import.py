@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
-from supernet import SupernetDefinition, cost, define_supernet, extract
-from supernet.import_weights import import_state
+from supernet import SupernetDefinition, cost, define_supernet, extract, load_checkpoint
+from supernet.checkpoint import CheckpointError
+from supernet.import_weights import import_state, import_supernet
 from supernet.naming import find_naming
 from supernet.weight_files import WeightsError
 
@@ -109,3 +113,25 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed() -> None:
 def test_an_origin_that_does_not_name_a_family_lists_those_that_do() -> None:
     with pytest.raises(ValueError, match="vit has no naming of 'ofa'; known are timm"):
         find_naming("ofa", "vit")
+
+
+RELEASED = Path("models/cifar10_resnet20")
+
+
+def test_a_checkpoint_of_ours_is_gone_on_from() -> None:
+    definition, state = import_supernet(RELEASED, origin="supernet", supernet="resnet20_cifar")
+    released = load_checkpoint(RELEASED)
+    assert definition == released.definition
+    assert all(torch.equal(state[name], tensor) for name, tensor in released.state.items())
+
+
+def test_a_checkpoint_of_ours_gets_a_head_for_other_classes_when_asked_to() -> None:
+    wanted: dict[str, Any] = {
+        "origin": "supernet", "supernet": "resnet20_cifar", "num_classes": 7
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"fc.weight has shape .*expected \(7, 64\)"):
+        import_supernet(RELEASED, **wanted)
+    _, state = import_supernet(RELEASED, new_head=True, **wanted)
+    assert (state["fc.weight"].shape, state["fc.bias"].shape) == ((7, 64), (7,))
+    with pytest.raises(CheckpointError, match="not known layer1"):
+        import_supernet(RELEASED, new_head=True, depths=[2, 2, 2], **wanted)
