@@ -28,6 +28,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "schedule": {"delay_rule": "plateau"},
         "optimizer": {"ema_decay": 0.998},
     },
+    "deps_compound": {"schedule": {"sampler": "compound"}},
+    "deps_unsmoothed": {"loss": {"label_smoothing": 0.0}},
+    "deps_one_random": {"schedule": {"random_subnets": 1}},
+    "deps_early_one_random": {"schedule": {"delay": 0.25, "random_subnets": 1}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
 }
