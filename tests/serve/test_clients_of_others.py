@@ -13,8 +13,8 @@ from PIL import Image
 
 SESSION = Path(__file__).with_name("triton_session.py")
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [3] * 4}]}
-
-
+# What one idle query gets is sure with SlackFit: DrainFit holds back until it knows the load.
+SETTINGS = ("--slo-ms", "500", "--policy", "slackfit")
 HOSTS = [
     pytest.param(("--no-ray",), id="without-ray"),
     pytest.param((), id="on-ray", marks=[pytest.mark.ray, pytest.mark.slow]),
@@ -23,7 +23,7 @@ HOSTS = [
 
 @pytest.mark.parametrize("options", HOSTS)
 def test_tritonclient_works_unmodified(running, profile_file: Path, wire_python: str, options):
-    with running(profile_file, "--slo-ms", "500", *options) as server:
+    with running(profile_file, *SETTINGS, *options) as server:
         done = subprocess.run(
             [wire_python, str(SESSION), server.address, server.rpc_address],
             capture_output=True, text=True, timeout=60, check=False,
@@ -74,7 +74,7 @@ def test_curl_sends_tensors_and_image_files(running, profile_file: Path, tmp_pat
     images = {suffix: tmp_path / f"seven.{suffix}" for suffix in ("png", "jpeg")}
     for path in images.values():
         Image.new("L", (2, 2), 2).save(path)
-    with running(profile_file, "--slo-ms", "500", *options) as server:
+    with running(profile_file, *SETTINGS, *options) as server:
         url = f"{server.url}/v2/models/tiny/infer"
         code, answer = curl(url, "-d", json.dumps(BODY), "-H", "x-slo-ms: 200")
         assert (code, answer["model_version"]) == (200, "large")
