@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
+from supernet.tensor_file import save_tensors
 
 FORMAT = 1
 _WEIGHTS, _NORMS = "supernet.safetensors", "norm_statistics.safetensors"
@@ -129,8 +130,8 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
         for name, tensor in statistics.items()
     }
     weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
-    save_file(weights, folder / _WEIGHTS)
-    save_file(norms, folder / _NORMS)
+    save_tensors(weights, folder / _WEIGHTS)
+    save_tensors(norms, folder / _NORMS)
     (folder / _ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
     digests = {name: _digest(folder / name) for name in (_WEIGHTS, _NORMS, _ACCURACY)}
     fingerprint = _fingerprint(digests)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from supernet.arch import Arch
@@ -27,6 +26,7 @@ from supernet.definition import SupernetDefinition
 from supernet.extract import extract
 from supernet.naming import State, find_naming
 from supernet.ofa_files import to_elastic
+from supernet.tensor_file import save_tensors
 
 _MAX_BATCH = 1024
 _TOLERANCE = 1e-3
@@ -64,7 +64,7 @@ def write_state(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Write tensors as safetensors or, with another ending, by torch.save."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if Path(path).suffix == ".safetensors":
-        _write_whole(path, lambda partial: save_file(contiguous, partial))
+        _write_whole(path, lambda partial: save_tensors(contiguous, partial))
     else:
         _write_whole(path, lambda partial: torch.save({"state_dict": contiguous}, partial))
 

@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_what_was_there(
             raise OSError(28, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr("supernet.checkpoint.save_file", save_until_full)
+    monkeypatch.setattr("supernet.checkpoint.save_tensors", save_until_full)
     changed = replace(checkpoint, state={n: t + 1 for n, t in checkpoint.state.items()})
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(changed, tmp_path / "out")
@@ -164,3 +164,12 @@ def test_a_full_disk_leaves_what_was_there(
     if exists:
         kept = load_checkpoint(tmp_path / "out").state
         assert all(torch.equal(kept[n], t) for n, t in checkpoint.state.items())
+
+
+def test_a_checkpoints_files_may_be_read_by_whom_any_new_file_may(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "new").touch()
+    save_checkpoint(checkpoint, tmp_path / "out")
+    modes = {path.stat().st_mode for path in [tmp_path / "new", *(tmp_path / "out").iterdir()]}
+    assert len(modes) == 1
