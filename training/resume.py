@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from supernet.sort import Permutations
+from supernet.tensor_file import save_tensors
 from training.config import TrainConfig, config_from_json
 from training.optimization import OptimizationState
 
@@ -77,7 +77,7 @@ def save_resume_state(
     }
     partial = out / f"{name}.partial"
     try:
-        save_file(tensors, partial, metadata={"run": json.dumps(described)})
+        save_tensors(tensors, partial, metadata={"run": json.dumps(described)})
         partial.replace(out / name)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
