@@ -32,6 +32,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "deps_unsmoothed": {"loss": {"label_smoothing": 0.0}},
     "deps_one_random": {"schedule": {"random_subnets": 1}},
     "deps_early_one_random": {"schedule": {"delay": 0.25, "random_subnets": 1}},
+    "deps_parts": {"schedule": {"parts": 2}},
+    "deps_parts_3": {"schedule": {"parts": 3}},
+    "deps_one_random_parts": {"schedule": {"random_subnets": 1, "parts": 2}},
+    "deps_labels": {"loss": {"label_share": 0.5}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
 }
@@ -48,7 +52,7 @@ DIGITS: dict[str, Any] = {
         "overrides": {"widths": [32, 32], "width_choices": _CHOICES, "expand_choices": _CHOICES},
     },
     "data": {"name": "digits", "batch_size": 32, "limit": 320},  # with all, every case has 99 %
-    "schedule": {"epochs": 40, "delay": 0.5, "ramp_epochs": 2.0},
+    "schedule": {"epochs": 40, "delay": 0.5, "ramp_epochs": 2.0, "parts": 1},
     "optimizer": {"lr": 0.05},
 }
 FOLDER: dict[str, Any] = {
@@ -62,7 +66,7 @@ FOLDER: dict[str, Any] = {
         "augmentation": "crop_flip",
         "limit": 10_000,
     },
-    "schedule": {"epochs": 30, "delay": 0.5, "ramp_epochs": 1.0},
+    "schedule": {"epochs": 30, "delay": 0.5, "ramp_epochs": 1.0, "parts": 1},
     "optimizer": {"lr": 0.1},
 }
 
@@ -117,7 +121,7 @@ def same_work(
 
 def _step_work(config: TrainConfig, definition: SupernetDefinition, plan: Sequence[Any]) -> float:
     largest = cost(definition, definition.space.largest).macs
-    passes = _BACKWARD * sum(cost(definition, task.arch).macs for task in plan)
+    passes = _BACKWARD * sum(cost(definition, t.arch).macs / t.part[1] for t in plan)
     targets = {task.target for task in plan}
     is_averaged = "full_model" in targets and config.loss.teacher == "average"
     has_teacher = bool(targets & {"teacher", "labels_and_teacher"}) or is_averaged

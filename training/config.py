@@ -83,6 +83,8 @@ class ScheduleConfig:
     shrinking when the full model's loss has become flat, between a quarter and three quarters of
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
     frozen as the teacher and only smaller subnets train. Samplers: training/sampling.py.
+    With `parts` above 1 the full model of a deps or sandwich step sees the whole batch, and each
+    smaller subnet one of so many equal parts of it, in turn: more steps in the same time.
     """
 
     strategy: Literal["deps", "sandwich", "progressive", "compound", "dynabert", "single"] = "deps"
@@ -93,6 +95,7 @@ class ScheduleConfig:
     ramp_epochs: float = 0.5
     random_subnets: int = 2
     focus: float = 0.0
+    parts: int = 2
     sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
     sort_channels: bool = True
 
@@ -124,12 +127,14 @@ class LossConfig:
 
     `soft_ce`: cross-entropy with the teacher's probabilities. `kl`: the same less the teacher's
     entropy, so the same gradients and a loss that is zero at the teacher. `alpha`: the larger of
-    two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
+    two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `label_share`
+    of what a subnet taught in place minimises is the loss of the labels instead. `teacher`
     `average`: subnets learn from the full model at the averaged weights (needs ema_decay).
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     """
 
     label_smoothing: float = 0.1
+    label_share: float = 0.0
     dropout: float = 0.0
     distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
@@ -181,11 +186,13 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("schedule", "ramp_epochs", *_FROM_0),
     ("schedule", "random_subnets", *_FROM_0),
     ("schedule", "focus", *_BELOW_1),
+    ("schedule", "parts", *_ABOVE_0),
     ("optimizer", "lr", *_ABOVE_0),
     ("optimizer", "eps", *_ABOVE_0),
     ("optimizer", "beta2", *_BELOW_1),
     ("optimizer", "ema_decay", *_BELOW_1),
     ("optimizer", "clip_norm", *_FROM_0),
+    ("loss", "label_share", *_BELOW_1),
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
     ("evaluation", "calibration_images", *_ABOVE_0),
@@ -222,6 +229,11 @@ class TrainConfig:
             raise ConfigError(
                 "data.augmentation is random_resized_crop, which is made on reading: only for "
                 "data.name images; allowed here affine, crop_flip"
+            )
+        if self.schedule.parts > data.batch_size:
+            raise ConfigError(
+                f"schedule.parts is {self.schedule.parts}, allowed up to data.batch_size, "
+                f"{data.batch_size}"
             )
         if self.loss.teacher == "average" and not self.optimizer.ema_decay:
             raise ConfigError(

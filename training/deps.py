@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from supernet.arch import Arch
 from supernet.space import SearchSpace
 from training.sampling import Sampler
 from training.schedule import CosineSchedule, EpsilonRamp
-from training.task import Event, SubnetTask, Unwatching
+from training.task import Event, SubnetTask, Target, Unwatching
 
 
 class SingleStrategy(Unwatching):
@@ -56,6 +57,7 @@ class FixedDelay(Unwatching):
 class Shrinking:
     """How subnets are let in: the ramp's length, how many, and the last steps without the full.
 
+    `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
     """
 
@@ -63,6 +65,7 @@ class Shrinking:
     steps_per_epoch: int
     random_subnets: int
     focus_steps: int = 0
+    parts: int = 1
     prepares: tuple[Event, ...] = ()
 
 
@@ -120,8 +123,14 @@ class DepsStrategy:
         archs = [self._space.smallest, *(self._sampler.draw(step, slot) for slot in slots)]
         focus = self._focus_step()
         if focus is not None and step >= focus:
-            return tuple(SubnetTask(arch, 1.0, "teacher") for arch in archs)
-        return (full, *(SubnetTask(arch, weight, "full_model") for arch in archs))
+            return tuple(self._task(step, i, arch, 1.0, "teacher") for i, arch in enumerate(archs))
+        smaller = (self._task(step, i, a, weight, "full_model") for i, a in enumerate(archs))
+        return (full, *smaller)
+
+    def _task(self, step: int, i: int, arch: Arch, weight: float, target: Target) -> SubnetTask:
+        """The parts go round, so each subnet sees all of them in the course of the steps."""
+        count = self._shrinking.parts
+        return SubnetTask(arch, weight, target, part=((step + i) % count, count))
 
     def _ramp(self) -> EpsilonRamp:
         """At most half of what is left: the subnets need steps at full weight too."""

@@ -102,8 +102,7 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ResumeError(f"{path}: not a whole resume file ({error})") from None
-    # Keys that did not exist when the state was saved had the value that is their default now.
-    saved = asdict(config_from_json(described["config"], where=str(path)))
+    saved = asdict(config_from_json(_as_it_was(described["config"]), where=str(path)))
     _check_same_config(path, saved, asdict(config))
     return ResumeState(
         step=described["step"],
@@ -119,6 +118,14 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
         ),
         teacher=_under(tensors, "teacher/"),
     )
+
+
+def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys that did not exist when a state was saved had the value that is their default now.
+
+    But for `schedule.parts`, which was 1 before it existed.
+    """
+    return {**config, "schedule": {"parts": 1, **config["schedule"]}}
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

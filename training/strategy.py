@@ -42,6 +42,7 @@ def make_strategy(
         steps_per_epoch=steps_per_epoch,
         random_subnets=options.random_subnets,
         focus_steps=round(options.focus * total),
+        parts=options.parts,
         prepares=(*crop, *sort) if is_deps else (),
     )
     if is_deps and options.delay_rule == "plateau":

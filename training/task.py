@@ -16,13 +16,20 @@ class SubnetTask(NamedTuple):
 
     `full_model` is the soft output of the step's first task, `teacher` that of the frozen teacher,
     `labels_and_teacher` labels plus the frozen teacher's. `hidden` weighs the distance
-    to the frozen teacher's hidden states inside that loss.
+    to the frozen teacher's hidden states inside that loss. `part` (i, n) is the i-th of n equal
+    parts of the batch, which is all that this pass sees.
     """
 
     arch: Arch
     weight: float
     target: Target
     hidden: float = 0.0
+    part: tuple[int, int] = (0, 1)
+
+    def images(self, batch_size: int) -> slice:
+        """Where this pass's part of a batch is."""
+        index, count = self.part
+        return slice(index * batch_size // count, (index + 1) * batch_size // count)
 
 
 class Strategy(Protocol):

@@ -186,11 +186,12 @@ class Trainer:
         self._optimization.zero_gradients()
         for task in plan:
             states: HiddenStates | None = {} if task.hidden else None
+            mine, dropout = task.images(len(images)), self._dropout(task, len(images))
             with self._autocast():
                 logits = self.weights.forward(
-                    task.arch, images, dropout=self._dropout(task, len(images)), hidden=states
+                    task.arch, images[mine], dropout=dropout, hidden=states
                 )
-            loss = self._loss(task, logits, labels, soft)
+            loss = self._loss(task, logits, labels[mine], soft)
             if states is not None:
                 loss = loss + task.hidden * hidden_loss(states, soft.hidden)
             value = self._finite(float(loss.detach()), task)
@@ -220,9 +221,12 @@ class Trainer:
             return label_loss(logits, labels, options.label_smoothing)
         targets = soft.teacher if soft.teacher is not None else soft.full_model
         assert targets is not None, "the full model's task, or a frozen teacher, comes first"
-        loss = distillation_loss(logits, targets, options)
+        loss = distillation_loss(logits, targets[task.images(len(targets))], options)
         if task.target == "labels_and_teacher":
             loss = loss + label_loss(logits, labels, options.label_smoothing)
+        elif task.target == "full_model" and options.label_share:
+            by_labels = label_loss(logits, labels, options.label_smoothing)
+            loss = (1.0 - options.label_share) * loss + options.label_share * by_labels
         return loss
 
     @torch.no_grad()

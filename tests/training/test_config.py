@@ -48,6 +48,8 @@ def test_a_file_and_changes_make_a_config(path: Path) -> None:
         ("data.augmentation=random_resized_crop", "only for data.name images; allowed here affine"),
         ("data.randaugment_magnitude=31", "data.randaugment_magnitude is 31, allowed 0 to 30"),
         ("schedule.focus=1", "schedule.focus is 1.0, allowed 0 to below 1"),
+        ("schedule.parts=0", "schedule.parts is 0, expected a number above 0"),
+        ("schedule.parts=999", "schedule.parts is 999, allowed up to data.batch_size, "),
         ("optimizer.name=lamb", "optimizer.name is 'lamb', allowed sgd, adamw"),
         ("loss.teacher=average", "loss.teacher is average: set optimizer.ema_decay above 0"),
         ("optimizer", "expected section.key=value"),

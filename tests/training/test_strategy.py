@@ -108,6 +108,18 @@ def test_the_focus_trains_the_smaller_ones_from_the_frozen_full_model(
     assert [late.plan(step)[0].target for step in (569, 570)] == ["labels", "teacher"]
 
 
+def test_smaller_subnets_see_parts_of_the_batch_in_turn(make_config: MakeConfig) -> None:
+    strategy = strategy_of(make_config, strategy="deps", delay=0.0, ramp_epochs=0, parts=2)
+    parts = [[task.part for task in strategy.plan(step)] for step in (10, 11)]
+    whole, first, second = (0, 1), (0, 2), (1, 2)
+    assert parts == [[whole, first, second, first], [whole, second, first, second]]
+    task = strategy.plan(10)[1]
+    assert [task._replace(part=part).images(7) for part in (first, second)] == [
+        slice(0, 3),
+        slice(3, 7),
+    ]
+
+
 def test_an_adaptive_delay_begins_when_the_loss_is_flat(make_config: MakeConfig) -> None:
     strategy = strategy_of(make_config, strategy="deps", delay_rule="plateau", ramp_epochs=1)
     for step in range(600):

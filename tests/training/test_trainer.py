@@ -92,7 +92,7 @@ def test_a_phased_run_with_an_average_resumes_to_the_same_weights(
 
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.002, "clip_norm": 1.0}, "loss": {"dropout": 0.2}}
 PLATEAU = {
-    "schedule": {"delay_rule": "plateau", "focus": 0.2},
+    "schedule": {"delay_rule": "plateau", "focus": 0.2, "parts": 2},
     "data": {"mixup": 0.2, "cutmix": 1.0},
 }
 AVERAGE = {"optimizer": {"ema_decay": 0.9}, "loss": {"teacher": "average", "distillation": "kl"}}
@@ -122,17 +122,20 @@ def test_a_state_saved_before_an_option_existed_still_resumes(
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    config = make_config()
+    config = make_config(schedule={"parts": 1})  # the one option whose default is another now
     trainer = trainer_of(config, tmp_path)
     trainer.run(should_stop=stop_after(9))
     path = tmp_path / "resume.safetensors"
     with safe_open(path, framework="pt") as file:
         described = json.loads(file.metadata()["run"])
-    for section, key in (("schedule", "focus"), ("optimizer", "name"), ("data", "mixup")):
-        del described["config"][section][key]
+    for key in ("schedule.focus", "schedule.parts", "optimizer.name", "data.mixup"):
+        section, name = key.split(".")
+        del described["config"][section][name]
     del described["strategy"], described["num_updates"], described["config"]["log"]
     save_file(load_file(path), path, metadata={"run": json.dumps(described)})
     assert_same(weights_of(trainer_of(config, tmp_path, resume=True)), weights_of(trainer))
+    with pytest.raises(ResumeError, match=r"schedule.parts: 1 then, 2 now"):
+        trainer_of(make_config(), tmp_path, resume=True)
 
 
 def test_a_budget_of_steps_ends_in_the_middle_of_an_epoch(
@@ -179,12 +182,13 @@ def test_clipping_bounds_the_step(make_config: MakeConfig, tmp_path: Path) -> No
     assert float(norm) == pytest.approx(trainer._strategy.lr(0) * 1e-3, rel=1e-2)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path, parts: int
 ) -> None:
+    schedule = {"delay": 0.0, "ramp_epochs": 1.0, "sort_channels": False, "parts": parts}
     config = make_config(optimizer={"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0},
-                         schedule={"delay": 0.0, "ramp_epochs": 1.0, "sort_channels": False},
-                         data={"augment": 0.0})  # fmt: skip
+                         schedule=schedule, data={"augment": 0.0})  # fmt: skip
     trainer = trainer_of(config, tmp_path / "run")
     before = weights_of(trainer)
     plan = trainer._strategy.plan(0)
@@ -199,12 +203,14 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_separate_gradients(
     x = x.contiguous(memory_format=torch.channels_last)
     targets = soft_targets(reference.weights.forward(plan[0].arch, x), 1.0)
     expected = {name: torch.zeros_like(p) for name, p in before.items()}
-    for task in plan:
-        logits = reference.weights.forward(task.arch, x)
+    thirds = [slice(0, 42), slice(42, 85), slice(85, 128)]
+    seen = [slice(0, 128), *(thirds if parts == 3 else [slice(0, 128)] * 3)]
+    for task, mine in zip(plan, seen, strict=True):
+        logits = reference.weights.forward(task.arch, x[mine])
         loss = (
             label_loss(logits, batch.labels, 0.1)
             if task.target == "labels"
-            else distillation_loss(logits, targets, config.loss)
+            else distillation_loss(logits, targets[mine], config.loss)
         )
         gradients = torch.autograd.grad(
             loss, list(reference.weights.parameters.values()), allow_unused=True
@@ -248,7 +254,7 @@ def test_a_steps_gradient_is_zero_outside_the_union_of_its_slices(
 def test_training_writes_a_checkpoint_whose_accuracies_hold(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config(schedule={"epochs": 8})
+    config = make_config(schedule={"epochs": 10})
     checkpoint = train(config, tmp_path)
     assert checkpoint is not None
     loaded = load_checkpoint(tmp_path)
@@ -265,7 +271,7 @@ def test_training_writes_a_checkpoint_whose_accuracies_hold(
         assert correct / len(data.validation) == subnet.accuracy
     *lines, last = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert last["accuracy"].items() >= {s.subnet_id: s.accuracy for s in loaded.subnets}.items()
-    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert [line["epoch"] for line in lines] == list(range(1, 11))
     assert lines[0]["subnets_per_step"] == 1
     assert lines[-1]["subnets_per_step"] == 4
 
