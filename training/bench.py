@@ -193,9 +193,9 @@ class TrainingBench:
         config = cased(self._base, case, seed)
         if case not in CHANGES:
             return config
-        steps = steps_per_epoch(self._data(seed).train, config.data.batch_size)
-        plain = cased(self._base, "deps", seed)
-        budget = work(plain, self._definition, steps)
+        train, plain = self._data(seed).train, cased(self._base, "deps", seed)
+        steps, plain_steps = (steps_per_epoch(train, c.data.batch_size) for c in (config, plain))
+        budget = work(plain, self._definition, plain_steps)
         return same_work(config, self._definition, steps, budget)
 
     def _load(self, case: str, seed: int) -> Run | None:

@@ -35,6 +35,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "deps_parts": {"schedule": {"parts": 2}},
     "deps_parts_3": {"schedule": {"parts": 3}},
     "deps_one_random_parts": {"schedule": {"random_subnets": 1, "parts": 2}},
+    "deps_batch_64": {"data": {"batch_size": 64}},
     "deps_labels": {"loss": {"label_share": 0.5}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
@@ -90,7 +91,7 @@ def points_of(definition: SupernetDefinition, count: int = NUM_POINTS) -> list[A
 
 
 def work(config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: int) -> float:
-    """Multiply-accumulates of a run per image of a batch, from steps evenly sampled.
+    """Multiply-accumulates of a run, from steps evenly sampled.
 
     An undecided delay is taken to be half of the run.
     """
@@ -98,7 +99,8 @@ def work(config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: in
     strategy = make_strategy(known, definition, steps_of_epoch)
     total = total_steps(known, steps_of_epoch)
     steps = np.unique(np.linspace(0, total - 1, _SAMPLED_STEPS).astype(int))
-    return float(np.mean([_step_work(known, definition, strategy.plan(s)) for s in steps])) * total
+    per_image = np.mean([_step_work(known, definition, strategy.plan(s)) for s in steps])
+    return float(per_image) * config.data.batch_size * total
 
 
 def same_work(

@@ -62,6 +62,11 @@ def test_a_changed_recipe_gets_the_same_work() -> None:
     longer = same_work(single, definition, 33, budget)
     assert longer.schedule.steps > 1.3 * 30 * 33
     assert work(longer, definition, 33) == pytest.approx(budget, rel=0.01)
+    halved = replace(base, data=replace(base.data, batch_size=base.data.batch_size // 2))
+    smaller = same_work(halved, definition, 66, budget)
+    assert smaller.schedule.steps == pytest.approx(2 * 30 * 33, rel=0.01)
+    shared = replace(base, schedule=replace(base.schedule, parts=2))
+    assert same_work(shared, definition, 33, budget).schedule.steps > 1.05 * 30 * 33
 
 
 def test_an_unknown_case_lists_the_known(tmp_path: Path) -> None:
