@@ -84,7 +84,8 @@ class ScheduleConfig:
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
     frozen as the teacher and only smaller subnets train. Samplers: training/sampling.py.
     With `parts` above 1 the full model of a deps or sandwich step sees the whole batch, and each
-    smaller subnet one of so many equal parts of it, in turn: more steps in the same time.
+    smaller subnet one of so many equal parts of it, in turn: more steps in the same time
+    (docs/decisions/043; 1 is the published rule).
     """
 
     strategy: Literal["deps", "sandwich", "progressive", "compound", "dynabert", "single"] = "deps"
@@ -95,7 +96,7 @@ class ScheduleConfig:
     ramp_epochs: float = 0.5
     random_subnets: int = 2
     focus: float = 0.0
-    parts: int = 2
+    parts: int = 3
     sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
     sort_channels: bool = True
 

@@ -27,8 +27,8 @@ class SubnetTask(NamedTuple):
     part: tuple[int, int] = (0, 1)
 
     def images(self, batch_size: int) -> slice:
-        """Where this pass's part of a batch is."""
-        index, count = self.part
+        """Where this pass's part of a batch is; at least one image of it."""
+        index, count = self.part[0] % batch_size, min(self.part[1], batch_size)
         return slice(index * batch_size // count, (index + 1) * batch_size // count)
 
 

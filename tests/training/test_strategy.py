@@ -118,6 +118,11 @@ def test_smaller_subnets_see_parts_of_the_batch_in_turn(make_config: MakeConfig)
         slice(0, 3),
         slice(3, 7),
     ]
+    assert [task._replace(part=(i, 3)).images(2) for i in range(3)] == [
+        slice(0, 1),
+        slice(1, 2),
+        slice(0, 1),
+    ]
 
 
 def test_an_adaptive_delay_begins_when_the_loss_is_flat(make_config: MakeConfig) -> None:

@@ -92,7 +92,7 @@ def test_a_phased_run_with_an_average_resumes_to_the_same_weights(
 
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.002, "clip_norm": 1.0}, "loss": {"dropout": 0.2}}
 PLATEAU = {
-    "schedule": {"delay_rule": "plateau", "focus": 0.2, "parts": 2},
+    "schedule": {"delay_rule": "plateau", "focus": 0.2, "parts": 3},
     "data": {"mixup": 0.2, "cutmix": 1.0},
 }
 AVERAGE = {"optimizer": {"ema_decay": 0.9}, "loss": {"teacher": "average", "distillation": "kl"}}
@@ -134,7 +134,7 @@ def test_a_state_saved_before_an_option_existed_still_resumes(
     del described["strategy"], described["num_updates"], described["config"]["log"]
     save_file(load_file(path), path, metadata={"run": json.dumps(described)})
     assert_same(weights_of(trainer_of(config, tmp_path, resume=True)), weights_of(trainer))
-    with pytest.raises(ResumeError, match=r"schedule.parts: 1 then, 2 now"):
+    with pytest.raises(ResumeError, match=r"schedule.parts: 1 then, 3 now"):
         trainer_of(make_config(), tmp_path, resume=True)
 
 
