@@ -42,13 +42,17 @@ def test_it_is_measured_on_ten_thousand_images_and_spans_a_factor_of_four(folder
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_it_is_trained_as_its_config_says(folder: Path) -> None:
-    config = load_config(folder / "config.toml")
-    provenance = load_checkpoint(folder).provenance["config"]
-    assert provenance["schedule"]["epochs"] == config.schedule.epochs
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    epochs = [json.loads(line)["epoch"] for line in lines]
-    assert epochs == list(range(1, config.schedule.epochs + 1))
+def test_it_is_trained_as_its_configs_say(folder: Path) -> None:
+    runs = [("config.toml", "log.jsonl"), ("finish.toml", "finish.jsonl")]
+    configs = []
+    for recipe, log in [run for run in runs if (folder / run[0]).exists()]:
+        configs.append(load_config(folder / recipe))
+        epochs = [json.loads(line)["epoch"] for line in (folder / log).read_text().splitlines()]
+        assert epochs == list(range(1, configs[-1].schedule.epochs + 1))
+    made_by = load_checkpoint(folder).provenance["config"]
+    for name in ("epochs", "delay", "random_subnets"):
+        assert made_by["schedule"][name] == getattr(configs[-1].schedule, name)
+    assert made_by["supernet"]["weights"] == configs[-1].supernet.weights
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
