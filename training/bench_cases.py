@@ -36,7 +36,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "deps_parts_3": {"schedule": {"parts": 3}},
     "deps_one_random_parts": {"schedule": {"random_subnets": 1, "parts": 2}},
     "deps_batch_64": {"data": {"batch_size": 64}},
-    "deps_labels": {"loss": {"label_share": 0.5}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
 }

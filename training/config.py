@@ -128,14 +128,12 @@ class LossConfig:
 
     `soft_ce`: cross-entropy with the teacher's probabilities. `kl`: the same less the teacher's
     entropy, so the same gradients and a loss that is zero at the teacher. `alpha`: the larger of
-    two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `label_share`
-    of what a subnet taught in place minimises is the loss of the labels instead. `teacher`
+    two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
     `average`: subnets learn from the full model at the averaged weights (needs ema_decay).
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     """
 
     label_smoothing: float = 0.1
-    label_share: float = 0.0
     dropout: float = 0.0
     distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
@@ -193,7 +191,6 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("optimizer", "beta2", *_BELOW_1),
     ("optimizer", "ema_decay", *_BELOW_1),
     ("optimizer", "clip_norm", *_FROM_0),
-    ("loss", "label_share", *_BELOW_1),
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
     ("evaluation", "calibration_images", *_ABOVE_0),

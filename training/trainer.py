@@ -224,9 +224,6 @@ class Trainer:
         loss = distillation_loss(logits, targets[task.images(len(targets))], options)
         if task.target == "labels_and_teacher":
             loss = loss + label_loss(logits, labels, options.label_smoothing)
-        elif task.target == "full_model" and options.label_share:
-            by_labels = label_loss(logits, labels, options.label_smoothing)
-            loss = (1.0 - options.label_share) * loss + options.label_share * by_labels
         return loss
 
     @torch.no_grad()
