@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from supernet.checkpoint import Checkpoint
-from supernet.extract import extract
+from supernet.subnets.extract import extract
 
 
 class StaticSubnet:

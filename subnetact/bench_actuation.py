@@ -24,9 +24,8 @@ from subnetact.norms import FoldedNorms
 from subnetact.packed_supernet import PackedSupernet
 from subnetact.random_supernet import random_state, statistics_of
 from supernet.arch import Arch
-from supernet.definition import SupernetDefinition
-from supernet.extract import extract
-from supernet.registry import define_supernet
+from supernet.definition import SupernetDefinition, define_supernet
+from supernet.subnets.extract import extract
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]

@@ -22,7 +22,7 @@ from subnetact.random_supernet import statistics_of
 from subnetact.savings import measure_savings
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet.definition import SupernetDefinition
-from supernet.extract import extract
+from supernet.subnets.extract import extract
 
 Row = dict[str, Any]
 _BUDGET = 0.4

@@ -24,7 +24,7 @@ from subnetact.six_subnets import SIX_SUBNETS
 from subnetact.weights import resident_weights
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
-from supernet.subgraph import Subgraph
+from supernet.subnets.subgraph import Subgraph
 
 Row = dict[str, Any]
 _SERVABLE, _BOUND = 500, 4

@@ -23,7 +23,7 @@ from subnetact.operators import (
     SubnetNorm,
     WeightSlice,
 )
-from supernet.blocks import BlockSequence, SamePadConv2d
+from supernet.layers.blocks import BlockSequence, SamePadConv2d
 
 Operator = LayerSelect | WeightSlice | SubnetNorm
 

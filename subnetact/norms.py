@@ -106,7 +106,7 @@ class FoldedNorms:
         return result
 
     def statistics(self, arch: Arch) -> dict[str, torch.Tensor]:
-        """Return running statistics that give back what is kept, for `supernet.extract`."""
+        """Return running statistics that give back what is kept, for `supernet.subnets.extract`."""
         result: dict[str, torch.Tensor] = {}
         for name, (scale, shift) in self.affines(arch).items():
             weight, bias = self._shared_affine(name, len(scale))

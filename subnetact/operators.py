@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.blocks import BlockSequence, SamePadConv2d, pad_same
+from supernet.layers.blocks import BlockSequence, SamePadConv2d, pad_same
 from supernet.slicing import leading_slice
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from subnetact.packing import ConvGeometry
 from supernet.arch import Arch
-from supernet.blocks import SamePadConv2d, pad_same
 from supernet.definition import SupernetDefinition
+from supernet.layers.blocks import SamePadConv2d, pad_same
 from supernet.slicing import leading_slice
 
 SiteCall = Callable[..., torch.Tensor]

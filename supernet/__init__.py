@@ -1,8 +1,6 @@
 """Supernets: one network whose leading weight slices are thousands of smaller ones."""
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence
-from supernet.calibrate import calibrate
 from supernet.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -10,20 +8,16 @@ from supernet.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from supernet.cost import cost
-from supernet.definition import SupernetDefinition
-from supernet.extract import extract
+from supernet.definition import SupernetDefinition, create_supernet, define_supernet
 from supernet.family import ChannelGroup, Family
 from supernet.input import InputSpec
-from supernet.registry import (
-    create_supernet,
-    define_supernet,
-    list_supernets,
-    register_family,
-    supernet_family,
-)
+from supernet.layers.blocks import BlockSequence
+from supernet.registry import list_supernets, register_family, supernet_family
 from supernet.space import SearchSpace
-from supernet.subgraph import Subgraph
+from supernet.subnets.calibrate import calibrate
+from supernet.subnets.cost import cost
+from supernet.subnets.extract import extract
+from supernet.subnets.subgraph import Subgraph
 
 __all__ = [
     "Arch",

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from supernet.checkpoint import load_checkpoint, save_checkpoint
-from supernet.cost import cost as count
-from supernet.registry import define_supernet
+from supernet.definition import define_supernet
 from supernet.spec import parse_arch
+from supernet.subnets.cost import cost as count
 
 _ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
 
@@ -77,8 +77,8 @@ def import_(
     ] = None,
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
-    from supernet.import_weights import import_supernet
-    from supernet.imported import imported_checkpoint
+    from supernet.weights.import_network import imported_checkpoint
+    from supernet.weights.import_weights import import_supernet
 
     try:
         if origin == "supernet":
@@ -126,8 +126,8 @@ def export(
     naming: Annotated[str, typer.Option(help=f"For state_dict: {_ORIGINS}.")] = "supernet",
 ) -> None:
     """Write one subnet as a plain state_dict or as a program."""
-    from supernet.export_weights import export_subnet, origin_state, write_state
-    from supernet.extract import extract
+    from supernet.subnets.extract import extract
+    from supernet.weights.export_weights import export_subnet, origin_state, write_state
 
     try:
         loaded = load_checkpoint(checkpoint)

@@ -8,7 +8,7 @@ parameter shapes which leading slices that subnet uses. Nothing else describes e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from supernet.arch import Arch
 from supernet.describe import Description, Shape, describe
 from supernet.family import Family, FamilyConfig
-from supernet.registry import get_family
+from supernet.registry import find_variant, get_family
 from supernet.space import SearchSpace
 
 
@@ -80,6 +80,27 @@ class SupernetDefinition:
             raise ValueError(f"supernet definition lacks {', '.join(missing)}")
         family = get_family(str(data["family"]))
         return cls(family.name, family.make_config(data["config"]))
+
+
+def define_supernet(name: str, **overrides: Any) -> SupernetDefinition:
+    """Return the definition of a named variant, some config fields replaced.
+
+    A family's name stands for its first variant. Raises ValueError listing the known variants,
+    or the known config keys.
+    """
+    family, base = find_variant(name)
+    if not overrides:
+        return SupernetDefinition(family.name, replace(base))
+    known = {field: getattr(base, field) for field in base.__dataclass_fields__}
+    return SupernetDefinition(family.name, family.make_config({**known, **overrides}))
+
+
+def create_supernet(name: str, **overrides: Any) -> nn.Module:
+    """Build a named variant at full size, freshly initialised.
+
+    Raises ValueError listing the known variants, or the known config keys.
+    """
+    return define_supernet(name, **overrides).build()
 
 
 @lru_cache(maxsize=64)

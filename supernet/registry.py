@@ -9,11 +9,10 @@ below; those of other packages through the entry point group `supernet.families`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -25,9 +24,6 @@ from supernet.family import (
     no_channel_groups,
 )
 from supernet.space import SearchSpace
-
-if TYPE_CHECKING:
-    from supernet.definition import SupernetDefinition
 
 _BUILT_IN = (
     "supernet.families.resnet",
@@ -103,36 +99,22 @@ def list_families() -> list[str]:
 
 
 def list_supernets() -> list[str]:
-    """Names of all variants of all families, e.g. for `define_supernet`."""
+    """Names of all variants of all families, e.g. for `supernet.define_supernet`."""
     _load_built_in()
     return sorted(variant for family in _families.values() for variant in family.variants)
 
 
-def define_supernet(name: str, **overrides: Any) -> SupernetDefinition:
-    """Return the definition of a named variant, some config fields replaced.
+def find_variant(name: str) -> tuple[Family, FamilyConfig]:
+    """Return a named variant's family and config; a family's name stands for its first variant.
 
-    A family's name stands for its first variant. Raises ValueError listing the known variants,
-    or the known config keys.
+    Raises ValueError listing the known variants.
     """
-    from supernet.definition import SupernetDefinition
-
     _load_built_in()
     for family in _families.values():
         variant = next(iter(family.variants), "") if name == family.name else name
         if variant in family.variants:
-            base: Any = family.variants[variant]
-            known = {f: getattr(base, f) for f in base.__dataclass_fields__}
-            config = family.make_config({**known, **overrides}) if overrides else replace(base)
-            return SupernetDefinition(family.name, config)
+            return family, family.variants[variant]
     raise ValueError(f"unknown supernet {name!r}; known: {', '.join(list_supernets())}")
-
-
-def create_supernet(name: str, **overrides: Any) -> nn.Module:
-    """Build a named variant at full size, freshly initialised.
-
-    Raises ValueError listing the known variants, or the known config keys.
-    """
-    return define_supernet(name, **overrides).build()
 
 
 @cache

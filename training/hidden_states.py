@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.blocks import BlockSequence
+from supernet.layers.blocks import BlockSequence
 
 HiddenStates = dict[str, torch.Tensor]
 EMBEDDING = "embedding"

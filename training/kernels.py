@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from supernet.blocks import KernelChoice
 from supernet.definition import SupernetDefinition
+from supernet.layers.blocks import KernelChoice
 
 
 @torch.no_grad()

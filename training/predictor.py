@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from supernet.arch import Arch
-from supernet.cost import Cost
 from supernet.space import SearchSpace
+from supernet.subnets.cost import Cost
 
 CostOf = Callable[[Arch], Cost]
 _FOLDS = 5

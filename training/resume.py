@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from supernet.sort import Permutations
+from supernet.subnets.sort import Permutations
 from supernet.tensor_file import save_tensors
 from training.config import TrainConfig, config_from_json
 from training.optimization import OptimizationState

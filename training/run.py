@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from supernet import Arch, Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
-from supernet.import_weights import import_supernet
-from supernet.naming import State
+from supernet.weights.import_weights import import_supernet
+from supernet.weights.naming import State
 from training.config import TrainConfig
 from training.data import load_dataset
 from training.distributed import Workers

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from supernet.arch import Arch
-from supernet.cost import cost
 from supernet.definition import SupernetDefinition
 from supernet.space import SearchSpace
+from supernet.subnets.cost import cost
 
 _SUBNETS = 2
 _BANK, _BINS = 160, 8

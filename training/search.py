@@ -18,7 +18,7 @@ import torch
 
 from slackfit.profile import LatencyProfile
 from supernet import Arch, Checkpoint, ServedSubnet, cost
-from supernet.cost import Cost
+from supernet.subnets.cost import Cost
 from training.evaluate import measure, wilson_interval
 from training.evolution import Aim, Settings, evolve, front, spread_over_cost
 from training.hypervolume import HyperVolume, hyper_volume

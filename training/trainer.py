@@ -20,7 +20,7 @@ import torch
 
 from subnetact.device import device_name, has_fast_bf16
 from supernet.definition import SupernetDefinition
-from supernet.sort import Permutations, importance_order, permute_channels
+from supernet.subnets.sort import Permutations, importance_order, permute_channels
 from training.augment import Key, augment, mix
 from training.config import TrainConfig
 from training.data import epoch_batches, steps_per_epoch

@@ -1,0 +1,1 @@
+"""One network per file, each a registered family; imports `supernet`'s root and layers."""

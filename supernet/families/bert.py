@@ -5,8 +5,8 @@ the way of DynaBERT (Hou et al., NeurIPS 2020): depth (every other block goes fi
 heads and feed-forward neurons per block. The resolution of an arch is the number of tokens at
 which it is counted; shorter inputs run as they are.
 
-Differences: query, key and value are one head-major matrix (supernet/transformer.py). Tokens equal
-to `pad_id` are masked, so the ids alone are the input.
+Differences: query, key and value are one head-major matrix (supernet/layers/transformer.py).
+Tokens equal to `pad_id` are masked, so the ids alone are the input.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from torch import nn
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence
 from supernet.describe import Block
 from supernet.family import ChannelGroup
-from supernet.registry import supernet_family
-from supernet.space import SearchSpace
-from supernet.transformer import (
+from supernet.layers.blocks import BlockSequence
+from supernet.layers.transformer import (
     Attention,
     Mlp,
     init_transformer_weights,
     kept_blocks,
     transformer_groups,
 )
+from supernet.registry import supernet_family
+from supernet.space import SearchSpace
 
 Stream = tuple[torch.Tensor, torch.Tensor]  # (B, N, C) tokens and their (B, 1, 1, N) mask
 

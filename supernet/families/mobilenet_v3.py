@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence, ConvNormAct, init_conv_weights
 from supernet.family import ChannelGroup
-from supernet.inverted_residual import DepthwiseSeparable, Stage, append_stages, stage_groups
+from supernet.layers.blocks import BlockSequence, ConvNormAct, init_conv_weights
+from supernet.layers.inverted_residual import DepthwiseSeparable, Stage, append_stages, stage_groups
 from supernet.registry import supernet_family
 from supernet.space import SearchSpace
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence, ConvNormAct, init_conv_weights, round_channels
 from supernet.family import ChannelGroup
-from supernet.inverted_residual import (
+from supernet.layers.blocks import BlockSequence, ConvNormAct, init_conv_weights, round_channels
+from supernet.layers.inverted_residual import (
     DepthwiseSeparable,
     InvertedResidual,
     inverted_residual_groups,

@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence, conv2d, init_conv_weights, round_channels
 from supernet.describe import Block
 from supernet.family import ChannelGroup, norm_vectors
+from supernet.layers.blocks import BlockSequence, conv2d, init_conv_weights, round_channels
 from supernet.registry import supernet_family
 from supernet.space import SearchSpace
 

@@ -3,8 +3,8 @@
 At full size these are timm's vit_ and deit_ {tiny, small, base}_patch16_224. Elastic in depth
 (every other block goes first), attention heads and MLP ratio per block.
 
-Differences: `qkv` is stored head-major (supernet/transformer.py); class token and positions are
-embeddings, so that every parameter belongs to a layer that the operators know.
+Differences: `qkv` is stored head-major (supernet/layers/transformer.py); class token and
+positions are embeddings, so that every parameter belongs to a layer that the operators know.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from supernet.arch import Arch
-from supernet.blocks import BlockSequence
 from supernet.describe import Block
 from supernet.family import ChannelGroup
-from supernet.registry import supernet_family
-from supernet.space import SearchSpace
-from supernet.transformer import (
+from supernet.layers.blocks import BlockSequence
+from supernet.layers.transformer import (
     Attention,
     Mlp,
     init_transformer_weights,
     kept_blocks,
     transformer_groups,
 )
+from supernet.registry import supernet_family
+from supernet.space import SearchSpace
 
 _LN_EPS = 1e-6
 

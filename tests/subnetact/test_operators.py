@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from subnetact import insert_operators
-from supernet.blocks import KernelChoice, SamePadConv2d
+from supernet.layers.blocks import KernelChoice, SamePadConv2d
 
 
 def register(net: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from supernet import SupernetDefinition, define_supernet
-from supernet.blocks import ConvNormAct
 from supernet.describe import describe
+from supernet.layers.blocks import ConvNormAct
 
 
 def test_a_block_is_built_once_while_describing_and_anew_otherwise() -> None:

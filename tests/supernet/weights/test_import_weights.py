@@ -13,9 +13,9 @@ from torch import nn
 
 from supernet import SupernetDefinition, cost, define_supernet, extract, load_checkpoint
 from supernet.checkpoint import CheckpointError
-from supernet.import_weights import import_state, import_supernet
-from supernet.naming import find_naming
-from supernet.weight_files import WeightsError
+from supernet.weights.import_weights import import_state, import_supernet
+from supernet.weights.naming import find_naming
+from supernet.weights.weight_files import WeightsError
 
 # (supernet, the origin's name for it, input size): small where the weights do not depend on it.
 TIMM = [

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from serve.cli import build_app
 from supernet import define_supernet, extract, load_checkpoint
-from supernet.export_weights import ExportError, export_subnet, origin_state, write_state
-from supernet.import_weights import import_supernet
-from supernet.naming import find_naming
-from supernet.weight_files import read_tensors
+from supernet.weights.export_weights import ExportError, export_subnet, origin_state, write_state
+from supernet.weights.import_weights import import_supernet
+from supernet.weights.naming import find_naming
+from supernet.weights.weight_files import read_tensors
 
 PROGRAMS = [
     ("resnet_tiny", {}),
@@ -122,7 +122,7 @@ def test_a_refused_import_is_one_line_and_writes_nothing(
     arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = {"linear.weight": torch.zeros(1)}
-    monkeypatch.setattr("supernet.import_weights._read", lambda source, origin: wrong)
+    monkeypatch.setattr("supernet.weights.import_weights._read", lambda source, origin: wrong)
     done = run("import", tmp_path / "in.pth", *arguments, "--out", tmp_path / "ckpt")
     assert done.exit_code == 2
     assert message in done.output
@@ -144,7 +144,7 @@ def test_further_subnets_need_statistics_where_there_is_batch_norm(tmp_path: Pat
 
 def test_a_transformer_serves_a_ladder_at_once(tmp_path: Path) -> None:
     from supernet import save_checkpoint
-    from supernet.imported import imported_checkpoint
+    from supernet.weights.import_network import imported_checkpoint
 
     definition = define_supernet("bert_tiny", vocab_size=50, num_tokens=8)
     state = definition.build().state_dict()

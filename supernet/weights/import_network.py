@@ -15,12 +15,12 @@ import torch
 
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint, ServedSubnet
-from supernet.cost import cost
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
-from supernet.naming import State
 from supernet.slicing import leading_slice
-from supernet.sort import importance_order, permute_channels
+from supernet.subnets.cost import cost
+from supernet.subnets.sort import importance_order, permute_channels
+from supernet.weights.naming import State
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5,) * 3, (0.5,) * 3)

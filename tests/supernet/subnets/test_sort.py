@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from supernet import SupernetDefinition, extract
-from supernet.sort import importance_order, permute_channels
+from supernet.subnets.sort import importance_order, permute_channels
 
 
 def test_sorting_keeps_the_function_and_puts_important_channels_first(

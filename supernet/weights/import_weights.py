@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from supernet.checkpoint import check_state, load_checkpoint
-from supernet.definition import SupernetDefinition
-from supernet.naming import Naming, State, find_naming
-from supernet.ofa_files import materialise_kernels, matrix_names, to_static
-from supernet.registry import define_supernet
-from supernet.weight_files import WeightsError, read_config, read_tensors
+from supernet.definition import SupernetDefinition, define_supernet
+from supernet.weights.naming import Naming, State, find_naming
+from supernet.weights.ofa_files import materialise_kernels, matrix_names, to_static
+from supernet.weights.weight_files import WeightsError, read_config, read_tensors
 
 _POSITION_IDS = "bert.embeddings.position_ids"  # a constant that older encoder files hold
 _NUM_TOKENS = 128  # at which encoders are counted

@@ -15,7 +15,7 @@ from torch import nn
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
-from supernet.transformer import AttentionCore
+from supernet.layers.transformer import AttentionCore
 
 
 class Cost(NamedTuple):

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from supernet import define_supernet, extract
-from supernet.import_weights import import_supernet
-from supernet.naming import State, find_naming
-from supernet.weight_files import WeightsError
+from supernet.weights.import_weights import import_supernet
+from supernet.weights.naming import State, find_naming
+from supernet.weights.weight_files import WeightsError
 from supernet.wordpiece import WordPiece
 
 CONFIG = {

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
-from supernet.naming import Naming, State
+from supernet.weights.naming import Naming, State
 
 _LEGACY, _CURRENT = ".mobile_inverted_conv.", ".conv."
 _MATRIX = re.compile(r"(.*)\.(\d)to(\d)_matrix$")

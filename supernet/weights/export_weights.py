@@ -23,10 +23,10 @@ from torch import nn
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
-from supernet.extract import extract
-from supernet.naming import State, find_naming
-from supernet.ofa_files import to_elastic
+from supernet.subnets.extract import extract
 from supernet.tensor_file import save_tensors
+from supernet.weights.naming import State, find_naming
+from supernet.weights.ofa_files import to_elastic
 
 _MAX_BATCH = 1024
 _TOLERANCE = 1e-3

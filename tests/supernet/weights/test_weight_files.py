@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from supernet.weight_files import WeightsError, read_tensors
+from supernet.weights.weight_files import WeightsError, read_tensors
 
 
 class Hostile:

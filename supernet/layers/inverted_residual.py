@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from supernet.arch import Arch
-from supernet.blocks import ACTIVATIONS, BlockSequence, KernelChoice, conv2d, round_channels
 from supernet.describe import Block
 from supernet.family import ChannelGroup, norm_vectors
+from supernet.layers.blocks import ACTIVATIONS, BlockSequence, KernelChoice, conv2d, round_channels
 
 
 class SqueezeExcite(Block):

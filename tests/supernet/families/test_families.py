@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from subnetact import Actuator
 from supernet import Arch, Subgraph, SupernetDefinition, cost, define_supernet, extract
 from supernet.registry import get_family, list_families
-from supernet.sort import importance_order, permute_channels
+from supernet.subnets.sort import importance_order, permute_channels
 
 # One member of each family, narrow in classes so that heads do not dominate.
 MEMBERS = {

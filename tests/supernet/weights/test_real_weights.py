@@ -22,9 +22,9 @@ from PIL import Image
 from torch import nn
 
 from supernet import InputSpec, define_supernet, extract
-from supernet.import_weights import import_supernet
-from supernet.imported import imported_checkpoint, input_of
-from supernet.ofa_files import arch_from_ofa
+from supernet.weights.import_network import imported_checkpoint, input_of
+from supernet.weights.import_weights import import_supernet
+from supernet.weights.ofa_files import arch_from_ofa
 
 
 def data(name: str) -> Path:

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from supernet import SupernetDefinition, define_supernet, extract
-from supernet.import_weights import import_state
-from supernet.naming import State, find_naming
-from supernet.ofa_files import arch_from_ofa, to_elastic
-from supernet.weight_files import WeightsError
+from supernet.weights.import_weights import import_state
+from supernet.weights.naming import State, find_naming
+from supernet.weights.ofa_files import arch_from_ofa, to_elastic
+from supernet.weights.weight_files import WeightsError
 
 Shapes = dict[str, tuple[int, ...]]
 BN = ("weight", "bias", "running_mean", "running_var")

@@ -1,0 +1,1 @@
+"""What is done with one subnet: cut out, counted, calibrated, sorted; imports `supernet`'s root."""
