@@ -30,8 +30,8 @@ from serve.watchers import build_watchers
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
-from slackfit.record import RecordingScheduler
-from slackfit.scheduler import Scheduler
+from slackfit.scheduling.record import RecordingScheduler
+from slackfit.scheduling.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
-from slackfit.record import RecordingScheduler
-from slackfit.scheduler import Dispatch, PolicyError, Scheduler
+from slackfit.scheduling.record import RecordingScheduler
+from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
 
 if TYPE_CHECKING:
     from subnetact.executor import Executor

@@ -4,19 +4,24 @@ In scope: deadlines, queues, policies, latency profiles, simulation in virtual t
 Out of scope: clocks, threads, networks, tensors, payloads. Needs numpy and nothing else.
 """
 
-from slackfit.bound import utility_bound
+from slackfit.bounds.bound import utility_bound
 from slackfit.derive import densified, with_overhead
-from slackfit.devices import Failure, Slowdown
-from slackfit.edf import EdfQueue
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
 from slackfit.policy import Policy, QueueView, View, WorkerView
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.query import STATUSES, Batch, Decision, Outcome, Query, Status
-from slackfit.record import LogError, RecordingScheduler, ReplayDifferenceError, replay_log
-from slackfit.scheduler import Dispatch, PolicyError, Scheduler
-from slackfit.simulate import simulate
-from slackfit.stream import simulate_stream
+from slackfit.scheduling.edf import EdfQueue
+from slackfit.scheduling.record import (
+    LogError,
+    RecordingScheduler,
+    ReplayDifferenceError,
+    replay_log,
+)
+from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
+from slackfit.simulation.devices import Failure, Slowdown
+from slackfit.simulation.simulate import simulate
+from slackfit.simulation.stream import simulate_stream
 
 __all__ = [
     "STATUSES",

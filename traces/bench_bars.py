@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slackfit.bound import utility_bound
+from slackfit.bounds.bound import utility_bound
 from traces.cells import Cell, Score, cell_arrivals, cell_profile, estimate
 
 _SMALLEST = "fixed:resnet-73.82"

@@ -141,7 +141,7 @@ class Bench:
 
     def faults(self) -> None:
         """Figure 11a: half of the workers die, one after the other."""
-        from slackfit.devices import Failure
+        from slackfit.simulation.devices import Failure
 
         left = paper.NUM_WORKERS - paper.FAULTS_LEFT
         events = tuple(Failure(paper.FAULTS_EVERY_S * (i + 1), i) for i in range(left))

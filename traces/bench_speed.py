@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from slackfit.decide import SchedulerView
 from slackfit.derive import densified
-from slackfit.edf import EdfQueue
 from slackfit.policies import create_policy
 from slackfit.policy import WorkerView
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Query
-from slackfit.simulate import simulate
+from slackfit.scheduling.decide import SchedulerView
+from slackfit.scheduling.edf import EdfQueue
+from slackfit.simulation.simulate import simulate
 from traces.cells import estimate
 from traces.paper import NUM_WORKERS, RESNET_SLO_S, load_spec
 from traces.spec import parse_spec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from slackfit.bounds.tiny_instances import tiny_instance
 from slackfit.profile import LatencyProfile
-from slackfit.tiny import tiny_instance
 from traces.cells import estimate
 
 OURS = "drainfit@expect=0.25@lead=0.25@reserve=1"

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from slackfit.derive import densified, with_overhead
-from slackfit.devices import Failure, Slowdown
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.simulate import simulate
+from slackfit.simulation.devices import Failure, Slowdown
+from slackfit.simulation.simulate import simulate
 from traces.spec import parse_spec
 from traces.trace import Trace
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from slackfit.devices import Slowdown
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.scheduler import Scheduler
-from slackfit.simulate import simulate
+from slackfit.scheduling.scheduler import Scheduler
+from slackfit.simulation.devices import Slowdown
+from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
 from traces.result import Answer, ReplayResult
 from traces.trace import Trace, TraceError

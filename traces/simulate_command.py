@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from slackfit.devices import Failure, Slowdown
     from slackfit.profile import LatencyProfile
-    from slackfit.simulated_residency import SimulatedResidency
+    from slackfit.simulation.device_residency import SimulatedResidency
+    from slackfit.simulation.devices import Failure, Slowdown
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
 
@@ -203,7 +203,7 @@ def _residency(
     profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
 ) -> Callable[[], SimulatedResidency] | None:
     """Return what makes the devices' residency. Raises TraceError, ProfileError: it can not be."""
-    from slackfit.simulated_residency import SimulatedResidency
+    from slackfit.simulation.device_residency import SimulatedResidency
     from traces.trace import TraceError
 
     if policy is None:
@@ -224,8 +224,8 @@ def _residency(
 
 def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
     """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
-    from slackfit.devices import Failure, Slowdown
-    from slackfit.drive import check_events
+    from slackfit.simulation.devices import Failure, Slowdown
+    from slackfit.simulation.drive import check_events
     from traces.trace import TraceError
 
     events: list[Failure | Slowdown] = []

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from slackfit.bound import utility_bound
-from slackfit.devices import Devices, Failure, Slowdown
+from slackfit.bounds.bound import utility_bound
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.simulate import simulate
-from slackfit.simulated_residency import SimulatedResidency
-from slackfit.stream import simulate_stream
+from slackfit.simulation.device_residency import SimulatedResidency
+from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.simulate import simulate
+from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.capacity import Target, find_capacity
 from traces.pieces import stream_spec

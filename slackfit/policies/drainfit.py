@@ -18,7 +18,8 @@ all workers, and counts on what will arrive:
 4. All that waits, up to a full batch, if the head's slack affords it on that subnet. Else the
    subnet, with the batch cut as far as the pace allows, that is most accurate and affordable.
 5. A head that no subnet serves in time in a batch as large as the pace demands gets the largest
-   that it affords; it asks the scheduler to give up (`slackfit.triage`) those not worth one.
+   that it affords; it asks the scheduler to give up those not worth one
+   (`slackfit.scheduling.triage`).
 
 Floors and pins of the head bound the choice; those of others are kept by the scheduler. Cost per
 decision O(workers + demands x log n), about 10 us. The constants were chosen on the paper's ResNet
@@ -35,7 +36,7 @@ from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, cast
 
-from slackfit.forecast import Forecast, begin_forecast
+from slackfit.policies.forecast import Forecast, begin_forecast
 from slackfit.policy import View, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision

@@ -17,7 +17,7 @@ from serve.limits import REASONS
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
 from slackfit.profile import LatencyProfile
-from slackfit.simulate import simulate
+from slackfit.simulation.simulate import simulate
 from traces.spec import GENERATORS
 
 DOCS = Path("docs")

@@ -27,7 +27,7 @@ from serve.reply import Wish
 from serve.rest import Door
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
-from slackfit.scheduler import Scheduler
+from slackfit.scheduling.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
 
 SHAPE = (1, 2, 2)

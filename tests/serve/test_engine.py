@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
-from slackfit.record import RecordingScheduler, replay_log
-from slackfit.scheduler import Scheduler
-from slackfit.simulate import simulate
+from slackfit.scheduling.record import RecordingScheduler, replay_log
+from slackfit.scheduling.scheduler import Scheduler
+from slackfit.simulation.simulate import simulate
 
 
 def arrive_in_time(bench, arrival_s: np.ndarray, slo_s: float) -> None:

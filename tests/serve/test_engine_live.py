@@ -18,8 +18,8 @@ from serve.process import SWITCH_INTERVAL_S, tuned_process
 from serve.reply import Reply, Wish
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
-from slackfit.record import RecordingScheduler, replay_log
-from slackfit.scheduler import Scheduler
+from slackfit.scheduling.record import RecordingScheduler, replay_log
+from slackfit.scheduling.scheduler import Scheduler
 from subnetact.timed import TimedExecutor
 
 PAYLOAD = np.zeros((1, 2, 2), dtype=np.uint8)

@@ -19,8 +19,8 @@ import pytest
 from serve.uvicorn_listener import uvicorn_config
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
-from slackfit.record import replay_log
-from slackfit.scheduler import Scheduler
+from slackfit.scheduling.record import replay_log
+from slackfit.scheduling.scheduler import Scheduler
 
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
 

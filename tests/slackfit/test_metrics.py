@@ -11,7 +11,7 @@ import pytest
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.query import STATUSES, Outcome
-from slackfit.simulate import simulate
+from slackfit.simulation.simulate import simulate
 
 
 def ended(query_id, status, arrival_s, finish_s, *, start_s=None, subnet_id=None, **fields):

@@ -9,7 +9,7 @@ from typer import Exit
 
 from slackfit.profile import LatencyProfile
 from slackfit.residency import Candidate, Savings
-from slackfit.simulated_residency import POLICIES, SimulatedResidency
+from slackfit.simulation.device_residency import POLICIES, SimulatedResidency
 from subnetact.cache import SliceKey
 from subnetact.cli import profile
 from subnetact.packed_supernet import PackedSupernet, Slice

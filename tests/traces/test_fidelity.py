@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slackfit.devices import Slowdown
 from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.simulation.devices import Slowdown
 from traces.arrivals import gamma, poisson
 from traces.fidelity import LiveServer, batch_slowdowns, fidelity, figures, simulate_live, wire_s
 from traces.result import Answer, make_result

@@ -1,7 +1,7 @@
 """Simulation: the very scheduler that serves, under a clock that jumps.
 
-`simulate` keeps one outcome per arrival; `slackfit.stream` keeps only counts. Both drive the
-scheduler with `slackfit.drive`, whose header says in which order things happen.
+`simulate` keeps one outcome per arrival; `stream.py` keeps only counts. Both drive the
+scheduler with `drive.py`, whose header says in which order things happen.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from slackfit.devices import Devices, Failure, Slowdown
-from slackfit.drive import Drive, DrivenScheduler
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
-from slackfit.scheduler import Scheduler
-from slackfit.simulated_residency import SimulatedResidency
+from slackfit.scheduling.scheduler import Scheduler
+from slackfit.simulation.device_residency import SimulatedResidency
+from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.drive import Drive, DrivenScheduler
 
 FloatArray = npt.NDArray[np.float64]
 _PROGRESS_EVERY = 16_384  # arrivals
@@ -49,10 +49,10 @@ def simulate(
     """Serve every arrival in virtual time; return one outcome each, outcome i for arrival i.
 
     `slo_s`, `min_accuracy` and `query_class` are one value, or one per arrival. A batch takes its
-    profiled latency and what `slackfit.devices.Devices` adds, of which scheduler and policy know
-    nothing (what they shall know belongs in the profile): `dispatch_overhead_s`, `switch_cost_s`
-    (None: the policy's own, 0 for most), `noise` drawn with `seed`, `worker_profiles`, `residency`,
-    and `events`, failures and slow-downs at given times. A given `scheduler` (a recording one, say)
+    profiled latency and what `Devices` adds, of which scheduler and policy know nothing (what they
+    shall know belongs in the profile): `dispatch_overhead_s`, `switch_cost_s` (None: the policy's
+    own, 0 for most), `noise` drawn with `seed`, `worker_profiles`, `residency`, and `events`,
+    failures and slow-downs at given times. A given `scheduler` (a recording one, say)
     is driven as it is, and `profile`, `num_workers` and `drop_hopeless` stand back. `progress` is
     called with (arrivals so far, all arrivals) now and then.
 

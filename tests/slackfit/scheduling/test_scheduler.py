@@ -8,7 +8,7 @@ import pytest
 
 from slackfit.policies import create_policy
 from slackfit.query import Decision, Query
-from slackfit.scheduler import PolicyError, Scheduler
+from slackfit.scheduling.scheduler import PolicyError, Scheduler
 
 
 def query(query_id: int, deadline_s: float = 1.0, **wishes) -> Query:

@@ -1,6 +1,6 @@
 """The scheduler: an EDF queue, a policy and worker slots. No clock, no thread, no I/O.
 
-A driver calls it with the time of its own clock: `slackfit.simulate` with virtual time, the
+A driver calls it with the time of its own clock: `slackfit.simulation` with virtual time, the
 server with real time. Both call `submit` and then `poll` at an arrival, `complete` and then
 `poll` at a completion, so the same calls give the same decisions. Calls must not overlap (a
 driver with threads holds a lock), and `now_s` must not run backwards.
@@ -19,15 +19,15 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
-from slackfit.correction import LatencyCorrection
-from slackfit.decide import PolicyError, SchedulerView, decide
-from slackfit.ending import executed, failed, unserved
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
-from slackfit.triage import Triage
-from slackfit.waiting import WaitingQueries
-from slackfit.workers import Workers
+from slackfit.scheduling.correction import LatencyCorrection
+from slackfit.scheduling.decide import PolicyError, SchedulerView, decide
+from slackfit.scheduling.outcomes import executed, failed, unserved
+from slackfit.scheduling.triage import Triage
+from slackfit.scheduling.waiting import WaitingQueries
+from slackfit.scheduling.workers import Workers
 
 __all__ = ["Dispatch", "PolicyError", "Scheduler"]
 

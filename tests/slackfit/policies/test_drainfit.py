@@ -8,19 +8,19 @@ import time
 import numpy as np
 import pytest
 
-from slackfit.decide import SchedulerView
+from slackfit.bounds.tiny_instances import tiny_instance
 from slackfit.derive import densified, with_overhead
-from slackfit.edf import EdfQueue
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policies.drainfit import DrainFit
 from slackfit.policy import WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
-from slackfit.scheduler import Scheduler
-from slackfit.simulate import simulate
-from slackfit.tiny import tiny_instance
-from slackfit.triage import Triage
+from slackfit.scheduling.decide import SchedulerView
+from slackfit.scheduling.edf import EdfQueue
+from slackfit.scheduling.scheduler import Scheduler
+from slackfit.scheduling.triage import Triage
+from slackfit.simulation.simulate import simulate
 
 SLO_S = 0.036
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from slackfit.devices import Devices, Failure, Slowdown
 from slackfit.query import Outcome, Query
-from slackfit.scheduler import Dispatch
+from slackfit.scheduling.scheduler import Dispatch
+from slackfit.simulation.devices import Devices, Failure, Slowdown
 
 _NEVER = float("inf")
 

@@ -10,8 +10,8 @@ import pytest
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.resident_table import ResidentTable
-from slackfit.simulate import simulate
-from slackfit.simulated_residency import SimulatedResidency
+from slackfit.simulation.device_residency import SimulatedResidency
+from slackfit.simulation.simulate import simulate
 
 BASE_S = {"s": 0.010, "l": 0.040}
 ENCODING = {"s": (2.0, 2.0), "l": (8.0, 8.0)}

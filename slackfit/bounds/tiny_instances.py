@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slackfit.optimum import TinyQuery, optimal_utility
+from slackfit.bounds.optimum import TinyQuery, optimal_utility
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
-from slackfit.simulate import simulate
+from slackfit.simulation.simulate import simulate
 
 NUM_WORKERS = 2
 _SIZES = (1, 2, 3, 4)

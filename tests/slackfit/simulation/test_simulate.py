@@ -12,7 +12,7 @@ import pytest
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
-from slackfit.simulate import simulate
+from slackfit.simulation.simulate import simulate
 
 
 def one_subnet(latency_s: float) -> LatencyProfile:

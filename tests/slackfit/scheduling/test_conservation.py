@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import STATUSES, Decision, Query
-from slackfit.scheduler import PolicyError, Scheduler
+from slackfit.scheduling.scheduler import PolicyError, Scheduler
 
 PROFILE = LatencyProfile(
     name="duo",

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
-from slackfit.scheduler import Dispatch, PolicyError, Scheduler
+from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
 
 FORMAT = 1
 _Result = TypeVar("_Result")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from slackfit import LatencyProfile, Query, Scheduler, create_policy, simulate
-from slackfit.decide import SchedulerView
-from slackfit.edf import EdfQueue
 from slackfit.policy import WorkerView
 from slackfit.profile import SubnetProfile
-from slackfit.triage import Triage
+from slackfit.scheduling.decide import SchedulerView
+from slackfit.scheduling.edf import EdfQueue
+from slackfit.scheduling.triage import Triage
 
 
 def subnet(name: str, accuracy: float, row_s: tuple[float, ...]) -> SubnetProfile:

@@ -6,7 +6,7 @@ import pytest
 
 from slackfit.eligibility import Eligibility
 from slackfit.query import Decision, Query
-from slackfit.scheduler import Scheduler
+from slackfit.scheduling.scheduler import Scheduler
 
 
 def query(query_id: int, deadline_s: float = 1.0, **wishes) -> Query:

@@ -7,15 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from slackfit.decide import SchedulerView
-from slackfit.edf import EdfQueue
 from slackfit.policies import create_policy
 from slackfit.policies.modelzoo import ModelZoo
 from slackfit.policies.proteus import Proteus
 from slackfit.policy import WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
-from slackfit.simulate import simulate
+from slackfit.scheduling.decide import SchedulerView
+from slackfit.scheduling.edf import EdfQueue
+from slackfit.simulation.simulate import simulate
 
 
 def decided(

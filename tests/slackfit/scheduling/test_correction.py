@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from slackfit import LatencyProfile, Query, Scheduler, create_policy
-from slackfit.correction import QUANTILE, LatencyCorrection
-from slackfit.record import RecordingScheduler, replay_log
+from slackfit.scheduling.correction import QUANTILE, LatencyCorrection
+from slackfit.scheduling.record import RecordingScheduler, replay_log
 
 PROFILE = LatencyProfile.load("profiles/superserve_resnet_2080ti.json")
 SLO_S = 0.036

@@ -7,11 +7,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from slackfit.devices import Failure
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
-from slackfit.simulate import simulate
-from slackfit.stream import simulate_stream
+from slackfit.simulation.devices import Failure
+from slackfit.simulation.simulate import simulate
+from slackfit.simulation.stream import simulate_stream
 
 
 def arrivals(count: int, rate_qps: float = 6000.0) -> np.ndarray:

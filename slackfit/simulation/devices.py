@@ -15,7 +15,7 @@ import numpy as np
 
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.query import Batch
-from slackfit.simulated_residency import SimulatedResidency
+from slackfit.simulation.device_residency import SimulatedResidency
 
 _DRAWS = 4096  # random numbers made at once
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from math import inf
 
-from slackfit.decide import SchedulerView
 from slackfit.profile import LatencyProfile
+from slackfit.scheduling.decide import SchedulerView
 
 _LOOK_AT = 512  # queries planned for
 _WINDOW_SLOS = 4  # arrivals of that long, or of one in the beginning, tell the load

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from slackfit.bound import utility_bound
-from slackfit.optimum import TinyQuery, optimal_utility
+from slackfit.bounds.bound import utility_bound
+from slackfit.bounds.optimum import TinyQuery, optimal_utility
+from slackfit.bounds.tiny_instances import NUM_WORKERS, TinyInstance, tiny_instance
 from slackfit.policies import create_policy, policy_names
 from slackfit.profile import LatencyProfile
-from slackfit.simulate import simulate
-from slackfit.tiny import NUM_WORKERS, TinyInstance, tiny_instance
+from slackfit.simulation.simulate import simulate
 
 # Two subnets: a batch of 1 or 2 takes 2 or 3 ticks on the small one, 4 or 6 on the large one.
 LATENCY = ([0, 2, 3], [0, 4, 6])

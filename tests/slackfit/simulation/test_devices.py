@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from slackfit.derive import with_overhead
-from slackfit.devices import Devices, Failure, Slowdown
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
-from slackfit.simulate import simulate
+from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.simulate import simulate
 
 PAIR = LatencyProfile(
     name="pair",

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slackfit.devices import Devices, Failure, Slowdown
-from slackfit.drive import Drive
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import STATUSES, Outcome
-from slackfit.scheduler import Scheduler
-from slackfit.simulate import collector_paused, make_queries, policy_switch_cost_s
+from slackfit.scheduling.scheduler import Scheduler
+from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.drive import Drive
+from slackfit.simulation.simulate import collector_paused, make_queries, policy_switch_cost_s
 
 FloatArray = npt.NDArray[np.float64]
 _FLUSH_AT = 16_384  # outcomes
@@ -142,7 +142,7 @@ def simulate_stream(
 ) -> Tally:
     """Serve arrivals that come in pieces (each sorted, none before the last of the one before).
 
-    The same decisions as `slackfit.simulate.simulate` takes for all pieces together; see there for
+    The same decisions as `simulate.simulate` takes for all pieces together; see there for
     the options. `progress` hears how many have arrived. Raises ValueError for unsorted arrivals.
     """
     scheduler = Scheduler(profile, policy, num_workers=num_workers, drop_hopeless=drop_hopeless)

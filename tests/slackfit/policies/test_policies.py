@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slackfit.edf import EdfQueue
 from slackfit.policies import create_policy, policy_names
 from slackfit.policies.slackfit import SlackFit
 from slackfit.policy import WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision, Query
+from slackfit.scheduling.edf import EdfQueue
 
 
 class SlackView:

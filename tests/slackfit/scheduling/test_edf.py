@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slackfit.edf import EdfQueue
 from slackfit.query import Query
+from slackfit.scheduling.edf import EdfQueue
 
 
 def query(query_id: int, deadline_s: float) -> Query:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, nextafter, ulp
 
-from slackfit.edf import EdfQueue
 from slackfit.eligibility import Eligibility, is_plain
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision, Query
+from slackfit.scheduling.edf import EdfQueue
 
 _LOOK_AHEAD = 4  # queries looked at per place in a batch, when some have wishes
 

@@ -11,9 +11,14 @@ import pytest
 
 from slackfit.policies import create_policy
 from slackfit.query import Decision, Query
-from slackfit.record import LogError, RecordingScheduler, ReplayDifferenceError, replay_log
-from slackfit.scheduler import PolicyError, Scheduler
-from slackfit.simulate import simulate
+from slackfit.scheduling.record import (
+    LogError,
+    RecordingScheduler,
+    ReplayDifferenceError,
+    replay_log,
+)
+from slackfit.scheduling.scheduler import PolicyError, Scheduler
+from slackfit.simulation.simulate import simulate
 
 
 def query(query_id: int, deadline_s: float = 1.0, **wishes) -> Query:

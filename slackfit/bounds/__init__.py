@@ -1,0 +1,1 @@
+"""How good any schedule could be; imports whatever else `slackfit` has, and scipy."""

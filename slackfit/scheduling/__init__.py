@@ -1,0 +1,1 @@
+"""The scheduler without clock or I/O, and its parts; imports `slackfit`'s root."""

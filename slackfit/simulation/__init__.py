@@ -1,0 +1,1 @@
+"""The same scheduler in virtual time; imports `slackfit`'s root and scheduling."""
