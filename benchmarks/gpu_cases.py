@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from subnetact.accelerator import Accelerator, HostAccelerator
-from subnetact.cuda_accelerator import CudaAccelerator
+from subnetact.cuda.accelerator import Accelerator, HostAccelerator
+from subnetact.cuda.cuda_accelerator import CudaAccelerator
+from subnetact.cuda.cuda_executor import DeviceExecutor
 from subnetact.device import device_name, synchronize
-from subnetact.device_executor import DeviceExecutor
 from subnetact.six_subnets import ACCURACY, SIX_SUBNETS
 from supernet import (
     Arch,

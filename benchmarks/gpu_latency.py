@@ -17,9 +17,9 @@ from benchmarks.gpu_cases import (
     sizes,
     static_call,
 )
-from subnetact.accelerator import Replay
-from subnetact.device_executor import DeviceExecutor
-from subnetact.device_supernet import supernet_bytes
+from subnetact.cuda.accelerator import Replay
+from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_supernet import supernet_bytes
 from supernet import Arch, Checkpoint, define_supernet
 
 _MODES = ("folded", "shared")

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.gpu_cases import Bench, brief, random_checkpoint, random_samples, ratio, six, sizes
 from slackfit.residency import Candidate, Savings, ValuePerByte
-from subnetact.device_executor import DeviceExecutor
-from subnetact.device_supernet import DeviceSlice, supernet_bytes
-from subnetact.profiler import measure_profile
+from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_supernet import DeviceSlice, supernet_bytes
+from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint, define_supernet
 
 _SHARE = 0.4  # of the supernet's bytes: SUSHI's question asked of a GPU

@@ -32,7 +32,7 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.scheduling.record import RecordingScheduler
 from slackfit.scheduling.scheduler import Scheduler
-from subnetact.timed import TimedExecutor
+from subnetact.timed_executor import TimedExecutor
 
 if TYPE_CHECKING:
     from subnetact.executor import Executor
@@ -189,7 +189,7 @@ def load(config: ServeConfig) -> Loaded:
 
 
 def _revalidated(executor: Executor, given: LatencyProfile) -> LatencyProfile:
-    from subnetact.revalidation import revalidated
+    from subnetact.profiling.revalidation import revalidated
 
     return revalidated(executor, given)
 
@@ -210,7 +210,7 @@ def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None, device: str
 ) -> Executor:
     """Load with the packing and dtype asked for, else those the profile was measured with here."""
-    from subnetact.executor import load_executor, mebibytes
+    from subnetact.load import load_executor, mebibytes
 
     packing, dtype = config.packing, config.dtype
     if given is not None and given.device == device and packing in (None, given.packing):

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def cache_use_of(executor: Executor) -> Callable[[], CacheUse] | None:
     """Return how to read the use of an executor's cache; None for one that packs nothing."""
-    from subnetact.device_executor import DeviceExecutor
-    from subnetact.packed_executor import PackedExecutor
+    from subnetact.cpu.packed_executor import PackedExecutor
+    from subnetact.cuda.cuda_executor import DeviceExecutor
 
     if not isinstance(executor, PackedExecutor | DeviceExecutor):
         return None

@@ -19,9 +19,9 @@ from subnetact.bench_default import default_rows
 from subnetact.bench_memory import memory_rows
 from subnetact.bench_residency import residency_rows
 from subnetact.cache import SubgraphCache
+from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.device import device_name
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet
 from subnetact.random_supernet import random_state, statistics_of
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition, define_supernet

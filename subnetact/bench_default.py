@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from subnetact.cache import SubgraphCache
+from subnetact.cpu.packed_supernet import PackedSupernet
+from subnetact.cpu.savings import measure_savings
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet
 from subnetact.random_supernet import statistics_of
-from subnetact.savings import measure_savings
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet.definition import SupernetDefinition
 from supernet.subnets.extract import extract

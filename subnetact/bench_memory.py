@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from subnetact.cache import SubgraphCache
+from subnetact.cpu.packed_supernet import PackedSupernet
+from subnetact.cpu.resident_weights import resident_weights
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet
 from subnetact.program import Program
 from subnetact.random_supernet import random_state, statistics_of
 from subnetact.six_subnets import SIX_SUBNETS
-from subnetact.weights import resident_weights
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.subnets.subgraph import Subgraph

@@ -31,10 +31,10 @@ from slackfit.residency import (
     run_stream,
 )
 from subnetact.cache import SliceKey, SubgraphCache
-from subnetact.encoding import encode, layers_of
+from subnetact.cpu.packed_supernet import PackedSupernet
+from subnetact.cpu.savings import measure_savings
 from subnetact.norms import FoldedNorms
-from subnetact.packed_supernet import PackedSupernet
-from subnetact.savings import measure_savings
+from subnetact.profiling.sushi_encoding import encode, layers_of
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet.definition import SupernetDefinition
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
-from subnetact.site_calls import PackedSlice
+import torch
 
 
 class SliceKey(NamedTuple):
@@ -28,6 +28,18 @@ class SliceKey(NamedTuple):
     shape: tuple[int, ...]
     layout: Hashable
     owner: str | None
+
+
+class ResidentSlice:
+    """A weight resident in the device's own layout; alive as long as somebody reads it."""
+
+    __slots__ = ("__weakref__", "bias", "num_bytes", "weight")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, num_bytes: int):
+        """`num_bytes` is what both hold, in the device's layout."""
+        self.weight = weight
+        self.bias = bias
+        self.num_bytes = num_bytes
 
 
 class CacheCounts(NamedTuple):
@@ -43,14 +55,14 @@ class CacheCounts(NamedTuple):
 
 
 class SubgraphCache:
-    """Packed slices by key, at most `budget_bytes` of them (None: no limit)."""
+    """Resident slices by key, at most `budget_bytes` of them (None: no limit)."""
 
     def __init__(self, budget_bytes: int | None = None):
         if budget_bytes is not None and budget_bytes < 0:
             raise ValueError(f"budget_bytes is {budget_bytes}, allowed 0 or more, or None")
         self.budget_bytes = budget_bytes
         self._lock = threading.Lock()
-        self._slices: dict[SliceKey, PackedSlice] = {}
+        self._slices: dict[SliceKey, ResidentSlice] = {}
         self._held_bytes = 0  # allocated or reserved, until freed
         self._peak_bytes = 0
         self._freed: deque[int] = deque()  # by finalizers, which may run anywhere: no lock there
@@ -100,7 +112,7 @@ class SubgraphCache:
         """Have `listener` called after each eviction; it lets go of slices that it reads."""
         self._listeners.append(listener)
 
-    def snapshot(self) -> tuple[int, Mapping[SliceKey, PackedSlice]]:
+    def snapshot(self) -> tuple[int, Mapping[SliceKey, ResidentSlice]]:
         """Return (version, the resident slices), consistent with each other."""
         with self._lock:
             return self._version, dict(self._slices)
@@ -111,7 +123,7 @@ class SubgraphCache:
             self._lookups += lookups
             self._hits += hits
 
-    def load(self, key: SliceKey, num_bytes: int, make: Callable[[], PackedSlice]) -> bool:
+    def load(self, key: SliceKey, num_bytes: int, make: Callable[[], ResidentSlice]) -> bool:
         """Make a slice resident by calling `make`; False where the budget or memory has no room.
 
         `num_bytes` is what the slice will hold at most. A resident key is left as it is. When the
@@ -128,17 +140,17 @@ class SubgraphCache:
             self._held_bytes += num_bytes
             self._peak_bytes = max(self._peak_bytes, self._held_bytes)
         try:
-            packed = make()
+            made = make()
         except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError for memory
             self._give_up(key, num_bytes, error)
             return False
-        assert packed.num_bytes <= num_bytes, "a slice holds what its layout says, or less"
+        assert made.num_bytes <= num_bytes, "a slice holds what its layout says, or less"
         with self._lock:
-            self._held_bytes -= num_bytes - packed.num_bytes
+            self._held_bytes -= num_bytes - made.num_bytes
             # Calls hold the tensor, not the slice, so its end is the end of the last reader.
-            weakref.finalize(packed.weight, self._freed.append, packed.num_bytes).atexit = False
+            weakref.finalize(made.weight, self._freed.append, made.num_bytes).atexit = False
             if key not in self._slices:  # else another thread was faster; ours is freed
-                self._slices[key] = packed
+                self._slices[key] = made
                 self._loads += 1
                 self._version += 1
         return True

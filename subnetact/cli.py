@@ -11,9 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from slackfit.profile import LatencyProfile
-from subnetact.executor import load_executor, mebibytes
-from subnetact.profiler import measure_profile
-from subnetact.resident_profile import measure_resident_profile
+from subnetact.load import load_executor, mebibytes
+from subnetact.profiling.profiler import measure_profile
+from subnetact.profiling.resident_profile import measure_resident_profile
 from supernet.checkpoint import load_checkpoint
 
 console = Console(stderr=True)

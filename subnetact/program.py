@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from subnetact.packing import ConvGeometry
+from subnetact.conv_geometry import ConvGeometry
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.layers.blocks import SamePadConv2d, pad_same

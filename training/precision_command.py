@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
 
-from subnetact.precision import Bits, Precision, allowed_bits, store, with_precision
+from subnetact.cpu.precision import Bits, Precision, allowed_bits, store, with_precision
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
 from training.checkpoint_data import dataset_of
 from training.evaluate import measure

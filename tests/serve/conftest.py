@@ -28,7 +28,7 @@ from serve.rest import Door
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.scheduling.scheduler import Scheduler
-from subnetact.timed import TimedExecutor
+from subnetact.timed_executor import TimedExecutor
 
 SHAPE = (1, 2, 2)
 collect_ignore = ["triton_session.py"]  # runs in another environment

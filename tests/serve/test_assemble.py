@@ -18,7 +18,7 @@ from serve.reply import Wish
 from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor
-from subnetact.profiler import measure_profile
+from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint
 
 

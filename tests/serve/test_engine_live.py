@@ -20,7 +20,7 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.record import RecordingScheduler, replay_log
 from slackfit.scheduling.scheduler import Scheduler
-from subnetact.timed import TimedExecutor
+from subnetact.timed_executor import TimedExecutor
 
 PAYLOAD = np.zeros((1, 2, 2), dtype=np.uint8)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slackfit.profile import LatencyProfile, ProfileError
-from subnetact.timed import TimedExecutor
+from subnetact.timed_executor import TimedExecutor
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ import {modules}
     "modules",
     [
         "serve.engine, serve.runner, serve.outlook, serve.deadline, serve.limits, serve.metrics",
-        "subnetact.cli, subnetact.profiler, subnetact.cuda_accelerator, subnetact.device_executor",
+        "subnetact.cli, subnetact.profiling.profiler",
+        "subnetact.cuda.cuda_accelerator, subnetact.cuda.cuda_executor",
         "benchmarks.gpu, training.trainer, training.distributed, traces.replay",
     ],
 )

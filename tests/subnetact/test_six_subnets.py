@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from subnetact.first_order import Accelerator, Layer, conv_layers, table
+from subnetact.profiling.first_order import Accelerator, Layer, conv_layers, table
 from subnetact.six_subnets import SIX_SUBNETS
 from supernet import Arch, Subgraph, define_supernet
 

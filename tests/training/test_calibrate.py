@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer import Exit
 
-from subnetact.precision import bits_of
+from subnetact.cpu.precision import bits_of
 from supernet import ServedSubnet, load_checkpoint, save_checkpoint
 from training.array_folder import ArraySplit, write_array_folder
 from training.calibrate_command import calibrate

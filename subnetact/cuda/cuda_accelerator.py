@@ -1,0 +1,142 @@
+"""`CudaAccelerator`: streams, events, page-locked memory and graphs of one CUDA device.
+
+All device memory is allocated on the compute stream and freed there, so that the allocator's reuse
+follows the order of the launches; the copy stream only fills buffers that live as long as this
+object. All graphs are captured on the one compute stream into one pool, without which they would
+not share memory, and none is destroyed while others live: its siblings may use the same workspace
+(pytorch issue 193402).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from subnetact.cuda.accelerator import Mark, Replay
+from subnetact.device import device_name
+
+_WARM_UP_RUNS = 3  # libraries choose algorithms and take workspaces in the first ones
+
+
+class CudaAccelerator:
+    """See `Accelerator`. Uses the current CUDA device unless `device` names another."""
+
+    def __init__(self, device: str = "cuda"):
+        """Raise ValueError when there is no such CUDA device."""
+        device_name(device)
+        index = torch.device(device).index
+        if index is not None and index >= torch.cuda.device_count():
+            raise ValueError(f"device is {device!r}, allowed cuda:0 to {torch.cuda.device_count()}")
+        self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+        self._compute = torch.cuda.Stream(self.device, priority=-1)  # inference goes first
+        self._copy = torch.cuda.Stream(self.device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._is_out_of_pinned = False
+        torch.backends.cudnn.benchmark = True  # try the algorithms once per shape, at warm-up
+        self.has_fused_convolutions = self._probe_fused()
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """See `Accelerator`."""
+        try:
+            return torch.zeros(shape, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:  # torch has no narrower one for cudaHostAlloc
+            if not self._is_out_of_pinned:
+                self._is_out_of_pinned = True
+                warnings.warn(
+                    f"no page-locked memory for {shape} {dtype}: {error}; copies from it and "
+                    "others that find none are slower, with the same results",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return torch.zeros(shape, dtype=dtype)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """See `Accelerator`."""
+        return torch.cuda.stream(self._compute)
+
+    def copying(self) -> AbstractContextManager[object]:
+        """See `Accelerator`."""
+        return torch.cuda.stream(self._copy)
+
+    def copy(self, into: torch.Tensor, source: torch.Tensor) -> None:
+        """See `Accelerator`."""
+        into.copy_(source, non_blocking=True)
+
+    def mark(self) -> Mark:
+        """See `Accelerator`."""
+        return _Event()
+
+    def after(self, mark: Mark) -> None:
+        """See `Accelerator`."""
+        assert isinstance(mark, _Event), "a mark of this device"
+        torch.cuda.current_stream(self.device).wait_event(mark.event)
+
+    def peak_bytes(self, call: Callable[[], None]) -> int:
+        """See `Accelerator`."""
+        with self.computing():
+            for _ in range(_WARM_UP_RUNS):
+                call()
+            self._compute.synchronize()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            call()
+            self._compute.synchronize()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def capture(self, call: Callable[[], None]) -> tuple[Replay, int]:
+        """See `Accelerator`."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what is free in the allocator must not hide what a graph takes
+        before = torch.cuda.mem_get_info(self.device)[0]
+        graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)  # first: a capture that fails may not be destroyed either
+        with (
+            self.computing(),
+            torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._compute,
+                capture_error_mode="thread_local",  # other threads may use the device meanwhile
+            ),
+        ):
+            call()
+        torch.cuda.synchronize(self.device)
+        return graph, max(0, before - torch.cuda.mem_get_info(self.device)[0])
+
+    def drop_captures(self) -> None:
+        """See `Accelerator`; all of them at once, when the device is idle."""
+        torch.cuda.synchronize(self.device)
+        self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+    def trim(self) -> None:
+        """See `Accelerator`."""
+        torch.cuda.empty_cache()
+
+    def _probe_fused(self) -> bool:
+        """Try the fused convolution, which is ATen's but not public: it may be gone or refuse."""
+        if not hasattr(torch, "cudnn_convolution_add_relu"):
+            return False
+        try:
+            x = torch.ones(1, 8, 4, 4, device=self.device, dtype=torch.bfloat16)
+            w = torch.ones(8, 8, 1, 1, device=self.device, dtype=torch.bfloat16)
+            y = torch.cudnn_convolution_relu(x, w, x[0, :, 0, 0], [1, 1], [0, 0], [1, 1], 1)
+        except RuntimeError:
+            return False
+        return bool((y == 9).all())
+
+
+class _Event:
+    """A mark: an event recorded on the stream that is current."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event()
+        self.event.record()
+
+    def wait(self) -> None:
+        self.event.synchronize()

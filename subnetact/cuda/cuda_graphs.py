@@ -1,0 +1,288 @@
+"""`CudaGraphs`: which (subnet, padded batch) pairs are captured, and what may still be replayed.
+
+Pure bookkeeping: a `Capturer` measures, captures and frees; this decides. Pairs are captured
+largest first, because a pool that is shared grows to its largest member only if that one comes
+first, and only when `capture` is called, never by a look-up. A live graph pins what it reads. When
+that must go the graph is *retired*: its pins are let go (after its last replay) and it is not
+replayed again, but it is kept, since destroying one graph can break its siblings. What it holds in
+the pool comes back only by `drop`, which frees all of them at once while none is in use.
+
+Thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+
+from subnetact.cuda.accelerator import Replay
+
+_T = TypeVar("_T")
+_FIRST_GRAPH_BYTES = 2**20  # of a graph beside its intermediates, until one has been measured
+
+
+class GraphKey(NamedTuple):
+    """What a graph computes: one subnet on a padded batch of this size."""
+
+    subnet_id: str
+    batch_size: int
+
+
+class Pin(Protocol):
+    """What a live graph reads, kept alive until `release`."""
+
+    def reads(self) -> Hashable:
+        """Say what is read; `CudaGraphs.retire` asks whether that is stale."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class Captured(NamedTuple):
+    """A captured pair: its graph, what it pins, the bytes by which it made the pool grow."""
+
+    graph: Replay
+    pin: Pin
+    num_bytes: int
+
+
+class Capturer(Protocol):
+    """Captures pairs on a device."""
+
+    def measure(self, key: GraphKey) -> int:
+        """Run a pair eagerly, as it will be captured; return the bytes of its intermediates.
+
+        Raises CaptureError when it can't be captured, a text of one line.
+        """
+        ...
+
+    def capture(self, key: GraphKey) -> Captured:
+        """Capture a pair that was measured."""
+        ...
+
+    def drop(self) -> None:
+        """Free everything captured."""
+        ...
+
+
+class CaptureError(RuntimeError):
+    """A pair can't be captured, for a reason that is not a fault."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    captured: Captured
+    leases: int = 0
+    is_retired: bool = False
+
+
+class GraphStatus(NamedTuple):
+    """What is captured and what came of look-ups; `fallbacks` counts by reason."""
+
+    live: int
+    retired: int
+    held_bytes: int
+    replays: int
+    fallbacks: Mapping[str, int]
+    refusals: Mapping[GraphKey, str]
+
+
+class Lease:
+    """The right to replay one graph; a context manager, so that it is given back."""
+
+    __slots__ = ("_entry", "_graphs", "graph", "key")
+
+    def __init__(self, graphs: CudaGraphs, key: GraphKey, entry: _Entry):
+        self.key = key
+        self.graph = entry.captured.graph
+        self._graphs = graphs
+        self._entry = entry
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._graphs._give_back(self._entry)
+
+
+class CudaGraphs:
+    """See the module. `budget_bytes` limits what all graphs hold (None: no limit, 0: none)."""
+
+    def __init__(self, capturer: Capturer, budget_bytes: int | None = None):
+        if budget_bytes is not None and budget_bytes < 0:
+            raise ValueError(f"graph budget_bytes is {budget_bytes}, allowed 0 or more, or None")
+        self.budget_bytes = budget_bytes
+        self._capturer = capturer
+        self._capturing = threading.Lock()  # one thread captures or drops at a time
+        self._lock = threading.Lock()
+        self._live: dict[GraphKey, _Entry] = {}
+        self._retired: list[_Entry] = []
+        self._ladder: dict[str, tuple[int, ...]] = {}  # live batch sizes of a subnet, ascending
+        self._refusals: dict[GraphKey, str] = {}
+        self._held_bytes = 0
+        self._pool_bytes = 0  # the largest intermediates of those captured: the pool has room
+        self._graph_bytes = _FIRST_GRAPH_BYTES
+        self._replays = 0
+        self._fallbacks: Counter[str] = Counter()
+        self._has_warned = False
+
+    @property
+    def status(self) -> GraphStatus:
+        """A snapshot."""
+        with self._lock:
+            return GraphStatus(
+                len(self._live),
+                len(self._retired),
+                self._held_bytes,
+                self._replays,
+                dict(self._fallbacks),
+                dict(self._refusals),
+            )
+
+    def capture(self, keys: Iterable[GraphKey]) -> int:
+        """Capture what is not live yet, largest first, within the budget; return how many are.
+
+        Whatever is refused runs eagerly, for the reason in `status.refusals`: the budget, memory,
+        or what the capturer says. Not for the request path: it takes the device for seconds.
+        """
+        with self._capturing:
+            wanted = [key for key in dict.fromkeys(keys) if key not in self._live]
+            sized: list[tuple[int, GraphKey]] = []
+            for key in wanted:
+                num_bytes = self._try(key, lambda key=key: self._capturer.measure(key))
+                if num_bytes is not None:
+                    sized.append((num_bytes, key))
+            sized.sort(key=lambda pair: (-pair[0], -pair[1].batch_size, pair[1].subnet_id))
+            return sum(self._capture(key, num_bytes) for num_bytes, key in sized)
+
+    def lease(self, subnet_id: str, num_samples: int) -> Lease | None:
+        """Return the smallest live graph that takes `num_samples`, None: run eagerly.
+
+        O(log n) in the batch sizes of one subnet, whatever the number of layers. Counts either
+        way; the reason of a fall-back is the refusal of the smallest size that was wanted.
+        """
+        with self._lock:
+            ladder = self._ladder.get(subnet_id, ())
+            place = bisect_left(ladder, num_samples)
+            if place == len(ladder):
+                self._fallbacks[self._reason(subnet_id, num_samples)] += 1
+                return None
+            key = GraphKey(subnet_id, ladder[place])
+            entry = self._live[key]
+            entry.leases += 1
+            self._replays += 1
+        return Lease(self, key, entry)
+
+    def retire(self, is_stale: Callable[[Hashable], bool]) -> int:
+        """Retire the live graphs whose pins are stale; return how many."""
+        freed: list[_Entry] = []
+        with self._lock:
+            stale = [k for k, e in self._live.items() if is_stale(e.captured.pin.reads())]
+            for key in stale:
+                entry = self._live.pop(key)
+                entry.is_retired = True
+                self._retired.append(entry)
+                self._refusals[key] = "retired: its slices were evicted"
+                if not entry.leases:
+                    freed.append(entry)
+            self._index()
+        for entry in freed:
+            entry.captured.pin.release()
+        return len(stale)
+
+    def drop(self) -> int:
+        """Free every graph, live or retired, and return the bytes that they held.
+
+        Raises RuntimeError while one of them is being replayed: this is for an idle device.
+        """
+        with self._capturing:
+            with self._lock:
+                entries = [*self._live.values(), *self._retired]
+                if any(entry.leases for entry in entries):
+                    raise RuntimeError("graphs are in use: drop them while the device is idle")
+                held = self._held_bytes
+                pins = [entry.captured.pin for entry in self._live.values()]
+                self._live.clear()
+                self._retired.clear()
+                self._refusals.clear()
+                self._held_bytes = self._pool_bytes = 0
+                self._index()
+            entries.clear()
+            for pin in pins:
+                pin.release()
+            self._capturer.drop()
+            return held
+
+    def _capture(self, key: GraphKey, num_bytes: int) -> bool:
+        growth = max(0, num_bytes - self._pool_bytes)
+        needed = growth + self._graph_bytes
+        if self.budget_bytes is not None and self._held_bytes + needed > self.budget_bytes:
+            with self._lock:
+                self._refusals[key] = "over the graph budget"
+            return False
+        captured = self._try(key, lambda: self._capturer.capture(key))
+        if captured is None:
+            return False
+        with self._lock:
+            self._held_bytes += captured.num_bytes
+            self._pool_bytes = max(self._pool_bytes, num_bytes)
+            self._graph_bytes = max(self._graph_bytes, captured.num_bytes - growth)
+            self._live[key] = _Entry(captured)
+            self._refusals.pop(key, None)
+            self._index()
+        return True
+
+    def _try(self, key: GraphKey, call: Callable[[], _T]) -> _T | None:
+        """Return what `call` gives, None and a refusal where it fails."""
+        try:
+            return call()
+        except CaptureError as error:
+            reason = str(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            reason = "out of memory"
+            self._warn(key, reason)
+        except RuntimeError as error:  # an operator that can't be captured says so like this
+            reason = "capture failed"
+            self._warn(key, f"{reason}: {str(error).splitlines()[0]}")
+        with self._lock:
+            self._refusals[key] = reason
+        return None
+
+    def _warn(self, key: GraphKey, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"no CUDA graph for {key.subnet_id} at batch {key.batch_size} ({reason}); it and "
+                "others that have none run eagerly, slower, with the same results",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _reason(self, subnet_id: str, num_samples: int) -> str:
+        """Why there is no graph for this batch (lock held)."""
+        sizes = [k.batch_size for k in self._refusals if k.subnet_id == subnet_id]
+        fitting = [size for size in sizes if size >= num_samples]
+        if fitting:
+            return self._refusals[GraphKey(subnet_id, min(fitting))]
+        return "larger than any captured batch" if self._ladder.get(subnet_id) else "not captured"
+
+    def _index(self) -> None:
+        """Rebuild the ladders (lock held)."""
+        sizes: dict[str, list[int]] = {}
+        for key in self._live:
+            sizes.setdefault(key.subnet_id, []).append(key.batch_size)
+        self._ladder = {subnet_id: tuple(sorted(found)) for subnet_id, found in sizes.items()}
+
+    def _give_back(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.leases -= 1
+            is_free = entry.is_retired and not entry.leases
+        if is_free:
+            entry.captured.pin.release()

@@ -1,0 +1,326 @@
+"""`DeviceSupernet`: any subnet of a supernet whose weights need not all be on the device.
+
+The weights stay in host memory. A convolution's slice (contiguous, channels-last, 16 bit unless
+asked otherwise) is *resident* on the device, found in the `SubgraphCache` under its budget, or it
+is *streamed* from page-locked memory just before it is used (`SliceStream`). What belongs to no
+convolution site (classifiers, transformers) is always on the device. Residency changes cost, never
+results. Plain twin: the extracted module in the same dtype.
+
+`mode` is `folded` (norm folded in, a slice serves one subnet) or `shared` (bare weights, a slice
+serves every subnet that uses it). Slices, streams and runs are for one thread at a time, see
+`DeviceExecutor`; what only reads the cache is thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from subnetact.cache import ResidentSlice, SliceKey, SubgraphCache
+from subnetact.cuda.accelerator import Accelerator
+from subnetact.cuda.cuda_site_calls import SiteKernel, site_kernel
+from subnetact.cuda.slice_layout import Layout, fill_slice, slice_layout
+from subnetact.cuda.slice_stream import SliceStream
+from subnetact.norms import Affine, FoldedNorms
+from subnetact.program import ConvSite, Program, SiteCall
+from subnetact.registered import Registered
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+from supernet.slicing import leading_slice
+
+MODES = ("folded", "shared")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSlice:
+    """A slice that could be resident: its key, where it lies in its memory, what it is made of."""
+
+    key: SliceKey
+    layout: Layout
+    site: ConvSite
+    subnet_id: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the device."""
+        return self.layout.num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _HostSlice:
+    key: SliceKey
+    layout: Layout
+    flat: torch.Tensor
+
+
+class DeviceBinding:
+    """A subnet's program with one call per site, chosen for one state of the cache."""
+
+    def __init__(
+        self,
+        program: Program,
+        calls: list[SiteCall],
+        weights: Mapping[SliceKey, torch.Tensor],
+        version: int,
+    ):
+        self.program = program
+        self.calls = calls
+        self.weights = weights  # of the resident slices that are read
+        self.version = version
+        self.following: dict = {}  # see SliceStream.begin
+
+    @property
+    def num_streamed(self) -> int:
+        """How many sites have no resident slice."""
+        return len(self.calls) - len(self.weights)
+
+
+class DeviceSupernet:
+    """See the module."""
+
+    def __init__(
+        self,
+        definition: SupernetDefinition,
+        state: Mapping[str, torch.Tensor],
+        norms: FoldedNorms,
+        cache: SubgraphCache,
+        accelerator: Accelerator,
+        *,
+        mode: str = "folded",
+        dtype: torch.dtype = torch.bfloat16,
+        keep_host_slices: bool = True,
+        max_programs: int = 64,
+    ):
+        """Serve `state` (the supernet's tensors, float32 in host memory).
+
+        `keep_host_slices`: slices that were resident once stay in page-locked memory, so that
+        loading them again is one copy. Raises ValueError for a mode or dtype that is not known.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}, allowed {', '.join(MODES)}")
+        if dtype not in DTYPES:
+            names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, allowed {names}")
+        if max_programs < 1:
+            raise ValueError(f"max_programs is {max_programs}, allowed 1 or more")
+        self.cache = cache
+        self.norms = norms
+        self.mode = mode
+        self.dtype = dtype
+        self.stream = SliceStream(accelerator, dtype)
+        self._definition = definition
+        self._state = state
+        self._accelerator = accelerator
+        self._keep_host_slices = keep_host_slices
+        self._max_programs = max_programs
+        self._archs = Registered[Arch]()
+        self._slices: dict[str, tuple[DeviceSlice, ...]] = {}
+        self._fixed: dict[str, torch.Tensor] = {}
+        self._host: dict[SliceKey, _HostSlice] = {}
+        self._programs: dict[str, Program] = {}
+        self._bindings: dict[str, DeviceBinding] = {}
+        cache.on_eviction(self._bindings.clear)
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        """Registered subnets, in order of registration."""
+        return tuple(self._archs)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes on the device that are no slices: parameters of other layers, staging buffers."""
+        return sum(tensor.nbytes for tensor in self._fixed.values()) + self.stream.num_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the slices kept in page-locked memory."""
+        return sum(kept.flat.nbytes for kept in self._host.values())
+
+    def arch(self, subnet_id: str) -> Arch:
+        """Return a registered subnet's arch. Raises KeyError naming the registered ids."""
+        return self._archs[subnet_id]
+
+    @torch.inference_mode()
+    def register(self, arch: Arch, norm_statistics: Mapping[str, torch.Tensor]) -> str:
+        """Make a subnet servable and return its id; a known id is left as it is.
+
+        Raises ValueError when `arch` is outside the space, or statistics are missing;
+        torch.OutOfMemoryError when not even what can't be streamed fits on the device.
+        """
+        self._definition.space.validate(arch)
+        subnet_id = arch.subnet_id
+        if subnet_id in self._archs:
+            return subnet_id
+        self.norms.add(arch, norm_statistics)
+        sites = Program.describe(self._definition, arch)
+        self._place_fixed(arch, sites)
+        self._slices[subnet_id] = tuple(self._slice(site, subnet_id) for site in sites)
+        longest = max((s.layout.num_elements for s in self._slices[subnet_id]), default=0)
+        self.stream.reserve(longest)
+        self._archs[subnet_id] = arch
+        return subnet_id
+
+    def slices(self, subnet_id: str) -> tuple[DeviceSlice, ...]:
+        """Return the slices that a subnet uses, in order of its sites. Raises KeyError."""
+        self.arch(subnet_id)
+        return self._slices[subnet_id]
+
+    @torch.inference_mode()
+    def load(self, slices: Iterable[DeviceSlice]) -> int:
+        """Make slices resident, in order, as far as the budget has room; return how many are."""
+        return sum(self._load(wanted) for wanted in slices)
+
+    def evict_others(self, keep: Iterable[SliceKey]) -> int:
+        """Evict what is not in `keep`; return how many slices."""
+        return self.cache.evict(self.cache.resident - frozenset(keep))
+
+    def actuate(self, subnet_id: str) -> DeviceBinding:
+        """Return what runs a subnet now; one look-up unless residency changed or it is new."""
+        binding = self._bindings.get(subnet_id)
+        if binding is None or binding.version != self.cache.version:
+            binding = self._bind(subnet_id)
+        return binding
+
+    def run(self, binding: DeviceBinding, x: torch.Tensor) -> torch.Tensor:
+        """Run a subnet on its input on the device; (B, num_classes) logits. One run at a time."""
+        self.stream.begin(binding.following)
+        y = binding.program.run(x, binding.calls)
+        self.cache.count(len(binding.calls), len(binding.weights))
+        return y
+
+    def is_stale(self, weights: object) -> bool:
+        """Whether a binding's `weights` are no longer what is resident; for `CudaGraphs.retire`."""
+        assert isinstance(weights, Mapping), "the weights of a binding"
+        resident = self.cache.snapshot()[1]
+        return any(
+            key not in resident or resident[key].weight is not weight
+            for key, weight in weights.items()
+        )
+
+    # --- slices ----------------------------------------------------------------------------------
+
+    def _slice(self, site: ConvSite, subnet_id: str) -> DeviceSlice:
+        is_folded = self.mode == "folded" and site.norm is not None
+        layout = slice_layout(site, self.dtype, is_folded=is_folded)
+        owner = subnet_id if is_folded else None
+        key = SliceKey(site.layer, site.geometry.weight_shape, layout, owner)
+        return DeviceSlice(key, layout, site, subnet_id)
+
+    def _load(self, wanted: DeviceSlice) -> bool:
+        def upload() -> ResidentSlice:
+            host = self._host_slice(wanted, keep=self._keep_host_slices)
+            with self._accelerator.computing():  # freed there too: see CudaAccelerator
+                flat = torch.empty(
+                    len(host.flat), dtype=self.dtype, device=self._accelerator.device
+                )
+                self._accelerator.copy(flat, host.flat)
+            return ResidentSlice(*host.layout.views(flat), wanted.num_bytes)
+
+        return self.cache.load(wanted.key, wanted.num_bytes, upload)
+
+    def _host_slice(self, wanted: DeviceSlice, *, keep: bool) -> _HostSlice:
+        known = self._host.get(wanted.key)
+        if known is not None:
+            return known
+        layout = wanted.layout
+        flat = self._accelerator.pinned((layout.num_elements,), self.dtype)
+        self._fill(flat, wanted)
+        made = _HostSlice(wanted.key, layout, flat)
+        if keep:
+            self._host[wanted.key] = made
+        return made
+
+    def _fill(self, flat: torch.Tensor, wanted: DeviceSlice) -> None:
+        """Write a slice of the supernet's weights, with the norm where it is folded in."""
+        layer, shape = wanted.site.layer, wanted.site.geometry.weight_shape
+        weight = leading_slice(self._state[f"{layer}.weight"], shape)
+        bias = None
+        if wanted.site.has_bias:
+            bias = leading_slice(self._state[f"{layer}.bias"], shape[:1])
+        norm = None
+        if wanted.key.owner is not None and wanted.site.norm is not None:
+            norm = self.norms.affines(self._archs[wanted.subnet_id])[wanted.site.norm]
+        fill_slice(flat, wanted.layout, weight, bias, norm)
+
+    def _place_fixed(self, arch: Arch, sites: Iterable[ConvSite]) -> None:
+        """Put what no slice holds on the device, whole and once, for every subnet."""
+        streamed = {name for site in sites for name in (site.layer, site.norm)}
+        names = [*self._definition.parameter_shapes(arch), *self._definition.buffer_shapes(arch)]
+        with self._accelerator.computing():
+            for name in names:
+                if name.rpartition(".")[0] in streamed or name in self._fixed:
+                    continue
+                tensor = self._state[name].detach()
+                dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+                self._fixed[name] = tensor.to(self._accelerator.device, dtype)
+
+    # --- programs --------------------------------------------------------------------------------
+
+    def _program(self, subnet_id: str) -> Program:
+        """Return a subnet's program; the least recently used ones are forgotten."""
+        arch = self.arch(subnet_id)
+        program = self._programs.pop(subnet_id, None)
+        if program is None:
+            program = Program(self._definition, arch, {**self._state, **self._fixed})
+        self._programs[subnet_id] = program  # youngest last
+        while len(self._programs) > self._max_programs:
+            oldest = next(iter(self._programs))
+            del self._programs[oldest]
+            self._bindings.pop(oldest, None)
+        return program
+
+    def _bind(self, subnet_id: str) -> DeviceBinding:
+        program = self._program(subnet_id)
+        version, resident = self.cache.snapshot()
+        norms = self._norms_on_device(subnet_id)
+        calls: list[SiteCall] = []
+        weights: dict[SliceKey, torch.Tensor] = {}
+        for wanted in self._slices[subnet_id]:
+            norm = norms.get(wanted.site.norm or "") if wanted.key.owner is None else None
+            may_fuse = self._accelerator.has_fused_convolutions
+            kernel = site_kernel(wanted.site, norm, may_fuse=may_fuse)
+            found = resident.get(wanted.key)
+            if found is None:
+                calls.append(_streamed(kernel, self.stream, self._host_slice(wanted, keep=True)))
+            else:
+                calls.append(partial(kernel, found.weight, found.bias))
+                weights[wanted.key] = found.weight
+        binding = DeviceBinding(program, calls, weights, version)
+        self._bindings[subnet_id] = binding
+        if self.cache.version != version:  # evicted meanwhile: do not keep slices alive
+            self._bindings.pop(subnet_id, None)
+        return binding
+
+    def _norms_on_device(self, subnet_id: str) -> dict[str, Affine]:
+        if self.mode == "folded":  # a norm always stands behind a convolution
+            return {}
+        affines = self.norms.affines(self._archs[subnet_id])
+        device = self._accelerator.device
+        with self._accelerator.computing():
+            return {n: Affine(a.scale.to(device), a.shift.to(device)) for n, a in affines.items()}
+
+
+def _streamed(kernel: SiteKernel, stream: SliceStream, source: _HostSlice) -> SiteCall:
+    def call(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        weight, bias = stream.take(source)
+        y = kernel(weight, bias, x, other)
+        stream.done(source)
+        return y
+
+    return call
+
+
+def resident_bytes(slices: Iterable[DeviceSlice]) -> int:
+    """Bytes of a set of slices, each counted once."""
+    return sum({s.key: s.num_bytes for s in slices}.values())
+
+
+def supernet_bytes(definition: SupernetDefinition, dtype: torch.dtype) -> int:
+    """Bytes of all parameters of the supernet in `dtype`: what budgets are fractions of."""
+    sizes = (math.prod(shape) for shape in definition.parameter_shapes().values())
+    return sum(sizes) * dtype.itemsize

@@ -1,0 +1,1 @@
+"""Measuring a latency profile, and whether it still holds; imports the rest of `subnetact`."""

@@ -1,0 +1,110 @@
+"""The profiler: measures a `LatencyProfile` on this device.
+
+Measured through the executor's own `run`, host to host, so that copies and normalisation count.
+The order is interleaved: every round visits each (subnet, batch size) once, in a new random
+order, so a drift of the machine's speed spreads over all entries instead of bending one.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import numpy as np
+
+from slackfit.profile import LatencyProfile, SubnetProfile
+from subnetact.device import device_name
+from subnetact.executor import Executor
+from supernet.checkpoint import Checkpoint
+
+DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16)
+_QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+_WARM_UP_RUNS = 2
+
+Progress = Callable[[int, int], None]
+
+
+def measure_profile(
+    executor: Executor,
+    checkpoint: Checkpoint,
+    *,
+    batch_sizes: Iterable[int] = DEFAULT_BATCH_SIZES,
+    repeats: int = 20,
+    name: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyProfile:
+    """Measure latency quantiles of every subnet at every batch size, `repeats` runs each.
+
+    `progress(done, total)` is called after every round. Raises ValueError for batch sizes that
+    the executor does not take. p95 and p99 of few repeats are the slowest runs seen.
+    """
+    sizes = tuple(sorted(set(batch_sizes)))
+    if not sizes or sizes[0] < 1 or sizes[-1] > executor.max_batch_size:
+        raise ValueError(
+            f"batch sizes are {list(sizes)}, allowed 1 to {executor.max_batch_size} "
+            "(the executor's largest batch)"
+        )
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, allowed 1 or more")
+    device = device_name(executor.device)
+    executor.warm_up()  # what is captured at the start must be, before anything is timed
+    samples_s = _measure(executor, sizes, repeats, np.random.default_rng(seed), progress)
+    return LatencyProfile(
+        name=name or f"{checkpoint.name} on {device}",
+        device=device,
+        dtype=executor.dtype,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source="; ".join(filter(None, (_source(repeats), executor.details))),
+        checkpoint=checkpoint.fingerprint,
+        versions={"torch": version("torch"), "python": platform.python_version()},
+        threads=executor.threads,
+        packing=executor.packing,
+        batch_sizes=sizes,
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=subnet_id,
+                accuracy=checkpoint.subnet(subnet_id).accuracy,
+                macs=checkpoint.subnet(subnet_id).macs,
+                latency_s=_quantiles([samples_s[subnet_id, size] for size in sizes]),
+            )
+            for subnet_id in executor.subnet_ids
+        ),
+    )
+
+
+def _measure(
+    executor: Executor,
+    sizes: tuple[int, ...],
+    repeats: int,
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> dict[tuple[str, int], list[float]]:
+    shape = executor.input_shape
+    inputs = {b: rng.integers(0, 256, size=(b, *shape), dtype=np.uint8) for b in sizes}
+    entries = [(subnet_id, size) for subnet_id in executor.subnet_ids for size in sizes]
+    samples_s: dict[tuple[str, int], list[float]] = {entry: [] for entry in entries}
+    for round_number in range(-_WARM_UP_RUNS, repeats):
+        for i in rng.permutation(len(entries)):
+            subnet_id, size = entries[i]
+            start_s = time.perf_counter()
+            executor.run(subnet_id, inputs[size])
+            if round_number >= 0:
+                samples_s[entries[i]].append(time.perf_counter() - start_s)
+        if progress is not None and round_number >= 0:
+            progress(round_number + 1, repeats)
+    return samples_s
+
+
+def _source(repeats: int) -> str:
+    return f"measured by subnetact.profiling.profiler, {repeats} interleaved runs per entry"
+
+
+def _quantiles(samples_s: list[list[float]]) -> dict[str, tuple[float, ...]]:
+    return {
+        name: tuple(float(np.percentile(row, q)) for row in samples_s)
+        for name, q in _QUANTILES.items()
+    }

@@ -1,0 +1,91 @@
+"""The CUDA path on a CUDA device: held equal to the extracted subnet. `make test-gpu`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from subnetact import load_executor, measure_profile
+from subnetact.cuda.cuda_executor import DeviceExecutor
+from supernet import Checkpoint, extract
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}  # of the largest logit
+
+
+def samples(batch_size: int) -> np.ndarray:
+    rng = np.random.default_rng(batch_size)
+    return rng.integers(0, 256, size=(batch_size, 1, 8, 8), dtype=np.uint8)
+
+
+def oracle(checkpoint: Checkpoint, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    arch = checkpoint.subnet(subnet_id).arch
+    static = extract(
+        checkpoint.state, checkpoint.definition, arch, checkpoint.norm_statistics[subnet_id]
+    )
+    with torch.inference_mode():
+        return static(checkpoint.input.normalise(torch.from_numpy(inputs), arch.resolution)).numpy()
+
+
+def close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    return float(np.abs(got - expected).max() / np.abs(expected).max()) <= tolerance
+
+
+@pytest.mark.parametrize("packing", ["folded", "shared"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("share", [None, 0.5, 0.0])
+def test_graphs_and_streams_equal_the_extracted_subnet(
+    checkpoint: Checkpoint, packing: str, dtype: str, share: float | None
+) -> None:
+    whole = load_executor(checkpoint, device="cuda", packing=packing, dtype=dtype)
+    assert isinstance(whole, DeviceExecutor)
+    counts = whole.counts()
+    budget = None
+    if share is not None:
+        budget = counts["fixed_bytes"] + int(share * counts["slice_bytes"])
+    executor = load_executor(
+        checkpoint, device="cuda", packing=packing, dtype=dtype, budget_bytes=budget
+    )
+    assert isinstance(executor, DeviceExecutor)
+    executor.warm_up()
+    for subnet_id in executor.subnet_ids:
+        for size in (16, 3, 1, 7):
+            got = executor.run(subnet_id, samples(size))
+            assert close(got, oracle(checkpoint, subnet_id, samples(size)), TOLERANCE[dtype])
+    counts = executor.counts()
+    assert (counts["graph_replays"] > 0) == (share != 0.0)
+    if budget is not None:
+        assert counts["slice_bytes"] + counts["fixed_bytes"] <= budget
+    executor.close()
+    assert executor.counts()["slice_bytes"] == 0
+
+
+def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint) -> None:
+    executor = load_executor(checkpoint, device="cuda")
+    assert isinstance(executor, DeviceExecutor)
+    executor.warm_up()
+    kept = executor.subnet_ids[-1]
+    executor.make_resident(executor.net.slices(kept))
+    held = torch.cuda.memory_allocated()
+    for size in (16, 5, 1):
+        got = executor.run(kept, samples(size))
+        assert close(got, oracle(checkpoint, kept, samples(size)), TOLERANCE["bfloat16"])
+    assert torch.cuda.memory_allocated() == held, "a replay allocates nothing"
+    assert executor.counts()["eager_batches"] == len(executor.subnet_ids)  # of the warm-up
+    executor.close()
+    executor.make_resident(s for i in executor.subnet_ids for s in executor.net.slices(i))
+    executor.warm_up()
+    got = executor.run(kept, samples(4))
+    assert close(got, oracle(checkpoint, kept, samples(4)), TOLERANCE["bfloat16"])
+
+
+def test_a_profile_is_measured(checkpoint: Checkpoint) -> None:
+    executor = load_executor(checkpoint, device="cuda", max_batch_size=4, batch_sizes=(1, 4))
+    profile = measure_profile(executor, checkpoint, batch_sizes=(1, 4), repeats=3)
+    assert profile.device == torch.cuda.get_device_name()
+    assert profile.dtype == "bfloat16"

@@ -1,0 +1,636 @@
+"""The CUDA path with a CPU in place of the device: graphs, slices, streaming, no memory left."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from subnetact import load_executor, measure_profile
+from subnetact.cache import SubgraphCache
+from subnetact.cuda.accelerator import Accelerator, HostAccelerator, Mark, Replay
+from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_supernet import DeviceSupernet, resident_bytes, supernet_bytes
+from subnetact.cuda.slice_layout import Layout
+from subnetact.cuda.slice_stream import SliceStream
+from subnetact.norms import FoldedNorms
+from supernet import Arch, Checkpoint, calibrate, define_supernet, extract
+from supernet.definition import SupernetDefinition
+
+TOLERANCE = {"shared": 1e-5, "folded": 2e-4}  # relative to the largest logit, float32
+BF16_TOLERANCE = 0.05
+
+
+class LateMark:
+    """A mark that knows what was launched on its lane before it."""
+
+    def __init__(self, accelerator: LaneAccelerator, lane: str):
+        self.lane = lane
+        self.time = accelerator.tick()
+        self.filled = accelerator.filled  # the copy that it stands behind
+        self._accelerator = accelerator
+
+    def wait(self) -> None:
+        self._accelerator.finish(self)
+
+
+class LaneAccelerator(HostAccelerator):
+    """Copies of the copy lane happen as late as a device may do them, and never too early.
+
+    They are carried out when somebody waits for a mark behind them; until then the memory holds
+    what it held. Writing to memory whose last reader was not waited for is an error.
+    """
+
+    def __init__(self) -> None:
+        self._lane = "compute"
+        self._time = 0
+        self._queue: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._used_at: dict[int, int] = {}  # address: when the compute lane began to read it
+        self.filled = 0
+        self._copy_lane_saw = 0  # up to when the copy lane has waited for the compute lane
+        self.memory: Callable[[], None] = lambda: None  # raises when the device is full
+        self.graph_bytes = 0
+
+    def tick(self) -> int:
+        self._time += 1
+        return self._time
+
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        before, self._lane = self._lane, "copy"
+        try:
+            yield
+        finally:
+            self._lane = before
+
+    def copy(self, into: torch.Tensor, source: torch.Tensor) -> None:
+        if self._lane == "compute":
+            self.memory()
+            into.copy_(source)
+            return
+        address = into.data_ptr()
+        began = self._used_at.get(address)
+        assert began is None or self._copy_lane_saw > began, "written over while it is read"
+        self.filled = address
+        self._queue.append((self.tick(), into, source))
+
+    def mark(self) -> Mark:
+        return LateMark(self, self._lane)
+
+    def after(self, mark: Mark) -> None:
+        assert isinstance(mark, LateMark)
+        if self._lane == "copy":
+            if mark.lane == "compute":
+                self._copy_lane_saw = max(self._copy_lane_saw, mark.time)
+        else:
+            self.finish(mark)
+
+    def finish(self, mark: LateMark) -> None:
+        if mark.lane != "copy":
+            return
+        for item in [item for item in self._queue if item[0] < mark.time]:
+            _, into, source = item
+            into.copy_(source)
+            if into.dtype == torch.uint8:  # an input slot is handed back by its owner
+                mark.filled = 0
+            self._queue = [other for other in self._queue if other is not item]
+        if mark.filled:
+            self._used_at[mark.filled] = self.tick()
+
+    def peak_bytes(self, call: Callable[[], None]) -> int:
+        call()
+        return self.graph_bytes
+
+    def capture(self, call: Callable[[], None]) -> tuple[Replay, int]:
+        return super().capture(call)[0], self.graph_bytes
+
+
+def make_executor(
+    checkpoint: Checkpoint, accelerator: Accelerator | None = None, **options: object
+) -> DeviceExecutor:
+    options.setdefault("dtype", torch.float32)
+    return DeviceExecutor(checkpoint, accelerator or LaneAccelerator(), **options)  # type: ignore[arg-type]
+
+
+def samples(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+    return rng.integers(0, 256, size=(batch_size, 1, 8, 8), dtype=np.uint8)
+
+
+def oracle(checkpoint: Checkpoint, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    arch = checkpoint.subnet(subnet_id).arch
+    static = extract(
+        checkpoint.state, checkpoint.definition, arch, checkpoint.norm_statistics[subnet_id]
+    )
+    with torch.inference_mode():
+        x = checkpoint.input.normalise(torch.from_numpy(inputs), arch.resolution)
+        return static(x).numpy()
+
+
+def difference(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def all_bytes(executor: DeviceExecutor) -> int:
+    return resident_bytes(s for i in executor.subnet_ids for s in executor.net.slices(i))
+
+
+@pytest.mark.parametrize("mode", TOLERANCE)
+def test_graph_eager_and_extracted_give_the_same(
+    checkpoint: Checkpoint, rng: np.random.Generator, mode: str
+) -> None:
+    executor = make_executor(checkpoint, packing=mode, max_batch_size=8)
+    eager = make_executor(checkpoint, packing=mode, max_batch_size=8, graph_budget_bytes=0)
+    executor.warm_up()
+    eager.warm_up()
+    replays = 0
+    for subnet_id in executor.subnet_ids:
+        for size in (8, 3, 1, 5):  # 3 and 5 are padded, beside what an earlier batch left there
+            inputs = samples(rng, size)
+            got = executor.run(subnet_id, inputs)
+            replays += 1
+            assert got.dtype == np.float32
+            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[mode]
+            assert difference(got, eager.run(subnet_id, inputs)) <= 1e-5
+    assert executor.counts()["graph_replays"] == replays
+    assert executor.counts()["eager_batches"] == len(executor.subnet_ids)  # of the warm-up
+    assert eager.counts()["graph_replays"] == 0
+    assert executor.details == "12 CUDA graphs, 0 pairs eager"
+
+
+def test_what_lies_in_the_padding_rows_changes_nothing(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    executor = make_executor(checkpoint, max_batch_size=8, batch_sizes=(8,))
+    executor.warm_up()
+    subnet_id = executor.subnet_ids[-1]
+    inputs = samples(rng, 3)
+    executor.run(subnet_id, np.zeros((8, 1, 8, 8), dtype=np.uint8))
+    first = executor.run(subnet_id, inputs)
+    executor.run(subnet_id, np.full((8, 1, 8, 8), 255, dtype=np.uint8))
+    assert np.array_equal(executor.run(subnet_id, inputs), first)
+    assert first.shape == (3, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", TOLERANCE)
+def test_sixteen_bits_stay_near_float32(
+    checkpoint: Checkpoint, rng: np.random.Generator, mode: str, dtype: torch.dtype
+) -> None:
+    executor = make_executor(checkpoint, packing=mode, dtype=dtype, max_batch_size=4)
+    executor.warm_up()
+    assert executor.dtype == str(dtype).removeprefix("torch.")
+    for subnet_id in executor.subnet_ids:
+        inputs = samples(rng, 4)
+        got = executor.run(subnet_id, inputs)
+        assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= BF16_TOLERANCE
+
+
+@pytest.mark.parametrize("mode", TOLERANCE)
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_residency_at_any_budget_changes_no_result(
+    checkpoint: Checkpoint, rng: np.random.Generator, mode: str, share: float
+) -> None:
+    whole = make_executor(checkpoint, packing=mode)
+    fixed = whole.net.fixed_bytes
+    budget = fixed + int(share * all_bytes(whole))
+    executor = make_executor(checkpoint, packing=mode, budget_bytes=budget, max_batch_size=4)
+    executor.warm_up()
+    for _ in range(2):  # the second run prefetches in the order that the first one had
+        for subnet_id in executor.subnet_ids:
+            inputs = samples(rng, 3)
+            got = executor.run(subnet_id, inputs)
+            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[mode]
+    cache, counts = executor.net.cache, executor.counts()
+    assert cache.peak_bytes + fixed <= budget
+    assert counts["slice_bytes"] + counts["fixed_bytes"] <= budget
+    assert cache.counts.hits + cache.counts.misses == cache.counts.lookups
+    stream = executor.net.stream
+    assert (stream.num_copies > 0) == (share < 1.0) == (counts["slice_refusals"] > 0)
+    if share == 0.0:
+        assert counts["slice_hits"] == 0
+        assert stream.num_prefetched > stream.num_copies // 2
+        assert set(executor.graphs.status.fallbacks) == {
+            "not captured",
+            "streamed: not all of its slices are resident",
+        }
+
+
+def test_a_budget_below_what_cannot_be_streamed_is_said_once(checkpoint: Checkpoint) -> None:
+    with pytest.warns(RuntimeWarning, match="can't be streamed, the budget is 10") as seen:
+        executor = make_executor(checkpoint, budget_bytes=10)
+    assert len(seen) == 1
+    assert executor.counts()["slice_bytes"] == 0
+
+
+def test_a_slice_is_shared_between_subnets_only_where_its_norm_is_not_folded_in(
+    checkpoint: Checkpoint,
+) -> None:
+    shared, folded = (make_executor(checkpoint, packing=mode) for mode in ("shared", "folded"))
+    assert all_bytes(shared) < all_bytes(folded)
+    assert shared.counts()["slice_bytes"] == all_bytes(shared)
+    whole = supernet_bytes(checkpoint.definition, torch.bfloat16)
+    assert whole == 2 * sum(
+        int(np.prod(shape)) for shape in checkpoint.definition.parameter_shapes().values()
+    )
+
+
+def test_evicting_retires_the_graphs_that_read_it_and_a_warm_up_captures_again(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    executor = make_executor(checkpoint, max_batch_size=2)
+    executor.warm_up()
+    first, *others = executor.subnet_ids
+    own = executor.net.slices(first)
+    assert executor.make_resident(own) == len(own)
+    status = executor.graphs.status
+    assert (status.live, status.retired) == (2, 4)
+    assert executor.net.cache.held_bytes == resident_bytes(own), "graphs pin nothing any more"
+    inputs = samples(rng, 2)
+    for subnet_id in others:
+        expected = oracle(checkpoint, subnet_id, inputs)
+        assert difference(executor.run(subnet_id, inputs), expected) <= TOLERANCE["folded"]
+    assert executor.graphs.status.fallbacks["retired: its slices were evicted"] == 2
+    executor.make_resident(s for i in executor.subnet_ids for s in executor.net.slices(i))
+    assert executor.graphs.status.live == 2, "not captured on the way"
+    executor.warm_up()
+    assert executor.graphs.status.live == 6
+    for subnet_id in executor.subnet_ids:
+        expected = oracle(checkpoint, subnet_id, inputs)
+        assert difference(executor.run(subnet_id, inputs), expected) <= TOLERANCE["folded"]
+    executor.close()
+    assert executor.net.cache.held_bytes == 0
+    assert executor.graphs.status[:3] == (0, 0, 0)
+
+
+def test_threads_run_while_slices_come_and_go(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    """No wrong result, never a byte over the budget, whatever is evicted under a running batch."""
+    whole = make_executor(checkpoint)
+    budget = whole.net.fixed_bytes + int(0.7 * all_bytes(whole))
+    executor = make_executor(checkpoint, budget_bytes=budget, max_batch_size=4)
+    executor.warm_up()
+    inputs = samples(rng, 3)
+    expected = {i: oracle(checkpoint, i, inputs) for i in executor.subnet_ids}
+    wrong: list[str] = []
+
+    def run(seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        for _ in range(40):
+            subnet_id = executor.subnet_ids[draw.integers(len(executor.subnet_ids))]
+            if difference(executor.run(subnet_id, inputs), expected[subnet_id]) > 2e-4:
+                wrong.append(subnet_id)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    every = [s for i in executor.subnet_ids for s in executor.net.slices(i)]
+    while any(thread.is_alive() for thread in threads):
+        kept = [every[n] for n in rng.permutation(len(every))[: len(every) // 2]]
+        executor.net.cache.evict(s.key for s in every if s not in kept)
+        executor.make_resident(kept)
+        executor.warm_up()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    cache = executor.net.cache
+    assert cache.peak_bytes + executor.net.fixed_bytes <= budget
+    assert cache.counts.hits + cache.counts.misses == cache.counts.lookups
+    assert cache.counts.evictions > 0
+
+
+def test_two_batches_are_under_way_and_a_third_waits_for_a_result(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    executor = make_executor(checkpoint, max_batch_size=4)
+    executor.warm_up()
+    executor.ring._patience_s = 0.01
+    small, *_, large = executor.subnet_ids
+    first, second = samples(rng, 4), samples(rng, 2)
+    one, two = executor.launch(small, first), executor.launch(large, second)
+    with pytest.raises(RuntimeError, match=r"no input slot became free in 0\.01 s: take the resul"):
+        executor.launch(small, first)
+    assert difference(two.result(), oracle(checkpoint, large, second)) <= 2e-4
+    assert difference(one.result(), oracle(checkpoint, small, first)) <= 2e-4
+    assert executor.run(small, first).shape == (4, 10)
+
+
+def test_wrong_requests_are_refused_and_cost_no_slot(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    executor = make_executor(checkpoint, max_batch_size=4)
+    for _ in range(3):
+        with pytest.raises(KeyError, match="not registered"):
+            executor.run("d9", samples(rng, 1))
+        with pytest.raises(ValueError, match="the batch has 5 samples, allowed 1 to 4"):
+            executor.run(executor.subnet_ids[0], samples(rng, 5))
+        with pytest.raises(ValueError, match="expected uint8"):
+            executor.run(executor.subnet_ids[0], samples(rng, 1).astype(float))
+    assert executor.run(executor.subnet_ids[0], samples(rng, 4)).shape == (4, 10)
+    with pytest.raises(ValueError, match="mode is 'views', allowed folded, shared"):
+        make_executor(checkpoint, packing="views")
+    with pytest.raises(ValueError, match="dtype is float64, allowed bfloat16, float16, float32"):
+        make_executor(checkpoint, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"batch sizes are \[1, 8\], allowed 1 to max_batch_size"):
+        make_executor(checkpoint, max_batch_size=4, batch_sizes=(1, 8))
+    with pytest.raises(ValueError, match="budget_bytes is -1"):
+        make_executor(checkpoint, budget_bytes=-1)
+
+
+def out_of_memory_for(calls: int) -> Callable[[], None]:
+    """Raise like a full device for the first calls."""
+    left = [calls]
+
+    def raise_while_full() -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    return raise_while_full
+
+
+def test_a_device_without_room_for_slices_streams_them(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    accelerator = LaneAccelerator()
+    accelerator.memory = out_of_memory_for(10**9)
+    with pytest.warns(RuntimeWarning, match="no memory to pack") as seen:
+        executor = make_executor(checkpoint, accelerator)
+    assert len(seen) == 1
+    accelerator.memory = lambda: None
+    executor.warm_up()
+    counts = executor.counts()
+    assert counts["slice_bytes"] == 0
+    assert counts["graphs_live"] == 0
+    assert counts["out_of_memory"] == sum(len(executor.net.slices(i)) for i in executor.subnet_ids)
+    for subnet_id in executor.subnet_ids:
+        inputs = samples(rng, 4)
+        expected = oracle(checkpoint, subnet_id, inputs)
+        assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
+
+
+@pytest.mark.parametrize(("times", "keeps"), [(1, "all"), (2, "own"), (3, "none")])
+def test_a_batch_that_finds_no_memory_is_run_with_less_resident(
+    checkpoint: Checkpoint,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    keeps: str,
+) -> None:
+    executor = make_executor(checkpoint, graph_budget_bytes=0)
+    executor.warm_up()
+    subnet_id, inputs = executor.subnet_ids[1], samples(rng, 3)
+    fault, eager = out_of_memory_for(times), executor._eager
+
+    def full(*args: object) -> torch.Tensor:
+        fault()
+        return eager(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(executor, "_eager", full)
+    whole = executor.net.cache.held_bytes
+    with pytest.warns(RuntimeWarning, match="the device ran out of memory for") as seen:
+        got = executor.run(subnet_id, inputs)
+    assert len(seen) == 1
+    assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= 2e-4
+    own = resident_bytes(executor.net.slices(subnet_id))
+    assert executor.net.cache.held_bytes == {"all": whole, "own": own, "none": 0}[keeps]
+    assert executor.counts()["out_of_memory"] == times
+
+
+def test_a_batch_that_never_finds_memory_is_the_callers_to_split_and_costs_no_slot(
+    checkpoint: Checkpoint, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(checkpoint, graph_budget_bytes=0)
+
+    def full(*args: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        patch.setattr(executor, "_eager", full)
+        for _ in range(3):
+            with pytest.raises(torch.OutOfMemoryError):
+                executor.run(executor.subnet_ids[0], samples(rng, 2))
+    assert executor.run(executor.subnet_ids[0], samples(rng, 2)).shape == (2, 10)
+
+
+def test_graphs_over_their_budget_or_out_of_memory_run_eagerly(
+    checkpoint: Checkpoint, rng: np.random.Generator
+) -> None:
+    accelerator = LaneAccelerator()
+    accelerator.graph_bytes = 3 * 2**20
+    executor = make_executor(
+        checkpoint, accelerator, max_batch_size=4, graph_budget_bytes=8 * 2**20
+    )
+    executor.warm_up()
+    counts = executor.counts()
+    assert counts["graphs_live"] == 2
+    assert counts["graph_bytes"] <= 8 * 2**20
+    assert counts["graphs_refused"] == 7
+    for subnet_id in executor.subnet_ids:
+        inputs = samples(rng, 4)
+        expected = oracle(checkpoint, subnet_id, inputs)
+        assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
+
+
+# --- every family --------------------------------------------------------------------------------
+
+
+def random_state(definition: SupernetDefinition) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in definition.build().state_dict().items():
+        if not tensor.is_floating_point():
+            state[name] = tensor
+        elif name.endswith("running_var"):
+            state[name] = torch.rand(tensor.shape, generator=generator) + 0.5
+        else:
+            fan_in = max(1, int(np.prod(tensor.shape[1:])))
+            drawn = torch.randn(tensor.shape, generator=generator)
+            scale = (2 / fan_in) ** 0.5
+            state[name] = drawn * scale if tensor.dim() > 1 else 1 + 0.1 * drawn
+    return state
+
+
+@pytest.mark.parametrize(
+    ("variant", "mode"),
+    [
+        ("ofa_resnet50", "folded"),
+        ("ofa_mobilenet_v3_w1.0", "shared"),
+        ("vit_tiny_patch16_224", "folded"),
+        ("bert_tiny", "shared"),
+    ],
+)
+def test_every_family_resident_and_streamed_equals_the_extracted_subnet(
+    variant: str, mode: str
+) -> None:
+    with torch.inference_mode():
+        definition = define_supernet(variant)
+        state = random_state(definition)
+        arch = definition.space.smallest
+        x = example(definition, arch)
+        own = statistics(definition, state, arch, x)
+        expected = extract(state, definition, arch, own)(x)
+        for budget in (None, 0):
+            net = DeviceSupernet(
+                definition,
+                state,
+                FoldedNorms(definition, state),
+                SubgraphCache(budget),
+                LaneAccelerator(),
+                mode=mode,
+                dtype=torch.float32,
+            )
+            subnet_id = net.register(arch, own)
+            loaded = net.load(net.slices(subnet_id))
+            assert loaded == (len(net.slices(subnet_id)) if budget is None else 0)
+            got = [net.run(net.actuate(subnet_id), x) for _ in range(2)][-1]
+            assert difference(got.numpy(), expected.numpy()) <= TOLERANCE[mode]
+
+
+def example(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
+    x = definition.example_input(arch, 2)
+    generator = torch.Generator().manual_seed(1)
+    if not x.is_floating_point():
+        return torch.randint(5, 90, x.shape, generator=generator)
+    drawn = torch.randn(x.shape, generator=generator)
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def statistics(
+    definition: SupernetDefinition, state: dict[str, torch.Tensor], arch: Arch, x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Calibrated: with drawn ones deep networks amplify rounding."""
+    return calibrate(extract(state, definition, arch), [x])
+
+
+# --- streaming -----------------------------------------------------------------------------------
+
+
+def test_a_wrong_guess_of_what_comes_next_costs_a_copy_and_no_result() -> None:
+    accelerator = LaneAccelerator()
+    stream = SliceStream(accelerator, torch.float32)
+    sources = {
+        name: FakeSource(name, Layout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
+        for n, name in enumerate("abcd", start=1)
+    }
+    stream.reserve(64)
+    following: dict = {}
+    for order in ("abcd", "abcd", "dacb", "bd", "dacb", "aab"):
+        stream.begin(following)
+        for name in order:
+            weight, bias = stream.take(sources[name])
+            assert bias is None
+            assert weight.shape == (4, 4, 1, 1)
+            assert (weight == float(" abcd".index(name))).all(), (order, name)
+            stream.done(sources[name])
+    assert 0 < stream.num_prefetched < stream.num_copies + stream.num_prefetched
+    assert stream.num_copied_bytes == stream.num_copies * 64 * 4
+
+
+def test_what_comes_next_never_takes_the_buffer_that_is_being_read() -> None:
+    stream = SliceStream(LaneAccelerator(), torch.float32)
+    a, x, y = (
+        FakeSource(name, Layout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
+        for n, name in enumerate("axy")
+    )
+    stream.reserve(64)
+    learned: dict = {}
+    for run, following in (((a, x), learned), ((a,), {}), ((y,), {}), ((a, x), learned)):
+        stream.begin(following)
+        for source in run:
+            weight, _ = stream.take(source)
+            assert (weight == source.flat[0]).all()
+            stream.done(source)
+
+
+class FakeSource:
+    def __init__(self, key: str, layout: Layout, flat: torch.Tensor):
+        self.key, self.layout, self.flat = key, layout, flat.float()
+
+
+def test_the_lanes_of_these_tests_would_notice_a_buffer_written_too_early() -> None:
+    accelerator = LaneAccelerator()
+    buffer, source = torch.zeros(4), torch.ones(4)
+    with accelerator.copying():
+        accelerator.copy(buffer, source)
+        filled = accelerator.mark()
+    assert (buffer == 0).all()
+    accelerator.after(filled)
+    assert (buffer == 1).all()
+    with accelerator.copying(), pytest.raises(AssertionError, match="written over while it is"):
+        accelerator.copy(buffer, source)
+    read = accelerator.mark()
+    with accelerator.copying():
+        accelerator.after(read)
+        accelerator.copy(buffer, source)
+
+
+# --- the ways in ---------------------------------------------------------------------------------
+
+
+def test_a_profile_says_dtype_packing_and_graphs(checkpoint: Checkpoint) -> None:
+    executor = make_executor(
+        checkpoint, dtype=torch.bfloat16, max_batch_size=2, packing="shared", batch_sizes=(1, 2)
+    )
+    profile = measure_profile(executor, checkpoint, batch_sizes=(1, 2), repeats=2)
+    assert (profile.dtype, profile.packing, profile.threads) == ("bfloat16", "shared", None)
+    assert profile.source.endswith("; 6 CUDA graphs, 0 pairs eager")
+
+
+def test_a_dtype_that_is_not_computed_there_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="dtype is 'bfloat16', allowed float32 on cpu with packi"):
+        load_executor(checkpoint, dtype="bfloat16")
+    with pytest.raises(ValueError, match="dtype is 'int8', allowed bfloat16, float16, float32 on"):
+        load_executor(checkpoint, device="cuda", dtype="int8")
+    with pytest.raises(ValueError, match="dtype is 'float16', allowed float32 on cuda with packin"):
+        load_executor(checkpoint, device="cuda", packing="views", dtype="float16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("packing", [None, "shared", "views"])
+def test_cuda_where_there_is_none_is_refused(checkpoint: Checkpoint, packing: str | None) -> None:
+    with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
+        load_executor(checkpoint, device="cuda", packing=packing)
+
+
+def test_tokens_are_served_through_graphs_too() -> None:
+    definition = define_supernet("bert_tiny")
+    state = random_state(definition)
+    checkpoint = token_checkpoint(definition, state)
+    executor = make_executor(checkpoint, max_batch_size=2)
+    executor.warm_up()
+    subnet_id = executor.subnet_ids[0]
+    inputs = np.random.default_rng(0).integers(5, 90, (2, *executor.input_shape), dtype=np.uint8)
+    got = executor.run(subnet_id, inputs)
+    arch = checkpoint.subnet(subnet_id).arch
+    with torch.inference_mode():
+        ids = checkpoint.input.normalise(torch.from_numpy(inputs), arch.resolution)
+        expected = extract(state, definition, arch)(ids)
+    assert difference(got, expected.numpy()) <= 1e-5
+    assert executor.counts()["graph_replays"] == 1
+
+
+def token_checkpoint(definition: SupernetDefinition, state: dict[str, torch.Tensor]) -> Checkpoint:
+    from supernet import InputSpec, ServedSubnet
+
+    arch = definition.space.smallest
+    tokens = definition.example_input(arch).shape[1]
+    subnet = ServedSubnet(arch=arch, accuracy=0.5, ci95=(0.4, 0.6), macs=1, params=1)
+    spec = InputSpec(channels=1, height=1, width=tokens, mean=(0.0,), std=(1.0,), kind="tokens")
+    return replace(
+        Checkpoint(
+            name="tokens",
+            definition=definition,
+            input=spec,
+            state=state,
+            norm_statistics={arch.subnet_id: {}},
+            subnets=(subnet,),
+        )
+    )

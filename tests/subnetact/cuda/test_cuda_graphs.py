@@ -1,0 +1,229 @@
+"""Which pairs are captured, replayed, retired and freed: bookkeeping, no device needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from subnetact.cuda.cuda_graphs import Captured, CaptureError, CudaGraphs, GraphKey
+
+MIB = 2**20
+
+
+class FakeGraph:
+    def replay(self) -> None:
+        raise AssertionError("bookkeeping replays nothing")
+
+
+@dataclass
+class FakePin:
+    what: Hashable
+    is_released: bool = False
+
+    def reads(self) -> Hashable:
+        return self.what
+
+    def release(self) -> None:
+        assert not self.is_released, "released twice"
+        self.is_released = True
+
+
+@dataclass
+class FakeCapturer:
+    """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph."""
+
+    per_graph: int = 64 * 1024
+    faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
+    captured: list[GraphKey] = field(default_factory=list)
+    pins: dict[GraphKey, FakePin] = field(default_factory=dict)
+    pool_bytes: int = 0
+    held_bytes: int = 0
+    drops: int = 0
+
+    def measure(self, key: GraphKey) -> int:
+        if key in self.faults:
+            raise self.faults[key]()
+        return key.batch_size * MIB
+
+    def capture(self, key: GraphKey) -> Captured:
+        growth = max(0, key.batch_size * MIB - self.pool_bytes)
+        self.pool_bytes += growth
+        self.held_bytes += growth + self.per_graph
+        self.captured.append(key)
+        self.pins[key] = FakePin(key.subnet_id)
+        return Captured(FakeGraph(), self.pins[key], growth + self.per_graph)
+
+    def drop(self) -> None:
+        self.drops += 1
+        self.pool_bytes = self.held_bytes = 0
+
+
+def pairs(*sizes: int, subnets: str = "ab") -> list[GraphKey]:
+    return [GraphKey(subnet, size) for subnet in subnets for size in sizes]
+
+
+def test_the_largest_is_captured_first_so_that_the_pool_holds_the_largest_only() -> None:
+    device = FakeCapturer()
+    graphs = CudaGraphs(device)
+    assert graphs.capture(pairs(1, 8, 4)) == 6
+    assert [key.batch_size for key in device.captured] == [8, 8, 4, 4, 1, 1]
+    assert graphs.status.held_bytes == device.held_bytes == 8 * MIB + 6 * device.per_graph
+    assert graphs.capture(pairs(1, 8, 4)) == 0, "what is live is not captured again"
+
+
+def test_a_batch_takes_the_smallest_graph_that_it_fits() -> None:
+    graphs = CudaGraphs(FakeCapturer())
+    graphs.capture(pairs(1, 4, 8))
+    for num_samples, padded in ((1, 1), (2, 4), (4, 4), (5, 8), (8, 8)):
+        lease = graphs.lease("a", num_samples)
+        assert lease is not None
+        with lease:
+            assert lease.key == GraphKey("a", padded)
+    assert graphs.lease("a", 9) is None
+    assert graphs.lease("c", 1) is None
+    status = graphs.status
+    assert status.replays == 5
+    assert status.fallbacks == {"larger than any captured batch": 1, "not captured": 1}
+
+
+@pytest.mark.parametrize("budget", [0, MIB // 2, 2 * MIB, 4 * MIB, 6 * MIB, 10 * MIB, 12 * MIB])
+def test_the_budget_is_never_exceeded_and_what_fits_is_captured(budget: int) -> None:
+    device = FakeCapturer()
+    graphs = CudaGraphs(device, budget)
+    live = graphs.capture(pairs(1, 2, 4, 8))
+    status = graphs.status
+    assert device.held_bytes <= budget
+    assert status.held_bytes == device.held_bytes
+    assert live == status.live == 8 - len(status.refusals)
+    assert set(status.refusals.values()) <= {"over the graph budget"}
+    assert (live > 0) == (budget >= 2 * MIB)  # a MiB of intermediates and one set by for the graph
+    if status.refusals:
+        key = max(status.refusals, key=lambda k: k.batch_size)
+        larger = graphs.lease(key.subnet_id, key.batch_size)
+        assert larger is None
+        assert graphs.status.fallbacks == {"over the graph budget": 1}
+
+
+def test_a_budget_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="graph budget_bytes is -1, allowed 0 or more, or None"):
+        CudaGraphs(FakeCapturer(), -1)
+
+
+def test_pairs_that_fail_run_eagerly_for_a_reason_with_one_warning() -> None:
+    device = FakeCapturer(
+        faults={
+            GraphKey("a", 8): lambda: torch.OutOfMemoryError("no 8 MiB left"),
+            GraphKey("a", 4): lambda: RuntimeError("operation not permitted\nwhen capturing"),
+            GraphKey("b", 8): lambda: CaptureError("streamed: not all of its slices are resident"),
+        }
+    )
+    graphs = CudaGraphs(device)
+    with pytest.warns(RuntimeWarning, match="no CUDA graph for a at batch 8 .out of memory.") as w:
+        assert graphs.capture(pairs(8, 4, 1)) == 3
+    assert len(w) == 1
+    assert graphs.lease("a", 8) is None
+    assert graphs.lease("a", 3) is None
+    assert graphs.lease("b", 5) is None
+    assert graphs.status.fallbacks == {
+        "out of memory": 1,
+        "capture failed": 1,
+        "streamed: not all of its slices are resident": 1,
+    }
+    device.faults.clear()
+    assert graphs.capture(pairs(8, 4, 1)) == 3, "a later warm-up tries again"
+    assert graphs.status.refusals == {}
+
+
+def test_a_retired_graph_is_kept_but_lets_go_of_its_slices_and_is_not_replayed() -> None:
+    device = FakeCapturer()
+    graphs = CudaGraphs(device)
+    graphs.capture(pairs(1, 8))
+    held = graphs.status.held_bytes
+    assert graphs.retire(lambda reads: reads == "a") == 2
+    assert all(device.pins[key].is_released == (key.subnet_id == "a") for key in device.pins)
+    status = graphs.status
+    assert (status.live, status.retired, status.held_bytes) == (2, 2, held)
+    assert graphs.lease("a", 1) is None
+    assert graphs.status.fallbacks == {"retired: its slices were evicted": 1}
+    assert graphs.retire(lambda reads: reads == "a") == 0
+
+
+def test_a_graph_in_use_is_retired_at_once_and_lets_go_after_its_last_replay() -> None:
+    device = FakeCapturer()
+    graphs = CudaGraphs(device)
+    graphs.capture([GraphKey("a", 1)])
+    first, second = graphs.lease("a", 1), graphs.lease("a", 1)
+    assert first is not None
+    assert second is not None
+    graphs.retire(lambda reads: True)
+    pin = device.pins[GraphKey("a", 1)]
+    assert graphs.lease("a", 1) is None
+    with first:
+        pass
+    assert not pin.is_released
+    with second:
+        pass
+    assert pin.is_released
+
+
+def test_memory_comes_back_only_when_all_is_dropped_while_idle() -> None:
+    device = FakeCapturer()
+    graphs = CudaGraphs(device, 40 * MIB)
+    graphs.capture(pairs(1, 8))
+    lease = graphs.lease("b", 1)
+    assert lease is not None
+    graphs.retire(lambda reads: reads == "a")
+    with pytest.raises(RuntimeError, match="graphs are in use: drop them while"):
+        graphs.drop()
+    assert device.drops == 0
+    with lease:
+        pass
+    held = graphs.status.held_bytes
+    assert graphs.drop() == held == 8 * MIB + 4 * device.per_graph
+    assert device.drops == 1
+    assert graphs.status[:3] == (0, 0, 0)
+    assert all(pin.is_released for pin in device.pins.values())
+    assert graphs.capture(pairs(1, 8)) == 4, "and a warm-up captures anew"
+
+
+def test_threads_that_lease_while_graphs_are_retired_never_hold_a_released_pin() -> None:
+    """What may be replayed is pinned for as long as it is leased, and every lease is counted."""
+    device = FakeCapturer()
+    graphs = CudaGraphs(device)
+    wrong: list[GraphKey] = []
+    leased = [0, 0, 0]
+    subnets = [str(n) for n in range(20)]
+    graphs.capture(GraphKey(s, b) for s in subnets for b in (1, 4))
+    stop = threading.Event()
+
+    def look_up(thread: int) -> None:
+        rng = np.random.default_rng(thread)
+        while not stop.is_set():
+            lease = graphs.lease(str(rng.integers(20)), int(rng.integers(1, 6)))
+            if lease is not None:
+                leased[thread] += 1
+                with lease:
+                    if device.pins[lease.key].is_released:
+                        wrong.append(lease.key)
+
+    threads = [threading.Thread(target=look_up, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for subnet in subnets:
+        graphs.retire(lambda reads, subnet=subnet: reads == subnet)
+        graphs.capture([GraphKey(subnet, 2)])
+        graphs.retire(lambda reads, subnet=subnet: reads == subnet)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    status = graphs.status
+    assert status.replays == sum(leased)
+    assert (status.live, status.retired) == (0, 60)
+    assert all(pin.is_released for pin in device.pins.values())
+    assert graphs.drop() == 4 * MIB + 60 * device.per_graph
