@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from traces.target import DTYPES, Model, ReplayReply, TensorSpec
+from traces.open_loop.target import DTYPES, Model, ReplayReply, TensorSpec
 
 OUR_STATUSES = ("dropped", "rejected", "failed")
 

@@ -44,7 +44,7 @@ def policies(
 ) -> None:
     """Reproduce SuperServe's tables in the simulator, and hold every policy against ours."""
     from traces.bench_policies import FULL, QUICK, Bench, summary
-    from traces.cli import user_errors
+    from traces.commands.output import user_errors
 
     with user_errors():
         bench = Bench(
@@ -76,7 +76,7 @@ def actuation(
 ) -> None:
     """Measure switching, packed slices, memory and residency policies on this CPU."""
     from subnetact.bench_actuation import Bench
-    from traces.cli import user_errors
+    from traces.commands.output import user_errors
 
     with user_errors():
         bench = Bench(repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True))

@@ -77,6 +77,6 @@ def _write(rows: list[dict], picture: dict, json_out: str | None) -> None:
     text = "\n".join(f"{r['figure']:<58} {r['value']:>12} {r['unit']}" for r in rows)
     write_rows(rows, json_out, text)
     if picture and json_out not in (None, "-"):
-        from traces.plane_plot import save_planes
+        from traces.report.plane_plot import save_planes
 
         save_planes(Path(json_out).with_suffix(".svg"), picture)

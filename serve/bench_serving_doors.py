@@ -24,7 +24,7 @@ from serve.dial import dial
 from serve.proto import open_inference_pb2 as pb
 from serve.rpc_channel import async_rpc_channel, call_of
 from serve.wire import HttpWire
-from traces.target import ReplayRequest, Target
+from traces.open_loop.target import ReplayRequest, Target
 
 _BLOCKS = 8
 _PAUSE_S = 0.003  # so that every request meets an idle server

@@ -18,11 +18,11 @@ import numpy as np
 
 from serve.dial import dial
 from serve.live_replay import LiveReplay
-from traces.payloads import load_payloads, noise_payloads
-from traces.result import ReplayResult
-from traces.sending import Progress
-from traces.spec import parse_spec
-from traces.target import ReplayRequest, Target
+from traces.open_loop.payloads import load_payloads, noise_payloads
+from traces.open_loop.result import ReplayResult
+from traces.open_loop.sender import Progress
+from traces.open_loop.target import ReplayRequest, Target
+from traces.spec.spec import parse_spec
 
 _IN_FLIGHT = 64
 _PATIENCE_SLOS = 10.0  # the client gives up then: late long before, and no pile outlives a run

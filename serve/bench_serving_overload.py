@@ -20,7 +20,7 @@ from serve.bench_serving_process import ServerProcess, server_process
 from serve.bench_serving_setting import Row, Setting, Tell
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from traces.result import Answer
+from traces.open_loop.result import Answer
 
 MODES = {
     f"{device}{suffix}": (device, policy)

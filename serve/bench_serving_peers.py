@@ -15,7 +15,7 @@ from serve.bench_serving_cluster import Cluster, running
 from serve.bench_serving_journal import Journal
 from serve.bench_serving_load import Score, pooled
 from serve.bench_serving_setting import Row, Setting, Tell
-from traces.plane_plot import Point as Mark
+from traces.report.plane_plot import Point as Mark
 
 SIZES = ("smallest", "middle", "largest")
 OURS = {"ours": "slackfit", "ours_drainfit": "drainfit"}

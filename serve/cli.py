@@ -31,11 +31,15 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
     "top": Verb("serve.top_command", "top", "Watch a server live."),
     "replay": Verb("serve.replay_command", "replay", "Replay a trace against a live server."),
-    "simulate": Verb("traces.cli", "simulate_command", "Run the scheduler in virtual time."),
+    "simulate": Verb(
+        "traces.commands.simulate_command", "simulate_command", "Run the scheduler in virtual time."
+    ),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report_command", "Compare runs on one page."),
     "bench": Verb("serve.bench_command", "bench_app", "Run one of the project's benchmarks."),
-    "sweep": Verb("traces.sweep_command", "sweep_command", "Simulate a grid: loads x policies."),
+    "sweep": Verb(
+        "traces.commands.sweep_command", "sweep_command", "Simulate a grid: loads x policies."
+    ),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
     "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
     "export": Verb("supernet.cli", "export", "Write a subnet as a state_dict or a program."),

@@ -22,7 +22,7 @@ from serve.client_ask import Ask, InferResult, Times, make_result
 from serve.client_errors import InferError, refusal_error, timed_out, unreadable_answer
 from serve.proto import open_inference_pb2 as pb
 from serve.rpc_channel import async_rpc_channel, call_of, rpc_channel
-from traces.target import DTYPES
+from traces.open_loop.target import DTYPES
 
 _LENGTH = struct.Struct("<I")
 _LOOKS: dict[str, tuple[str, Any, Any]] = {

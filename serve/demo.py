@@ -34,12 +34,12 @@ from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from supernet import Checkpoint, CheckpointError, load_checkpoint
 from traces import Trace, TraceError, parse_spec
-from traces.payloads import Payloads, load_payloads
-from traces.progress import replay_progress
-from traces.replay import replay
-from traces.report import write_report_html, write_report_json
-from traces.table import report_table
-from traces.zoom import burst_zoom
+from traces.open_loop.payloads import Payloads, load_payloads
+from traces.open_loop.progress import replay_progress
+from traces.open_loop.replay import replay
+from traces.report.report import write_report_html, write_report_json
+from traces.report.table import report_table
+from traces.report.zoom import burst_zoom
 from training.cli import train_with_progress
 from training.config import TrainConfig, load_config
 from training.data import load_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve.oip_client import connect
-from traces.target import Model, Target
+from traces.open_loop.target import Model, Target
 
 RPC_SCHEME, RPC_TLS_SCHEME = "grpc://", "grpcs://"
 SCHEMES = ("http://", "https://", RPC_SCHEME, RPC_TLS_SCHEME)
@@ -30,7 +30,7 @@ async def dial(url: str, model: str | None = None) -> tuple[Target, Model]:
 
 @dataclass(frozen=True)
 class Dial:
-    """Makes targets of one model in whichever process asks: a `traces.target.MakeTarget`."""
+    """Makes targets of one model in whichever process asks (`MakeTarget` of a replay)."""
 
     url: str
     model: str

@@ -18,9 +18,9 @@ import numpy as np
 from serve.dial import Dial, dial
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
-from traces.arrivals import gamma
 from traces.burstiness import trace_summary
-from traces.fidelity import (
+from traces.generators.arrivals import gamma
+from traces.open_loop.fidelity import (
     LiveServer,
     batch_slowdowns,
     fidelity,
@@ -28,13 +28,13 @@ from traces.fidelity import (
     simulated_report,
     wire_s,
 )
-from traces.intervals import attainment_intervals
-from traces.payloads import Payloads, load_payloads, noise_payloads
-from traces.replay import Progress, ReplayResult, replay
-from traces.senders import processes_for, replay_in_processes
-from traces.target import Model, Target, TensorSpec
+from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
+from traces.open_loop.replay import Progress, ReplayResult, replay
+from traces.open_loop.sender_processes import processes_for, replay_in_processes
+from traces.open_loop.target import Model, Target, TensorSpec
+from traces.report.intervals import attainment_intervals
+from traces.report.zoom import burst_zoom
 from traces.trace import Trace, TraceError
-from traces.zoom import burst_zoom
 
 _PROBE_QPS = 20.0
 _PROBE_S = 2.0

@@ -1,8 +1,8 @@
 """An Open Inference Protocol client for open-loop replay: cheap to send, honest about the answer.
 
-It fulfils `traces.target.Target`, for any server of the protocol. Client, server and device often
-share few cores, so a request must cost little: tensors travel as bytes where the server takes the
-binary tensor extension, and the JSON around them is made once.
+It fulfils `traces.Target`, for any server of the protocol. Client, server and device often share
+few cores, so a request must cost little: tensors travel as bytes where the server takes the binary
+tensor extension, and the JSON around them is made once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from serve.answer import ClientError, error_text, read_answer, read_model, read_refusal
 from serve.client_http import BINARY_HEADER, time_headers
 from serve.wire import HttpWire, Wire, WireError
-from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
+from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
 _OUR_SERVER = "supernet"

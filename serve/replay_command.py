@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from traces.result import ReplayResult
+    from traces.open_loop.result import ReplayResult
     from traces.trace import Trace
 
 _INTERRUPTED = 130
@@ -71,10 +71,10 @@ def replay(
     from serve.answer import ClientError
     from serve.live_replay import LiveReplay
     from slackfit.profile import LatencyProfile
-    from traces.cli import user_errors
-    from traces.progress import replay_progress
-    from traces.senders import SenderError
-    from traces.spec import parse_spec
+    from traces.commands.output import user_errors
+    from traces.open_loop.progress import replay_progress
+    from traces.open_loop.sender_processes import SenderError
+    from traces.spec.spec import parse_spec
 
     with user_errors():
         live = LiveReplay(
@@ -107,9 +107,9 @@ def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult,
     """Write report.json, report.html and timeline.parquet into a folder; print the figures."""
     from rich.console import Console
 
-    from traces.report import write_report_html, write_report_json
-    from traces.table import report_table
-    from traces.timeline import write_timeline
+    from traces.open_loop.timeline import write_timeline
+    from traces.report.report import write_report_html, write_report_json
+    from traces.report.table import report_table
 
     out.mkdir(parents=True, exist_ok=True)
     write_report_json(out / "report.json", reports)

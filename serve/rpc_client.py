@@ -17,7 +17,7 @@ from serve.bearer import bearer
 from serve.client_rpc import read_first_output, read_parameters, read_said
 from serve.proto import open_inference_pb2 as pb
 from serve.rpc_channel import async_rpc_channel, call_of
-from traces.target import Model, ReplayReply, ReplayRequest, TensorSpec
+from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _METADATA_TIMEOUT_S = 10.0
 

@@ -5,18 +5,18 @@ Out of scope: what model answers, and over which wire (`replay` drives a `Target
 This import needs numpy alone; Parquet, plots and the command line import their libraries on use.
 """
 
-from traces.arrivals import bursty, gamma, poisson, ramp
-from traces.azure import Choice, InvocationCounts, read_counts
-from traces.azure2019 import azure2019
-from traces.azure_shape import azure2019_shape
-from traces.counts import counts_trace, squeeze
 from traces.files import read_trace, write_trace
-from traces.patterns import diurnal, flash, mmpp, step
-from traces.payloads import Payloads, load_payloads
-from traces.replay import ReplayReply, ReplayRequest, ReplayResult, Target, replay
-from traces.request_logs import azure2021, azure_llm, mooncake, request_log
-from traces.servegen import servegen
-from traces.spec import SpecError, parse_spec
+from traces.generators.arrivals import bursty, gamma, poisson, ramp
+from traces.generators.azure_shape import azure2019_shape
+from traces.generators.patterns import diurnal, flash, mmpp, step
+from traces.open_loop.payloads import Payloads, load_payloads
+from traces.open_loop.replay import ReplayReply, ReplayRequest, ReplayResult, Target, replay
+from traces.sources.azure import Choice, InvocationCounts, read_counts
+from traces.sources.azure2019 import azure2019
+from traces.sources.counts import counts_trace, squeeze
+from traces.sources.request_logs import azure2021, azure_llm, mooncake, request_log
+from traces.sources.servegen import servegen
+from traces.spec.spec import SpecError, parse_spec
 from traces.trace import Trace, TraceError
 
 __all__ = [

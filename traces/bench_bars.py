@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slackfit.bounds.bound import utility_bound
-from traces.cells import Cell, Score, cell_arrivals, cell_profile, estimate
+from traces.simulation.cells import Cell, Score, cell_arrivals, cell_profile, estimate
 
 _SMALLEST = "fixed:resnet-73.82"
 _SLACKFITS = ("slackfit", "slackfit@num_buckets=40", "slackfit@drop_hopeless=true")

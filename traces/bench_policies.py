@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from traces import bench_speed, bench_tiny, paper
 from traces.bench_bars import RIVALS, bar_rows, bound_rows
-from traces.cells import Cell, Estimate, Score, estimate, run_cells
+from traces.simulation.cells import Cell, Estimate, Score, estimate, run_cells
 from traces.trace import TraceError
 
 Row = dict[str, Any]

@@ -17,9 +17,9 @@ from slackfit.query import Query
 from slackfit.scheduling.decide import SchedulerView
 from slackfit.scheduling.edf import EdfQueue
 from slackfit.simulation.simulate import simulate
-from traces.cells import estimate
 from traces.paper import NUM_WORKERS, RESNET_SLO_S, load_spec
-from traces.spec import parse_spec
+from traces.simulation.cells import estimate
+from traces.spec.spec import parse_spec
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slackfit.bounds.tiny_instances import tiny_instance
 from slackfit.profile import LatencyProfile
-from traces.cells import estimate
+from traces.simulation.cells import estimate
 
 OURS = "drainfit@expect=0.25@lead=0.25@reserve=1"
 _NAMES = (OURS, "drainfit", "slackfit", "slackfit@num_buckets=40", "maxbatch", "maxacc", "infaas")

@@ -7,18 +7,17 @@ appear whole or not at all. Matplotlib, pyarrow and jinja2 are imported by the v
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from traces.fetch_command import trace_fetch
-from traces.fit_command import trace_fit
-from traces.simulate_command import simulate_command
-from traces.sweep_command import sweep_command
+from traces.commands.fetch_command import trace_fetch
+from traces.commands.fit_command import trace_fit
+from traces.commands.output import finish, user_errors, write_text
+from traces.commands.simulate_command import simulate_command
+from traces.commands.sweep_command import sweep_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,19 +36,6 @@ SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="Trace file or
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)]
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn errors that the user can mend into one message and exit code 2."""
-    from slackfit.profile import ProfileError
-    from traces.trace import TraceError
-
-    try:
-        yield
-    except (TraceError, ProfileError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
 @trace_app.command("info")
 def trace_info(
     spec: SpecArgument,
@@ -61,7 +47,7 @@ def trace_info(
     """Say how many queries a trace has, at what rate, how bursty, and where it comes from."""
     with user_errors():
         from traces.burstiness import describe
-        from traces.spec import parse_spec
+        from traces.spec.spec import parse_spec
 
         info = describe(parse_spec(spec, seed=seed))
         if json_out is None:
@@ -82,7 +68,7 @@ def trace_convert(
     """Write a trace to a file: from another format, or from a generator."""
     with user_errors():
         from traces.files import write_trace
-        from traces.spec import parse_spec
+        from traces.spec.spec import parse_spec
 
         trace = parse_spec(spec, seed=seed)
         write_trace(out, trace)
@@ -97,8 +83,8 @@ def trace_plot(
 ) -> None:
     """Draw a trace's rate over time."""
     with user_errors():
-        from traces.rate_plot import save_trace_rate
-        from traces.spec import parse_spec
+        from traces.report.rate_plot import save_trace_rate
+        from traces.spec.spec import parse_spec
 
         save_trace_rate(out, parse_spec(spec, seed=seed))
         typer.echo(str(out), err=True)
@@ -126,7 +112,7 @@ def report_command(
 ) -> None:
     """Compare runs, simulated or live: one table and one page."""
     with user_errors():
-        from traces.report import read_reports
+        from traces.report.report import read_reports
 
         reports = [
             {**report, "run": str(run)} if len(runs) > 1 else report
@@ -134,36 +120,6 @@ def report_command(
             for report in read_reports(run)
         ]
         finish(reports, json_out=json_out, html_out=html_out, title="Report")
-
-
-def finish(
-    reports: Sequence[Mapping[str, Any]], *, json_out: str | None, html_out: Path | None, title: str
-) -> None:
-    """Write what was asked for and print the table, on stderr when stdout carries the JSON."""
-    from rich.console import Console
-
-    from traces.report import report_json, write_report_html
-    from traces.table import report_table
-
-    if html_out is not None:
-        write_report_html(html_out, reports, title=title)
-    if json_out is not None:
-        write_text(json_out, report_json(reports))
-    console = Console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
-    console.print(report_table(reports))
-    if html_out is not None:
-        typer.echo(f"report: {html_out}", err=True)
-
-
-def write_text(out: str, text: str) -> None:
-    """Write to a file, whole or not at all, or to stdout for `-`."""
-    from traces.files import replacing
-
-    if out == "-":
-        sys.stdout.write(text)
-        return
-    with replacing(Path(out)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _sparkline(values: Sequence[float]) -> str:

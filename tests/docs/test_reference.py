@@ -18,7 +18,7 @@ from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
 from slackfit.profile import LatencyProfile
 from slackfit.simulation.simulate import simulate
-from traces.spec import GENERATORS
+from traces.spec.spec import GENERATORS
 
 DOCS = Path("docs")
 REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from serve.config import parse_config
 from serve.oip_client import OipClient
 from serve.ray_host import APP_NAME, RayHost
 from slackfit.profile import LatencyProfile
-from traces.target import ReplayRequest
+from traces.open_loop.target import ReplayRequest
 
 pytestmark = [
     pytest.mark.ray,

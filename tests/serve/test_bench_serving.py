@@ -25,8 +25,8 @@ from serve.bench_serving_setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ConfigError
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome, Status
-from traces.result import Answer
-from traces.target import ReplayReply
+from traces.open_loop.result import Answer
+from traces.open_loop.target import ReplayReply
 
 
 def score(on_time: int, accuracy: float, total: int = 1000) -> Score:

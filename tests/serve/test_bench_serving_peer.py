@@ -13,7 +13,7 @@ from serve.config import parse_config
 from serve.dial import dial
 from subnetact import load_executor
 from supernet import load_checkpoint
-from traces.target import ReplayReply, ReplayRequest
+from traces.open_loop.target import ReplayReply, ReplayRequest
 
 
 def test_the_eager_subnet_answers_like_our_executor(

@@ -16,8 +16,8 @@ from serve.bench_serving_overload import MODES, OverloadBench, Scale
 from serve.bench_serving_setting import Setting
 from serve.bench_serving_soak import SoakBench
 from slackfit.profile import LatencyProfile
-from traces.result import make_result
-from traces.spec import parse_spec
+from traces.open_loop.result import make_result
+from traces.spec.spec import parse_spec
 
 CAPACITY_QPS = 600.0
 MIB = 2**20

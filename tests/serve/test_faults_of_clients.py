@@ -200,7 +200,7 @@ SENDER = """
 import asyncio, collections, json, sys
 import numpy as np
 from serve.oip_client import OipClient
-from traces.target import ReplayRequest
+from traces.open_loop.target import ReplayRequest
 
 async def main(url, count):
     client = OipClient(url, "tiny")

@@ -11,7 +11,7 @@ import pytest
 
 from serve.oip_client import ClientError, OipClient, connect
 from serve.wire import Response
-from traces.replay import ReplayReply, ReplayRequest
+from traces.open_loop.replay import ReplayReply, ReplayRequest
 
 
 class HttpxWire:

@@ -14,7 +14,7 @@ import pytest
 from serve.answer import ClientError
 from serve.dial import dial
 from serve.proto import open_inference_pb2 as pb
-from traces.replay import ReplayReply, ReplayRequest
+from traces.open_loop.replay import ReplayReply, ReplayRequest
 
 SAMPLE = np.array([0.5, 2.0], dtype=np.float32)
 

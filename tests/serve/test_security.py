@@ -205,7 +205,7 @@ import asyncio, sys
 import numpy as np
 from serve.client import AsyncClient, Client, InferError
 from serve.dial import dial
-from traces.target import ReplayRequest
+from traces.open_loop.target import ReplayRequest
 
 image = np.zeros((1, 2, 2), dtype=np.uint8)
 
@@ -454,7 +454,7 @@ def test_nothing_of_ours_unpickles_what_comes_from_outside():
 def test_our_commands_bring_the_token_of_the_environment(timed_door, tokens_file, monkeypatch):
     """What `supernet replay` sends, at both doors."""
     from serve.dial import dial
-    from traces.target import ReplayRequest
+    from traces.open_loop.target import ReplayRequest
 
     door = timed_door(tokens_file=tokens_file)
 

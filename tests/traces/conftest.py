@@ -12,7 +12,7 @@ import pytest
 
 from slackfit.metrics import summarize
 from slackfit.query import Outcome
-from traces.replay import ReplayReply, ReplayRequest
+from traces.open_loop.replay import ReplayReply, ReplayRequest
 
 
 class FakeTarget:

@@ -8,7 +8,7 @@ import pytest
 
 from traces.bench_bars import RIVALS, bar_rows
 from traces.bench_policies import QUICK, Bench
-from traces.cells import Score
+from traces.simulation.cells import Score
 from traces.trace import TraceError
 
 PROFILES = Path(__file__).parents[2] / "profiles"

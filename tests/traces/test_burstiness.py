@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces.arrivals import gamma, poisson
 from traces.burstiness import count_moments, counts_per_window, describe, scales_s
 from traces.files import write_trace
-from traces.patterns import mmpp
+from traces.generators.arrivals import gamma, poisson
+from traces.generators.patterns import mmpp
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import gzip
 import numpy as np
 import pytest
 
-from traces.arrivals import bursty
 from traces.files import read_trace, write_trace
+from traces.generators.arrivals import bursty
 from traces.trace import Trace, TraceError
 
 

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from traces.spec.streamed import stream_spec
+from traces.trace import TraceError
+
+
+@pytest.mark.parametrize(
+    ("spec", "rate_qps"),
+    [
+        ("poisson:rate=200,duration=35", 200),
+        ("gamma:rate=200,cv2=4,duration=35", 200),
+        ("bursty:base=50,variant=150,cv2=8,duration=35", 200),
+        ("azure2019-shape:qps=200,duration=35", 200),
+    ],
+)
+def test_pieces_are_in_order_repeat_with_the_seed_and_have_the_rate(spec, rate_qps):
+    stream = stream_spec(spec, seed=3)
+    arrival_s = np.concatenate(list(stream.pieces))
+    assert stream.duration_s == 35.0
+    assert np.all(np.diff(arrival_s) >= 0)
+    assert 0 <= arrival_s[0] <= arrival_s[-1] <= 35.0
+    assert len(arrival_s) == pytest.approx(rate_qps * 35, rel=0.15)
+    again, other = (np.concatenate(list(stream_spec(spec, seed=s).pieces)) for s in (3, 4))
+    assert np.array_equal(again, arrival_s)
+    assert not np.array_equal(other, arrival_s)
+
+
+def test_successive_pieces_differ():
+    first, second = (p - p[0] for p in stream_spec("gamma:rate=50,cv2=4,duration=20").pieces)
+    assert not np.array_equal(first[:10], second[:10])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("t.csv", "cannot be streamed, allowed are the generators poisson, gamma, bursty"),
+        ("poisson:rate=1", "still needs duration"),
+        ("poisson:rate=x,duration=5", "rate must be"),
+        ("poisson:rate=1,duration=inf", "duration must be a finite time above 0"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(spec, message):
+    with pytest.raises(TraceError, match=message):
+        stream_spec(spec)

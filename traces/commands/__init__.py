@@ -1,0 +1,1 @@
+"""The verbs of `traces` and how each of them ends; imports the rest of `traces`."""

@@ -1,0 +1,275 @@
+"""The verb `simulate`: a trace served in virtual time, by one or several policies."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from slackfit.profile import LatencyProfile
+    from slackfit.simulation.device_residency import SimulatedResidency
+    from slackfit.simulation.devices import Failure, Slowdown
+
+_EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
+
+ProfileOption = Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")]
+OverheadOption = Annotated[
+    float, typer.Option("--overhead-ms", min=0, help="Added to every batch's profiled latency.")
+]
+DenseOption = Annotated[
+    int, typer.Option("--subnets", min=0, help="Interpolate subnets up to this count; 0: do not.")
+]
+SloOption = Annotated[
+    float | None, typer.Option(help="Deadline of each query; default: the trace's own.")
+]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of reports.")
+]
+
+
+def simulate_command(
+    profile: ProfileOption,
+    trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME...]", help="One run per policy; NAME@key=value gives parameters."
+        ),
+    ] = "slackfit",
+    workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
+    slo_ms: SloOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)] = 0,
+    overhead_ms: OverheadOption = 0.0,
+    subnets: DenseOption = 0,
+    drop_hopeless: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-hopeless/--no-drop-hopeless",
+            help="Drop queries that no subnet can serve in time; default: the policy's wish.",
+        ),
+    ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORKER@S[,...]",
+            help="What befalls devices: 3@12 fails worker 3 after 12 s, 1.5x0@4 slows worker 0.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[,FILE...]",
+            help="A profile per worker: what batches take there; --profile stays the forecast.",
+        ),
+    ] = None,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Draw latencies from the profile's quantiles.")
+    ] = False,
+    residency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="value|sushisched|static",
+            help="What devices keep resident; needs a profile with residency tables.",
+        ),
+    ] = None,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(min=0, help="Room for resident subgraphs; default: for the largest one."),
+    ] = None,
+    bound: Annotated[
+        bool, typer.Option("--bound", help="Add an upper bound of the utility to each report.")
+    ] = False,
+    capacity: Annotated[
+        str | None,
+        typer.Option(
+            "--find-capacity",
+            metavar="KEY=FRACTION",
+            help="Search the highest rate with, say, attainment=0.999; reports are of that rate.",
+        ),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Flat memory for long generators; reports lack time series."),
+    ] = False,
+    json_out: JsonOption = None,
+    html_out: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report page.")
+    ] = None,
+    chrome_out: Annotated[
+        Path | None,
+        typer.Option("--chrome", metavar="FILE", help="Write the schedule as a Chrome trace."),
+    ] = None,
+) -> None:
+    """Serve a trace in virtual time, with the very scheduler that the server runs."""
+    from traces.commands.output import finish, user_errors
+
+    words = locals()
+    with user_errors():
+        from slackfit.profile import LatencyProfile
+        from traces.report.chrome_trace import ChromeTrace
+
+        _check_stream(words)
+        table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
+        chrome = None if chrome_out is None else ChromeTrace()
+        reports = _reports(
+            table,
+            [name.strip() for name in policy.split(",")],
+            trace,
+            stream=stream,
+            capacity=capacity,
+            slo_s=None if slo_ms is None else slo_ms / 1e3,
+            num_workers=workers,
+            drop_hopeless=drop_hopeless,
+            seed=seed,
+            events=_events(events, workers),
+            noise=table if noise else None,
+            worker_profiles=devices
+            and [
+                derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
+                for file in devices.split(",")
+            ],
+            residency=_residency(table, residency, cache_mib, workers),
+            with_bound=bound,
+            on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
+            on_outcomes=None if chrome is None else chrome.record,
+            command=_command(words),
+            config={"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless},
+        )
+        if chrome is not None and chrome_out is not None:
+            chrome.write(chrome_out)
+        finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+
+
+def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> LatencyProfile:
+    """Return the profile with interpolated subnets and overhead, as the options ask."""
+    from slackfit.derive import densified, with_overhead
+    from traces.trace import TraceError
+
+    try:
+        dense = densified(profile, num_subnets) if num_subnets else profile
+        return with_overhead(dense, overhead_ms / 1e3)
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+
+
+def _reports(
+    table: LatencyProfile,
+    names: list[str],
+    spec: str,
+    *,
+    stream: bool,
+    capacity: str | None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    from traces.simulation.capacity import parse_target
+    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
+    from traces.spec.spec import parse_spec
+
+    if stream:
+        kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
+        return stream_policies(spec, table, names, **{key: options[key] for key in kept})
+    if capacity is not None:
+        target = parse_target(capacity)
+        return find_capacities(
+            parse_spec(spec, seed=options["seed"]), table, names, target, **options
+        )
+    return simulate_policies(parse_spec(spec, seed=options["seed"]), table, names, **options)
+
+
+def _check_stream(given: Mapping[str, Any]) -> None:
+    """Raise TraceError for options that need what a streamed run does not keep."""
+    from traces.trace import TraceError
+
+    named = {
+        "--noise": "noise",
+        "--devices": "devices",
+        "--residency": "residency",
+        "--bound": "bound",
+        "--find-capacity": "capacity",
+        "--html": "html_out",
+        "--chrome": "chrome_out",
+    }
+    refused = [option for option, key in named.items() if given[key]]
+    if given["stream"] and refused:
+        raise TraceError(f"--stream goes without {', '.join(refused)}")
+
+
+def _residency(
+    profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
+) -> Callable[[], SimulatedResidency] | None:
+    """Return what makes the devices' residency. Raises TraceError, ProfileError: it can not be."""
+    from slackfit.simulation.device_residency import SimulatedResidency
+    from traces.trace import TraceError
+
+    if policy is None:
+        if cache_mib is not None:
+            raise TraceError("--cache-mib goes with --residency")
+        return None
+    budget = None if cache_mib is None else int(cache_mib * 2**20)
+
+    def make() -> SimulatedResidency:
+        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
+
+    try:
+        make()
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    return make
+
+
+def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
+    """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
+    from slackfit.simulation.devices import Failure, Slowdown
+    from slackfit.simulation.drive import check_events
+    from traces.trace import TraceError
+
+    events: list[Failure | Slowdown] = []
+    for part in (text or "").split(",") if text else []:
+        found = _EVENT.fullmatch(part.strip())
+        if found is None:
+            raise TraceError(
+                f"event {part!r} is not understood; give WORKER@SECONDS for a failure, "
+                "FACTORxWORKER@SECONDS for a slow-down, as in 3@12 or 1.5x0@4"
+            )
+        at_s, worker_id = float(found["at"]), int(found["worker"])
+        if found["factor"]:
+            events.append(Slowdown(at_s, worker_id, float(found["factor"])))
+        else:
+            events.append(Failure(at_s, worker_id))
+    try:
+        check_events(events, num_workers)
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    return events
+
+
+def _command(given: dict[str, Any]) -> str:
+    """Return the command line that makes this report again, outputs left out."""
+    words = ["supernet", "simulate", "--profile", str(given["profile"]), "--trace", given["trace"]]
+    words += ["--policy", given["policy"], "--workers", str(given["workers"])]
+    if given["slo_ms"] is not None:
+        words += ["--slo-ms", f"{given['slo_ms']:g}"]
+    words += ["--seed", str(given["seed"])]
+    named: dict[str, Callable[[Any], list[str]]] = {
+        "overhead_ms": lambda v: ["--overhead-ms", f"{v:g}"],
+        "subnets": lambda v: ["--subnets", str(v)],
+        "events": lambda v: ["--events", v],
+        "capacity": lambda v: ["--find-capacity", v],
+        "devices": lambda v: ["--devices", v],
+        "noise": lambda _: ["--noise"],
+        "residency": lambda v: ["--residency", v],
+        "cache_mib": lambda v: ["--cache-mib", f"{v:g}"],
+        "bound": lambda _: ["--bound"],
+        "stream": lambda _: ["--stream"],
+    }
+    for key, option in named.items():
+        if given[key]:
+            words += option(given[key])
+    if given["drop_hopeless"] is not None:
+        words.append("--drop-hopeless" if given["drop_hopeless"] else "--no-drop-hopeless")
+    return shlex.join(words)

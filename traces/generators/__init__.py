@@ -1,0 +1,1 @@
+"""Traffic that is made: arrivals, patterns, fits; imports `traces`' root and sources."""

@@ -1,0 +1,214 @@
+"""The report page: what the template needs, put into words and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from slackfit.query import STATUSES
+from traces.report import plots
+from traces.report.intervals import attainment_intervals, widest
+from traces.report.page_tables import comparison, fidelity, misses
+from traces.report.panels import ms, percent, picture, run_panels
+
+Report = Mapping[str, Any]
+
+OUTCOME_COLOURS = {
+    "on_time": "#009E73",
+    "late": "#E69F00",
+    "dropped": "#CC79A7",
+    "rejected": "#56B4E9",
+    "failed": "#D55E00",
+}
+OUTCOME_MEANINGS = {
+    "on_time": "answered within the SLO",
+    "late": "answered after the SLO",
+    "dropped": "given up before running",
+    "rejected": "refused on arrival",
+    "failed": "error or no answer",
+}
+MAX_LEGEND = 9
+_SHOWN_ELSEWHERE = {
+    *("outcomes", "latency_ms", "subnets", "reasons", "batch_sizes", "series", "latency_cdf"),
+    *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
+    *("fidelity", "fidelity_at_live_speed"),
+    *("slo_attainment", "mean_serving_accuracy", "measured_accuracy", "utility", "goodput_qps"),
+}
+
+
+def render_page(reports: Sequence[Report], *, title: str) -> str:
+    """Return the whole page for one or many reports.
+
+    Raises:
+        ValueError: there is no report.
+    """
+    if not reports:
+        raise ValueError("there are no reports to render")
+    labels = unique_labels(reports)
+    subnet_ids = _subnet_ids(reports)
+    colours = plots.subnet_colours(subnet_ids)
+    intervals = [widest(r.get("slo_attainment_95") or attainment_intervals(r)) for r in reports]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("traces.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, ms=ms, number=_number)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        headline=_headline(reports, labels),
+        warnings=_warnings(reports, labels),
+        rows=[_row(i, r, labels[i], intervals[i]) for i, r in enumerate(reports)],
+        comparison=comparison(reports, labels, intervals),
+        misses=misses(reports),
+        fidelity=fidelity(reports, labels),
+        has_measured=any(r.get("measured_accuracy") is not None for r in reports),
+        outcome_colours=OUTCOME_COLOURS,
+        outcome_meanings=OUTCOME_MEANINGS,
+        plane=picture(plots.plane(reports, labels, intervals), "plane"),
+        latency_cdf=picture(plots.latency_cdf(reports, labels), "cdf"),
+        subnet_legend=_legend(subnet_ids, colours, _accuracies(reports)),
+        policies=run_panels(reports, labels, colours),
+        traces=_distinct_traces(reports),
+        runs=[_provenance(r, label) for r, label in zip(reports, labels, strict=True)],
+    )
+
+
+def unique_labels(reports: Sequence[Report]) -> list[str]:
+    """Return a name per report: its label or policy, with its run where names repeat."""
+    names = [str(r.get("label") or r["policy"]) for r in reports]
+    named = [
+        f"{name} ({r['run']})" if names.count(name) > 1 and r.get("run") else name
+        for name, r in zip(names, reports, strict=True)
+    ]
+    return [
+        f"{name} #{named[:i].count(name) + 1}" if named.count(name) > 1 else name
+        for i, name in enumerate(named)
+    ]
+
+
+def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:
+    order = sorted(range(len(reports)), key=lambda i: -reports[i]["utility"])
+    best = reports[order[0]]
+    text = (
+        f"{labels[order[0]]} answered {percent(best['slo_attainment'])} of "
+        f"{best['num_queries']:,} queries within {best['slo_ms']:g} ms, at "
+        f"{percent(best['mean_serving_accuracy'])} mean accuracy."
+    )
+    if len(reports) == 1:
+        return text
+    second = reports[order[1]]
+    return (
+        f"{text} That is the highest utility (attainment \N{MULTIPLICATION SIGN} accuracy) "
+        f"of {len(reports)}: "
+        f"{best['utility']:.3f} against {second['utility']:.3f} for {labels[order[1]]}."
+    )
+
+
+def _warnings(reports: Sequence[Report], labels: Sequence[str]) -> list[str]:
+    texts: list[str] = []
+    for report, label in zip(reports, labels, strict=True):
+        if report.get("invalid_reason"):
+            texts.append(f"{label}: this run is invalid, {report['invalid_reason']}.")
+        if report.get("is_partial"):
+            texts.append(f"{label}: this run was interrupted; it shows what was sent until then.")
+        if report.get("is_served_accuracy_known") is False:
+            texts.append(
+                f"{label}: the server does not say how accurate its answers are, so accuracy and "
+                "utility are 0 here; labels give the measured accuracy."
+            )
+    return texts
+
+
+def _row(index: int, report: Report, label: str, interval: tuple[float, float]) -> dict[str, Any]:
+    total = max(report["num_queries"], 1)
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in report.get("reasons", {}).items())
+    colour, _ = plots.policy_style(index)
+    return {
+        "label": label,
+        "colour": colour,
+        "report": report,
+        "interval": f"{interval[0] * 100:.2f} to {interval[1] * 100:.2f}",
+        "measured_accuracy": report.get("measured_accuracy"),
+        "outcomes": [
+            {
+                "name": status.replace("_", " "),
+                "count": report["outcomes"].get(status, 0),
+                "share": report["outcomes"].get(status, 0) / total * 100,
+                "colour": OUTCOME_COLOURS[status],
+            }
+            for status in STATUSES
+        ],
+        "reasons": reasons,
+    }
+
+
+def _accuracies(reports: Sequence[Report]) -> dict[str, float]:
+    return {s: entry["accuracy"] for r in reports for s, entry in r["subnets"].items()}
+
+
+def _subnet_ids(reports: Sequence[Report]) -> list[str]:
+    """Return every subnet that served, from the least to the most accurate."""
+    accuracies = _accuracies(reports)
+    return sorted(accuracies, key=lambda s: (accuracies[s], s))
+
+
+def _legend(
+    subnet_ids: Sequence[str], colours: Mapping[str, str], accuracies: Mapping[str, float]
+) -> list[dict[str, str]]:
+    """Return legend entries from small to large; of many subnets an even choice."""
+    count = len(subnet_ids)
+    if count > MAX_LEGEND:
+        step = (count - 1) / (MAX_LEGEND - 1)
+        subnet_ids = [subnet_ids[round(i * step)] for i in range(MAX_LEGEND)]
+    return [
+        {"name": s, "accuracy": percent(accuracies[s]), "colour": colours[s]} for s in subnet_ids
+    ]
+
+
+def _distinct_traces(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """Return each trace once, its metadata flattened into rows of text."""
+    traces: list[Any] = []
+    for report in reports:
+        if report.get("trace") and report["trace"] not in traces:
+            traces.append(report["trace"])
+    return [
+        {"rows": _rows(trace)} if isinstance(trace, Mapping) else {"rows": [("trace", str(trace))]}
+        for trace in traces
+    ]
+
+
+def _provenance(report: Report, label: str) -> dict[str, Any]:
+    rest = {k: v for k, v in report.items() if k not in _SHOWN_ELSEWHERE and v not in (None, "")}
+    return {
+        "label": label,
+        "command": report.get("command") or "",
+        "rows": _rows(rest) + _rows(report.get("config") or {}),
+    }
+
+
+def _rows(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten nested values into (name, text); a trace's metadata says what was asked for."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key == "metadata" and isinstance(value, Mapping):
+            known = {name for name, _ in rows}
+            rows += [(f"{n} asked for" if n in known else n, text) for n, text in _rows(value)]
+        elif isinstance(value, Mapping):
+            rows += _rows(value, f"{name}.")
+        elif isinstance(value, float):
+            rows.append((name, _number(value)))
+        elif isinstance(value, bool):
+            rows.append((name, "yes" if value else "no"))
+        elif value is not None and value != "":
+            rows.append((name, str(value)))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.6g}"

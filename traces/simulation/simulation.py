@@ -1,0 +1,235 @@
+"""A trace served in virtual time by several policies: one report each, comparable with replays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from slackfit.bounds.bound import utility_bound
+from slackfit.metrics import summarize
+from slackfit.policies import create_policy
+from slackfit.policy import Policy
+from slackfit.profile import LatencyProfile
+from slackfit.query import Outcome
+from slackfit.simulation.device_residency import SimulatedResidency
+from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.simulate import simulate
+from slackfit.simulation.stream import simulate_stream
+from traces.burstiness import trace_summary
+from traces.report.zoom import burst_zoom
+from traces.simulation.capacity import Target, find_capacity
+from traces.simulation.progress import simulation_progress
+from traces.spec.streamed import stream_spec
+from traces.trace import FloatArray, Trace, TraceError
+
+
+def simulate_policies(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    *,
+    slo_s: float | None = None,
+    num_workers: int = 1,
+    drop_hopeless: bool | None = None,
+    seed: int = 0,
+    events: Sequence[Failure | Slowdown] = (),
+    noise: LatencyProfile | None = None,
+    worker_profiles: Sequence[LatencyProfile] | None = None,
+    residency: Callable[[], SimulatedResidency] | None = None,
+    with_bound: bool = False,
+    on_end: Callable[[str, float], None] | None = None,
+    on_outcomes: Callable[[str, list[Outcome]], None] | None = None,
+    **extra: Any,
+) -> list[dict[str, Any]]:
+    """Return one report per policy name; the same inputs give the same reports.
+
+    `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
+    befall the devices, whose latencies are drawn from the quantiles of `noise` or, without it, are
+    the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for each
+    run, what the devices keep resident; the report then says how that went. `with_bound` adds
+    `bound`, above which no schedule's utility can be, and `of_bound`, the utility's share of it.
+    `extra` keys go into every report. `on_end(policy, seconds)` hears what each run took, which is
+    kept out of the reports; `on_outcomes(policy, outcomes)` is handed every outcome.
+
+    Raises:
+        TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe
+            the devices; nothing has run then.
+    """
+    deadlines_s = _deadlines_s(trace, slo_s)
+    _check_devices(profile, num_workers, noise, worker_profiles)
+    policies = [_create_policy(name, profile) for name in policy_names]
+    bound = None
+    if with_bound:
+        bound = utility_bound(trace.arrival_s, profile, slo_s=deadlines_s, num_workers=num_workers)
+    reports: list[dict[str, Any]] = []
+    for name, policy in policies:
+        started_s = time.perf_counter()
+        kept = None if residency is None else residency()
+        with simulation_progress(name) as progress:
+            outcomes = simulate(
+                trace.arrival_s,
+                profile,
+                policy,
+                slo_s=deadlines_s,
+                num_workers=num_workers,
+                seed=seed,
+                drop_hopeless=drop_hopeless,
+                query_class=trace.query_class,
+                events=events,
+                noise=noise,
+                worker_profiles=worker_profiles,
+                residency=kept,
+                progress=progress,
+            )
+        if on_end is not None:
+            on_end(name, time.perf_counter() - started_s)
+        if on_outcomes is not None:
+            on_outcomes(name, outcomes)
+        report = summarize(
+            outcomes,
+            policy=name,
+            slo_s=float(np.median(deadlines_s)),
+            duration_s=trace.duration_s,
+            seed=seed,
+            profile=profile.name,
+            mode="simulated",
+            trace=trace_summary(trace),
+            zoom=burst_zoom(outcomes, trace.duration_s),
+            **({} if kept is None else {"residency": kept.summary()}),
+            **extra,
+        )
+        reports.append(report if bound is None else report | _share(report["utility"], bound))
+    return reports
+
+
+def _share(utility: float, bound: float) -> dict[str, float]:
+    """The bound and the utility's share of it; of nothing, nothing is all."""
+    return {"bound": bound, "of_bound": utility / bound if bound > 0 else 1.0}
+
+
+def find_capacities(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    target: Target,
+    *,
+    slo_s: float | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Return one report per policy, at the highest rate at which it meets the target.
+
+    The report has `capacity_qps`, `capacity_target` and `capacity_tried` besides; where no rate
+    met the target, `capacity_qps` is 0 and the report is that of the trace as it is. `options` are
+    those of `simulate_policies`, whose errors it raises.
+    """
+    key = "slo_attainment" if target.key == "attainment" else target.key
+    if slo_s is None and trace.slo_s is not None and len(trace):
+        slo_s = float(np.median(trace.slo_s))  # deadlines per query do not scale with the rate
+    found: list[dict[str, Any]] = []
+    for name in policy_names:
+
+        def report_at(at: Trace, name: str = name) -> dict[str, Any]:
+            return simulate_policies(at, profile, [name], slo_s=slo_s, **options)[0]
+
+        capacity = find_capacity(trace, target, lambda at: report_at(at)[key])
+        rate_qps = capacity.rate_qps
+        report = report_at(trace.rescale_rate(rate_qps) if rate_qps else trace)
+        report |= {
+            "capacity_qps": rate_qps,
+            "capacity_target": f"{target.key}={target.least:g}",
+            "capacity_tried": [list(pair) for pair in capacity.tried],
+        }
+        found.append(report)
+    return found
+
+
+def stream_policies(
+    spec: str,
+    profile: LatencyProfile,
+    policy_names: Sequence[str],
+    *,
+    slo_s: float | None,
+    num_workers: int = 1,
+    drop_hopeless: bool | None = None,
+    seed: int = 0,
+    events: Sequence[Failure | Slowdown] = (),
+    on_end: Callable[[str, float], None] | None = None,
+    **extra: Any,
+) -> list[dict[str, Any]]:
+    """Return one report per policy in memory that does not grow with the trace.
+
+    The reports lack time series and distributions; latency quantiles are within 0.5 %. Raises
+    TraceError for a SPEC that cannot be streamed and for a missing SLO.
+    """
+    if slo_s is None or not 0 < slo_s < float("inf"):
+        raise TraceError("a streamed trace carries no deadlines; give an SLO (--slo-ms)")
+    policies = [_create_policy(name, profile) for name in policy_names]
+    reports: list[dict[str, Any]] = []
+    for name, policy in policies:
+        stream = stream_spec(spec, seed=seed)
+        started_s = time.perf_counter()
+        tally = simulate_stream(
+            stream.pieces,
+            profile,
+            policy,
+            slo_s=slo_s,
+            num_workers=num_workers,
+            drop_hopeless=drop_hopeless,
+            seed=seed,
+            events=events,
+        )
+        if on_end is not None:
+            on_end(name, time.perf_counter() - started_s)
+        report = tally.report(
+            policy=name,
+            slo_s=slo_s,
+            duration_s=stream.duration_s,
+            seed=seed,
+            profile=profile.name,
+        )
+        reports.append({**report, "mode": "streamed", **extra})
+    return reports
+
+
+def _create_policy(name: str, profile: LatencyProfile) -> tuple[str, Policy]:
+    """Return the policy and what to call it: its own name, with the parameters it was given."""
+    try:
+        policy = create_policy(name, profile)
+        _, at, parameters = name.partition("@")
+        return policy.name + at + parameters, policy
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+
+
+def _check_devices(
+    profile: LatencyProfile,
+    num_workers: int,
+    noise: LatencyProfile | None,
+    worker_profiles: Sequence[LatencyProfile] | None,
+) -> None:
+    try:
+        Devices(num_workers, noise=noise, profiles=worker_profiles)
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    for other in worker_profiles or ():
+        missing = sorted({*profile.subnet_ids} - {*other.subnet_ids})
+        if missing or other.max_batch_size < profile.max_batch_size:
+            raise TraceError(
+                f"device profile {other.name!r} lacks subnets {', '.join(missing) or '(none)'} or "
+                f"batches up to {profile.max_batch_size} of {profile.name!r}"
+            )
+
+
+def _deadlines_s(trace: Trace, slo_s: float | None) -> float | FloatArray:
+    if len(trace) == 0:
+        raise TraceError("the trace has no arrivals, there is nothing to simulate")
+    if slo_s is None:
+        if trace.slo_s is None:
+            raise TraceError("the trace carries no deadlines; give an SLO (--slo-ms)")
+        return trace.slo_s
+    if not 0 < slo_s < float("inf"):
+        raise TraceError(f"the SLO must be a finite time above 0, got {slo_s * 1e3:g} ms")
+    return slo_s

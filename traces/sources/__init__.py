@@ -1,0 +1,1 @@
+"""Published traces and logs of yours, read; imports `traces`' root."""

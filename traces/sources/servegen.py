@@ -1,0 +1,148 @@
+"""ServeGen's client rates (Apache-2.0; Xiang et al., arXiv 2505.09999): bursty clients, superposed.
+
+A table with one row per client and ten-minute window: category, model, client, window_start_s,
+rate_rps, cv, dist (Gamma or Weibull), shape, scale (s). Gaps are drawn from each window's own
+distribution, so rate and burstiness are the clients', and single arrival times are synthetic.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from traces.sources.columns import Table, read_table
+from traces.trace import FloatArray, Trace, TraceError
+
+LICENCE = "Apache-2.0, ServeGen (Xiang et al., arXiv 2505.09999)"
+WINDOW_S = 600.0
+_KINDS = {
+    **dict.fromkeys(("model", "client", "dist"), "text"),
+    **dict.fromkeys(("window_start_s", "rate_rps", "shape", "scale"), "number"),
+}
+
+
+def servegen(
+    path: Path | str,
+    model: str,
+    *,
+    start_s: float = 0.0,
+    length_s: float = WINDOW_S,
+    clients: int | None = None,
+    rate_qps: float | None = None,
+    classes: str = "no",
+    seed: int = 0,
+) -> Trace:
+    """Return the traffic of one model's clients from `start_s` on for `length_s` seconds.
+
+    `clients` keeps those with the most requests in that time; `rate_qps` rescales time to that mean
+    rate; `classes` `client` makes each client a class.
+
+    Raises:
+        TraceError: names the file and row, or what is asked for and not there.
+    """
+    table = read_table(path, _KINDS)
+    _check(path, table)
+    rows = _rows(path, table, model, start_s, length_s, clients)
+    rng = np.random.default_rng(seed)
+    code_of = {code: i for i, code in enumerate(np.unique(table.texts["client"].codes[rows]))}
+    times: list[FloatArray] = []
+    owners: list[np.ndarray] = []
+    for row in rows.tolist():
+        window_s = float(table.numbers["window_start_s"][row])
+        gaps_s = _renewals(table, row, rng)
+        arrival_s = window_s + gaps_s - start_s
+        arrival_s = arrival_s[(arrival_s >= 0) & (arrival_s < length_s)]
+        times.append(arrival_s)
+        owners.append(np.full(arrival_s.size, code_of[table.texts["client"].codes[row]]))
+    arrival_s = np.concatenate(times)
+    order = np.argsort(arrival_s, kind="stable")
+    trace = Trace(
+        arrival_s=arrival_s[order],
+        duration_s=length_s,
+        query_class=np.concatenate(owners)[order] if classes == "client" else None,
+        source=f"ServeGen, {Path(path).name}, {model}",
+        licence=LICENCE,
+        metadata={
+            "synthetic": False,
+            "synthetic_part": "single arrival times, drawn from each client's fitted gaps",
+            "loader": "servegen",
+            "model": model,
+            "clients": len(code_of),
+            "windows": int(rows.size),
+            "start_s": start_s,
+            "seed": seed,
+        },
+    )
+    return trace if rate_qps is None else trace.rescale_rate(rate_qps)
+
+
+def _check(path: Path | str, table: Table) -> None:
+    for name in ("rate_rps", "shape", "scale"):
+        bad = np.flatnonzero(table.numbers[name] <= 0)
+        if bad.size:
+            value = table.numbers[name][bad[0]]
+            raise TraceError(
+                f"{path}, row {bad[0] + 1}, column {name}: {value:g}, expected above 0"
+            )
+    dist = table.texts["dist"]
+    unknown = [i for i, name in enumerate(dist.names) if name not in ("Gamma", "Weibull")]
+    if unknown:
+        row = int(np.flatnonzero(dist.codes == unknown[0])[0])
+        raise TraceError(
+            f"{path}, row {row + 1}, column dist: {dist.names[unknown[0]]!r}, expected Gamma or "
+            "Weibull"
+        )
+
+
+def _rows(
+    path: Path | str,
+    table: Table,
+    model: str,
+    start_s: float,
+    length_s: float,
+    clients: int | None,
+) -> np.ndarray:
+    models = table.texts["model"]
+    if model not in models.names:
+        raise TraceError(f"{path}: no model {model!r}; there are {', '.join(models.names)}")
+    is_model = models.codes == models.names.index(model)
+    window_s = table.numbers["window_start_s"]
+    if length_s <= 0:
+        raise TraceError(f"length must be above 0 s, got {length_s:g}")
+    rows = np.flatnonzero(
+        is_model & (window_s + WINDOW_S > start_s) & (window_s < start_s + length_s)
+    )
+    if not rows.size:
+        first, last = window_s[is_model].min(), window_s[is_model].max() + WINDOW_S
+        raise TraceError(
+            f"{path}: {model} has no traffic in [{start_s:g}, {start_s + length_s:g}) s; it spans "
+            f"{first:g} to {last:g} s"
+        )
+    if clients is None:
+        return rows
+    codes = table.texts["client"].codes[rows]
+    rates = np.bincount(codes, weights=table.numbers["rate_rps"][rows])
+    kept = np.argsort(-rates, kind="stable")[:clients]
+    return rows[np.isin(codes, kept)]
+
+
+def _renewals(table: Table, row: int, rng: np.random.Generator) -> FloatArray:
+    """Return the arrivals inside one window, with gaps of the window's distribution.
+
+    The first arrival lies uniformly inside its gap: windows start at no client's arrival.
+    """
+    shape, scale = (float(table.numbers[name][row]) for name in ("shape", "scale"))
+    dist = table.texts["dist"]
+    is_gamma = dist.names[dist.codes[row]] == "Gamma"
+    mean_s = shape * scale if is_gamma else scale * math.gamma(1 + 1 / shape)
+    parts: list[FloatArray] = []
+    reached = -rng.random() * mean_s
+    while reached < WINDOW_S:
+        size = int(1.5 * (WINDOW_S - reached) / mean_s) + 16
+        gaps = rng.gamma(shape, scale, size) if is_gamma else scale * rng.weibull(shape, size)
+        parts.append(reached + np.cumsum(gaps))
+        reached = float(parts[-1][-1])
+    times_s = np.concatenate(parts)
+    return times_s[(times_s >= 0) & (times_s < WINDOW_S)]
