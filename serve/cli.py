@@ -24,9 +24,15 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "train": Verb("training.cli", "train", "Train a supernet and write its checkpoint folder."),
-    "search": Verb("training.search_command", "search", "Find a supernet's Pareto subnets."),
-    "calibrate": Verb("training.calibrate_command", "calibrate", "Measure subnets on your data."),
-    "precision": Verb("training.precision_command", "precision", "Measure subnets in 16 bit."),
+    "search": Verb(
+        "training.commands.search_command", "search", "Find a supernet's Pareto subnets."
+    ),
+    "calibrate": Verb(
+        "training.commands.calibrate_command", "calibrate", "Measure subnets on your data."
+    ),
+    "precision": Verb(
+        "training.commands.precision_command", "precision", "Measure subnets in 16 bit."
+    ),
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
     "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
     "top": Verb("serve.top_command", "top", "Watch a server live."),

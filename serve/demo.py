@@ -42,8 +42,8 @@ from traces.report.table import report_table
 from traces.report.zoom import burst_zoom
 from training.cli import train_with_progress
 from training.config import TrainConfig, load_config
-from training.data import load_dataset
-from training.resume import RESUME_FILE, ResumeError
+from training.data.data import load_dataset
+from training.trainer.resume import RESUME_FILE, ResumeError
 
 TRAIN_CONFIG = Path(__file__).parent.parent / "configs" / "train_digits.toml"
 DATASET = "digits"

@@ -2,6 +2,6 @@
 
 from training.config import ConfigError, TrainConfig, load_config
 from training.run import train
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 
 __all__ = ["ConfigError", "TrainConfig", "Trainer", "load_config", "train"]

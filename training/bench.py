@@ -24,10 +24,10 @@ import torch
 from supernet import Arch, cost, define_supernet
 from training.bench_cases import CASES, CHANGES, cased, points_of, same_work, work
 from training.config import TrainConfig
-from training.data import load_dataset, steps_per_epoch
-from training.evaluate import measure
-from training.samples import Dataset
-from training.trainer import Trainer
+from training.data.data import load_dataset, steps_per_epoch
+from training.data.samples import Dataset
+from training.evaluation.evaluate import measure
+from training.trainer.trainer import Trainer
 
 Row = dict[str, Any]
 

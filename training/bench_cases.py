@@ -11,7 +11,7 @@ import numpy as np
 
 from supernet import Arch, SupernetDefinition, cost
 from training.config import TrainConfig, config_from_json
-from training.strategy import make_strategy, total_steps
+from training.strategies.make_strategy import make_strategy, total_steps
 
 NUM_POINTS = 5
 _BACKWARD = 3  # a training pass costs about three forward passes

@@ -25,11 +25,11 @@ from safetensors import SafetensorError
 
 from supernet import Checkpoint
 from training.config import TrainConfig, load_config
-from training.distributed import Workers
-from training.resume import SaveError
 from training.run import train as run_training
-from training.run_log import StepReport
-from training.trainer import TrainingDivergedError
+from training.trainer.distributed import Workers
+from training.trainer.resume import SaveError
+from training.trainer.run_log import StepReport
+from training.trainer.trainer import TrainingDivergedError
 
 _INTERRUPTED = 130
 

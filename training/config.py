@@ -82,7 +82,7 @@ class ScheduleConfig:
     `steps` above 0 is the run's length in steps instead of `epochs`. `delay_rule` `plateau` begins
     shrinking when the full model's loss has become flat, between a quarter and three quarters of
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
-    frozen as the teacher and only smaller subnets train. Samplers: training/sampling.py.
+    frozen as the teacher and only smaller subnets train. Samplers: training/strategies/sampling.py.
     With `parts` above 1 the full model of a deps or sandwich step sees the whole batch, and each
     smaller subnet one of so many equal parts of it, in turn: more steps in the same time
     (docs/decisions/043; 1 is the published rule).

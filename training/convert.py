@@ -26,8 +26,14 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from training.array_folder import ArrayFolder, ArraySplit, DataError, existing, write_array_folder
-from training.cifar import (
+from training.data.array_folder import (
+    ArrayFolder,
+    ArraySplit,
+    DataError,
+    existing,
+    write_array_folder,
+)
+from training.data.cifar import (
     CIFAR10_CLASSES,
     read_cifar10_binary,
     read_cifar10_python,

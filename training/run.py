@@ -14,13 +14,19 @@ from supernet import Arch, Checkpoint, SupernetDefinition, define_supernet, save
 from supernet.weights.import_weights import import_supernet
 from supernet.weights.naming import State
 from training.config import TrainConfig
-from training.data import load_dataset
-from training.distributed import Workers
-from training.evaluate import Evaluation, candidate_archs, evaluate, pareto, watched_archs
-from training.resume import RESUME_FILE
-from training.run_log import RunLog
-from training.samples import Dataset
-from training.trainer import Progress, Trainer
+from training.data.data import load_dataset
+from training.data.samples import Dataset
+from training.evaluation.evaluate import (
+    Evaluation,
+    candidate_archs,
+    evaluate,
+    pareto,
+    watched_archs,
+)
+from training.trainer.distributed import Workers
+from training.trainer.resume import RESUME_FILE
+from training.trainer.run_log import RunLog
+from training.trainer.trainer import Progress, Trainer
 
 EvaluationProgress = Callable[[int, int], None]
 

@@ -8,7 +8,7 @@ import typer
 from serve.demo import demo, largest_capacity_qps, trace_spec, train_supernet
 from slackfit.profile import LatencyProfile
 from training.config import TrainConfig
-from training.resume import RESUME_FILE, ResumeError
+from training.trainer.resume import RESUME_FILE, ResumeError
 
 
 def test_the_default_trace_offers_a_share_of_what_the_largest_subnet_can_do() -> None:

@@ -28,7 +28,8 @@ import {modules}
         "serve.engine, serve.runner, serve.outlook, serve.deadline, serve.limits, serve.metrics",
         "subnetact.cli, subnetact.profiling.profiler",
         "subnetact.cuda.cuda_accelerator, subnetact.cuda.cuda_executor",
-        "benchmarks.gpu, training.trainer, training.distributed, traces.open_loop.replay",
+        "benchmarks.gpu, training.trainer.trainer, training.trainer.distributed",
+        "traces.open_loop.replay",
     ],
 )
 def test_what_runs_on_a_gpu_machine_imports_without_ray_and_pydantic(modules: str) -> None:

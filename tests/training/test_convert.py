@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training.array_folder import DataError, read_array_folder
-from training.augment import Key, augment
 from training.config import DataConfig
 from training.convert import READERS, convert
-from training.data import load_dataset
+from training.data.array_folder import DataError, read_array_folder
+from training.data.augment import Key, augment
+from training.data.data import load_dataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
 LABELS = np.arange(12) % 10

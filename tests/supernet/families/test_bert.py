@@ -15,7 +15,7 @@ from supernet import define_supernet, extract
 from supernet.weights.import_weights import import_supernet
 from supernet.weights.naming import State, find_naming
 from supernet.weights.weight_files import WeightsError
-from supernet.wordpiece import WordPiece
+from training.data.wordpiece import WordPiece
 
 CONFIG = {
     "model_type": "bert",

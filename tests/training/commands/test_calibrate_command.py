@@ -1,0 +1,161 @@
+"""`supernet calibrate` on an imported-like checkpoint: statistics and accuracies from data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer import Exit
+
+from subnetact.cpu.precision import bits_of
+from supernet import ServedSubnet, load_checkpoint, save_checkpoint
+from training.commands.calibrate_command import calibrate
+from training.commands.precision_command import precision
+from training.config import config_from_json
+from training.data.array_folder import ArraySplit, write_array_folder
+from training.data.data import load_dataset
+from training.run import train
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as a user's array folder."""
+    data = load_dataset("digits")
+    train_split, test = (
+        ArraySplit(s.images.numpy(), s.labels.numpy())
+        for s in (split.take(torch.arange(len(split))) for split in (data.train, data.test))
+    )
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_array_folder(folder, train_split, test, [str(i) for i in range(10)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network as `supernet import` leaves one: the largest, its accuracy unknown."""
+    out = tmp_path_factory.mktemp("checkpoint")
+    config = config_from_json(
+        {
+            "threads": 1,
+            "amp": "off",
+            "supernet": {"variant": "resnet_tiny"},
+            "data": {"batch_size": 64},
+            "schedule": {"epochs": 8, "delay": 0.4, "ramp_epochs": 1.0},
+        }
+    )
+    checkpoint = train(config, out / "trained")
+    assert checkpoint is not None
+    largest = checkpoint.subnets[-1]
+    unknown = ServedSubnet(
+        arch=largest.arch, accuracy=0.0, ci95=(0.0, 1.0), macs=largest.macs, params=largest.params
+    )
+    save_checkpoint(
+        replace(
+            checkpoint,
+            subnets=(unknown,),
+            norm_statistics={largest.subnet_id: checkpoint.norm_statistics[largest.subnet_id]},
+            classes=(),
+            provenance={"origin": "test"},
+        ),
+        out / "imported",
+    )
+    return out / "imported"
+
+
+def run(imported: Path, digits: Path, out: Path | None, **options) -> None:
+    values = {
+        "ladder": True,
+        "arch": None,
+        "min_accuracy": 0.0,
+        "images": 512,
+        "recalibrate": False,
+    }
+    calibrate(checkpoint=imported, data=digits, out=out, **{**values, **options})
+
+
+def test_the_accuracy_before_is_told_where_the_statistics_are_new(
+    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(imported, digits, tmp_path / "out")
+    smallest, *_, largest = capsys.readouterr().out.splitlines()
+    after, before = (float(text.split(" %")[0].split(" ")[-1]) for text in smallest.split(")"))
+    assert after > before + 10, "slices of the largest subnet's statistics describe no other"
+    assert "before" not in largest, "it kept its own"
+
+
+def test_every_subnet_gets_statistics_and_an_accuracy(
+    imported: Path, digits: Path, tmp_path: Path
+) -> None:
+    before = load_checkpoint(imported)
+    run(imported, digits, tmp_path / "out", min_accuracy=0.3)
+    after = load_checkpoint(tmp_path / "out")
+    assert len(after.subnets) >= 3
+    assert all(s.accuracy >= 0.3 for s in after.subnets)
+    assert after.classes == tuple(map(str, range(10)))
+    assert "359 test images" in after.accuracy_source
+    assert after.input == before.input  # what the weights expect, not the data's own mean
+    for name, tensor in before.state.items():
+        assert torch.equal(after.state[name], tensor)
+    largest = before.subnet_ids[0]
+    if largest in after.subnet_ids:
+        for name, tensor in before.norm_statistics[largest].items():
+            assert torch.equal(after.norm_statistics[largest][name], tensor)
+        run(imported, digits, tmp_path / "anew", ladder=False, recalibrate=True)
+        anew = load_checkpoint(tmp_path / "anew")
+        assert any(
+            not torch.equal(anew.norm_statistics[largest][n], t)
+            for n, t in before.norm_statistics[largest].items()
+        )
+        assert anew.subnets[-1].accuracy > 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_accuracy": 0.999}, "no subnet reaches 0.999: the best is"),
+        ({"arch": ["d=7"]}, "d"),
+    ],
+)
+def test_what_can_not_be_is_refused_and_nothing_written(
+    imported: Path, digits: Path, tmp_path: Path, options, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(Exit) as refused:
+        run(imported, digits, tmp_path / "out", **options)
+    assert refused.value.exit_code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_other_classes_is_refused(
+    imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = ArraySplit(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2)
+    write_array_folder(tmp_path / "two", split, split, ["a", "b"])
+    with pytest.raises(Exit):
+        run(imported, tmp_path / "two", tmp_path / "out")
+    assert "has 10 classes, two has 2" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_precision_is_measured_written_down_and_used(
+    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(imported, digits, tmp_path / "out", min_accuracy=0.3)
+    before = load_checkpoint(tmp_path / "out")
+    capsys.readouterr()
+    precision(checkpoint=tmp_path / "out", data=digits)
+    printed = capsys.readouterr().out
+    after = load_checkpoint(tmp_path / "out")
+    assert after.fingerprint == before.fingerprint
+    record = after.provenance["precision"]
+    assert "359 test images" in record["source"]
+    for subnet in after.subnets:
+        row = record["subnets"][subnet.subnet_id]
+        assert row["wide"] == pytest.approx(subnet.accuracy)
+        assert abs(row["all16"] - row["wide"]) < 0.02
+        assert subnet.subnet_id in printed
+    bits = bits_of(after)
+    assert f"weights in {bits.weights} bit, norms in {bits.norms} bit" in printed

@@ -1,0 +1,148 @@
+"""`supernet calibrate`: norm statistics and accuracies of a checkpoint's subnets on given data.
+
+For checkpoints made by `supernet import`, which serve the largest subnet at an unknown accuracy,
+and for data that the supernet was not trained on. Weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+
+from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
+from supernet.spec import parse_arch
+from training.data.checkpoint_data import dataset_of
+from training.data.samples import Dataset
+from training.evaluation.evaluate import Measurement, measure, pareto_of
+
+console = Console(stderr=True)
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Array folder, or train/CLASS/* and test/ or val/. Measured on test."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder to write; default: in place.")
+    ] = None,
+    ladder: Annotated[
+        bool, typer.Option(help="Serve the space's ladder too, where it pays.")
+    ] = True,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Serve this subnet too: letters or JSON.")
+    ] = None,
+    min_accuracy: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out less accurate subnets.")
+    ] = 0.0,
+    images: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 2048,
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Statistics of subnets that have some are made anew."),
+    ] = False,
+) -> None:
+    """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""
+    try:
+        loaded = load_checkpoint(checkpoint)
+        if out is not None and out.exists():
+            raise ValueError(f"{out} exists already; choose another --out or delete it")
+        space = loaded.definition.space
+        extra = [parse_arch(text, space) for text in arch or ()]
+        archs = [*(s.arch for s in loaded.subnets), *extra, *(space.ladder() if ladder else ())]
+        done, before = recalibrated(
+            loaded,
+            dataset_of(loaded, data),
+            list(dict.fromkeys(archs)),
+            images=images,
+            keep_statistics=not recalibrate,
+            min_accuracy=min_accuracy,
+        )
+        save_checkpoint(done, out or checkpoint)
+    except (ValueError, OSError, SafetensorError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    for s in done.subnets:
+        low, high = (100 * x for x in s.ci95)
+        Console().print(
+            f"{s.subnet_id}: {s.macs / 1e6:.1f} M MACs, {100 * s.accuracy:.2f} % "
+            f"({low:.1f} to {high:.1f}){_said(before.get(s.subnet_id))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def recalibrated(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    archs: list[Arch],
+    *,
+    images: int,
+    keep_statistics: bool,
+    min_accuracy: float,
+) -> tuple[Checkpoint, dict[str, float]]:
+    """Return the checkpoint serving those of `archs` that pay, measured on the test images.
+
+    Statistics come from the first `images` training images; `keep_statistics` keeps those that a
+    subnet has. Beside it the accuracies, by subnet id, of those whose statistics are new, with the
+    ones before (its own, or slices of the supernet's). Raises ValueError when no subnet reaches
+    `min_accuracy`.
+    """
+    measured: list[Measurement] = []
+    before: dict[str, float] = {}
+    for arch in track(archs, description="measure", console=console):
+        judge = partial(
+            measure,
+            checkpoint.state,
+            checkpoint.definition,
+            arch,
+            input_spec=checkpoint.input,
+            calibration=data.train,
+            calibration_images=images,
+            held_out=data.test,
+        )
+        known = checkpoint.norm_statistics.get(arch.subnet_id)
+        is_kept = keep_statistics and known is not None
+        measured.append(judge(statistics=known if is_kept else None))
+        if not is_kept and measured[-1].statistics:
+            before[arch.subnet_id] = judge(statistics=known or {}).accuracy
+    served = [m for m in measured if m.accuracy >= min_accuracy]
+    if not served:
+        best = max(measured, key=lambda m: m.accuracy)
+        raise ValueError(
+            f"no subnet reaches {min_accuracy:g}: the best is {best.arch.subnet_id} with "
+            f"{best.accuracy:.4f} on {len(data.test)} images of {data.name}; are its classes in "
+            "the order of the network's?"
+        )
+    kept = pareto_of(served, lambda m: cost(checkpoint.definition, m.arch).macs)
+    done = replace(
+        checkpoint,
+        subnets=tuple(
+            ServedSubnet(
+                arch=m.arch,
+                accuracy=m.accuracy,
+                ci95=m.ci95,
+                **cost(checkpoint.definition, m.arch)._asdict(),
+            )
+            for m in kept
+        ),
+        norm_statistics={m.arch.subnet_id: m.statistics for m in kept},
+        classes=data.classes,
+        accuracy_source=(
+            f"{data.name}: {len(data.test)} test images, statistics calibrated on up to {images} "
+            "training images"
+        ),
+        fingerprint="",
+    )
+    return done, before
+
+
+def _said(before: float | None) -> str:
+    return "" if before is None else f", {100 * before:.2f} % before calibration"

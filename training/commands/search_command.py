@@ -1,0 +1,153 @@
+"""`supernet search`: the Pareto subnets of a trained supernet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from safetensors import SafetensorError
+
+from slackfit.profile import LatencyProfile
+from supernet import load_checkpoint, save_checkpoint
+from training.data.checkpoint_data import dataset_of
+from training.evaluation.search import Search, SearchOptions, SearchResult, to_json, with_found
+
+console = Console(stderr=True)
+
+
+def search(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder; default: what the checkpoint was trained on.")
+    ] = None,
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the result.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a checkpoint folder that serves what was found.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Measured latency is the cost, instead of MACs.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the latencies.")] = 1,
+    max_macs: Annotated[float | None, typer.Option(help="In millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="With --profile.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Subnets to fit the predictor on.")] = 48,
+    final: Annotated[int, typer.Option(min=1, help="Predicted subnets to measure.")] = 16,
+    calibration_images: Annotated[int, typer.Option(min=1, help="Per subnet.")] = 512,
+    generations: Annotated[int, typer.Option(min=0, help="Of the evolution.")] = 20,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+) -> None:
+    """Find the Pareto subnets of a trained supernet: accuracy against MACs or measured latency."""
+    try:
+        limit = _limit(profile, max_macs, max_latency_ms)
+        if out is not None and out.exists():
+            raise ValueError(f"{out} exists already; choose another --out or delete it")
+        loaded = load_checkpoint(checkpoint)
+        options = SearchOptions(
+            num_samples=samples,
+            num_final=final,
+            calibration_images=calibration_images,
+            generations=generations,
+            limit=limit,
+            seed=seed,
+        )
+        images = dataset_of(loaded, data)
+        table = None if profile is None else LatencyProfile.load(profile)
+        with _Bars() as bars:
+            task = Search(
+                loaded, images, options, profile=table, batch_size=batch_size, progress=bars.show
+            )
+            result = task.run()
+        unit = "MACs" if profile is None else "ms"
+        if out is not None:
+            source = f"{images.name}: {len(images.test)} test images, subnets chosen on others"
+            save_checkpoint(with_found(loaded, result, source), out)
+        if plot is not None:
+            from training.evaluation.search_plot import plot_search
+
+            plot_search(result, plot, loaded.name, unit)
+        header = {
+            "checkpoint": loaded.fingerprint,
+            "data": images.name,
+            "num_validation": len(images.validation),
+            "num_test": len(images.test),
+            "cost": "macs" if profile is None else f"latency_s of batch {batch_size}",
+            "limit": None if limit == float("inf") else limit,
+            "seed": seed,
+        }
+        text = json.dumps(to_json(result, **header), indent=1, allow_nan=False) + "\n"
+        if json_ == "-":
+            sys.stdout.write(text)
+        elif json_ is not None:
+            Path(json_).write_text(text, encoding="utf-8")
+    except (ValueError, OSError, SafetensorError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    if json_ != "-":
+        _print(result, unit)
+
+
+def _limit(profile: Path | None, max_macs: float | None, max_latency_ms: float | None) -> float:
+    if (max_latency_ms is not None) and profile is None:
+        raise ValueError("--max-latency-ms needs --profile, a measured latency profile")
+    if max_macs is not None and profile is not None:
+        raise ValueError("--max-macs and --profile: with a profile the limit is --max-latency-ms")
+    if max_latency_ms is not None:
+        return max_latency_ms / 1e3
+    return float("inf") if max_macs is None else max_macs * 1e6
+
+
+class _Bars(Progress):
+    """One bar per part of the search."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        super().__init__(*columns, console=console)
+        self._rows: dict[str, TaskID] = {}
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Advance a part."""
+        if what not in self._rows:
+            self._rows[what] = self.add_task(what, total=total)
+        self.update(self._rows[what], completed=done)
+
+
+def _print(result: SearchResult, unit: str) -> None:
+    scale = 1e3 if unit == "ms" else 1e-6
+    table = Table(title=f"{len(result.subnets)} of {len(result.measured)} measured subnets")
+    for name in ("subnet", "ms" if unit == "ms" else "MMACs", "accuracy (%)", "95 % interval"):
+        table.add_column(name, justify="left" if name == "subnet" else "right")
+    for s in result.subnets:
+        low, high = (100 * x for x in s.ci95)
+        table.add_row(
+            s.arch.subnet_id, f"{s.cost * scale:.3g}", f"{s.test:.2%}".rstrip("%"),
+            f"{low:.1f} to {high:.1f}",
+        )  # fmt: skip
+    Console().print(table)
+    for name, volume in (("found", result.found), ("ladder", result.ladder), ("gain", result.gain)):
+        low, high = volume.ci95
+        Console().print(f"hyper-volume, {name}: {volume.value:.4f} ({low:.4f} to {high:.4f})")
+    Console().print(
+        f"predictor: Kendall's tau {result.quality.tau:.2f}, mean error "
+        f"{100 * result.quality.mean_error:.2f} points"
+    )

@@ -1,0 +1,1 @@
+"""Data sets in: arrays, images, texts, augmentation; imports `training`'s config."""

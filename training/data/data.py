@@ -1,0 +1,148 @@
+"""Images to train on: splits held in memory as uint8, batches in an order keyed by the epoch.
+
+Every draw comes from a generator keyed by (seed, purpose, epoch or step), never from a global
+one, so a resumed run sees the same batches as one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from supernet.input import InputSpec
+from training.config import DataConfig
+from training.data.array_folder import ArrayFolder, read_array_folder
+from training.data.cifar import LAYOUTS, load_cifar
+from training.data.image_files import load_image_files
+from training.data.samples import Dataset, Samples, Split, split_rows
+from training.data.text import load_texts
+
+_ORDER, _DECODE = 0, 4
+
+
+def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
+    """Load the data set that a config (or just its name) names, split by `seed`.
+
+    Raises DataError, or ValueError listing the known names.
+    """
+    if isinstance(options, str):
+        if options != "digits":
+            raise ValueError(f"unknown data set {options!r}; known by its name alone: digits")
+        options = DataConfig()
+    if options.name == "digits":
+        return _load_digits(options.limit, seed)
+    if options.name == "images":
+        return load_image_files(options, seed)
+    if options.name == "text":
+        return load_texts(options, seed)
+    if options.name in LAYOUTS:
+        folder = load_cifar(options.name, Path(options.path or "data"))
+        return _of_arrays(folder, options.name, options, seed)
+    path = Path(options.path)
+    return _of_arrays(read_array_folder(path), path.name, options, seed)
+
+
+def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -> Dataset:
+    images, labels = folder.train
+    train, held_out = split_rows(len(labels), options, seed, name)
+    sample = images[train[:: max(1, len(train) // 5000)]] / 255.0
+    spec = InputSpec(
+        channels=images.shape[1],
+        height=images.shape[2],
+        width=images.shape[3],
+        mean=tuple(round(float(m), 4) for m in sample.mean((0, 2, 3))),
+        std=tuple(max(0.01, round(float(d), 4)) for d in sample.std((0, 2, 3))),
+    )
+    splits = [
+        Split(torch.from_numpy(images[i]), torch.from_numpy(labels[i])) for i in (train, held_out)
+    ]
+    test = Split(
+        torch.from_numpy(np.array(folder.test.images)),
+        torch.from_numpy(np.array(folder.test.labels)),
+    )
+    return Dataset(
+        name=name,
+        input=spec,
+        classes=folder.classes,
+        train=splits[0],
+        validation=splits[1],
+        test=test,
+    )
+
+
+def _load_digits(limit: int, seed: int) -> Dataset:
+    """scikit-learn's digits: 1,797 real 8x8 scans of hand-written digits (UCI, test part)."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    order = np.random.default_rng((seed, 0)).permutation(len(labels))
+    cuts = [round(len(labels) * 0.6), round(len(labels) * 0.8)]
+    train, validation, test = (
+        Split(torch.from_numpy(images[part]), torch.from_numpy(labels[part]))
+        for part in np.split(order, cuts)
+    )
+    pixels = train.images.numpy() / 255.0
+    spec = InputSpec(
+        channels=1,
+        height=8,
+        width=8,
+        mean=(round(float(pixels.mean()), 4),),
+        std=(round(float(pixels.std()), 4),),
+    )
+    return Dataset(
+        name="digits",
+        input=spec,
+        classes=tuple(map(str, range(10))),
+        train=train.take(torch.arange(min(len(train), limit or len(train)))),
+        validation=validation,
+        test=test,
+    )
+
+
+def steps_per_epoch(split: Samples, batch_size: int) -> int:
+    """Number of whole batches; a last, smaller batch is left out (its norms are noisier)."""
+    return max(1, len(split) // batch_size)
+
+
+def epoch_batches(
+    split: Samples,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    first: int = 0,
+    part: slice = slice(None),
+) -> Iterator[Split]:
+    """Yield the shuffled whole batches of one epoch from the `first` on, of each the `part`.
+
+    The next batch is read while one is in use.
+    """
+    order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
+
+    def read(step: int) -> Split:
+        rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size][part])
+        return split.take(rows, (seed, _DECODE, epoch, step))
+
+    steps = range(first, steps_per_epoch(split, batch_size))
+    if isinstance(split, Split):
+        yield from map(read, steps)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, step) for step in steps[:1]]
+        for step in steps:
+            batch = coming.pop().result()
+            coming = [reader.submit(read, s) for s in steps[1:] if s == step + 1]
+            yield batch
+
+
+def batches_of(split: Samples, batch_size: int, limit: int | None = None) -> Iterator[Split]:
+    """Yield the samples in order, at most `limit` of them."""
+    for rows in torch.arange(min(len(split), limit or len(split))).split(batch_size):
+        yield split.take(rows)

@@ -1,0 +1,1 @@
+"""Measuring subnets and searching the Pareto set; imports config, data, strategies."""

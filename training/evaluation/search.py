@@ -1,0 +1,261 @@
+"""Search a trained supernet for its Pareto subnets.
+
+1. Measure a sample of subnets, spread over sizes: calibrated, on the validation images.
+2. Fit an accuracy predictor to them and let evolution find the predicted front.
+3. Measure the most promising of that front too, and take the front of all that was measured.
+4. Measure that front once on the test images, which nothing was chosen on. Reported are those
+   accuracies with their intervals, and the hyper-volume with a bootstrap interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from slackfit.profile import LatencyProfile
+from supernet import Arch, Checkpoint, ServedSubnet, cost
+from supernet.subnets.cost import Cost
+from training.data.samples import Dataset, Samples
+from training.evaluation.evaluate import measure, wilson_interval
+from training.evaluation.evolution import Aim, Settings, evolve, front, spread_over_cost
+from training.evaluation.hypervolume import HyperVolume, hyper_volume
+from training.evaluation.predictor import AccuracyPredictor, LatencyPredictor, Quality
+
+_SEARCH = 7
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How much is measured, and within which limit; `limit` is in MACs, or in seconds."""
+
+    num_samples: int = 48
+    num_final: int = 16
+    calibration_images: int = 512
+    population: int = 64
+    generations: int = 20
+    limit: float = float("inf")
+    seed: int = 0
+
+
+class FoundSubnet(NamedTuple):
+    """A subnet of the front; accuracies are fractions, `cost` is in MACs or seconds."""
+
+    arch: Arch
+    size: Cost
+    cost: float
+    predicted: float
+    validation: float
+    test: float
+    ci95: tuple[float, float]
+
+
+class SearchResult(NamedTuple):
+    """The measured front, what all measured subnets scored on validation, and how sure it is."""
+
+    subnets: tuple[FoundSubnet, ...]
+    measured: dict[Arch, Aim]
+    quality: Quality
+    latency_error: float | None
+    found: HyperVolume
+    ladder: HyperVolume
+    gain: HyperVolume
+    statistics: dict[str, dict[str, torch.Tensor]]
+
+
+class Search:
+    """One search; `run` does it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        data: Dataset,
+        options: SearchOptions,
+        *,
+        profile: LatencyProfile | None = None,
+        batch_size: int = 1,
+        progress: Progress = lambda what, done, total: None,
+    ):
+        """`profile` makes latency at `batch_size` the cost instead of MACs.
+
+        Raises ValueError when the profile is of another space or has too few subnets.
+        """
+        self._checkpoint, self._data, self._options = checkpoint, data, options
+        self._definition = checkpoint.definition
+        self._space = self._definition.space
+        self._progress = progress
+        self._statistics: dict[str, dict[str, torch.Tensor]] = {}
+        self._latency: LatencyPredictor | None = None
+        if profile is not None:
+            measured_s = _latencies(checkpoint, profile, batch_size)
+            self._latency = LatencyPredictor(self._space, self._size, measured_s)
+
+    def run(self) -> SearchResult:
+        """Measure, predict, search, measure again."""
+        options, space = self._options, self._space
+        rng = np.random.default_rng((options.seed, _SEARCH))
+        if self._cost(space.smallest) > options.limit:
+            raise ValueError(
+                f"no subnet is within the limit: the smallest, {space.smallest.subnet_id}, costs "
+                f"{self._cost(space.smallest):g}, allowed {options.limit:g}"
+            )
+        ladder = [a for a in space.ladder() if self._cost(a) <= options.limit]
+        sample = list(dict.fromkeys((*ladder, *self._draw(rng))))
+        accuracy = self._validate("measure", sample)
+        predictor = AccuracyPredictor(space, self._size, accuracy)
+        settings = Settings(options.population, options.generations, options.limit)
+        predicted = evolve(space, sample, self._cost, predictor, settings, rng)
+        unseen = [arch for arch in predicted if arch not in accuracy]
+        finalists = spread_over_cost(unseen, self._cost, options.num_final)
+        accuracy |= self._validate("measure the best", finalists)
+        measured = {arch: Aim(self._cost(arch), a) for arch, a in accuracy.items()}
+        best = front(measured)
+        found = self._test(best, predictor, accuracy)
+        hits = self._hits(found, ladder)
+        volumes = [hyper_volume(*hits(archs), self._ceiling()) for archs in (best, ladder)]
+        return SearchResult(
+            subnets=found,
+            measured=measured,
+            quality=predictor.quality,
+            latency_error=self._latency.relative_error if self._latency else None,
+            found=volumes[0],
+            ladder=volumes[1],
+            gain=volumes[0].minus(volumes[1]),
+            statistics={a.subnet_id: self._statistics[a.subnet_id] for a in best},
+        )
+
+    def _draw(self, rng: np.random.Generator) -> list[Arch]:
+        """Tilted draws, so that all sizes are about as frequent, within the limit."""
+        drawn: dict[Arch, None] = {}
+        for _ in range(20 * self._options.num_samples):
+            arch = self._space.sample(rng, tilt=rng.random())
+            if self._cost(arch) <= self._options.limit:
+                drawn[arch] = None
+            if len(drawn) == self._options.num_samples:
+                break
+        return list(drawn)
+
+    def _validate(self, what: str, archs: Sequence[Arch]) -> dict[Arch, float]:
+        accuracy: dict[Arch, float] = {}
+        for done, arch in enumerate(archs, start=1):
+            accuracy[arch] = float(self._correct(arch, self._data.validation).mean())
+            self._progress(what, done, len(archs))
+        return accuracy
+
+    def _test(
+        self, archs: Sequence[Arch], predictor: AccuracyPredictor, accuracy: Mapping[Arch, float]
+    ) -> tuple[FoundSubnet, ...]:
+        predicted = predictor(archs)
+        found: list[FoundSubnet] = []
+        for done, arch in enumerate(archs, start=1):
+            hits = self._correct(arch, self._data.test)
+            interval = wilson_interval(int(hits.sum()), len(hits))
+            found.append(
+                FoundSubnet(
+                    arch,
+                    self._size(arch),
+                    self._cost(arch),
+                    float(predicted[done - 1]),
+                    accuracy[arch],
+                    float(hits.mean()),
+                    interval,
+                )
+            )
+            self._progress("test", done, len(archs))
+        return tuple(found)
+
+    def _hits(
+        self, found: Sequence[FoundSubnet], ladder: Sequence[Arch]
+    ) -> Callable[[Sequence[Arch]], tuple[np.ndarray, np.ndarray]]:
+        archs = dict.fromkeys([*(s.arch for s in found), *ladder])
+        correct = {arch: self._correct(arch, self._data.test) for arch in archs}
+        return lambda chosen: (
+            np.array([self._cost(arch) for arch in chosen]),
+            np.stack([correct[arch] for arch in chosen]),
+        )
+
+    def _correct(self, arch: Arch, split: Samples) -> np.ndarray:
+        """(N,) whether each sample is classified correctly, with the subnet's own statistics."""
+        measured = measure(
+            self._checkpoint.state,
+            self._definition,
+            arch,
+            input_spec=self._checkpoint.input,
+            calibration=self._data.train,
+            calibration_images=self._options.calibration_images,
+            held_out=split,
+            statistics=self._statistics.get(arch.subnet_id),
+        )
+        self._statistics[arch.subnet_id] = measured.statistics
+        return measured.correct.numpy()
+
+    def _ceiling(self) -> float:
+        """The cost up to which volume is counted: the limit, or the largest subnet's."""
+        return min(self._options.limit, self._cost(self._space.largest))
+
+    def _size(self, arch: Arch) -> Cost:
+        return cost(self._definition, arch)
+
+    def _cost(self, arch: Arch) -> float:
+        return self._latency(arch) if self._latency else float(self._size(arch).macs)
+
+
+def _latencies(
+    checkpoint: Checkpoint, profile: LatencyProfile, batch_size: int
+) -> dict[Arch, float]:
+    archs = {subnet.subnet_id: subnet.arch for subnet in checkpoint.subnets}
+    unknown = sorted(set(profile.subnet_ids) - set(archs))
+    if unknown:
+        raise ValueError(
+            f"profile {profile.name!r} names subnets that {checkpoint.name!r} does not serve: "
+            f"{', '.join(unknown)}; profile this checkpoint"
+        )
+    return {archs[i]: profile.latency_s(i, batch_size) for i in profile.subnet_ids}
+
+
+def with_found(checkpoint: Checkpoint, result: SearchResult, source: str) -> Checkpoint:
+    """The same supernet, serving what was found; accuracies are those on the test images."""
+    return replace(
+        checkpoint,
+        subnets=tuple(
+            ServedSubnet(arch=s.arch, accuracy=s.test, ci95=s.ci95, **s.size._asdict())
+            for s in sorted(result.subnets, key=lambda s: s.size.macs)
+        ),
+        norm_statistics=result.statistics,
+        accuracy_source=source,
+        fingerprint="",
+    )
+
+
+def to_json(result: SearchResult, **header: Any) -> dict[str, Any]:
+    """Plain data of a result; MACs and parameters are counts, accuracies fractions."""
+    return {
+        **header,
+        "predictor": {"kendall_tau": result.quality.tau, "mean_error": result.quality.mean_error},
+        "latency_error": result.latency_error,
+        "hyper_volume": {
+            "found": result.found.to_json(),
+            "ladder": result.ladder.to_json(),
+            "gain": result.gain.to_json(),
+        },
+        "num_measured": len(result.measured),
+        "subnets": [
+            {
+                "subnet_id": s.arch.subnet_id,
+                "arch": s.arch.to_json(),
+                "macs": s.size.macs,
+                "params": s.size.params,
+                "cost": s.cost,
+                "accuracy": s.test,
+                "ci95": list(s.ci95),
+                "validation_accuracy": s.validation,
+                "predicted_accuracy": s.predicted,
+            }
+            for s in result.subnets
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Which subnets a step trains, from what, at which rate; imports `training`'s config."""

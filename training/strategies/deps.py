@@ -1,0 +1,134 @@
+"""The full model alone, DepS, and the sandwich rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from supernet.arch import Arch
+from supernet.space import SearchSpace
+from training.strategies.delay import Delay
+from training.strategies.sampling import Sampler
+from training.strategies.schedule import CosineSchedule, EpsilonRamp
+from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Target
+
+
+class SingleStrategy(StepwiseStrategy):
+    """The full model alone, for the whole run."""
+
+    def __init__(self, space: SearchSpace, schedule: CosineSchedule):
+        self._full = (SubnetTask(space.largest, 1.0, "labels"),)
+        self._schedule = schedule
+
+    def lr(self, step: int) -> float:
+        """The schedule's."""
+        return self._schedule.at(step)
+
+    def events(self, step: int) -> tuple[Event, ...]:
+        """None."""
+        return ()
+
+    def plan(self, step: int) -> tuple[SubnetTask, ...]:
+        """The full model, from labels."""
+        return self._full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrinking:
+    """How subnets are let in: the ramp's length, how many, and the last steps without the full.
+
+    `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
+    `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
+    """
+
+    ramp_steps: int
+    steps_per_epoch: int
+    random_subnets: int
+    focus_steps: int = 0
+    parts: int = 1
+    prepares: tuple[Event, ...] = ()
+
+
+class DepsStrategy:
+    """Delayed epsilon-shrinking: full model alone, then max, min and random with a ramp.
+
+    With a ramp that starts and ends at step 0 it is the sandwich rule of BigNAS (ECCV 2020). In
+    the last `focus_steps` the full model is frozen as the teacher, and the others train on.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        schedule: CosineSchedule,
+        sampler: Sampler,
+        delay: Delay,
+        shrinking: Shrinking,
+    ):
+        self._space, self._schedule, self._sampler = space, schedule, sampler
+        self._delay, self._shrinking = delay, shrinking
+
+    @property
+    def watches_loss(self) -> bool:
+        """While it is open when shrinking begins."""
+        return self._delay.start_step is None
+
+    def observe(self, step: int, full_loss: float) -> None:
+        """The delay's to judge."""
+        self._delay.observe(step, full_loss)
+
+    def state(self) -> list[float]:
+        """The delay's."""
+        return self._delay.state()
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Take back the delay's state."""
+        self._delay.restore(state)
+
+    def lr(self, step: int) -> float:
+        """The schedule's."""
+        return self._schedule.at(step)
+
+    def events(self, step: int) -> tuple[Event, ...]:
+        """Channels are sorted when shrinking begins, the teacher is frozen when focus does."""
+        events = self._shrinking.prepares if step == self._delay.start_step else ()
+        return (*events, "freeze_teacher") if step == self._focus_step() else events
+
+    def plan(self, step: int) -> tuple[SubnetTask, ...]:
+        """The full model from labels; once shrinking has begun, subnets from its outputs."""
+        full = SubnetTask(self._space.largest, 1.0, "labels")
+        weight = self._ramp().at(step)
+        if weight == 0.0:
+            return (full,)
+        slots = range(self._shrinking.random_subnets)
+        archs = [self._space.smallest, *(self._sampler.draw(step, slot) for slot in slots)]
+        focus = self._focus_step()
+        if focus is not None and step >= focus:
+            return tuple(self._task(step, i, arch, 1.0, "teacher") for i, arch in enumerate(archs))
+        smaller = (self._task(step, i, a, weight, "full_model") for i, a in enumerate(archs))
+        return (full, *smaller)
+
+    def _task(self, step: int, i: int, arch: Arch, weight: float, target: Target) -> SubnetTask:
+        """The parts go round, so each subnet sees all of them in the course of the steps."""
+        count = self._shrinking.parts
+        return SubnetTask(arch, weight, target, part=((step + i) % count, count))
+
+    def _ramp(self) -> EpsilonRamp:
+        """At most half of what is left: the subnets need steps at full weight too."""
+        total = self._schedule.total_steps
+        start = self._delay.start_step
+        if start is None:
+            start = total
+        length = min(self._shrinking.ramp_steps, (total - start) // 2)
+        return EpsilonRamp(
+            schedule=self._schedule,
+            start_step=start,
+            end_step=start + length,
+            steps_per_epoch=self._shrinking.steps_per_epoch,
+        )
+
+    def _focus_step(self) -> int | None:
+        """The first step of the focus, after the ramp; None without one."""
+        if not self._shrinking.focus_steps or self._delay.start_step is None:
+            return None
+        first = self._schedule.total_steps - self._shrinking.focus_steps
+        return max(first, self._ramp().end_step)

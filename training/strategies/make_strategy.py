@@ -1,0 +1,58 @@
+"""Strategies as data: which subnets a step trains, from what, with which weight and rate.
+
+The loop never changes; a strategy only answers what `Strategy` asks. Where a plan
+distils in place, the full model's task comes first, so its outputs can teach the others.
+"""
+
+from __future__ import annotations
+
+from supernet.definition import SupernetDefinition
+from training.config import TrainConfig
+from training.strategies.delay import FixedDelay, PlateauDelay
+from training.strategies.deps import DepsStrategy, Shrinking, SingleStrategy
+from training.strategies.phases import compound, dynabert, is_elastic, progressive
+from training.strategies.sampling import SAMPLERS
+from training.strategies.schedule import CosineSchedule
+from training.strategies.strategy import Event, Strategy
+
+_PHASED = {"progressive": progressive, "compound": compound, "dynabert": dynabert}
+
+
+def make_strategy(
+    config: TrainConfig, definition: SupernetDefinition, steps_per_epoch: int
+) -> Strategy:
+    """The strategy that a config names."""
+    options, space = config.schedule, definition.space
+    total = total_steps(config, steps_per_epoch)
+    schedule = CosineSchedule(
+        lr=config.optimizer.lr,
+        min_lr=config.optimizer.min_lr,
+        total_steps=total,
+        warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
+    )
+    if options.strategy == "single":
+        return SingleStrategy(space, schedule)
+    if options.strategy in _PHASED:
+        return _PHASED[options.strategy](config, space, total)
+    is_deps = options.strategy == "deps"
+    crop: tuple[Event, ...] = ("crop_kernels",) if is_elastic(space, "kernel") else ()
+    sort: tuple[Event, ...] = ("sort_channels",) if options.sort_channels else ()
+    shrinking = Shrinking(
+        ramp_steps=round(options.ramp_epochs * steps_per_epoch) if is_deps else 0,
+        steps_per_epoch=steps_per_epoch,
+        random_subnets=options.random_subnets,
+        focus_steps=round(options.focus * total),
+        parts=options.parts,
+        prepares=(*crop, *sort) if is_deps else (),
+    )
+    if is_deps and options.delay_rule == "plateau":
+        delay = PlateauDelay(total)
+    else:
+        delay = FixedDelay(round(options.delay * total) if is_deps else 0)
+    sampler = SAMPLERS[options.sampler](definition, config.seed)
+    return DepsStrategy(space, schedule, sampler, delay, shrinking)
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    return config.schedule.steps or config.schedule.epochs * steps_per_epoch

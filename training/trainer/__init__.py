@@ -1,0 +1,1 @@
+"""The training loop and its state; imports config, data and strategies."""

@@ -1,0 +1,344 @@
+"""The training loop: one pass and one backward per subnet, one optimizer step.
+
+The full model's pass comes first and its soft outputs teach the subnets of the same step
+(in-place distillation). Losses are scaled by the task's weight, so gradients simply add up in the
+shared parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`).
+Everything random is keyed by the step, so the state to resume from is small: parameters, moments,
+the step, and whether channels were sorted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from subnetact.device import device_name, has_fast_bf16
+from supernet.definition import SupernetDefinition
+from supernet.subnets.sort import Permutations, importance_order, permute_channels
+from training.config import TrainConfig
+from training.data.augment import Key, augment, mix
+from training.data.data import epoch_batches, steps_per_epoch
+from training.data.samples import Dataset, Split
+from training.strategies.make_strategy import make_strategy, total_steps
+from training.strategies.strategy import Event, SubnetTask
+from training.trainer.crop_kernels import crop_kernels
+from training.trainer.distributed import Workers
+from training.trainer.hidden_states import HiddenStates, hidden_loss
+from training.trainer.losses import distillation_loss, label_loss, soft_targets
+from training.trainer.optimization import Optimization, Tensors
+from training.trainer.resume import ResumeState, load_resume_state, save_resume_state
+from training.trainer.run_log import EpochReport, RunLog, StepReport, mean
+from training.trainer.shared_weights import SharedWeights
+
+DIVERGED_FILE = "diverged.safetensors"
+_DROPOUT = 6
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss is not finite; names the step, the subnet and the files to go on from."""
+
+
+Progress = Callable[[StepReport], None]
+EpochEnd = Callable[[int], Mapping[str, float]]
+
+
+class _Soft(NamedTuple):
+    """(B, K) probabilities to learn from: of the step's full model, of a teacher; its states."""
+
+    full_model: torch.Tensor | None
+    teacher: torch.Tensor | None
+    hidden: HiddenStates
+
+
+class Trainer:
+    """Trains one supernet in one process; `run` returns whether it reached the end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        definition: SupernetDefinition,
+        data: Dataset,
+        out: Path,
+        *,
+        resume: bool = False,
+        workers: Workers | None = None,
+        initial: Mapping[str, torch.Tensor] | None = None,
+    ):
+        """Prepare a run that writes into `out`; `workers` train together (default: alone).
+
+        `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
+        `resume` is asked for and the saved state does not fit, ValueError for a device that is not
+        there.
+        """
+        device_name(config.device)  # refuses one that is not there, before anything is made
+        self.config, self.data, self._out = config, data, out
+        self._definition = definition
+        self._largest = definition.space.largest
+        self._steps_per_epoch = steps_per_epoch(data.train, config.data.batch_size)
+        self.total_steps = total_steps(config, self._steps_per_epoch)
+        self._strategy = make_strategy(config, definition, self._steps_per_epoch)
+        self.weights = SharedWeights(
+            definition, device=config.device, seed=config.seed, initial=initial
+        )
+        self._optimization = Optimization(self.weights.parameters, config.optimizer)
+        self._teacher: Tensors = {}
+        self._workers = workers or Workers()
+        self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
+        self.step = 0
+        self.permutation: Permutations | None = None
+        self._amp_bf16 = config.amp == "bf16" or (
+            config.amp == "auto" and has_fast_bf16(config.device)
+        )
+        if resume:
+            self._restore(load_resume_state(out, config))
+
+    def run(
+        self,
+        *,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        epoch_end: EpochEnd | None = None,
+    ) -> bool:
+        """Train until the end (True) or until `should_stop` says so (False), then save.
+
+        State is saved at the start and at every epoch's end; `epoch_end` gets the number of epochs
+        done and returns what else belongs in the log. Raises TrainingDivergedError on a loss that
+        is not finite, SaveError when a state can't be written.
+        """
+        if self.step == 0:
+            self.save()
+        try:
+            return self._run_epochs(progress, should_stop, epoch_end)
+        finally:
+            self._log.close()
+
+    def _run_epochs(
+        self,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+        epoch_end: EpochEnd | None,
+    ) -> bool:
+        while self.step < self.total_steps:
+            started_s, reports = time.perf_counter(), []
+            for batch in self._batches():
+                if self._workers.any(should_stop()):
+                    self.save()
+                    return False
+                reports.append(self._train_step(batch))
+                self._log.add_step(reports[-1])
+                if progress is not None:
+                    progress(reports[-1])
+            self.save()
+            seconds = time.perf_counter() - started_s
+            epoch = math.ceil(self.step / self._steps_per_epoch)
+            if self._workers.is_first:
+                also = epoch_end(epoch) if epoch_end else {}
+                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, also))
+        return True
+
+    def save(self, name: str | None = None) -> None:
+        """Write the state to resume from, replacing the old one only when the new one is whole."""
+        if not self._workers.is_first:
+            return
+        state = ResumeState(
+            step=self.step,
+            permutation=self.permutation,
+            strategy=self._strategy.state(),
+            parameters=self._detached(),
+            optimization=self._optimization.state(),
+            teacher=self._teacher,
+        )
+        save_resume_state(self._out, self.config, state, *([name] if name else []))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state_dict to evaluate and save: averaged weights if there are any."""
+        return self.weights.state() | self._optimization.average
+
+    def _batches(self):
+        """What is left of the epoch that the next step is in, of the run's last one its part."""
+        epoch, offset = divmod(self.step, self._steps_per_epoch)
+        batches = epoch_batches(
+            self.data.train,
+            self.config.data.batch_size,
+            self.config.seed,
+            epoch,
+            first=offset,
+            part=self._workers.part,
+        )
+        left = self.total_steps - self.step
+        return (batch for _, batch in zip(range(left), batches, strict=False))
+
+    def _train_step(self, batch: Split) -> StepReport:
+        for event in self._strategy.events(self.step):
+            self._apply(event)
+        lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
+        images, labels = self._inputs(batch)
+        soft = self._teacher_targets(images, plan)
+        full_loss: float | None = None
+        subnet_losses: list[float] = []
+        full_gradients: Tensors | None = None
+        self._optimization.zero_gradients()
+        for task in plan:
+            states: HiddenStates | None = {} if task.hidden else None
+            mine, dropout = task.images(len(images)), self._dropout(task, len(images))
+            with self._autocast():
+                logits = self.weights.forward(
+                    task.arch, images[mine], dropout=dropout, hidden=states
+                )
+            loss = self._loss(task, logits, labels[mine], soft)
+            if states is not None:
+                loss = loss + task.hidden * hidden_loss(states, soft.hidden)
+            value = self._finite(float(loss.detach()), task)
+            if task.target == "labels":
+                own = soft_targets(logits, self.config.loss.temperature)
+                soft, full_loss = soft._replace(full_model=own), value
+            else:
+                subnet_losses.append(value)
+            (loss * task.weight).backward()
+            if task.target == "labels" and self._is_ramped(plan):
+                full_gradients = _gradients(self.weights.parameters)
+        self._workers.average_gradients(self.weights.parameters.values())
+        self._optimization.step(lr, self._unweighted(full_gradients, plan))
+        self.step += 1
+        if self._strategy.watches_loss:
+            assert full_loss is not None, "only the full model trains before shrinking"
+            self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
+        return StepReport(
+            self.step, self.total_steps, lr, full_loss, mean(subnet_losses), len(plan)
+        )
+
+    def _loss(
+        self, task: SubnetTask, logits: torch.Tensor, labels: torch.Tensor, soft: _Soft
+    ) -> torch.Tensor:
+        options = self.config.loss
+        if task.target == "labels":
+            return label_loss(logits, labels, options.label_smoothing)
+        targets = soft.teacher if soft.teacher is not None else soft.full_model
+        assert targets is not None, "the full model's task, or a frozen teacher, comes first"
+        loss = distillation_loss(logits, targets[task.images(len(targets))], options)
+        if task.target == "labels_and_teacher":
+            loss = loss + label_loss(logits, labels, options.label_smoothing)
+        return loss
+
+    @torch.no_grad()
+    def _teacher_targets(self, images: torch.Tensor, plan: tuple[SubnetTask, ...]) -> _Soft:
+        """What a model that this step does not train teaches; nothing where none is asked for."""
+        asked = {task.target for task in plan}
+        if asked & {"teacher", "labels_and_teacher"}:
+            parameters = self._teacher
+        elif "full_model" in asked and self.config.loss.teacher == "average":
+            parameters = self._optimization.average
+        else:
+            return _Soft(None, None, {})
+        hidden: HiddenStates | None = {} if any(task.hidden for task in plan) else None
+        with self._autocast():
+            logits = self.weights.forward(
+                self._largest, images, parameters=parameters, hidden=hidden
+            )
+        return _Soft(None, soft_targets(logits, self.config.loss.temperature), hidden or {})
+
+    def _dropout(self, task: SubnetTask, batch_size: int) -> torch.Tensor | None:
+        rate = self.config.loss.dropout
+        if task.target != "labels" or rate == 0.0:
+            return None
+        return self.weights.dropout_mask(batch_size, rate, (*self._key(), _DROPOUT))
+
+    def _is_ramped(self, plan: tuple[SubnetTask, ...]) -> bool:
+        """Whether an optimizer that divides by the gradients' size must see them unweighted."""
+        return self._optimization.is_adaptive and 0.0 < plan[-1].weight < 1.0
+
+    @torch.no_grad()
+    def _unweighted(self, full: Tensors | None, plan: tuple[SubnetTask, ...]) -> Tensors | None:
+        """Gradients as they would be with weight 1 for every subnet: full + (sum - full) / beta."""
+        if full is None:
+            return None
+        self._workers.average(list(full.values()))
+        total, beta = _gradients(self.weights.parameters), plan[-1].weight
+        return {name: full[name] + (total[name] - full[name]) / beta for name in total}
+
+    def _finite(self, loss: float, task: SubnetTask) -> float:
+        if math.isfinite(loss):
+            return loss
+        self.save(DIVERGED_FILE)
+        raise TrainingDivergedError(
+            f"the loss of subnet {task.arch.subnet_id} is {loss} at step {self.step}; lower "
+            f"optimizer.lr or look at the data. {self._out} keeps the state before that step in "
+            f"{DIVERGED_FILE}, and of the last whole epoch for --resume"
+        )
+
+    def _apply(self, event: Event) -> None:
+        if event == "sort_channels":
+            self._sort_channels()
+        elif event == "crop_kernels":
+            crop_kernels(self._detached(), self._definition)
+            if self._optimization.average:
+                crop_kernels(self._optimization.average, self._definition)
+        elif event == "freeze_teacher":
+            source = self._optimization.average or self._detached()
+            self._teacher = {name: t.clone() for name, t in source.items()}
+        else:
+            self._optimization.reset()
+
+    def _detached(self) -> Tensors:
+        return {name: p.detach() for name, p in self.weights.parameters.items()}
+
+    def _key(self) -> Key:
+        return Key(self.config.seed, self.step, self._workers.rank)
+
+    def _inputs(self, batch: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""
+        device, options = self.config.device, self.config.data
+        x = augment(
+            batch.images.to(device),
+            self.data.input,
+            self._largest.resolution,
+            options,
+            self._key(),
+        )
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.to(device)
+        return mix(x, labels, self._definition.config.num_classes, options, self._key())
+
+    def _sort_channels(self) -> None:
+        """Put important channels first, everywhere that knows an order, once per run."""
+        groups = self._definition.family.channel_groups(self._definition.config)
+        order = importance_order(self._detached(), groups)
+        moments = self._optimization.state()
+        for tensors in (self._detached(), moments.momentum, moments.square, moments.average):
+            permute_channels(tensors, groups, order)
+        if self._teacher:
+            permute_channels(self._teacher, groups, order)
+        self.permutation = order
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self._amp_bf16:
+            return nullcontext()
+        kind = torch.device(self.config.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
+
+    def _restore(self, state: ResumeState) -> None:
+        with torch.no_grad():
+            for name, parameter in self.weights.parameters.items():
+                parameter.copy_(state.parameters[name])
+        self._optimization.restore(state.optimization)
+        # In the parameters' memory format: another layout is another kernel, and other last bits.
+        like = self._detached()
+        self._teacher = {n: torch.empty_like(like[n]).copy_(t) for n, t in state.teacher.items()}
+        self.step, self.permutation = state.step, state.permutation
+        if state.strategy:
+            self._strategy.restore(state.strategy)
+
+
+def _gradients(parameters: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies of the gradients so far; zero where there is none."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in parameters.items()
+    }
