@@ -34,15 +34,19 @@ VERBS: dict[str, Verb] = {
         "training.commands.precision_command", "precision", "Measure subnets in 16 bit."
     ),
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
-    "serve": Verb("serve.serve_command", "serve", "Serve a checkpoint, on Ray or without."),
-    "top": Verb("serve.top_command", "top", "Watch a server live."),
-    "replay": Verb("serve.replay_command", "replay", "Replay a trace against a live server."),
+    "serve": Verb(
+        "serve.commands.serve_command", "serve", "Serve a checkpoint, on Ray or without."
+    ),
+    "top": Verb("serve.commands.top_command", "top", "Watch a server live."),
+    "replay": Verb(
+        "serve.commands.replay_command", "replay", "Replay a trace against a live server."
+    ),
     "simulate": Verb(
         "traces.commands.simulate_command", "simulate_command", "Run the scheduler in virtual time."
     ),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report_command", "Compare runs on one page."),
-    "bench": Verb("serve.bench_command", "bench_app", "Run one of the project's benchmarks."),
+    "bench": Verb("serve.bench.command", "bench_app", "Run one of the project's benchmarks."),
     "sweep": Verb(
         "traces.commands.sweep_command", "sweep_command", "Simulate a grid: loads x policies."
     ),

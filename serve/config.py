@@ -50,7 +50,7 @@ class ModelConfig(BaseModel):
 
 
 class Autoscaling(BaseModel):
-    """Replicas on Ray, between a minimum and a maximum, by `serve.autoscale`.
+    """Replicas on Ray, between a minimum and a maximum, by `hosts/autoscale.py`.
 
     `max_missed`: tolerated share of queries that are not on time. `max_given_up`: tolerated mean
     loss of accuracy against the most accurate subnet. `utilisation`: how busy a device may be. A
@@ -92,9 +92,9 @@ class ServeConfig(BaseModel):
     device hangs: its queries fail, the server says that it is not live.
     `correct_latency`: the profile is scaled by what batches take while serving.
     `reply_allowance_ms`: how long before its deadline an answer should leave the device, for the
-    way back to the client, beside what answers wait at the door (`serve.reply_lag`); both together
-    at most 15 % of the time given.
-    `tokens_file` (see `serve.tokens`): without tokens everybody who reaches the port may ask; a
+    way back to the client, beside what answers wait at the door (`models/reply_lag.py`); both
+    together at most 15 % of the time given.
+    `tokens_file` (see `access/tokens.py`): without tokens everybody who reaches the port may ask; a
     `host` that others reach is then refused unless `allow_anonymous` says that this is meant.
     `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.
     `rate_limit_qps`: samples that one principal (a token's name, else an address) may send per
@@ -109,7 +109,7 @@ class ServeConfig(BaseModel):
     `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
     `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
     get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
-    `spans`: write OpenTelemetry spans (serve.spans says how they are configured).
+    `spans`: write OpenTelemetry spans (`observe/spans.py` says how they are configured).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -27,9 +27,9 @@ import torch
 import typer
 from rich.console import Console
 
+from serve.client.rest_target import OipClient
 from serve.config import ConfigError, ServeConfig, parse_config
-from serve.oip_client import OipClient
-from serve.ray_host import RayHost
+from serve.hosts.ray_host import RayHost
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from supernet import Checkpoint, CheckpointError, load_checkpoint

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from serve.access.build_guard import build_guard
 from serve.config import ConfigError, ServeConfig, parse_config, parse_live_config
-from serve.exposure import build_guard
 
 DEPLOY = Path("docs/deploy")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
@@ -64,8 +64,8 @@ def command_of_the_image(monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
     unfolded = DOCKERFILE.replace("\\\n", " ")
     words = json.loads(re.findall(r"^CMD (.*)", unfolded, re.MULTILINE)[0])
     kept: list[ServeConfig] = []
-    monkeypatch.setattr("serve.uvicorn_host.serve_forever", kept.append)
-    monkeypatch.setattr("serve.serve_command.configure_logs", lambda _: None)
+    monkeypatch.setattr("serve.hosts.uvicorn_host.serve_forever", kept.append)
+    monkeypatch.setattr("serve.commands.serve_command.configure_logs", lambda _: None)
     result = CliRunner().invoke(build_app(words), words)
     assert result.exit_code == 0, result.output
     return kept[0]

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from serve.cli import VERBS, build_app
-from serve.limits import REASONS
+from serve.models.limits import REASONS
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy, policy_names
 from slackfit.profile import LatencyProfile

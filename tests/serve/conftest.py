@@ -17,21 +17,22 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.assemble import Loaded, build_model
+from serve.access.build_guard import build_guard
 from serve.config import ServeConfig, parse_config
-from serve.engine import Engine
-from serve.exposure import build_guard
-from serve.metrics import Metrics
-from serve.models import Models
-from serve.reply import Wish
-from serve.rest import Door
+from serve.doors.rest import Door
+from serve.engine.engine import Engine
+from serve.engine.reply import Wish
+from serve.hosts.assemble import build_model
+from serve.hosts.load_device import LoadedDevice
+from serve.models.models import Models
+from serve.observe.metrics import Metrics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.scheduling.scheduler import Scheduler
 from subnetact.timed_executor import TimedExecutor
 
 SHAPE = (1, 2, 2)
-collect_ignore = ["triton_session.py"]  # runs in another environment
+collect_ignore = ["doors/triton_session.py"]  # runs in another environment
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +168,7 @@ def timed_config(profile_file: Path) -> ServeConfig:
 def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
     executor = TimedExecutor(profile, SHAPE, 10)
     metrics = Metrics()
-    loaded = Loaded(executor, profile, "tiny")
+    loaded = LoadedDevice(executor, profile, "tiny")
     resources = contextlib.ExitStack()  # closes what the door decodes with: it lives as long
     model = build_model(config, loaded, metrics, resources)
     return Door(

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from serve.client import Client
-from serve.client_errors import InferError
+from serve.client.errors import InferError
 
 NO_HURRY_MS = 20_000.0
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)
@@ -178,7 +178,7 @@ def test_slow_writers_hold_up_nobody(server):
 
 
 def test_body_that_does_not_come_ends_in_a_refusal(serve_timed, monkeypatch):
-    from serve import rest
+    from serve.doors import rest
 
     monkeypatch.setattr(rest, "_BODY_TIMEOUT_S", 0.05)
 
@@ -199,7 +199,7 @@ def test_body_that_does_not_come_ends_in_a_refusal(serve_timed, monkeypatch):
 SENDER = """
 import asyncio, collections, json, sys
 import numpy as np
-from serve.oip_client import OipClient
+from serve.client.rest_target import OipClient
 from traces.open_loop.target import ReplayRequest
 
 async def main(url, count):

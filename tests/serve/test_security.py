@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import trustme
 
+from serve.access.build_guard import build_guard
 from serve.config import ConfigError, ServeConfig, parse_config
-from serve.exposure import build_guard
-from serve.listeners import Listeners
+from serve.doors.rest import Door
+from serve.doors.rpc import RpcDoor, rpc_listening
+from serve.hosts.listeners import Listeners
+from serve.hosts.uvicorn_listener import listening
 from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc
-from serve.rest import Door
-from serve.rpc import RpcDoor, rpc_listening
-from serve.uvicorn_listener import listening
 
 ADMIN, INFER = "a" * 16, "b" * 20
 SECRET_PATH = "/srv/private/weights.bin"
@@ -204,7 +204,7 @@ OUR_CLIENTS = """
 import asyncio, sys
 import numpy as np
 from serve.client import AsyncClient, Client, InferError
-from serve.dial import dial
+from serve.client.dial import dial
 from traces.open_loop.target import ReplayRequest
 
 image = np.zeros((1, 2, 2), dtype=np.uint8)
@@ -263,7 +263,7 @@ def test_our_clients_trust_a_ca_that_the_environment_names(
 
 
 def config_tls(config: ServeConfig):
-    from serve.tls import tls_files
+    from serve.access.tls import tls_files
 
     tls = tls_files(config)
     assert tls is not None
@@ -271,7 +271,7 @@ def config_tls(config: ServeConfig):
 
 
 def free_port() -> int:
-    from serve.uvicorn_listener import bind
+    from serve.hosts.uvicorn_listener import bind
 
     with contextlib.closing(bind("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
@@ -311,7 +311,7 @@ def test_json_that_would_swell_is_refused_before_it_is_parsed(serve_timed, monke
     def parse(_: object) -> object:
         raise AssertionError("it was parsed")
 
-    monkeypatch.setattr("serve.oip._decode", parse)
+    monkeypatch.setattr("serve.doors.rest_messages._decode", parse)
     assert asyncio.run(main()) == [(413, "too_large")] * 3
 
 
@@ -453,7 +453,7 @@ def test_nothing_of_ours_unpickles_what_comes_from_outside():
 
 def test_our_commands_bring_the_token_of_the_environment(timed_door, tokens_file, monkeypatch):
     """What `supernet replay` sends, at both doors."""
-    from serve.dial import dial
+    from serve.client.dial import dial
     from traces.open_loop.target import ReplayRequest
 
     door = timed_door(tokens_file=tokens_file)

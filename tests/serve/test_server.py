@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.uvicorn_listener import uvicorn_config
+from serve.hosts.uvicorn_listener import uvicorn_config
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.record import replay_log

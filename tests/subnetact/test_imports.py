@@ -25,10 +25,11 @@ import {modules}
 @pytest.mark.parametrize(
     "modules",
     [
-        "serve.engine, serve.runner, serve.outlook, serve.deadline, serve.limits, serve.metrics",
+        "serve.engine.engine, serve.engine.runner, serve.engine.outlook",
+        "serve.models.deadline, serve.models.limits, serve.observe.metrics",
         "subnetact.cli, subnetact.profiling.profiler",
         "subnetact.cuda.cuda_accelerator, subnetact.cuda.cuda_executor",
-        "benchmarks.gpu, training.trainer.trainer, training.trainer.distributed",
+        "serve.bench.gpu.__main__, training.trainer.trainer, training.trainer.distributed",
         "traces.open_loop.replay",
     ],
 )

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from serve.dial import Dial, dial
-from serve.live_replay import LiveReplay
+from serve.client.dial import Dial, dial
+from serve.commands.live_replay import LiveReplay
 from traces.generators.arrivals import gamma, poisson
 from traces.open_loop.sender_processes import SenderError, processes_for, replay_in_processes
 from traces.open_loop.timeline import COLUMNS

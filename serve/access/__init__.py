@@ -1,0 +1,1 @@
+"""Who may ask, and how often; imports `serve`'s config and models."""

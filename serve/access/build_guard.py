@@ -1,0 +1,29 @@
+"""What a server shows to whom: its guard, and the refusal to open more than was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serve.access.guard import Guard, is_loopback
+from serve.access.rate_limits import RateLimits
+from serve.access.tls import tls_files
+from serve.access.tokens import VARIABLE, read_tokens
+from serve.config import ConfigError, ServeConfig
+
+
+def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
+    """Return the guard of all doors. Raises ConfigError for what cannot or should not be served."""
+    tokens = read_tokens(config.tokens_file)
+    if tokens is None and not is_loopback(config.host) and not config.allow_anonymous:
+        raise ConfigError(
+            f"host {config.host} lets others in and there are no tokens: give tokens_file or "
+            f"{VARIABLE}, or set allow_anonymous=true if everybody there may ask"
+        )
+    tls = tls_files(config)
+    if tls is not None:
+        tls.check()
+    rates = None
+    if config.rate_limit_qps is not None:
+        burst = config.rate_limit_burst or max(1.0, config.rate_limit_qps)
+        rates = RateLimits(config.rate_limit_qps, burst, clock)
+    return Guard(tokens, rates)

@@ -1,0 +1,1 @@
+"""`supernet bench actuation`: subnets on this CPU against static networks; imports anything."""

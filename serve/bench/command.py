@@ -1,0 +1,89 @@
+"""`supernet bench`: the project's benchmarks. A subcommand imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.bench.rows import write_rows
+from serve.bench.serving.command import bench_serving
+from serve.bench.training.command import bench_training
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run a benchmark; rows of figure, value, unit and detail.",
+)
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+@bench_app.command("policies")
+def policies(
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of rows.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Longer traces and all tiny instances: hours.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one per core.")
+    ] = None,
+    profiles: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the published profiles.")
+    ] = PROFILES,
+) -> None:
+    """Reproduce SuperServe's tables in the simulator, and hold every policy against ours."""
+    from serve.bench.policies.bench import FULL, QUICK, Bench, summary
+    from traces.commands.output import user_errors
+
+    with user_errors():
+        bench = Bench(
+            profiles,
+            FULL if full else QUICK,
+            processes=processes,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+        rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
+        write_rows(rows, json_out, summary(rows))
+
+
+@bench_app.command("actuation")
+def actuation(
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of rows.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compile every subnet, not the middle ones only.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these: resnet, mobilenet, compile, switch, memory, sgs, default.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,
+) -> None:
+    """Measure switching, packed slices, memory and residency policies on this CPU."""
+    from serve.bench.actuation.bench import Bench
+    from traces.commands.output import user_errors
+
+    with user_errors():
+        bench = Bench(repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True))
+        rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
+        lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
+        write_rows(rows, json_out, "\n".join(lines))
+
+
+bench_app.command("training")(bench_training)
+bench_app.command("serving")(bench_serving)

@@ -1,0 +1,1 @@
+"""`python -m serve.bench.gpu`: checks and times the CUDA path; needs neither Ray nor pydantic."""

@@ -1,0 +1,110 @@
+"""Check and time the CUDA path in one command: `python -m serve.bench.gpu --json FILE`.
+
+Parts run in order of value, each within what is left of `--minutes`; rows are written after every
+part, so that whatever ends the run leaves what was measured. `--device cpu` runs every line on tiny
+networks, with the CPU in place of the device: a check of this program, its times mean nothing.
+Exit code 1 when a part failed or results disagreed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from serve.bench.gpu.cases import FULL, TINY, Bench
+from serve.bench.gpu.latency import compiled, equality, latency, switching
+from serve.bench.gpu.residency import profile, residency, streaming
+
+_ROOT = Path(__file__).parents[3]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_PROFILES = _ROOT / "profiles"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts; see the module."""
+    options = _parse(argv)
+    try:
+        bench = Bench(
+            options.device,
+            FULL if options.device == "cuda" else TINY,
+            60.0 * options.minutes,
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    except ValueError as error:
+        print(f"serve.bench.gpu: {error}", file=sys.stderr)
+        return 2
+    out = options.json or _RESULTS / f"{bench.date}-gpu-{options.device}.json"
+    parts: dict[str, Callable[[Bench], None]] = {
+        "equality": equality,
+        "latency": latency,
+        "profile": lambda bench: profile(bench, options.profiles),
+        "streaming": streaming,
+        "switching": switching,
+        "residency": residency,
+        "compiled": compiled,
+    }
+    wanted = list(parts) if options.parts is None else options.parts.split(",")
+    unknown = sorted(set(wanted) - set(parts))
+    if unknown:
+        print(
+            f"serve.bench.gpu: unknown part {', '.join(unknown)}; allowed {', '.join(parts)}",
+            file=sys.stderr,
+        )
+        return 2
+    is_whole = True
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        for name in wanted:
+            is_whole &= run_part(bench, name, parts[name])
+            write(out, bench)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    print(f"{out}: {len(bench.rows)} rows", file=sys.stderr)
+    return 0 if is_whole and not bench.failures else 1
+
+
+def run_part(bench: Bench, name: str, part: Callable[[Bench], None]) -> bool:
+    """Run one part in the time that is left; a fault is a row, and ends that part only."""
+    bench.tell(f"{name} ({bench.left_s:.0f} s left)")
+    if bench.left_s <= 0:
+        bench.row(f"{name}/skipped", 1, "count", "no time was left")
+        return True
+    try:
+        with torch.inference_mode():
+            part(bench)
+    except Exception as error:  # any: the other parts are still worth their time
+        traceback.print_exc()
+        bench.row(f"{name}/failed", 1, "count", f"{type(error).__name__}: {error}"[:500])
+        return False
+    if bench.left_s <= 0:
+        bench.row(f"{name}/cut", 1, "count", "the time ended in this part: it may lack rows")
+    return True
+
+
+def write(path: Path, bench: Bench) -> None:
+    """Write the rows so far; a file that is there is replaced once the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(bench.rows, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serve.bench.gpu", description=__doc__)
+    parser.add_argument("--json", type=Path, help="file of rows (default: a dated result file)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=7.5, help="no part starts after this")
+    parser.add_argument("--parts", help="only these, comma-separated")
+    parser.add_argument("--profiles", type=Path, default=_PROFILES, help="folder of the profile")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

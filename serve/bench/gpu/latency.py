@@ -1,0 +1,275 @@
+"""Parts of `serve.bench.gpu`: equality, latency against static networks, switching, compile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from serve.bench.gpu.cases import (
+    Bench,
+    brief,
+    random_checkpoint,
+    random_samples,
+    ratio,
+    sizes,
+    static_call,
+)
+from subnetact.cuda.accelerator import Replay
+from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_supernet import supernet_bytes
+from supernet import Arch, Checkpoint, define_supernet
+
+_MODES = ("folded", "shared")
+_BF16_SLACK = 0.01  # of the largest logit, beside twice the error of the extracted net itself
+_FP32_TOLERANCE = 1e-3
+_EQUALITY_LEAVES = 0.55  # of the time, to the parts that measure
+
+
+def equality(bench: Bench) -> None:
+    """Hold graph, eager and streamed runs against the extracted subnet, at every budget."""
+    _compare(bench)
+    detail = "; ".join(bench.failures) or "graph, eager, streamed and extracted agree"
+    bench.row("equality_failures", len(bench.failures), "count", detail)
+
+
+def _compare(bench: Bench) -> None:
+    for net_name, variant in bench.settings.nets.items():
+        archs = sizes(define_supernet(variant))
+        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        for dtype in (torch.float32, torch.bfloat16):
+            for packing in _MODES:
+                ladder = bench.settings.batch_sizes[:3]
+                eager = bench.executor(
+                    checkpoint,
+                    packing=packing,
+                    dtype=dtype,
+                    batch_sizes=ladder,
+                    graph_budget_bytes=0,
+                )
+                for share in (None, *((0.0, 0.5, 1.0) if packing == "folded" else (0.4,))):
+                    if bench.left_s < _EQUALITY_LEAVES * bench.budget_s:
+                        bench.row("equality/cut", 1, "count", f"before {net_name} {dtype}")
+                        return
+                    _equality_of(bench, net_name, checkpoint, archs, eager, share)
+                eager.close()
+
+
+def _equality_of(
+    bench: Bench,
+    net_name: str,
+    checkpoint: Checkpoint,
+    archs: Mapping[str, Arch],
+    eager: DeviceExecutor,
+    share: float | None,
+) -> None:
+    packing, dtype = eager.packing, eager.net.dtype
+    budget = None
+    if share is not None:
+        budget = int(share * supernet_bytes(checkpoint.definition, dtype))
+    name, ladder = eager.dtype, eager.batch_sizes
+    captured = bench.executor(
+        checkpoint, packing=packing, dtype=dtype, batch_sizes=ladder, budget_bytes=budget
+    )
+    captured.warm_up()
+    worst = {"graph_over_fp32": 0.0, "graph_over_eager": 0.0, "extracted_over_fp32": 0.0}
+    for size, arch in archs.items():
+        inputs = random_samples(checkpoint, max(1, ladder[-1] - 1))  # padded
+        reference = _extracted(bench, checkpoint, arch, torch.float32, inputs)
+        own = _difference(_extracted(bench, checkpoint, arch, dtype, inputs), reference)
+        for _ in range(2):  # the second run prefetches what it streams
+            got = captured.run(arch.subnet_id, inputs)
+            error = _difference(got, reference)
+            allowed = _FP32_TOLERANCE if dtype == torch.float32 else 2 * own + _BF16_SLACK
+            if not error <= allowed:
+                where = f"{net_name}/{size}/{name}/{packing}/budget {share}"
+                bench.failures.append(f"{where}: {error:.4g} above {allowed:.4g}")
+            plain = eager.run(arch.subnet_id, inputs)
+            worst["graph_over_fp32"] = max(worst["graph_over_fp32"], error)
+            worst["graph_over_eager"] = max(worst["graph_over_eager"], _difference(got, plain))
+        worst["extracted_over_fp32"] = max(worst["extracted_over_fp32"], own)
+    counts = captured.counts()
+    detail = (
+        f"largest difference over largest logit, of min, mid, max; {counts['graph_replays']} "
+        f"replays, {counts['eager_batches']} eager, {counts['slice_bytes']} bytes resident, "
+        f"{counts['streamed_bytes']} streamed"
+    )
+    label = "all" if share is None else f"{share:.0%}"
+    for what, value in worst.items():
+        figure = f"equality/{net_name}/{name}/{packing}/budget_{label}/{what}"
+        bench.row(figure, value, "relative", detail)
+    captured.close()
+
+
+def latency(bench: Bench) -> None:
+    """Time the actuated graph against the extracted network: eager, and captured itself."""
+    for net_name, variant in bench.settings.nets.items():
+        archs = sizes(define_supernet(variant))
+        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        executors = {mode: bench.executor(checkpoint, packing=mode) for mode in _MODES}
+        for mode, executor in executors.items():
+            start_s = time.perf_counter()
+            executor.warm_up()
+            taken_s = time.perf_counter() - start_s
+            counts = executor.counts()
+            detail = (
+                f"{counts['graphs_live']} graphs live, {counts['graphs_refused']} refused "
+                f"({executor.details}), slices {counts['slice_bytes']} bytes"
+            )
+            bench.row(f"{net_name}/{mode}/warm_up", taken_s, "s", detail)
+            bench.row(f"{net_name}/{mode}/graph_bytes", counts["graph_bytes"], "bytes", detail)
+        for batch_size in bench.settings.batch_sizes:
+            for size, arch in archs.items():
+                if bench.left_s < 0:
+                    return
+                figure = f"{net_name}/{size}/b{batch_size}"
+                _latency_of(bench, figure, checkpoint, executors, arch, batch_size)
+        for executor in executors.values():
+            executor.close()
+        bench.accelerator.drop_captures()  # last: see CudaAccelerator
+
+
+def _latency_of(
+    bench: Bench,
+    figure: str,
+    checkpoint: Checkpoint,
+    executors: Mapping[str, DeviceExecutor],
+    arch: Arch,
+    batch_size: int,
+) -> None:
+    inputs = random_samples(checkpoint, batch_size)
+    samples = torch.from_numpy(inputs).to(bench.device)
+    static = static_call(checkpoint, arch, bench.device, torch.bfloat16)
+    calls: dict[str, Callable[[], object]] = {"static_eager": lambda: static(samples)}
+    captured, _ = capture_static(bench, lambda: static(samples))
+    calls["static_graph"] = captured.replay
+    for mode, executor in executors.items():
+        lease = executor.graphs.lease(arch.subnet_id, batch_size)
+        if lease is not None:
+            with lease:
+                calls[mode] = lease.graph.replay
+        calls[f"{mode}_host_to_host"] = _host_to_host(executor, arch.subnet_id, inputs)
+    samples_s = bench.interleaved(calls)
+    for mode in executors:
+        if mode in calls:
+            for over in ("static_eager", "static_graph"):
+                value = ratio(samples_s, mode, over)
+                bench.row(f"{figure}/{mode}_graph_over_{over}", value, "ratio", brief(samples_s))
+    for name in calls:
+        value = float(np.median(samples_s[name])) * 1e3
+        bench.row(f"{figure}/{name}", value, "ms", "uint8 in, logits out; bf16, channels-last")
+
+
+def _host_to_host(executor: DeviceExecutor, subnet_id: str, inputs: np.ndarray) -> Callable:
+    return lambda: executor.run(subnet_id, inputs)
+
+
+def capture_static(bench: Bench, call: Callable[[], object]) -> tuple[Replay, int]:
+    """Capture a static network as the actuated ones are captured."""
+
+    def run() -> None:
+        kept["y"] = call()
+
+    kept: dict[str, object] = {}
+    bench.accelerator.peak_bytes(run)  # warms up
+    return bench.accelerator.capture(run)
+
+
+def switching(bench: Bench) -> None:
+    """Time choosing another subnet's graph, and a batch after a switch against one without."""
+    for net_name, variant in bench.settings.nets.items():
+        archs = sizes(define_supernet(variant))
+        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        executor = bench.executor(checkpoint, batch_sizes=(1,))
+        executor.warm_up()
+        ids = executor.subnet_ids
+        taken_s: list[float] = []
+        for i in np.random.default_rng(0).integers(len(ids), size=bench.settings.switches):
+            start_s = time.perf_counter()
+            lease = executor.graphs.lease(ids[i], 1)
+            taken_s.append(time.perf_counter() - start_s)
+            if lease is not None:
+                with lease:
+                    pass
+        detail = f"choosing the graph of another subnet, {len(taken_s)} times, no replay"
+        for quantile in (50, 99):
+            value = float(np.percentile(taken_s, quantile)) * 1e6
+            bench.row(f"{net_name}/switch_p{quantile}", value, "us", detail)
+        _after_a_switch(bench, net_name, executor, checkpoint)
+        executor.close()
+
+
+def _after_a_switch(
+    bench: Bench, net_name: str, executor: DeviceExecutor, checkpoint: Checkpoint
+) -> None:
+    inputs = random_samples(checkpoint, 1)
+    first, *_, last = executor.subnet_ids
+    calls: dict[str, Callable[[], object]] = {}
+    for name, before in (("after_itself", first), ("after_a_switch", last)):
+
+        def pair(before: str = before) -> None:
+            executor.run(before, inputs)
+            start_s = time.perf_counter()
+            executor.run(first, inputs)
+            taken.append(time.perf_counter() - start_s)
+
+        calls[name] = pair
+    taken: list[float] = []
+    bench.interleaved(calls)
+    own, switched = (float(np.median(taken[n::2])) * 1e3 for n in (0, 1))
+    detail = f"batch 1, host to host: {switched:.4f} ms after another subnet, {own:.4f} ms after it"
+    bench.row(f"{net_name}/after_a_switch_over_after_itself", switched / own, "ratio", detail)
+
+
+def compiled(bench: Bench) -> None:
+    """Time the actuated graph against `torch.compile` of the extracted network, with graphs."""
+    for batch_size in bench.settings.compiled_batch_sizes:
+        for net_name, variant in bench.settings.nets.items():
+            archs = sizes(define_supernet(variant))
+            for size in ("mid", "max", "min"):
+                if bench.left_s < 0:
+                    return
+                figure = f"{net_name}/{size}/b{batch_size}"
+                _compiled_of(bench, figure, variant, archs[size], batch_size)
+
+
+def _compiled_of(bench: Bench, figure: str, variant: str, arch: Arch, batch_size: int) -> None:
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    checkpoint = random_checkpoint(variant, (arch,), bench.device)
+    executor = bench.executor(checkpoint, batch_sizes=(batch_size,))
+    executor.warm_up()
+    backend = bench.settings.compile_backend
+    mode = "reduce-overhead" if backend == "inductor" else None  # with CUDA graphs
+    static = static_call(checkpoint, arch, bench.device, torch.bfloat16)
+    fast = torch.compile(static, dynamic=False, backend=backend, mode=mode)
+    samples = torch.from_numpy(random_samples(checkpoint, batch_size)).to(bench.device)
+    start_s = time.perf_counter()
+    fast(samples)
+    bench.sync()
+    compile_s = time.perf_counter() - start_s
+    lease = executor.graphs.lease(arch.subnet_id, batch_size)
+    if lease is None:
+        raise RuntimeError(f"no graph of {arch.subnet_id}: {executor.graphs.status.refusals}")
+    with lease:
+        calls = {"folded_graph": lease.graph.replay, "compiled": lambda: fast(samples)}
+        samples_s = bench.interleaved(calls)
+    detail = f"{brief(samples_s)}; torch.compile, {backend}, {mode}, dynamic=False"
+    value = ratio(samples_s, "folded_graph", "compiled")
+    bench.row(f"{figure}/folded_graph_over_compiled", value, "ratio", detail)
+    bench.row(f"{figure}/compile_time", compile_s, "s", "once per subnet and batch size")
+    executor.close()
+
+
+def _extracted(
+    bench: Bench, checkpoint: Checkpoint, arch: Arch, dtype: torch.dtype, inputs: np.ndarray
+) -> np.ndarray:
+    call = static_call(checkpoint, arch, bench.device, dtype)
+    return call(torch.from_numpy(inputs).to(bench.device)).cpu().numpy()
+
+
+def _difference(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())

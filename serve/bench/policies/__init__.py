@@ -1,0 +1,1 @@
+"""`supernet bench policies`: every policy in the simulator; imports anything but torch and Ray."""

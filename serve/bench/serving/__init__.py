@@ -1,0 +1,1 @@
+"""`supernet bench serving`: live servers, ours and peers; imports anything."""

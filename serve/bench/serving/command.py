@@ -1,0 +1,82 @@
+"""`supernet bench serving`: the options; `bench.py` is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.bench.rows import write_rows
+
+
+def bench_serving(
+    json_out: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write the rows, and a picture beside them."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Longer runs, more rounds, a soak of an hour.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these: peers, overload, doors, soak. Default: all but soak.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the supernet; default: the demo's, runs/demo/checkpoint."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Samples to send; default: the data folder beside the checkpoint."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where cells are kept, to go on from.")] = Path(
+        "runs/bench_serving"
+    ),
+    duration_s: Annotated[
+        float | None,
+        typer.Option(min=1, help="Length of the soak; default: 60 s, with --full an hour."),
+    ] = None,
+) -> None:
+    """Measure this system against Ray Serve's own batching, beyond capacity, and door by door."""
+    from serve.bench.serving.bench import ServingBench
+    from serve.client import ClientError
+    from serve.config import ConfigError
+    from slackfit.profile import ProfileError
+    from supernet import CheckpointError
+    from traces.trace import TraceError
+
+    bench = None
+    try:
+        bench = ServingBench(
+            out,
+            checkpoint=checkpoint,
+            data=data,
+            full=full,
+            duration_s=duration_s,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+        bench.run(None if part is None else [name.strip() for name in part.split(",")])
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it was", err=True)
+    except (ConfigError, CheckpointError, ClientError, ProfileError, TraceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    else:
+        _write(bench.rows, bench.picture, json_out)
+        return
+    if bench is not None:
+        _write(bench.rows, bench.picture, json_out)
+    raise typer.Exit(130)
+
+
+def _write(rows: list[dict], picture: dict, json_out: str | None) -> None:
+    text = "\n".join(f"{r['figure']:<58} {r['value']:>12} {r['unit']}" for r in rows)
+    write_rows(rows, json_out, text)
+    if picture and json_out not in (None, "-"):
+        from traces.report.plane_plot import save_planes
+
+        save_planes(Path(json_out).with_suffix(".svg"), picture)

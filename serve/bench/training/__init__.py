@@ -1,0 +1,1 @@
+"""`supernet bench training`: every training strategy; imports anything."""

@@ -1,0 +1,148 @@
+"""What a person asks of a served supernet, and what comes back: `Ask` and `InferResult`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serve.client.rest_answers import number_of, text_of
+
+Images = np.ndarray | bytes | Sequence[bytes]
+"""uint8 (C, H, W) or (B, C, H, W); or a JPEG or PNG file as bytes, or a sequence of B files."""
+
+GRACE_S = 0.25
+"""A client waits so much longer than it lets the server: the server's word says more."""
+
+
+_LIMIT_S = 30.0
+_SLACK_S = 1.0
+
+
+class Times(NamedTuple):
+    """What is left of a query's times: its SLO, and when it is of no use any more.
+
+    What is not given does not travel, so that the deployment's own SLO holds when none is.
+    """
+
+    slo_s: float | None
+    timeout_s: float | None
+
+    @property
+    def limit_s(self) -> float:
+        """How long the client waits: a little longer than it lets the server."""
+        if self.timeout_s is not None:
+            return self.timeout_s + GRACE_S
+        return max(_LIMIT_S, 2 * (self.slo_s or 0.0))
+
+    @property
+    def slack_s(self) -> float:
+        """How long asking again may be of use."""
+        given = [given_s for given_s in self if given_s is not None]
+        return min(given, default=_SLACK_S)
+
+
+class Ask(NamedTuple):
+    """One inference request: a batch of samples, uint8 (B, C, H, W) or B image files."""
+
+    model: str
+    samples: np.ndarray | tuple[bytes, ...]
+    parameters: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResult:
+    """The answer to one request of B samples.
+
+    `logits` are float32 (B, num_classes). `subnet_id` and `accuracy` say which subnet served and
+    its profiled accuracy, a fraction (of several: joined by commas, and the mean). `queue_s`,
+    `execution_s` and `slack_s` (left until the deadline; negative when late) are the server's;
+    `latency_s` is what the caller waited, retries included.
+    """
+
+    logits: np.ndarray
+    subnet_id: str
+    accuracy: float
+    policy: str
+    is_late: bool
+    batch_size: int
+    queue_s: float
+    execution_s: float
+    slack_s: float
+    latency_s: float = 0.0
+    num_retries: int = 0
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of the highest logit of each sample, int64 (B,)."""
+        return self.logits.argmax(axis=1)
+
+
+def make_ask(
+    model: str,
+    images: Images,
+    *,
+    priority: int,
+    min_accuracy: float | None,
+    subnet: str | None,
+) -> Ask:
+    """Return a request. Raises ValueError for images that no model takes."""
+    parameters: dict[str, str | int | float] = {}
+    if priority:
+        parameters["priority"] = priority
+    if min_accuracy is not None:
+        parameters["min_accuracy"] = min_accuracy
+    if subnet is not None:
+        parameters["subnet"] = subnet
+    return Ask(model, _samples(images), parameters)
+
+
+def make_times(slo_ms: float | None, timeout_s: float | None) -> Times:
+    """Return the times of a query. Raises ValueError unless they are above 0."""
+    for name, value in (("slo_ms", slo_ms), ("timeout_s", timeout_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}, allowed a finite number above 0")
+    return Times(None if slo_ms is None else slo_ms * 1e-3, timeout_s)
+
+
+def make_result(output: np.ndarray | None, said: Mapping[str, Any], count: int) -> InferResult:
+    """Return the result in an answer's first output (flat, for `count` samples) and parameters.
+
+    Raises ValueError when the output does not fit.
+    """
+    if output is None or not output.size:
+        raise ValueError("it holds no logits")
+    return InferResult(
+        logits=output.astype(np.float32, copy=False).reshape(count, -1),
+        subnet_id=text_of(said.get("subnet")) or "",
+        accuracy=number_of(said.get("accuracy")),
+        policy=text_of(said.get("policy")) or "",
+        is_late=said.get("status") == "late",
+        batch_size=int(number_of(said.get("batch_size"))),
+        queue_s=number_of(said.get("queue_s")),
+        execution_s=number_of(said.get("execution_s")),
+        slack_s=_signed(said.get("slack_s")),
+    )
+
+
+def _samples(images: Images) -> np.ndarray | tuple[bytes, ...]:
+    if isinstance(images, bytes):
+        return (images,)
+    if not isinstance(images, np.ndarray):
+        files = tuple(images)
+        if not files or not all(isinstance(file, bytes) for file in files):
+            raise ValueError("images is a sequence of something else than the bytes of image files")
+        return files
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}, allowed uint8 (C, H, W) or (B, C, H, W)"
+        )
+    return images if images.ndim == 4 else images[np.newaxis]
+
+
+def _signed(value: Any) -> float:
+    number = number_of(value)
+    return number if number else -number_of(-value if isinstance(value, int | float) else None)

@@ -1,0 +1,306 @@
+"""The client for people: `Client` waits, `AsyncClient` is awaited; HTTP and gRPC by the URL.
+
+```python
+with Client("http://127.0.0.1:8000", slo_ms=50) as client:  # or grpc://127.0.0.1:8001
+    result = client.infer(images)                           # uint8 (B, C, H, W), or PNG/JPEG bytes
+    print(result.labels, result.subnet_id, result.accuracy, result.slack_s)
+```
+
+What a server did not answer (it died, is draining or not ready) is asked again while slack is left:
+within `slo_ms` or `timeout_s` of the call, else for a second (`retry.py`). What was refused for
+load is not, and raises at once, with the predicted earliest finish. A query without an
+output raises an `InferError` (`errors.py`). For open-loop load, which counts instead of
+raising, see `rest_target.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any, Protocol, Self
+
+from serve.client.addresses import SCHEMES, is_rpc
+from serve.client.ask import Ask, Images, InferResult, Times, make_ask, make_times
+from serve.client.errors import InferError, UnavailableError
+from serve.client.info import ModelInfo, SubnetStatistics, read_info, read_statistics
+from serve.client.rest_answers import ClientError
+from serve.client.rest_transport import AsyncHttpTransport, HttpTransport
+from serve.client.retry import Attempts, RetryBucket
+
+__all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
+
+_LOOK_S = 30.0
+
+
+class Transport(Protocol):
+    """Sends one request and waits; `rest_transport` and `rpc_transport` have one each."""
+
+    def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
+    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same, awaited."""
+
+    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
+    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+class _Asked:
+    """One call of `infer`: its request, its attempts, and what to do with the end of each."""
+
+    def __init__(self, ask: Ask, times: Times, bucket: RetryBucket) -> None:
+        self.ask = ask
+        self._times = times
+        self._attempts = Attempts(bucket, time.monotonic, times.slack_s)
+
+    def times(self) -> Times:
+        """Return what is left for the next attempt."""
+        left_s = self._attempts.left_s
+        return Times(*(None if given_s is None else left_s(given_s) for given_s in self._times))
+
+    def next_wait_s(self, end: InferResult | InferError) -> float | None:
+        """Return how long to wait before asking again; None when this end stays."""
+        if isinstance(end, UnavailableError):
+            return self._attempts.next_wait_s()
+        self._attempts.answered()
+        return None
+
+    def finish(self, end: InferResult | InferError) -> InferResult:
+        """Return the result, or raise the error, with what the attempts came to."""
+        num_retries = self._attempts.num_retries
+        if isinstance(end, InferError):
+            end.num_retries = num_retries
+            raise end
+        latency_s = self._attempts.spent_s
+        return dataclasses.replace(end, num_retries=num_retries, latency_s=latency_s)
+
+
+class _Settings:
+    """What both clients are made with."""
+
+    def __init__(
+        self, url: str, model: str | None, slo_ms: float | None, timeout_s: float | None
+    ) -> None:
+        make_times(slo_ms, timeout_s)
+        if not url.startswith(SCHEMES):
+            raise ClientError(f"{url}: not a URL of a server; give {', '.join(SCHEMES)}")
+        self.is_rpc = is_rpc(url)
+        self.url = url
+        self.model = model
+        self.slo_ms = slo_ms
+        self.timeout_s = timeout_s
+        self.bucket = RetryBucket()
+
+    def asked(self, ask: Ask, slo_ms: float | None, timeout_s: float | None) -> _Asked:
+        times = make_times(
+            self.slo_ms if slo_ms is None else slo_ms,
+            self.timeout_s if timeout_s is None else timeout_s,
+        )
+        return _Asked(ask, times, self.bucket)
+
+    def first_model(self, server: dict[str, Any]) -> str:
+        """Choose the first model that a server lists. Raises ClientError."""
+        models = server.get("models")
+        if not isinstance(models, list) or not models:
+            text = "does not list its models (gRPC has no list): give model="
+            raise ClientError(f"{self.url} {text}")
+        self.model = str(models[0])
+        return self.model
+
+
+class Client:
+    """A client that waits for its answers; threads may share one.
+
+    `model` None asks the server for its first (HTTP only). `slo_ms` is the deadline of every call
+    unless it gives another (None: the deployment's), soft: a late answer still comes, marked
+    `is_late`. After `timeout_s` nobody wants it: the server drops the query and says so (None: the
+    client waits for half a minute or twice the SLO, and the server is not told).
+    `is_json` sends tensors as JSON instead of bytes (a hundred times the work for the server).
+    `token` travels as a bearer token.
+
+    Raises ValueError for times that are not above 0, ClientError for a URL of something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        is_json: bool = False,
+        token: str | None = None,
+    ) -> None:
+        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._transport: Transport
+        if self._settings.is_rpc:
+            from serve.client.rpc_transport import RpcTransport
+
+            self._transport = RpcTransport(url, token=token)
+        else:
+            self._transport = HttpTransport(url, is_json=is_json, token=token)
+
+    def infer(
+        self,
+        images: Images,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        min_accuracy: float | None = None,
+        subnet: str | None = None,
+    ) -> InferResult:
+        """Serve one request: uint8 (C, H, W) or (B, C, H, W), or one or B image files as bytes.
+
+        `priority` 1 is the highest and protects from being given up, 0 is the default;
+        `min_accuracy` is a floor on the subnet's profiled accuracy, a fraction; `subnet` pins one.
+
+        Raises InferError when there is no output, ValueError for images that no model takes.
+        """
+        ask = make_ask(
+            self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+        )
+        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        while True:
+            end = self._transport.infer(asked.ask, asked.times())
+            wait_s = asked.next_wait_s(end)
+            if wait_s is None:
+                return asked.finish(end)
+            time.sleep(wait_s)
+
+    @property
+    def num_retries(self) -> int:
+        """How often this client has asked something again."""
+        return self._settings.bucket.num_retries
+
+    def is_ready(self, model: str | None = None) -> bool:
+        """Return whether the server, or one model of it, takes queries; false when it is gone.
+
+        Raises UnknownModelError.
+        """
+        try:
+            said = self._look("ready" if model is None else "model_ready", model)
+        except UnavailableError:
+            return False
+        return said.get("ready") is True
+
+    def model_info(self, model: str | None = None) -> ModelInfo:
+        """Return the metadata of a model (None: this client's). Raises InferError."""
+        return read_info(self._look("model", model or self._model()))
+
+    def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
+        """Return a row for each subnet of a model (None: this client's). Raises InferError."""
+        return read_statistics(self._look("model_statistics", model or self._model()))
+
+    def server_info(self) -> dict[str, Any]:
+        """Return the server's metadata: name, version, extensions. Raises InferError."""
+        return self._look("server", None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _model(self) -> str:
+        return self._settings.model or self._settings.first_model(self.server_info())
+
+    def _look(self, kind: str, model: str | None) -> dict[str, Any]:
+        return self._transport.look(kind, model, _LOOK_S)
+
+
+class AsyncClient:
+    """`Client` for an event loop: every method is awaited, any number of calls at once."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        is_json: bool = False,
+        token: str | None = None,
+    ) -> None:
+        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._transport: AsyncTransport
+        if self._settings.is_rpc:
+            from serve.client.rpc_transport import AsyncRpcTransport
+
+            self._transport = AsyncRpcTransport(url, token=token)
+        else:
+            self._transport = AsyncHttpTransport(url, is_json=is_json, token=token)
+
+    async def infer(
+        self,
+        images: Images,
+        *,
+        slo_ms: float | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        min_accuracy: float | None = None,
+        subnet: str | None = None,
+    ) -> InferResult:
+        """Serve one request; see `Client.infer`."""
+        ask = make_ask(
+            await self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+        )
+        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        while True:
+            end = await self._transport.infer(asked.ask, asked.times())
+            wait_s = asked.next_wait_s(end)
+            if wait_s is None:
+                return asked.finish(end)
+            await asyncio.sleep(wait_s)
+
+    @property
+    def num_retries(self) -> int:
+        """How often this client has asked something again."""
+        return self._settings.bucket.num_retries
+
+    async def is_ready(self, model: str | None = None) -> bool:
+        """Return whether the server, or one model of it, takes queries; false when it is gone.
+
+        Raises UnknownModelError.
+        """
+        try:
+            said = await self._look("ready" if model is None else "model_ready", model)
+        except UnavailableError:
+            return False
+        return said.get("ready") is True
+
+    async def model_info(self, model: str | None = None) -> ModelInfo:
+        """Return the metadata of a model (None: this client's). Raises InferError."""
+        return read_info(await self._look("model", model or await self._model()))
+
+    async def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
+        """Return a row for each subnet of a model (None: this client's). Raises InferError."""
+        return read_statistics(await self._look("model_statistics", model or await self._model()))
+
+    async def server_info(self) -> dict[str, Any]:
+        """Return the server's metadata: name, version, extensions. Raises InferError."""
+        return await self._look("server", None)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _model(self) -> str:
+        return self._settings.model or self._settings.first_model(await self.server_info())
+
+    async def _look(self, kind: str, model: str | None) -> dict[str, Any]:
+        return await self._transport.look(kind, model, _LOOK_S)

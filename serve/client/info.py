@@ -1,0 +1,85 @@
+"""What a server says of itself: `ModelInfo` and `SubnetStatistics`, read from either protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve.client.errors import unreadable_answer
+from serve.client.rest_answers import mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A served model: a sample is uint8 `input_shape` (C, H, W).
+
+    `subnet_ids` are what `subnet=` pins. `parameters` are the server's: `policy`, `profile`,
+    `device`, `max_batch_size` (empty over gRPC, whose metadata hold none).
+    """
+
+    name: str
+    subnet_ids: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    num_classes: int
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetStatistics:
+    """What one subnet did since the server started; times are sums, in seconds.
+
+    `subnet_id` is empty in the row that counts the samples without an answer (`num_failed`).
+    """
+
+    model: str
+    subnet_id: str
+    num_served: int
+    num_failed: int
+    num_batches: int
+    latency_s: float
+    queue_s: float
+    execution_s: float
+
+
+def read_info(fields: Mapping[str, Any]) -> ModelInfo:
+    """Return a model's metadata. Raises UnreadableAnswerError."""
+    try:
+        return ModelInfo(
+            name=str(fields["name"]),
+            subnet_ids=tuple(str(version) for version in fields.get("versions", ())),
+            input_shape=tuple(int(size) for size in fields["inputs"][0]["shape"][1:]),
+            num_classes=int(fields["outputs"][0]["shape"][-1]),
+            parameters=mapping(fields.get("parameters")),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise unreadable_answer("no metadata of an image model") from None
+
+
+def read_statistics(fields: Mapping[str, Any]) -> list[SubnetStatistics]:
+    """Return the rows of the statistics extension. Raises UnreadableAnswerError."""
+    try:
+        return [_row(row) for row in fields.get("model_stats", ())]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise unreadable_answer("no statistics of a model") from None
+
+
+def _row(row: Mapping[str, Any]) -> SubnetStatistics:
+    kinds = mapping(row.get("inference_stats"))
+
+    def count(kind: str) -> int:
+        return int(mapping(kinds.get(kind)).get("count", 0))
+
+    def seconds(kind: str) -> float:
+        return int(mapping(kinds.get(kind)).get("ns", 0)) * 1e-9
+
+    return SubnetStatistics(
+        model=str(row["name"]),
+        subnet_id=str(row.get("version", "")),
+        num_served=count("success"),
+        num_failed=count("fail"),
+        num_batches=int(row.get("execution_count", 0)),
+        latency_s=seconds("success"),
+        queue_s=seconds("queue"),
+        execution_s=seconds("compute_infer"),
+    )

@@ -1,0 +1,207 @@
+"""Our requests over HTTP, JSON or binary, blocking (httpx) or not (`http_wire.py`).
+
+The two transports differ in who waits; what they send and how they read is the same code. They
+return how a query ended, an `InferResult` or an `InferError`, and leave raising to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from serve.client.ask import Ask, InferResult, Times, make_result
+from serve.client.environment import trusting_context
+from serve.client.errors import InferError, lost, refusal_error, timed_out, unreadable_answer
+from serve.client.http_wire import HttpWire, Response, WireError
+from serve.client.rest_answers import UnreadableError, read_outputs, read_said
+
+BINARY_HEADER = "Inference-Header-Content-Length"
+_LENGTH = struct.Struct("<I")
+_PATHS = {
+    "server": "",
+    "live": "/health/live",
+    "ready": "/health/ready",
+    "model": "/models/{model}",
+    "model_ready": "/models/{model}/ready",
+    "statistics": "/models/stats",
+    "model_statistics": "/models/{model}/stats",
+}
+
+
+class _Post(NamedTuple):
+    url: str
+    headers: dict[str, str]
+    content: bytes
+
+
+def time_headers(slo_s: float | None, timeout_s: float | None) -> dict[str, str]:
+    """Return the headers that carry what is left of a query's times."""
+    headers: dict[str, str] = {}
+    if slo_s is not None:
+        headers["x-slo-ms"] = f"{slo_s * 1e3:.6g}"
+    if timeout_s is not None:
+        headers["x-request-timeout-seconds"] = f"{timeout_s:.6g}"
+    return headers
+
+
+class _Form:
+    """How requests to one server look, and how its answers read."""
+
+    def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
+        self._server_url = f"{url.rstrip('/')}/v2"
+        self._is_json = is_json
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+
+    def post(self, ask: Ask, times: Times) -> _Post:
+        """Return the HTTP request for an inference."""
+        tensor, tail = _tensor(ask.samples, is_json=self._is_json)
+        parameters = dict(ask.parameters)
+        if not self._is_json:
+            parameters["binary_data_output"] = True
+        head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+        headers = self._headers | time_headers(*times)
+        headers["content-type"] = "application/json"
+        if not self._is_json:
+            headers["content-type"] = "application/octet-stream"
+            headers[BINARY_HEADER] = str(len(head))
+        return _Post(f"{self._model_url(ask.model)}/infer", headers, head + tail)
+
+    def get(self, kind: str, model: str | None) -> _Post:
+        """Return the HTTP request for something that can be looked at."""
+        path = _PATHS[kind].format(model=quote(model or "", safe=""))
+        return _Post(f"{self._server_url}{path}", self._headers, b"")
+
+    def read(self, ask: Ask, answer: Response) -> InferResult | InferError:
+        """Return how the query ended."""
+        if answer.status != 200:
+            return _refusal(answer)
+        try:
+            output, said = read_outputs(answer.body, answer.headers.get(BINARY_HEADER))
+            return make_result(output, said, len(ask.samples))
+        except (UnreadableError, ValueError) as error:
+            return unreadable_answer(str(error))
+
+    def read_object(self, answer: Response) -> dict[str, Any]:
+        """Return the JSON object of an answer. Raises InferError."""
+        if answer.status != 200:
+            raise _refusal(answer)
+        try:
+            fields = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            raise unreadable_answer("no JSON; is this a model server?") from None
+        if not isinstance(fields, Mapping):
+            raise unreadable_answer("no JSON object; is this a model server?")
+        return dict(fields)
+
+    def _model_url(self, model: str) -> str:
+        return f"{self._server_url}/models/{quote(model, safe='')}"
+
+
+def _verified(url: str) -> ssl.SSLContext | bool:
+    return trusting_context() if url.startswith("https://") else True
+
+
+class HttpTransport:
+    """Sends and waits; threads may share one."""
+
+    def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
+        self._form = _Form(url, is_json=is_json, token=token)
+        self._client = httpx.Client(trust_env=False, verify=_verified(url))
+
+    def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+        """Send one request and return how it ended."""
+        post = self._form.post(ask, times)
+        try:
+            return self._form.read(ask, self._send("POST", post, times.limit_s))
+        except InferError as error:
+            return error
+
+    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+        """Return what the server says of itself or of a model. Raises InferError."""
+        return self._form.read_object(self._send("GET", self._form.get(kind, model), timeout_s))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _send(self, method: str, post: _Post, timeout_s: float) -> Response:
+        try:
+            answer = self._client.request(
+                method, post.url, headers=post.headers, content=post.content, timeout=timeout_s
+            )
+        except (httpx.ReadTimeout, httpx.PoolTimeout):
+            raise timed_out(timeout_s) from None
+        except httpx.HTTPError as error:
+            raise lost(f"{post.url}: {type(error).__name__}: {error}") from error
+        return Response(answer.status_code, answer.headers, answer.content)
+
+
+class AsyncHttpTransport:
+    """Sends many at once, in the event loop of the first request."""
+
+    def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
+        self._form = _Form(url, is_json=is_json, token=token)
+        self._wire = HttpWire()
+
+    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+        """Send one request and return how it ended."""
+        post = self._form.post(ask, times)
+        try:
+            return self._form.read(ask, await self._send("POST", post, times.limit_s))
+        except InferError as error:
+            return error
+
+    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+        """Return what the server says of itself or of a model. Raises InferError."""
+        answer = await self._send("GET", self._form.get(kind, model), timeout_s)
+        return self._form.read_object(answer)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._wire.close()
+
+    async def _send(self, method: str, post: _Post, timeout_s: float) -> Response:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._wire.ask(
+                    method, post.url, headers=post.headers, content=post.content
+                )
+        except TimeoutError:
+            raise timed_out(timeout_s) from None
+        except WireError as error:
+            raise lost(f"{post.url}: {error}: {error.__cause__}") from error
+
+
+def _refusal(answer: Response) -> InferError:
+    said = read_said(answer.body, answer.headers.get("Retry-After"))
+    return refusal_error(said, answer.status)
+
+
+def _tensor(
+    samples: np.ndarray | tuple[bytes, ...], *, is_json: bool
+) -> tuple[dict[str, Any], bytes]:
+    """Return the input tensor as JSON, and the bytes that follow the JSON."""
+    fields: dict[str, Any] = {"name": "input"}
+    if isinstance(samples, tuple):
+        fields |= {"datatype": "BYTES", "shape": [len(samples)]}
+        tail = b"".join(_LENGTH.pack(len(file)) + file for file in samples)
+    else:
+        fields |= {"datatype": "UINT8", "shape": list(samples.shape)}
+        tail = samples.tobytes()
+    if not is_json:
+        return fields | {"parameters": {"binary_data_size": len(tail)}}, tail
+    if isinstance(samples, tuple):
+        fields["parameters"] = {"content_type": "base64"}
+        fields["data"] = [base64.b64encode(file).decode() for file in samples]
+    else:
+        fields["data"] = samples.ravel().tolist()
+    return fields, b""

@@ -1,0 +1,1 @@
+"""The verbs serve, replay and top; imports everything but the benchmarks."""

@@ -1,0 +1,202 @@
+"""One replay against a live server, from the address to the reports.
+
+Asks the server what it serves, makes the samples fit, sends from one process or several, and, when
+asked to, lets the simulator serve the same trace and holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.client.dial import Dial, dial
+from slackfit.metrics import summarize
+from slackfit.profile import LatencyProfile
+from traces.burstiness import trace_summary
+from traces.generators.arrivals import gamma
+from traces.open_loop.fidelity import (
+    LiveServer,
+    batch_slowdowns,
+    fidelity,
+    simulate_live,
+    simulated_report,
+    wire_s,
+)
+from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
+from traces.open_loop.replay import Progress, ReplayResult, replay
+from traces.open_loop.sender_processes import processes_for, replay_in_processes
+from traces.open_loop.target import Model, Target, TensorSpec
+from traces.report.intervals import attainment_intervals
+from traces.report.zoom import burst_zoom
+from traces.trace import Trace, TraceError
+
+_PROBE_QPS = 20.0
+_PROBE_S = 2.0
+_PROBE_SLO_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveReplay:
+    """What to send, to whom, and how. `num_processes` None: as many as the trace asks for."""
+
+    trace: Trace
+    url: str
+    model: str | None = None
+    label: str | None = None
+    slo_s: float | None = None
+    data: Path | None = None
+    seed: int = 0
+    warmup_s: float = 0.0
+    timeout_s: float = 30.0
+    max_lag_s: float | None = None
+    max_retries: int = 0
+    num_processes: int | None = None
+    twin: LatencyProfile | None = None
+
+    async def run(
+        self, progress: Callable[[Progress], None] | None = None
+    ) -> tuple[list[dict[str, Any]], ReplayResult]:
+        """Return the report of the run, that of its simulated twin if asked for, and the result.
+
+        Raises:
+            ClientError: the server can't be reached or serves nothing that can be replayed.
+            TraceError: trace, samples and model do not fit together.
+        """
+        client, model = await dial(self.url, self.model)
+        try:
+            payloads, source = self._payloads(model.tensor)
+            self._check_twin(model)
+            idle_s = None if self.twin is None else await self._wire_s(client, payloads)
+            started_s = time.monotonic()
+            result = await self._replay(client, model, payloads, progress)
+            elapsed_s = time.monotonic() - started_s
+        finally:
+            await client.close()
+        report = self._report(model, source, result, elapsed_s)
+        if self.twin is None or idle_s is None or not result.outcomes:
+            return [report], result
+        return self._with_twin(report, model, result, idle_s), result
+
+    def _payloads(self, tensor: TensorSpec) -> tuple[Payloads, str]:
+        if self.data is None:
+            payloads = noise_payloads(tensor, self.seed)
+            return payloads, f"{len(payloads.images)} samples of uniform noise"
+        try:
+            return load_payloads(self.data).fitted(tensor), str(self.data)
+        except TraceError as error:
+            text = str(error)
+            raise TraceError(text if str(self.data) in text else f"{self.data}: {text}") from None
+
+    async def _replay(
+        self,
+        client: Target,
+        model: Model,
+        payloads: Payloads,
+        progress: Callable[[Progress], None] | None,
+    ) -> ReplayResult:
+        options: dict[str, Any] = {
+            "slo_s": self.slo_s,
+            "payloads": payloads.images,
+            "labels": payloads.labels,
+            "seed": self.seed,
+            "timeout_s": self.timeout_s,
+            "warmup_s": self.warmup_s,
+            "max_lag_s": self.max_lag_s,
+            "max_retries": self.max_retries,
+            "progress": progress,
+        }
+        count = self.num_processes or processes_for(self.trace)
+        if count == 1:
+            return await replay(self.trace, client, **options)
+        return await replay_in_processes(self.trace, Dial(self.url, model.name), count, **options)
+
+    async def _wire_s(self, client: Target, payloads: Payloads) -> float:
+        """Measure what a query takes besides waiting and execution, on the idle server."""
+        probe = gamma(_PROBE_QPS, 0.0, _PROBE_S)
+        result = await replay(
+            probe, client, slo_s=_PROBE_SLO_S, payloads=payloads.images, seed=self.seed
+        )
+        if result.is_partial:  # interrupted: there is nothing to keep yet
+            raise asyncio.CancelledError
+        return wire_s(result.answers)
+
+    def _check_twin(self, model: Model) -> None:
+        """Refuse a profile that is not the one that the server serves with."""
+        served = model.parameters.get("profile")
+        if self.twin is not None and served != self.twin.name:
+            raise TraceError(
+                f"the server serves with profile {served!r}, the one given is {self.twin.name!r}; "
+                "simulate with the profile that the server was started with (--profile)"
+            )
+
+    def _report(
+        self, model: Model, source: str, result: ReplayResult, elapsed_s: float
+    ) -> dict[str, Any]:
+        said = model.parameters
+        slo_s = self.slo_s
+        if slo_s is None:
+            assert self.trace.slo_s is not None, "replay refuses a trace without deadlines"
+            slo_s = float(np.median(self.trace.slo_s))
+        report = summarize(
+            result.outcomes,
+            policy=self.label or str(said.get("policy", "unknown")),
+            slo_s=slo_s,
+            duration_s=result.duration_s,
+            seed=self.seed,
+            profile=str(said.get("profile", "")),
+            wall_s=elapsed_s,
+            mode="live",
+            trace=trace_summary(self.trace),
+            config={
+                "model": model.name,
+                "server_policy": said.get("policy"),
+                "server_device": said.get("device"),
+                "payloads": source,
+                "warmup_s": self.warmup_s,
+                "max_retries": self.max_retries,
+            },
+            **result.extra(),
+        )
+        report["slo_attainment_95"] = attainment_intervals(report)
+        report["zoom"] = burst_zoom(result.outcomes, result.duration_s)
+        return report
+
+    def _with_twin(
+        self, live: dict[str, Any], model: Model, result: ReplayResult, idle_s: float
+    ) -> list[dict[str, Any]]:
+        from serve.config import ServeConfig
+
+        assert self.twin is not None, "asked by the caller"
+        defaults = {name: field.default for name, field in ServeConfig.model_fields.items()}
+        server = LiveServer(
+            policy=str(model.parameters.get("policy")),
+            profile=self.twin,
+            wire_s=idle_s,
+            reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
+            max_queue=defaults["max_queue"],
+            drop_hopeless=defaults["drop_hopeless"],
+            correct_latency=defaults["correct_latency"],
+        )
+        options: dict[str, Any] = {
+            "slo_s": self.slo_s, "warmup_s": self.warmup_s, "seed": self.seed
+        }  # fmt: skip
+        slowdowns = batch_slowdowns(result, self.twin, idle_s)
+        last_s = result.answers[-1].intended_s
+        sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
+        told = simulate_live(sent, server, **options)
+        live["fidelity"] = fidelity(result.outcomes, told)
+        live["fidelity_wire_ms"] = idle_s * 1e3
+        if slowdowns:
+            again = simulate_live(sent, server, slowdowns=slowdowns, **options)
+            factors = [slowdown.factor for slowdown in slowdowns]
+            live["fidelity_at_live_speed"] = fidelity(result.outcomes, again)
+            live["batch_time_over_profile"] = {
+                f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
+            }
+        return [live, simulated_report(told, live, sent)]

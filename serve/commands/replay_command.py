@@ -1,0 +1,172 @@
+"""`supernet replay`: an open-loop trace against a live server, and the report of what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from traces.open_loop.result import ReplayResult
+    from traces.trace import Trace
+
+_INTERRUPTED = 130
+
+
+def replay(
+    trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
+    url: Annotated[str, typer.Option(help="The server, e.g. http://127.0.0.1:8000.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Deadline of each query; default: the trace's own.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Samples and labels (images.npy, labels.npy); default: noise."
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Name in the report; default: the server's policy.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model to ask; default: the server's first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
+    warmup_s: Annotated[float, typer.Option(min=0, help="Seconds left out at the start.")] = 0.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after which a query is given up.")
+    ] = 30.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Sends again when refused, while the deadline leaves room.")
+    ] = 0,
+    max_lag_ms: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sending later (p99) makes the run invalid; default: SLO / 10."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Senders; default: what the trace's rate asks for.")
+    ] = None,
+    also_simulate: Annotated[
+        bool, typer.Option("--also-simulate", help="Simulate the same, and show the error.")
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The server's profile, for --also-simulate."),
+    ] = None,
+) -> None:
+    """Replay a trace against a live server; write report.json, report.html and timeline.parquet.
+
+    Ctrl-C ends the run early with a valid report of what was sent until then.
+    """
+    words = _command(locals())
+    if also_simulate != (profile is not None):
+        typer.echo("error: --also-simulate and --profile FILE go together", err=True)
+        raise typer.Exit(2)
+    from serve.client.rest_answers import ClientError
+    from serve.commands.live_replay import LiveReplay
+    from slackfit.profile import LatencyProfile
+    from traces.commands.output import user_errors
+    from traces.open_loop.progress import replay_progress
+    from traces.open_loop.sender_processes import SenderError
+    from traces.spec.spec import parse_spec
+
+    with user_errors():
+        live = LiveReplay(
+            trace=parse_spec(trace, seed=seed),
+            url=url,
+            model=model,
+            label=policy,
+            slo_s=None if slo_ms is None else slo_ms * 1e-3,
+            data=data,
+            seed=seed,
+            warmup_s=warmup_s,
+            timeout_s=timeout_s,
+            max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
+            max_retries=retries,
+            num_processes=processes,
+            twin=None if profile is None else LatencyProfile.load(profile),
+        )
+        try:
+            with replay_progress("replay") as show:
+                reports, result = asyncio.run(live.run(show))
+        except (ClientError, SenderError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        write_run([{**r, "command": words} for r in reports], live.trace, result, out)
+    if result.is_partial:
+        raise typer.Exit(_INTERRUPTED)
+
+
+def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult, out: Path) -> None:
+    """Write report.json, report.html and timeline.parquet into a folder; print the figures."""
+    from rich.console import Console
+
+    from traces.open_loop.timeline import write_timeline
+    from traces.report.report import write_report_html, write_report_json
+    from traces.report.table import report_table
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_report_json(out / "report.json", reports)
+    write_report_html(out / "report.html", reports, title="Replay report")
+    write_timeline(out / "timeline.parquet", trace, result)
+    Console(width=None if sys.stdout.isatty() else 140).print(report_table(reports))
+    for line in _about_generator(reports[0]) + _about_fidelity(reports[0]):
+        typer.echo(line)
+    typer.echo(f"report: {out / 'report.html'}", err=True)
+
+
+def _about_generator(report: Mapping[str, Any]) -> list[str]:
+    lag, capacity = report["generator_lag_ms"], report["generator_capacity_qps"]
+    if lag["p99"] is None:
+        return ["generator: nothing was sent"]
+    line = f"generator: lag p50 {lag['p50']:.2f}, p99 {lag['p99']:.2f}, max {lag['max']:.2f} ms"
+    if capacity is not None:
+        line += f"; {report['generator_processes']} sending could do {capacity:,.0f} queries/s"
+    invalid = report["invalid_reason"]
+    return [line, *([f"INVALID: {invalid}"] if invalid else [])]
+
+
+def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
+    """Say the simulation's errors in lines, one per figure."""
+    lines: list[str] = []
+    for key, title in (
+        ("fidelity", "simulated from the profile"),
+        ("fidelity_at_live_speed", "simulated with a device as slow as the live one was"),
+    ):
+        if key not in report:
+            continue
+        lines.append(f"{title}:")
+        for name, row in report[key].items():
+            if row["error"] is None:
+                lines.append(f"  {name:22} live {row['live']}, simulated {row['simulated']}")
+                continue
+            is_latency = name.endswith("_ms")
+            error = f"{row['error']:+.1%}" if is_latency else f"{row['error']:+.4f}"
+            digits = ".2f" if is_latency else ".4f"
+            shown = f"live {row['live']:{digits}}, simulated {row['simulated']:{digits}}"
+            lines.append(f"  {name:22} {shown}, error {error}")
+    return lines
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """Return the command line that makes this run again, outputs left out."""
+    words = ["supernet", "replay", "--trace", given["trace"], "--url", given["url"]]
+    words += ["--seed", str(given["seed"])]
+    for key in ("slo_ms", "data", "model", "retries", "max_lag_ms", "processes", "profile"):
+        if given[key]:
+            value = given[key]
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [f"--{key.replace('_', '-')}", text]
+    if given["warmup_s"]:
+        words += ["--warmup-s", f"{given['warmup_s']:g}"]
+    if given["timeout_s"] != 30.0:
+        words += ["--timeout-s", f"{given['timeout_s']:g}"]
+    if given["also_simulate"]:
+        words.append("--also-simulate")
+    return shlex.join(words)

@@ -1,0 +1,104 @@
+"""How `supernet top` looks: one panel per model, or the word that the server is away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from serve.commands.top_figures import Figures
+
+_BAR_WIDTH = 30
+_MAX_ROWS = 12
+_NOTHING = "-"
+
+
+def view(where: str, models: Sequence[Figures]) -> RenderableType:
+    """Return the frame for what a server at `where` said."""
+    if not models:
+        return Panel(Text(f"{where} serves no model yet"), title="supernet top")
+    return Group(*(_panel(where, figures) for figures in models))
+
+
+def away(where: str, why: str) -> RenderableType:
+    """Return the frame for a server that does not answer."""
+    text = Text(f"{where} does not answer: {why}\nasking again; Ctrl-C ends")
+    return Panel(text, title="supernet top", border_style="red")
+
+
+def _panel(where: str, figures: Figures) -> Panel:
+    span = "since its start" if figures.span_s is None else f"last {figures.span_s:.0f} s"
+    parts: list[RenderableType] = [_dials(figures), Text("")]
+    parts.append(_bars("subnet", figures.subnets, "cyan"))
+    if figures.reasons:
+        parts += [Text(""), _bars("not on time", figures.reasons, "red")]
+    is_well = not figures.attainment < 0.99  # NaN, nothing ended, is well
+    return Panel(
+        Group(*parts),
+        title=f"[bold]{figures.model}[/] at {where}",
+        subtitle=span,
+        border_style="green" if is_well else "red",
+    )
+
+
+def _dials(figures: Figures) -> Table:
+    dials = {
+        "attainment": _percent(figures.attainment),
+        "accuracy": _percent(figures.accuracy),
+        "queries": f"{figures.ended:.0f}",
+        "queries/s": _NOTHING if figures.qps is None else f"{figures.qps:.1f}",
+        "waiting": f"{figures.depth:.0f}",
+        "running": f"{figures.running:.0f} on {figures.replicas:.0f}",
+        "device busy": _NOTHING if figures.busy is None else _percent(figures.busy),
+        "batch": _number(figures.batch_size, "{:.1f}"),
+        "slack p1, p50": _pair(figures.slack_s),
+        "latency p50, p99": _pair(figures.latency_s),
+        "lateness p99": _milliseconds(figures.lateness_s),
+        "decision p50": _number(figures.decision_s * 1e6, "{:.0f} us"),
+        "slices packed": _percent(figures.packed),
+    }
+    table = Table.grid(padding=(0, 2))
+    cells = [Text.assemble((name, "dim"), " ", (value, "bold")) for name, value in dials.items()]
+    for start in range(0, len(cells), 4):
+        table.add_row(*cells[start : start + 4])
+    return table
+
+
+def _bars(title: str, counts: Mapping[str, float], color: str) -> Table:
+    """Return a bar for each count, scaled to the largest; the least are summed up."""
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column(title, style="bold")
+    table.add_column("queries", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("", width=_BAR_WIDTH)
+    total, largest = sum(counts.values()), max(counts.values(), default=1.0)
+    rows = list(counts.items())
+    for name, count in rows[:_MAX_ROWS]:
+        bar = Bar(largest, 0, count, width=_BAR_WIDTH, color=color)
+        table.add_row(name, f"{count:.0f}", _percent(count / total), bar)
+    if rest := rows[_MAX_ROWS:]:
+        count = sum(count for _, count in rest)
+        table.add_row(f"{len(rest)} more", f"{count:.0f}", _percent(count / total), "")
+    return table
+
+
+def _percent(fraction: float) -> str:
+    return _number(fraction * 100, "{:.2f} %")
+
+
+def _milliseconds(duration_s: float) -> str:
+    return _number(duration_s * 1e3, "{:.1f} ms")
+
+
+def _pair(durations_s: tuple[float, float]) -> str:
+    first, second = (_number(duration_s * 1e3, "{:.1f}") for duration_s in durations_s)
+    return _NOTHING if second == _NOTHING else f"{first}, {second} ms"
+
+
+def _number(value: float, form: str) -> str:
+    return _NOTHING if math.isnan(value) else form.format(value)

@@ -1,0 +1,1 @@
+"""HTTP and gRPC, each a door and its messages; imports access, models, observe, engine, proto."""

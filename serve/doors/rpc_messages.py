@@ -1,0 +1,166 @@
+"""Open Inference Protocol V2, gRPC form: from a message to a request, from replies to a message.
+
+Answers come in the form of the request: raw contents are answered raw, typed ones typed. Pure: no
+I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serve.engine.reply import Reply, describe, logits_of, version_of
+from serve.models.limits import RefusedError
+from serve.models.request import (
+    InferRequest,
+    ModelSpec,
+    Parameter,
+    Samples,
+    bad,
+    check_images,
+    check_output_name,
+    check_tensor,
+    read_raw,
+)
+from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import (
+    EXTENSIONS,
+    IMAGE_TYPE,
+    INPUT_NAME,
+    INPUT_TYPE,
+    OUTPUT_NAME,
+    OUTPUT_TYPE,
+    PLATFORM,
+    SERVER_NAME,
+    VERSION,
+)
+
+
+def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
+    """Read an inference request. Raises RefusedError: what was given, and what is allowed."""
+    if len(message.inputs) != 1:
+        given = [tensor.name for tensor in message.inputs]
+        raise bad("bad_request", "inputs", given, f"one tensor, {INPUT_NAME!r}")
+    if len(message.outputs) > 1:
+        given = [tensor.name for tensor in message.outputs]
+        raise bad("bad_request", "outputs", given, f"one tensor, {OUTPUT_NAME!r}")
+    for output in message.outputs:
+        check_output_name(output.name)
+    (tensor,) = message.inputs
+    shape = check_tensor(tensor.name, tensor.datatype, tuple(tensor.shape), spec)
+    is_raw = bool(message.raw_input_contents)
+    return InferRequest(
+        _read_raw(message, tensor, shape) if is_raw else _read_typed(tensor, shape),
+        message.id or None,
+        _parameters(message.parameters),
+        is_binary_output=is_raw,
+    )
+
+
+def build_response(
+    request: InferRequest, spec: ModelSpec, policy: str, replies: Sequence[Reply]
+) -> pb.ModelInferResponse:
+    """Return the answer to executed queries."""
+    logits = logits_of(replies)
+    answer = pb.ModelInferResponse(
+        model_name=spec.name, model_version=version_of(replies), id=request.request_id or ""
+    )
+    for name, value in describe(replies, policy).items():
+        answer.parameters[name].MergeFrom(_parameter(value))
+    tensor = answer.outputs.add(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=logits.shape)
+    if request.is_binary_output:
+        answer.raw_output_contents.append(logits.tobytes())
+    else:
+        tensor.contents.fp32_contents.extend(logits.ravel().tolist())
+    return answer
+
+
+def server_metadata() -> pb.ServerMetadataResponse:
+    """Return what the server is."""
+    return pb.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=EXTENSIONS)
+
+
+def model_metadata(spec: ModelSpec) -> pb.ModelMetadataResponse:
+    """Return what a model takes and gives; each subnet is a version that pins it."""
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=spec.name,
+        versions=spec.subnet_ids,
+        platform=PLATFORM,
+        inputs=[tensor(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, *spec.input_shape])],
+        outputs=[tensor(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, spec.num_classes])],
+    )
+
+
+def model_config(spec: ModelSpec, policy: str) -> pb.ModelConfigResponse:
+    """Return the part of a model's configuration that clients ask for."""
+    config = pb.ModelConfig(
+        name=spec.name,
+        platform=PLATFORM,
+        backend=PLATFORM,
+        max_batch_size=spec.max_batch_size,
+        input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=spec.input_shape)],
+        output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[spec.num_classes])],
+        parameters={k: pb.ModelParameter(string_value=v) for k, v in spec.about(policy).items()},
+    )
+    return pb.ModelConfigResponse(config=config)
+
+
+def index(rows: Iterable[Mapping[str, str]]) -> pb.RepositoryIndexResponse:
+    """Return the rows of `Models.index` as a message."""
+    row = pb.RepositoryIndexResponse.ModelIndex
+    return pb.RepositoryIndexResponse(models=[row(**fields) for fields in rows])
+
+
+def statistics(rows: Iterable[Mapping[str, Any]]) -> pb.ModelStatisticsResponse:
+    """Return rows of `Statistics` as a message."""
+    return pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(**row) for row in rows])
+
+
+def _read_raw(
+    message: pb.ModelInferRequest,
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    shape: tuple[int, ...],
+) -> Samples:
+    count = len(message.raw_input_contents)
+    if count != 1:
+        raise bad("bad_tensor", "the number of raw_input_contents", count, "one for each input")
+    if tensor.HasField("contents"):
+        raise RefusedError("bad_tensor", "the tensor has both contents and raw_input_contents")
+    return read_raw(tensor.datatype, shape, message.raw_input_contents[0])
+
+
+def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Samples:
+    if tensor.datatype == IMAGE_TYPE:
+        return check_images(tensor.contents.bytes_contents, shape)
+    values = np.array(tensor.contents.uint_contents, dtype=np.uint32)
+    size = int(np.prod(shape))
+    if values.size != size:
+        raise bad("bad_tensor", "the length of uint_contents", values.size, f"{size} for the shape")
+    if values.max() > 255:
+        raise bad("bad_tensor", "a value of uint_contents", int(values.max()), "0 to 255")
+    return values.astype(np.uint8).reshape(shape)
+
+
+def _parameters(fields: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
+    parameters: dict[str, Parameter] = {}
+    for name, field in fields.items():
+        kind = field.WhichOneof("parameter_choice")
+        if kind is None:
+            raise bad("bad_request", f"parameter {name}", None, "a string, number or boolean")
+        parameters[name] = getattr(field, kind)
+    return parameters
+
+
+def _parameter(value: Parameter) -> pb.InferParameter:
+    match value:
+        case bool():  # before int, which it is too
+            return pb.InferParameter(bool_param=value)
+        case int():
+            return pb.InferParameter(int64_param=value)
+        case float():
+            return pb.InferParameter(double_param=value)
+        case str():
+            return pb.InferParameter(string_param=value)

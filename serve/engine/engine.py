@@ -1,0 +1,464 @@
+"""The engine: one scheduler and one executor, driven in real time.
+
+The door (an asyncio loop) submits queries; one device thread repeats `step`: poll the scheduler,
+gather the payloads, run the batch, complete it, and hand all replies of the batch to the loop with
+one wake-up. The queue, the policy and the device share a process on purpose (a hop between
+processes costs as much as a small batch), and there is nothing of Ray in here.
+
+`step` takes its time from an injected clock and needs no thread, so a test drives the very same
+code with a virtual clock. Whatever happens, every query ends exactly once: an exception of the
+executor fails the query that causes it, a device that hangs fails all open ones, and a policy
+that breaks its contract is replaced by `fixed:smallest`, so that the queue is still served; all of
+it is logged and shown in `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serve.engine.backlog import Backlog
+from serve.engine.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
+from serve.engine.outlook import Forecast, Outlook
+from serve.engine.reply import Reply, Wish
+from serve.engine.runner import BatchRunner, Run
+from serve.engine.turn import DeviceTurn
+from serve.engine.watchdog import Watchdog
+from slackfit.policies import create_policy
+from slackfit.policy import Policy
+from slackfit.profile import LatencyProfile
+from slackfit.query import Batch, Outcome, Query
+from slackfit.scheduling.record import RecordingScheduler
+from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
+
+if TYPE_CHECKING:
+    from subnetact.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+FALLBACK_POLICY = "fixed:smallest"
+HUNG_AFTER_S = 10.0
+PROBE_AFTER_S = 10.0
+_DRAIN_POLL_S = 0.005
+_MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin the device thread
+
+
+class Engine:
+    """Serves queries on one device; see the module for the threads involved.
+
+    `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
+    every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
+    to compose a batch, on the device thread. `turn` is given to engines that share a device. A
+    device that had nothing to do for `probe_after_s` is given a sample of zeros, so that one that
+    fails or hangs is known before the next query comes.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler | RecordingScheduler,
+        executor: Executor,
+        *,
+        profile: LatencyProfile,
+        policy: Policy,
+        clock: Callable[[], float] = time.monotonic,
+        observer: Callable[[Reply], None] | None = None,
+        on_decision: Callable[[float], None] | None = None,
+        hung_after_s: float = HUNG_AFTER_S,
+        probe_after_s: float = PROBE_AFTER_S,
+        turn: DeviceTurn | None = None,
+    ) -> None:
+        self.clock = clock
+        self._watchdog = Watchdog(hung_after_s)
+        self._probe_after_s = probe_after_s
+        self._watch: asyncio.Task[None] | None = None
+        self._scheduler = scheduler
+        self._profile = profile
+        self._policy_name = policy.name
+        self._state: State = "starting"
+        self._fallback = ""
+        self._fault = ""
+        self._ledger = Ledger(observer)
+        self._on_decision = on_decision
+        self._forecast = Forecast()
+        self._runner = BatchRunner(executor, clock)
+        self._ids = itertools.count()
+        self._seat = (turn or DeviceTurn()).seat(self._due_s)
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._is_dirty = False  # something changed since the last poll
+        self._is_stopping = False
+        self._busy_until_s = 0.0  # as predicted
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Warm the executor up on the device thread, then take queries from this event loop."""
+        self._loop = asyncio.get_running_loop()
+        warm: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._device_main, args=(warm,), name="device", daemon=True
+        )
+        self._thread.start()
+        await warm
+        self._watch = asyncio.ensure_future(self._watch_device())
+
+    def mark_ready(self) -> None:
+        """Take queries without a device thread: the caller drives `step` itself."""
+        self._state = "ready"
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new queries, and those that cannot end in time; finish the others.
+
+        Returns whether all ended in time.
+        """
+        with self._lock:
+            if self._state == "stopped":
+                return not self._ledger.open
+            self._state = "draining"
+            self._scheduler.drain()
+            ended = self._refuse_lost(self.clock() + timeout_s)
+            self._touch()
+        self._ledger.deliver(ended)
+        give_up_s = self.clock() + timeout_s
+        while self._ledger.open and self.clock() < give_up_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return not self._ledger.open
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """End the device thread; whatever is still queued is answered as dropped, `draining`."""
+        with self._lock:
+            self._is_stopping = True
+            self._state = "stopped"
+            self._touch()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._thread is not None and not self._fault:  # a hung thread is never joined
+            await asyncio.to_thread(self._thread.join, timeout_s)
+        with self._lock:
+            ended = self._end_waiting("draining")
+            ended += self._ledger.abandon("device_failed", self.clock())
+        self._ledger.deliver(ended)
+
+    # --- queries ---------------------------------------------------------------------------------
+
+    async def infer(self, payload: np.ndarray, *, arrival_s: float, wish: Wish) -> Reply:
+        """Serve one sample, uint8 (C, H, W); see `infer_batch`."""
+        (reply,) = await self.infer_batch(payload[np.newaxis], arrival_s=arrival_s, wish=wish)
+        return reply
+
+    async def infer_batch(
+        self, payloads: np.ndarray, *, arrival_s: float, wish: Wish
+    ) -> list[Reply]:
+        """Serve the samples of one request, uint8 (B, C, H, W), one reply per sample.
+
+        If one sample is refused the others are withdrawn. Cancelling the awaiting task (the client
+        has gone) withdraws what is still queued.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def finish(_: Job) -> None:
+            if not done.done():
+                done.set_result(None)
+
+        job = self.submit(payloads, arrival_s=arrival_s, wish=wish, on_done=finish)
+        expiry = None
+        if wish.hard_deadline_s is not None and not job.is_done:
+            left_s = wish.hard_deadline_s - self.clock()
+            expiry = loop.call_later(max(0.0, left_s), self.withdraw, job, "expired")
+        try:
+            await done
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            if not job.is_done:
+                self.withdraw(job, "cancelled")
+        return [reply for reply in job.replies if reply is not None]
+
+    def submit(
+        self,
+        payloads: np.ndarray,
+        *,
+        arrival_s: float,
+        wish: Wish,
+        on_done: Callable[[Job], None],
+    ) -> Job:
+        """Queue the samples of one request; refusals are answered before this returns."""
+        job = Job(payloads, on_done)
+        refused: list[Ended] = []
+        with self._lock:
+            now_s = self.clock()
+            for index in range(len(payloads)):
+                query = Query(
+                    next(self._ids),
+                    arrival_s,
+                    wish.deadline_s,
+                    wish.min_accuracy,
+                    wish.query_class,
+                    wish.subnet_id,
+                )
+                ticket = Ticket(job, index, query)
+                outcome = self._admit(query, now_s)
+                if outcome is None:
+                    self._ledger.admit(ticket)
+                else:
+                    refused.append(Ended(ticket, Reply(outcome)))
+            self._touch()
+        self._ledger.deliver(refused)
+        if refused and not job.is_done:
+            self.withdraw(job, "cancelled")
+        return job
+
+    def withdraw(self, job: Job, reason: str) -> None:
+        """Take what is still queued of a request out of the queue, ended as dropped, `reason`."""
+        ended: list[Ended] = []
+        with self._lock:
+            now_s = self.clock()
+            for query_id in job.query_ids:
+                if query_id in self._ledger.open:
+                    outcome = self._scheduler.cancel(query_id, now_s, reason)
+                    if outcome is not None:
+                        ended.append(self._ledger.end(outcome))
+        self._ledger.deliver(ended)
+
+    # --- control ---------------------------------------------------------------------------------
+
+    def reconfigure(
+        self, *, policy: Policy | None = None, profile: LatencyProfile | None = None
+    ) -> None:
+        """Switch the policy or the offered subnets between two batches; the queue stays."""
+        with self._lock:
+            self._scheduler.reconfigure(policy=policy, profile=profile)
+            self._profile = profile or self._profile
+            if policy is not None:
+                self._policy_name = policy.name
+                self._fallback = ""
+            self._touch()
+
+    @property
+    def policy_name(self) -> str:
+        """The name of the policy in force."""
+        return self._policy_name
+
+    @property
+    def profile(self) -> LatencyProfile:
+        """The offered subnets, as profiled."""
+        return self._profile
+
+    def status(self) -> EngineStatus:
+        """Return a snapshot of the engine's state."""
+        with self._lock:
+            return EngineStatus(
+                self._state,
+                self._policy_name,
+                len(self._scheduler),
+                self._scheduler.num_running,
+                self._fallback,
+                self._fault,
+                dict(self._ledger.counts),
+                self._scheduler.latency_factor,
+                self._scheduler.latency_delay_s,
+            )
+
+    def backlog(self) -> tuple[tuple[Query, ...], float]:
+        """Return the waiting queries, most urgent first, and when the device is free."""
+        with self._lock:
+            return self._scheduler.waiting(), max(self.clock(), self._busy_until_s)
+
+    def device_counts(self) -> Mapping[str, int]:
+        """Return what the executor counted and holds, see `Executor.counts`."""
+        return self._runner.executor.counts()
+
+    def outlook(self) -> Outlook:
+        """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
+        with self._lock:
+            busy_s = self._busy_until_s - self.clock()
+            scheduler = self._scheduler
+            return self._forecast.outlook(scheduler.profile, len(scheduler), busy_s)
+
+    # --- the device side -------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Poll once, run the batch if there is one, complete it. Return whether there was one."""
+        with self._lock:
+            self._is_dirty = False
+            polled_s = self.clock()
+            dispatch = self._poll(polled_s)
+            decision_s = self.clock() - polled_s
+            ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
+            batch = dispatch.batch
+            if batch is not None:
+                self._busy_until_s = batch.start_s + batch.expected_latency_s
+                self._watchdog.launched(batch.start_s, batch.expected_latency_s)
+            tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
+        self._hand_over(ended)
+        if batch is None:
+            return False
+        run = self._runner.run(batch, tickets)
+        if self._on_decision is not None:
+            self._on_decision(decision_s)
+        with self._lock:
+            self._watchdog.returned()
+            if self._fault:  # too late: its queries were answered as failed
+                return False
+            ended = self._complete(batch, run)
+        self._hand_over(ended)
+        return True
+
+    def _device_main(self, warm: asyncio.Future[None]) -> None:
+        try:
+            self._runner.executor.warm_up()
+        except Exception as error:  # handed to whoever started the engine
+            self._in_loop(_settle, warm, error)
+            return
+        with self._lock:
+            if self._state == "starting":
+                self._state = "ready"
+        self._in_loop(_settle, warm, None)
+        try:
+            while not self._is_stopping:
+                with self._seat:
+                    self._seat.comes_back = has_run = self.step()
+                if not has_run and self._waited_long():
+                    with self._seat:
+                        self._probe()
+        except Exception as error:  # a bug of ours: say so to every client, and stay down
+            logger.exception("the device thread ended")
+            self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
+        finally:
+            self._seat.leave()
+
+    async def _watch_device(self) -> None:
+        """Answer everyone once the device hangs; the loop is free, so this runs on time."""
+        while not self._fault:
+            await asyncio.sleep(self._watchdog.hung_after_s / 4)
+            with self._lock:
+                is_hung = self._watchdog.is_hung(self.clock())
+            if is_hung:
+                logger.error("the device hangs: every open query fails, no more are taken")
+                self._ledger.deliver(self._give_up("the device hangs"))
+                self._seat.lose()
+
+    def _due_s(self) -> float | None:
+        with self._lock:
+            return self._scheduler.head_deadline_s
+
+    def _give_up(self, fault: str) -> list[Ended]:
+        with self._lock:
+            self._fault = fault
+            self._state = "stopped"
+            self._is_stopping = True
+            return self._ledger.abandon("device_failed", self.clock())
+
+    def _waited_long(self) -> bool:
+        """Wait for something to do. Return whether the device was idle for so long instead."""
+        with self._wake:
+            if self._is_dirty or self._is_stopping:
+                return False
+            wakeup_s = self._scheduler.next_wakeup_s()
+            if wakeup_s is None:
+                return not self._wake.wait(self._probe_after_s)
+            self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
+            return False
+
+    def _probe(self) -> None:
+        """Run a sample that nobody asked about. Raises what the executor raises."""
+        subnet = self._profile.subnets[0]
+        with self._lock:
+            self._watchdog.launched(self.clock(), self._profile.latency_s(subnet.subnet_id, 1))
+        self._runner.executor.run(subnet.subnet_id, self._runner.zeros)
+        with self._lock:
+            self._watchdog.returned()
+
+    # --- with the lock held ----------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._is_dirty = True
+        self._wake.notify()
+
+    def _admit(self, query: Query, now_s: float) -> Outcome | None:
+        if self._state == "starting":
+            return end_unrun(query, "rejected", "not_ready", now_s)
+        if self._state == "stopped":
+            reason = "device_failed" if self._fault else "draining"
+            return end_unrun(query, "rejected", reason, now_s)
+        return self._scheduler.submit(query, now_s)
+
+    def _poll(self, now_s: float) -> Dispatch:
+        try:
+            return self._scheduler.poll(now_s)
+        except PolicyError as error:
+            logger.exception("policy %s failed: %s takes over", self._policy_name, FALLBACK_POLICY)
+            self._fallback = (
+                f"policy {self._policy_name} failed ({error}); {FALLBACK_POLICY} serves"
+            )
+            policy = create_policy(FALLBACK_POLICY, self._profile)
+            self._scheduler.reconfigure(policy=policy)
+            self._policy_name = policy.name
+            return self._scheduler.poll(now_s)
+
+    def _complete(self, batch: Batch, run: Run) -> list[Ended]:
+        now_s = self.clock()
+        end = self._ledger.end
+        if run.is_failed:
+            outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
+            return [end(outcome) for outcome in outcomes]
+        rows = dict(zip((q.query_id for q in batch.queries), run.rows, strict=True))
+        ended: list[Ended] = []
+        for outcome in self._scheduler.complete(batch.batch_id, now_s):
+            row = rows[outcome.query_id]
+            if row is None:  # poisonous: its neighbours were served without it
+                ended.append(end(outcome._replace(status="failed", reason=run.failure)))
+            else:
+                ended.append(end(outcome, row, run.execution_s, batch.batch_id))
+        return ended
+
+    def _refuse_lost(self, until_s: float) -> list[Ended]:
+        """End, as `draining`, what another server should be asked for at once."""
+        scheduler, now_s = self._scheduler, self.clock()
+        lost = Backlog(scheduler.profile).lost(
+            scheduler.waiting(),
+            max(now_s, self._busy_until_s if scheduler.num_running else now_s),
+            until_s=until_s,
+            is_late_lost=scheduler.drop_hopeless,
+        )
+        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in lost]
+        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
+
+    def _end_waiting(self, reason: str) -> list[Ended]:
+        now_s = self.clock()
+        outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._ledger.open)]
+        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
+
+    # --- handing replies over --------------------------------------------------------------------
+
+    def _hand_over(self, ended: Sequence[Ended]) -> None:
+        if ended:
+            self._in_loop(self._ledger.deliver, ended)
+
+    def _in_loop(self, call: Callable[..., None], *args: object) -> None:
+        if self._loop is None:
+            call(*args)
+            return
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            logger.warning("the event loop is closed: nobody is left to answer")
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,123 @@
+"""The engine's bookkeeping: jobs (requests), tickets (queries), the ledger of open ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from serve.engine.reply import Reply
+from slackfit.query import Outcome, Query, Status
+
+State = Literal["starting", "ready", "draining", "stopped"]
+
+
+class Job:
+    """The queries of one request, answered together. Its replies are touched on one thread only."""
+
+    __slots__ = ("_missing", "on_done", "payloads", "query_ids", "replies")
+
+    def __init__(self, payloads: np.ndarray, on_done: Callable[[Job], None]) -> None:
+        self.payloads = payloads  # uint8 (B, C, H, W)
+        self.on_done = on_done
+        self.query_ids: list[int] = []
+        self.replies: list[Reply | None] = [None] * len(payloads)
+        self._missing = len(payloads)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every query has its reply."""
+        return self._missing == 0
+
+    def answer(self, index: int, reply: Reply) -> None:
+        """Take one reply; the last one calls `on_done`."""
+        assert self.replies[index] is None, "a query ended twice"
+        self.replies[index] = reply
+        self._missing -= 1
+        if not self._missing:
+            self.on_done(self)
+
+
+class Ticket(NamedTuple):
+    """One open query: the engine holds a ticket from its admission to its end."""
+
+    job: Job
+    row: int
+    query: Query
+
+
+class Ended(NamedTuple):
+    """A query that has ended, on its way to whoever waits for it."""
+
+    ticket: Ticket
+    reply: Reply
+
+
+class Ledger:
+    """The open queries of an engine and the count of the ended ones.
+
+    Opening and ending happen under the engine's lock, delivering on one thread. `observer` is
+    called with every reply.
+    """
+
+    def __init__(self, observer: Callable[[Reply], None] | None) -> None:
+        self.open: dict[int, Ticket] = {}
+        self.counts: Counter[Status] = Counter()
+        self._observer = observer
+
+    def admit(self, ticket: Ticket) -> None:
+        """Open a query."""
+        self.open[ticket.query.query_id] = ticket
+        ticket.job.query_ids.append(ticket.query.query_id)
+
+    def end(
+        self,
+        outcome: Outcome,
+        output: np.ndarray | None = None,
+        execution_s: float = 0.0,
+        batch_id: int | None = None,
+    ) -> Ended:
+        """Close a query."""
+        reply = Reply(outcome, output, execution_s, batch_id)
+        return Ended(self.open.pop(outcome.query_id), reply)
+
+    def abandon(self, reason: str, now_s: float) -> list[Ended]:
+        """Close every query as failed, past a scheduler that can no longer be asked."""
+        queries = [ticket.query for ticket in self.open.values()]
+        return [self.end(end_unrun(query, "failed", reason, now_s)) for query in queries]
+
+    def deliver(self, ended: Sequence[Ended]) -> None:
+        """Count the ends and answer the jobs."""
+        for ticket, reply in ended:
+            self.counts[reply.outcome.status] += 1
+            if self._observer is not None:
+                self._observer(reply)
+            ticket.job.answer(ticket.row, reply)
+
+
+class EngineStatus(NamedTuple):
+    """A snapshot for health checks and metrics.
+
+    `fallback` says why the policy was replaced, `fault` why the device thread ended; both are
+    empty in a sound engine. `latency_factor` is how much slower than profiled the device is taken
+    to be, `latency_delay_s` what every batch waits besides (None: not corrected).
+    """
+
+    state: State
+    policy: str
+    queue_depth: int
+    num_running: int
+    fallback: str
+    fault: str
+    ended: dict[Status, int]
+    latency_factor: float | None = None
+    latency_delay_s: float | None = None
+
+
+def end_unrun(query: Query, status: Status, reason: str, now_s: float) -> Outcome:
+    """Return the outcome of a query that ends without having been run."""
+    return Outcome(
+        query.query_id, status, reason, query.arrival_s, query.deadline_s, None, now_s, None, 0.0, 0
+    )

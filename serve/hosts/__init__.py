@@ -1,0 +1,1 @@
+"""What opens the doors: Ray, uvicorn, listeners, autoscaling; puts all the parts together."""

@@ -1,0 +1,132 @@
+"""From a `ServeConfig` to a served model: scheduler, policy, engine and observers around a device.
+
+Both hosts (uvicorn and the Ray replica) come through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from serve.access.build_guard import build_guard
+from serve.config import ConfigError, LiveConfig, ServeConfig
+from serve.doors.rest import Door
+from serve.engine.engine import Engine
+from serve.engine.reply import Reply
+from serve.engine.turn import DeviceTurn
+from serve.hosts.load_device import LoadedDevice, load, offer
+from serve.hosts.several_models import each_model
+from serve.models.images import ImageDecoder
+from serve.models.models import Models
+from serve.models.request import ModelSpec
+from serve.models.served_model import ServedModel
+from serve.observe.cache_use import cache_use_of
+from serve.observe.demand import Demand
+from serve.observe.metrics import Metrics
+from serve.observe.request_watchers import build_watchers
+from serve.observe.statistics import Statistics
+from slackfit.scheduling.record import RecordingScheduler
+from slackfit.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    pass
+
+
+def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
+    """Load what `config` names and return the ASGI app; `resources` closes what was opened.
+
+    Raises ConfigError or ProfileError, a text of one line.
+    """
+    guard = build_guard(config, time.monotonic)
+    metrics = Metrics()
+    turn = DeviceTurn()
+    models: list[ServedModel] = []
+    for own in each_model(config):
+        loaded = load(own)
+        resources.callback(loaded.executor.close)
+        models.append(build_model(own, loaded, metrics, resources, turn))
+    return Door(
+        Models(models),
+        metrics,
+        max_body_bytes=config.max_body_bytes,
+        guard=guard,
+        drain_timeout_s=config.drain_timeout_s,
+    )
+
+
+def build_model(
+    config: ServeConfig,
+    loaded: LoadedDevice,
+    metrics: Metrics,
+    resources: contextlib.ExitStack,
+    turn: DeviceTurn | None = None,
+) -> ServedModel:
+    """Put scheduler, policy, engine and settings around a device; the models share `turn`."""
+    executor, profile, name = loaded
+    offered, policy = offer(config, profile)
+    scheduler = Scheduler(
+        offered,
+        policy,
+        max_queue=config.max_queue,
+        drop_hopeless=config.drop_hopeless,
+        correct_latency=config.correct_latency,
+        triage=True,
+    )
+    driven = scheduler
+    if config.record is not None:
+        driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
+    statistics = Statistics(time.time)
+    demand = Demand(offered, config.slo_ms * 1e-3)
+    model_metrics = metrics.of(name)
+    cache_use = cache_use_of(executor)
+    if cache_use is not None:
+        model_metrics.watch_cache(cache_use)
+
+    def observe(reply: Reply) -> None:
+        model_metrics.observe(reply)
+        statistics.observe(reply)
+        demand.observe(reply)
+
+    engine = Engine(
+        driven,
+        executor,
+        profile=offered,
+        policy=policy,
+        observer=observe,
+        on_decision=model_metrics.decided,
+        hung_after_s=config.hung_after_s,
+        turn=turn,
+    )
+    spec = ModelSpec(
+        name=name,
+        input_shape=executor.input_shape,
+        num_classes=executor.num_classes,
+        max_batch_size=offered.max_batch_size,
+        subnet_ids=offered.subnet_ids,
+        profile=profile.name,
+        device=profile.device,
+    )
+    live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
+    decoder = ImageDecoder(max_pixels=config.max_image_pixels, max_waiting=config.max_queue)
+    resources.callback(decoder.close)
+    allowance_s = config.reply_allowance_ms * 1e-3
+    return ServedModel(
+        spec,
+        engine,
+        profile,
+        live,
+        statistics=statistics,
+        decoder=decoder,
+        demand=demand,
+        watchers=build_watchers(config, engine.clock, resources),
+        reply_allowance_s=allowance_s,
+    )
+
+
+def _open_log(path: str) -> TextIO:
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"record {path}: can't be written ({error.strerror})") from None

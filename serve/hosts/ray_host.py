@@ -1,0 +1,205 @@
+"""The local Ray host: a cluster of this process, Serve on a loopback port, our application on it.
+
+Ray runs without dashboard and without usage reports, on the cores it is told, and `RayHost.stop`
+ends what `start` began and nothing else. A process that is connected to a Ray cluster already is
+refused: starting there would change, and stopping would end, what belongs to somebody else.
+
+The port that is asked for is the replica's own door (`door_port`); Ray's proxy listens too, on a
+free port, with the same answers after a longer way (`proxy_url`). gRPC, where asked for, is spoken
+at the replica only (`rpc_address`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from serve.access.tls import tls_files
+from serve.access.tokens import read_tokens
+from serve.config import ConfigError, ServeConfig
+from serve.hosts.load_device import check
+from serve.hosts.uvicorn_listener import bind
+
+APP_NAME = "supernet"
+_READY_TIMEOUT_S = 120.0
+_READY_POLL_S = 0.1
+_OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
+_RAY_SETTINGS = {
+    # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # default 10: a burst is over then
+    # Ray kills a proxy that is not up within 5 s, and then fails the start: too soon on busy cores.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{_READY_TIMEOUT_S / 2:.0f}",
+}
+
+
+class RayHost:
+    """One local cluster that serves one configuration, at `url` and through `proxy_url`."""
+
+    def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
+        self._config = config
+        scaling = config.autoscaling
+        num_replicas = config.replicas if scaling is None else scaling.max_replicas
+        self._num_cpus = num_cpus or num_replicas * config.threads + 1
+        self._is_started = False
+        self._environment = contextlib.ExitStack()
+        self.url = ""
+        self.rpc_address = ""
+        self.proxy_url = ""
+
+    def start(self) -> str:
+        """Start Ray and Serve, wait until the model is ready, return the URL.
+
+        Raises ConfigError or ProfileError before anything is started, RuntimeError when the
+        application does not come up (Ray's message says why).
+        """
+        check(self._config)
+        host, tls = self._config.host, tls_files(self._config)
+        port, proxy_port = _free_port(host, self._config.port), _free_port(host, 0)
+        ports: dict[str, int] = {"door_port": port}
+        if self._config.grpc_port is not None:
+            ports["grpc_port"] = _free_port(host, self._config.grpc_port)
+            self.rpc_address = f"{host}:{ports['grpc_port']}"
+        import ray
+
+        if ray.is_initialized():
+            raise ConfigError("this process is connected to a Ray cluster already: leave it first")
+        self._is_started = True
+        self._environment.enter_context(_environment_of(_RAY_SETTINGS))
+        from ray import serve as ray_serve
+
+        from serve.hosts.ray_replica import build
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=self._num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        ray_serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": host,
+                "port": proxy_port,
+                **(tls.uvicorn_options() if tls else {}),
+            },
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        application = build(self._config.model_copy(update=ports))
+        ray_serve.run(application, name=APP_NAME, route_prefix="/")
+        scheme = "https" if tls else "http"
+        self.url, self.proxy_url = (f"{scheme}://{host}:{p}" for p in (port, proxy_port))
+        for url in (self.url, self.proxy_url):
+            _wait_ready(url, _trust(self._config))
+        return self.url
+
+    def reconfigure(self, change: Mapping[str, object]) -> dict[str, Any]:
+        """Switch live settings (policy, slo_ms, subnets) of the running replica.
+
+        Returns the settings in force. Raises ConfigError. It asks the replica itself: `serve.run`
+        with another `user_config` would restart it, which only a declarative deploy does not.
+        """
+        tokens = read_tokens(self._config.tokens_file)
+        secret = None if tokens is None else tokens.secret_for("admin")
+        response = httpx.post(
+            f"{self.url}/admin/config",
+            json=dict(change),
+            headers={} if secret is None else {"authorization": f"Bearer {secret}"},
+            verify=_trust(self._config),
+        )
+        answer = response.json()
+        if response.status_code != 200:
+            raise ConfigError(answer["error"])
+        return answer
+
+    def stop(self) -> None:
+        """Drain and end the application, then the cluster, if this host started them."""
+        if not self._is_started:
+            return
+        self._is_started = False
+        import ray
+        from ray import serve as ray_serve
+
+        with contextlib.suppress(Exception):  # a half-started Serve must not keep Ray alive
+            ray_serve.delete(APP_NAME)
+        ray.shutdown()
+        self._environment.close()
+
+
+@contextlib.contextmanager
+def on_ray(config: ServeConfig, *, num_cpus: int | None = None) -> Iterator[RayHost]:
+    """Serve on a local Ray cluster for the length of a `with` block; yields the host."""
+    host = RayHost(config, num_cpus=num_cpus)
+    try:
+        host.start()
+        yield host
+    finally:
+        host.stop()
+
+
+def serve_forever(config: ServeConfig) -> None:
+    """Serve on a local Ray cluster until SIGINT or SIGTERM."""
+    ended = threading.Event()
+    with on_ray(config) as host:
+        previous = {
+            number: signal.signal(number, lambda *_: ended.set())
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        rpc = f" and grpc://{host.rpc_address}" if host.rpc_address else ""
+        print(f"ready: serving on Ray at {host.url}{rpc} (Ctrl-C drains)", flush=True)
+        ended.wait()
+        print("draining", file=sys.stderr, flush=True)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set what Ray's processes inherit, and put it back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _free_port(host: str, port: int) -> int:
+    """Return `port` if it is free, or some free port for 0. Raises ConfigError."""
+    with contextlib.closing(bind(host, port)) as sock:
+        return sock.getsockname()[1]
+
+
+def _trust(config: ServeConfig) -> ssl.SSLContext | bool:
+    """Return what a client of our own server on this host verifies with."""
+    tls = tls_files(config)
+    return True if tls is None else tls.client_context()
+
+
+def _wait_ready(url: str, verify: ssl.SSLContext | bool) -> None:
+    give_up_s = time.monotonic() + _READY_TIMEOUT_S
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/v2/health/ready", timeout=5.0, verify=verify).status_code == 200:
+                return
+        if time.monotonic() > give_up_s:
+            raise RuntimeError(f"{url} is not ready after {_READY_TIMEOUT_S:.0f} s")
+        time.sleep(_READY_POLL_S)

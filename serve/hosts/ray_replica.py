@@ -1,0 +1,111 @@
+"""`SupernetReplica`, one device as a Ray Serve replica; `build`, the application of replicas."""
+
+# NOTE: no `from __future__ import annotations` here: Ray reads the class of `build`'s argument from
+# the signature, and a string there would silently switch its validation off.
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from serve.config import ServeConfig, parse_config, parse_live_config
+from serve.doors.rest import Door
+from serve.hosts.assemble import build_door
+from serve.hosts.autoscale import reported
+from serve.hosts.listeners import Listeners
+from serve.hosts.load_device import check
+from serve.hosts.ray_metrics import telling_ray
+from serve.hosts.tuned_process import tuned_process
+from serve.observe.logs import configure_logs
+
+_ROUTER_HEADROOM = 1000  # requests beyond a full queue, so that ours is the one that refuses
+
+
+@ray_serve.deployment(name="supernet", health_check_period_s=2, health_check_timeout_s=10)
+@ray_serve.ingress()
+class SupernetReplica:
+    """One device of one supernet. Ray calls the methods by their names.
+
+    The constructor loads and, without a fitting profile, measures one; Ray then starts the door's
+    lifespan (warm-up), and only then counts the replica as running.
+    """
+
+    async def __init__(self, settings: dict[str, Any]) -> None:
+        self._resources = contextlib.ExitStack()
+        config = parse_config(settings)
+        configure_logs(config.log_format)
+        self._door = await asyncio.to_thread(build_door, config, self._resources)
+        self._listeners = Listeners(config, self._door, is_replica=True)
+        self._door.while_ready = self._while_ready
+        self._resources.enter_context(tuned_process())
+
+    @contextlib.asynccontextmanager
+    async def _while_ready(self) -> AsyncIterator[None]:
+        door = self._door
+        telling = telling_ray(
+            door.metrics.registry, lambda: door.metrics.refresh(door.models.engines())
+        )
+        async with self._listeners.opened(), telling:
+            yield
+
+    def __serve_build_asgi_app__(self) -> Door:
+        return self._door
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Apply live settings to every model, between two batches."""
+        self._door.models.reconfigure(parse_live_config(user_config))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what `serve.hosts.autoscale` decides the number of replicas by."""
+        return reported(self._door.models.signals())
+
+    async def check_health(self) -> None:
+        """Raise when a device thread has ended, so that Ray replaces this replica."""
+        fault = self._door.models.fault()
+        if fault:
+            raise RuntimeError(fault)
+
+    def __del__(self) -> None:
+        self._resources.close()
+
+
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    """Return the deployment options that say how many replicas there are."""
+    wish = config.autoscaling
+    if wish is None:
+        return {"num_replicas": config.replicas}
+    tolerances = wish.model_dump(include={"max_missed", "max_given_up", "utilisation"})
+    policy = AutoscalingPolicy(
+        policy_function="serve.hosts.autoscale:MissPolicy", policy_kwargs=tolerances
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=wish.min_replicas,
+            max_replicas=wish.max_replicas,
+            upscale_delay_s=wish.upscale_delay_s,
+            downscale_delay_s=wish.downscale_delay_s,
+            look_back_period_s=wish.look_back_s,
+            policy=policy,
+        )
+    }
+
+
+def build(args: ServeConfig) -> ray_serve.Application:
+    """Return the application; `args` are the settings of `serve.config.ServeConfig`.
+
+    Raises ConfigError or ProfileError here, where it is read, for what would fail in a replica.
+    """
+    check(args)
+    deployment = SupernetReplica.options(
+        **_scaling(args),
+        max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
+        graceful_shutdown_timeout_s=args.drain_timeout_s,
+        ray_actor_options={
+            "num_cpus": args.threads,
+            "num_gpus": 1 if args.device == "cuda" else 0,
+        },
+    )
+    return deployment.bind(args.model_dump())

@@ -1,0 +1,60 @@
+"""The Ray-free host: uvicorn around the door, gRPC beside it where asked for.
+
+It owns the signals: on SIGINT or SIGTERM the door refuses new queries, finishes the queued ones,
+then closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import uvicorn
+
+from serve.access.tls import tls_files
+from serve.config import ServeConfig
+from serve.doors.rest import Door
+from serve.hosts.assemble import build_door
+from serve.hosts.listeners import Listeners
+from serve.hosts.tuned_process import tuned_process
+from serve.hosts.uvicorn_listener import bind, uvicorn_config
+
+
+class _DrainingServer(uvicorn.Server):
+    """Drains the door before it closes connections, so that queued queries are answered."""
+
+    def __init__(self, config: uvicorn.Config, door: Door, listeners: Listeners) -> None:
+        super().__init__(config)
+        self._door = door
+        self._listeners = listeners
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            where = f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
+            if self._listeners.rpc_port is not None:
+                where += f" and grpc://{host}:{self._listeners.rpc_port}"
+            models = ", ".join(self._door.models.names)
+            print(f"ready: serving {models} on {where} (Ctrl-C drains)", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._door.drain()
+        await super().shutdown(sockets)
+
+
+def serve_forever(config: ServeConfig) -> None:
+    """Serve until a signal. Raises ConfigError or ProfileError before anything is served."""
+    with contextlib.ExitStack() as resources:
+        sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
+        if config.grpc_port:  # gRPC binds for itself, once the models are ready: look now
+            bind(config.host, config.grpc_port, setting="gRPC port").close()
+        door = build_door(config, resources)
+        listeners = Listeners(config, door, is_replica=False)
+        door.while_ready = listeners.opened
+        server = _DrainingServer(
+            uvicorn_config(door, tls_files(config), lifespan="on"), door, listeners
+        )
+        resources.enter_context(tuned_process())
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has drained
+            server.run(sockets=[sock])

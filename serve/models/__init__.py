@@ -1,0 +1,1 @@
+"""A served model: request, deadline, admission, live settings; imports observe and engine."""

@@ -1,0 +1,90 @@
+"""The one place where the deadlines that a client may give become one.
+
+carrier                                meaning                                 kind
+-------------------------------------  --------------------------------------  ----
+request parameter `timeout`            microseconds from arrival (Triton's)    hard
+request parameter `deadline_unix_us`   absolute, on the server's wall clock    hard
+header `x-request-timeout-seconds`     seconds from arrival (Ray Serve's)      hard
+the call's own deadline (gRPC)         seconds from arrival                    hard
+header `x-slo-ms`, parameter `slo_ms`  milliseconds from arrival               soft
+the deployment's default (`slo_ms`)    when nothing else is given              soft
+
+The scheduler works for the earliest, less a reply allowance: what the answer needs to get back to
+the client, at most 15 % of the time given. After a hard deadline nobody wants the answer: a
+query still queued is dropped and a late answer is not sent; after a soft one it is. As in Ray
+Serve, `x-request-timeout-seconds` that is not positive means no limit. What is no number is
+refused as `bad_deadline`, what is already past as `expired`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from serve.models.limits import RefusedError
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+SLO_HEADER = "x-slo-ms"
+_MAX_ALLOWANCE = 0.15  # of the time given
+
+
+class Deadlines(NamedTuple):
+    """The deadline to schedule for (the reply allowance is off it), and the hard one if any."""
+
+    deadline_s: float
+    hard_deadline_s: float | None
+
+
+def resolve_deadline(
+    parameters: Mapping[str, object],
+    headers: Mapping[str, str],
+    *,
+    arrival_s: float,
+    default_slo_s: float,
+    unix_now_s: float,
+    reply_allowance_s: float = 0.0,
+    call_timeout_s: float | None = None,
+) -> Deadlines:
+    """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
+
+    `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
+    """
+    hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
+    soft_s: list[float] = []
+    if "timeout" in parameters:
+        hard_s.append(_number("parameter timeout", parameters["timeout"]) * 1e-6)
+    if "deadline_unix_us" in parameters:
+        unix_us = _number("parameter deadline_unix_us", parameters["deadline_unix_us"])
+        hard_s.append(unix_us * 1e-6 - unix_now_s)
+    if TIMEOUT_HEADER in headers:
+        timeout_s = _parsed(TIMEOUT_HEADER, headers[TIMEOUT_HEADER])
+        if timeout_s > 0:
+            hard_s.append(timeout_s)
+    if SLO_HEADER in headers:
+        soft_s.append(_parsed(SLO_HEADER, headers[SLO_HEADER]) * 1e-3)
+    if "slo_ms" in parameters:
+        soft_s.append(_number("parameter slo_ms", parameters["slo_ms"]) * 1e-3)
+    earliest_s = min(hard_s + soft_s, default=default_slo_s)
+    if earliest_s <= 0:
+        raise RefusedError("expired", "the deadline had passed when the request arrived")
+    usable_s = earliest_s - min(reply_allowance_s, _MAX_ALLOWANCE * earliest_s)
+    return Deadlines(arrival_s + usable_s, arrival_s + min(hard_s) if hard_s else None)
+
+
+def _parsed(name: str, text: str) -> float:
+    try:
+        return _number(f"header {name}", float(text))
+    except ValueError:
+        raise RefusedError("bad_deadline", f"header {name} is {text!r}, allowed a number") from None
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise RefusedError("bad_deadline", f"{name} is {value!r:.80}, allowed a finite number")

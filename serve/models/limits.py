@@ -1,0 +1,115 @@
+"""Refusals: one table of reasons with their HTTP and gRPC status, and the error that carries one.
+
+Every answer that is not an output names one of these reasons. `REASONS` is the only place that
+says which status a reason has, at either door.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from serve.engine.outlook import Outlook
+from slackfit.query import Outcome
+
+
+class ReasonCode(NamedTuple):
+    """How a reason travels: HTTP status, gRPC status name."""
+
+    http: int
+    grpc: str
+
+
+REASONS: dict[str, ReasonCode] = {
+    "bad_request": ReasonCode(400, "INVALID_ARGUMENT"),
+    "bad_tensor": ReasonCode(400, "INVALID_ARGUMENT"),
+    "bad_deadline": ReasonCode(400, "INVALID_ARGUMENT"),
+    "unknown_subnet": ReasonCode(400, "INVALID_ARGUMENT"),
+    "unauthenticated": ReasonCode(401, "UNAUTHENTICATED"),
+    "forbidden": ReasonCode(403, "PERMISSION_DENIED"),
+    "unknown_model": ReasonCode(404, "NOT_FOUND"),
+    "too_slow": ReasonCode(408, "DEADLINE_EXCEEDED"),
+    "too_large": ReasonCode(413, "RESOURCE_EXHAUSTED"),  # what gRPC itself says of a long message
+    "queue_full": ReasonCode(429, "RESOURCE_EXHAUSTED"),
+    "rate_limited": ReasonCode(429, "RESOURCE_EXHAUSTED"),
+    "cancelled": ReasonCode(499, "CANCELLED"),
+    "execution_failed": ReasonCode(500, "INTERNAL"),
+    "internal": ReasonCode(500, "INTERNAL"),
+    "device_failed": ReasonCode(503, "UNAVAILABLE"),
+    "not_ready": ReasonCode(503, "UNAVAILABLE"),
+    "draining": ReasonCode(503, "UNAVAILABLE"),
+    "infeasible": ReasonCode(504, "DEADLINE_EXCEEDED"),
+    "expired": ReasonCode(504, "DEADLINE_EXCEEDED"),
+}
+
+_RESTART_S = 1.0  # how soon another replica, or this one once it is warm, may answer
+_TEXTS = {
+    "queue_full": "the queue is full",
+    "not_ready": "the model is not ready yet",
+    "draining": "the server is shutting down and takes no new queries",
+    "infeasible": "no subnet can answer before the deadline",
+    "expired": "the deadline passed before an answer was ready",
+    "execution_failed": "the model failed on this batch; the server's log has it",
+    "device_failed": "the device no longer answers; this server will be replaced",
+    "cancelled": "the query was withdrawn",
+    "unknown_subnet": "the subnet is not offered",
+}
+
+
+class RefusedError(Exception):
+    """A request that gets no output: a reason of `REASONS`, a text, when to try again.
+
+    `earliest_finish_s` is how long from now an answer would take at the earliest, as predicted;
+    `retry_after_s` is 0 where asking again as before is of no use.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        status: str = "rejected",
+        retry_after_s: float = 0.0,
+        earliest_finish_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.earliest_finish_s = earliest_finish_s
+
+    @property
+    def http_status(self) -> int:
+        """The HTTP status of the reason."""
+        return REASONS[self.reason].http
+
+    def details(self) -> dict[str, str | float]:
+        """Return what a program needs: the same names at both doors."""
+        details: dict[str, str | float] = {"reason": self.reason, "status": self.status}
+        if self.retry_after_s:
+            details["retry_after_s"] = round(self.retry_after_s, 4)
+        if self.earliest_finish_s is not None:
+            details["earliest_finish_s"] = round(self.earliest_finish_s, 4)
+        return details
+
+
+def refusal_of(outcome: Outcome, outlook: Outlook) -> RefusedError:
+    """Turn the end of a query that has no output into the refusal that its client gets."""
+    if outcome.status == "failed" and outcome.reason != "device_failed":
+        return RefusedError("execution_failed", _TEXTS["execution_failed"], status="failed")
+    if outcome.status == "late":
+        return RefusedError("expired", _TEXTS["expired"], status="late")
+    given_s = outcome.deadline_s - outcome.arrival_s
+    retry_after_s = 0.0
+    if outcome.reason in ("draining", "not_ready", "device_failed"):
+        retry_after_s = _RESTART_S
+    is_load = outcome.reason in ("queue_full", "infeasible", "expired")
+    if is_load and (outcome.reason == "queue_full" or given_s > outlook.idle_finish_s):
+        retry_after_s = outlook.finish_s
+    return RefusedError(
+        outcome.reason,
+        _TEXTS[outcome.reason],
+        status=outcome.status,
+        retry_after_s=retry_after_s,
+        earliest_finish_s=outlook.finish_s if is_load else None,
+    )

@@ -1,0 +1,146 @@
+"""An inference request, whichever door it came through: its tensor, id, parameters and wishes.
+
+One input tensor `input`: UINT8 [B, C, H, W], or BYTES [B], one JPEG or PNG file per sample, which
+the server decodes (`images.py`). One output tensor `logits`, FP32 [B, num_classes]. Nothing is
+allocated before sizes and shapes are checked. Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from serve.models.limits import RefusedError
+from serve.proto.names import IMAGE_TYPE, INPUT_NAME, INPUT_TYPE, OUTPUT_NAME
+
+_LENGTH = struct.Struct("<I")  # precedes each element of a raw BYTES tensor
+
+Parameter = str | int | float | bool
+Samples = np.ndarray | tuple[bytes, ...]
+"""Samples as uint8 (B, C, H, W), or as the B image files that they are to be decoded from."""
+
+
+class ModelSpec(NamedTuple):
+    """What a door must know of a model to judge a request."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    max_batch_size: int
+    subnet_ids: tuple[str, ...]
+    profile: str = ""
+    device: str = ""
+
+    def about(self, policy: str) -> dict[str, str]:
+        """Return what serves the model, as both doors name it."""
+        return {"policy": policy, "profile": self.profile, "device": self.device}
+
+
+class InferRequest(NamedTuple):
+    """A parsed request; `is_binary_output` says whether the logits are wanted as bytes."""
+
+    samples: Samples
+    request_id: str | None
+    parameters: dict[str, Parameter]
+    is_binary_output: bool
+
+    def min_accuracy(self) -> float:
+        """Return the accuracy floor, a fraction. Raises RefusedError."""
+        floor = self.parameters.get("min_accuracy", 0.0)
+        if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1:
+            raise bad("bad_request", "parameter min_accuracy", floor, "a fraction 0 to 1")
+        return float(floor)
+
+    def query_class(self) -> int:
+        """Return the priority class: 0 by default, 1 the highest. Raises RefusedError."""
+        priority = self.parameters.get("priority", 0)
+        if type(priority) is not int or not 0 <= priority < 2**32:
+            raise bad("bad_request", "parameter priority", priority, "a whole number from 0 on")
+        return priority
+
+    def subnet_id(self) -> str | None:
+        """Return the pinned subnet, if any. Raises RefusedError."""
+        subnet_id = self.parameters.get("subnet")
+        if subnet_id is not None and not isinstance(subnet_id, str):
+            raise bad("bad_request", "parameter subnet", subnet_id, "a subnet id")
+        return subnet_id
+
+
+def check_tensor(name: object, datatype: object, shape: object, spec: ModelSpec) -> tuple[int, ...]:
+    """Return the shape of the input tensor. Raises RefusedError unless the model takes it."""
+    if name != INPUT_NAME:
+        raise bad("bad_tensor", "the input's name", name, repr(INPUT_NAME))
+    if datatype == IMAGE_TYPE:
+        given = _sizes(shape)
+        is_right, allowed = given[1:] in ((), (1,)), "[B]"
+    elif datatype == INPUT_TYPE:
+        given = _sizes(shape)
+        is_right, allowed = given[1:] == spec.input_shape, _allowed_shape(spec)
+    else:
+        raise bad("bad_tensor", "datatype", datatype, f"{INPUT_TYPE!r} or {IMAGE_TYPE!r}")
+    if not given or not is_right or not 1 <= given[0] <= spec.max_batch_size:
+        raise bad("bad_tensor", "shape", shape, f"{allowed} with B from 1 to {spec.max_batch_size}")
+    return given
+
+
+def check_output_name(name: object) -> None:
+    """Raise RefusedError unless `name` is that of the one output."""
+    if name != OUTPUT_NAME:
+        raise bad("bad_tensor", "the output's name", name, repr(OUTPUT_NAME))
+
+
+def read_raw(datatype: object, shape: tuple[int, ...], data: bytes | memoryview) -> Samples:
+    """Return the samples of a tensor in raw form; its `shape` is checked. Raises RefusedError."""
+    if datatype == IMAGE_TYPE:
+        return _split(memoryview(data), shape[0])
+    size = math.prod(shape)
+    if len(data) != size:
+        text = f"shape {list(shape)} needs {size} bytes, {len(data)} were given"
+        raise RefusedError("bad_tensor", text)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def check_images(files: Sequence[bytes], shape: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Return the image files of a tensor that lists them. Raises RefusedError for their count."""
+    if len(files) != shape[0]:
+        raise bad("bad_tensor", "the number of images", len(files), f"{shape[0]} as in the shape")
+    return tuple(files)
+
+
+def bad(reason: str, what: str, given: object, allowed: str) -> RefusedError:
+    """Return the refusal that says what was given and what is allowed."""
+    return RefusedError(reason, f"{what} is {reprlib.repr(given)}, allowed {allowed}")
+
+
+def _sizes(shape: object) -> tuple[int, ...]:
+    if isinstance(shape, list | tuple) and all(type(size) is int for size in shape):
+        return tuple(shape)
+    return ()
+
+
+def _allowed_shape(spec: ModelSpec) -> str:
+    return f"[B, {', '.join(map(str, spec.input_shape))}]"
+
+
+def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
+    """Split a raw BYTES tensor into its `count` elements, each behind its length."""
+    files: list[bytes] = []
+    start = 0
+    while start < len(data) and len(files) < count:
+        if start + _LENGTH.size > len(data):
+            break
+        (length,) = _LENGTH.unpack_from(data, start)
+        end = start + _LENGTH.size + length
+        if end > len(data):
+            break
+        files.append(bytes(data[start + _LENGTH.size : end]))
+        start = end
+    if len(files) != count or start != len(data):
+        text = f"the {len(data)} bytes are not {count} images, each behind its length (4 bytes, LE)"
+        raise RefusedError("bad_tensor", text)
+    return tuple(files)

@@ -1,0 +1,184 @@
+"""`ServedModel`: one supernet behind a name: its engine, its default SLO, its live settings."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from serve.config import ConfigError, LiveConfig
+from serve.engine.engine import Engine
+from serve.engine.job import EngineStatus
+from serve.engine.reply import Reply, Wish
+from serve.models.deadline import resolve_deadline
+from serve.models.images import ImageDecoder
+from serve.models.limits import RefusedError, refusal_of
+from serve.models.reply_lag import ReplyLag
+from serve.models.request import InferRequest, ModelSpec
+from serve.observe.demand import Demand, Signals
+from serve.observe.request_record import Entry, Watcher
+from serve.observe.statistics import Statistics
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile, ProfileError
+
+logger = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """What a door talks to; `profile` holds every subnet that could be offered.
+
+    `unix_clock` serves absolute deadlines of clients only; all else is on the engine's clock.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        profile: LatencyProfile,
+        live: LiveConfig,
+        *,
+        statistics: Statistics,
+        decoder: ImageDecoder,
+        demand: Demand,
+        reply_allowance_s: float = 0.0,
+        watchers: Sequence[Watcher] = (),
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        assert live.policy is not None, "a served model has a policy"
+        assert live.slo_ms is not None, "a served model has a default SLO"
+        self.spec = spec
+        self.engine = engine
+        self.statistics = statistics
+        self._decoder = decoder
+        self._demand = demand
+        self._profile = profile
+        self._policy: str = live.policy
+        self._slo_s: float = live.slo_ms * 1e-3
+        self._subnets = live.subnets
+        self._max_batch_size = profile.max_batch_size
+        self._reply_allowance_s = reply_allowance_s
+        self._reply_lag = ReplyLag()
+        self._unix_clock = unix_clock
+        self._watchers = watchers
+
+    async def infer(
+        self,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        arrival_s: float,
+        call_timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> list[Reply]:
+        """Serve the samples of one request. Raises RefusedError when one gets no output.
+
+        `call_timeout_s`, from arrival, is the deadline that a gRPC call brings itself.
+        """
+        deadlines = resolve_deadline(
+            request.parameters,
+            headers,
+            arrival_s=arrival_s,
+            default_slo_s=self._slo_s,
+            unix_now_s=self._unix_clock(),
+            reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
+            call_timeout_s=call_timeout_s,
+        )
+        wish = Wish(
+            *deadlines,
+            min_accuracy=request.min_accuracy(),
+            query_class=request.query_class(),
+            subnet_id=request.subnet_id(),
+        )
+        samples = request.samples
+        if isinstance(samples, tuple):
+            samples = await self._decoder.decode(samples, self.spec.input_shape)
+        submitted_s = self.engine.clock()
+        replies: list[Reply] = []
+        try:
+            replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, wish=wish)
+        finally:  # a client that goes away is a cancellation here
+            if self._watchers:
+                ids = (request_id, request.request_id)
+                ended_s = self.engine.clock()
+                self._tell(
+                    Entry(self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies)
+                )
+        self._refuse(replies, deadlines.hard_deadline_s)
+        self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
+        return replies
+
+    def _tell(self, entry: Entry) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher(entry)
+            except Exception:  # a log or an exporter that fails must not cost an answer
+                logger.exception("a watcher failed")
+
+    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
+        ended = [reply.outcome for reply in replies if not reply.is_executed]
+        if hard_deadline_s is not None:
+            ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
+        if ended:
+            # When one sample is refused the others are withdrawn: name the cause, not the effect.
+            cause = next((o for o in ended if o.reason != "cancelled"), ended[0])
+            raise refusal_of(cause, self.engine.outlook())
+
+    def check_ready(self) -> None:
+        """Raise RefusedError unless the engine takes queries."""
+        status = self.engine.status()
+        state = status.state
+        if state != "ready":
+            reason = "not_ready" if state == "starting" else "draining"
+            reason = "device_failed" if status.fault else reason
+            raise RefusedError(reason, f"model {self.spec.name!r} is {state}")
+
+    def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
+        """Switch policy, SLO or offered subnets between two batches; all of it or nothing.
+
+        Returns the settings in force. Raises ConfigError for unknown policies or subnets.
+        """
+        subnets = change.subnets or self._subnets
+        policy_name = change.policy or self._policy
+        max_batch_size = change.max_batch_size or self._max_batch_size
+        offered = None
+        if change.policy or change.subnets is not None or change.max_batch_size:
+            try:
+                offered = self._profile.select(subnets) if subnets else self._profile
+                offered = offered.capped(max_batch_size)
+                policy = create_policy(policy_name, offered)
+            except (ValueError, ProfileError) as error:
+                raise ConfigError(str(error)) from None
+            is_new = offered.subnets != self.engine.profile.subnets
+            # The profile that is offered already is left alone, with what was learned of it.
+            self.engine.reconfigure(policy=policy, profile=offered if is_new else None)
+            self.spec = self.spec._replace(subnet_ids=offered.subnet_ids)
+        if change.slo_ms is not None:
+            self._slo_s = change.slo_ms * 1e-3
+        if offered is not None or change.slo_ms is not None:
+            self._demand.use(self.engine.profile, self._slo_s)
+        self._subnets, self._policy, self._max_batch_size = subnets, policy_name, max_batch_size
+        return self.live_settings()
+
+    def signals(self) -> Signals:
+        """Return what the last seconds asked of the device: what replicas are scaled by."""
+        return self._demand.signals(self.engine.clock(), *self.engine.backlog())
+
+    def live_settings(self) -> dict[str, Any]:
+        """Return the settings in force and the engine's state, as plain data."""
+        status: EngineStatus = self.engine.status()
+        return {
+            "policy": status.policy,
+            "slo_ms": self._slo_s * 1e3,
+            "subnets": list(self.spec.subnet_ids),
+            "max_batch_size": self._max_batch_size,
+            "state": status.state,
+            "queue_depth": status.queue_depth,
+            "fallback": status.fallback,
+            "fault": status.fault,
+            "ended": dict(status.ended),
+            "latency_factor": status.latency_factor,
+            "latency_delay_ms": None
+            if status.latency_delay_s is None
+            else status.latency_delay_s * 1e3,
+        }

@@ -1,0 +1,1 @@
+"""Metrics, statistics, logs, spans: told of every end, tells nobody; imports engine."""

@@ -1,0 +1,136 @@
+"""`Metrics`: what a server tells Prometheus, by model; `instruments.py` lists every metric."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from serve.engine.engine import Engine
+from serve.engine.reply import Reply
+from serve.observe.instruments import Instruments
+from serve.observe.recent import Recent
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class CacheUse(NamedTuple):
+    """What became of packed slices so far, and the bytes that they hold now."""
+
+    hit: int
+    miss: int
+    load: int
+    eviction: int
+    held_bytes: int
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._instruments = Instruments(self.registry)
+        self._models: dict[str, ModelMetrics] = {}
+
+    def of(self, model: str) -> ModelMetrics:
+        """Return the metrics of the model with that name."""
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self._instruments, model)
+        return self._models[model]
+
+    def refused(self, door: str, reason: str) -> None:
+        """Count a request that got an error at the `http` or the `grpc` door."""
+        self._instruments.refused.labels(door, reason).inc()
+
+    def refresh(self, engines: Iterable[tuple[str, Engine]]) -> None:
+        """Set what is a state and not an event, by model; called when the metrics are read."""
+        for name, engine in engines:
+            self.of(name).refresh(engine)
+
+    def render(self) -> bytes:
+        """Return the exposition text."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """The metrics of one model; its children are kept, because looking them up costs more.
+
+    `observe` is called on the thread that delivers replies, `decided` on the device thread.
+    """
+
+    def __init__(self, instruments: Instruments, model: str) -> None:
+        self._instruments = instruments
+        self._name = model
+        self._queries = functools.cache(functools.partial(instruments.queries.labels, model))
+        self._subnets = functools.cache(functools.partial(instruments.subnets.labels, model))
+        self._batches = functools.cache(functools.partial(instruments.batches.labels, model))
+        self._accuracy = instruments.accuracy.labels(model)
+        self._busy = instruments.busy.labels(model)
+        self._latency = instruments.latency.labels(model)
+        self._queue = instruments.queue.labels(model)
+        self._slack = instruments.slack.labels(model)
+        self._lateness = instruments.lateness.labels(model)
+        self._execution = instruments.execution.labels(model)
+        self._batch_size = instruments.batch_size.labels(model)
+        self._decision = instruments.decision.labels(model)
+        self._recent = Recent()
+        self._last_batch_id: int | None = None
+        self._cache_use: Callable[[], CacheUse] | None = None
+        self._last_cache_use = CacheUse(0, 0, 0, 0, 0)
+
+    def observe(self, reply: Reply) -> None:
+        """Count the end of one query; those of one batch come one after the other."""
+        outcome = reply.outcome
+        self._recent.observe(outcome)
+        # The text of a failure is free: as a label it would make a series per message.
+        is_free = outcome.status == "failed" and outcome.reason != "device_failed"
+        reason = "execution_failed" if is_free else outcome.reason
+        self._queries(outcome.status, reason).inc()
+        if not reply.is_executed:
+            return
+        self._subnets(outcome.subnet_id).inc()
+        self._latency.observe(outcome.latency_s)
+        self._queue.observe(reply.queue_s)
+        if outcome.status == "on_time":
+            self._slack.observe(reply.slack_s)
+            self._accuracy.inc(outcome.accuracy)
+        else:
+            self._lateness.observe(-reply.slack_s)
+        if reply.batch_id != self._last_batch_id:
+            self._last_batch_id = reply.batch_id
+            self._batches(outcome.subnet_id).inc()
+            self._busy.inc(reply.execution_s)
+            self._execution.observe(reply.execution_s)
+            self._batch_size.observe(outcome.batch_size)
+
+    def decided(self, duration_s: float) -> None:
+        """Note how long the policy took to compose a batch."""
+        self._decision.observe(duration_s)
+
+    def watch_cache(self, use: Callable[[], CacheUse]) -> None:
+        """Read the device's cache of packed slices whenever the metrics are read."""
+        self._cache_use = use
+
+    def refresh(self, engine: Engine) -> None:
+        """Set what is a state and not an event: depth, attainment, cache, correction."""
+        instruments, name, now_s = self._instruments, self._name, engine.clock()
+        status = engine.status()
+        instruments.depth.labels(name).set(status.queue_depth)
+        instruments.running.labels(name).set(status.num_running)
+        instruments.ready.labels(name).set(status.state == "ready")
+        instruments.factor.labels(name).set(status.latency_factor or 1.0)
+        instruments.attainment.labels(name).set(self._recent.attainment(now_s))
+        instruments.served.labels(name).set(self._recent.accuracy(now_s))
+        for what, number in engine.device_counts().items():
+            instruments.device.labels(name, what).set(number)
+        if self._cache_use is not None:
+            self._count_cache(self._cache_use())
+
+    def _count_cache(self, use: CacheUse) -> None:
+        last, self._last_cache_use = self._last_cache_use, use
+        for event in ("hit", "miss", "load", "eviction"):
+            grown = getattr(use, event) - getattr(last, event)
+            self._instruments.cache.labels(self._name, event).inc(grown)
+        self._instruments.cache_bytes.labels(self._name).set(use.held_bytes)

@@ -1,0 +1,74 @@
+"""The benchmark's rows: their form, their bars, and that a bar that is missed is said to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serve.bench.policies.bars import RIVALS, bar_rows
+from serve.bench.policies.bench import QUICK, Bench
+from traces.simulation.cells import Score
+from traces.trace import TraceError
+
+PROFILES = Path(__file__).parents[4] / "profiles"
+SMALL = QUICK._replace(
+    seeds=(0, 1), duration_s=0.3, rates_qps=(3000.0, 13_000.0), cv2s=(8.0,), maf_s=0.5, num_tiny=1
+)
+
+
+def bench(*parts: str) -> dict[str, dict]:
+    rows = Bench(PROFILES, SMALL, processes=1, tell=lambda _: None).run(parts)
+    assert all(set(row) == {"figure", "value", "unit", "detail"} for row in rows)
+    assert len({row["figure"] for row in rows}) == len(rows)
+    return {row["figure"]: row for row in rows}
+
+
+def test_the_bars_name_cells_and_carry_the_bound():
+    rows = bench("bars")
+    assert rows["policies/bar/13000/cv8/ov0/attainment"]["value"] > 0.9
+    assert 0.9 < rows["policies/bar/of_bound"]["value"] <= 1.0
+    assert "bound" in rows["policies/bound/3000/cv8/ov0"]["detail"]
+    assert rows["policies/utility/3000/cv8/ov0/drainfit"]["value"] > 0.78
+
+
+def test_the_papers_numbers_stand_beside_ours():
+    row = bench("bursty")["policies/bursty/5550/cv8/ov0/six/slackfit/attainment"]
+    assert row["detail"].endswith("; paper 0.9992")
+    assert 0.9 < row["value"] <= 1.0
+
+
+def test_both_profiles_are_replayed_on_the_squeezed_day():
+    rows = bench("maf")
+    assert rows["policies/maf/resnet/ov0/fixed:smallest/accuracy"]["value"] == 0.7382
+    assert rows["policies/maf/dynabert/ov0/drainfit/accuracy"]["value"] > 0.82
+
+
+def test_tiny_instances_compare_with_the_optimum():
+    rows = bench("tiny")
+    assert rows["policies/bar/tiny_least_gap"]["value"] >= -1e-9
+    assert rows["policies/tiny/gap/maxacc"]["value"] > 0
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(TraceError, match=r"^part 'nope' is unknown, allowed bars, bursty, ramp"):
+        bench("nope")
+
+
+def made_up(**attainments: float) -> dict[str, list[Score]]:
+    scores = {name: [Score(0.5, 0.7, 100, 0.0)] * 2 for name in ("drainfit", *RIVALS)}
+    for name, attainment in attainments.items():
+        scores[name.replace("smallest", "fixed:resnet-73.82")] = [
+            Score(attainment, 0.7, 100, 0.0)
+        ] * 2
+    return scores
+
+
+def test_a_missed_bar_is_counted_and_named():
+    good = made_up(drainfit=1.0, smallest=0.9995)
+    bad = made_up(drainfit=0.99, smallest=1.0, slackfit=0.995)
+    rows = {r["figure"]: r for r in bar_rows({(0.0, 8.0, 1000.0): good, (0.0, 8.0, 2000.0): bad})}
+    for name in ("attainment_less_smallest", "attainment_less_slackfit", "utility_less_best_rival"):
+        detail = rows[f"policies/bar/{name}"]["detail"]
+        assert "missed 1: 2000/cv8/ov0" in detail or "missed 2: 2000/cv8/ov0" in detail, detail
+    assert rows["policies/bar/attainment_less_smallest"]["value"] == pytest.approx(-0.01)

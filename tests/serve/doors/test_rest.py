@@ -1,0 +1,356 @@
+"""The HTTP door in this process: the protocol, every refusal, control and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from serve.engine.engine import Engine
+from slackfit.profile import LatencyProfile
+
+URL = "/v2/models/tiny/infer"
+
+
+def tensor(data: Any = None, shape: Any = (1, 1, 2, 2), **changes: Any) -> dict[str, Any]:
+    fields = {"name": "input", "datatype": "UINT8", "shape": list(shape)}
+    return {**fields, "data": [1, 2, 0, 0] if data is None else data, **changes}
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"id": "q1", "inputs": [tensor()], **changes}
+
+
+@pytest.fixture
+def ask(serve_timed):
+    """`ask(use, **settings)` serves, awaits `use(client)`, and returns what it returned."""
+
+    def run(use: Callable[[httpx.AsyncClient], Awaitable[Any]], **settings: Any) -> Any:
+        async def main() -> Any:
+            async with serve_timed(**settings) as client:
+                return await use(client)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def post(content: Any, url: str = URL, **options: Any):
+    return lambda client: client.post(url, json=content, **options)
+
+
+def test_answer_has_logits_id_and_how_it_was_served(ask):
+    response = ask(post(body()))
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["id"] == "q1"
+    assert answer["model_name"] == "tiny"
+    (output,) = answer["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("logits", "FP32", [1, 10])
+    assert int(np.argmax(output["data"])) == 3
+    about = answer["parameters"]
+    assert about["status"] == "on_time"
+    assert (about["policy"], about["subnet"], about["accuracy"]) == ("slackfit", "large", 0.9)
+    assert about["batch_size"] == 1
+    assert about["execution_s"] >= 0.004
+    assert about["queue_s"] >= 0
+    assert 0 < about["slack_s"] < 0.1
+
+
+def test_nested_data_and_several_samples_are_answered_together(ask):
+    data = [[[[1, 0], [0, 0]]], [[[2, 0], [0, 0]]], [[[7, 0], [0, 0]]]]
+    response = ask(post(body(inputs=[tensor(data, (3, 1, 2, 2))])))
+    (output,) = response.json()["outputs"]
+    logits = np.reshape(output["data"], output["shape"])
+    assert logits.argmax(axis=1).tolist() == [1, 2, 7]
+
+
+def test_binary_tensors_go_both_ways(ask):
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "input",
+                    "datatype": "UINT8",
+                    "shape": [1, 1, 2, 2],
+                    "parameters": {"binary_data_size": 4},
+                }
+            ],
+            "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    response = ask(
+        lambda client: client.post(URL, content=head + bytes([4, 0, 0, 0]), headers=headers)
+    )
+    length = int(response.headers["Inference-Header-Content-Length"])
+    answer = json.loads(response.content[:length])
+    logits = np.frombuffer(response.content, dtype="<f4", offset=length)
+    assert answer["outputs"][0]["parameters"] == {"binary_data_size": 40}
+    assert int(np.argmax(logits)) == 4
+
+
+def test_metadata_and_health_follow_the_protocol(ask):
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        paths = ["", "/health/live", "/health/ready", "/models/tiny", "/models/tiny/ready"]
+        return [await client.get(f"/v2{path}") for path in paths]
+
+    server, live, ready, model, model_ready = ask(use)
+    assert {r.status_code for r in (server, live, ready, model, model_ready)} == {200}
+    assert server.json()["models"] == ["tiny"]
+    assert "binary_tensor_data" in server.json()["extensions"]
+    assert model.json()["versions"] == ["small", "middle", "large"]
+    assert model.json()["inputs"] == [
+        {"name": "input", "datatype": "UINT8", "shape": [-1, 1, 2, 2]}
+    ]
+    assert model.json()["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
+    assert model_ready.json() == {"name": "tiny", "ready": True}
+
+
+def test_subnet_can_be_pinned_by_parameter_and_by_version(ask):
+    by_parameter = ask(post(body(parameters={"subnet": "small"})))
+    by_version = ask(post(body(), "/v2/models/tiny/versions/middle/infer"))
+    assert by_parameter.json()["parameters"]["subnet"] == "small"
+    assert by_version.json()["parameters"]["subnet"] == "middle"
+
+
+def test_accuracy_floor_is_respected(ask):
+    async def use(client: httpx.AsyncClient) -> httpx.Response:
+        await client.post("/admin/config", json={"policy": "fixed:smallest"})
+        return await client.post(URL, json=body(parameters={"min_accuracy": 0.85}))
+
+    assert ask(use).json()["parameters"]["subnet"] == "large"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "text"),
+    [
+        (body(inputs=[tensor(shape=(1, 1, 3, 3))]), "bad_tensor", "shape is [1, 1, 3, 3]"),
+        (body(inputs=[tensor(shape=(5, 1, 2, 2))]), "bad_tensor", "with B from 1 to 4"),
+        (body(inputs=[tensor(shape=(0, 1, 2, 2))]), "bad_tensor", "with B from 1 to 4"),
+        (body(inputs=[tensor(shape="big")]), "bad_tensor", "shape is"),
+        (body(inputs=[tensor(datatype="FP32")]), "bad_tensor", "'FP32', allowed 'UINT8'"),
+        (body(inputs=[tensor(name="image")]), "bad_tensor", "'image', allowed 'input'"),
+        (body(inputs=[tensor([1, 2, 3])]), "bad_tensor", "length of data is 3, allowed 4"),
+        (body(inputs=[tensor([1, 2, 3, 256])]), "bad_tensor", "whole numbers 0 to 255"),
+        (body(inputs=[tensor([1, 2, 3, 0.5])]), "bad_tensor", "whole numbers 0 to 255"),
+        (body(inputs=[tensor([[1, 2], [3]])]), "bad_tensor", "whole numbers 0 to 255"),
+        (body(inputs=[tensor("abcd")]), "bad_tensor", "a list of whole numbers"),
+        (body(inputs=[tensor(parameters={"binary_data_size": 4})]), "bad_tensor", "both data"),
+        (body(inputs=[]), "bad_request", "a list of one tensor"),
+        (body(inputs=[tensor(), tensor()]), "bad_request", "a list of one tensor"),
+        (body(outputs=[{"name": "boxes"}]), "bad_tensor", "'boxes', allowed 'logits'"),
+        (body(id=7), "bad_request", "id is 7"),
+        (body(parameters=[1]), "bad_request", "a JSON object"),
+        (body(parameters={"min_accuracy": 90}), "bad_request", "a fraction 0 to 1"),
+        (body(parameters={"subnet": "huge"}), "unknown_subnet", "not offered"),
+        (body(parameters={"timeout": "soon"}), "bad_deadline", "allowed a finite number"),
+        ([], "bad_request", "a JSON object"),
+    ],
+)
+def test_bad_input_gets_400_with_the_protocols_error_object(ask, content, reason, text):
+    response = ask(post(content))
+    error = response.json()
+    assert (response.status_code, error["reason"]) == (400, reason)
+    assert text in error["error"]
+
+
+def test_broken_json_and_broken_binary_headers_get_400(ask):
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        header = "Inference-Header-Content-Length"
+        return [
+            await client.post(URL, content=b"{"),
+            await client.post(URL, content=b"[" * 1000),
+            await client.post(URL, content=b"{}", headers={header: "-1"}),
+            await client.post(URL, content=b"{}", headers={header: "99"}),
+            await client.post(
+                URL, content=json.dumps(body()).encode() + b"!!", headers={header: "1"}
+            ),
+        ]
+
+    assert [response.status_code for response in ask(use)] == [400] * 5
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/nobody", "/v2/models/nobody/ready", "/v2/models/tiny/versions/huge"]
+)
+def test_unknown_model_or_version_gets_404_that_lists_the_known(ask, path):
+    response = ask(lambda client: client.get(path))
+    assert (response.status_code, response.json()["reason"]) == (404, "unknown_model")
+    assert "tiny" in response.json()["error"]
+
+
+def test_unknown_model_gets_404_on_infer(ask):
+    assert ask(post(body(), "/v2/models/nobody/infer")).status_code == 404
+
+
+def test_body_over_the_limit_gets_413_declared_or_streamed(ask):
+    async def chunks():
+        for _ in range(10):
+            yield b" " * 1000
+
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [
+            await client.post(URL, content=b" " * 5000),
+            await client.post(URL, content=chunks()),
+        ]
+
+    for response in ask(use):
+        assert (response.status_code, response.json()["reason"]) == (413, "too_large")
+        assert "allowed 4096" in response.json()["error"]
+
+
+def test_deadline_in_the_past_gets_504(ask):
+    for options in ({"headers": {"x-slo-ms": "0"}}, {}):
+        content = body() if options else body(parameters={"deadline_unix_us": 1})
+        response = ask(post(content, **options))
+        assert (response.status_code, response.json()["reason"]) == (504, "expired")
+
+
+def test_deadline_that_no_subnet_can_meet_gets_504(ask):
+    response = ask(post(body(), headers={"x-slo-ms": "0.5"}))
+    error = response.json()
+    assert (response.status_code, error["reason"]) == (504, "infeasible")
+    assert (error["status"], error["id"]) == ("rejected", "q1")
+
+
+def test_late_answer_is_sent_after_a_soft_deadline_and_not_after_a_hard_one(ask):
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        late = {"policy": "fixed:largest"}
+        await client.post("/admin/config", json=late)
+        return [
+            await client.post(URL, json=body(), headers={"x-slo-ms": "2"}),
+            await client.post(URL, json=body(parameters={"timeout": 2000})),
+        ]
+
+    soft, hard = ask(use, drop_hopeless=False)
+    assert (soft.status_code, soft.json()["parameters"]["status"]) == (200, "late")
+    assert soft.json()["parameters"]["slack_s"] < 0
+    assert (hard.status_code, hard.json()["reason"]) == (504, "expired")
+    assert hard.json()["status"] == "late"
+
+
+def test_full_queue_gets_429_with_retry_after(ask):
+    async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
+        asks = [client.post(URL, json=body(), headers={"x-slo-ms": "5000"}) for _ in range(12)]
+        return await asyncio.gather(*asks)
+
+    responses = ask(use, scale_s=0.01, max_queue=2)
+    refused = [response for response in responses if response.status_code != 200]
+    assert refused
+    for response in refused:
+        assert (response.status_code, response.json()["reason"]) == (429, "queue_full")
+        assert int(response.headers["retry-after"]) >= 1
+
+
+def test_policy_slo_and_subnets_switch_while_serving(ask):
+    async def use(client: httpx.AsyncClient) -> tuple[Any, Any]:
+        change = {"policy": "fixed:largest", "subnets": ["small", "middle"], "slo_ms": 50}
+        settings = await client.post("/admin/config", json=change)
+        return settings.json()["tiny"], (await client.post(URL, json=body())).json()
+
+    settings, answer = ask(use)
+    assert settings["policy"] == "fixed:middle"
+    assert settings["subnets"] == ["small", "middle"]
+    assert settings["slo_ms"] == 50
+    assert answer["parameters"]["subnet"] == "middle"
+    assert answer["parameters"]["slack_s"] < 0.05
+
+
+def test_another_policy_keeps_what_was_learned_of_the_device(ask, monkeypatch):
+    profiles: list[object] = []
+    reconfigure = Engine.reconfigure
+
+    def spy(self: Engine, *, policy: Any = None, profile: Any = None) -> None:
+        profiles.append(profile)
+        reconfigure(self, policy=policy, profile=profile)
+
+    async def use(client: httpx.AsyncClient) -> None:
+        for change in ({"policy": "fixed:large"}, {"subnets": ["large"]}):
+            await client.post("/admin/config", json=change)
+
+    monkeypatch.setattr(Engine, "reconfigure", spy)
+    ask(use)
+    same, other = profiles
+    assert same is None, "a profile, even the same, would begin the correction anew"
+    assert isinstance(other, LatencyProfile)
+
+
+def test_batch_cap_switches_while_serving_and_requests_may_be_larger(ask):
+    async def use(client: httpx.AsyncClient) -> tuple[Any, Any]:
+        settings = await client.post("/admin/config", json={"max_batch_size": 3})
+        content = body(inputs=[tensor([0] * 16, (4, 1, 2, 2))])
+        return settings.json()["tiny"], (await client.post(URL, json=content)).json()
+
+    settings, answer = ask(use)
+    assert settings["max_batch_size"] == 3
+    assert answer["outputs"][0]["shape"] == [4, 10]
+    assert answer["parameters"]["batch_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"polcy": "slackfit"},
+            "unknown live setting polcy; known: policy, slo_ms, subnets, max_batch_size",
+        ),
+        ({"policy": "best"}, "'best' is unknown, allowed slackfit"),
+        ({"subnets": ["huge"]}, "it has small, middle, large"),
+        ({"slo_ms": -1}, "slo_ms"),
+        ({"max_batch_size": 9}, "batch size 9 is not profiled in 'tiny'; allowed 1 to 4"),
+        ({"policy": "best", "slo_ms": 7}, "'best' is unknown"),
+        ([], "valid"),
+    ],
+)
+def test_bad_change_of_settings_gets_400_and_changes_nothing(ask, change, text):
+    async def use(client: httpx.AsyncClient) -> tuple[Any, Any, httpx.Response]:
+        before = (await client.get("/admin/config")).json()
+        response = await client.post("/admin/config", json=change)
+        return before, (await client.get("/admin/config")).json(), response
+
+    before, after, response = ask(use)
+    assert response.status_code == 400
+    assert text in response.json()["error"]
+    assert before == after
+
+
+def test_settings_refuse_a_browser_page(ask):
+    headers = {"origin": "http://elsewhere.example"}
+    response = ask(lambda client: client.get("/admin/config", headers=headers))
+    assert response.status_code == 403
+
+
+def test_metrics_count_how_queries_end(ask):
+    async def use(client: httpx.AsyncClient) -> str:
+        await client.post(URL, json=body())
+        await client.post(URL, json=body(), headers={"x-slo-ms": "0.5"})
+        return (await client.get("/metrics")).text
+
+    text = ask(use)
+    assert 'supernet_queries_total{model="tiny",reason="",status="on_time"} 1.0' in text
+    assert 'reason="infeasible",status="rejected"} 1.0' in text
+    assert 'supernet_subnet_queries_total{model="tiny",subnet="large"} 1.0' in text
+    assert 'supernet_latency_seconds_bucket{le="0.00025",model="tiny"}' in text
+    assert 'supernet_queue_depth{model="tiny"} 0.0' in text
+    assert 'supernet_refused_requests_total{door="http",reason="infeasible"} 1.0' in text
+    assert 'supernet_recent_attainment{model="tiny"} 0.5' in text
+    assert 'supernet_decision_seconds_count{model="tiny"} 1.0' in text
+
+
+def test_client_that_goes_away_is_dropped_from_the_queue(ask):
+    async def use(client: httpx.AsyncClient) -> dict[str, int]:
+        running = asyncio.ensure_future(client.post(URL, json=body()))
+        await asyncio.sleep(0.01)
+        gone = asyncio.ensure_future(client.post(URL, json=body(), headers={"x-slo-ms": "9000"}))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(running, gone, return_exceptions=True)
+        return (await client.get("/admin/config")).json()["tiny"]["ended"]
+
+    assert ask(use, scale_s=0.02)["dropped"] == 1

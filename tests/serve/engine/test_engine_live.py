@@ -1,0 +1,334 @@
+"""The engine with its device thread and an event loop, on an executor that sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+
+from serve.engine.engine import Engine
+from serve.engine.reply import Reply, Wish
+from serve.hosts.tuned_process import SWITCH_INTERVAL_S, tuned_process
+from slackfit.policies import create_policy
+from slackfit.profile import LatencyProfile
+from slackfit.scheduling.record import RecordingScheduler, replay_log
+from slackfit.scheduling.scheduler import Scheduler
+from subnetact.timed_executor import TimedExecutor
+
+PAYLOAD = np.zeros((1, 2, 2), dtype=np.uint8)
+
+
+def run_live(
+    profile: LatencyProfile,
+    use: Callable[[Engine], Awaitable[None]],
+    *,
+    policy: str = "fixed:smallest",
+    executor: TimedExecutor | None = None,
+    log: io.StringIO | None = None,
+) -> Engine:
+    """Start an engine, use it, stop it; return it stopped."""
+    chosen = create_policy(policy, profile)
+    scheduler = Scheduler(profile, chosen)
+    engine = Engine(
+        scheduler if log is None else RecordingScheduler(scheduler, log),
+        executor or TimedExecutor(profile, (1, 2, 2), 10),
+        profile=profile,
+        policy=chosen,
+    )
+
+    async def main() -> None:
+        await engine.start()
+        try:
+            await use(engine)
+        finally:
+            await engine.stop()
+
+    asyncio.run(main())
+    return engine
+
+
+async def ask(engine: Engine, slo_s: float = 1.0, **wishes: object) -> Reply:
+    now_s = engine.clock()
+    wish = Wish(now_s + slo_s, **wishes)  # type: ignore[arg-type]
+    return await engine.infer(PAYLOAD, arrival_s=now_s, wish=wish)
+
+
+def test_reply_tells_queue_execution_and_slack(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        reply = await ask(engine)
+        assert reply.outcome.status == "on_time"
+        assert reply.outcome.subnet_id == "small"
+        assert reply.execution_s >= 0.001
+        assert 0 <= reply.queue_s < 0.1
+        assert 0.8 < reply.slack_s < 1.0
+
+    run_live(profile, use)
+
+
+def test_recorded_live_run_decides_the_same_again(profile: LatencyProfile, rng):
+    log = io.StringIO()
+
+    async def use(engine: Engine) -> None:
+        asks = []
+        for gap_s in rng.exponential(0.0015, size=150):
+            asks.append(asyncio.ensure_future(ask(engine, 0.012)))
+            await asyncio.sleep(gap_s)
+        for cancelled in asks[::10]:
+            cancelled.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
+
+    run_live(profile, use, policy="slackfit", log=log)
+    fresh = Scheduler(profile, create_policy("slackfit", profile))
+    assert replay_log(log.getvalue().splitlines(), fresh) > 150
+
+
+def test_batch_reaches_the_loop_with_one_wake_up(profile: LatencyProfile, monkeypatch):
+    calls = []
+
+    async def use(engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0.01)
+        others = [asyncio.ensure_future(ask(engine)) for _ in range(4)]
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *args: (calls.append(args), wake(*args))[1]
+        )
+        await first
+        replies = await asyncio.gather(*others)
+        assert [reply.outcome.batch_size for reply in replies] == [4, 4, 4, 4]
+        assert len({reply.batch_id for reply in replies}) == 1
+        monkeypatch.undo()
+
+    run_live(profile.select(["small"]), use, executor=SlowFirst(profile))
+    assert len(calls) == 2, "one for the first batch, one for the batch of four"
+
+
+class SlowFirst(TimedExecutor):
+    """Takes 50 ms for its first batch, so that what comes meanwhile forms the second."""
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        super().__init__(profile, (1, 2, 2), 10)
+        self._is_first = True
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        if self._is_first:
+            self._is_first = False
+            time.sleep(0.05)
+        return super().run(subnet_id, inputs)
+
+
+def test_cancelled_client_leaves_no_query_behind(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        running = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0.005)
+        gone = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(running, gone, return_exceptions=True)
+        assert engine.status().ended == {"on_time": 1, "dropped": 1}
+
+    run_live(profile, use, executor=SlowFirst(profile))
+
+
+def test_hard_deadline_that_passes_in_the_queue_drops_the_query(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        running = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0.002)
+        hard = engine.clock() + 0.005
+        reply = await ask(engine, 0.005, hard_deadline_s=hard)
+        assert (reply.outcome.status, reply.outcome.reason) == ("dropped", "expired")
+        assert not running.done()
+        await running
+
+    run_live(profile, use, executor=SlowFirst(profile))
+
+
+def test_draining_finishes_what_is_queued_and_refuses_the_rest(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        queued = [asyncio.ensure_future(ask(engine)) for _ in range(6)]
+        await asyncio.sleep(0)
+        drained = asyncio.ensure_future(engine.drain(1.0))
+        await asyncio.sleep(0)
+        refused = await ask(engine)
+        assert (refused.outcome.status, refused.outcome.reason) == ("rejected", "draining")
+        assert await drained
+        assert {(await reply).outcome.status for reply in queued} == {"on_time"}
+
+    engine = run_live(profile, use)
+    assert engine.status().state == "stopped"
+
+
+def test_stopping_answers_what_is_still_queued(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        running = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0.005)
+        queued = asyncio.ensure_future(ask(engine))
+        await asyncio.sleep(0)
+        await engine.stop()
+        await running
+        assert (await queued).outcome.reason == "draining"
+
+    run_live(profile, use, executor=SlowFirst(profile))
+
+
+class BrokenScheduler(Scheduler):
+    def complete(self, batch_id: int, now_s: float) -> tuple:
+        raise AssertionError("lost count")
+
+
+def test_device_thread_that_ends_answers_everyone_and_says_why(profile: LatencyProfile):
+    policy = create_policy("fixed:smallest", profile)
+    scheduler = BrokenScheduler(profile, policy)
+    executor = TimedExecutor(profile, (1, 2, 2), 10)
+    engine = Engine(scheduler, executor, profile=profile, policy=policy)
+
+    async def main() -> None:
+        await engine.start()
+        replies = await asyncio.gather(*(ask(engine) for _ in range(5)))
+        assert {reply.outcome.status for reply in replies} == {"failed"}
+        assert {reply.outcome.reason for reply in replies} == {"device_failed"}
+        assert "AssertionError" in engine.status().fault
+        assert (await ask(engine)).outcome.reason == "device_failed"
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+class ColdExecutor(TimedExecutor):
+    def warm_up(self) -> None:
+        raise RuntimeError("out of memory")
+
+
+def test_failed_warm_up_is_raised_to_who_starts_the_engine(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        pytest.fail("it must not start")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_live(profile, use, executor=ColdExecutor(profile, (1, 2, 2), 10))
+
+
+def test_process_settings_are_put_back():
+    before_s = sys.getswitchinterval()
+    with tuned_process():
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+        assert gc.get_freeze_count() > 0
+    assert sys.getswitchinterval() == before_s
+    assert gc.get_freeze_count() == 0
+
+
+class HangingExecutor(TimedExecutor):
+    """Hangs in its second batch until it is let go."""
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        super().__init__(profile, (1, 2, 2), 10)
+        self.let_go = threading.Event()
+        self._num_runs = 0
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        self._num_runs += 1
+        if self._num_runs == 2:
+            self.let_go.wait(20)
+        return super().run(subnet_id, inputs)
+
+
+def test_hung_device_fails_everyone_at_once_and_is_told_by_health(profile: LatencyProfile):
+    policy = create_policy("fixed:smallest", profile)
+    executor = HangingExecutor(profile)
+    engine = Engine(
+        Scheduler(profile, policy), executor, profile=profile, policy=policy, hung_after_s=0.2
+    )
+
+    async def main() -> None:
+        await engine.start()
+        assert (await ask(engine)).outcome.status == "on_time"
+        hung_s = engine.clock()
+        asks = []
+        for _ in range(20):  # open loop: they keep coming while it hangs
+            asks.append(asyncio.ensure_future(ask(engine, 5.0)))
+            await asyncio.sleep(0.002)
+        outcomes = [reply.outcome for reply in await asyncio.gather(*asks)]
+        assert {(o.status, o.reason) for o in outcomes} == {("failed", "device_failed")}
+        print(f"a hung device is told after {engine.clock() - hung_s:.2f} s, lost {len(outcomes)}")
+        assert engine.clock() - hung_s < 2.0
+        assert engine.status().fault == "the device hangs"
+        assert (await ask(engine)).outcome.reason == "device_failed"
+        executor.let_go.set()  # it comes back: nobody is answered twice
+        await asyncio.sleep(0.05)
+        assert sum(engine.status().ended.values()) == 22
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+class FailingExecutor(TimedExecutor):
+    """Works, until it is told not to."""
+
+    is_broken = False
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        if self.is_broken:
+            raise RuntimeError("the bus is gone")
+        return super().run(subnet_id, inputs)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_idle_device_that_went_away_is_told_before_a_query_comes(profile: LatencyProfile, how: str):
+    policy = create_policy("fixed:smallest", profile)
+    is_broken = how == "raises"
+    executor = FailingExecutor(profile, (1, 2, 2), 10) if is_broken else HangingExecutor(profile)
+    engine = Engine(
+        Scheduler(profile, policy), executor, profile=profile, policy=policy,
+        hung_after_s=0.2, probe_after_s=0.02,
+    )  # fmt: skip
+
+    async def main() -> str:
+        await engine.start()
+        if isinstance(executor, FailingExecutor):
+            await asyncio.sleep(0.1)  # some probes
+            assert (await ask(engine)).outcome.status == "on_time"
+            assert not engine.status().fault
+            executor.is_broken = True
+        for _ in range(100):
+            if engine.status().fault:
+                break
+            await asyncio.sleep(0.02)
+        assert (await ask(engine)).outcome.reason == "device_failed"
+        if isinstance(executor, HangingExecutor):
+            executor.let_go.set()
+        await engine.stop()
+        return engine.status().fault
+
+    ended = "the device thread ended: RuntimeError"
+    assert asyncio.run(main()) == {"raises": ended, "hangs": "the device hangs"}[how]
+    assert sum(engine.status().ended.values()) == 1 + is_broken
+
+
+class PoisonedExecutor(TimedExecutor):
+    """Fails on every batch that holds a sample of 255s."""
+
+    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+        if (inputs == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("poison")
+        return super().run(subnet_id, inputs)
+
+
+def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: LatencyProfile):
+    async def use(engine: Engine) -> None:
+        payloads = np.zeros((4, 1, 2, 2), dtype=np.uint8)
+        payloads[2] = 255
+        wish = Wish(engine.clock() + 5.0)
+        replies = await engine.infer_batch(payloads, arrival_s=engine.clock(), wish=wish)
+        statuses = [reply.outcome.status for reply in replies]
+        assert statuses == ["on_time", "on_time", "failed", "on_time"]
+        assert "poison" in replies[2].outcome.reason
+        assert (await ask(engine)).outcome.status == "on_time"
+
+    run_live(profile, use, executor=PoisonedExecutor(profile, (1, 2, 2), 10))

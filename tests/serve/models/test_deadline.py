@@ -1,0 +1,88 @@
+"""Which deadline a request has, and which are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.models.deadline import resolve_deadline
+from serve.models.limits import RefusedError
+
+
+def resolve(parameters: dict[str, object] | None = None, **headers: str):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return resolve_deadline(
+        parameters or {}, named, arrival_s=10.0, default_slo_s=0.1, unix_now_s=1000.0
+    )
+
+
+def test_default_holds_when_nothing_is_given_and_is_soft():
+    assert resolve() == (pytest.approx(10.1), None)
+
+
+def test_soft_deadline_replaces_the_default():
+    assert resolve(x_slo_ms="250") == (pytest.approx(10.25), None)
+    assert resolve({"slo_ms": 250}) == (pytest.approx(10.25), None)
+
+
+def test_timeout_parameter_is_hard_and_in_microseconds():
+    assert resolve({"timeout": 50_000}) == (pytest.approx(10.05), pytest.approx(10.05))
+
+
+def test_earliest_wins_and_the_hard_one_is_kept():
+    deadlines = resolve({"timeout": 90_000}, x_slo_ms="30", x_request_timeout_seconds="0.06")
+    assert deadlines == (pytest.approx(10.03), pytest.approx(10.06))
+
+
+def test_absolute_deadline_is_read_on_the_wall_clock():
+    assert resolve({"deadline_unix_us": 1000.5e6}).hard_deadline_s == pytest.approx(10.5)
+
+
+@pytest.mark.parametrize(("slo_ms", "scheduled_s"), [(250, 0.245), (20, 0.017), (1, 0.00085)])
+def test_the_reply_allowance_comes_off_but_never_more_than_fifteen_percent(
+    slo_ms: float, scheduled_s: float
+):
+    deadlines = resolve_deadline(
+        {"slo_ms": slo_ms}, {}, arrival_s=10.0, default_slo_s=0.1, unix_now_s=0.0,
+        reply_allowance_s=0.005,
+    )  # fmt: skip
+    assert deadlines == (pytest.approx(10.0 + scheduled_s), None)
+
+
+def test_a_hard_deadline_itself_is_not_moved_by_the_allowance():
+    deadlines = resolve_deadline(
+        {"timeout": 100_000}, {}, arrival_s=10.0, default_slo_s=0.1, unix_now_s=0.0,
+        reply_allowance_s=0.005,
+    )  # fmt: skip
+    assert deadlines == (pytest.approx(10.095), pytest.approx(10.1))
+
+
+def test_request_timeout_that_is_not_positive_means_no_limit_as_in_ray():
+    assert resolve(x_request_timeout_seconds="-1") == resolve()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "headers"),
+    [
+        ({"timeout": "soon"}, {}),
+        ({"timeout": True}, {}),
+        ({"timeout": 10**400}, {}),
+        ({"slo_ms": None}, {}),
+        ({}, {"x_slo_ms": "fast"}),
+        ({}, {"x_slo_ms": "nan"}),
+        ({}, {"x_request_timeout_seconds": "inf"}),
+    ],
+)
+def test_malformed_deadline_is_a_bad_request(parameters, headers):
+    with pytest.raises(RefusedError, match="allowed a") as caught:
+        resolve(parameters, **headers)
+    assert (caught.value.reason, caught.value.http_status) == ("bad_deadline", 400)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "headers"),
+    [({"timeout": 0}, {}), ({"deadline_unix_us": 999e6}, {}), ({}, {"x_slo_ms": "-5"})],
+)
+def test_deadline_that_has_passed_is_expired(parameters, headers):
+    with pytest.raises(RefusedError) as caught:
+        resolve(parameters, **headers)
+    assert (caught.value.reason, caught.value.http_status) == ("expired", 504)

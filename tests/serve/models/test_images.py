@@ -1,0 +1,104 @@
+"""Image files to samples: what comes out, and what is refused before it is decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.models.images import ImageDecoder, decode_images
+from serve.models.limits import RefusedError
+
+GREY, COLOUR = (1, 4, 6), (3, 4, 6)  # (C, H, W)
+MAX_PIXELS = 1_000_000
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def decode(*files: bytes, shape: tuple[int, int, int] = GREY) -> np.ndarray:
+    return decode_images(files, shape, max_pixels=MAX_PIXELS)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Return a small PNG that claims to be large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1_000_000), 9)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_image_of_the_right_size_is_not_touched(rng):
+    grey = rng.integers(0, 256, (4, 6), dtype=np.uint8)
+    colour = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(grey))[0, 0], grey)
+    both = decode(encoded(colour), encoded(grey), shape=COLOUR)
+    np.testing.assert_array_equal(both[0].transpose(1, 2, 0), colour)
+    np.testing.assert_array_equal(both[1], np.broadcast_to(grey, (3, 4, 6)))
+
+
+def test_larger_image_is_scaled_to_cover_and_its_centre_taken():
+    pixels = np.zeros((40, 100), dtype=np.uint8)
+    pixels[:, 15:85] = 200  # 20 to 80 is what 4 x 6 leaves of 40 x 100; a filter sees more
+    assert (decode(encoded(pixels, "JPEG")) > 190).all()
+
+
+def test_decompression_bomb_is_refused_unread():
+    tracemalloc.start()
+    for file in (bomb(5000, 5000), bomb(2**31 - 1, 2**31 - 1), bomb(10**4, 10**4)):
+        with pytest.raises(RefusedError, match="pixels") as caught:
+            decode(file)
+        assert caught.value.reason == "too_large"
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (b"", "not a file of JPEG or PNG"),
+        (b"GIF89a" + bytes(20), "not a file of JPEG or PNG"),
+        (encoded(np.zeros((9, 9), dtype=np.uint8), "BMP"), "not a file of JPEG or PNG"),
+        (encoded(np.arange(6400, dtype=np.uint8).reshape(80, 80))[:-60], "damaged"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "image 1"),
+        (b"\xff\xd8\xff\xe0" + bytes(30), "image 1"),
+    ],
+)
+def test_damaged_and_foreign_files_are_bad_tensors(file, text):
+    good = encoded(np.zeros((4, 6), dtype=np.uint8))
+    with pytest.raises(RefusedError, match=text) as caught:
+        decode(good, file)
+    assert caught.value.reason == "bad_tensor"
+
+
+def test_model_of_two_channels_takes_no_images():
+    with pytest.raises(RefusedError, match="2 channels: send tensors"):
+        decode(b"", shape=(2, 4, 6))
+
+
+def test_images_that_wait_are_bounded():
+    async def main() -> None:
+        decoder = ImageDecoder(max_pixels=MAX_PIXELS, max_waiting=3)
+        file = encoded(np.zeros((500, 500), dtype=np.uint8))
+        first = asyncio.ensure_future(decoder.decode([file] * 2, GREY))
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="too many images wait"):
+            await decoder.decode([file] * 2, GREY)
+        assert (await first).shape == (2, *GREY)
+        assert (await decoder.decode([file] * 3, GREY)).shape == (3, *GREY)
+        decoder.close()
+
+    asyncio.run(main())
