@@ -19,7 +19,7 @@ Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 
 
-class ConfigError(ValueError):
+class ServeConfigError(ValueError):
     """A setting is unknown, malformed, or contradicts another."""
 
 
@@ -54,7 +54,7 @@ class Autoscaling(BaseModel):
 
     `max_missed`: tolerated share of queries that are not on time. `max_given_up`: tolerated mean
     loss of accuracy against the most accurate subnet. `utilisation`: how busy a device may be. A
-    wish has to last for `upscale_delay_s` or `downscale_delay_s`; figures are means over
+    change has to last for `upscale_delay_s` or `downscale_delay_s`; figures are means over
     `look_back_s`.
     """
 
@@ -83,7 +83,7 @@ class ServeConfig(BaseModel):
     `device="timed"` serves a labelled fake that sleeps for the profiled latency and computes
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
-    so, instead of costing device time (false: they are served late; null: as the policy wishes).
+    so, instead of costing device time (false: they are served late; null: as the policy says).
     `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
@@ -234,32 +234,32 @@ def check_keys(data: Mapping[Any, Any], known: Mapping[str, Any], what: str) -> 
 
 
 def parse_config(data: Mapping[str, Any]) -> ServeConfig:
-    """Validate settings. Raises ConfigError: the setting, its value, what is allowed."""
+    """Validate settings. Raises ServeConfigError: the setting, its value, what is allowed."""
     try:
         return ServeConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(describe(error)) from None
+        raise ServeConfigError(describe(error)) from None
 
 
 def parse_live_config(data: Any) -> LiveConfig:
-    """Validate a change of live settings. Raises ConfigError like `parse_config`."""
+    """Validate a change of live settings. Raises ServeConfigError like `parse_config`."""
     try:
         return LiveConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(describe(error)) from None
+        raise ServeConfigError(describe(error)) from None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML or JSON file. Raises ConfigError."""
+    """Read settings from a TOML or JSON file. Raises ServeConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ServeConfigError(f"{path}: no such file") from None
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ServeConfigError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a table of settings, got {type(data).__name__}")
+        raise ServeConfigError(f"{path}: expected a table of settings, got {type(data).__name__}")
     return data
 
 

@@ -27,8 +27,8 @@ import torch
 import typer
 from rich.console import Console
 
-from serve.client.rest_target import OipClient
-from serve.config import ConfigError, ServeConfig, parse_config
+from serve.client.rest_target import RestTarget
+from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
@@ -37,9 +37,9 @@ from traces import Trace, TraceError, parse_spec
 from traces.open_loop.payloads import Payloads, load_payloads
 from traces.open_loop.progress import replay_progress
 from traces.open_loop.replay import replay
+from traces.report.burst_zoom import burst_zoom
 from traces.report.report import write_report_html, write_report_json
 from traces.report.table import report_table
-from traces.report.zoom import burst_zoom
 from training.cli import train_with_progress
 from training.config import TrainConfig, load_config
 from training.data.data import load_dataset
@@ -93,7 +93,7 @@ def demo(
             }
         )
         reports = _serve_and_replay(config, checkpoint, arrivals, payloads, seed)
-    except (ConfigError, CheckpointError, TraceError) as error:
+    except (ServeConfigError, CheckpointError, TraceError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     for report in reports:
@@ -205,7 +205,7 @@ def _serve_and_replay(
 async def _replay(
     url: str, model: str, policy: str, trace: Trace, payloads: Payloads, seed: int
 ) -> dict[str, Any]:
-    client = OipClient(url, model)
+    client = RestTarget(url, model)
     started_s = time.monotonic()
     try:
         about = await client.metadata()

@@ -1,6 +1,6 @@
 """Which subnets may serve a query: its pin and its accuracy floor against a profile.
 
-A query with neither wish (`is_plain`) may run on every subnet; for the others the fastest legal
+A query without constraints (`is_plain`) may run on every subnet; for the others the fastest legal
 subnet per batch size is found once and remembered, so a look-up is O(1).
 """
 

@@ -1,6 +1,6 @@
 """The words that the scheduler speaks: query, decision, batch, outcome.
 
-A query is a token: it carries times and wishes, never the payload. All records are immutable
+A query is a token: it carries times and constraints, never the payload. All records are immutable
 `NamedTuple`s, because several are created per query on the hot path. Times are SI seconds on
 one clock that the driver owns (virtual in the simulator, monotonic in the server).
 """

@@ -206,7 +206,7 @@ class ValuePerByte:
         return wanted
 
 
-class Subgraph(NamedTuple):
+class EncodedSubgraph(NamedTuple):
     """A candidate of SushiSched: its encoding (kernels and channels per layer) and its slices."""
 
     encoding: Vector
@@ -217,7 +217,11 @@ class NearestAverage:
     """SushiSched's choice of what to keep; see the module. O(subgraphs x layers) every `period`."""
 
     def __init__(
-        self, encodings: Mapping[str, Vector], subgraphs: Sequence[Subgraph], *, period: int = 8
+        self,
+        encodings: Mapping[str, Vector],
+        subgraphs: Sequence[EncodedSubgraph],
+        *,
+        period: int = 8,
     ) -> None:
         """Take the subnets' encodings and the candidates. Raises ValueError when there is none."""
         if not subgraphs:
@@ -247,7 +251,7 @@ class NearestAverage:
         return self._subgraphs[nearest].keys
 
 
-class Fixed:
+class FixedResidency:
     """One set from the first batch on: the static oracle, when it was filled for the true mix."""
 
     def __init__(self, keys: Keys) -> None:
@@ -259,7 +263,7 @@ class Fixed:
         return keys
 
 
-class Choice(NamedTuple):
+class ResidentChoice(NamedTuple):
     """A row of SUSHI's table for one resident subgraph."""
 
     subnet_id: str
@@ -267,7 +271,7 @@ class Choice(NamedTuple):
     latency_s: float
 
 
-def strict_accuracy(rows: Sequence[Choice], min_accuracy: float) -> str:
+def strict_accuracy(rows: Sequence[ResidentChoice], min_accuracy: float) -> str:
     """SushiSched's STRICT_ACCURACY: the fastest subnet that is accurate enough, else the best."""
     legal = [row for row in rows if row.accuracy >= min_accuracy]
     if not legal:
@@ -275,7 +279,7 @@ def strict_accuracy(rows: Sequence[Choice], min_accuracy: float) -> str:
     return min(legal, key=lambda row: (row.latency_s, -row.accuracy, row.subnet_id)).subnet_id
 
 
-def strict_latency(rows: Sequence[Choice], max_latency_s: float) -> str:
+def strict_latency(rows: Sequence[ResidentChoice], max_latency_s: float) -> str:
     """SushiSched's STRICT_LATENCY: the most accurate subnet that is fast enough, else fastest."""
     legal = [row for row in rows if row.latency_s <= max_latency_s]
     if not legal:

@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 import torch
 
+SLICE_PACKINGS = ("folded", "shared")
+"""How a resident slice is laid out: with a subnet's norm folded in, or for every subnet."""
+
 
 class SliceKey(NamedTuple):
     """What a resident slice is a slice of; `owner` is a subnet id where its norm is folded in."""

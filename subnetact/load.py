@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from subnetact.cache import SLICE_PACKINGS
 from subnetact.cpu.packing import is_available
 from subnetact.executor import Executor
 from subnetact.views.eager_executor import EagerExecutor
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
-PACKINGS = ("folded", "shared", "views")
+PACKINGS = (*SLICE_PACKINGS, "views")
 
 
 def mebibytes(number: float | None) -> int | None:
@@ -39,7 +40,7 @@ def load_executor(
     CPU that can pack (docs/decisions/020-folded-first.md) and on CUDA, else `views`.
     `budget_bytes` limits what is packed, on CUDA all weights on the device. `dtype` is `float32`
     or, for packed CUDA slices, `bfloat16` (the default there) or `float16`. `batch_sizes` and
-    `graph_budget_bytes` say which CUDA graphs to capture (`DeviceExecutor`); a CPU has none.
+    `graph_budget_bytes` say which CUDA graphs to capture (`CudaExecutor`); a CPU has none.
     Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
     another packing or dtype, or a device that is not there.
     """
@@ -64,9 +65,9 @@ def load_executor(
         )
     if kind != "cpu":
         from subnetact.cuda.cuda_accelerator import CudaAccelerator
-        from subnetact.cuda.cuda_executor import DeviceExecutor
+        from subnetact.cuda.cuda_executor import CudaExecutor
 
-        return DeviceExecutor(
+        return CudaExecutor(
             checkpoint,
             CudaAccelerator(device),
             packing=packing,

@@ -1,10 +1,16 @@
 """`Program`: one subnet as a straight line of calls, its convolutions fused with what follows them.
 
-The subnet's ordinary module, built on the meta device and filled with views of the supernet's
-parameters, is traced by `torch.fx`; BatchNorm, an addition and an activation that follow a
-convolution join it as one `ConvSite`. How a site is computed (on views, with a packed weight, with
-everything folded in) is decided per run by the list of calls that `run` is given, so what is
-resident can change while the program stays. Plain twin: the extracted module.
+How a program is made:
+
+1. The subnet's ordinary module is built on the meta device, and run there once to note the input
+   size of every convolution.
+2. It is traced by `torch.fx`.
+3. BatchNorm, an addition and an activation that follow a convolution join it as one `ConvSite`.
+4. What the graph calls besides sites is filled with views of the supernet's parameters.
+
+How a site is computed (on views, with a packed weight, with everything folded in) is decided per
+run by the list of calls that `run` is given, so what is resident can change while the program
+stays. Plain twin: the extracted module.
 
 A module that cannot be traced is called as a whole, on its views: a transformer's embedding, for
 instance. Tracing costs tens of milliseconds per subnet and is done when a subnet is registered.
@@ -75,10 +81,10 @@ class Program:
 
         Raises ValueError when `arch` is outside the space, KeyError when a tensor is missing.
         """
-        module, graph, self.sites = _traced(definition, arch)
+        module, graph, self.sites = _traced(definition, arch)  # 1. to 3.
         is_whole = any(node.target is module for node in graph.nodes)
         traced = fx.GraphModule(nn.Module() if is_whole else module, graph)
-        # What the graph calls needs weights; a site's are handed over with its call.
+        # 4. What the graph calls needs weights; a site's are handed over with its call.
         needy = module if is_whole else traced
         views = {
             name: view(state[name], tuple(meta.shape)) for name, meta in needy.state_dict().items()
@@ -113,11 +119,11 @@ def _traced(
 ) -> tuple[nn.Module, fx.Graph, tuple[ConvSite, ...]]:
     """Return the subnet on meta, its graph with fused sites, and the sites."""
     module = definition.on_meta(arch).eval().requires_grad_(False)
-    with torch.device("meta"):
+    with torch.device("meta"):  # 1.
         geometries = _conv_geometries(module, definition.example_input(arch))
-    with _TRACING:
+    with _TRACING:  # 2.
         graph = _trace(module)
-    return module, graph, _fuse(graph, module, geometries)
+    return module, graph, _fuse(graph, module, geometries)  # 3.
 
 
 # NOTE: while `torch.fx` traces, every call of a module in the process comes to the tracer, also
@@ -212,6 +218,7 @@ def _fuse(
 ) -> tuple[ConvSite, ...]:
     """Replace every convolution and its followers in `graph` by one call of a site."""
     modules = dict(module.named_modules())
+    # 3a. one input and the list of calls; optional inputs are constants
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for unused in inputs[1:]:  # traced by their defaults, see _defaults
         for check in list(unused.users):
@@ -219,6 +226,7 @@ def _fuse(
         graph.erase_node(unused)
     with graph.inserting_after(inputs[0]):
         calls = graph.placeholder("calls")
+    # 3b. from the first convolution to the last: a sum of two goes to the later one
     sites: list[ConvSite] = []
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -264,6 +272,7 @@ class _Chain:
         self._norm: str | None = None
         self._act: str | None = None
         self._overwrites = False
+        # In this order a kernel can compute them: norm, addition, activation.
         follower = self._only_user()
         if follower is not None and isinstance(
             modules.get(str(follower.target)) if follower.op == "call_module" else None,

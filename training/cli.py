@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from supernet import Checkpoint
 from training.config import TrainConfig, load_config
 from training.run import train as run_training
-from training.trainer.distributed import Workers
+from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.run_log import StepReport
 from training.trainer.trainer import TrainingDivergedError
@@ -48,10 +48,10 @@ def train(
 
     Under torchrun the processes train together: `torchrun --nproc-per-node 2 -m training ...`.
     """
-    workers = Workers()
+    workers = ProcessGroup()
     try:
         options = load_config(config, set_ or ())
-        workers = Workers.from_torchrun(os.environ, options.device)
+        workers = ProcessGroup.from_torchrun(os.environ, options.device)
         checkpoint = train_with_progress(options, out, resume=resume, workers=workers)
     except (ValueError, OSError, SafetensorError, SaveError, TrainingDivergedError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
@@ -68,7 +68,7 @@ def train(
 
 
 def train_with_progress(
-    config: TrainConfig, out: Path, *, resume: bool, workers: Workers | None = None
+    config: TrainConfig, out: Path, *, resume: bool, workers: ProcessGroup | None = None
 ) -> Checkpoint | None:
     """Train with a progress bar; Ctrl-C finishes the step, saves, and returns None."""
     columns = (

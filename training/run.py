@@ -23,7 +23,7 @@ from training.evaluation.evaluate import (
     pareto,
     watched_archs,
 )
-from training.trainer.distributed import Workers
+from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import RESUME_FILE
 from training.trainer.run_log import RunLog
 from training.trainer.trainer import Progress, Trainer
@@ -43,7 +43,7 @@ def train(
     progress: Progress | None = None,
     evaluation_progress: EvaluationProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    workers: Workers | None = None,
+    workers: ProcessGroup | None = None,
 ) -> Checkpoint | None:
     """Run `config` into folder `out` and return the checkpoint, None when stopped before the end.
 
@@ -60,7 +60,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    workers = workers or Workers()
+    workers = workers or ProcessGroup()
     trainer = Trainer(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
     )

@@ -8,14 +8,17 @@ from serve.access.guard import Guard, is_loopback
 from serve.access.rate_limits import RateLimits
 from serve.access.tls import tls_files
 from serve.access.tokens import VARIABLE, read_tokens
-from serve.config import ConfigError, ServeConfig
+from serve.config import ServeConfig, ServeConfigError
 
 
 def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
-    """Return the guard of all doors. Raises ConfigError for what cannot or should not be served."""
+    """Return the guard of all doors.
+
+    Raises ServeConfigError for what cannot or should not be served.
+    """
     tokens = read_tokens(config.tokens_file)
     if tokens is None and not is_loopback(config.host) and not config.allow_anonymous:
-        raise ConfigError(
+        raise ServeConfigError(
             f"host {config.host} lets others in and there are no tokens: give tokens_file or "
             f"{VARIABLE}, or set allow_anonymous=true if everybody there may ask"
         )

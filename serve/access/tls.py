@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from serve.config import ConfigError, ServeConfig
+from serve.config import ServeConfig, ServeConfigError
 
 
 class TlsFiles(NamedTuple):
@@ -18,7 +18,7 @@ class TlsFiles(NamedTuple):
     key: str
 
     def check(self) -> None:
-        """Raise ConfigError unless both can be read and belong together."""
+        """Raise ServeConfigError unless both can be read and belong together."""
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
                 self.cert, self.key, _no_password
@@ -26,7 +26,7 @@ class TlsFiles(NamedTuple):
         except OSError as error:  # an SSLError too
             why = error.strerror or type(error).__name__
             text = f"tls_cert {self.cert} and tls_key {self.key}: can't be used ({why})"
-            raise ConfigError(f"{text}; give a PEM chain and its unencrypted key") from None
+            raise ServeConfigError(f"{text}; give a PEM chain and its unencrypted key") from None
 
     def uvicorn_options(self) -> dict[str, Any]:
         """Return what uvicorn, and Ray's proxy, is told."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from serve.config import ConfigError
+from serve.config import ServeConfigError
 
 VARIABLE = "SUPERNET_TOKENS"
 SCOPES = ("infer", "metrics", "admin")
@@ -63,23 +63,23 @@ class Tokens:
 def read_tokens(path: str | None) -> Tokens | None:
     """Read the tokens of a file and of SUPERNET_TOKENS; None when neither is given.
 
-    Raises ConfigError for what is no token, by its line and without its text.
+    Raises ServeConfigError for what is no token, by its line and without its text.
     """
     tokens: list[Token] = []
     if path is not None:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
+            raise ServeConfigError(
                 f"tokens_file {path}: can't be read ({type(error).__name__})"
             ) from None
         tokens += _parse(text, f"tokens_file {path}")
         if not tokens:
-            raise ConfigError(f"tokens_file {path} holds no token, allowed lines {_FORM}")
+            raise ServeConfigError(f"tokens_file {path} holds no token, allowed lines {_FORM}")
     tokens += _parse(os.environ.get(VARIABLE, ""), VARIABLE)
     for field in ("name", "secret"):
         if len({getattr(token, field) for token in tokens}) < len(tokens):
-            raise ConfigError(f"two tokens have the same {field}: give each its own")
+            raise ServeConfigError(f"two tokens have the same {field}: give each its own")
     return Tokens(tokens) if tokens else None
 
 
@@ -90,15 +90,17 @@ def _parse(text: str, source: str) -> list[Token]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) != 3:
-            raise ConfigError(f"{source}, line {number}: {len(words)} words, allowed 3: {_FORM}")
+            raise ServeConfigError(
+                f"{source}, line {number}: {len(words)} words, allowed 3: {_FORM}"
+            )
         name, scopes, secret = words
         unknown = set(scopes.split(",")) - set(SCOPES)
         if unknown:
             text = f"scope {', '.join(sorted(unknown))} is unknown, allowed {', '.join(SCOPES)}"
-            raise ConfigError(f"{source}, line {number}: {text}")
+            raise ServeConfigError(f"{source}, line {number}: {text}")
         if not _SECRET.fullmatch(secret):
             text = f"the secret is no token of {_MIN_SECRET} letters, digits, ._~+/- or more"
-            raise ConfigError(f"{source}, line {number}: {text}")
+            raise ServeConfigError(f"{source}, line {number}: {text}")
         tokens.append(Token(name, frozenset(scopes.split(",")), secret))
     return tokens
 

@@ -43,11 +43,11 @@ def policies(
     ] = PROFILES,
 ) -> None:
     """Reproduce SuperServe's tables in the simulator, and hold every policy against ours."""
-    from serve.bench.policies.bench import FULL, QUICK, Bench, summary
+    from serve.bench.policies.bench import FULL, QUICK, PoliciesBench, summary
     from traces.commands.output import user_errors
 
     with user_errors():
-        bench = Bench(
+        bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
             processes=processes,
@@ -75,11 +75,13 @@ def actuation(
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,
 ) -> None:
     """Measure switching, packed slices, memory and residency policies on this CPU."""
-    from serve.bench.actuation.bench import Bench
+    from serve.bench.actuation.bench import ActuationBench
     from traces.commands.output import user_errors
 
     with user_errors():
-        bench = Bench(repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True))
+        bench = ActuationBench(
+            repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True)
+        )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))

@@ -21,8 +21,15 @@ import time
 from typing import Any, Protocol, Self
 
 from serve.client.addresses import SCHEMES, is_rpc
-from serve.client.ask import Ask, Images, InferResult, Times, make_ask, make_times
 from serve.client.errors import InferError, UnavailableError
+from serve.client.infer_call import (
+    Images,
+    InferCall,
+    InferResult,
+    TimeLimits,
+    make_infer_call,
+    make_time_limits,
+)
 from serve.client.info import ModelInfo, SubnetStatistics, read_info, read_statistics
 from serve.client.rest_answers import ClientError
 from serve.client.rest_transport import AsyncHttpTransport, HttpTransport
@@ -30,37 +37,39 @@ from serve.client.retry import Attempts, RetryBucket
 
 __all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
 
-_LOOK_S = 30.0
+_GET_TIMEOUT_S = 30.0
 
 
 class Transport(Protocol):
     """Sends one request and waits; `rest_transport` and `rpc_transport` have one each."""
 
-    def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
-    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError: ...
+    def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
 
 class AsyncTransport(Protocol):
     """The same, awaited."""
 
-    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError: ...
-    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
+    async def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError: ...
+    async def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
     async def close(self) -> None: ...
 
 
-class _Asked:
+class _PendingCall:
     """One call of `infer`: its request, its attempts, and what to do with the end of each."""
 
-    def __init__(self, ask: Ask, times: Times, bucket: RetryBucket) -> None:
-        self.ask = ask
+    def __init__(self, infer_call: InferCall, times: TimeLimits, bucket: RetryBucket) -> None:
+        self.infer_call = infer_call
         self._times = times
         self._attempts = Attempts(bucket, time.monotonic, times.slack_s)
 
-    def times(self) -> Times:
+    def times(self) -> TimeLimits:
         """Return what is left for the next attempt."""
         left_s = self._attempts.left_s
-        return Times(*(None if given_s is None else left_s(given_s) for given_s in self._times))
+        return TimeLimits(
+            *(None if given_s is None else left_s(given_s) for given_s in self._times)
+        )
 
     def next_wait_s(self, end: InferResult | InferError) -> float | None:
         """Return how long to wait before asking again; None when this end stays."""
@@ -79,13 +88,13 @@ class _Asked:
         return dataclasses.replace(end, num_retries=num_retries, latency_s=latency_s)
 
 
-class _Settings:
+class _ClientOptions:
     """What both clients are made with."""
 
     def __init__(
         self, url: str, model: str | None, slo_ms: float | None, timeout_s: float | None
     ) -> None:
-        make_times(slo_ms, timeout_s)
+        make_time_limits(slo_ms, timeout_s)
         if not url.startswith(SCHEMES):
             raise ClientError(f"{url}: not a URL of a server; give {', '.join(SCHEMES)}")
         self.is_rpc = is_rpc(url)
@@ -95,12 +104,14 @@ class _Settings:
         self.timeout_s = timeout_s
         self.bucket = RetryBucket()
 
-    def asked(self, ask: Ask, slo_ms: float | None, timeout_s: float | None) -> _Asked:
-        times = make_times(
+    def call(
+        self, infer_call: InferCall, slo_ms: float | None, timeout_s: float | None
+    ) -> _PendingCall:
+        times = make_time_limits(
             self.slo_ms if slo_ms is None else slo_ms,
             self.timeout_s if timeout_s is None else timeout_s,
         )
-        return _Asked(ask, times, self.bucket)
+        return _PendingCall(infer_call, times, self.bucket)
 
     def first_model(self, server: dict[str, Any]) -> str:
         """Choose the first model that a server lists. Raises ClientError."""
@@ -135,7 +146,7 @@ class Client:
         is_json: bool = False,
         token: str | None = None,
     ) -> None:
-        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._settings = _ClientOptions(url, model, slo_ms, timeout_s)
         self._transport: Transport
         if self._settings.is_rpc:
             from serve.client.rpc_transport import RpcTransport
@@ -161,15 +172,15 @@ class Client:
 
         Raises InferError when there is no output, ValueError for images that no model takes.
         """
-        ask = make_ask(
+        infer_call = make_infer_call(
             self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
         )
-        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        call = self._settings.call(infer_call, slo_ms, timeout_s)
         while True:
-            end = self._transport.infer(asked.ask, asked.times())
-            wait_s = asked.next_wait_s(end)
+            end = self._transport.infer(call.infer_call, call.times())
+            wait_s = call.next_wait_s(end)
             if wait_s is None:
-                return asked.finish(end)
+                return call.finish(end)
             time.sleep(wait_s)
 
     @property
@@ -183,22 +194,22 @@ class Client:
         Raises UnknownModelError.
         """
         try:
-            said = self._look("ready" if model is None else "model_ready", model)
+            answer = self._get("ready" if model is None else "model_ready", model)
         except UnavailableError:
             return False
-        return said.get("ready") is True
+        return answer.get("ready") is True
 
     def model_info(self, model: str | None = None) -> ModelInfo:
         """Return the metadata of a model (None: this client's). Raises InferError."""
-        return read_info(self._look("model", model or self._model()))
+        return read_info(self._get("model", model or self._model()))
 
     def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
         """Return a row for each subnet of a model (None: this client's). Raises InferError."""
-        return read_statistics(self._look("model_statistics", model or self._model()))
+        return read_statistics(self._get("model_statistics", model or self._model()))
 
     def server_info(self) -> dict[str, Any]:
         """Return the server's metadata: name, version, extensions. Raises InferError."""
-        return self._look("server", None)
+        return self._get("server", None)
 
     def close(self) -> None:
         """Close the connections."""
@@ -213,8 +224,8 @@ class Client:
     def _model(self) -> str:
         return self._settings.model or self._settings.first_model(self.server_info())
 
-    def _look(self, kind: str, model: str | None) -> dict[str, Any]:
-        return self._transport.look(kind, model, _LOOK_S)
+    def _get(self, kind: str, model: str | None) -> dict[str, Any]:
+        return self._transport.get(kind, model, _GET_TIMEOUT_S)
 
 
 class AsyncClient:
@@ -230,7 +241,7 @@ class AsyncClient:
         is_json: bool = False,
         token: str | None = None,
     ) -> None:
-        self._settings = _Settings(url, model, slo_ms, timeout_s)
+        self._settings = _ClientOptions(url, model, slo_ms, timeout_s)
         self._transport: AsyncTransport
         if self._settings.is_rpc:
             from serve.client.rpc_transport import AsyncRpcTransport
@@ -250,15 +261,15 @@ class AsyncClient:
         subnet: str | None = None,
     ) -> InferResult:
         """Serve one request; see `Client.infer`."""
-        ask = make_ask(
+        infer_call = make_infer_call(
             await self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
         )
-        asked = self._settings.asked(ask, slo_ms, timeout_s)
+        call = self._settings.call(infer_call, slo_ms, timeout_s)
         while True:
-            end = await self._transport.infer(asked.ask, asked.times())
-            wait_s = asked.next_wait_s(end)
+            end = await self._transport.infer(call.infer_call, call.times())
+            wait_s = call.next_wait_s(end)
             if wait_s is None:
-                return asked.finish(end)
+                return call.finish(end)
             await asyncio.sleep(wait_s)
 
     @property
@@ -272,22 +283,22 @@ class AsyncClient:
         Raises UnknownModelError.
         """
         try:
-            said = await self._look("ready" if model is None else "model_ready", model)
+            answer = await self._get("ready" if model is None else "model_ready", model)
         except UnavailableError:
             return False
-        return said.get("ready") is True
+        return answer.get("ready") is True
 
     async def model_info(self, model: str | None = None) -> ModelInfo:
         """Return the metadata of a model (None: this client's). Raises InferError."""
-        return read_info(await self._look("model", model or await self._model()))
+        return read_info(await self._get("model", model or await self._model()))
 
     async def statistics(self, model: str | None = None) -> list[SubnetStatistics]:
         """Return a row for each subnet of a model (None: this client's). Raises InferError."""
-        return read_statistics(await self._look("model_statistics", model or await self._model()))
+        return read_statistics(await self._get("model_statistics", model or await self._model()))
 
     async def server_info(self) -> dict[str, Any]:
         """Return the server's metadata: name, version, extensions. Raises InferError."""
-        return await self._look("server", None)
+        return await self._get("server", None)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -302,5 +313,5 @@ class AsyncClient:
     async def _model(self) -> str:
         return self._settings.model or self._settings.first_model(await self.server_info())
 
-    async def _look(self, kind: str, model: str | None) -> dict[str, Any]:
-        return await self._transport.look(kind, model, _LOOK_S)
+    async def _get(self, kind: str, model: str | None) -> dict[str, Any]:
+        return await self._transport.get(kind, model, _GET_TIMEOUT_S)

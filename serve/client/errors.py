@@ -19,13 +19,15 @@ class InferError(ClientError):
     attempts beyond the first.
     """
 
-    def __init__(self, said: Refusal) -> None:
-        super().__init__(f"{said.reason}: {said.message}" if said.message else said.reason)
-        self.status = said.status
-        self.reason = said.reason
-        self.message = said.message
-        self.retry_after_s = said.retry_after_s
-        self.earliest_finish_s = said.earliest_finish_s
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(
+            f"{refusal.reason}: {refusal.message}" if refusal.message else refusal.reason
+        )
+        self.status = refusal.status
+        self.reason = refusal.reason
+        self.message = refusal.message
+        self.retry_after_s = refusal.retry_after_s
+        self.earliest_finish_s = refusal.earliest_finish_s
         self.num_retries = 0
 
 
@@ -131,23 +133,23 @@ _BY_CODE: dict[int | str, type[InferError]] = {
 _BROKEN = frozenset({500, 502, 503, "UNAVAILABLE"})  # a proxy's, when what is behind it has died
 
 
-def refusal_error(said: Refusal, code: int | str) -> InferError:
+def refusal_error(refusal: Refusal, code: int | str) -> InferError:
     """Return the error for a refusal; `code` is its HTTP status or the name of its gRPC code.
 
     A server of ours names its reason. One that names none is a proxy or of others: what means that
     whoever should have answered is gone reads as a lost connection, the rest by its code.
     """
-    if said.reason:
-        kind = _BY_REASON.get(said.reason) or _BY_CODE.get(code, InferError)
-        return kind(said)
+    if refusal.reason:
+        kind = _BY_REASON.get(refusal.reason) or _BY_CODE.get(code, InferError)
+        return kind(refusal)
     is_rpc = isinstance(code, str)
-    named = said._replace(status="failed", reason=f"grpc_{code}" if is_rpc else f"http_{code}")
+    named = refusal._replace(status="failed", reason=f"grpc_{code}" if is_rpc else f"http_{code}")
     if code in _BROKEN:
         return ConnectionLostError(named)
     return _BY_CODE.get(code, InferError)(named)
 
 
-def lost(message: str) -> ConnectionLostError:
+def connection_lost(message: str) -> ConnectionLostError:
     """Return the error for a connection that could not be made or broke."""
     return ConnectionLostError(Refusal("failed", "connection", message))
 

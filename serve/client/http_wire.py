@@ -35,7 +35,7 @@ class Response(NamedTuple):
 class Wire(Protocol):
     """Sends one HTTP request and returns its answer, many at once. Raises WireError."""
 
-    async def ask(
+    async def send(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> Response: ...
 
@@ -51,7 +51,7 @@ class HttpWire:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(
+    async def send(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> Response:
         if self._session is None:

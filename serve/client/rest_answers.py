@@ -43,9 +43,10 @@ def read_model(fields: Any, where: str) -> Model:
         spec = TensorSpec(name=str(tensor["name"]), datatype=str(tensor["datatype"]), shape=shape)
     except (KeyError, TypeError, ValueError):
         inputs = fields.get("inputs") if isinstance(fields, Mapping) else None
-        said = f"{len(inputs)} inputs" if isinstance(inputs, list) else "no inputs"
+        listed = f"{len(inputs)} inputs" if isinstance(inputs, list) else "no inputs"
         raise ClientError(
-            f"{where}: the metadata list {said}; a replay needs one, with name, datatype and shape"
+            f"{where}: the metadata list {listed}; a replay needs one, "
+            "with name, datatype and shape"
         ) from None
     return Model(
         name=str(fields.get("name", "")), tensor=spec, parameters=mapping(fields.get("parameters"))
@@ -79,17 +80,17 @@ def read_answer(body: bytes, head_length: str | None) -> ReplayReply:
         return unreadable(str(error))
 
 
-def executed(output: np.ndarray | None, said: Mapping[str, Any]) -> ReplayReply:
+def executed(output: np.ndarray | None, parameters: Mapping[str, Any]) -> ReplayReply:
     """Return the reply with an output, and with what the response parameters say of it."""
     return ReplayReply(
         status="ok",
         output=output,
-        subnet_id=text_of(said.get("subnet")),
-        accuracy=number_of(said.get("accuracy")),
-        batch_size=int(number_of(said.get("batch_size"))),
-        batch_id=text_of(said.get("batch_id")),
-        queue_s=number_of(said.get("queue_s")),
-        execution_s=number_of(said.get("execution_s")),
+        subnet_id=text_of(parameters.get("subnet")),
+        accuracy=number_of(parameters.get("accuracy")),
+        batch_size=int(number_of(parameters.get("batch_size"))),
+        batch_id=text_of(parameters.get("batch_id")),
+        queue_s=number_of(parameters.get("queue_s")),
+        execution_s=number_of(parameters.get("execution_s")),
     )
 
 
@@ -106,7 +107,7 @@ def seconds(text: str | None) -> float:
         return 0.0
 
 
-def read_said(body: bytes, retry_after: str | None) -> Refusal:
+def parse_refusal(body: bytes, retry_after: str | None) -> Refusal:
     """Return what the body of an HTTP refusal says; `retry_after` is the header, if sent."""
     try:
         fields = mapping(json.loads(body))
@@ -125,11 +126,11 @@ def read_said(body: bytes, retry_after: str | None) -> Refusal:
 
 def read_refusal(status_code: int, body: bytes, retry_after: str | None) -> ReplayReply:
     """Read how a query ended from the server's word; another server's from the HTTP status."""
-    said = read_said(body, retry_after)
-    wait_s = said.retry_after_s
-    if said.status in OUR_STATUSES:
-        return ReplayReply(status=said.status, reason=said.reason, retry_after_s=wait_s)
-    if said.status == "late" or status_code in (408, 504):
+    refusal = parse_refusal(body, retry_after)
+    wait_s = refusal.retry_after_s
+    if refusal.status in OUR_STATUSES:
+        return ReplayReply(status=refusal.status, reason=refusal.reason, retry_after_s=wait_s)
+    if refusal.status == "late" or status_code in (408, 504):
         return ReplayReply(status="dropped", reason="expired")
     kind = "rejected" if status_code in (429, 503) else "failed"
     return ReplayReply(status=kind, reason=f"http_{status_code}", retry_after_s=wait_s)

@@ -23,10 +23,10 @@ _OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
 _OUR_SERVER = "supernet"
 _ENCODED_BYTES = 256 * 2**20
 
-__all__ = ["ClientError", "OipClient", "connect"]
+__all__ = ["ClientError", "RestTarget", "connect"]
 
 
-class OipClient:
+class RestTarget:
     """Sends samples to one model of one server.
 
     As made it speaks to a server of ours; `describe` asks the server what it takes.
@@ -68,8 +68,8 @@ class OipClient:
             server = await self.server()
         except ClientError:  # optional: the model has answered, so somebody is there
             server = {}
-        said = server.get("extensions")
-        extensions = said if isinstance(said, list) else []
+        listed = server.get("extensions")
+        extensions = listed if isinstance(listed, list) else []
         self._tensor = model.tensor
         self._is_binary = "binary_tensor_data" in extensions
         self._sends_timeout = "schedule_policy" in extensions and server.get("name") != _OUR_SERVER
@@ -97,7 +97,9 @@ class OipClient:
             headers["Content-Type"] = "application/json"
             content = head
         try:
-            answer = await self._wire.ask("POST", self._infer_url, headers=headers, content=content)
+            answer = await self._wire.send(
+                "POST", self._infer_url, headers=headers, content=content
+            )
         except WireError as error:
             return ReplayReply(status="failed", reason=f"connection: {error}", can_retry=True)
         if answer.status == 200:
@@ -110,7 +112,7 @@ class OipClient:
 
     async def _get(self, url: str) -> dict[str, Any]:
         try:
-            answer = await self._wire.ask("GET", url, headers={}, content=b"")
+            answer = await self._wire.send("GET", url, headers={}, content=b"")
             if answer.status != 200:
                 raise ClientError(f"{url}: {answer.status} {error_text(answer.body)}")
             fields = json.loads(answer.body)
@@ -156,7 +158,7 @@ class OipClient:
         return json.dumps(fields).encode()
 
 
-async def connect(url: str, model: str | None = None) -> tuple[OipClient, Model]:
+async def connect(url: str, model: str | None = None) -> tuple[RestTarget, Model]:
     """Return a client of `model` (None: the server's first) and what the server says of that model.
 
     Raises ClientError when the server can't be reached or does not serve it.
@@ -165,7 +167,7 @@ async def connect(url: str, model: str | None = None) -> tuple[OipClient, Model]
         raise ClientError(
             f"{url}: not a URL of a server; give http://, https://, grpc:// or grpcs://"
         )
-    client = OipClient(url, model or "")
+    client = RestTarget(url, model or "")
     try:
         if model is None:
             models = (await client.server()).get("models")

@@ -18,11 +18,17 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from serve.client.ask import Ask, InferResult, Times, make_result
 from serve.client.environment import trusting_context
-from serve.client.errors import InferError, lost, refusal_error, timed_out, unreadable_answer
+from serve.client.errors import (
+    InferError,
+    connection_lost,
+    refusal_error,
+    timed_out,
+    unreadable_answer,
+)
 from serve.client.http_wire import HttpWire, Response, WireError
-from serve.client.rest_answers import UnreadableError, read_outputs, read_said
+from serve.client.infer_call import InferCall, InferResult, TimeLimits, make_infer_result
+from serve.client.rest_answers import UnreadableError, parse_refusal, read_outputs
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 _LENGTH = struct.Struct("<I")
@@ -61,10 +67,10 @@ class _Form:
         self._is_json = is_json
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
-    def post(self, ask: Ask, times: Times) -> _Post:
+    def post(self, infer_call: InferCall, times: TimeLimits) -> _Post:
         """Return the HTTP request for an inference."""
-        tensor, tail = _tensor(ask.samples, is_json=self._is_json)
-        parameters = dict(ask.parameters)
+        tensor, tail = _tensor(infer_call.samples, is_json=self._is_json)
+        parameters = dict(infer_call.parameters)
         if not self._is_json:
             parameters["binary_data_output"] = True
         head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
@@ -73,20 +79,20 @@ class _Form:
         if not self._is_json:
             headers["content-type"] = "application/octet-stream"
             headers[BINARY_HEADER] = str(len(head))
-        return _Post(f"{self._model_url(ask.model)}/infer", headers, head + tail)
+        return _Post(f"{self._model_url(infer_call.model)}/infer", headers, head + tail)
 
     def get(self, kind: str, model: str | None) -> _Post:
         """Return the HTTP request for something that can be looked at."""
         path = _PATHS[kind].format(model=quote(model or "", safe=""))
         return _Post(f"{self._server_url}{path}", self._headers, b"")
 
-    def read(self, ask: Ask, answer: Response) -> InferResult | InferError:
+    def read(self, infer_call: InferCall, answer: Response) -> InferResult | InferError:
         """Return how the query ended."""
         if answer.status != 200:
             return _refusal(answer)
         try:
-            output, said = read_outputs(answer.body, answer.headers.get(BINARY_HEADER))
-            return make_result(output, said, len(ask.samples))
+            output, parameters = read_outputs(answer.body, answer.headers.get(BINARY_HEADER))
+            return make_infer_result(output, parameters, len(infer_call.samples))
         except (UnreadableError, ValueError) as error:
             return unreadable_answer(str(error))
 
@@ -117,15 +123,15 @@ class HttpTransport:
         self._form = _Form(url, is_json=is_json, token=token)
         self._client = httpx.Client(trust_env=False, verify=_verified(url))
 
-    def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+    def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
-        post = self._form.post(ask, times)
+        post = self._form.post(infer_call, times)
         try:
-            return self._form.read(ask, self._send("POST", post, times.limit_s))
+            return self._form.read(infer_call, self._send("POST", post, times.limit_s))
         except InferError as error:
             return error
 
-    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+    def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
         """Return what the server says of itself or of a model. Raises InferError."""
         return self._form.read_object(self._send("GET", self._form.get(kind, model), timeout_s))
 
@@ -141,7 +147,7 @@ class HttpTransport:
         except (httpx.ReadTimeout, httpx.PoolTimeout):
             raise timed_out(timeout_s) from None
         except httpx.HTTPError as error:
-            raise lost(f"{post.url}: {type(error).__name__}: {error}") from error
+            raise connection_lost(f"{post.url}: {type(error).__name__}: {error}") from error
         return Response(answer.status_code, answer.headers, answer.content)
 
 
@@ -152,15 +158,15 @@ class AsyncHttpTransport:
         self._form = _Form(url, is_json=is_json, token=token)
         self._wire = HttpWire()
 
-    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+    async def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
-        post = self._form.post(ask, times)
+        post = self._form.post(infer_call, times)
         try:
-            return self._form.read(ask, await self._send("POST", post, times.limit_s))
+            return self._form.read(infer_call, await self._send("POST", post, times.limit_s))
         except InferError as error:
             return error
 
-    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+    async def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
         """Return what the server says of itself or of a model. Raises InferError."""
         answer = await self._send("GET", self._form.get(kind, model), timeout_s)
         return self._form.read_object(answer)
@@ -172,18 +178,18 @@ class AsyncHttpTransport:
     async def _send(self, method: str, post: _Post, timeout_s: float) -> Response:
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._wire.ask(
+                return await self._wire.send(
                     method, post.url, headers=post.headers, content=post.content
                 )
         except TimeoutError:
             raise timed_out(timeout_s) from None
         except WireError as error:
-            raise lost(f"{post.url}: {error}: {error.__cause__}") from error
+            raise connection_lost(f"{post.url}: {error}: {error.__cause__}") from error
 
 
 def _refusal(answer: Response) -> InferError:
-    said = read_said(answer.body, answer.headers.get("Retry-After"))
-    return refusal_error(said, answer.status)
+    refusal = parse_refusal(answer.body, answer.headers.get("Retry-After"))
+    return refusal_error(refusal, answer.status)
 
 
 def _tensor(

@@ -28,15 +28,17 @@ def read_first_output(answer: pb.ModelInferResponse) -> np.ndarray | None:
     return np.asarray(filled[0], dtype=dtype) if filled else None
 
 
-def read_said(error: Any) -> Refusal:
+def parse_refusal(error: Any) -> Refusal:
     """Return what a failed call says: its trailing metadata and details."""
-    said = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
-    earliest = said.get("earliest_finish_s")
+    metadata = {
+        key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)
+    }
+    earliest = metadata.get("earliest_finish_s")
     return Refusal(
-        said.get("status", ""),
-        said.get("reason", ""),
+        metadata.get("status", ""),
+        metadata.get("reason", ""),
         error.details() or "",
-        seconds(said.get("retry_after_s")),
+        seconds(metadata.get("retry_after_s")),
         None if earliest is None else seconds(earliest),
     )
 

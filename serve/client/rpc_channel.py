@@ -35,12 +35,12 @@ def async_rpc_channel(url: str) -> Any:
     return grpc.aio.insecure_channel(_address(url), options=_OPTIONS)
 
 
-def call_of(channel: Any, name: str, asks: Any, answers: Any) -> Any:
+def call_of(channel: Any, name: str, request_type: Any, response_type: Any) -> Any:
     """Return one method of the service on a channel of either kind."""
     return channel.unary_unary(
         f"{SERVICE}/{name}",
-        request_serializer=asks.SerializeToString,
-        response_deserializer=answers.FromString,
+        request_serializer=request_type.SerializeToString,
+        response_deserializer=response_type.FromString,
     )
 
 

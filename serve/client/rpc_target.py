@@ -14,7 +14,7 @@ import numpy as np
 
 from serve.client.environment import bearer
 from serve.client.rest_answers import OUR_STATUSES, ClientError, executed, unreadable
-from serve.client.rpc_answers import read_first_output, read_parameters, read_said
+from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
 from serve.client.rpc_channel import async_rpc_channel, call_of
 from serve.proto import open_inference_pb2 as pb
 from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
@@ -22,7 +22,7 @@ from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpe
 _METADATA_TIMEOUT_S = 10.0
 
 
-class RpcClient:
+class RpcTarget:
     """Sends samples to one model of one server at `grpc://host:port` or `grpcs://host:port`."""
 
     def __init__(self, url: str, model: str) -> None:
@@ -42,7 +42,7 @@ class RpcClient:
             message = pb.ModelMetadataRequest(name=self.model)
             call = ask(message, timeout=_METADATA_TIMEOUT_S, metadata=tuple(bearer().items()))
             about = await call
-            said = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
+            metadata = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
         except grpc.aio.AioRpcError as error:
             text = f"{error.code().name}: {error.details()}"
             raise ClientError(f"{self._url}: model {self.model!r}: no answer ({text})") from None
@@ -54,7 +54,7 @@ class RpcClient:
         self._tensor = TensorSpec(
             name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape)
         )
-        return Model(name=self.model, tensor=self._tensor, parameters=said)
+        return Model(name=self.model, tensor=self._tensor, parameters=metadata)
 
     async def prepare(self, payloads: np.ndarray) -> None:
         """Nothing to do: bytes go as they are."""
@@ -81,15 +81,15 @@ class RpcClient:
         """Close the connection."""
         await self._channel.close()
 
-    def _method(self, name: str, asks: Any, answers: Any) -> Any:
-        return call_of(self._channel, name, asks, answers)
+    def _method(self, name: str, request_type: Any, response_type: Any) -> Any:
+        return call_of(self._channel, name, request_type, response_type)
 
 
-async def connect_rpc(url: str, model: str | None) -> tuple[RpcClient, Model]:
+async def connect_rpc(url: str, model: str | None) -> tuple[RpcTarget, Model]:
     """Return a client of `model` and what the server says of it. Raises ClientError."""
     if model is None:
         raise ClientError(f"{url}: the protocol does not list models over gRPC: give --model")
-    client = RpcClient(url, model)
+    client = RpcTarget(url, model)
     try:
         return client, await client.describe()
     except ClientError:
@@ -109,12 +109,14 @@ def _answer(answer: pb.ModelInferResponse) -> ReplayReply:
 
 def _refusal(error: grpc.aio.AioRpcError) -> ReplayReply:
     """Read how a query ended from the server's word; another server's from the gRPC status."""
-    said, code = read_said(error), error.code()
-    if said.status in OUR_STATUSES:
-        return ReplayReply(status=said.status, reason=said.reason, retry_after_s=said.retry_after_s)
-    if said.status == "late" or code == grpc.StatusCode.DEADLINE_EXCEEDED:
+    refusal, code = parse_refusal(error), error.code()
+    if refusal.status in OUR_STATUSES:
+        return ReplayReply(
+            status=refusal.status, reason=refusal.reason, retry_after_s=refusal.retry_after_s
+        )
+    if refusal.status == "late" or code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return ReplayReply(status="dropped", reason="expired")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ReplayReply(status="rejected", reason=code.name, retry_after_s=said.retry_after_s)
+        return ReplayReply(status="rejected", reason=code.name, retry_after_s=refusal.retry_after_s)
     is_broken = code == grpc.StatusCode.UNAVAILABLE
     return ReplayReply(status="failed", reason=f"grpc {code.name}", can_retry=is_broken)

@@ -16,14 +16,14 @@ import grpc
 import grpc.aio
 from google.protobuf.json_format import MessageToDict
 
-from serve.client.ask import Ask, InferResult, Times, make_result
 from serve.client.errors import InferError, refusal_error, timed_out, unreadable_answer
-from serve.client.rpc_answers import read_first_output, read_parameters, read_said
+from serve.client.infer_call import InferCall, InferResult, TimeLimits, make_infer_result
+from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
 from serve.client.rpc_channel import async_rpc_channel, call_of, rpc_channel
 from serve.proto import open_inference_pb2 as pb
 
 _LENGTH = struct.Struct("<I")
-_LOOKS: dict[str, tuple[str, Any, Any]] = {
+_METHODS: dict[str, tuple[str, Any, Any]] = {
     "server": ("ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse),
     "live": ("ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse),
     "ready": ("ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse),
@@ -42,23 +42,25 @@ class RpcTransport:
         self._metadata = _authorization(token)
         self._infer = _infer_call(self._channel)
 
-    def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+    def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
-        call = self._infer.future(_message(ask, times), **_terms(times, self._metadata))
+        call = self._infer.future(_message(infer_call, times), **_terms(times, self._metadata))
         try:
-            return _result(call.result(timeout=times.limit_s), ask)
+            return _result(call.result(timeout=times.limit_s), infer_call)
         except grpc.FutureTimeoutError:
             call.cancel()
             return timed_out(times.limit_s)
         except grpc.RpcError as error:
             return _refusal(error, times.limit_s)
 
-    def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+    def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
         """Return what the server says of itself or of a model. Raises InferError."""
-        name, asks, answers = _LOOKS[kind]
-        call = call_of(self._channel, name, asks, answers)
+        name, request_type, response_type = _METHODS[kind]
+        call = call_of(self._channel, name, request_type, response_type)
         try:
-            return _plain(call(_about(asks, model), timeout=timeout_s, metadata=self._metadata))
+            return _plain(
+                call(_about(request_type, model), timeout=timeout_s, metadata=self._metadata)
+            )
         except grpc.RpcError as error:
             raise _refusal(error, timeout_s) from None
 
@@ -75,23 +77,25 @@ class AsyncRpcTransport:
         self._metadata = _authorization(token)
         self._infer = _infer_call(self._channel)
 
-    async def infer(self, ask: Ask, times: Times) -> InferResult | InferError:
+    async def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
-        call = self._infer(_message(ask, times), **_terms(times, self._metadata))
+        call = self._infer(_message(infer_call, times), **_terms(times, self._metadata))
         try:
             async with asyncio.timeout(times.limit_s):
-                return _result(await call, ask)
+                return _result(await call, infer_call)
         except TimeoutError:
             return timed_out(times.limit_s)
         except grpc.aio.AioRpcError as error:
             return _refusal(error, times.limit_s)
 
-    async def look(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
+    async def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]:
         """Return what the server says of itself or of a model. Raises InferError."""
-        name, asks, answers = _LOOKS[kind]
-        call = call_of(self._channel, name, asks, answers)
+        name, request_type, response_type = _METHODS[kind]
+        call = call_of(self._channel, name, request_type, response_type)
         try:
-            answer = await call(_about(asks, model), timeout=timeout_s, metadata=self._metadata)
+            answer = await call(
+                _about(request_type, model), timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise _refusal(error, timeout_s) from None
         return _plain(answer)
@@ -109,17 +113,17 @@ def _authorization(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def _terms(times: Times, metadata: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def _terms(times: TimeLimits, metadata: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     if times.slo_s is not None:
         metadata = (*metadata, ("x-slo-ms", f"{times.slo_s * 1e3:.6g}"))
     return {"timeout": None if times.timeout_s is None else times.limit_s, "metadata": metadata}
 
 
-def _message(ask: Ask, times: Times) -> pb.ModelInferRequest:
-    message = pb.ModelInferRequest(model_name=ask.model)
+def _message(infer_call: InferCall, times: TimeLimits) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=infer_call.model)
     if times.timeout_s is not None:
         message.parameters["timeout"].int64_param = round(times.timeout_s * 1e6)
-    for name, value in ask.parameters.items():
+    for name, value in infer_call.parameters.items():
         match value:
             case str():
                 message.parameters[name].string_param = value
@@ -127,7 +131,7 @@ def _message(ask: Ask, times: Times) -> pb.ModelInferRequest:
                 message.parameters[name].int64_param = value
             case float():
                 message.parameters[name].double_param = value
-    samples = ask.samples
+    samples = infer_call.samples
     if isinstance(samples, tuple):
         message.inputs.add(name="input", datatype="BYTES", shape=[len(samples)])
         raw = b"".join(_LENGTH.pack(len(file)) + file for file in samples)
@@ -138,24 +142,26 @@ def _message(ask: Ask, times: Times) -> pb.ModelInferRequest:
     return message
 
 
-def _result(answer: pb.ModelInferResponse, ask: Ask) -> InferResult | InferError:
+def _result(answer: pb.ModelInferResponse, infer_call: InferCall) -> InferResult | InferError:
     if not answer.outputs:
         return unreadable_answer("it holds no output tensor")
     try:
-        return make_result(read_first_output(answer), read_parameters(answer), len(ask.samples))
+        return make_infer_result(
+            read_first_output(answer), read_parameters(answer), len(infer_call.samples)
+        )
     except ValueError as error:
         return unreadable_answer(str(error))
 
 
 def _refusal(error: Any, timeout_s: float) -> InferError:
-    said = read_said(error)
-    if not said.reason and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+    refusal = parse_refusal(error)
+    if not refusal.reason and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return timed_out(timeout_s)
-    return refusal_error(said, error.code().name)
+    return refusal_error(refusal, error.code().name)
 
 
-def _about(asks: Any, model: str | None) -> Any:
-    return asks() if model is None else asks(name=model)
+def _about(request_type: Any, model: str | None) -> Any:
+    return request_type() if model is None else request_type(name=model)
 
 
 def _plain(answer: Any) -> dict[str, Any]:

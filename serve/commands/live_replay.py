@@ -32,8 +32,8 @@ from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
 from traces.open_loop.replay import Progress, ReplayResult, replay
 from traces.open_loop.sender_processes import processes_for, replay_in_processes
 from traces.open_loop.target import Model, Target, TensorSpec
+from traces.report.burst_zoom import burst_zoom
 from traces.report.intervals import attainment_intervals
-from traces.report.zoom import burst_zoom
 from traces.trace import Trace, TraceError
 
 _PROBE_QPS = 20.0
@@ -138,25 +138,25 @@ class LiveReplay:
     def _report(
         self, model: Model, source: str, result: ReplayResult, elapsed_s: float
     ) -> dict[str, Any]:
-        said = model.parameters
+        parameters = model.parameters
         slo_s = self.slo_s
         if slo_s is None:
             assert self.trace.slo_s is not None, "replay refuses a trace without deadlines"
             slo_s = float(np.median(self.trace.slo_s))
         report = summarize(
             result.outcomes,
-            policy=self.label or str(said.get("policy", "unknown")),
+            policy=self.label or str(parameters.get("policy", "unknown")),
             slo_s=slo_s,
             duration_s=result.duration_s,
             seed=self.seed,
-            profile=str(said.get("profile", "")),
+            profile=str(parameters.get("profile", "")),
             wall_s=elapsed_s,
             mode="live",
             trace=trace_summary(self.trace),
             config={
                 "model": model.name,
-                "server_policy": said.get("policy"),
-                "server_device": said.get("device"),
+                "server_policy": parameters.get("policy"),
+                "server_device": parameters.get("device"),
                 "payloads": source,
                 "warmup_s": self.warmup_s,
                 "max_retries": self.max_retries,
@@ -189,8 +189,8 @@ class LiveReplay:
         slowdowns = batch_slowdowns(result, self.twin, idle_s)
         last_s = result.answers[-1].intended_s
         sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
-        told = simulate_live(sent, server, **options)
-        live["fidelity"] = fidelity(result.outcomes, told)
+        simulated = simulate_live(sent, server, **options)
+        live["fidelity"] = fidelity(result.outcomes, simulated)
         live["fidelity_wire_ms"] = idle_s * 1e3
         if slowdowns:
             again = simulate_live(sent, server, slowdowns=slowdowns, **options)
@@ -199,4 +199,4 @@ class LiveReplay:
             live["batch_time_over_profile"] = {
                 f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
             }
-        return [live, simulated_report(told, live, sent)]
+        return [live, simulated_report(simulated, live, sent)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.config import ConfigError, ServeConfig, parse_config, read_config_file
+from serve.config import ServeConfig, ServeConfigError, parse_config, read_config_file
 from serve.hosts.several_models import model_settings
 from serve.observe.logs import configure_logs
 from slackfit.profile import ProfileError
@@ -95,7 +95,7 @@ def serve(
         else:
             from serve.hosts.ray_host import serve_forever
         serve_forever(parsed)
-    except (ConfigError, ProfileError) as error:
+    except (ServeConfigError, ProfileError) as error:
         raise _usage_error(error) from None
 
 
@@ -104,7 +104,7 @@ def _settings(config: Path | None, pairs: list[str], options: dict[str, Any]) ->
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set is {pair!r}, allowed key=value")
+            raise ServeConfigError(f"--set is {pair!r}, allowed key=value")
         fields[key] = value
     for key, value in options.items():
         if value is not None:

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access.guard import Guard
-from serve.config import ConfigError, parse_live_config
+from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
 from serve.doors.request_id import RequestIds, naming, sent_id
 from serve.models.limits import RefusedError
@@ -44,7 +44,7 @@ _BODY_TIMEOUT_S = 30.0  # a client that writes byte by byte does not hold its co
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Door:
+class RestDoor:
     """The ASGI app over the served models; the host drains and stops their engines."""
 
     def __init__(
@@ -79,11 +79,11 @@ class Door:
         scope[ARRIVAL] = self._clock()
         request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
         send = naming(_while_open(send), request_id)
-        asked = _infer_path(scope)
-        if asked is None:
+        path_params = _infer_path(scope)
+        if path_params is None:
             await self._app(scope, receive, send)
             return
-        scope["path_params"] = asked
+        scope["path_params"] = path_params
         answer = await self._answer_infer(Request(scope, receive))
         await answer(scope, receive, send)
 
@@ -263,7 +263,7 @@ class Door:
                 settings = self.models.reconfigure(change)
             else:
                 settings = {name: self.models.find(name).reconfigure(change)}
-        except ConfigError as error:
+        except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         except ValueError as error:
             raise RefusedError("bad_request", f"the request is not JSON: {error}") from None

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from serve.access.guard import Guard, address_of
 from serve.access.tls import TlsFiles
-from serve.config import ConfigError
+from serve.config import ServeConfigError
 from serve.doors import rpc_messages as messages
 from serve.doors.request_id import HEADER, RequestIds
 from serve.models.limits import REASONS, RefusedError
@@ -120,8 +120,8 @@ class RpcDoor(grpc.GenericRpcHandler):
         request_id = self._request_ids.give(metadata.get(HEADER))
         try:
             answer = await handle(data, context, request_id)
-            said = context.trailing_metadata() or ()
-            context.set_trailing_metadata((*said, (HEADER, request_id)))
+            metadata = context.trailing_metadata() or ()
+            context.set_trailing_metadata((*metadata, (HEADER, request_id)))
             return answer
         except RefusedError as error:
             self._refused(error.reason)
@@ -223,7 +223,7 @@ async def rpc_listening(
 ) -> AsyncIterator[int]:
     """Serve `door` on a port from this event loop, yield the port; at the end, finish open calls.
 
-    Replicas on one host may share the port (`is_shared`). Raises ConfigError when it is taken.
+    Replicas on one host may share the port (`is_shared`). Raises ServeConfigError when it is taken.
     Compressed messages are refused: gRPC bounds their size before it unpacks them, not after.
     """
     largest_bytes = min(max_body_bytes + _OVERHEAD_BYTES, _LARGEST_MESSAGE_BYTES)
@@ -242,7 +242,7 @@ async def rpc_listening(
         else:
             bound_port = server.add_secure_port(address, tls.rpc_credentials())
     except RuntimeError:
-        raise ConfigError(f"gRPC port {port} on {host} is not free: give another") from None
+        raise ServeConfigError(f"gRPC port {port} on {host} is not free: give another") from None
     await server.start()
     try:
         yield bound_port

@@ -1,1 +1,1 @@
-"""One scheduler and one executor in real time; knows no protocol and no Ray."""
+"""One scheduler and one executor in real time; imports no protocol and no Ray."""

@@ -1,7 +1,7 @@
 """Which waiting queries will be late whatever is done: the backlog on the fastest subnet.
 
 The most that a device can do is to run the largest batches on its fastest subnet, earliest deadline
-first. A query that is late even so is lost; those behind it are judged without it.
+first. A query that is late even so is hopeless; those behind it are judged without it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ class Backlog:
         sizes = range(1, len(self._fastest_s))
         self._best = min(sizes, key=lambda size: self._fastest_s[size] / size)
 
-    def lost(
+    def hopeless(
         self,
         queries: Sequence[Query],
         free_at_s: float,
         *,
         until_s: float = inf,
-        is_late_lost: bool = True,
+        is_late_hopeless: bool = True,
     ) -> list[Query]:
         """Return those of `queries`, earliest deadline first, that cannot be in time.
 
-        `free_at_s`: when the device can take work. `until_s`: what ends later than that is lost,
-        and (`is_late_lost`) what ends after its own deadline.
+        `free_at_s`: when the device can take work. `until_s`: what ends later than that is
+        hopeless, and (`is_late_hopeless`) what ends after its own deadline.
         """
-        lost: list[Query] = []
+        hopeless: list[Query] = []
         num_kept = 0
         for query in queries:
             finish_s = free_at_s + self.duration_s(num_kept + 1)
-            if finish_s > until_s or (is_late_lost and finish_s > query.deadline_s):
-                lost.append(query)
+            if finish_s > until_s or (is_late_hopeless and finish_s > query.deadline_s):
+                hopeless.append(query)
             else:
                 num_kept += 1
-        return lost
+        return hopeless
 
     def duration_s(self, count: int) -> float:
         """Return how long `count` queries take at the least."""

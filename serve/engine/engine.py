@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve.engine.backlog import Backlog
-from serve.engine.job import Ended, EngineStatus, Job, Ledger, State, Ticket, end_unrun
-from serve.engine.outlook import Forecast, Outlook
-from serve.engine.reply import Reply, Wish
-from serve.engine.runner import BatchRunner, Run
-from serve.engine.turn import DeviceTurn
+from serve.engine.device_turn import DeviceTurn
+from serve.engine.earliest_answer import AnswerPredictor, EarliestAnswer
+from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket, end_unrun
+from serve.engine.reply import Reply, RequestOptions
+from serve.engine.runner import BatchResult, BatchRunner
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -86,10 +86,10 @@ class Engine:
         self._fault = ""
         self._ledger = Ledger(observer)
         self._on_decision = on_decision
-        self._forecast = Forecast()
+        self._predictor = AnswerPredictor()
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
-        self._seat = (turn or DeviceTurn()).seat(self._due_s)
+        self._slot = (turn or DeviceTurn()).slot(self._due_s)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
@@ -125,7 +125,7 @@ class Engine:
                 return not self._ledger.open
             self._state = "draining"
             self._scheduler.drain()
-            ended = self._refuse_lost(self.clock() + timeout_s)
+            ended = self._refuse_hopeless(self.clock() + timeout_s)
             self._touch()
         self._ledger.deliver(ended)
         give_up_s = self.clock() + timeout_s
@@ -150,13 +150,15 @@ class Engine:
 
     # --- queries ---------------------------------------------------------------------------------
 
-    async def infer(self, payload: np.ndarray, *, arrival_s: float, wish: Wish) -> Reply:
+    async def infer(
+        self, payload: np.ndarray, *, arrival_s: float, options: RequestOptions
+    ) -> Reply:
         """Serve one sample, uint8 (C, H, W); see `infer_batch`."""
-        (reply,) = await self.infer_batch(payload[np.newaxis], arrival_s=arrival_s, wish=wish)
+        (reply,) = await self.infer_batch(payload[np.newaxis], arrival_s=arrival_s, options=options)
         return reply
 
     async def infer_batch(
-        self, payloads: np.ndarray, *, arrival_s: float, wish: Wish
+        self, payloads: np.ndarray, *, arrival_s: float, options: RequestOptions
     ) -> list[Reply]:
         """Serve the samples of one request, uint8 (B, C, H, W), one reply per sample.
 
@@ -170,10 +172,10 @@ class Engine:
             if not done.done():
                 done.set_result(None)
 
-        job = self.submit(payloads, arrival_s=arrival_s, wish=wish, on_done=finish)
+        job = self.submit(payloads, arrival_s=arrival_s, options=options, on_done=finish)
         expiry = None
-        if wish.hard_deadline_s is not None and not job.is_done:
-            left_s = wish.hard_deadline_s - self.clock()
+        if options.hard_deadline_s is not None and not job.is_done:
+            left_s = options.hard_deadline_s - self.clock()
             expiry = loop.call_later(max(0.0, left_s), self.withdraw, job, "expired")
         try:
             await done
@@ -189,29 +191,29 @@ class Engine:
         payloads: np.ndarray,
         *,
         arrival_s: float,
-        wish: Wish,
+        options: RequestOptions,
         on_done: Callable[[Job], None],
     ) -> Job:
         """Queue the samples of one request; refusals are answered before this returns."""
         job = Job(payloads, on_done)
-        refused: list[Ended] = []
+        refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
             for index in range(len(payloads)):
                 query = Query(
                     next(self._ids),
                     arrival_s,
-                    wish.deadline_s,
-                    wish.min_accuracy,
-                    wish.query_class,
-                    wish.subnet_id,
+                    options.deadline_s,
+                    options.min_accuracy,
+                    options.query_class,
+                    options.subnet_id,
                 )
                 ticket = Ticket(job, index, query)
                 outcome = self._admit(query, now_s)
                 if outcome is None:
                     self._ledger.admit(ticket)
                 else:
-                    refused.append(Ended(ticket, Reply(outcome)))
+                    refused.append(EndedQuery(ticket, Reply(outcome)))
             self._touch()
         self._ledger.deliver(refused)
         if refused and not job.is_done:
@@ -220,7 +222,7 @@ class Engine:
 
     def withdraw(self, job: Job, reason: str) -> None:
         """Take what is still queued of a request out of the queue, ended as dropped, `reason`."""
-        ended: list[Ended] = []
+        ended: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
             for query_id in job.query_ids:
@@ -278,12 +280,12 @@ class Engine:
         """Return what the executor counted and holds, see `Executor.counts`."""
         return self._runner.executor.counts()
 
-    def outlook(self) -> Outlook:
+    def earliest_answer(self) -> EarliestAnswer:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
         with self._lock:
             busy_s = self._busy_until_s - self.clock()
             scheduler = self._scheduler
-            return self._forecast.outlook(scheduler.profile, len(scheduler), busy_s)
+            return self._predictor.predict(scheduler.profile, len(scheduler), busy_s)
 
     # --- the device side -------------------------------------------------------------------------
 
@@ -326,16 +328,16 @@ class Engine:
         self._in_loop(_settle, warm, None)
         try:
             while not self._is_stopping:
-                with self._seat:
-                    self._seat.comes_back = has_run = self.step()
+                with self._slot:
+                    self._slot.comes_back = has_run = self.step()
                 if not has_run and self._waited_long():
-                    with self._seat:
+                    with self._slot:
                         self._probe()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
         finally:
-            self._seat.leave()
+            self._slot.leave()
 
     async def _watch_device(self) -> None:
         """Answer everyone once the device hangs; the loop is free, so this runs on time."""
@@ -346,13 +348,13 @@ class Engine:
             if is_hung:
                 logger.error("the device hangs: every open query fails, no more are taken")
                 self._ledger.deliver(self._give_up("the device hangs"))
-                self._seat.lose()
+                self._slot.lose()
 
     def _due_s(self) -> float | None:
         with self._lock:
             return self._scheduler.head_deadline_s
 
-    def _give_up(self, fault: str) -> list[Ended]:
+    def _give_up(self, fault: str) -> list[EndedQuery]:
         with self._lock:
             self._fault = fault
             self._state = "stopped"
@@ -406,14 +408,14 @@ class Engine:
             self._policy_name = policy.name
             return self._scheduler.poll(now_s)
 
-    def _complete(self, batch: Batch, run: Run) -> list[Ended]:
+    def _complete(self, batch: Batch, run: BatchResult) -> list[EndedQuery]:
         now_s = self.clock()
         end = self._ledger.end
         if run.is_failed:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
             return [end(outcome) for outcome in outcomes]
         rows = dict(zip((q.query_id for q in batch.queries), run.rows, strict=True))
-        ended: list[Ended] = []
+        ended: list[EndedQuery] = []
         for outcome in self._scheduler.complete(batch.batch_id, now_s):
             row = rows[outcome.query_id]
             if row is None:  # poisonous: its neighbours were served without it
@@ -422,26 +424,26 @@ class Engine:
                 ended.append(end(outcome, row, run.execution_s, batch.batch_id))
         return ended
 
-    def _refuse_lost(self, until_s: float) -> list[Ended]:
+    def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
         """End, as `draining`, what another server should be asked for at once."""
         scheduler, now_s = self._scheduler, self.clock()
-        lost = Backlog(scheduler.profile).lost(
+        hopeless = Backlog(scheduler.profile).hopeless(
             scheduler.waiting(),
             max(now_s, self._busy_until_s if scheduler.num_running else now_s),
             until_s=until_s,
-            is_late_lost=scheduler.drop_hopeless,
+            is_late_hopeless=scheduler.drop_hopeless,
         )
-        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in lost]
+        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in hopeless]
         return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
 
-    def _end_waiting(self, reason: str) -> list[Ended]:
+    def _end_waiting(self, reason: str) -> list[EndedQuery]:
         now_s = self.clock()
         outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._ledger.open)]
         return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
 
     # --- handing replies over --------------------------------------------------------------------
 
-    def _hand_over(self, ended: Sequence[Ended]) -> None:
+    def _hand_over(self, ended: Sequence[EndedQuery]) -> None:
         if ended:
             self._in_loop(self._ledger.deliver, ended)
 

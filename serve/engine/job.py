@@ -48,7 +48,7 @@ class Ticket(NamedTuple):
     query: Query
 
 
-class Ended(NamedTuple):
+class EndedQuery(NamedTuple):
     """A query that has ended, on its way to whoever waits for it."""
 
     ticket: Ticket
@@ -78,17 +78,17 @@ class Ledger:
         output: np.ndarray | None = None,
         execution_s: float = 0.0,
         batch_id: int | None = None,
-    ) -> Ended:
+    ) -> EndedQuery:
         """Close a query."""
         reply = Reply(outcome, output, execution_s, batch_id)
-        return Ended(self.open.pop(outcome.query_id), reply)
+        return EndedQuery(self.open.pop(outcome.query_id), reply)
 
-    def abandon(self, reason: str, now_s: float) -> list[Ended]:
+    def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:
         """Close every query as failed, past a scheduler that can no longer be asked."""
         queries = [ticket.query for ticket in self.open.values()]
         return [self.end(end_unrun(query, "failed", reason, now_s)) for query in queries]
 
-    def deliver(self, ended: Sequence[Ended]) -> None:
+    def deliver(self, ended: Sequence[EndedQuery]) -> None:
         """Count the ends and answer the jobs."""
         for ticket, reply in ended:
             self.counts[reply.outcome.status] += 1

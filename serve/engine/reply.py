@@ -1,4 +1,4 @@
-"""What a client asked for besides its payload (`Wish`) and how its query ended (`Reply`)."""
+"""`RequestOptions`, what a client gives besides its payload; `Reply`, how a query ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from slackfit.query import Outcome
 
 
-class Wish(NamedTuple):
+class RequestOptions(NamedTuple):
     """Deadlines and preferences of one request, on the engine's clock.
 
     `deadline_s` is what the scheduler works for (the earliest one given). When `hard_deadline_s`

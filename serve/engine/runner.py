@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MAX_FAILURES = 9  # two poisonous inputs in a batch of 16
 
 
-class Run(NamedTuple):
+class BatchResult(NamedTuple):
     """What came of a batch: a row of logits for each sample, None where the model failed.
 
     `failure` says why for those; it is empty when there are none.
@@ -51,7 +51,7 @@ class BatchRunner:
         self.zeros = np.zeros((1, *executor.input_shape), dtype=np.uint8)  # (1, C, H, W)
         self._failures: list[str] = []  # of the batch that runs
 
-    def run(self, batch: Batch, tickets: Sequence[Ticket]) -> Run:
+    def run(self, batch: Batch, tickets: Sequence[Ticket]) -> BatchResult:
         """Execute a batch on its subnet; an exception of the executor ends as `failure`."""
         inputs = self._staging[: len(tickets)]  # (B, C, H, W), a view
         start_s = self._clock()
@@ -60,7 +60,7 @@ class BatchRunner:
         self._failures = []
         rows = self._rows(batch, inputs)
         failure = f"execution failed: {self._failures[0]}" if self._failures else ""
-        return Run(rows, self._clock() - start_s, failure)
+        return BatchResult(rows, self._clock() - start_s, failure)
 
     def _rows(self, batch: Batch, inputs: np.ndarray) -> list[np.ndarray | None]:
         """Return a row for each of `inputs` (B, C, H, W), halving them where the model fails."""

@@ -1,1 +1,1 @@
-"""What opens the doors: Ray, uvicorn, listeners, autoscaling; puts all the parts together."""
+"""Opens the doors on Ray or uvicorn and puts the parts together; imports all but commands."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from serve.access.build_guard import build_guard
-from serve.config import ConfigError, LiveConfig, ServeConfig
-from serve.doors.rest import Door
+from serve.config import LiveConfig, ServeConfig, ServeConfigError
+from serve.doors.rest import RestDoor
+from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
 from serve.engine.reply import Reply
-from serve.engine.turn import DeviceTurn
 from serve.hosts.load_device import LoadedDevice, load, offer
 from serve.hosts.several_models import each_model
 from serve.models.images import ImageDecoder
@@ -25,7 +25,7 @@ from serve.models.served_model import ServedModel
 from serve.observe.cache_use import cache_use_of
 from serve.observe.demand import Demand
 from serve.observe.metrics import Metrics
-from serve.observe.request_watchers import build_watchers
+from serve.observe.request_observers import build_request_observers
 from serve.observe.statistics import Statistics
 from slackfit.scheduling.record import RecordingScheduler
 from slackfit.scheduling.scheduler import Scheduler
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     pass
 
 
-def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
+def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> RestDoor:
     """Load what `config` names and return the ASGI app; `resources` closes what was opened.
 
-    Raises ConfigError or ProfileError, a text of one line.
+    Raises ServeConfigError or ProfileError, a text of one line.
     """
     guard = build_guard(config, time.monotonic)
     metrics = Metrics()
@@ -47,7 +47,7 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> Door:
         loaded = load(own)
         resources.callback(loaded.executor.close)
         models.append(build_model(own, loaded, metrics, resources, turn))
-    return Door(
+    return RestDoor(
         Models(models),
         metrics,
         max_body_bytes=config.max_body_bytes,
@@ -120,7 +120,7 @@ def build_model(
         statistics=statistics,
         decoder=decoder,
         demand=demand,
-        watchers=build_watchers(config, engine.clock, resources),
+        request_observers=build_request_observers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
 
@@ -129,4 +129,4 @@ def _open_log(path: str) -> TextIO:
     try:
         return Path(path).open("w", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"record {path}: can't be written ({error.strerror})") from None
+        raise ServeConfigError(f"record {path}: can't be written ({error.strerror})") from None

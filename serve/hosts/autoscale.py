@@ -5,7 +5,7 @@ costs: they are added when queries miss their deadlines, or when more accuracy i
 tolerated, up to as many as would serve everything on the best subnet. One is taken away only when
 the rest could do all that with room to spare. Between the two nothing happens.
 
-Ray holds a wish until it has lasted for `upscale_delay_s` or `downscale_delay_s`, and within
+Ray holds a change back until it has lasted for `upscale_delay_s` or `downscale_delay_s`, and within
 `min_replicas` and `max_replicas`. This module imports nothing of Ray: the controller calls it with
 what the replicas' `record_autoscaling_stats` returned.
 """
@@ -70,7 +70,7 @@ class MissPolicy:
         self._tolerances = tolerances
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Return the wished number of replicas and the state to keep (none)."""
+        """Return the wanted number of replicas and the state to keep (none)."""
         by_metric = context.aggregated_metrics or {}
         if not context.current_num_replicas or not by_metric.get(PREFIX + "arrived"):
             return context.target_num_replicas, {}  # nobody has reported yet

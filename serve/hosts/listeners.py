@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
-from serve.doors.rest import Door
+from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.hosts.uvicorn_listener import listening
 
@@ -22,7 +22,7 @@ class Listeners:
     `is_replica`: one of several that may share the ports, with `door_port` to listen on.
     """
 
-    def __init__(self, config: ServeConfig, door: Door, *, is_replica: bool) -> None:
+    def __init__(self, config: ServeConfig, door: RestDoor, *, is_replica: bool) -> None:
         self._config = config
         self._door = door
         self._is_replica = is_replica
@@ -30,7 +30,7 @@ class Listeners:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Listen for the length of an `async with` block. Raises ConfigError for a taken port."""
+        """Listen during an `async with` block. Raises ServeConfigError for a taken port."""
         config = self._config
         tls = tls_files(config)
         async with contextlib.AsyncExitStack() as stack:

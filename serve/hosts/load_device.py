@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from serve.access.build_guard import build_guard
-from serve.config import ConfigError, ServeConfig
+from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.several_models import each_model
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -92,11 +92,11 @@ def _read_checkpoint(config: ServeConfig) -> Checkpoint:
 
     assert config.checkpoint is not None, "checked by ServeConfig"
     if not Path(config.checkpoint).is_dir():
-        raise ConfigError(f"checkpoint {config.checkpoint}: no such folder")
+        raise ServeConfigError(f"checkpoint {config.checkpoint}: no such folder")
     try:
         return load_checkpoint(config.checkpoint)
     except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+        raise ServeConfigError(str(error)) from None
 
 
 def _load_executor(
@@ -122,7 +122,7 @@ def _load_executor(
             graph_budget_bytes=mebibytes(config.graph_mib),
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ServeConfigError(str(error)) from None
 
 
 def _device_name(config: ServeConfig) -> str:
@@ -131,7 +131,7 @@ def _device_name(config: ServeConfig) -> str:
     try:
         return device_name(config.device)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ServeConfigError(str(error)) from None
 
 
 def _check_fit(given: LatencyProfile | None, checkpoint: Checkpoint, config: ServeConfig) -> None:
@@ -145,12 +145,12 @@ def _check_fit(given: LatencyProfile | None, checkpoint: Checkpoint, config: Ser
 
 
 def offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile, Policy]:
-    """Return the offered part of a profile and the policy for it. Raises ConfigError."""
+    """Return the offered part of a profile and the policy for it. Raises ServeConfigError."""
     try:
         offered = profile.select(config.subnets) if config.subnets else profile
         return offered, create_policy(config.policy, offered)
     except (ProfileError, ValueError) as error:
-        raise ConfigError(str(error)) from None
+        raise ServeConfigError(str(error)) from None
 
 
 def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:
@@ -184,11 +184,11 @@ def _measure_quickly(executor: Executor, checkpoint: Checkpoint) -> LatencyProfi
 
 
 def read_profile(path: str) -> LatencyProfile:
-    """Read a profile file. Raises ConfigError when there is none, ProfileError when malformed."""
+    """Read a profile. Raises ServeConfigError when there is none, ProfileError when malformed."""
     try:
         return LatencyProfile.load(path)
     except FileNotFoundError:
-        raise ConfigError(f"profile {path}: no such file") from None
+        raise ServeConfigError(f"profile {path}: no such file") from None
 
 
 def _load_timed(config: ServeConfig, profile: LatencyProfile | None) -> LoadedDevice:

@@ -26,7 +26,7 @@ import httpx
 
 from serve.access.tls import tls_files
 from serve.access.tokens import read_tokens
-from serve.config import ConfigError, ServeConfig
+from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.load_device import check
 from serve.hosts.uvicorn_listener import bind
 
@@ -61,7 +61,7 @@ class RayHost:
     def start(self) -> str:
         """Start Ray and Serve, wait until the model is ready, return the URL.
 
-        Raises ConfigError or ProfileError before anything is started, RuntimeError when the
+        Raises ServeConfigError or ProfileError before anything is started, RuntimeError when the
         application does not come up (Ray's message says why).
         """
         check(self._config)
@@ -74,7 +74,9 @@ class RayHost:
         import ray
 
         if ray.is_initialized():
-            raise ConfigError("this process is connected to a Ray cluster already: leave it first")
+            raise ServeConfigError(
+                "this process is connected to a Ray cluster already: leave it first"
+            )
         self._is_started = True
         self._environment.enter_context(_environment_of(_RAY_SETTINGS))
         from ray import serve as ray_serve
@@ -110,8 +112,9 @@ class RayHost:
     def reconfigure(self, change: Mapping[str, object]) -> dict[str, Any]:
         """Switch live settings (policy, slo_ms, subnets) of the running replica.
 
-        Returns the settings in force. Raises ConfigError. It asks the replica itself: `serve.run`
-        with another `user_config` would restart it, which only a declarative deploy does not.
+        Returns the settings in force. Raises ServeConfigError. It asks the replica itself:
+        `serve.run` with another `user_config` would restart it, which only a declarative deploy
+        does not.
         """
         tokens = read_tokens(self._config.tokens_file)
         secret = None if tokens is None else tokens.secret_for("admin")
@@ -123,7 +126,7 @@ class RayHost:
         )
         answer = response.json()
         if response.status_code != 200:
-            raise ConfigError(answer["error"])
+            raise ServeConfigError(answer["error"])
         return answer
 
     def stop(self) -> None:
@@ -183,7 +186,7 @@ def _environment_of(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _free_port(host: str, port: int) -> int:
-    """Return `port` if it is free, or some free port for 0. Raises ConfigError."""
+    """Return `port` if it is free, or some free port for 0. Raises ServeConfigError."""
     with contextlib.closing(bind(host, port)) as sock:
         return sock.getsockname()[1]
 

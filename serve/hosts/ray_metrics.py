@@ -1,4 +1,4 @@
-"""A replica's metrics told to Ray, which exports them from every node as `ray_supernet_...`.
+"""A replica's metrics handed to Ray, which exports them from every node as `ray_supernet_...`.
 
 Our registry stays the one place where things are counted; once a second what has grown since is
 told to Ray. That costs the hot path nothing, and the thread that tells it about 2 microseconds per
@@ -35,7 +35,7 @@ class RayMirror:
         self._metrics: dict[str, Any] = {}
         self._told: dict[tuple[str, Labels], float] = {}
 
-    def tell(self) -> None:
+    def export(self) -> None:
         """Bring Ray's metrics up to those of the registry."""
         for metric in self._registry.collect():
             if metric.type == "histogram":
@@ -98,7 +98,7 @@ def make_ray_metric(
 
 
 @contextlib.asynccontextmanager
-async def telling_ray(
+async def exporting_to_ray(
     registry: CollectorRegistry,
     refresh: Callable[[], None],
     *,
@@ -108,13 +108,13 @@ async def telling_ray(
     """Mirror `registry` to Ray for the length of an `async with` block, `refresh`ed before."""
     mirror = RayMirror(registry, make)
 
-    def tell() -> None:
+    def export() -> None:
         refresh()
-        mirror.tell()
+        mirror.export()
 
     async def repeat() -> None:
         while True:
-            await asyncio.to_thread(tell)
+            await asyncio.to_thread(export)
             await asyncio.sleep(interval_s)
 
     task = asyncio.ensure_future(repeat())
@@ -124,7 +124,7 @@ async def telling_ray(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        tell()  # the last second counts too
+        export()  # the last second counts too
 
 
 def _bounds(metric: Metric) -> tuple[float, ...]:

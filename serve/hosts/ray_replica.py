@@ -12,12 +12,12 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve.config import ServeConfig, parse_config, parse_live_config
-from serve.doors.rest import Door
+from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_door
 from serve.hosts.autoscale import reported
 from serve.hosts.listeners import Listeners
 from serve.hosts.load_device import check
-from serve.hosts.ray_metrics import telling_ray
+from serve.hosts.ray_metrics import exporting_to_ray
 from serve.hosts.tuned_process import tuned_process
 from serve.observe.logs import configure_logs
 
@@ -45,13 +45,13 @@ class SupernetReplica:
     @contextlib.asynccontextmanager
     async def _while_ready(self) -> AsyncIterator[None]:
         door = self._door
-        telling = telling_ray(
+        telling = exporting_to_ray(
             door.metrics.registry, lambda: door.metrics.refresh(door.models.engines())
         )
         async with self._listeners.opened(), telling:
             yield
 
-    def __serve_build_asgi_app__(self) -> Door:
+    def __serve_build_asgi_app__(self) -> RestDoor:
         return self._door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -74,20 +74,20 @@ class SupernetReplica:
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:
     """Return the deployment options that say how many replicas there are."""
-    wish = config.autoscaling
-    if wish is None:
+    scaling = config.autoscaling
+    if scaling is None:
         return {"num_replicas": config.replicas}
-    tolerances = wish.model_dump(include={"max_missed", "max_given_up", "utilisation"})
+    tolerances = scaling.model_dump(include={"max_missed", "max_given_up", "utilisation"})
     policy = AutoscalingPolicy(
         policy_function="serve.hosts.autoscale:MissPolicy", policy_kwargs=tolerances
     )
     return {
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=wish.min_replicas,
-            max_replicas=wish.max_replicas,
-            upscale_delay_s=wish.upscale_delay_s,
-            downscale_delay_s=wish.downscale_delay_s,
-            look_back_period_s=wish.look_back_s,
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            look_back_period_s=scaling.look_back_s,
             policy=policy,
         )
     }
@@ -96,7 +96,8 @@ def _scaling(config: ServeConfig) -> dict[str, Any]:
 def build(args: ServeConfig) -> ray_serve.Application:
     """Return the application; `args` are the settings of `serve.config.ServeConfig`.
 
-    Raises ConfigError or ProfileError here, where it is read, for what would fail in a replica.
+    Raises ServeConfigError or ProfileError here, where it is read, for what would fail in a
+    replica.
     """
     check(args)
     deployment = SupernetReplica.options(

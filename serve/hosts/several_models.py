@@ -10,13 +10,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.config import ConfigError, ServeConfig, parse_config
+from serve.config import ServeConfig, ServeConfigError, parse_config
 
 _NAMED = re.compile(r"([A-Za-z0-9._-]+)=(.+)", re.DOTALL)
 
 
 def each_model(config: ServeConfig) -> list[ServeConfig]:
-    """Return one configuration for each model. Raises ConfigError that names the model."""
+    """Return one configuration for each model. Raises ServeConfigError that names the model."""
     if config.models is None:
         return [config]
     common = config.model_dump(exclude={"models"})
@@ -28,21 +28,21 @@ def each_model(config: ServeConfig) -> list[ServeConfig]:
             fields["record"] = str(path.with_name(f"{path.stem}.{name}{path.suffix}"))
         try:
             configs.append(parse_config(fields))
-        except ConfigError as error:
-            raise ConfigError(f"model {name}: {error}") from None
+        except ServeConfigError as error:
+            raise ServeConfigError(f"model {name}: {error}") from None
     return configs
 
 
 def named_options(option: str, values: Sequence[str]) -> dict[str, str]:
-    """Read `name=PATH` options of a command line. Raises ConfigError for what has no name."""
+    """Read `name=PATH` options of a command line. Raises ServeConfigError for what has no name."""
     named: dict[str, str] = {}
     for value in values:
         found = _NAMED.fullmatch(value)
         if found is None:
-            raise ConfigError(f"{option} {value} among several has no name, allowed NAME=PATH")
+            raise ServeConfigError(f"{option} {value} among several has no name, allowed NAME=PATH")
         name, path = found.groups()
         if name in named:
-            raise ConfigError(f"{option} names {name} twice")
+            raise ServeConfigError(f"{option} names {name} twice")
         named[name] = path
     return named
 
@@ -50,7 +50,7 @@ def named_options(option: str, values: Sequence[str]) -> dict[str, str]:
 def model_settings(
     checkpoints: Sequence[str], profiles: Sequence[str]
 ) -> dict[str, str | dict[str, dict[str, str]]]:
-    """Turn `--checkpoint` and `--profile` options into settings. Raises ConfigError.
+    """Turn `--checkpoint` and `--profile` options into settings. Raises ServeConfigError.
 
     One checkpoint without a name serves one model; named ones serve one each.
     """

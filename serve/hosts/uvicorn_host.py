@@ -13,7 +13,7 @@ import uvicorn
 
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
-from serve.doors.rest import Door
+from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_door
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
@@ -23,7 +23,7 @@ from serve.hosts.uvicorn_listener import bind, uvicorn_config
 class _DrainingServer(uvicorn.Server):
     """Drains the door before it closes connections, so that queued queries are answered."""
 
-    def __init__(self, config: uvicorn.Config, door: Door, listeners: Listeners) -> None:
+    def __init__(self, config: uvicorn.Config, door: RestDoor, listeners: Listeners) -> None:
         super().__init__(config)
         self._door = door
         self._listeners = listeners
@@ -44,7 +44,7 @@ class _DrainingServer(uvicorn.Server):
 
 
 def serve_forever(config: ServeConfig) -> None:
-    """Serve until a signal. Raises ConfigError or ProfileError before anything is served."""
+    """Serve until a signal. Raises ServeConfigError or ProfileError before anything is served."""
     with contextlib.ExitStack() as resources:
         sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
         if config.grpc_port:  # gRPC binds for itself, once the models are ready: look now

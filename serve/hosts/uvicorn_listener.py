@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve.access.tls import TlsFiles
-from serve.config import ConfigError
+from serve.config import ServeConfigError
 from serve.hosts.bounded_request_head import BoundedHead
 
 
@@ -47,7 +47,7 @@ async def listening(
 
 
 def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port") -> socket.socket:
-    """Bind a port before anything slow. Raises ConfigError when it is taken."""
+    """Bind a port before anything slow. Raises ServeConfigError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,7 +58,7 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     except OSError as error:
         sock.close()
         text = f"{setting} {port} on {host} is not free ({error.strerror}): give another"
-        raise ConfigError(text) from None
+        raise ServeConfigError(text) from None
     return sock
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from serve.engine.outlook import Outlook
+from serve.engine.earliest_answer import EarliestAnswer
 from slackfit.query import Outcome
 
 
@@ -93,7 +93,7 @@ class RefusedError(Exception):
         return details
 
 
-def refusal_of(outcome: Outcome, outlook: Outlook) -> RefusedError:
+def refusal_of(outcome: Outcome, earliest: EarliestAnswer) -> RefusedError:
     """Turn the end of a query that has no output into the refusal that its client gets."""
     if outcome.status == "failed" and outcome.reason != "device_failed":
         return RefusedError("execution_failed", _TEXTS["execution_failed"], status="failed")
@@ -104,12 +104,12 @@ def refusal_of(outcome: Outcome, outlook: Outlook) -> RefusedError:
     if outcome.reason in ("draining", "not_ready", "device_failed"):
         retry_after_s = _RESTART_S
     is_load = outcome.reason in ("queue_full", "infeasible", "expired")
-    if is_load and (outcome.reason == "queue_full" or given_s > outlook.idle_finish_s):
-        retry_after_s = outlook.finish_s
+    if is_load and (outcome.reason == "queue_full" or given_s > earliest.idle_finish_s):
+        retry_after_s = earliest.finish_s
     return RefusedError(
         outcome.reason,
         _TEXTS[outcome.reason],
         status=outcome.status,
         retry_after_s=retry_after_s,
-        earliest_finish_s=outlook.finish_s if is_load else None,
+        earliest_finish_s=earliest.finish_s if is_load else None,
     )

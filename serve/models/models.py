@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from serve.config import ConfigError, LiveConfig
+from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
 from serve.models.limits import RefusedError
 from serve.models.served_model import ServedModel
@@ -70,14 +70,14 @@ class Models:
     def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
         """Switch live settings, of every model and then of those that `change.models` names.
 
-        Returns the settings in force by model. Raises ConfigError; each model changes all of what
-        is asked of it or nothing.
+        Returns the settings in force by model. Raises ServeConfigError; each model changes all of
+        what is asked of it or nothing.
         """
         own = change.models or {}
         unknown = sorted(own.keys() - self._by_name.keys())
         if unknown:
             known = ", ".join(self._by_name)
-            raise ConfigError(f"model {', '.join(unknown)} is not served; served: {known}")
+            raise ServeConfigError(f"model {', '.join(unknown)} is not served; served: {known}")
         common = change.model_dump(exclude={"models"}, exclude_none=True)
         for name, model in self._by_name.items():
             more = (

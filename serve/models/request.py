@@ -1,4 +1,4 @@
-"""An inference request, whichever door it came through: its tensor, id, parameters and wishes.
+"""An inference request, whichever door it came through: its tensor, id and parameters.
 
 One input tensor `input`: UINT8 [B, C, H, W], or BYTES [B], one JPEG or PNG file per sample, which
 the server decodes (`images.py`). One output tensor `logits`, FP32 [B, num_classes]. Nothing is

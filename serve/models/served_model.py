@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serve.config import ConfigError, LiveConfig
+from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
 from serve.engine.job import EngineStatus
-from serve.engine.reply import Reply, Wish
+from serve.engine.reply import Reply, RequestOptions
 from serve.models.deadline import resolve_deadline
 from serve.models.images import ImageDecoder
 from serve.models.limits import RefusedError, refusal_of
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
 from serve.observe.demand import Demand, Signals
-from serve.observe.request_record import Entry, Watcher
+from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
@@ -42,7 +42,7 @@ class ServedModel:
         decoder: ImageDecoder,
         demand: Demand,
         reply_allowance_s: float = 0.0,
-        watchers: Sequence[Watcher] = (),
+        request_observers: Sequence[RequestObserver] = (),
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         assert live.policy is not None, "a served model has a policy"
@@ -60,7 +60,7 @@ class ServedModel:
         self._reply_allowance_s = reply_allowance_s
         self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
-        self._watchers = watchers
+        self._request_observers = request_observers
 
     async def infer(
         self,
@@ -84,7 +84,7 @@ class ServedModel:
             reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
             call_timeout_s=call_timeout_s,
         )
-        wish = Wish(
+        options = RequestOptions(
             *deadlines,
             min_accuracy=request.min_accuracy(),
             query_class=request.query_class(),
@@ -96,24 +96,26 @@ class ServedModel:
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
-            replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, wish=wish)
+            replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, options=options)
         finally:  # a client that goes away is a cancellation here
-            if self._watchers:
+            if self._request_observers:
                 ids = (request_id, request.request_id)
                 ended_s = self.engine.clock()
-                self._tell(
-                    Entry(self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies)
+                self._observe(
+                    RequestRecord(
+                        self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies
+                    )
                 )
         self._refuse(replies, deadlines.hard_deadline_s)
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
 
-    def _tell(self, entry: Entry) -> None:
-        for watcher in self._watchers:
+    def _observe(self, record: RequestRecord) -> None:
+        for observer in self._request_observers:
             try:
-                watcher(entry)
+                observer(record)
             except Exception:  # a log or an exporter that fails must not cost an answer
-                logger.exception("a watcher failed")
+                logger.exception("a request observer failed")
 
     def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]
@@ -122,7 +124,7 @@ class ServedModel:
         if ended:
             # When one sample is refused the others are withdrawn: name the cause, not the effect.
             cause = next((o for o in ended if o.reason != "cancelled"), ended[0])
-            raise refusal_of(cause, self.engine.outlook())
+            raise refusal_of(cause, self.engine.earliest_answer())
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""
@@ -136,7 +138,7 @@ class ServedModel:
     def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
         """Switch policy, SLO or offered subnets between two batches; all of it or nothing.
 
-        Returns the settings in force. Raises ConfigError for unknown policies or subnets.
+        Returns the settings in force. Raises ServeConfigError for unknown policies or subnets.
         """
         subnets = change.subnets or self._subnets
         policy_name = change.policy or self._policy
@@ -148,7 +150,7 @@ class ServedModel:
                 offered = offered.capped(max_batch_size)
                 policy = create_policy(policy_name, offered)
             except (ValueError, ProfileError) as error:
-                raise ConfigError(str(error)) from None
+                raise ServeConfigError(str(error)) from None
             is_new = offered.subnets != self.engine.profile.subnets
             # The profile that is offered already is left alone, with what was learned of it.
             self.engine.reconfigure(policy=policy, profile=offered if is_new else None)

@@ -1,1 +1,1 @@
-"""Metrics, statistics, logs, spans: told of every end, tells nobody; imports engine."""
+"""Metrics, statistics, logs, spans of what the engine ends; imports engine."""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def cache_use_of(executor: Executor) -> Callable[[], CacheUse] | None:
     """Return how to read the use of an executor's cache; None for one that packs nothing."""
     from subnetact.cpu.packed_executor import PackedExecutor
-    from subnetact.cuda.cuda_executor import DeviceExecutor
+    from subnetact.cuda.cuda_executor import CudaExecutor
 
-    if not isinstance(executor, PackedExecutor | DeviceExecutor):
+    if not isinstance(executor, PackedExecutor | CudaExecutor):
         return None
     cache = executor.net.cache
 

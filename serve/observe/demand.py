@@ -82,14 +82,14 @@ class Demand:
     def signals(self, now_s: float, waiting: Sequence[Query], free_at_s: float) -> Signals:
         """Return the figures of the window; `waiting` by deadline, for the misses to come."""
         self._forget(math.floor(now_s))
-        lost = len(self._backlog.lost(waiting, max(now_s, free_at_s)))
+        hopeless = len(self._backlog.hopeless(waiting, max(now_s, free_at_s)))
         ended, missed, given_up = (
             sum(second[i] for second in self._seconds) / self._window_s for i in (1, 2, 3)
         )
-        arrived = ended + lost / self._window_s
+        arrived = ended + hopeless / self._window_s
         return Signals(
             arrived,
-            missed + lost / self._window_s,
+            missed + hopeless / self._window_s,
             given_up,
             arrived * self._best_s,
             arrived * self._least_s,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from serve.observe.request_record import Entry
+from serve.observe.request_record import RequestRecord
 
 LogFormat = Literal["text", "json"]
 LoggedQueries = Literal["none", "misses", "all"]
@@ -33,16 +33,16 @@ class QueryLog:
         self._filled_s = clock()
         self._left_out = 0
 
-    def __call__(self, entry: Entry) -> None:
-        """Write a line for an entry, unless it is not wanted or there are too many."""
+    def __call__(self, request: RequestRecord) -> None:
+        """Write a line for a request, unless it is not wanted or there are too many."""
         if self._what == "none":
             return
-        if self._what == "misses" and _is_on_time(entry):
+        if self._what == "misses" and _is_on_time(request):
             return
         if not self._take():
             self._left_out += 1
             return
-        facts = entry.facts()
+        facts = request.facts()
         if self._left_out:
             facts["left_out"] = self._left_out
             self._left_out = 0
@@ -99,8 +99,8 @@ def configure_logs(log_format: LogFormat, stream: TextIO | None = None) -> None:
     query_logger.setLevel(logging.INFO)
 
 
-def _is_on_time(entry: Entry) -> bool:
-    replies = entry.replies
+def _is_on_time(request: RequestRecord) -> bool:
+    replies = request.replies
     return bool(replies) and all(reply.outcome.status == "on_time" for reply in replies)
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from serve.engine.engine import Engine
 from serve.engine.reply import Reply
 from serve.observe.instruments import Instruments
-from serve.observe.recent import Recent
+from serve.observe.recent_outcomes import RecentOutcomes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -75,7 +75,7 @@ class ModelMetrics:
         self._execution = instruments.execution.labels(model)
         self._batch_size = instruments.batch_size.labels(model)
         self._decision = instruments.decision.labels(model)
-        self._recent = Recent()
+        self._recent = RecentOutcomes()
         self._last_batch_id: int | None = None
         self._cache_use: Callable[[], CacheUse] | None = None
         self._last_cache_use = CacheUse(0, 0, 0, 0, 0)

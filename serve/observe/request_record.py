@@ -1,4 +1,4 @@
-"""`Entry`: the record of one request that reached a model, for logs and spans."""
+"""`RequestRecord`: what became of one request that reached a model, for logs and spans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serve.engine.reply import Reply
 from slackfit.query import Outcome
 
 
-class Entry(NamedTuple):
+class RequestRecord(NamedTuple):
     """A request's ids, its times on the engine's clock, and how its queries ended.
 
     `request_id` travels in the header `x-request-id`, `client_id` in the request's own `id`.
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
         return facts
 
 
-Watcher = Callable[[Entry], None]
+RequestObserver = Callable[[RequestRecord], None]
 
 
 def _ms(duration_s: float) -> float:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from serve.observe.request_record import Entry
+from serve.observe.request_record import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -43,29 +43,29 @@ class Spans:
         self._clock = clock
         self._unix_clock = unix_clock
 
-    def __call__(self, entry: Entry) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Write the spans of one request, as a part of the client's trace where it names one."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         offset_s = self._unix_clock() - self._clock()
         span = self._tracer.start_span(
-            f"infer {entry.model}",
-            context=self._propagator.extract(entry.headers),
+            f"infer {record.model}",
+            context=self._propagator.extract(record.headers),
             kind=SpanKind.SERVER,
-            start_time=_ns(entry.arrival_s + offset_s),
+            start_time=_ns(record.arrival_s + offset_s),
         )
         if span.is_recording():
-            facts = entry.facts()
+            facts = record.facts()
             span.set_attributes({f"supernet.{name}": value for name, value in facts.items()})
             if facts["status"] in ("dropped", "rejected", "failed"):
                 span.set_status(Status(StatusCode.ERROR, str(facts.get("reason", ""))))
             inside = set_span_in_context(span)
-            for name, start_s, end_s in _phases(entry):
+            for name, start_s, end_s in _phases(record):
                 part = self._tracer.start_span(
                     name, context=inside, start_time=_ns(start_s + offset_s)
                 )
                 part.end(_ns(end_s + offset_s))
-        span.end(_ns(entry.ended_s + offset_s))
+        span.end(_ns(record.ended_s + offset_s))
 
 
 def build_spans(
@@ -98,17 +98,17 @@ def build_spans(
     return Spans(provider, clock, unix_clock)
 
 
-def _phases(entry: Entry) -> list[tuple[str, float, float]]:
+def _phases(record: RequestRecord) -> list[tuple[str, float, float]]:
     """Return name, start and end of what happened to a request, once per batch that ran it."""
-    phases = [("door", entry.arrival_s, entry.submitted_s)]
+    phases = [("door", record.arrival_s, record.submitted_s)]
     seen: set[int | None] = set()
-    for reply in entry.replies:
+    for reply in record.replies:
         outcome = reply.outcome
         if outcome.start_s is None:
-            phases.append(("queue", entry.submitted_s, outcome.finish_s))
+            phases.append(("queue", record.submitted_s, outcome.finish_s))
         elif reply.batch_id not in seen:
             seen.add(reply.batch_id)
-            phases.append(("queue", entry.submitted_s, outcome.start_s))
+            phases.append(("queue", record.submitted_s, outcome.start_s))
             phases.append(("execution", outcome.start_s, outcome.finish_s))
     return phases
 

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol over gRPC: our proto file, and the stubs that `make proto` makes."""
+"""The Open Inference Protocol: its messages, and names that both sides use; imports protobuf."""

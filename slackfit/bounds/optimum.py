@@ -42,11 +42,11 @@ def optimal_utility(
     """
     if not queries:
         return 0.0
-    program = _Program(queries, latency, accuracy, num_workers)
+    program = _IntegerProgram(queries, latency, accuracy, num_workers)
     return program.solve(time_limit_s) / len(queries)
 
 
-class _Program:
+class _IntegerProgram:
     """The rows and columns of the integer program."""
 
     def __init__(

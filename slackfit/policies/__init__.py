@@ -1,4 +1,4 @@
-"""The registry of policies: a name, and what builds it for a profile. One policy per file."""
+"""One policy per file, and their registry; imports `slackfit`'s root, no scheduler."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class _Need(NamedTuple):
 
 
 class DrainFit:
-    """See the module. Has the hopeless dropped unless told not to."""
+    """Serves at the pace that drains the queue. Hopeless queries are dropped by default."""
 
     name = "drainfit"
     triage = True
@@ -103,14 +103,16 @@ class DrainFit:
         if view.profile is not self._profile:
             self._build(view.profile)
         memo = self._remember(view, now_s)
-        need = self._need(view, now_s, memo)
+        need = self._need(view, now_s, memo)  # 1. and 2.
         _, reserved_s, slack_s, size, floor = need
+        # 3. the most accurate subnet that keeps the pace, and the reserve where that binds
         wanted, credit_s = self._subnet_at(need.pace_s, size, memo.credit_s)
         if reserved_s < need.pace_s:
             wanted = max(min(wanted, bisect_right(self._full_s, reserved_s) - 1), 0)
         wanted = max(wanted, floor)
         if self._latency_s[size][wanted] > slack_s:
-            return self._cut_short(need, wanted, memo)
+            return self._cut_short(need, wanted, memo)  # 4. and 5.
+        # 4. all that waits
         return Decision(self._ids[wanted], size, _Memo(memo[0], memo[1], memo[2], credit_s))
 
     def _remember(self, view: View, now_s: float) -> _Memo:
@@ -141,6 +143,7 @@ class DrainFit:
         head = queue.head()
         slack_s = head.deadline_s - now_s
         free_s, until_s = _supply(view.workers, now_s, self._lead_s)
+        # 1. demands: beyond one SLO the queue and what will have arrived, up to it the queue's own
         demands = [
             (horizon_s, num_waiting + counted, burst) for horizon_s, counted, burst in memo.arrivals
         ]
@@ -152,10 +155,12 @@ class DrainFit:
         pace_s = reserved_s = inf
         fastest_s = self._full_s[0]
         for horizon_s, count, burst in demands:
+            # 1. supply: sum over the workers free by then of (horizon - time until free)
             known = bisect_left(free_s, horizon_s)
             supply_s = known * horizon_s - until_s[known]
             if supply_s < pace_s * count:
                 pace_s = supply_s / count
+            # 2. what a burst, served by the fastest subnet, leaves to each waiting query
             if burst and supply_s - fastest_s * burst < reserved_s * num_waiting:
                 reserved_s = (supply_s - fastest_s * burst) / num_waiting
         floor = bisect_left(self._accuracies, head.min_accuracy) if head.min_accuracy > 0.0 else 0
@@ -181,6 +186,7 @@ class DrainFit:
         """
         pace_s, reserved_s, slack_s, size, floor = need
         ceiling_s = min(pace_s, reserved_s)
+        # 4. a less accurate subnet for all, or a batch cut short for a more accurate one
         best, best_size = min(wanted, bisect_right(self._latency_s[size], slack_s) - 1), size
         for smaller in range(size - 1, 0, -1):
             keeping = bisect_right(self._per_query_s[smaller], ceiling_s) - 1
@@ -194,6 +200,7 @@ class DrainFit:
             saved_s = (pace_s - row_s[best]) * best_size
             credit_s = self._bounded(memo.credit_s + saved_s, best)
             return Decision(self._ids[best], best_size, memo._replace(credit_s=credit_s))
+        # 5. the largest batch that the head affords; who is not worth one is given up by triage
         fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
         return Decision(self._ids[floor], next(fitting, size), memo)
 

@@ -16,7 +16,7 @@ from slackfit.query import Decision
 
 
 class Infaas:
-    """See the module. Never drops the hopeless unless told to."""
+    """The cheapest subnet above the head's floor. Keeps hopeless queries by default."""
 
     name = "infaas"
 

@@ -14,7 +14,7 @@ from slackfit.query import Decision
 
 
 class MaxAcc:
-    """See the module. Never drops the hopeless unless told to, as in the paper."""
+    """Accuracy first, then the batch. Keeps hopeless queries by default, as in the paper."""
 
     name = "maxacc"
 

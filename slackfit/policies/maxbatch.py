@@ -14,7 +14,7 @@ from slackfit.query import Decision
 
 
 class MaxBatch:
-    """See the module. Never drops the hopeless unless told to, as in the paper."""
+    """The batch first, then accuracy. Keeps hopeless queries by default, as in the paper."""
 
     name = "maxbatch"
 

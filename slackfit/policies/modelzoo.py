@@ -20,7 +20,7 @@ from slackfit.query import Decision
 
 
 class ModelZoo:
-    """See the module. Never drops the hopeless unless told to."""
+    """SlackFit over separate models. Keeps hopeless queries by default."""
 
     name = "modelzoo"
 

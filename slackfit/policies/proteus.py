@@ -24,13 +24,13 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
 
-class _Plan(NamedTuple):
+class _Assignment(NamedTuple):
     until_s: float
     subnet_ids: tuple[str, ...]  # per worker
 
 
 class Proteus:
-    """See the module. Never drops the hopeless unless told to."""
+    """Assigns subnets to workers every period. Keeps hopeless queries by default."""
 
     name = "proteus"
 
@@ -69,15 +69,15 @@ class Proteus:
         if view.profile is not self._grid.profile:
             self._build(view.profile)
         head = view.queue.head()
-        plan = cast("_Plan | None", view.memo)
+        plan = cast("_Assignment | None", view.memo)
         if plan is None:
             first = (self._grid.late.subnet_id,) * len(view.workers)
-            plan = _Plan(now_s + self._period_s, first)
+            plan = _Assignment(now_s + self._period_s, first)
         elif now_s >= plan.until_s:
             rate_qps = view.arrivals_within(self._period_s) / self._period_s
             slo_s = head.deadline_s - head.arrival_s
             subnet_ids = self._planned(rate_qps * self._headroom, slo_s, len(view.workers))
-            plan = _Plan(now_s + self._period_s, subnet_ids)
+            plan = _Assignment(now_s + self._period_s, subnet_ids)
         subnet_id = plan.subnet_ids[view.worker.worker_id]
         if subnet_id not in self._rows:  # planned for another profile
             subnet_id = self._grid.late.subnet_id

@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
 
 class SlackFit:
-    """See the module. Never drops the hopeless unless told to, as in the paper."""
+    """The bucket that the head's slack affords. Keeps hopeless queries by default (the paper)."""
 
     name = "slackfit"
 

@@ -22,7 +22,7 @@ Strict = Literal["latency", "accuracy"]
 
 
 class Sushi:
-    """See the module. Never drops the hopeless unless told to."""
+    """One query at a time, strict in one of two. Keeps hopeless queries by default."""
 
     name = "sushi"
 

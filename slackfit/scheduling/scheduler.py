@@ -8,7 +8,7 @@ driver with threads holds a lock), and `now_s` must not run backwards.
 Every admitted query gets exactly one `Outcome`: from `submit` (refused), `poll` (dropped),
 `cancel`, `complete` or `fail`.
 
-The policy decides for the most urgent query. Where wishes (a pin, a floor on accuracy) stand
+The policy decides for the most urgent query. Where constraints (a pin, a floor on accuracy) stand
 against its decision, `WaitingQueries.pop_batch` says what happens; queries that may not run on
 the chosen subnet stay queued in their places.
 """
@@ -289,11 +289,11 @@ class Scheduler:
             self._max_queue = max_queue
         if drop_hopeless is not None:
             self._wants_drop = drop_hopeless
-        wish = self._wants_drop
-        self._drops = self._policy.drop_hopeless if wish is None else wish
-        wish = self._wants_triage
-        wish = getattr(self._policy, "triage", False) if wish is None else wish
-        self._does_triage = self._drops and wish
+        given = self._wants_drop
+        self._drops = self._policy.drop_hopeless if given is None else given
+        given = self._wants_triage
+        triage = getattr(self._policy, "triage", False) if given is None else given
+        self._does_triage = self._drops and triage
 
     def drain(self) -> None:
         """Refuse new queries from now on; what waits is still served."""

@@ -1,8 +1,8 @@
-"""The waiting queries with their wishes: who may go where, who is hopeless, who goes together.
+"""The waiting queries: which subnets may serve each, which are hopeless, how a batch is filled.
 
-A query's wishes are a pinned subnet and a floor on accuracy. A query is hopeless when even the
-fastest subnet that its wishes allow, at batch size 1, cannot finish by its deadline any more; one
-that no subnet may serve is hopeless always.
+A query may be constrained: to a pinned subnet, to a floor on accuracy. It is hopeless when even the
+fastest subnet that its constraints allow, at batch size 1, cannot finish by its deadline any more;
+one that no subnet may serve is hopeless always.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import Decision, Query
 from slackfit.scheduling.edf import EdfQueue
 
-_LOOK_AHEAD = 4  # queries looked at per place in a batch, when some have wishes
+_LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
 
 
 class WaitingQueries:
-    """An EDF queue that knows what its queries wish; a plain queue costs nothing extra."""
+    """An EDF queue that knows its queries' constraints; without any it costs nothing extra."""
 
-    __slots__ = ("_eligible", "_num_wishing", "_quantile", "_window", "edf")
+    __slots__ = ("_eligible", "_num_constrained", "_quantile", "_window", "edf")
 
     def __init__(self, profile: LatencyProfile, quantile: str) -> None:
         self.edf = EdfQueue()
-        self._num_wishing = 0
+        self._num_constrained = 0
         self._quantile = quantile
         self.use(profile)
 
@@ -63,7 +63,7 @@ class WaitingQueries:
 
     def push(self, query: Query) -> None:
         """Add a query."""
-        self._num_wishing += not is_plain(query)
+        self._num_constrained += not is_plain(query)
         self.edf.push(query)
 
     def can_take_unseen(self, queries: Sequence[Query], *, also_late: bool) -> bool:
@@ -78,19 +78,19 @@ class WaitingQueries:
         """Remove a query wherever it is; False when it does not wait."""
         if not self.edf.remove(query):
             return False
-        self._num_wishing -= not is_plain(query)
+        self._num_constrained -= not is_plain(query)
         return True
 
     def pop_hopeless(self, now_s: float, *, also_late: bool) -> list[Query]:
         """Remove and return the hopeless queries that could come into the next batch."""
         edf = self.edf
         found: list[Query] = []
-        if self._num_wishing:  # they may be hopeless behind a head that is not
+        if self._num_constrained:  # they may be hopeless behind a head that is not
             for query in edf.earliest(self._window):
                 if self.is_hopeless(query, now_s, also_late=also_late):
                     self.remove(query)
                     found.append(query)
-        if also_late or self._num_wishing:
+        if also_late or self._num_constrained:
             while edf and self.is_hopeless(edf.head(), now_s, also_late=also_late):
                 query = edf.head()
                 self.remove(query)
@@ -101,19 +101,19 @@ class WaitingQueries:
         """Remove and return the queries that are due before `deadline_s`."""
         count = self.edf.count_due(nextafter(deadline_s, -inf))
         queries = self.edf.pop(count)
-        if self._num_wishing:
-            self._num_wishing -= sum(not is_plain(query) for query in queries)
+        if self._num_constrained:
+            self._num_constrained -= sum(not is_plain(query) for query in queries)
         return queries
 
     def pop_batch(self, decision: Decision, now_s: float) -> tuple[str, tuple[Query, ...]]:
         """Remove and return the queries of a batch and the subnet that they all may run on.
 
-        The subnet is the decided one unless the head's wishes forbid it: then it is the fastest
-        that they allow, and the batch is cut to what still meets the head's deadline there (if
-        nothing does, it is kept). It is filled in EDF order with queries that may run there.
+        The subnet is the decided one unless the head's constraints forbid it: then it is the
+        fastest that they allow, and the batch is cut to what still meets the head's deadline there
+        (if nothing does, it is kept). It is filled in EDF order with queries that may run there.
         """
         subnet_id, size = decision.subnet_id, decision.batch_size
-        if not self._num_wishing:
+        if not self._num_constrained:
             return subnet_id, self.edf.pop(size)
         eligible = self._eligible
         head = self.edf.head()
@@ -127,5 +127,5 @@ class WaitingQueries:
         queries = self.edf.pop_where(
             size, _LOOK_AHEAD * size, lambda query: eligible.accepts(query, subnet_id)
         )
-        self._num_wishing -= sum(not is_plain(query) for query in queries)
+        self._num_constrained -= sum(not is_plain(query) for query in queries)
         return subnet_id, queries

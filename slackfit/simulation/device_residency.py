@@ -17,12 +17,12 @@ import numpy as np
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.residency import (
     Candidate,
-    Fixed,
+    EncodedSubgraph,
+    FixedResidency,
     Keys,
     NearestAverage,
     ResidencyPolicy,
     Savings,
-    Subgraph,
     ValuePerByte,
 )
 
@@ -109,7 +109,7 @@ class SimulatedResidency:
             return ValuePerByte(self._savings, self._budget_bytes)
         if self._name == "static":
             mix = dict.fromkeys(profile.subnet_ids, 1.0 / len(profile.subnet_ids))
-            return Fixed(self._savings.fill(mix, self._budget_bytes))
+            return FixedResidency(self._savings.fill(mix, self._budget_bytes))
         encodings = {s.subnet_id: s.extra.get("encoding") for s in profile.subnets}
         tables = [t for t in profile.residency if t.num_bytes <= self._budget_bytes]
         lacking = [i for i, e in encodings.items() if e is None]
@@ -120,7 +120,7 @@ class SimulatedResidency:
                 "sushisched compares; measure it with `supernet profile --residency MIB`"
             )
         subgraphs = [
-            Subgraph(np.asarray(t.encoding, dtype=np.float64), frozenset({t.residency_id}))
+            EncodedSubgraph(np.asarray(t.encoding, dtype=np.float64), frozenset({t.residency_id}))
             for t in tables
             if t.residency_id in self._savings.candidates
         ]

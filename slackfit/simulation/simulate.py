@@ -20,7 +20,7 @@ from slackfit.query import Outcome, Query
 from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.device_residency import SimulatedResidency
 from slackfit.simulation.devices import Devices, Failure, Slowdown
-from slackfit.simulation.drive import Drive, DrivenScheduler
+from slackfit.simulation.driver import DrivenScheduler, VirtualTimeDriver
 
 FloatArray = npt.NDArray[np.float64]
 _PROGRESS_EVERY = 16_384  # arrivals
@@ -78,7 +78,7 @@ def simulate(
             for outcome in outcomes:
                 by_id[outcome[0]] = outcome
 
-        drive = Drive(scheduler, devices, note, events)
+        drive = VirtualTimeDriver(scheduler, devices, note, events)
         for begin in range(0, len(queries), _PROGRESS_EVERY):
             drive.feed(queries[begin : begin + _PROGRESS_EVERY])
             if progress:

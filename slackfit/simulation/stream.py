@@ -19,7 +19,7 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import STATUSES, Outcome
 from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.devices import Devices, Failure, Slowdown
-from slackfit.simulation.drive import Drive
+from slackfit.simulation.driver import VirtualTimeDriver
 from slackfit.simulation.simulate import collector_paused, make_queries, policy_switch_cost_s
 
 FloatArray = npt.NDArray[np.float64]
@@ -143,7 +143,9 @@ def simulate_stream(
     """Serve arrivals that come in pieces (each sorted, none before the last of the one before).
 
     The same decisions as `simulate.simulate` takes for all pieces together; see there for
-    the options. `progress` hears how many have arrived. Raises ValueError for unsorted arrivals.
+    the options. `progress` is called with how many arrived.
+
+    Raises ValueError for unsorted arrivals.
     """
     scheduler = Scheduler(profile, policy, num_workers=num_workers, drop_hopeless=drop_hopeless)
     devices = Devices(
@@ -154,7 +156,7 @@ def simulate_stream(
         noise=noise,
     )
     tally = Tally()
-    drive = Drive(scheduler, devices, tally.note, events)
+    drive = VirtualTimeDriver(scheduler, devices, tally.note, events)
     count, last_s = 0, -math.inf
     with collector_paused():
         for piece in pieces:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from slackfit.residency import ValuePerByte
-from subnetact.cache import SubgraphCache
-from subnetact.cpu.packed_supernet import MODES, PackedSupernet
+from subnetact.cache import SLICE_PACKINGS, SubgraphCache
+from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.cpu.packing import is_available
 from subnetact.cpu.precision import Bits, bits_of
 from subnetact.cpu.residency_keeper import ResidencyKeeper
@@ -103,9 +103,9 @@ class PackedExecutor:
         if not budget_bytes or whole_bytes <= budget_bytes:
             self.net.load(slices.values() if budget_bytes != 0 else ())
             return None
-        modes = ("shared",) if packing == "shared" else MODES
+        packings = ("shared",) if packing == "shared" else SLICE_PACKINGS
         savings, forms = measure_savings(
-            self.net, self.subnet_ids, repeats=_START_REPEATS, modes=modes
+            self.net, self.subnet_ids, repeats=_START_REPEATS, packings=packings
         )
         mix = dict.fromkeys(self.subnet_ids, 1.0 / len(self.subnet_ids))
         chosen = savings.fill(mix, budget_bytes)

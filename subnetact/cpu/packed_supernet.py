@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from subnetact.cache import ResidentSlice, SliceKey, SubgraphCache
+from subnetact.cache import SLICE_PACKINGS, ResidentSlice, SliceKey, SubgraphCache
 from subnetact.cpu.packed_site_calls import (
     SiteWeights,
     folded_call,
@@ -32,12 +32,11 @@ from subnetact.cpu.packing import is_available, layout
 from subnetact.cpu.resident_weights import wide_slice
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
-from subnetact.registered import Registered
+from subnetact.subnet_registry import SubnetRegistry
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
 
-MODES = ("shared", "folded")
 _FLOAT_BYTES = 4
 
 
@@ -83,7 +82,7 @@ class PackedSupernet:
         self._definition = definition
         self._state = state
         self._max_programs = max_programs
-        self._archs = Registered[Arch]()
+        self._archs = SubnetRegistry[Arch]()
         self._programs: dict[str, Program] = {}
         self._bindings: dict[str, Binding] = {}
         self._lock = threading.Lock()
@@ -126,18 +125,18 @@ class PackedSupernet:
         self.cache.count(binding.lookups, binding.hits)
         return y
 
-    def slices(self, subnet_id: str, mode: str = "folded") -> tuple[Slice, ...]:
+    def slices(self, subnet_id: str, packing: str = "folded") -> tuple[Slice, ...]:
         """Return the slices that a subnet would use, in order of execution.
 
         `folded` folds where there is a norm; a site without one has only a shared slice. Empty
-        where this build of torch cannot pack. Raises KeyError, ValueError for another mode.
+        where this build of torch cannot pack. Raises KeyError, ValueError for another packing.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, allowed {', '.join(MODES)}")
+        if packing not in SLICE_PACKINGS:
+            raise ValueError(f"packing is {packing!r}, allowed {', '.join(SLICE_PACKINGS)}")
         if not is_available():
             return ()
         return tuple(
-            _slice(site, subnet_id, is_folded=mode == "folded" and site.norm is not None)
+            _slice(site, subnet_id, is_folded=packing == "folded" and site.norm is not None)
             for site in self._program(subnet_id).sites
         )
 

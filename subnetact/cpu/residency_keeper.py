@@ -1,6 +1,6 @@
 """`ResidencyKeeper`: changes what is resident while a server serves, off the request path.
 
-A thread of its own hears which subnet each batch ran, asks a residency policy what to keep, and
+A thread of its own is given which subnet each batch ran, asks a residency policy what to keep, and
 loads one slice at a time: in the gap between two batches, or, when there has been none for
 `patience_s`, beside one. So no batch waits for more than the interpreter's turn; packing itself
 runs without it. What was wanted and is not resident yet is served by views, with the same results.

@@ -14,8 +14,8 @@ from statistics import median
 import torch
 
 from slackfit.residency import Candidate, Savings
-from subnetact.cache import SliceKey
-from subnetact.cpu.packed_supernet import MODES, PackedSupernet, Slice
+from subnetact.cache import SLICE_PACKINGS, SliceKey
+from subnetact.cpu.packed_supernet import PackedSupernet, Slice
 from subnetact.program import SiteCall
 
 Clock = Callable[[], float]
@@ -48,7 +48,7 @@ def measure_savings(
     *,
     batch_size: int = 1,
     repeats: int = 5,
-    modes: Sequence[str] = MODES,
+    packings: Sequence[str] = SLICE_PACKINGS,
     clock: Clock = time.perf_counter,
 ) -> tuple[Savings, dict[SliceKey, Slice]]:
     """Time every site of the subnets on views, shared and folded, and packing itself.
@@ -61,20 +61,20 @@ def measure_savings(
     load_s: dict[SliceKey, float] = {}
     slices: dict[SliceKey, Slice] = {}
     for subnet_id in subnet_ids:
-        forms = {mode: net.slices(subnet_id, mode) for mode in modes}
-        views = [_Site(net.site_call(form, packed=False), clock) for form in forms[modes[0]]]
+        forms = {packing: net.slices(subnet_id, packing) for packing in packings}
+        views = [_Site(net.site_call(form, packed=False), clock) for form in forms[packings[0]]]
         packed: dict[str, list[_Site]] = {}
-        for mode, wanted in forms.items():
-            packed[mode] = []
+        for packing, wanted in forms.items():
+            packed[packing] = []
             for form in wanted:
                 start_s = clock()
                 call = net.site_call(form, packed=True)
                 load_s.setdefault(form.key, clock() - start_s)
                 slices.setdefault(form.key, form)
-                packed[mode].append(_Site(call, clock))
+                packed[packing].append(_Site(call, clock))
         _run_all(net, subnet_id, batch_size, [views, *packed.values()], repeats)
-        for mode, wanted in forms.items():
-            for form, on_views, site in zip(wanted, views, packed[mode], strict=True):
+        for packing, wanted in forms.items():
+            for form, on_views, site in zip(wanted, views, packed[packing], strict=True):
                 if site.median_s < on_views.median_s:
                     gain_s = on_views.median_s - site.median_s
                     saved_s.setdefault(form.key, {})[subnet_id] = gain_s

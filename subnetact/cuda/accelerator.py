@@ -30,7 +30,7 @@ class Replay(Protocol):
 
 
 class Accelerator(Protocol):
-    """A device with two lanes. Whoever launches holds the device alone (`DeviceExecutor`)."""
+    """A device with two lanes. Whoever launches holds the device alone (`CudaExecutor`)."""
 
     @property
     def device(self) -> torch.device: ...

@@ -1,4 +1,4 @@
-"""`DeviceExecutor`: runs batches on a CUDA device: graphs where they are captured, else eagerly.
+"""`CudaExecutor`: runs batches on a CUDA device: graphs where they are captured, else eagerly.
 
 A batch goes through a slot of the `InputRing` to the device as uint8 and is normalised there. One
 graph per (subnet, padded batch) is captured in `warm_up`, for the batch sizes it is made for; the
@@ -24,14 +24,14 @@ import torch
 from subnetact.cache import SubgraphCache
 from subnetact.cuda.accelerator import Accelerator, Mark
 from subnetact.cuda.cuda_graphs import Captured, CaptureError, CudaGraphs, GraphKey
-from subnetact.cuda.cuda_supernet import DeviceBinding, DeviceSlice, DeviceSupernet
+from subnetact.cuda.cuda_supernet import CudaBinding, CudaSlice, CudaSupernet
 from subnetact.cuda.input_ring import InputRing, Slot
 from subnetact.executor import check_inputs
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 
 
-class DeviceExecutor:
+class CudaExecutor:
     """An `Executor` on one accelerator. Thread-safe; batches are launched one at a time."""
 
     threads = None
@@ -74,13 +74,13 @@ class DeviceExecutor:
         archs = [checkpoint.subnet(subnet_id).arch for subnet_id in wanted]
         if budget_bytes is not None and budget_bytes < 0:
             raise ValueError(f"budget_bytes is {budget_bytes}, allowed 0 or more, or None")
-        self.net = DeviceSupernet(
+        self.net = CudaSupernet(
             checkpoint.definition,
             checkpoint.state,
             FoldedNorms(checkpoint.definition, checkpoint.state),
             SubgraphCache(budget_bytes),
             accelerator,
-            mode=packing,
+            packing=packing,
             dtype=dtype,
             keep_host_slices=budget_bytes is not None,
             max_programs=max(64, len(wanted)),
@@ -142,7 +142,7 @@ class DeviceExecutor:
                 for size in self.batch_sizes
             )
 
-    def make_resident(self, slices: Iterable[DeviceSlice]) -> int:
+    def make_resident(self, slices: Iterable[CudaSlice]) -> int:
         """Evict everything else and load these, in order; return how many are resident.
 
         Graphs that read what was evicted are retired, and none is captured: see `warm_up`.
@@ -234,7 +234,7 @@ class DeviceExecutor:
                 stacklevel=4,
             )
 
-    def _eager(self, binding: DeviceBinding, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
+    def _eager(self, binding: CudaBinding, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
         """Normalise (B, C, H, W) uint8 and run; (B, num_classes) logits, float32."""
         x = self._input.normalise(samples, self.net.arch(subnet_id).resolution, self._constants)
         if x.is_floating_point():
@@ -289,7 +289,7 @@ class Launched:
 class _Capturing:
     """The `Capturer` of an executor; called with the device held."""
 
-    def __init__(self, executor: DeviceExecutor):
+    def __init__(self, executor: CudaExecutor):
         self._executor = executor
 
     def measure(self, key: GraphKey) -> int:
@@ -307,7 +307,7 @@ class _Capturing:
     def _accelerator(self) -> Accelerator:
         return self._executor._accelerator
 
-    def _binding(self, key: GraphKey) -> DeviceBinding:
+    def _binding(self, key: GraphKey) -> CudaBinding:
         binding = self._executor.net.actuate(key.subnet_id)
         if binding.num_streamed:
             raise CaptureError("streamed: not all of its slices are resident")
@@ -327,11 +327,11 @@ class _Capturing:
 class _Pinned:
     """What a graph reads: a binding, whose calls hold slices and norms."""
 
-    def __init__(self, binding: DeviceBinding):
-        self._binding: DeviceBinding | None = binding
+    def __init__(self, binding: CudaBinding):
+        self._binding: CudaBinding | None = binding
 
     @property
-    def binding(self) -> DeviceBinding:
+    def binding(self) -> CudaBinding:
         """The pinned binding; a released pin has none, and its graph may not run."""
         assert self._binding is not None, "a retired graph is not replayed"
         return self._binding

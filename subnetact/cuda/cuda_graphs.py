@@ -113,7 +113,7 @@ class Lease:
 
 
 class CudaGraphs:
-    """See the module. `budget_bytes` limits what all graphs hold (None: no limit, 0: none)."""
+    """The captured graphs of one device; `budget_bytes` limits them (None: no limit, 0: none)."""
 
     def __init__(self, capturer: Capturer, budget_bytes: int | None = None):
         if budget_bytes is not None and budget_bytes < 0:

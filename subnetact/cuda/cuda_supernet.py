@@ -1,4 +1,4 @@
-"""`DeviceSupernet`: any subnet of a supernet whose weights need not all be on the device.
+"""`CudaSupernet`: any subnet of a supernet whose weights need not all be on the device.
 
 The weights stay in host memory. A convolution's slice (contiguous, channels-last, 16 bit unless
 asked otherwise) is *resident* on the device, found in the `SubgraphCache` under its budget, or it
@@ -6,9 +6,9 @@ is *streamed* from page-locked memory just before it is used (`SliceStream`). Wh
 convolution site (classifiers, transformers) is always on the device. Residency changes cost, never
 results. Plain twin: the extracted module in the same dtype.
 
-`mode` is `folded` (norm folded in, a slice serves one subnet) or `shared` (bare weights, a slice
+`packing` is `folded` (norm folded in, a slice serves one subnet) or `shared` (bare weights, a slice
 serves every subnet that uses it). Slices, streams and runs are for one thread at a time, see
-`DeviceExecutor`; what only reads the cache is thread-safe.
+`CudaExecutor`; what only reads the cache is thread-safe.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from functools import partial
 
 import torch
 
-from subnetact.cache import ResidentSlice, SliceKey, SubgraphCache
+from subnetact.cache import SLICE_PACKINGS, ResidentSlice, SliceKey, SubgraphCache
 from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_site_calls import SiteKernel, site_kernel
-from subnetact.cuda.slice_layout import Layout, fill_slice, slice_layout
+from subnetact.cuda.slice_layout import SliceLayout, fill_slice, slice_layout
 from subnetact.cuda.slice_stream import SliceStream
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
-from subnetact.registered import Registered
+from subnetact.subnet_registry import SubnetRegistry
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
 
-MODES = ("folded", "shared")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceSlice:
+class CudaSlice:
     """A slice that could be resident: its key, where it lies in its memory, what it is made of."""
 
     key: SliceKey
-    layout: Layout
+    layout: SliceLayout
     site: ConvSite
     subnet_id: str
 
@@ -54,11 +53,11 @@ class DeviceSlice:
 @dataclass(frozen=True, slots=True)
 class _HostSlice:
     key: SliceKey
-    layout: Layout
+    layout: SliceLayout
     flat: torch.Tensor
 
 
-class DeviceBinding:
+class CudaBinding:
     """A subnet's program with one call per site, chosen for one state of the cache."""
 
     def __init__(
@@ -80,8 +79,8 @@ class DeviceBinding:
         return len(self.calls) - len(self.weights)
 
 
-class DeviceSupernet:
-    """See the module."""
+class CudaSupernet:
+    """Registered subnets on a CUDA device, their slices resident or streamed layer by layer."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class DeviceSupernet:
         cache: SubgraphCache,
         accelerator: Accelerator,
         *,
-        mode: str = "folded",
+        packing: str = "folded",
         dtype: torch.dtype = torch.bfloat16,
         keep_host_slices: bool = True,
         max_programs: int = 64,
@@ -99,10 +98,10 @@ class DeviceSupernet:
         """Serve `state` (the supernet's tensors, float32 in host memory).
 
         `keep_host_slices`: slices that were resident once stay in page-locked memory, so that
-        loading them again is one copy. Raises ValueError for a mode or dtype that is not known.
+        loading them again is one copy. Raises ValueError for a packing or dtype that is not known.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, allowed {', '.join(MODES)}")
+        if packing not in SLICE_PACKINGS:
+            raise ValueError(f"packing is {packing!r}, allowed {', '.join(SLICE_PACKINGS)}")
         if dtype not in DTYPES:
             names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, allowed {names}")
@@ -110,7 +109,7 @@ class DeviceSupernet:
             raise ValueError(f"max_programs is {max_programs}, allowed 1 or more")
         self.cache = cache
         self.norms = norms
-        self.mode = mode
+        self.packing = packing
         self.dtype = dtype
         self.stream = SliceStream(accelerator, dtype)
         self._definition = definition
@@ -118,12 +117,12 @@ class DeviceSupernet:
         self._accelerator = accelerator
         self._keep_host_slices = keep_host_slices
         self._max_programs = max_programs
-        self._archs = Registered[Arch]()
-        self._slices: dict[str, tuple[DeviceSlice, ...]] = {}
+        self._archs = SubnetRegistry[Arch]()
+        self._slices: dict[str, tuple[CudaSlice, ...]] = {}
         self._fixed: dict[str, torch.Tensor] = {}
         self._host: dict[SliceKey, _HostSlice] = {}
         self._programs: dict[str, Program] = {}
-        self._bindings: dict[str, DeviceBinding] = {}
+        self._bindings: dict[str, CudaBinding] = {}
         cache.on_eviction(self._bindings.clear)
 
     @property
@@ -165,13 +164,13 @@ class DeviceSupernet:
         self._archs[subnet_id] = arch
         return subnet_id
 
-    def slices(self, subnet_id: str) -> tuple[DeviceSlice, ...]:
+    def slices(self, subnet_id: str) -> tuple[CudaSlice, ...]:
         """Return the slices that a subnet uses, in order of its sites. Raises KeyError."""
         self.arch(subnet_id)
         return self._slices[subnet_id]
 
     @torch.inference_mode()
-    def load(self, slices: Iterable[DeviceSlice]) -> int:
+    def load(self, slices: Iterable[CudaSlice]) -> int:
         """Make slices resident, in order, as far as the budget has room; return how many are."""
         return sum(self._load(wanted) for wanted in slices)
 
@@ -179,14 +178,14 @@ class DeviceSupernet:
         """Evict what is not in `keep`; return how many slices."""
         return self.cache.evict(self.cache.resident - frozenset(keep))
 
-    def actuate(self, subnet_id: str) -> DeviceBinding:
+    def actuate(self, subnet_id: str) -> CudaBinding:
         """Return what runs a subnet now; one look-up unless residency changed or it is new."""
         binding = self._bindings.get(subnet_id)
         if binding is None or binding.version != self.cache.version:
             binding = self._bind(subnet_id)
         return binding
 
-    def run(self, binding: DeviceBinding, x: torch.Tensor) -> torch.Tensor:
+    def run(self, binding: CudaBinding, x: torch.Tensor) -> torch.Tensor:
         """Run a subnet on its input on the device; (B, num_classes) logits. One run at a time."""
         self.stream.begin(binding.following)
         y = binding.program.run(x, binding.calls)
@@ -204,14 +203,14 @@ class DeviceSupernet:
 
     # --- slices ----------------------------------------------------------------------------------
 
-    def _slice(self, site: ConvSite, subnet_id: str) -> DeviceSlice:
-        is_folded = self.mode == "folded" and site.norm is not None
+    def _slice(self, site: ConvSite, subnet_id: str) -> CudaSlice:
+        is_folded = self.packing == "folded" and site.norm is not None
         layout = slice_layout(site, self.dtype, is_folded=is_folded)
         owner = subnet_id if is_folded else None
         key = SliceKey(site.layer, site.geometry.weight_shape, layout, owner)
-        return DeviceSlice(key, layout, site, subnet_id)
+        return CudaSlice(key, layout, site, subnet_id)
 
-    def _load(self, wanted: DeviceSlice) -> bool:
+    def _load(self, wanted: CudaSlice) -> bool:
         def upload() -> ResidentSlice:
             host = self._host_slice(wanted, keep=self._keep_host_slices)
             with self._accelerator.computing():  # freed there too: see CudaAccelerator
@@ -223,7 +222,7 @@ class DeviceSupernet:
 
         return self.cache.load(wanted.key, wanted.num_bytes, upload)
 
-    def _host_slice(self, wanted: DeviceSlice, *, keep: bool) -> _HostSlice:
+    def _host_slice(self, wanted: CudaSlice, *, keep: bool) -> _HostSlice:
         known = self._host.get(wanted.key)
         if known is not None:
             return known
@@ -235,7 +234,7 @@ class DeviceSupernet:
             self._host[wanted.key] = made
         return made
 
-    def _fill(self, flat: torch.Tensor, wanted: DeviceSlice) -> None:
+    def _fill(self, flat: torch.Tensor, wanted: CudaSlice) -> None:
         """Write a slice of the supernet's weights, with the norm where it is folded in."""
         layer, shape = wanted.site.layer, wanted.site.geometry.weight_shape
         weight = leading_slice(self._state[f"{layer}.weight"], shape)
@@ -274,7 +273,7 @@ class DeviceSupernet:
             self._bindings.pop(oldest, None)
         return program
 
-    def _bind(self, subnet_id: str) -> DeviceBinding:
+    def _bind(self, subnet_id: str) -> CudaBinding:
         program = self._program(subnet_id)
         version, resident = self.cache.snapshot()
         norms = self._norms_on_device(subnet_id)
@@ -290,14 +289,14 @@ class DeviceSupernet:
             else:
                 calls.append(partial(kernel, found.weight, found.bias))
                 weights[wanted.key] = found.weight
-        binding = DeviceBinding(program, calls, weights, version)
+        binding = CudaBinding(program, calls, weights, version)
         self._bindings[subnet_id] = binding
         if self.cache.version != version:  # evicted meanwhile: do not keep slices alive
             self._bindings.pop(subnet_id, None)
         return binding
 
     def _norms_on_device(self, subnet_id: str) -> dict[str, Affine]:
-        if self.mode == "folded":  # a norm always stands behind a convolution
+        if self.packing == "folded":  # a norm always stands behind a convolution
             return {}
         affines = self.norms.affines(self._archs[subnet_id])
         device = self._accelerator.device
@@ -315,7 +314,7 @@ def _streamed(kernel: SiteKernel, stream: SliceStream, source: _HostSlice) -> Si
     return call
 
 
-def resident_bytes(slices: Iterable[DeviceSlice]) -> int:
+def resident_bytes(slices: Iterable[CudaSlice]) -> int:
     """Bytes of a set of slices, each counted once."""
     return sum({s.key: s.num_bytes for s in slices}.values())
 

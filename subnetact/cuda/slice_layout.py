@@ -18,7 +18,7 @@ _ALIGN = 64  # elements: the bias starts on a boundary that every kernel takes
 _BLOCK_BYTES = 512  # what CUDA's allocator rounds up to
 
 
-class Layout(NamedTuple):
+class SliceLayout(NamedTuple):
     """Where weight and bias of a slice lie in its flat memory."""
 
     weight_shape: tuple[int, ...]
@@ -48,14 +48,14 @@ class Layout(NamedTuple):
         return weight, flat[start : start + out] if self.has_bias else None
 
 
-def slice_layout(site: ConvSite, dtype: torch.dtype, *, is_folded: bool) -> Layout:
+def slice_layout(site: ConvSite, dtype: torch.dtype, *, is_folded: bool) -> SliceLayout:
     """Return the layout of a site's slice; a folded one always has a bias."""
-    return Layout(site.geometry.weight_shape, is_folded or site.has_bias, dtype)
+    return SliceLayout(site.geometry.weight_shape, is_folded or site.has_bias, dtype)
 
 
 def fill_slice(
     flat: torch.Tensor,
-    layout: Layout,
+    layout: SliceLayout,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     norm: Affine | None,

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from subnetact.cuda.accelerator import Accelerator, Mark
-from subnetact.cuda.slice_layout import Layout
+from subnetact.cuda.slice_layout import SliceLayout
 
 
 class Source(Protocol):
@@ -24,14 +24,14 @@ class Source(Protocol):
     def key(self) -> Hashable: ...
 
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> SliceLayout: ...
 
     @property
     def flat(self) -> torch.Tensor: ...
 
 
 @dataclass(slots=True)
-class _Stage:
+class _StagingBuffer:
     buffer: torch.Tensor
     key: Hashable | None = None
     is_filled: Mark | None = None  # on the copy lane
@@ -45,7 +45,7 @@ class SliceStream:
         self._accelerator = accelerator
         self._dtype = dtype
         self._stages = [
-            _Stage(torch.empty(0, dtype=dtype, device=accelerator.device))
+            _StagingBuffer(torch.empty(0, dtype=dtype, device=accelerator.device))
             for _ in range(num_stages)
         ]
         self._next = 0
@@ -100,10 +100,10 @@ class SliceStream:
         assert stage is not None, "done comes after take"
         stage.is_read = self._accelerator.mark()
 
-    def _stage_of(self, key: Hashable) -> _Stage | None:
+    def _stage_of(self, key: Hashable) -> _StagingBuffer | None:
         return next((stage for stage in self._stages if stage.key == key), None)
 
-    def _fill(self, source: Source, keep: _Stage | None = None) -> _Stage:
+    def _fill(self, source: Source, keep: _StagingBuffer | None = None) -> _StagingBuffer:
         """Copy a slice into the stage that is next in turn, and is not `keep`."""
         stage = self._stages[self._next]
         self._next = (self._next + 1) % len(self._stages)

@@ -15,7 +15,7 @@ from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 
 
-class Accelerator(NamedTuple):
+class FirstOrderAccelerator(NamedTuple):
     """Compute rate in MAC/s and memory bandwidth in bytes/s."""
 
     rate_macs: float
@@ -56,7 +56,7 @@ def conv_layers(definition: SupernetDefinition, arch: Arch) -> list[Layer]:
     return layers
 
 
-def latency_s(layers: Sequence[Layer], resident: Resident, device: Accelerator) -> float:
+def latency_s(layers: Sequence[Layer], resident: Resident, device: FirstOrderAccelerator) -> float:
     """Return the latency of one sample beside a resident subgraph."""
     return sum(
         max(
@@ -68,7 +68,7 @@ def latency_s(layers: Sequence[Layer], resident: Resident, device: Accelerator) 
 
 
 def best_subgraph(
-    layers: Sequence[Layer], budget_bytes: float, device: Accelerator
+    layers: Sequence[Layer], budget_bytes: float, device: FirstOrderAccelerator
 ) -> dict[str, tuple[int, int]]:
     """Fill a buffer for one subnet, greedily by time saved per byte."""
 
@@ -93,7 +93,7 @@ def best_subgraph(
 
 
 def table(
-    subnets: Sequence[Sequence[Layer]], device: Accelerator, budget_bytes: float
+    subnets: Sequence[Sequence[Layer]], device: FirstOrderAccelerator, budget_bytes: float
 ) -> list[tuple[float, list[float]]]:
     """Return per subnet (base latency, fraction saved beside each subnet's own best subgraph)."""
     subgraphs = [best_subgraph(layers, budget_bytes, device) for layers in subnets]

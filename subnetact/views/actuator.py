@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from subnetact.registered import Registered
+from subnetact.subnet_registry import SubnetRegistry
 from subnetact.views.insert import Insertion, insert_operators
 from subnetact.views.operators import SubnetNorm
 from supernet.arch import Arch
@@ -26,7 +26,7 @@ class Actuator:
         """Insert the operators into `net` (in place, idempotent)."""
         self._definition = definition
         self.insertion: Insertion = insert_operators(net.eval())
-        self._index = Registered[int]()
+        self._index = SubnetRegistry[int]()
         self._archs: dict[str, Arch] = {}
 
     @property

@@ -58,7 +58,7 @@ class AvgPoolShortcut(nn.Module):
         return self.bn(self.conv(x))
 
 
-class Bottleneck(Block):
+class OfaBottleneck(Block):
     """1x1, 3x3 with the stride, 1x1; a projection in the first block of a stage."""
 
     def __init__(
@@ -196,7 +196,7 @@ class OfaResNet50(nn.Module):
             for i in range(_BASE_DEPTHS[stage] + arch.depth[1 + stage]):
                 mid_channels = round_channels(round(channels * next(expand)))
                 stride = _STRIDES[stage] if i == 0 else 1
-                self.blocks[names[i]] = Bottleneck(
+                self.blocks[names[i]] = OfaBottleneck(
                     in_channels, mid_channels, channels, stride, i == 0
                 )
                 in_channels = channels

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 
-class _Moments:
+class _PooledMoments:
     """Sums of x and x^2 per channel over all batches, in float64."""
 
     def __init__(self, norm: nn.BatchNorm2d):
@@ -46,7 +46,7 @@ def calibrate(subnet: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, t
     """
     subnet.eval()
     norms = {n: m for n, m in subnet.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    moments = {name: _Moments(norm) for name, norm in norms.items()}
+    moments = {name: _PooledMoments(norm) for name, norm in norms.items()}
     originals = {name: norm.forward for name, norm in norms.items()}
     for name, norm in norms.items():
         norm.forward = _normalise_with_batch(norm, moments[name])  # type: ignore[method-assign]
@@ -66,7 +66,7 @@ def calibrate(subnet: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, t
     return statistics
 
 
-def _normalise_with_batch(norm: nn.BatchNorm2d, moments: _Moments):
+def _normalise_with_batch(norm: nn.BatchNorm2d, moments: _PooledMoments):
     def forward(x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
         # The kernel that normalises has the moments already; a pass of our own over x in float64
         # took longer than the convolutions.

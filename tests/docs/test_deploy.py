@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from serve.access.build_guard import build_guard
-from serve.config import ConfigError, ServeConfig, parse_config, parse_live_config
+from serve.config import ServeConfig, ServeConfigError, parse_config, parse_live_config
 
 DEPLOY = Path("docs/deploy")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def test_what_others_reach_wants_tokens(where: str, monkeypatch: pytest.MonkeyPa
         config = parse_config(SERVED["applications"][0]["args"])
     assert config.host == "0.0.0.0"
     monkeypatch.delenv("SUPERNET_TOKENS", raising=False)
-    with pytest.raises(ConfigError, match="token"):
+    with pytest.raises(ServeConfigError, match="token"):
         build_guard(config, time.monotonic)
     monkeypatch.setenv("SUPERNET_TOKENS", "me infer 0123456789abcdef0123")
     assert build_guard(config, time.monotonic) is not None

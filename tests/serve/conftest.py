@@ -19,9 +19,9 @@ import pytest
 
 from serve.access.build_guard import build_guard
 from serve.config import ServeConfig, parse_config
-from serve.doors.rest import Door
+from serve.doors.rest import RestDoor
 from serve.engine.engine import Engine
-from serve.engine.reply import Wish
+from serve.engine.reply import RequestOptions
 from serve.hosts.assemble import build_model
 from serve.hosts.load_device import LoadedDevice
 from serve.models.models import Models
@@ -131,8 +131,8 @@ class Bench:
         done: list = []
         payloads = np.zeros((count, *SHAPE), dtype=np.uint8)
         now_s = self.clock()
-        wish = Wish(now_s + slo_s, **wishes)  # type: ignore[arg-type]
-        job = self.engine.submit(payloads, arrival_s=now_s, wish=wish, on_done=done.append)
+        options = RequestOptions(now_s + slo_s, **wishes)  # type: ignore[arg-type]
+        job = self.engine.submit(payloads, arrival_s=now_s, options=options, on_done=done.append)
         self.last_job = job
         return done
 
@@ -165,13 +165,13 @@ def timed_config(profile_file: Path) -> ServeConfig:
     )
 
 
-def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
+def make_door(config: ServeConfig, profile: LatencyProfile) -> RestDoor:
     executor = TimedExecutor(profile, SHAPE, 10)
     metrics = Metrics()
     loaded = LoadedDevice(executor, profile, "tiny")
     resources = contextlib.ExitStack()  # closes what the door decodes with: it lives as long
     model = build_model(config, loaded, metrics, resources)
-    return Door(
+    return RestDoor(
         Models([model]),
         metrics,
         max_body_bytes=config.max_body_bytes,
@@ -181,7 +181,7 @@ def make_door(config: ServeConfig, profile: LatencyProfile) -> Door:
 
 
 @contextlib.asynccontextmanager
-async def serving(door: Door) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(door: RestDoor) -> AsyncIterator[httpx.AsyncClient]:
     """Run the door's lifespan and yield a client of it, in this process."""
     transport = httpx.ASGITransport(door)
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
@@ -190,24 +190,26 @@ async def serving(door: Door) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def timed_door(timed_config: ServeConfig) -> Callable[..., Door]:
+def timed_door(timed_config: ServeConfig) -> Callable[..., RestDoor]:
     """`timed_door(**settings)` is a door to the tiny profile, not yet started."""
 
-    def make(scale_s: float = 1e-3, **settings: object) -> Door:
+    def make(scale_s: float = 1e-3, **settings: object) -> RestDoor:
         return make_door(timed_config.model_copy(update=settings), make_profile(scale_s))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def serving_door() -> Callable[[Door], contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
+def serving_door() -> Callable[
+    [RestDoor], contextlib.AbstractAsyncContextManager[httpx.AsyncClient]
+]:
     """`serving_door(door)` is a context that runs a door and yields a client of it."""
     return serving
 
 
 @pytest.fixture
 def serve_timed(
-    timed_door: Callable[..., Door],
+    timed_door: Callable[..., RestDoor],
 ) -> Callable[..., contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
     """`serve_timed(**settings)` is a context that serves the tiny profile and yields a client."""
 

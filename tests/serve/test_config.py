@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ConfigError, ServeConfig, parse_config, read_config_file
+from serve.config import ServeConfig, ServeConfigError, parse_config, read_config_file
 
 
 def test_unknown_key_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown setting polcy; known: checkpoint, profile, pol"):
+    with pytest.raises(
+        ServeConfigError, match="unknown setting polcy; known: checkpoint, profile, pol"
+    ):
         parse_config({"checkpoint": "x", "polcy": "slackfit"})
 
 
@@ -29,7 +31,7 @@ def test_unknown_key_lists_the_known_ones():
     ],
 )
 def test_bad_value_is_named_with_what_is_allowed(changes, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ServeConfigError, match=text):
         parse_config({"checkpoint": "x", **changes})
 
 
@@ -53,9 +55,9 @@ def test_settings_come_from_toml_and_json(tmp_path: Path):
 def test_unreadable_settings_name_the_file(tmp_path: Path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(str(path))):
+    with pytest.raises(ServeConfigError, match=re.escape(str(path))):
         read_config_file(path)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ServeConfigError, match="no such file"):
         read_config_file(tmp_path / "none.toml")
 
 

@@ -199,11 +199,11 @@ def test_body_that_does_not_come_ends_in_a_refusal(serve_timed, monkeypatch):
 SENDER = """
 import asyncio, collections, json, sys
 import numpy as np
-from serve.client.rest_target import OipClient
+from serve.client.rest_target import RestTarget
 from traces.open_loop.target import ReplayRequest
 
 async def main(url, count):
-    client = OipClient(url, "tiny")
+    client = RestTarget(url, "tiny")
     sample = np.zeros((1, 2, 2), np.uint8)
     asks = [ReplayRequest(query_id=i, payload=sample, slo_s=5.0) for i in range(count)]
     replies = await asyncio.gather(*map(client.infer, asks))

@@ -20,8 +20,8 @@ import pytest
 import trustme
 
 from serve.access.build_guard import build_guard
-from serve.config import ConfigError, ServeConfig, parse_config
-from serve.doors.rest import Door
+from serve.config import ServeConfig, ServeConfigError, parse_config
+from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.hosts.listeners import Listeners
 from serve.hosts.uvicorn_listener import listening
@@ -49,7 +49,7 @@ def tokens_file(tmp_path: Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def stub_of(door: Door, **options: Any) -> AsyncIterator[Any]:
+async def stub_of(door: RestDoor, **options: Any) -> AsyncIterator[Any]:
     listening = rpc_listening(
         RpcDoor(door.models, guard=door.guard),
         "127.0.0.1",
@@ -61,7 +61,7 @@ async def stub_of(door: Door, **options: Any) -> AsyncIterator[Any]:
         yield pb_grpc.GRPCInferenceServiceStub(c)
 
 
-def with_stub(door: Door, use: Callable[[Any], Any], **options: Any) -> Any:
+def with_stub(door: RestDoor, use: Callable[[Any], Any], **options: Any) -> Any:
     async def main() -> Any:
         async with door._lifespan(door._app), stub_of(door, **options) as stub:
             return await use(stub)
@@ -288,11 +288,11 @@ def test_files_that_are_no_pair_are_refused_before_anything_is_loaded(
         (certificates.key, certificates.key),
     ):
         config = timed_config.model_copy(update={"tls_cert": cert, "tls_key": key})
-        with pytest.raises(ConfigError, match="can't be used"):
+        with pytest.raises(ServeConfigError, match="can't be used"):
             build_guard(config, float)
-    with pytest.raises(ConfigError, match="tls_cert and tls_key go together"):
+    with pytest.raises(ServeConfigError, match="tls_cert and tls_key go together"):
         parse_config({"checkpoint": "x", "tls_cert": "c"})
-    with pytest.raises(ConfigError, match="give the rate, too"):
+    with pytest.raises(ServeConfigError, match="give the rate, too"):
         parse_config({"checkpoint": "x", "rate_limit_burst": 3})
 
 

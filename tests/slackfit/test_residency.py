@@ -9,11 +9,11 @@ import pytest
 
 from slackfit.residency import (
     Candidate,
-    Choice,
-    Fixed,
+    EncodedSubgraph,
+    FixedResidency,
     NearestAverage,
+    ResidentChoice,
     Savings,
-    Subgraph,
     ValuePerByte,
     run_stream,
     strict_accuracy,
@@ -102,11 +102,11 @@ def test_value_per_byte_follows_the_mix_and_beats_the_nearest_average(
     mix = {i: stream.count(i) / len(stream) for i in SUBNETS}
     # SushiSched sees widths only: here all subnets look alike but for one number.
     encodings = {i: np.full(4, float(n)) for n, i in enumerate(SUBNETS)}
-    subgraphs = [Subgraph(encodings[i], savings.fill({i: 1.0}, budget)) for i in SUBNETS]
+    subgraphs = [EncodedSubgraph(encodings[i], savings.fill({i: 1.0}, budget)) for i in SUBNETS]
     policies = {
         "value": ValuePerByte(savings, budget),
         "nearest": NearestAverage(encodings, subgraphs),
-        "oracle": Fixed(savings.fill(mix, budget)),
+        "oracle": FixedResidency(savings.fill(mix, budget)),
     }
     results = {name: run_stream(stream, base_s, savings, p) for name, p in policies.items()}
     none = run_stream(stream, base_s, savings, None)
@@ -132,7 +132,7 @@ def test_a_steady_mix_is_not_reloaded_again_and_again(rng: np.random.Generator) 
 
 def test_nearest_average_decides_every_period_on_the_average_of_that_period() -> None:
     encodings = {"a": np.array([0.0, 0.0]), "b": np.array([10.0, 10.0])}
-    subgraphs = [Subgraph(encodings[i], frozenset({i})) for i in ("a", "b")]
+    subgraphs = [EncodedSubgraph(encodings[i], frozenset({i})) for i in ("a", "b")]
     policy = NearestAverage(encodings, subgraphs, period=4)
     assert [policy.observe(i) for i in "aaab"] == [None, None, None, {"a"}]
     assert [policy.observe(i) for i in "abbb"] == [None, None, None, {"b"}]
@@ -140,7 +140,11 @@ def test_nearest_average_decides_every_period_on_the_average_of_that_period() ->
 
 
 def test_sushi_chooses_strictly_by_accuracy_or_by_latency() -> None:
-    rows = [Choice("s", 0.70, 1.0), Choice("m", 0.75, 3.0), Choice("l", 0.80, 2.5)]
+    rows = [
+        ResidentChoice("s", 0.70, 1.0),
+        ResidentChoice("m", 0.75, 3.0),
+        ResidentChoice("l", 0.80, 2.5),
+    ]
     assert strict_accuracy(rows, 0.72) == "l"  # faster than m here: what is resident decides
     assert strict_accuracy(rows, 0.9) == "l"
     assert strict_latency(rows, 2.0) == "s"

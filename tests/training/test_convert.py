@@ -14,7 +14,7 @@ from PIL import Image
 from training.config import DataConfig
 from training.convert import READERS, convert
 from training.data.array_folder import DataError, read_array_folder
-from training.data.augment import Key, augment
+from training.data.augment import DrawKey, augment
 from training.data.data import load_dataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
@@ -105,12 +105,12 @@ def test_crop_and_flip_moves_pixels_and_nothing_else() -> None:
     images = data.train.images[:64]
     plain = data.input.normalise(images, 8)
     moved = augment(
-        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), Key(0, 0)
+        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), DrawKey(0, 0)
     )
     assert moved.shape == plain.shape
     assert not torch.equal(moved, plain)
     again = augment(
-        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), Key(0, 0)
+        images, data.input, 8, DataConfig(augmentation="crop_flip", augment=1.0), DrawKey(0, 0)
     )
     assert torch.equal(moved, again)
     # Every crop of a reflect-padded image holds the untouched centre, mirrored or not.

@@ -50,14 +50,14 @@ def simulate_command(
         bool | None,
         typer.Option(
             "--drop-hopeless/--no-drop-hopeless",
-            help="Drop queries that no subnet can serve in time; default: the policy's wish.",
+            help="Drop queries that no subnet can serve in time; default: as the policy says.",
         ),
     ] = None,
     events: Annotated[
         str | None,
         typer.Option(
             metavar="WORKER@S[,...]",
-            help="What befalls devices: 3@12 fails worker 3 after 12 s, 1.5x0@4 slows worker 0.",
+            help="Device events: 3@12 fails worker 3 after 12 s, 1.5x0@4 slows worker 0.",
         ),
     ] = None,
     devices: Annotated[
@@ -225,7 +225,7 @@ def _residency(
 def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
     """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
     from slackfit.simulation.devices import Failure, Slowdown
-    from slackfit.simulation.drive import check_events
+    from slackfit.simulation.driver import check_events
     from traces.trace import TraceError
 
     events: list[Failure | Slowdown] = []

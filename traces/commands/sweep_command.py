@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from traces.simulation.cells import Cell, Score
+    from traces.simulation.cells import Cell, CellScore
 
 
 def sweep_command(
@@ -87,11 +87,11 @@ def sweep_command(
             )
 
 
-def _rows(cells: list[Cell], scores: list[Score]) -> list[dict[str, Any]]:
+def _rows(cells: list[Cell], scores: list[CellScore]) -> list[dict[str, Any]]:
     """Return one row per load and policy, means over the seeds."""
     from traces.simulation.cells import estimate
 
-    grouped: dict[tuple[str, str], list[Score]] = {}
+    grouped: dict[tuple[str, str], list[CellScore]] = {}
     for cell, score in zip(cells, scores, strict=True):
         grouped.setdefault((cell.spec, cell.policy), []).append(score)
     rows: list[dict[str, Any]] = []

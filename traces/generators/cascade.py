@@ -1,15 +1,16 @@
 """The fitted generator: a random cascade whose dispersion is given at every scale of a grid.
 
-Counts in coarse bins are drawn first, then each bin's count is divided among 5 or 2 equal parts,
-again and again down to milliseconds; the grid is 1, 2, 10, 20, 100 ... ms. It is a multifractal
-model (Riedi, Crouse, Ribeiro and Baraniuk 1999, "A multifractal wavelet model") on counts:
+A multifractal model (Riedi, Crouse, Ribeiro and Baraniuk 1999, "A multifractal wavelet model") on
+counts, on a grid of 1, 2, 10, 20, 100 ... ms:
 
-* a division is Dirichlet-multinomial; its one parameter is the chance that two arrivals of a bin
-  fall into the same part, which is what the second factorial moments of the counts say, so that
-  mean and variance of the counts come out right at each scale of the grid, however bursty; the
-  parameter depends on the bin's count, so that a stream with a highest rate keeps it;
-* more even than chance: a share of the bins is divided as evenly as can be;
-* coarse counts are Poisson with a log-normal rate, correlated from bin to bin (AR(1)).
+1. Coarse counts are Poisson with a log-normal rate, correlated from bin to bin (AR(1)).
+2. Each bin's count is divided among 5 or 2 equal parts, again and again down to milliseconds. A
+   division is Dirichlet-multinomial; its one parameter is the chance that two arrivals of a bin
+   fall into the same part, which is what the second factorial moments of the counts say, so that
+   mean and variance of the counts come out right at each scale of the grid, however bursty. The
+   parameter depends on the bin's count, so that a stream with a highest rate keeps it.
+3. More even than chance: a share of the bins is divided as evenly as can be.
+4. Inside the finest bins arrivals lie uniformly.
 
 Products of random shares give the heavy upper tail that bursts have. Linear in the arrivals.
 """
@@ -89,12 +90,15 @@ class Cascade:
             if not (math.isfinite(value) and value > 0):
                 raise TraceError(f"{name} must be a finite number above 0, got {value:g}")
         rng = np.random.default_rng(seed)
+        # 1. coarse counts; empty bins stay empty and are left out
         counts = self._top_counts(math.ceil(duration_s / self.top_s), rate, rng)
         bins = np.flatnonzero(counts)
         counts = counts[bins]
+        # 2. and 3. divide them, from the coarsest bins to the finest
         for division in self.divisions:
             mean = rate * division.part_s * division.parts
             bins, counts = _divided(bins, counts, division, mean, rng)
+        # 4. places inside the finest bins
         part_s = self.divisions[-1].part_s if self.divisions else self.top_s
         times_s = np.sort((np.repeat(bins, counts) + rng.random(counts.sum())) * part_s)
         return Trace(
@@ -119,6 +123,8 @@ class Cascade:
             spread = math.sqrt(self.top_variance * mean / fitted_mean)
             reached = np.cumsum(np.maximum(mean + spread * noise, 0.0))
             return np.diff(np.rint(np.concatenate([[0.0], reached]))).astype(np.int64)
+        # Var N = mean + mean^2 CV^2 for a Poisson count whose rate has that CV; log-normal: its
+        # logarithm has variance log(1 + CV^2), and correlations transform likewise.
         cv2 = (self.top_variance - fitted_mean) / fitted_mean**2
         sigma2 = math.log1p(cv2)
         r = math.log1p(cv2 * self.top_correlation) / sigma2 if sigma2 else 0.0
@@ -186,6 +192,8 @@ def fitted(
 
 def division_of(parents: IntArray, children: IntArray, part_s: float) -> Division:
     """Estimate a division from the counts of bins and of their parts, in order."""
+    # Laws are fitted to groups of bins by count, each with the same mass of pairs: at least
+    # MIN_PAIRS, since few pairs say nothing.
     parts = children.size // parents.size
     shares = children.reshape(-1, parts)
     order = np.argsort(parents, kind="stable")
@@ -210,8 +218,9 @@ def _law(up_to: float, parents: IntArray, shares: IntArray, parts: int) -> Law:
         return Law(up_to, 1 / parts, 0.0)
     same = float((shares * (shares - 1)).sum())
     by_chance = pairs / parts
-    if same >= by_chance:
+    if same >= by_chance:  # burstier than chance: step 2, unbiased by the second factorial moments
         return Law(up_to, same / pairs, 0.0)
+    # more even than chance: step 3, between chance and the most even division that there is
     whole, rest = np.divmod(parents, parts)
     most_even = float((rest * (whole + 1) * whole + (parts - rest) * whole * (whole - 1)).sum())
     return Law(up_to, 1 / parts, min((by_chance - same) / max(by_chance - most_even, 1e-9), 1.0))
@@ -228,6 +237,7 @@ def _scaled(division: Division, counts: IntArray, mean: float, wanted: float) ->
     over = float((pairs * (together[law] - 1 / parts)).sum())  # kept together beyond chance
     under = float(((pairs / parts - most_even) * even[law]).sum())
     gap = (wanted - 1 / parts) * float(pairs.sum())
+    # wanted: over * factor - under = gap; where nothing is over chance, under is what gives way
     if over > 0 and gap + under > 0:
         together = 1 / parts + (together - 1 / parts) * ((gap + under) / over)
     elif under > 0:
@@ -244,6 +254,8 @@ def _divided(
     parts = division.parts
     up_to, together, even = np.array(division.laws).T
     law = np.searchsorted(up_to[:-1] * mean * (1 + 1e-9), counts)
+    # For a symmetric Dirichlet over n parts with parameter alpha each, the chance that two fall
+    # together is (1 + alpha) / (1 + n alpha); solved for alpha.
     chance_alone = np.maximum(parts * together - 1, 1 / _EVEN)
     alpha = np.maximum((1 - together) / chance_alone, 1e-6)[law]
     left, shares = counts.copy(), np.empty((parts, counts.size), dtype=np.int64)

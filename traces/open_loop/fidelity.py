@@ -25,7 +25,7 @@ from slackfit.simulation.devices import Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
 from traces.open_loop.result import Answer, ReplayResult
-from traces.report.zoom import burst_zoom
+from traces.report.burst_zoom import burst_zoom
 from traces.trace import Trace, TraceError
 
 _MAX_ALLOWANCE = 0.1  # of the SLO, as the server takes it

@@ -14,7 +14,7 @@ import numpy as np
 
 from traces.open_loop.pacing import Clock, MonotonicClock
 from traces.open_loop.result import ReplayResult, make_result
-from traces.open_loop.sender import Plan, Progress, Sending, make_plan
+from traces.open_loop.sender import Progress, Sender, SendPlan, make_plan
 from traces.open_loop.target import ReplayReply, ReplayRequest, Target
 from traces.trace import Trace
 
@@ -63,7 +63,7 @@ async def replay(
     plan = make_plan(trace, slo_s, payloads, labels, seed, timeout_s, warmup_s, max_retries)
     clock = clock or MonotonicClock()
     await target.prepare(payloads)
-    sender = Sending(plan, target, clock, progress)
+    sender = Sender(plan, target, clock, progress)
     # A little ahead, so that the first query is not late before the loop has started.
     is_partial = await sender.execute(clock.now_s() + START_DELAY_S)
     return make_result(
@@ -77,6 +77,6 @@ async def replay(
     )
 
 
-def allowed_lag_s(plan: Plan, max_lag_s: float | None) -> float:
+def allowed_lag_s(plan: SendPlan, max_lag_s: float | None) -> float:
     """Return the 99th percentile of lag above which a run is invalid (s)."""
     return INVALID_LAG_PER_SLO * float(plan.slo_s.min()) if max_lag_s is None else max_lag_s

@@ -26,7 +26,7 @@ PROGRESS_PERIOD_S = 0.5
 INTERRUPT_GRACE_S = 1.0
 RETRY_AFTER_S = 0.005
 RETRY_SHARE = 0.1
-"""Retries of a run over its queries so far: more would feed the overload that they come from."""
+"""Cap on retries over queries so far: retries add load to a server that has too much."""
 
 
 class Progress(NamedTuple):
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SendPlan:
     """A run's fixed inputs, checked. `query_ids` are the queries that this sender sends."""
 
     trace: Trace
@@ -51,17 +51,17 @@ class Plan:
     max_retries: int
     query_ids: np.ndarray
 
-    def share(self, index: int, count: int) -> Plan:
+    def share(self, index: int, count: int) -> SendPlan:
         """Return the part of sender `index` of `count`: every count-th query."""
         return dataclasses.replace(self, query_ids=self.query_ids[index::count])
 
 
-class Sending:
+class Sender:
     """One sender at work: its plan, its outstanding queries and the answers so far."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SendPlan,
         target: Target,
         clock: Clock,
         progress: Callable[[Progress], None] | None = None,
@@ -230,7 +230,7 @@ def make_plan(
     timeout_s: float | None,
     warmup_s: float,
     max_retries: int,
-) -> Plan:
+) -> SendPlan:
     """Check the inputs of a run. Raises TraceError for those that do not fit together."""
     if len(trace) == 0:
         raise TraceError("the trace has no arrivals, there is nothing to replay")
@@ -250,7 +250,7 @@ def make_plan(
         raise TraceError("payloads is empty; give at least one sample (C, H, W)")
     if labels is not None and len(labels) != len(payloads):
         raise TraceError(f"labels has {len(labels)} values for {len(payloads)} payloads")
-    return Plan(
+    return SendPlan(
         trace=trace,
         slo_s=np.full(len(trace), slo_s) if slo_s is not None else np.asarray(trace.slo_s),
         payloads=payloads,

@@ -27,9 +27,9 @@ from traces.open_loop.result import Answer, ReplayResult, make_result
 from traces.open_loop.sender import (
     INTERRUPT_GRACE_S,
     PROGRESS_PERIOD_S,
-    Plan,
     Progress,
-    Sending,
+    Sender,
+    SendPlan,
     make_plan,
 )
 from traces.open_loop.target import MakeTarget
@@ -47,7 +47,7 @@ class SenderError(RuntimeError):
 
 
 @dataclass(slots=True)
-class _Sender:
+class _SenderProcess:
     process: Any
     pipe: Any  # a Connection, whose class depends on the platform
     progress: Progress = Progress(0, 0, 0, 0)  # noqa: RUF009 # immutable
@@ -113,16 +113,16 @@ async def replay_in_processes(
     )
 
 
-def _start(make_target: MakeTarget, plan: Plan) -> _Sender:
+def _start(make_target: MakeTarget, plan: SendPlan) -> _SenderProcess:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_send, args=(theirs, make_target, plan), daemon=True)
     process.start()
     theirs.close()
-    return _Sender(process, ours)
+    return _SenderProcess(process, ours)
 
 
-async def _until(senders: list[_Sender], word: str) -> None:
+async def _until(senders: list[_SenderProcess], word: str) -> None:
     deadline_s = time.monotonic() + _STARTING_S
     for sender in senders:
         while not sender.pipe.poll():
@@ -134,7 +134,9 @@ async def _until(senders: list[_Sender], word: str) -> None:
             raise SenderError(f"a sender could not start: {said}")
 
 
-async def _collect(senders: list[_Sender], progress: Callable[[Progress], None] | None) -> None:
+async def _collect(
+    senders: list[_SenderProcess], progress: Callable[[Progress], None] | None
+) -> None:
     """Wait until every sender has handed over its answers; a cancellation stops them early."""
     next_progress_s = 0.0
     while any(sender.ended is None for sender in senders):
@@ -148,7 +150,7 @@ async def _collect(senders: list[_Sender], progress: Callable[[Progress], None] 
         progress(_sum(senders))
 
 
-async def _nap(senders: list[_Sender]) -> None:
+async def _nap(senders: list[_SenderProcess]) -> None:
     """Wait a moment; when this is cancelled, tell the senders to stop."""
     try:
         await asyncio.sleep(_POLL_S)
@@ -162,7 +164,7 @@ async def _nap(senders: list[_Sender]) -> None:
                     sender.pipe.send("stop")
 
 
-def _hear(sender: _Sender) -> None:
+def _hear(sender: _SenderProcess) -> None:
     while sender.ended is None and sender.pipe.poll():
         said = _received(sender)
         if isinstance(said, Progress):
@@ -171,11 +173,11 @@ def _hear(sender: _Sender) -> None:
             sender.ended = said
 
 
-def _sum(senders: list[_Sender]) -> Progress:
+def _sum(senders: list[_SenderProcess]) -> Progress:
     return Progress(*(sum(counts) for counts in zip(*(s.progress for s in senders), strict=True)))
 
 
-def _received(sender: _Sender) -> Any:
+def _received(sender: _SenderProcess) -> Any:
     try:
         return sender.pipe.recv()
     except EOFError:
@@ -184,13 +186,13 @@ def _received(sender: _Sender) -> Any:
         ) from None
 
 
-def _send(pipe: Connection, make_target: MakeTarget, plan: Plan) -> None:
+def _send(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> None:
     """Run one sender: the entry point of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_sender(pipe, make_target, plan))
 
 
-async def _sender(pipe: Connection, make_target: MakeTarget, plan: Plan) -> None:
+async def _sender(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> None:
     try:
         target = await make_target()
         await target.prepare(plan.payloads)
@@ -200,7 +202,7 @@ async def _sender(pipe: Connection, make_target: MakeTarget, plan: Plan) -> None
     try:
         pipe.send("ready")
         start_s = pipe.recv()
-        sending = Sending(plan, target, MonotonicClock(), pipe.send)
+        sending = Sender(plan, target, MonotonicClock(), pipe.send)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "run by asyncio.run"
         loop.add_reader(pipe.fileno(), _stop, pipe, task)

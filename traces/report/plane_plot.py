@@ -14,7 +14,7 @@ from traces.files import replacing
 from traces.report.plots import MUTED, POLICY_COLOURS, POLICY_MARKERS, STYLE, pareto_front
 
 
-class Point(NamedTuple):
+class PlanePoint(NamedTuple):
     """One system under one load, fractions; `interval` is the attainment's."""
 
     accuracy: float
@@ -22,7 +22,7 @@ class Point(NamedTuple):
     interval: tuple[float, float]
 
 
-def save_planes(path: Path, panels: Mapping[str, Mapping[str, Point]]) -> None:
+def save_planes(path: Path, panels: Mapping[str, Mapping[str, PlanePoint]]) -> None:
     """Draw a panel per title, in it a point per system; the dotted line is the Pareto front."""
     systems = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     with mpl.rc_context(STYLE), replacing(path) as out:
@@ -45,7 +45,7 @@ def save_planes(path: Path, panels: Mapping[str, Mapping[str, Point]]) -> None:
         figure.savefig(out, format="svg", metadata={"Date": None})
 
 
-def _draw(axes: Axes, index: int, name: str, point: Point) -> None:
+def _draw(axes: Axes, index: int, name: str, point: PlanePoint) -> None:
     colour = POLICY_COLOURS[index % len(POLICY_COLOURS)]
     marker = POLICY_MARKERS[index % len(POLICY_MARKERS)]
     low, high = point.interval
@@ -54,7 +54,7 @@ def _draw(axes: Axes, index: int, name: str, point: Point) -> None:
     axes.plot(x, point.attainment * 100, marker, color=colour, label=name, ms=8, clip_on=False)
 
 
-def _front(axes: Axes, points: Sequence[Point]) -> None:
+def _front(axes: Axes, points: Sequence[PlanePoint]) -> None:
     front = pareto_front([(p.accuracy * 100, p.attainment * 100) for p in points])
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=MUTED, lw=1, ls=":")

@@ -17,7 +17,7 @@ _KEYS = ("attainment", "utility")
 _MAX_DOUBLINGS = 24
 
 
-class Target(NamedTuple):
+class Goal(NamedTuple):
     """What must be reached: `key` (attainment or utility) at least `least`."""
 
     key: str
@@ -31,7 +31,7 @@ class Capacity(NamedTuple):
     tried: tuple[tuple[float, float], ...]  # (rate, value), in order of trying
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> Goal:
     """Return the target that `attainment=0.999` names. Raises TraceError for anything else.
 
     >>> parse_target("attainment=0.999")
@@ -43,11 +43,11 @@ def parse_target(text: str) -> Target:
             f"target {text!r} is not understood; give {' or '.join(_KEYS)}=FRACTION, "
             "as in attainment=0.999"
         )
-    return Target(found[1], float(found[2]))
+    return Goal(found[1], float(found[2]))
 
 
 def find_capacity(
-    trace: Trace, target: Target, measure: Callable[[Trace], float], *, precision: float = 0.01
+    trace: Trace, target: Goal, measure: Callable[[Trace], float], *, precision: float = 0.01
 ) -> Capacity:
     """Return the highest rate at which `measure(trace at that rate)` meets the target.
 

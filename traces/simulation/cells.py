@@ -43,7 +43,7 @@ class Cell(NamedTuple):
     events: tuple[Failure | Slowdown, ...] = ()
 
 
-class Score(NamedTuple):
+class CellScore(NamedTuple):
     """What came of it: fractions, the count of queries, and the processor time of the run."""
 
     attainment: float
@@ -84,7 +84,7 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean, t95 * deviation / math.sqrt(count))
 
 
-def run_cell(cell: Cell) -> Score:
+def run_cell(cell: Cell) -> CellScore:
     """Simulate one cell. Raises what the trace, the profile and the policy raise."""
     profile = cell_profile(cell)
     trace = _trace(cell.spec, cell.seed)
@@ -107,13 +107,13 @@ def run_cells(
     *,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Score]:
+) -> list[CellScore]:
     """Return the scores in order of `cells`; `processes` None takes all cores this one may use.
 
-    `progress` hears (done, all). One process runs here, without a pool.
+    `progress` is called with (done, all). One process runs here, without a pool.
     """
     count = len(os.sched_getaffinity(0)) if processes is None else processes
-    scores: list[Score] = []
+    scores: list[CellScore] = []
     if count <= 1 or len(cells) < 2:
         for cell in cells:
             scores.append(run_cell(cell))
@@ -153,8 +153,8 @@ def _trace(spec: str, seed: int) -> Trace:
     return parse_spec(spec, seed=seed)
 
 
-def _score(outcomes: Sequence[Outcome], cpu_s: float) -> Score:
+def _score(outcomes: Sequence[Outcome], cpu_s: float) -> CellScore:
     served = [outcome.accuracy for outcome in outcomes if outcome.status == "on_time"]
     accuracy = math.fsum(served) / len(served) if served else 0.0
     attainment = len(served) / len(outcomes) if outcomes else 0.0
-    return Score(attainment, accuracy, len(outcomes), cpu_s)
+    return CellScore(attainment, accuracy, len(outcomes), cpu_s)

@@ -19,8 +19,8 @@ from slackfit.simulation.devices import Devices, Failure, Slowdown
 from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
-from traces.report.zoom import burst_zoom
-from traces.simulation.capacity import Target, find_capacity
+from traces.report.burst_zoom import burst_zoom
+from traces.simulation.capacity import Goal, find_capacity
 from traces.simulation.progress import simulation_progress
 from traces.spec.streamed import stream_spec
 from traces.trace import FloatArray, Trace, TraceError
@@ -51,8 +51,9 @@ def simulate_policies(
     the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for each
     run, what the devices keep resident; the report then says how that went. `with_bound` adds
     `bound`, above which no schedule's utility can be, and `of_bound`, the utility's share of it.
-    `extra` keys go into every report. `on_end(policy, seconds)` hears what each run took, which is
-    kept out of the reports; `on_outcomes(policy, outcomes)` is handed every outcome.
+    `extra` keys go into every report. `on_end(policy, seconds)` is called with what
+    each run took, which is kept out of the reports; `on_outcomes(policy, outcomes)` is handed every
+    outcome.
 
     Raises:
         TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe
@@ -114,7 +115,7 @@ def find_capacities(
     trace: Trace,
     profile: LatencyProfile,
     policy_names: Sequence[str],
-    target: Target,
+    target: Goal,
     *,
     slo_s: float | None = None,
     **options: Any,

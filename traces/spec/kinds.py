@@ -17,7 +17,7 @@ from traces.sources.servegen import servegen
 from traces.trace import Trace
 
 
-class Key(NamedTuple):
+class SpecKey(NamedTuple):
     """A parameter of a generator: what it is called in Python, its kind, and what it means.
 
     `kind` is `number`, `count` (a whole number above 0), `text`, or `cv2` (a number, or a quoted
@@ -37,18 +37,18 @@ class Generator:
 
     build: Callable[..., Trace]
     summary: str
-    keys: Mapping[str, Key]
+    keys: Mapping[str, SpecKey]
 
 
-def _optional(argument: str, kind: str, meaning: str, choices: tuple[str, ...] = ()) -> Key:
-    return Key(argument, kind, meaning, False, choices)
+def _optional(argument: str, kind: str, meaning: str, choices: tuple[str, ...] = ()) -> SpecKey:
+    return SpecKey(argument, kind, meaning, False, choices)
 
 
-_DURATION = Key("duration_s", "number", "length of the trace (s)")
-_RATE = Key("rate_qps", "number", "mean rate (queries/s)")
-_CV2 = Key("cv2", "number", "squared coefficient of variation of the gaps")
+_DURATION = SpecKey("duration_s", "number", "length of the trace (s)")
+_RATE = SpecKey("rate_qps", "number", "mean rate (queries/s)")
+_CV2 = SpecKey("cv2", "number", "squared coefficient of variation of the gaps")
 _ANY_CV2 = _optional("cv2", "number", "squared coefficient of variation of the gaps, 1 if left out")
-_QPS = Key("rate_qps", "number", "mean rate after the squeeze (queries/s)")
+_QPS = SpecKey("rate_qps", "number", "mean rate after the squeeze (queries/s)")
 _PLACED = "arrivals in a bin: an exact count (uniform), a drawn one (poisson), or gamma gaps"
 _PLACEMENT = {
     "placement": _optional("placement", "text", _PLACED, PLACEMENTS),
@@ -74,8 +74,10 @@ _MADE: dict[str, Generator] = {
         bursty,
         "an even base stream plus a gamma stream (SuperServe 6.1)",
         {
-            "base": Key("base_qps", "number", "rate of the even stream (queries/s)"),
-            "variant": Key("variant_qps", "number", "mean rate of the gamma stream (queries/s)"),
+            "base": SpecKey("base_qps", "number", "rate of the even stream (queries/s)"),
+            "variant": SpecKey(
+                "variant_qps", "number", "mean rate of the gamma stream (queries/s)"
+            ),
             "cv2": _CV2,
             "duration": _DURATION,
         },
@@ -84,9 +86,9 @@ _MADE: dict[str, Generator] = {
         ramp,
         "a rate that accelerates, then stays (SuperServe 6.1)",
         {
-            "start": Key("start_qps", "number", "rate at the start (queries/s)"),
-            "end": Key("end_qps", "number", "rate in the end (queries/s)"),
-            "accel": Key("accel_qps2", "number", "acceleration (queries/s per second)"),
+            "start": SpecKey("start_qps", "number", "rate at the start (queries/s)"),
+            "end": SpecKey("end_qps", "number", "rate in the end (queries/s)"),
+            "accel": SpecKey("accel_qps2", "number", "acceleration (queries/s per second)"),
             "cv2": _CV2,
             "duration": _DURATION,
         },
@@ -95,10 +97,10 @@ _MADE: dict[str, Generator] = {
         mmpp,
         "a Poisson process that switches between two rates",
         {
-            "low": Key("low_qps", "number", "rate in the low state (queries/s)"),
-            "high": Key("high_qps", "number", "rate in the high state (queries/s)"),
-            "low_s": Key("low_s", "number", "mean stay in the low state (s)"),
-            "high_s": Key("high_s", "number", "mean stay in the high state (s)"),
+            "low": SpecKey("low_qps", "number", "rate in the low state (queries/s)"),
+            "high": SpecKey("high_qps", "number", "rate in the high state (queries/s)"),
+            "low_s": SpecKey("low_s", "number", "mean stay in the low state (s)"),
+            "high_s": SpecKey("high_s", "number", "mean stay in the high state (s)"),
             "duration": _DURATION,
         },
     ),
@@ -107,7 +109,7 @@ _MADE: dict[str, Generator] = {
         "a rate that follows the day, lowest at the start",
         {
             "rate": _RATE,
-            "peak": Key("peak_to_mean", "number", "highest rate over the mean, 1 to 2"),
+            "peak": SpecKey("peak_to_mean", "number", "highest rate over the mean, 1 to 2"),
             "duration": _DURATION,
             "period": _optional("period_s", "number", "length of a day (s), the duration if not"),
             "cv2": _ANY_CV2,
@@ -117,9 +119,9 @@ _MADE: dict[str, Generator] = {
         step,
         "a rate that jumps once",
         {
-            "before": Key("before_qps", "number", "rate before the step (queries/s)"),
-            "after": Key("after_qps", "number", "rate after the step (queries/s)"),
-            "at": Key("at_s", "number", "when the rate jumps (s)"),
+            "before": SpecKey("before_qps", "number", "rate before the step (queries/s)"),
+            "after": SpecKey("after_qps", "number", "rate after the step (queries/s)"),
+            "at": SpecKey("at_s", "number", "when the rate jumps (s)"),
             "duration": _DURATION,
             "cv2": _ANY_CV2,
         },
@@ -128,11 +130,11 @@ _MADE: dict[str, Generator] = {
         flash,
         "a flash crowd: a fast climb, an exponential way back",
         {
-            "rate": Key("rate_qps", "number", "rate before and long after (queries/s)"),
-            "peak": Key("peak_qps", "number", "highest rate (queries/s)"),
-            "at": Key("at_s", "number", "when the climb starts (s)"),
-            "rise": Key("rise_s", "number", "length of the climb (s)"),
-            "decay": Key("decay_s", "number", "time constant of the way back (s)"),
+            "rate": SpecKey("rate_qps", "number", "rate before and long after (queries/s)"),
+            "peak": SpecKey("peak_qps", "number", "highest rate (queries/s)"),
+            "at": SpecKey("at_s", "number", "when the climb starts (s)"),
+            "rise": SpecKey("rise_s", "number", "length of the climb (s)"),
+            "decay": SpecKey("decay_s", "number", "time constant of the way back (s)"),
             "duration": _DURATION,
             "cv2": _ANY_CV2,
         },
@@ -141,7 +143,7 @@ _MADE: dict[str, Generator] = {
         fitted,
         "a generator that `trace fit` wrote",
         {
-            "path": Key("path", "text", "what trace fit --out wrote (.json)"),
+            "path": SpecKey("path", "text", "what trace fit --out wrote (.json)"),
             "duration": _optional("duration_s", "number", "length (s), that of the fitted trace"),
             "rate": _optional("rate_qps", "number", "mean rate (queries/s), the fitted one"),
         },
@@ -158,7 +160,7 @@ _READ: dict[str, Generator] = {
         azure2019,
         "Azure Functions 2019 counts of a file or a folder of days, squeezed",
         {
-            "path": Key("path", "text", "counts file (.csv or .csv.gz), or a folder of them"),
+            "path": SpecKey("path", "text", "counts file (.csv or .csv.gz), or a folder of them"),
             "qps": _QPS,
             "duration": _DURATION,
             "function": _optional("function", "text", "only this function (start of its hash)"),
@@ -176,7 +178,7 @@ _READ: dict[str, Generator] = {
         azure2021,
         "Azure Functions 2021 invocations",
         {
-            "path": Key("path", "text", "file: app,func,end_timestamp,duration"),
+            "path": SpecKey("path", "text", "file: app,func,end_timestamp,duration"),
             **_CUT,
             "classes": _optional("classes", "text", "what makes a class", ("func", "app")),
             "slo_scale": _optional("slo_scale", "number", "SLO over the query's own duration"),
@@ -186,21 +188,21 @@ _READ: dict[str, Generator] = {
         azure_llm,
         "Azure LLM inference requests, 2023 or 2024",
         {
-            "path": Key("path", "text", "file: TIMESTAMP,ContextTokens,GeneratedTokens"),
+            "path": SpecKey("path", "text", "file: TIMESTAMP,ContextTokens,GeneratedTokens"),
             **_CUT,
         },
     ),
     "mooncake": Generator(
         mooncake,
         "Mooncake requests, spread inside their time steps",
-        {"path": Key("path", "text", "JSON lines, or CSV with timestamp_ms"), **_CUT},
+        {"path": SpecKey("path", "text", "JSON lines, or CSV with timestamp_ms"), **_CUT},
     ),
     "servegen": Generator(
         servegen,
         "ServeGen clients, gaps drawn from each client's fit",
         {
-            "path": Key("path", "text", "client windows (.csv or .csv.gz)"),
-            "model": Key("model", "text", "whose clients, such as m-large"),
+            "path": SpecKey("path", "text", "client windows (.csv or .csv.gz)"),
+            "model": SpecKey("model", "text", "whose clients, such as m-large"),
             "start": _optional("start_s", "number", "from this second of the table on"),
             "length": _optional("length_s", "number", "length (s), 600 if left out"),
             "clients": _optional("clients", "count", "only the busiest clients"),
@@ -212,8 +214,8 @@ _READ: dict[str, Generator] = {
         counts_trace,
         "counts per second, minute or other bin of any log, one row a bin",
         {
-            "path": Key("path", "text", "CSV, JSON lines or Parquet"),
-            "bin": Key("bin_s", "number", "length of a bin (s): 1, 60 ..."),
+            "path": SpecKey("path", "text", "CSV, JSON lines or Parquet"),
+            "bin": SpecKey("bin_s", "number", "length of a bin (s): 1, 60 ..."),
             "column": _optional("column", "text", "column of counts, `count` if left out"),
             "qps": _optional("rate_qps", "number", "mean rate (queries/s), the log's own"),
             "duration": _optional("duration_s", "number", "length (s), the log's own"),
@@ -224,7 +226,7 @@ _READ: dict[str, Generator] = {
         request_log,
         "any log with one row per request",
         {
-            "path": Key("path", "text", "CSV, JSON lines or Parquet, plain or .gz"),
+            "path": SpecKey("path", "text", "CSV, JSON lines or Parquet, plain or .gz"),
             "time": _optional("time", "text", "column of times, `timestamp` if left out"),
             "unit": _optional("unit", "text", "unit of the times", tuple(UNITS)),
             "slo": _optional("slo", "text", "column of relative deadlines"),

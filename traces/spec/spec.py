@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traces.files import SUFFIXES, has_trace_suffix, read_trace
-from traces.spec.kinds import COMMON_KEYS, GENERATORS, Generator, Key
+from traces.spec.kinds import COMMON_KEYS, GENERATORS, Generator, SpecKey
 from traces.trace import Trace, TraceError
 
 __all__ = ["GENERATORS", "SpecError", "describe_generators", "parse_spec"]
@@ -161,16 +161,16 @@ def _arguments(spec: str, name: str, generator: Generator) -> dict[str, Any]:
     return arguments
 
 
-class _Pair(NamedTuple):
+class _KeyValue(NamedTuple):
     key: str
     key_at: int
     value: str
     value_at: int
 
 
-def _pairs(spec: str, at: int, hint: str) -> list[_Pair]:
+def _pairs(spec: str, at: int, hint: str) -> list[_KeyValue]:
     """Read `:key=value,key=value` from position `at` to the end."""
-    pairs: list[_Pair] = []
+    pairs: list[_KeyValue] = []
     separator = ":"
     while at < len(spec):
         if spec[at] != separator:
@@ -184,7 +184,7 @@ def _pairs(spec: str, at: int, hint: str) -> list[_Pair]:
         value, at = _value(spec, value_at)
         if not value:
             raise SpecError(f"{spec[key_at:key_end]} has no value", spec, value_at, hint)
-        pairs.append(_Pair(spec[key_at:key_end].strip(), key_at, value, value_at))
+        pairs.append(_KeyValue(spec[key_at:key_end].strip(), key_at, value, value_at))
         separator = ","
     return pairs
 
@@ -206,7 +206,7 @@ def _scan(spec: str, at: int, stops: str) -> int:
     return at
 
 
-def _converted(pair: _Pair, key: Key, spec: str) -> Any:
+def _converted(pair: _KeyValue, key: SpecKey, spec: str) -> Any:
     if key.kind == "text":
         if key.choices and pair.value not in key.choices:
             allowed = " or ".join(key.choices)

@@ -21,7 +21,7 @@ from training.config import DataConfig
 _AUGMENT, _MIX = 1, 5
 
 
-class Key(NamedTuple):
+class DrawKey(NamedTuple):
     """What a step's draws depend on."""
 
     seed: int
@@ -30,7 +30,7 @@ class Key(NamedTuple):
 
 
 def augment(
-    samples: torch.Tensor, spec: InputSpec, resolution: int, options: DataConfig, key: Key
+    samples: torch.Tensor, spec: InputSpec, resolution: int, options: DataConfig, key: DrawKey
 ) -> torch.Tensor:
     """Turn (B, C, H, W) uint8 into augmented network inputs (B, C, resolution, resolution).
 
@@ -52,7 +52,7 @@ def augment(
 
 
 def mix(
-    x: torch.Tensor, labels: torch.Tensor, num_classes: int, options: DataConfig, key: Key
+    x: torch.Tensor, labels: torch.Tensor, num_classes: int, options: DataConfig, key: DrawKey
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix images of a batch and their labels; (B,) labels become (B, num_classes) shares.
 
@@ -69,7 +69,7 @@ def mix(
         return mixer(alpha=float(getattr(options, kind)), num_classes=num_classes)(x, labels)
 
 
-def _randaugment(samples: torch.Tensor, options: DataConfig, key: Key) -> torch.Tensor:
+def _randaugment(samples: torch.Tensor, options: DataConfig, key: DrawKey) -> torch.Tensor:
     from torchvision.transforms import v2
 
     transform = v2.RandAugment(options.randaugment, options.randaugment_magnitude)
@@ -78,7 +78,7 @@ def _randaugment(samples: torch.Tensor, options: DataConfig, key: Key) -> torch.
 
 
 @contextmanager
-def _keyed(key: Key) -> Iterator[None]:
+def _keyed(key: DrawKey) -> Iterator[None]:
     """Seed torch's global generator for a while; it is as before afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng((*key, _AUGMENT)).integers(2**62)))

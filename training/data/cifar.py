@@ -38,7 +38,7 @@ _ALLOWED = {
 }
 
 
-class Layout(NamedTuple):
+class CifarLayout(NamedTuple):
     """Folders of one data set, the archive of its binary version, and how each is read."""
 
     binary: str
@@ -95,8 +95,8 @@ def read_cifar100_python(source: Path) -> ArrayFolder:
 
 
 # Addresses and checksums as published at https://www.cs.toronto.edu/~kriz/cifar.html
-LAYOUTS: dict[str, Layout] = {
-    "cifar10": Layout(
+LAYOUTS: dict[str, CifarLayout] = {
+    "cifar10": CifarLayout(
         "cifar-10-batches-bin",
         "cifar-10-batches-py",
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -104,7 +104,7 @@ LAYOUTS: dict[str, Layout] = {
         read_cifar10_binary,
         read_cifar10_python,
     ),
-    "cifar100": Layout(
+    "cifar100": CifarLayout(
         "cifar-100-binary",
         "cifar-100-python",
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -115,7 +115,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def _download(layout: Layout, root: Path) -> None:
+def _download(layout: CifarLayout, root: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
     try:

@@ -25,7 +25,7 @@ class Aim(NamedTuple):
     accuracy: float
 
 
-class Settings(NamedTuple):
+class EvolutionSettings(NamedTuple):
     """Size of the search; `limit` is the highest cost allowed."""
 
     population: int = 64
@@ -38,7 +38,7 @@ def evolve(
     start: Iterable[Arch],
     cost_of: Callable[[Arch], float],
     accuracy_of: Callable[[Sequence[Arch]], np.ndarray],
-    settings: Settings,
+    settings: EvolutionSettings,
     rng: np.random.Generator,
 ) -> dict[Arch, Aim]:
     """Return the predicted front, ascending in cost, within the limit.

@@ -21,7 +21,7 @@ from supernet import Arch, Checkpoint, ServedSubnet, cost
 from supernet.subnets.cost import Cost
 from training.data.samples import Dataset, Samples
 from training.evaluation.evaluate import measure, wilson_interval
-from training.evaluation.evolution import Aim, Settings, evolve, front, spread_over_cost
+from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
 from training.evaluation.predictor import AccuracyPredictor, LatencyPredictor, Quality
 
@@ -108,7 +108,7 @@ class Search:
         sample = list(dict.fromkeys((*ladder, *self._draw(rng))))
         accuracy = self._validate("measure", sample)
         predictor = AccuracyPredictor(space, self._size, accuracy)
-        settings = Settings(options.population, options.generations, options.limit)
+        settings = EvolutionSettings(options.population, options.generations, options.limit)
         predicted = evolve(space, sample, self._cost, predictor, settings, rng)
         unseen = [arch for arch in predicted if arch not in accuracy]
         finalists = spread_over_cost(unseen, self._cost, options.num_final)

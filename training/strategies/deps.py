@@ -21,11 +21,11 @@ class SingleStrategy(StepwiseStrategy):
         self._schedule = schedule
 
     def lr(self, step: int) -> float:
-        """The schedule's."""
+        """Return the schedule's learning rate."""
         return self._schedule.at(step)
 
     def events(self, step: int) -> tuple[Event, ...]:
-        """None."""
+        """No events."""
         return ()
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
@@ -69,15 +69,15 @@ class DepsStrategy:
 
     @property
     def watches_loss(self) -> bool:
-        """While it is open when shrinking begins."""
+        """True while it is open when shrinking begins."""
         return self._delay.start_step is None
 
     def observe(self, step: int, full_loss: float) -> None:
-        """The delay's to judge."""
+        """Forward the loss to the delay."""
         self._delay.observe(step, full_loss)
 
     def state(self) -> list[float]:
-        """The delay's."""
+        """Return the delay's state."""
         return self._delay.state()
 
     def restore(self, state: Sequence[float]) -> None:
@@ -85,7 +85,7 @@ class DepsStrategy:
         self._delay.restore(state)
 
     def lr(self, step: int) -> float:
-        """The schedule's."""
+        """Return the schedule's learning rate."""
         return self._schedule.at(step)
 
     def events(self, step: int) -> tuple[Event, ...]:

@@ -18,14 +18,14 @@ from subnetact.device import device_name
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
+class ProcessGroup:
     """This process among those that train together; `alone` needs no process group."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def from_torchrun(cls, environment: Mapping[str, str], device: str) -> Workers:
+    def from_torchrun(cls, environment: Mapping[str, str], device: str) -> ProcessGroup:
         """Join the process group that torchrun has prepared; alone without torchrun.
 
         gloo on a CPU, NCCL on CUDA, where each process takes the GPU of its local rank. The caller

@@ -1,8 +1,17 @@
 """The training loop: one pass and one backward per subnet, one optimizer step.
 
-The full model's pass comes first and its soft outputs teach the subnets of the same step
-(in-place distillation). Losses are scaled by the task's weight, so gradients simply add up in the
-shared parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`).
+A step:
+
+1. The strategy's events: channels sorted, kernels cropped, a teacher frozen.
+2. Its learning rate and its plan, the passes of this step; the batch, augmented.
+3. What a model teaches that this step does not train: a frozen teacher, the average.
+4. For each task of the plan, forward and backward on leading slices of the shared weights. The full
+   model's comes first and its soft outputs teach the subnets of the same step (in-place
+   distillation). Losses are scaled by the task's weight, so gradients simply add up in the shared
+   parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`).
+5. Gradients averaged over the processes, one step of the optimizer.
+6. A delay that looks at the loss is given it.
+
 Everything random is keyed by the step, so the state to resume from is small: parameters, moments,
 the step, and whether channels were sorted.
 """
@@ -22,13 +31,13 @@ from subnetact.device import device_name, has_fast_bf16
 from supernet.definition import SupernetDefinition
 from supernet.subnets.sort import Permutations, importance_order, permute_channels
 from training.config import TrainConfig
-from training.data.augment import Key, augment, mix
+from training.data.augment import DrawKey, augment, mix
 from training.data.data import epoch_batches, steps_per_epoch
 from training.data.samples import Dataset, Split
 from training.strategies.make_strategy import make_strategy, total_steps
 from training.strategies.strategy import Event, SubnetTask
 from training.trainer.crop_kernels import crop_kernels
-from training.trainer.distributed import Workers
+from training.trainer.distributed import ProcessGroup
 from training.trainer.hidden_states import HiddenStates, hidden_loss
 from training.trainer.losses import distillation_loss, label_loss, soft_targets
 from training.trainer.optimization import Optimization, Tensors
@@ -67,7 +76,7 @@ class Trainer:
         out: Path,
         *,
         resume: bool = False,
-        workers: Workers | None = None,
+        workers: ProcessGroup | None = None,
         initial: Mapping[str, torch.Tensor] | None = None,
     ):
         """Prepare a run that writes into `out`; `workers` train together (default: alone).
@@ -88,7 +97,7 @@ class Trainer:
         )
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
         self._teacher: Tensors = {}
-        self._workers = workers or Workers()
+        self._workers = workers or ProcessGroup()
         self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
@@ -175,16 +184,17 @@ class Trainer:
         return (batch for _, batch in zip(range(left), batches, strict=False))
 
     def _train_step(self, batch: Split) -> StepReport:
-        for event in self._strategy.events(self.step):
+        for event in self._strategy.events(self.step):  # 1.
             self._apply(event)
+        # 2.
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
         images, labels = self._inputs(batch)
-        soft = self._teacher_targets(images, plan)
+        soft = self._teacher_targets(images, plan)  # 3.
         full_loss: float | None = None
         subnet_losses: list[float] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
-        for task in plan:
+        for task in plan:  # 4.
             states: HiddenStates | None = {} if task.hidden else None
             mine, dropout = task.images(len(images)), self._dropout(task, len(images))
             with self._autocast():
@@ -203,10 +213,11 @@ class Trainer:
             (loss * task.weight).backward()
             if task.target == "labels" and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
+        # 5.
         self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr, self._unweighted(full_gradients, plan))
         self.step += 1
-        if self._strategy.watches_loss:
+        if self._strategy.watches_loss:  # 6.
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
         return StepReport(
@@ -288,8 +299,8 @@ class Trainer:
     def _detached(self) -> Tensors:
         return {name: p.detach() for name, p in self.weights.parameters.items()}
 
-    def _key(self) -> Key:
-        return Key(self.config.seed, self.step, self._workers.rank)
+    def _key(self) -> DrawKey:
+        return DrawKey(self.config.seed, self.step, self._workers.rank)
 
     def _inputs(self, batch: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""

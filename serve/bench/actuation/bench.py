@@ -1,7 +1,7 @@
 """`supernet bench actuation`: what actuation costs on this CPU, against the same networks alone.
 
 Every figure is a ratio or a median measured in one process, in interleaved order. Weights are
-random: time does not depend on them. Rows name mode, threads, batch size and bytes.
+random: time does not depend on them. Rows name packing, threads, batch size and bytes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Tell = Callable[[str], None]
 
 NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
 PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs", "default")
-_MODES = ("views", "shared", "folded")
+_PACKINGS = ("views", "shared", "folded")
 
 
-class Bench:
+class ActuationBench:
     """Runs the parts of the benchmark and collects their rows."""
 
     def __init__(
@@ -100,24 +100,25 @@ class Bench:
         static = _static(definition, state, arch)
         for threads in self._threads:
             torch.set_num_threads(threads)  # first: packed layouts depend on it
-            nets = {mode: prepared(definition, state, arch, mode) for mode in _MODES}
+            nets = {packing: prepared(definition, state, arch, packing) for packing in _PACKINGS}
             calls = {m: _runner(net, arch.subnet_id) for m, net in nets.items()}
             for batch_size in self._batch_sizes:
                 x = _input(definition, arch, batch_size)
                 samples_s = interleaved({"static": static, **calls}, x, self._repeats)
-                for mode in _MODES:
-                    name = "views" if mode == "views" else f"resident_{mode}"
-                    held = nets[mode].cache.held_bytes
+                for packing in _PACKINGS:
+                    name = "views" if packing == "views" else f"resident_{packing}"
+                    held = nets[packing].cache.held_bytes
                     rows.append(
                         _row(
                             f"{net_name}/{size}/b{batch_size}/t{threads}/{name}_over_static_eager",
-                            paired_ratio(samples_s, mode, "static"),
+                            paired_ratio(samples_s, packing, "static"),
                             "ratio",
-                            f"medians {_brief(samples_s, mode, 'static')}; {len(samples_s[mode])} "
-                            f"rounds, {held} bytes packed, no budget; {arch.subnet_id}",
+                            f"medians {_brief(samples_s, packing, 'static')}; "
+                            f"{len(samples_s[packing])} rounds, {held} bytes packed, "
+                            f"no budget; {arch.subnet_id}",
                         )
                     )
-                ratios = {m: round(paired_ratio(samples_s, m, "static"), 3) for m in _MODES}
+                ratios = {m: round(paired_ratio(samples_s, m, "static"), 3) for m in _PACKINGS}
                 self._tell(f"  {net_name} {size} b{batch_size} t{threads}: {ratios}")
         return rows
 
@@ -206,14 +207,14 @@ class Bench:
 
 
 def prepared(
-    definition: SupernetDefinition, state: Mapping[str, torch.Tensor], arch: Arch, mode: str
+    definition: SupernetDefinition, state: Mapping[str, torch.Tensor], arch: Arch, packing: str
 ) -> PackedSupernet:
-    """Return a supernet with one subnet, all of its slices resident in `mode` (views: none)."""
+    """Return a supernet with one subnet, all of its slices resident in `packing` (views: none)."""
     norms = FoldedNorms(definition, state)
     net = PackedSupernet(definition, state, norms, SubgraphCache())
     net.register(arch, statistics_of(definition, arch, np.random.default_rng(0)))
-    if mode != "views":
-        net.load(net.slices(arch.subnet_id, mode))
+    if packing != "views":
+        net.load(net.slices(arch.subnet_id, packing))
     return net
 
 
@@ -279,7 +280,7 @@ def _input(definition: SupernetDefinition, arch: Arch, batch_size: int) -> torch
 
 
 def _medians(rows: list[Row]) -> list[Row]:
-    """Median and worst ratio per net and mode."""
+    """Median and worst ratio per net and packing."""
     groups: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         _, net_name, *_, figure = row["figure"].split("/")

@@ -22,12 +22,12 @@ import torch
 
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
 from slackfit.residency import (
-    Fixed,
+    EncodedSubgraph,
+    FixedResidency,
     Keys,
     NearestAverage,
     ResidencyPolicy,
     Savings,
-    Subgraph,
     ValuePerByte,
     run_stream,
 )
@@ -56,7 +56,7 @@ def residency_rows(
     torch.set_num_threads(1)
     rows: list[Row] = []
     for batch_size in batch_sizes:
-        table = _Table(definition, state, batch_size)
+        table = _ResidencyTable(definition, state, batch_size)
         for name, stream in streams(list(table.base_s)).items():
             rows += _rows_of(table, name, stream, tell)
     return rows
@@ -74,7 +74,7 @@ def streams(subnet_ids: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
     return {"iid": uniform, "phases": phases}
 
 
-class _Table:
+class _ResidencyTable:
     """The six subnets at one batch size: savings, base latencies, latency beside a set."""
 
     def __init__(
@@ -117,7 +117,7 @@ class _Table:
             for i in self.base_s
         }
 
-    def subgraphs(self) -> list[Subgraph]:
+    def subgraphs(self) -> list[EncodedSubgraph]:
         """SushiSched's candidates: filled for each subnet and for each pair of them."""
         ids = list(self.base_s)
         mixes = [{i: 1.0} for i in ids]
@@ -125,7 +125,8 @@ class _Table:
         sets = dict.fromkeys(self.savings.fill(mix, self.budget_bytes) for mix in mixes)
         layers = layers_of(self.slices)
         return [
-            Subgraph(encode((k for k in self.slices if k in keys), layers), keys) for keys in sets
+            EncodedSubgraph(encode((k for k in self.slices if k in keys), layers), keys)
+            for keys in sets
         ]
 
     def ratio(self, keys: Keys, subnet_id: str) -> float:
@@ -164,14 +165,16 @@ class _Table:
         return time.perf_counter() - start_s
 
 
-def _rows_of(table: _Table, name: str, stream: list[str], tell: Callable[[str], None]) -> list[Row]:
+def _rows_of(
+    table: _ResidencyTable, name: str, stream: list[str], tell: Callable[[str], None]
+) -> list[Row]:
     counts = Counter(stream)
     mix = {i: n / len(stream) for i, n in counts.items()}
     oracle = table.savings.fill(mix, table.budget_bytes)
     policies: dict[str, ResidencyPolicy] = {
         "value_per_byte": ValuePerByte(table.savings, table.budget_bytes),
         "nearest_average": NearestAverage(table.encodings(), table.subgraphs()),
-        "static_oracle": Fixed(oracle),
+        "static_oracle": FixedResidency(oracle),
     }
     no_cache_s = sum(table.base_s[i] * n for i, n in counts.items())
     best = table.best_ratio(mix)
@@ -213,13 +216,13 @@ def _figure(stream: str, batch_size: int, policy: str) -> str:
     return f"actuation/ofa_resnet50/sgs/{stream}/b{batch_size}/t1/{policy}_over_no_cache"
 
 
-def _again(name: str, table: _Table, mix: Mapping[str, float]) -> ResidencyPolicy:
+def _again(name: str, table: _ResidencyTable, mix: Mapping[str, float]) -> ResidencyPolicy:
     """Make a fresh policy of the same kind."""
     if name == "value_per_byte":
         return ValuePerByte(table.savings, table.budget_bytes)
     if name == "nearest_average":
         return NearestAverage(table.encodings(), table.subgraphs())
-    return Fixed(table.savings.fill(mix, table.budget_bytes))
+    return FixedResidency(table.savings.fill(mix, table.budget_bytes))
 
 
 def _residency_along(stream: Sequence[str], policy: ResidencyPolicy) -> Iterator[tuple[Keys, str]]:
@@ -238,7 +241,7 @@ def _load_s(served: Sequence[tuple[Keys, str]], savings: Savings) -> float:
     return sum(savings.load_s(after - before) for before, after in pairs)
 
 
-def _latency_s(table: _Table, keys: Keys, subnet_id: str, times: int) -> float:
+def _latency_s(table: _ResidencyTable, keys: Keys, subnet_id: str, times: int) -> float:
     if not keys:
         return table.base_s[subnet_id]
     if times < _RARE:

@@ -1,1 +1,1 @@
-"""`python -m serve.bench.gpu`: checks and times the CUDA path; needs neither Ray nor pydantic."""
+"""`python -m serve.bench.gpu`: checks and times the CUDA path; imports no Ray, no pydantic."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from serve.bench.gpu.cases import FULL, TINY, Bench
+from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the parts; see the module."""
     options = _parse(argv)
     try:
-        bench = Bench(
+        bench = GpuBench(
             options.device,
             FULL if options.device == "cuda" else TINY,
             60.0 * options.minutes,
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"serve.bench.gpu: {error}", file=sys.stderr)
         return 2
     out = options.json or _RESULTS / f"{bench.date}-gpu-{options.device}.json"
-    parts: dict[str, Callable[[Bench], None]] = {
+    parts: dict[str, Callable[[GpuBench], None]] = {
         "equality": equality,
         "latency": latency,
         "profile": lambda bench: profile(bench, options.profiles),
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if is_whole and not bench.failures else 1
 
 
-def run_part(bench: Bench, name: str, part: Callable[[Bench], None]) -> bool:
+def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bool:
     """Run one part in the time that is left; a fault is a row, and ends that part only."""
     bench.tell(f"{name} ({bench.left_s:.0f} s left)")
     if bench.left_s <= 0:
@@ -88,7 +88,7 @@ def run_part(bench: Bench, name: str, part: Callable[[Bench], None]) -> bool:
     return True
 
 
-def write(path: Path, bench: Bench) -> None:
+def write(path: Path, bench: GpuBench) -> None:
     """Write the rows so far; a file that is there is replaced once the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

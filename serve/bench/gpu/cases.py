@@ -18,7 +18,7 @@ from torch import nn
 from serve.bench.actuation.six_subnets import ACCURACY, SIX_SUBNETS
 from subnetact.cuda.accelerator import Accelerator, HostAccelerator
 from subnetact.cuda.cuda_accelerator import CudaAccelerator
-from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_executor import CudaExecutor
 from subnetact.device import device_name, synchronize
 from supernet import (
     Arch,
@@ -34,7 +34,7 @@ from supernet import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class GpuBenchSettings:
     """What is run; `TINY` on a CPU has every line executed within seconds."""
 
     nets: Mapping[str, str]
@@ -48,7 +48,7 @@ class Settings:
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-FULL = Settings(
+FULL = GpuBenchSettings(
     nets={"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"},
     batch_sizes=(1, 2, 4, 8, 16, 32, 64),
     rounds=30,
@@ -58,7 +58,7 @@ FULL = Settings(
     six_family="ofa_resnet50",
     compile_backend="inductor",
 )
-TINY = Settings(
+TINY = GpuBenchSettings(
     nets={"resnet_tiny": "resnet_tiny"},
     batch_sizes=(1, 2),
     rounds=2,
@@ -72,11 +72,11 @@ TINY = Settings(
 
 
 @dataclass
-class Bench:
+class GpuBench:
     """The device, the settings, the time left, and the rows so far."""
 
     device: str
-    settings: Settings
+    settings: GpuBenchSettings
     budget_s: float
     tell: Callable[[str], None]
     clock: Callable[[], float] = time.perf_counter
@@ -120,13 +120,13 @@ class Bench:
         batch_sizes: tuple[int, ...] | None = None,
         budget_bytes: int | None = None,
         graph_budget_bytes: int | None = None,
-    ) -> DeviceExecutor:
+    ) -> CudaExecutor:
         """Make an executor on a fresh accelerator, so that graphs share no pool with others'."""
         ladder = batch_sizes or self.settings.batch_sizes
         with warnings.catch_warnings():
             if budget_bytes is not None:  # small ones are meant: a row says what is fixed
                 warnings.simplefilter("ignore", RuntimeWarning)
-            return DeviceExecutor(
+            return CudaExecutor(
                 checkpoint,
                 self._new_accelerator(),
                 packing=packing,

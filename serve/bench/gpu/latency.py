@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from serve.bench.gpu.cases import (
-    Bench,
+    GpuBench,
     brief,
     random_checkpoint,
     random_samples,
@@ -17,30 +17,30 @@ from serve.bench.gpu.cases import (
     sizes,
     static_call,
 )
+from subnetact.cache import SLICE_PACKINGS
 from subnetact.cuda.accelerator import Replay
-from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_executor import CudaExecutor
 from subnetact.cuda.cuda_supernet import supernet_bytes
 from supernet import Arch, Checkpoint, define_supernet
 
-_MODES = ("folded", "shared")
 _BF16_SLACK = 0.01  # of the largest logit, beside twice the error of the extracted net itself
 _FP32_TOLERANCE = 1e-3
 _EQUALITY_LEAVES = 0.55  # of the time, to the parts that measure
 
 
-def equality(bench: Bench) -> None:
+def equality(bench: GpuBench) -> None:
     """Hold graph, eager and streamed runs against the extracted subnet, at every budget."""
     _compare(bench)
     detail = "; ".join(bench.failures) or "graph, eager, streamed and extracted agree"
     bench.row("equality_failures", len(bench.failures), "count", detail)
 
 
-def _compare(bench: Bench) -> None:
+def _compare(bench: GpuBench) -> None:
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
         checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
         for dtype in (torch.float32, torch.bfloat16):
-            for packing in _MODES:
+            for packing in SLICE_PACKINGS:
                 ladder = bench.settings.batch_sizes[:3]
                 eager = bench.executor(
                     checkpoint,
@@ -58,11 +58,11 @@ def _compare(bench: Bench) -> None:
 
 
 def _equality_of(
-    bench: Bench,
+    bench: GpuBench,
     net_name: str,
     checkpoint: Checkpoint,
     archs: Mapping[str, Arch],
-    eager: DeviceExecutor,
+    eager: CudaExecutor,
     share: float | None,
 ) -> None:
     packing, dtype = eager.packing, eager.net.dtype
@@ -103,13 +103,15 @@ def _equality_of(
     captured.close()
 
 
-def latency(bench: Bench) -> None:
+def latency(bench: GpuBench) -> None:
     """Time the actuated graph against the extracted network: eager, and captured itself."""
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
         checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
-        executors = {mode: bench.executor(checkpoint, packing=mode) for mode in _MODES}
-        for mode, executor in executors.items():
+        executors = {
+            packing: bench.executor(checkpoint, packing=packing) for packing in SLICE_PACKINGS
+        }
+        for packing, executor in executors.items():
             start_s = time.perf_counter()
             executor.warm_up()
             taken_s = time.perf_counter() - start_s
@@ -118,8 +120,8 @@ def latency(bench: Bench) -> None:
                 f"{counts['graphs_live']} graphs live, {counts['graphs_refused']} refused "
                 f"({executor.details}), slices {counts['slice_bytes']} bytes"
             )
-            bench.row(f"{net_name}/{mode}/warm_up", taken_s, "s", detail)
-            bench.row(f"{net_name}/{mode}/graph_bytes", counts["graph_bytes"], "bytes", detail)
+            bench.row(f"{net_name}/{packing}/warm_up", taken_s, "s", detail)
+            bench.row(f"{net_name}/{packing}/graph_bytes", counts["graph_bytes"], "bytes", detail)
         for batch_size in bench.settings.batch_sizes:
             for size, arch in archs.items():
                 if bench.left_s < 0:
@@ -132,10 +134,10 @@ def latency(bench: Bench) -> None:
 
 
 def _latency_of(
-    bench: Bench,
+    bench: GpuBench,
     figure: str,
     checkpoint: Checkpoint,
-    executors: Mapping[str, DeviceExecutor],
+    executors: Mapping[str, CudaExecutor],
     arch: Arch,
     batch_size: int,
 ) -> None:
@@ -145,28 +147,28 @@ def _latency_of(
     calls: dict[str, Callable[[], object]] = {"static_eager": lambda: static(samples)}
     captured, _ = capture_static(bench, lambda: static(samples))
     calls["static_graph"] = captured.replay
-    for mode, executor in executors.items():
+    for packing, executor in executors.items():
         lease = executor.graphs.lease(arch.subnet_id, batch_size)
         if lease is not None:
             with lease:
-                calls[mode] = lease.graph.replay
-        calls[f"{mode}_host_to_host"] = _host_to_host(executor, arch.subnet_id, inputs)
+                calls[packing] = lease.graph.replay
+        calls[f"{packing}_host_to_host"] = _host_to_host(executor, arch.subnet_id, inputs)
     samples_s = bench.interleaved(calls)
-    for mode in executors:
-        if mode in calls:
+    for packing in executors:
+        if packing in calls:
             for over in ("static_eager", "static_graph"):
-                value = ratio(samples_s, mode, over)
-                bench.row(f"{figure}/{mode}_graph_over_{over}", value, "ratio", brief(samples_s))
+                value = ratio(samples_s, packing, over)
+                bench.row(f"{figure}/{packing}_graph_over_{over}", value, "ratio", brief(samples_s))
     for name in calls:
         value = float(np.median(samples_s[name])) * 1e3
         bench.row(f"{figure}/{name}", value, "ms", "uint8 in, logits out; bf16, channels-last")
 
 
-def _host_to_host(executor: DeviceExecutor, subnet_id: str, inputs: np.ndarray) -> Callable:
+def _host_to_host(executor: CudaExecutor, subnet_id: str, inputs: np.ndarray) -> Callable:
     return lambda: executor.run(subnet_id, inputs)
 
 
-def capture_static(bench: Bench, call: Callable[[], object]) -> tuple[Replay, int]:
+def capture_static(bench: GpuBench, call: Callable[[], object]) -> tuple[Replay, int]:
     """Capture a static network as the actuated ones are captured."""
 
     def run() -> None:
@@ -177,7 +179,7 @@ def capture_static(bench: Bench, call: Callable[[], object]) -> tuple[Replay, in
     return bench.accelerator.capture(run)
 
 
-def switching(bench: Bench) -> None:
+def switching(bench: GpuBench) -> None:
     """Time choosing another subnet's graph, and a batch after a switch against one without."""
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
@@ -202,7 +204,7 @@ def switching(bench: Bench) -> None:
 
 
 def _after_a_switch(
-    bench: Bench, net_name: str, executor: DeviceExecutor, checkpoint: Checkpoint
+    bench: GpuBench, net_name: str, executor: CudaExecutor, checkpoint: Checkpoint
 ) -> None:
     inputs = random_samples(checkpoint, 1)
     first, *_, last = executor.subnet_ids
@@ -223,7 +225,7 @@ def _after_a_switch(
     bench.row(f"{net_name}/after_a_switch_over_after_itself", switched / own, "ratio", detail)
 
 
-def compiled(bench: Bench) -> None:
+def compiled(bench: GpuBench) -> None:
     """Time the actuated graph against `torch.compile` of the extracted network, with graphs."""
     for batch_size in bench.settings.compiled_batch_sizes:
         for net_name, variant in bench.settings.nets.items():
@@ -235,7 +237,7 @@ def compiled(bench: Bench) -> None:
                 _compiled_of(bench, figure, variant, archs[size], batch_size)
 
 
-def _compiled_of(bench: Bench, figure: str, variant: str, arch: Arch, batch_size: int) -> None:
+def _compiled_of(bench: GpuBench, figure: str, variant: str, arch: Arch, batch_size: int) -> None:
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -265,7 +267,7 @@ def _compiled_of(bench: Bench, figure: str, variant: str, arch: Arch, batch_size
 
 
 def _extracted(
-    bench: Bench, checkpoint: Checkpoint, arch: Arch, dtype: torch.dtype, inputs: np.ndarray
+    bench: GpuBench, checkpoint: Checkpoint, arch: Arch, dtype: torch.dtype, inputs: np.ndarray
 ) -> np.ndarray:
     call = static_call(checkpoint, arch, bench.device, dtype)
     return call(torch.from_numpy(inputs).to(bench.device)).cpu().numpy()

@@ -10,17 +10,25 @@ from statistics import mean
 import numpy as np
 import torch
 
-from serve.bench.gpu.cases import Bench, brief, random_checkpoint, random_samples, ratio, six, sizes
+from serve.bench.gpu.cases import (
+    GpuBench,
+    brief,
+    random_checkpoint,
+    random_samples,
+    ratio,
+    six,
+    sizes,
+)
 from slackfit.residency import Candidate, Savings, ValuePerByte
-from subnetact.cuda.cuda_executor import DeviceExecutor
-from subnetact.cuda.cuda_supernet import DeviceSlice, supernet_bytes
+from subnetact.cuda.cuda_executor import CudaExecutor
+from subnetact.cuda.cuda_supernet import CudaSlice, supernet_bytes
 from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint, define_supernet
 
 _SHARE = 0.4  # of the supernet's bytes: SUSHI's question asked of a GPU
 
 
-def streaming(bench: Bench) -> None:
+def streaming(bench: GpuBench) -> None:
     """Time the largest subnet with only a share of the supernet's bytes on the device."""
     net_name, variant = next(iter(bench.settings.nets.items()))
     arch = sizes(define_supernet(variant))["max"]
@@ -53,7 +61,7 @@ def streaming(bench: Bench) -> None:
             bench.row(f"{net_name}/max/b{batch_size}/{name}_over_no_budget", value, "ratio", detail)
 
 
-def residency(bench: Bench) -> None:
+def residency(bench: GpuBench) -> None:
     """Serve streams of six subnets under a budget: no cache, filled once, `ValuePerByte`."""
     archs = six(bench.settings.six_family)
     checkpoint = random_checkpoint(bench.settings.six_family, tuple(archs.values()), bench.device)
@@ -76,7 +84,7 @@ def residency(bench: Bench) -> None:
 
 
 def _residency_of(
-    bench: Bench,
+    bench: GpuBench,
     figure: str,
     checkpoint: Checkpoint,
     stream: Sequence[str],
@@ -120,8 +128,8 @@ def _residency_of(
 
 
 def _serve(
-    bench: Bench,
-    executor: DeviceExecutor,
+    bench: GpuBench,
+    executor: CudaExecutor,
     slices: dict,
     stream: Sequence[str],
     inputs: np.ndarray,
@@ -142,14 +150,14 @@ def _serve(
     return mean(taken_s)
 
 
-def _savings(executor: DeviceExecutor, slices: dict, rate: float) -> Savings:
+def _savings(executor: CudaExecutor, slices: dict, rate: float) -> Savings:
     """A resident slice saves each subnet that uses it the copy; loading costs one."""
     users: dict[object, list[str]] = {}
     for subnet_id in executor.subnet_ids:
         for wanted in executor.net.slices(subnet_id):
             users.setdefault(wanted.key, []).append(subnet_id)
 
-    def candidate(wanted: DeviceSlice) -> Candidate:
+    def candidate(wanted: CudaSlice) -> Candidate:
         copy_s = wanted.num_bytes / rate
         saved_s = dict.fromkeys(users[wanted.key], copy_s)
         return Candidate(wanted.key, wanted.key.layer, wanted.num_bytes, copy_s, saved_s)
@@ -157,7 +165,7 @@ def _savings(executor: DeviceExecutor, slices: dict, rate: float) -> Savings:
     return Savings(candidate(wanted) for wanted in slices.values())
 
 
-def _copy_rate(bench: Bench) -> float:
+def _copy_rate(bench: GpuBench) -> float:
     """Bytes per second of copies to the device."""
     source = bench.accelerator.pinned((8 * 2**20,), torch.uint8)
     into = torch.empty_like(source, device=bench.device, pin_memory=False)
@@ -165,7 +173,7 @@ def _copy_rate(bench: Bench) -> float:
     return source.nbytes / float(np.median(samples_s["copy"]))
 
 
-def profile(bench: Bench, folder: Path) -> None:
+def profile(bench: GpuBench, folder: Path) -> None:
     """Measure a latency profile of the six subnets through their graphs, and write it."""
     archs = six(bench.settings.six_family)
     checkpoint = random_checkpoint(bench.settings.six_family, tuple(archs.values()), bench.device)
@@ -198,5 +206,5 @@ def _phases(ids: Sequence[str], length: int, rng: np.random.Generator) -> list[s
     return stream[:length]
 
 
-def _run(executor: DeviceExecutor, subnet_id: str, inputs: np.ndarray) -> Callable[[], object]:
+def _run(executor: CudaExecutor, subnet_id: str, inputs: np.ndarray) -> Callable[[], object]:
     return lambda: executor.run(subnet_id, inputs)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slackfit.bounds.bound import utility_bound
-from traces.simulation.cells import Cell, Score, cell_arrivals, cell_profile, estimate
+from traces.simulation.cells import Cell, CellScore, cell_arrivals, cell_profile, estimate
 
 _SMALLEST = "fixed:resnet-73.82"
 _SLACKFITS = ("slackfit", "slackfit@num_buckets=40", "slackfit@drop_hopeless=true")
@@ -34,7 +34,7 @@ ASKED = {
 }
 
 Key = tuple[float, float, float]
-Scores = Mapping[str, Sequence[Score]]
+Scores = Mapping[str, Sequence[CellScore]]
 Row = dict[str, Any]
 
 
@@ -148,7 +148,7 @@ def _worst(
     return _row(figure, worst, detail)
 
 
-def _mean(scores: Sequence[Score], what: str) -> float:
+def _mean(scores: Sequence[CellScore], what: str) -> float:
     return estimate(getattr(score, what) for score in scores).mean
 
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from serve.bench.policies import speed, tiny
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
-from traces.simulation.cells import Cell, Estimate, Score, estimate, run_cells
+from traces.simulation.cells import Cell, CellScore, Estimate, estimate, run_cells
 from traces.trace import TraceError
 
 Row = dict[str, Any]
 Progress = Callable[[str], None]
 
 
-class Scale(NamedTuple):
+class PoliciesScale(NamedTuple):
     """How much is run."""
 
     seeds: tuple[int, ...]
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
     num_tiny: int
 
 
-QUICK = Scale(
+QUICK = PoliciesScale(
     (0, 1, 2, 3, 4),
     5.0,
     (*(1000.0 * k for k in range(1, 8)), 7050.0, *(1000.0 * k for k in range(8, 15))),
@@ -47,11 +47,11 @@ NUM_SUBNETS = 66
 _PAPER_POLICIES = ("slackfit", "slackfit@num_buckets=40", "drainfit", "maxbatch", "maxacc")
 
 
-class Bench:
+class PoliciesBench:
     """One run of the benchmark: keeps the rows and shares out the cells."""
 
     def __init__(
-        self, profiles: Path, scale: Scale, *, processes: int | None, tell: Progress
+        self, profiles: Path, scale: PoliciesScale, *, processes: int | None, tell: Progress
     ) -> None:
         self._resnet = str(profiles / "superserve_resnet_2080ti.json")
         self._dynabert = str(profiles / "superserve_dynabert_2080ti.json")
@@ -225,7 +225,7 @@ class Bench:
 
     def _scores(
         self, cells: Mapping[Any, Sequence[Sequence[Cell]]]
-    ) -> dict[Any, list[list[Score]]]:
+    ) -> dict[Any, list[list[CellScore]]]:
         """Return the scores in the shape of the cells."""
         # In order of trace, so that a process finds the one it has.
         flat = sorted(
@@ -241,7 +241,7 @@ class Bench:
         return {k: [[found[c] for c in row] for row in rows] for k, rows in cells.items()}
 
     def _attainment_and_accuracy(
-        self, figure: str, seeds: Sequence[Score], printed: paper.Published
+        self, figure: str, seeds: Sequence[CellScore], printed: paper.Published
     ) -> None:
         accuracy = f"{printed.accuracy:.4f}" if printed.accuracy else "not printed"
         self.rows.append(

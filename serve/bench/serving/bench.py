@@ -22,7 +22,7 @@ from serve.bench.serving.setting import (
     measured,
     slo_row,
 )
-from serve.config import ConfigError
+from serve.config import ServeConfigError
 
 PARTS = ("peers", "overload", "doors", "soak")
 DEFAULT_PARTS = PARTS[:-1]
@@ -50,7 +50,7 @@ class ServingBench:
         duration_s: float | None = None,
         tell: Tell,
     ) -> None:
-        """Keep cells in `out`; `duration_s` is the length of the soak. Raises ConfigError."""
+        """Keep cells in `out`; `duration_s` is the length of the soak. Raises ServeConfigError."""
         self.rows: list[Row] = []
         self.picture: dict[str, dict[str, Any]] = {}
         self._out = out
@@ -67,11 +67,11 @@ class ServingBench:
         )
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
-        """Run the parts (None: all but `soak`). Raises ConfigError for an unknown one."""
+        """Run the parts (None: all but `soak`). Raises ServeConfigError for an unknown one."""
         wanted = DEFAULT_PARTS if parts is None else tuple(parts)
         unknown = sorted(set(wanted) - set(PARTS))
         if unknown:
-            raise ConfigError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
+            raise ServeConfigError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
         slo = slo_row(self._setting)
         self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
         self.rows.append(slo)

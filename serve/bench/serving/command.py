@@ -44,7 +44,7 @@ def bench_serving(
     """Measure this system against Ray Serve's own batching, beyond capacity, and door by door."""
     from serve.bench.serving.bench import ServingBench
     from serve.client import ClientError
-    from serve.config import ConfigError
+    from serve.config import ServeConfigError
     from slackfit.profile import ProfileError
     from supernet import CheckpointError
     from traces.trace import TraceError
@@ -62,7 +62,7 @@ def bench_serving(
         bench.run(None if part is None else [name.strip() for name in part.split(",")])
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on where it was", err=True)
-    except (ConfigError, CheckpointError, ClientError, ProfileError, TraceError) as error:
+    except (ServeConfigError, CheckpointError, ClientError, ProfileError, TraceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     else:

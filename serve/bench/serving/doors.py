@@ -36,7 +36,7 @@ Ask = Callable[[], Awaitable[float]]
 """Asks once and returns the seconds beyond execution."""
 
 
-class Door(NamedTuple):
+class MeasuredDoor(NamedTuple):
     """A way in and what is asked of it (p50 in seconds, None: nothing)."""
 
     text: str
@@ -44,15 +44,15 @@ class Door(NamedTuple):
 
 
 DOORS = {
-    "engine": Door("the engine in process: no door at all", 0.3e-3),
-    "no_ray_http": Door("HTTP without Ray"),
-    "no_ray_grpc": Door("gRPC without Ray", 1.5e-3),
-    "no_ray_http_live": Door("whether the server lives, HTTP without Ray"),
-    "no_ray_grpc_live": Door("whether the server lives, gRPC without Ray"),
-    "ray_direct_http": Door("HTTP on Ray, the replica's own listener", 2.5e-3),
-    "ray_direct_grpc": Door("gRPC on Ray, the replica's own listener", 2.5e-3),
-    "ray_proxy_http": Door("HTTP on Ray through Ray's proxy"),
-    "ray_no_op_http": Door("a Ray Serve deployment that does nothing, through Ray's proxy"),
+    "engine": MeasuredDoor("the engine in process: no door at all", 0.3e-3),
+    "no_ray_http": MeasuredDoor("HTTP without Ray"),
+    "no_ray_grpc": MeasuredDoor("gRPC without Ray", 1.5e-3),
+    "no_ray_http_live": MeasuredDoor("whether the server lives, HTTP without Ray"),
+    "no_ray_grpc_live": MeasuredDoor("whether the server lives, gRPC without Ray"),
+    "ray_direct_http": MeasuredDoor("HTTP on Ray, the replica's own listener", 2.5e-3),
+    "ray_direct_grpc": MeasuredDoor("gRPC on Ray, the replica's own listener", 2.5e-3),
+    "ray_proxy_http": MeasuredDoor("HTTP on Ray through Ray's proxy"),
+    "ray_no_op_http": MeasuredDoor("a Ray Serve deployment that does nothing, through Ray's proxy"),
 }
 _NO_OPS = ("no_ray_http_live", "no_ray_grpc_live", "ray_no_op_http")
 
@@ -138,7 +138,7 @@ class DoorsBench:
         if name in _NO_OPS:
             wire = HttpWire()
             try:
-                yield _whole(lambda: wire.ask("GET", url, headers={}, content=b""))
+                yield _whole(lambda: wire.send("GET", url, headers={}, content=b""))
             finally:
                 await wire.close()
             return
@@ -173,7 +173,7 @@ def _whole(call: Callable[[], Awaitable[Any]]) -> Ask:
 @contextlib.asynccontextmanager
 async def _engine(setting: Setting):
     """Yield how to ask an engine of this process."""
-    from serve.engine.reply import Wish
+    from serve.engine.reply import RequestOptions
     from serve.hosts.assemble import build_model
     from serve.hosts.load_device import load
     from serve.hosts.tuned_process import tuned_process
@@ -190,7 +190,9 @@ async def _engine(setting: Setting):
 
         async def ask() -> float:
             arrival_s = engine.clock()
-            reply = await engine.infer(sample, arrival_s=arrival_s, wish=Wish(arrival_s + _SLO_S))
+            reply = await engine.infer(
+                sample, arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
+            )
             return engine.clock() - arrival_s - reply.execution_s
 
         try:

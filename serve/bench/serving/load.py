@@ -28,7 +28,7 @@ _IN_FLIGHT = 64
 _PATIENCE_SLOS = 10.0  # the client gives up then: late long before, and no pile outlives a run
 
 
-class Score(NamedTuple):
+class LoadScore(NamedTuple):
     """One replay. Times in seconds; `busy` is the machine's share of busy processor time.
 
     `client_cores` is the senders' processor time over the length of the run; NaN figures are None.
@@ -70,7 +70,7 @@ class Load:
         *,
         num_processes: int | None = 1,
         progress: Callable[[Progress], None] | None = None,
-    ) -> tuple[Score, ReplayResult]:
+    ) -> tuple[LoadScore, ReplayResult]:
         """Send the trace `spec` to `url` and return the score and what it is made of."""
         run = LiveReplay(
             trace=parse_spec(spec, seed=seed),
@@ -124,10 +124,10 @@ async def _ask_until(target: Target, sample: np.ndarray, start_s: float, end_s: 
     return count
 
 
-def score_of(report: dict[str, Any], result: ReplayResult, busy: float | None) -> Score:
+def score_of(report: dict[str, Any], result: ReplayResult, busy: float | None) -> LoadScore:
     """Keep of a report what the benchmark's rows say."""
     latency_ms, interval = report["latency_ms"], report["slo_attainment_95"]
-    return Score(
+    return LoadScore(
         on_time=report["outcomes"]["on_time"],
         num_queries=report["num_queries"],
         accuracy=report["mean_serving_accuracy"],
@@ -146,13 +146,13 @@ def score_of(report: dict[str, Any], result: ReplayResult, busy: float | None) -
     )
 
 
-def pooled(scores: list[Score]) -> Score:
+def pooled(scores: list[LoadScore]) -> LoadScore:
     """Return several replays of one system as one: counts are summed, accuracy is per answer."""
     on_time = sum(s.on_time for s in scores)
     weights = [s.on_time for s in scores]
     measured = [s.measured_accuracy for s in scores if s.measured_accuracy is not None]
     busy = [s.busy for s in scores if s.busy is not None]
-    return Score(
+    return LoadScore(
         on_time=on_time,
         num_queries=sum(s.num_queries for s in scores),
         accuracy=float(np.average([s.accuracy for s in scores], weights=weights))

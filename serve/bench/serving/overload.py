@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.load import Score
+from serve.bench.serving.load import LoadScore
 from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.bench.serving.setting import Row, Setting, Tell
 from slackfit.profile import LatencyProfile
@@ -36,7 +36,7 @@ _RECOVERED_S = 1.0  # without a miss
 _MIB = 2**20
 
 
-class Scale(NamedTuple):
+class OverloadScale(NamedTuple):
     """How long each run is."""
 
     search_s: float = 4.0
@@ -44,8 +44,8 @@ class Scale(NamedTuple):
     after_s: float = 6.0
 
 
-QUICK = Scale()
-FULL = Scale(search_s=10.0, overload_s=60.0, after_s=10.0)
+QUICK = OverloadScale()
+FULL = OverloadScale(search_s=10.0, overload_s=60.0, after_s=10.0)
 
 
 class Overload(NamedTuple):
@@ -57,13 +57,15 @@ class Overload(NamedTuple):
     forward: float
     forward_p90: float
     resident_bytes: tuple[int, int, int]  # before, highest, after
-    score: Score
+    score: LoadScore
 
 
 class OverloadBench:
     """Both devices under the default policy and under DrainFit, one server process each."""
 
-    def __init__(self, setting: Setting, journal: Journal, *, scale: Scale, tell: Tell) -> None:
+    def __init__(
+        self, setting: Setting, journal: Journal, *, scale: OverloadScale, tell: Tell
+    ) -> None:
         self._setting = setting
         self._journal = journal
         self._scale = scale
@@ -90,15 +92,15 @@ class OverloadBench:
         make = self._setting.config if device == "cpu" else self._setting.timed_config
         return make(subnets=",".join(self._offered), policy=policy)
 
-    def _search(self, mode: str, server: ServerProcess, share: float) -> Score:
+    def _search(self, mode: str, server: ServerProcess, share: float) -> LoadScore:
         rate_qps = share * _flat_out_qps(self._profile)
         spec = f"poisson:rate={rate_qps:.1f},duration={self._length_s(self._scale.search_s):g}"
         name = f"{mode}/rate/{share:g}"
 
-        def measure() -> Score:
+        def measure() -> LoadScore:
             return self._setting.load.replay(server.url, spec, _SEED, num_processes=None)[0]
 
-        score = Score(*self._journal.once(name, measure))
+        score = LoadScore(*self._journal.once(name, measure))
         self._tell(f"{name}: {rate_qps:.0f} queries/s, {score.attainment:.4f} on time")
         return score
 
@@ -107,7 +109,7 @@ class OverloadBench:
 
     def _peak_qps(self, mode: str) -> float:
         """Return the highest goodput of the search."""
-        runs = [Score(*self._journal.get(f"{mode}/rate/{share:g}")) for share in _SHARES]
+        runs = [LoadScore(*self._journal.get(f"{mode}/rate/{share:g}")) for share in _SHARES]
         return max(run.on_time for run in runs) / self._scale.search_s
 
     def _overload(self, mode: str, server: ServerProcess) -> Overload:
@@ -139,7 +141,7 @@ class OverloadBench:
         if f"{mode}/overload" not in self._journal:
             return []
         cell = self._journal.get(f"{mode}/overload")
-        found = Overload(*cell)._replace(score=Score(*cell[-1]))
+        found = Overload(*cell)._replace(score=LoadScore(*cell[-1]))
         peak_qps = self._peak_qps(mode)
         figure = f"serving/overload/{mode}"
         device, policy = MODES[mode]
@@ -150,7 +152,7 @@ class OverloadBench:
         )
         searched = ", ".join(
             f"{s * _flat_out_qps(self._profile):.0f}/s "
-            f"{Score(*self._journal.get(f'{mode}/rate/{s:g}')).attainment:.3f}"
+            f"{LoadScore(*self._journal.get(f'{mode}/rate/{s:g}')).attainment:.3f}"
             for s in _SHARES
         )
         score = found.score
@@ -186,7 +188,7 @@ class OverloadBench:
         ]
 
 
-def run_text(score: Score) -> str:
+def run_text(score: LoadScore) -> str:
     """Return what a row says of a replay's circumstances."""
     busy = "unknown" if score.busy is None else f"{score.busy:.0%}"
     return (

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from serve.bench.serving.cluster import Cluster, running
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.load import Score, pooled
+from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.setting import Row, Setting, Tell
-from traces.report.plane_plot import Point as Mark
+from traces.report.plane_plot import PlanePoint as Mark
 
 SIZES = ("smallest", "middle", "largest")
 OURS = {"ours": "slackfit", "ours_drainfit": "drainfit"}
@@ -30,7 +30,7 @@ _CAPACITY_TRIES = 3
 _TUNING_SEED = 100  # never one of the measured traces'
 
 
-class Scale(NamedTuple):
+class PeersScale(NamedTuple):
     """How much is run."""
 
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
@@ -40,11 +40,11 @@ class Scale(NamedTuple):
     capacity_s: float = 6.0
 
 
-QUICK = Scale()
-FULL = Scale(num_rounds=5, duration_s=30.0, tuning_s=8.0, capacity_s=10.0)
+QUICK = PeersScale()
+FULL = PeersScale(num_rounds=5, duration_s=30.0, tuning_s=8.0, capacity_s=10.0)
 
 
-class Point(NamedTuple):
+class LoadPoint(NamedTuple):
     """One point of the peer's grid; `timeout_s` None: nothing is cancelled."""
 
     max_batch_size: int
@@ -56,21 +56,23 @@ class Point(NamedTuple):
         return f"batch {self.max_batch_size}, wait {self.wait_s * 1e3:g} ms, timeout {timeout}"
 
 
-def grid(slo_s: float, max_batch_size: int) -> tuple[Point, ...]:
+def grid(slo_s: float, max_batch_size: int) -> tuple[LoadPoint, ...]:
     """Return the points that the peer is tuned over."""
     short_s = 0.001
     sizes = sorted({max(1, max_batch_size // 4), max(1, max_batch_size // 2), max_batch_size})
     return (
-        *(Point(size, short_s, slo_s) for size in sizes),
-        Point(max_batch_size, slo_s / 8, slo_s),
-        Point(max_batch_size, short_s, None),
+        *(LoadPoint(size, short_s, slo_s) for size in sizes),
+        LoadPoint(max_batch_size, slo_s / 8, slo_s),
+        LoadPoint(max_batch_size, short_s, None),
     )
 
 
 class PeersBench:
     """One comparison; what is measured goes to the journal at once."""
 
-    def __init__(self, setting: Setting, journal: Journal, *, scale: Scale, tell: Tell) -> None:
+    def __init__(
+        self, setting: Setting, journal: Journal, *, scale: PeersScale, tell: Tell
+    ) -> None:
         self._setting = setting
         self._load = setting.load
         self._subnets = setting.sized()
@@ -91,7 +93,7 @@ class PeersBench:
             lambda name, cell: (
                 name.startswith("peers/run/")
                 and not name.endswith(VIA_PROXY)
-                and is_disturbed(Score(*cell))
+                and is_disturbed(LoadScore(*cell))
             )
         )
         if invalid:
@@ -121,7 +123,7 @@ class PeersBench:
         return self._journal.once("peers/capacity_qps", self._measure_capacity)
 
     def _measure_capacity(self) -> float:
-        point = Point(self._max_batch_size, 0.001, None)
+        point = LoadPoint(self._max_batch_size, 0.001, None)
         self._cluster.tune((self._subnets["middle"], False, *point))
         url, duration_s = self._cluster.peer_url, self._scale.capacity_s / _CAPACITY_TRIES
         tries = [self._load.closed_loop_qps(url, duration_s) for _ in range(_CAPACITY_TRIES)]
@@ -144,16 +146,16 @@ class PeersBench:
             )
             self._tell(f"{name}: {attainment:.4f}")
 
-    def _best(self, share: float, size: str) -> Point:
+    def _best(self, share: float, size: str) -> LoadPoint:
         """Return the point of the grid with the highest attainment; the first of equals."""
         tried = {p: self._journal.get(self._tuning(share, size, p)) for p in self._grid}
         return max(self._grid, key=lambda point: tried[point])
 
     @staticmethod
-    def _tuning(share: float, size: str, point: Point) -> str:
+    def _tuning(share: float, size: str, point: LoadPoint) -> str:
         return f"peers/tuning/{share:g}/{size}/{point}"
 
-    def _try(self, share: float, size: str, point: Point) -> Score:
+    def _try(self, share: float, size: str, point: LoadPoint) -> LoadScore:
         self._cluster.tune((self._subnets[size], False, *point))
         spec = self.spec(share, self._scale.tuning_s)
         return self._load.replay(self._cluster.peer_url, spec, _TUNING_SEED)[0]
@@ -177,9 +179,11 @@ class PeersBench:
         for system in systems[first:] + systems[:first]:
             name = f"peers/run/{share:g}/{number}/{system}"
             score = self._journal.once(name, lambda s=system: self._measure(share, s, number))
-            self._tell(f"{name}: {Score(*score).attainment:.4f} at {Score(*score).accuracy:.4f}")
+            self._tell(
+                f"{name}: {LoadScore(*score).attainment:.4f} at {LoadScore(*score).accuracy:.4f}"
+            )
 
-    def _measure(self, share: float, system: str, seed: int) -> Score:
+    def _measure(self, share: float, system: str, seed: int) -> LoadScore:
         via_proxy = system.endswith("_via_proxy")
         spec = self.spec(share, self._scale.duration_s, via_proxy=via_proxy)  # may measure first
         kind = system.removesuffix("_via_proxy")
@@ -213,13 +217,13 @@ class PeersBench:
             rows += self._load_rows(share)
         return rows
 
-    def scores(self, share: float) -> dict[str, list[Score]]:
+    def scores(self, share: float) -> dict[str, list[LoadScore]]:
         """Return the runs of every system under one load, as far as measured."""
-        found: dict[str, list[Score]] = {}
+        found: dict[str, list[LoadScore]] = {}
         systems = [*OURS, *(f"fixed_{s}" for s in SIZES), *EAGER]
         for system in [*systems, *VIA_PROXY]:
             names = [f"peers/run/{share:g}/{n}/{system}" for n in range(self._scale.num_rounds)]
-            runs = [Score(*self._journal.get(name)) for name in names if name in self._journal]
+            runs = [LoadScore(*self._journal.get(name)) for name in names if name in self._journal]
             if runs:
                 found[system] = runs
         return found
@@ -254,7 +258,9 @@ class PeersBench:
             rows += bar_rows(share, ours, {name: pooled(runs) for name, runs in scores.items()})
         return rows
 
-    def _detail(self, share: float, system: str, runs: Sequence[Score], whole: Score) -> str:
+    def _detail(
+        self, share: float, system: str, runs: Sequence[LoadScore], whole: LoadScore
+    ) -> str:
         size = EAGER.get(system, system.removesuffix("_via_proxy").removeprefix("fixed_"))
         how = OURS.get(system, "") if size not in SIZES else str(self._best(share, size))
         each = ", ".join(f"{run.attainment:.4f}" for run in runs)
@@ -281,7 +287,7 @@ def _label(system: str) -> str:
     return f"ours, {OURS[system]}" if system in OURS else system.replace("_", " ")
 
 
-def is_disturbed(score: Score) -> bool:
+def is_disturbed(score: LoadScore) -> bool:
     """Whether the client was too slow, or the machine full: on two cores no system here fills it.
 
     But for Ray's proxy, which does.
@@ -289,7 +295,7 @@ def is_disturbed(score: Score) -> bool:
     return not score.is_valid or (score.busy or 0.0) >= _FULL
 
 
-def bar_rows(share: float, ours: str, scores: Mapping[str, Score]) -> list[Row]:
+def bar_rows(share: float, ours: str, scores: Mapping[str, LoadScore]) -> list[Row]:
     """Return whether ours dominates each fixed subnet under one load, and all of them.
 
     Domination: at least its attainment with higher accuracy, or at least its accuracy with at
@@ -312,7 +318,7 @@ def bar_rows(share: float, ours: str, scores: Mapping[str, Score]) -> list[Row]:
     return [*rows, row]
 
 
-def dominates(mine: Score, other: Score) -> bool:
+def dominates(mine: LoadScore, other: LoadScore) -> bool:
     """Say whether `mine` dominates `other`; see `bar_rows`.
 
     Equal accuracy is equal within 0.0005.
@@ -324,7 +330,7 @@ def dominates(mine: Score, other: Score) -> bool:
     return gain >= -_EQUAL_ACCURACY and theirs > 0 and 2 * misses <= theirs
 
 
-def _against(mine: Score, other: Score) -> str:
+def _against(mine: LoadScore, other: LoadScore) -> str:
     low, high = other.interval
     is_alike = mine.interval[1] >= low and high >= mine.interval[0]
     return (
@@ -335,7 +341,7 @@ def _against(mine: Score, other: Score) -> str:
     )
 
 
-def _measured(score: Score) -> str:
+def _measured(score: LoadScore) -> str:
     text = "profiled accuracy, mean over on-time answers"
     if score.measured_accuracy is None:
         return text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.serving.load import Load
-from serve.config import ConfigError, ServeConfig, parse_config
+from serve.config import ServeConfig, ServeConfigError, parse_config
 from slackfit.profile import LatencyProfile
 
 Row = dict[str, Any]
@@ -59,13 +59,15 @@ class Setting(NamedTuple):
 
 
 def find_checkpoint(given: Path | None) -> Path:
-    """Return the checkpoint to serve. Raises ConfigError when there is none."""
+    """Return the checkpoint to serve. Raises ServeConfigError when there is none."""
     folder = given or DEMO_CHECKPOINT
     if (folder / "supernet.json").is_file():
         return folder
     if given is not None:
-        raise ConfigError(f"checkpoint {given}: no trained supernet there (supernet.json)")
-    raise ConfigError(f"no checkpoint at {folder}: run `make demo` first, or give --checkpoint")
+        raise ServeConfigError(f"checkpoint {given}: no trained supernet there (supernet.json)")
+    raise ServeConfigError(
+        f"no checkpoint at {folder}: run `make demo` first, or give --checkpoint"
+    )
 
 
 def find_data(given: Path | None, checkpoint: Path) -> Path | None:

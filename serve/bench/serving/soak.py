@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.load import Score
+from serve.bench.serving.load import LoadScore
 from serve.bench.serving.overload import run_text
 from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.bench.serving.setting import Row, Setting, Tell
@@ -52,7 +52,7 @@ class SoakBench:
             return []
         cells = [self._journal.get(name) for name in names]
         resident = np.array([cell[0] for cell in cells], dtype=float)
-        scores = [Score(*cell[1]) for cell in cells]
+        scores = [LoadScore(*cell[1]) for cell in cells]
         p99_ms = np.array([(s.p99_s or 0.0) * 1e3 for s in scores])
         part = max(1, len(cells) // 4)
         first, last = p99_ms[:part].mean(), p99_ms[-part:].mean()
@@ -108,7 +108,9 @@ class SoakBench:
         self._tell(f"soak: {rate_qps:.0f} queries/s, {score.attainment:.4f} on time")
         return score.attainment >= _MET
 
-    def _stretch(self, server: ServerProcess, number: int, rate_qps: float) -> tuple[int, Score]:
+    def _stretch(
+        self, server: ServerProcess, number: int, rate_qps: float
+    ) -> tuple[int, LoadScore]:
         score = self._replay(server, rate_qps, self._stretch_s, seed=number)
         resident = server.resident_bytes()
         self._tell(
@@ -119,7 +121,7 @@ class SoakBench:
 
     def _replay(
         self, server: ServerProcess, rate_qps: float, duration_s: float, *, seed: int
-    ) -> Score:
+    ) -> LoadScore:
         load = self._setting.load
         spec = f"poisson:rate={rate_qps:.1f},duration={load.warmup_s + duration_s:g}"
         return load.replay(server.url, spec, seed, num_processes=None)[0]

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 _KEEP_EVERY_S = 10.0
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """A finished run: accuracy on the test images by subnet id, ascending in MACs, and seconds.
 
     `cpu_s` is the processor's time of all threads: it does not count what else the machine did.
@@ -134,13 +134,13 @@ class TrainingBench:
         data = self._data(seed)
         trainer = Trainer(config, self._definition, data, folder, resume=resume)
         self._tell(f"{case}, seed {seed}: step {trainer.step} of {trainer.total_steps}")
-        clock = _Clock(folder / "seconds.json")
+        clock = _ElapsedTime(folder / "seconds.json")
         finished = trainer.run(should_stop=lambda: clock.keep() or should_stop())
         wall_s, cpu_s = clock.stop()
         if not finished:
             return
         accuracy = {arch.subnet_id: self._accuracy(trainer, data, arch) for arch in self.points}
-        run = Run(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
+        run = TrainingRun(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
         partial = folder / "result.json.partial"
         partial.write_text(json.dumps(run._asdict()) + "\n", encoding="utf-8")
         partial.replace(folder / "result.json")
@@ -160,7 +160,7 @@ class TrainingBench:
         )
         return measured.accuracy
 
-    def _case_rows(self, case: str, runs: list[Run], deps: list[Run]) -> list[Row]:
+    def _case_rows(self, case: str, runs: list[TrainingRun], deps: list[TrainingRun]) -> list[Row]:
         macs = {a.subnet_id: cost(self._definition, a).macs for a in self.points}
         rows = [
             _row(f"{case}/p{i + 1}/accuracy", [r.accuracy[a.subnet_id] for r in runs], "fraction",
@@ -182,8 +182,8 @@ class TrainingBench:
                 rows.append(row)
         return rows
 
-    def _picks(self) -> dict[str, Callable[[Run], float]]:
-        picks: dict[str, Callable[[Run], float]] = {
+    def _picks(self) -> dict[str, Callable[[TrainingRun], float]]:
+        picks: dict[str, Callable[[TrainingRun], float]] = {
             f"p{i + 1}": lambda run, name=arch.subnet_id: run.accuracy[name]
             for i, arch in enumerate(self.points)
         }
@@ -198,11 +198,11 @@ class TrainingBench:
         budget = work(plain, self._definition, plain_steps)
         return same_work(config, self._definition, steps, budget)
 
-    def _load(self, case: str, seed: int) -> Run | None:
+    def _load(self, case: str, seed: int) -> TrainingRun | None:
         path = self._run_folder(case, seed) / "result.json"
         if not path.is_file():
             return None
-        return Run(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingRun(**json.loads(path.read_text(encoding="utf-8")))
 
     def _run_folder(self, case: str, seed: int) -> Path:
         points = [arch.subnet_id for arch in self.points]
@@ -229,7 +229,7 @@ def _row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
     }
 
 
-class _Clock:
+class _ElapsedTime:
     """Wall and processor seconds of a run over all its sittings, in a small file beside it.
 
     The file is kept up to date while a sitting lasts, so that one that is killed counts too.

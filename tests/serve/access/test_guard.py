@@ -12,7 +12,7 @@ from serve.access.build_guard import build_guard
 from serve.access.guard import Guard, address_of
 from serve.access.rate_limits import RateLimits
 from serve.access.tokens import VARIABLE, Tokens, read_tokens
-from serve.config import ConfigError, ServeConfig
+from serve.config import ServeConfig, ServeConfigError
 from serve.models.limits import RefusedError
 
 ADMIN, INFER, METRICS = ("a" * 16, "b" * 20, "c" * 30)
@@ -102,14 +102,14 @@ def test_tokens_come_from_the_environment_too(monkeypatch, tmp_path: Path):
 def test_what_is_no_token_is_named_by_its_line_and_never_shown(tmp_path, text, message):
     path = tmp_path / "tokens"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ServeConfigError, match=message) as caught:
         read_tokens(str(path))
     assert ADMIN not in str(caught.value)
     assert "short" not in str(caught.value)
 
 
 def test_token_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="can't be read"):
+    with pytest.raises(ServeConfigError, match="can't be read"):
         read_tokens(str(tmp_path / "none"))
 
 
@@ -183,7 +183,9 @@ def test_open_address_without_tokens_is_refused_unless_that_is_meant(
     timed_config: ServeConfig, tmp_path, host
 ):
     config = timed_config.model_copy(update={"host": host})
-    with pytest.raises(ConfigError, match=f"host {host} lets others in and there are no tokens"):
+    with pytest.raises(
+        ServeConfigError, match=f"host {host} lets others in and there are no tokens"
+    ):
         build_guard(config, Now())
     build_guard(config.model_copy(update={"allow_anonymous": True}), Now())
     (tmp_path / "tokens").write_text(LINES)

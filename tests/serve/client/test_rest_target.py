@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.client.http_wire import Response
-from serve.client.rest_target import ClientError, OipClient, connect
+from serve.client.rest_target import ClientError, RestTarget, connect
 from traces.open_loop.replay import ReplayReply, ReplayRequest
 
 
@@ -20,7 +20,7 @@ class HttpxWire:
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._client = httpx.AsyncClient(transport=transport)
 
-    async def ask(self, method, url, *, headers, content) -> Response:
+    async def send(self, method, url, *, headers, content) -> Response:
         answer = await self._client.request(method, url, headers=headers, content=content)
         return Response(answer.status_code, answer.headers, answer.content)
 
@@ -39,7 +39,7 @@ def ask(serve_timed):
     def run(*requests: ReplayRequest, model: str = "tiny", **settings) -> list[ReplayReply]:
         async def main() -> list[ReplayReply]:
             async with serve_timed(**settings) as served:
-                client = OipClient("http://127.0.0.1", model, wire=HttpxWire(served._transport))
+                client = RestTarget("http://127.0.0.1", model, wire=HttpxWire(served._transport))
                 return await asyncio.gather(*(client.infer(r) for r in requests))
 
         return asyncio.run(main())
@@ -83,7 +83,7 @@ def test_full_queue_is_rejected(ask):
 )
 def test_answers_of_other_servers_are_read_by_their_status(status_code, content, expected):
     transport = httpx.MockTransport(lambda _: httpx.Response(status_code, content=content))
-    client = OipClient("http://127.0.0.1", "tiny", wire=HttpxWire(transport))
+    client = RestTarget("http://127.0.0.1", "tiny", wire=HttpxWire(transport))
     reply = asyncio.run(client.infer(request()))
     assert (reply.status, reply.reason) == expected
 
@@ -113,7 +113,7 @@ class Elsewhere:
 
     def ask(self, **options) -> ReplayReply:
         async def main() -> ReplayReply:
-            client = OipClient("http://h", "m", wire=HttpxWire(httpx.MockTransport(self)))
+            client = RestTarget("http://h", "m", wire=HttpxWire(httpx.MockTransport(self)))
             self.described = await client.describe()
             sample = np.array([0.5, 2.0], dtype=np.float32)
             await client.prepare(sample[None])
@@ -218,7 +218,7 @@ def test_a_refusal_says_when_to_come_back():
 
 
 def test_server_that_is_not_there_fails_the_query_and_the_connection():
-    client = OipClient("http://127.0.0.1:9", "tiny")
+    client = RestTarget("http://127.0.0.1:9", "tiny")
 
     async def main() -> ReplayReply:
         try:

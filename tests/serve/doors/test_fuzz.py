@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from serve.doors.rest import Door
+from serve.doors.rest import RestDoor
 from serve.doors.rpc import SERVICE, RpcDoor, rpc_listening
 from serve.proto import open_inference_pb2 as pb
 
@@ -165,7 +165,7 @@ rpc_messages = st.one_of(
 REFUSALS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 
 
-def check_rpc(door: Door, script: list[bytes]) -> None:
+def check_rpc(door: RestDoor, script: list[bytes]) -> None:
     async def main() -> None:
         listening = rpc_listening(
             RpcDoor(door.models), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0

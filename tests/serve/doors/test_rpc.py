@@ -12,8 +12,8 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from serve.config import ConfigError, ServeConfig
-from serve.doors.rest import Door
+from serve.config import ServeConfig, ServeConfigError
+from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.models.limits import REASONS
 from serve.proto import open_inference_pb2 as pb
@@ -23,7 +23,7 @@ Use = Callable[[Any], Awaitable[Any]]
 
 
 @pytest.fixture
-def ask(timed_door: Callable[..., Door]):
+def ask(timed_door: Callable[..., RestDoor]):
     """`ask(use, **settings)` serves, awaits `use(stub)`, and returns what it returned."""
 
     def run(use: Use, **settings: Any) -> Any:
@@ -32,13 +32,13 @@ def ask(timed_door: Callable[..., Door]):
     return run
 
 
-async def _serve(door: Door, use: Use) -> Any:
+async def _serve(door: RestDoor, use: Use) -> Any:
     async with door._lifespan(door._app), stub_of(door) as stub:
         return await use(stub)
 
 
 @contextlib.asynccontextmanager
-async def stub_of(door: Door) -> AsyncIterator[Any]:
+async def stub_of(door: RestDoor) -> AsyncIterator[Any]:
     listening = rpc_listening(
         RpcDoor(door.models, door.metrics), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
     )
@@ -292,7 +292,9 @@ def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):
         door = RpcDoor(timed_door().models)
         limits = {"max_body_bytes": 4096, "drain_timeout_s": 1.0}
         async with rpc_listening(door, "127.0.0.1", 0, **limits) as port:
-            with pytest.raises(ConfigError, match=f"gRPC port {port} on 127.0.0.1 is not free"):
+            with pytest.raises(
+                ServeConfigError, match=f"gRPC port {port} on 127.0.0.1 is not free"
+            ):
                 async with rpc_listening(door, "127.0.0.1", port, **limits):
                     pytest.fail("two servers on one port")
 

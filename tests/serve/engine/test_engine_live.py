@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from serve.engine.engine import Engine
-from serve.engine.reply import Reply, Wish
+from serve.engine.reply import Reply, RequestOptions
 from serve.hosts.tuned_process import SWITCH_INTERVAL_S, tuned_process
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
@@ -56,8 +56,8 @@ def run_live(
 
 async def ask(engine: Engine, slo_s: float = 1.0, **wishes: object) -> Reply:
     now_s = engine.clock()
-    wish = Wish(now_s + slo_s, **wishes)  # type: ignore[arg-type]
-    return await engine.infer(PAYLOAD, arrival_s=now_s, wish=wish)
+    options = RequestOptions(now_s + slo_s, **wishes)  # type: ignore[arg-type]
+    return await engine.infer(PAYLOAD, arrival_s=now_s, options=options)
 
 
 def test_reply_tells_queue_execution_and_slack(profile: LatencyProfile):
@@ -324,8 +324,8 @@ def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: Late
     async def use(engine: Engine) -> None:
         payloads = np.zeros((4, 1, 2, 2), dtype=np.uint8)
         payloads[2] = 255
-        wish = Wish(engine.clock() + 5.0)
-        replies = await engine.infer_batch(payloads, arrival_s=engine.clock(), wish=wish)
+        options = RequestOptions(engine.clock() + 5.0)
+        replies = await engine.infer_batch(payloads, arrival_s=engine.clock(), options=options)
         statuses = [reply.outcome.status for reply in replies]
         assert statuses == ["on_time", "on_time", "failed", "on_time"]
         assert "poison" in replies[2].outcome.reason

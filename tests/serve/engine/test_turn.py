@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve.engine.turn import DeviceLostError, DeviceTurn, Seat
+from serve.engine.device_turn import DeviceLostError, DeviceSlot, DeviceTurn
 
 
 class Now:
@@ -23,7 +23,7 @@ class Model:
 
     def __init__(self, turn: DeviceTurn, now: Now, batch_s: float, slo_s: float) -> None:
         self.due_s: float | None = None
-        self.seat = turn.seat(lambda: self.due_s)
+        self.slot = turn.slot(lambda: self.due_s)
         self._now, self._batch_s, self._slo_s = now, batch_s, slo_s
         self.num_batches = 0
 
@@ -31,16 +31,16 @@ class Model:
         self.due_s = due_s
 
     def run(self, *, comes_back: bool) -> None:
-        with self.seat:
+        with self.slot:
             self._now.s += self._batch_s
             self.num_batches += 1
-            self.seat.comes_back = comes_back
+            self.slot.comes_back = comes_back
 
 
 def choose(turn: DeviceTurn, *waiting: Model) -> Model:
     """Return whom the turn goes to when these wait."""
-    chosen = turn._next([model.seat for model in waiting])
-    return next(model for model in waiting if model.seat is chosen)
+    chosen = turn._next([model.slot for model in waiting])
+    return next(model for model in waiting if model.slot is chosen)
 
 
 def serve(turn: DeviceTurn, now: Now, until_s: float, next_due: Callable[[Model], float], *models):
@@ -72,7 +72,7 @@ def test_overloaded_model_does_not_starve_one_with_a_long_slo():
     greedy, patient = Model(turn, now, 0.02, 0.05), Model(turn, now, 0.005, 10.0)
     due = {id(greedy): 0.021, id(patient): 0.9}
     serve(turn, now, 10.0, lambda model: now.s + due[id(model)], greedy, patient)
-    assert greedy.seat.used_s == pytest.approx(patient.seat.used_s, abs=0.13)
+    assert greedy.slot.used_s == pytest.approx(patient.slot.used_s, abs=0.13)
     assert patient.num_batches == pytest.approx(4 * greedy.num_batches, rel=0.1)
 
 
@@ -83,7 +83,7 @@ def test_credit_for_idle_time_is_bounded():
     serve(turn, now, 60.0, lambda model: now.s + 0.01, busy)
     idle.want(100.0)
     idle.run(comes_back=False)
-    assert busy.seat.used_s - idle.seat.used_s <= 0.1
+    assert busy.slot.used_s - idle.slot.used_s <= 0.1
     busy.want(now.s)
     assert choose(turn, busy, idle) is busy, "a minute of idling does not buy a minute alone"
 
@@ -95,7 +95,7 @@ def test_engine_that_comes_back_takes_part_in_the_choice():
     urgent, other = Model(turn, now, 0.001, 1.0), Model(turn, now, 0.001, 1.0)
     urgent.want(1.0)
     other.want(2.0)
-    urgent.seat.__enter__()
+    urgent.slot.__enter__()
     done = threading.Event()
 
     def second() -> None:
@@ -107,13 +107,13 @@ def test_engine_that_comes_back_takes_part_in_the_choice():
     while not turn._waiting:
         pass
     for _ in range(3):
-        urgent.seat.comes_back = True
-        urgent.seat.__exit__()
+        urgent.slot.comes_back = True
+        urgent.slot.__exit__()
         assert not done.is_set()
-        urgent.seat.__enter__()
-    urgent.seat.comes_back = True
-    urgent.seat.__exit__()
-    urgent.seat.leave()  # it does not come back after all
+        urgent.slot.__enter__()
+    urgent.slot.comes_back = True
+    urgent.slot.__exit__()
+    urgent.slot.leave()  # it does not come back after all
     assert done.wait(10)
     thread.join(10)
 
@@ -123,19 +123,19 @@ def test_no_turn_is_lost_between_threads():
     running: list[int] = []
     counts = [0] * 4
 
-    def work(index: int, seat: Seat) -> None:
+    def work(index: int, slot: DeviceSlot) -> None:
         for round_ in range(300):
-            with seat:
+            with slot:
                 running.append(index)
                 assert running == [index], "two had the device"
                 running.clear()
                 counts[index] += 1
-                seat.comes_back = round_ % 3 != 0 and round_ != 299
-        seat.leave()
+                slot.comes_back = round_ % 3 != 0 and round_ != 299
+        slot.leave()
 
-    seats = [turn.seat(lambda i=i: [0.5, None, 1.0, 0.25][i]) for i in range(4)]
+    slots = [turn.slot(lambda i=i: [0.5, None, 1.0, 0.25][i]) for i in range(4)]
     threads = [
-        threading.Thread(target=work, args=(i, seat), daemon=True) for i, seat in enumerate(seats)
+        threading.Thread(target=work, args=(i, slot), daemon=True) for i, slot in enumerate(slots)
     ]
     for thread in threads:
         thread.start()
@@ -146,7 +146,7 @@ def test_no_turn_is_lost_between_threads():
 
 def test_device_that_hangs_is_lost_for_all():
     turn = DeviceTurn()
-    hung, waits = turn.seat(lambda: 1.0), turn.seat(lambda: 2.0)
+    hung, waits = turn.slot(lambda: 1.0), turn.slot(lambda: 2.0)
     hung.__enter__()
     failures: list[BaseException] = []
 

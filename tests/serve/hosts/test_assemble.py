@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve.config import ConfigError, ServeConfig, parse_config
-from serve.engine.reply import Wish
+from serve.config import ServeConfig, ServeConfigError, parse_config
+from serve.engine.reply import RequestOptions
 from serve.hosts.assemble import build_door
 from serve.hosts.load_device import check, load
 from slackfit.policies import policy_names
@@ -52,8 +52,8 @@ def test_answers_are_the_logits_of_the_subnet_that_is_named(configure, checkpoin
         async with door._lifespan(door._app):
             engine = model.engine
             for subnet_id in checkpoint.subnet_ids:
-                wish = Wish(engine.clock() + 60, subnet_id=subnet_id)
-                reply = await engine.infer(payload, arrival_s=engine.clock(), wish=wish)
+                options = RequestOptions(engine.clock() + 60, subnet_id=subnet_id)
+                reply = await engine.infer(payload, arrival_s=engine.clock(), options=options)
                 expected = load_executor(checkpoint).run(subnet_id, payload[np.newaxis])[0]
                 np.testing.assert_allclose(reply.output, expected, rtol=1e-5)
                 assert reply.outcome.subnet_id == subnet_id
@@ -103,7 +103,7 @@ def test_profile_of_something_else_is_refused_before_anything_is_loaded(
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(configure, measured, settings, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ServeConfigError, match=text):
         check(configure(measured, **settings))
 
 
@@ -115,26 +115,29 @@ def test_unknown_names_are_refused_before_a_profile_is_measured(configure, monke
     for name in policy_names():
         check(configure(policy=name.replace("<subnet_id>", "smallest")))
     for refuse in (check, load):
-        with pytest.raises(ConfigError, match="policy 'best' is unknown, allowed slackfit"):
+        with pytest.raises(ServeConfigError, match="policy 'best' is unknown, allowed slackfit"):
             refuse(configure(policy="best"))
-        with pytest.raises(ConfigError, match="subnet 'huge' is not in profile"):
+        with pytest.raises(ServeConfigError, match="subnet 'huge' is not in profile"):
             refuse(configure(subnets=["huge"]))
 
 
 def test_log_that_cannot_be_written_is_refused(configure, measured, tmp_path):
     config = configure(measured, record=str(tmp_path / "no" / "log"))
-    with contextlib.ExitStack() as resources, pytest.raises(ConfigError, match="can't be written"):
+    with (
+        contextlib.ExitStack() as resources,
+        pytest.raises(ServeConfigError, match="can't be written"),
+    ):
         build_door(config, resources)
 
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
     config = parse_config({"checkpoint": str(tmp_path)})
     for refuse in (check, load):
-        with pytest.raises(ConfigError, match="supernet.json"):
+        with pytest.raises(ServeConfigError, match="supernet.json"):
             refuse(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_device_that_is_not_there_is_refused(configure):
-    with pytest.raises(ConfigError, match="no CUDA device is available; use cpu"):
+    with pytest.raises(ServeConfigError, match="no CUDA device is available; use cpu"):
         load(configure(device="cuda"))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from serve.config import ConfigError, parse_config
+from serve.config import ServeConfigError, parse_config
 from serve.engine.backlog import Backlog
 from serve.engine.reply import Reply
 from serve.hosts.autoscale import MissPolicy, combined, reported, wanted_replicas
@@ -82,12 +82,12 @@ def test_backlog_is_lost_from_where_the_fastest_subnet_is_late(profile: LatencyP
     """The fastest takes 1, 1.5 and 2.5 ms for one, two and four."""
     backlog = Backlog(profile)
     queries = [query(i, 0.0026) for i in range(6)]
-    assert [q.query_id for q in backlog.lost(queries, 0.0)] == [4, 5]
-    assert [q.query_id for q in backlog.lost(queries, 0.0012)] == [1, 2, 3, 4, 5]
-    first_is_lost = [query(0, 0.0005), *(query(i, 0.0026) for i in range(1, 5))]
-    assert [q.query_id for q in backlog.lost(first_is_lost, 0.0)] == [0]
-    late = {"until_s": 0.002, "is_late_lost": False}
-    assert [q.query_id for q in backlog.lost(queries, 0.0, **late)] == [3, 4, 5]
+    assert [q.query_id for q in backlog.hopeless(queries, 0.0)] == [4, 5]
+    assert [q.query_id for q in backlog.hopeless(queries, 0.0012)] == [1, 2, 3, 4, 5]
+    first_is_hopeless = [query(0, 0.0005), *(query(i, 0.0026) for i in range(1, 5))]
+    assert [q.query_id for q in backlog.hopeless(first_is_hopeless, 0.0)] == [0]
+    late = {"until_s": 0.002, "is_late_hopeless": False}
+    assert [q.query_id for q in backlog.hopeless(queries, 0.0, **late)] == [3, 4, 5]
     assert backlog.duration_s(9) == pytest.approx(0.006)
 
 
@@ -125,7 +125,7 @@ def test_best_subnet_is_one_that_the_slo_allows(profile: LatencyProfile):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="autoscaling: max_replicas is 1, allowed min_repl"):
+    with pytest.raises(ServeConfigError, match="autoscaling: max_replicas is 1, allowed min_repl"):
         parse_config({"checkpoint": "x", "autoscaling": {"min_replicas": 2, "max_replicas": 1}})
-    with pytest.raises(ConfigError, match=r"autoscaling.max_replicas"):
+    with pytest.raises(ServeConfigError, match=r"autoscaling.max_replicas"):
         parse_config({"checkpoint": "x", "autoscaling": {}})

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.client.rest_target import OipClient
+from serve.client.rest_target import RestTarget
 from serve.config import parse_config
 from serve.hosts.ray_host import APP_NAME, RayHost
 from slackfit.profile import LatencyProfile
@@ -39,7 +39,7 @@ def running_replicas() -> int:
 
 async def load_until(url: str, wanted: int) -> float:
     """Send at a fixed rate until so many replicas run; return after how long."""
-    client = OipClient(url, "tiny")
+    client = RestTarget(url, "tiny")
     payload = np.zeros((1, 2, 2), dtype=np.uint8)
     start_s = time.monotonic()
     sent: list[asyncio.Future] = []

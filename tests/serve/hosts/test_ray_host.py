@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.config import ConfigError, ServeConfig, parse_config
+from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
 
 pytestmark = [
@@ -108,13 +108,13 @@ def test_policy_and_slo_switch_without_a_restart(host: RayHost):
     settings = host.reconfigure({"policy": "fixed:smallest", "slo_ms": 250})["tiny"]
     assert (settings["policy"], settings["slo_ms"]) == ("fixed:small", 250)
     assert infer(host).json()["parameters"]["subnet"] == "small"
-    with pytest.raises(ConfigError, match="unknown live setting polcy"):
+    with pytest.raises(ServeConfigError, match="unknown live setting polcy"):
         host.reconfigure({"polcy": "slackfit"})
 
 
 def test_cluster_that_is_there_already_is_left_alone(host: RayHost):
     second = RayHost(host._config)
-    with pytest.raises(ConfigError, match="connected to a Ray cluster already"):
+    with pytest.raises(ServeConfigError, match="connected to a Ray cluster already"):
         second.start()
     second.stop()
     assert infer(host).status_code == 200

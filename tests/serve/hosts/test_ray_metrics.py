@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.engine.reply import Reply
-from serve.hosts.ray_metrics import RayMirror, telling_ray
+from serve.hosts.ray_metrics import RayMirror, exporting_to_ray
 from serve.observe.metrics import Metrics
 from slackfit.query import Outcome
 
@@ -65,13 +65,13 @@ def test_what_is_told_adds_up_to_the_registry(told: Told):
     metrics = Metrics()
     mirror = RayMirror(metrics.registry, told.make)
     observe(metrics, "a", 0.0001, 0.003, 0.4)
-    mirror.tell()
+    mirror.export()
     observe(metrics, "a", 0.003, 99.0)
     observe(metrics, "b", 0.0003)
     metrics.refused("http", "too_large")
     metrics._instruments.depth.labels("a").set(7)
-    mirror.tell()
-    mirror.tell()
+    mirror.export()
+    mirror.export()
     assert samples(told.registry) == samples(metrics.registry)
     assert len(samples(told.registry)) > 50
 
@@ -81,7 +81,7 @@ def test_telling_repeats_and_ends_with_the_last_word(told: Told):
     refreshed: list[None] = []
 
     async def main() -> None:
-        telling = telling_ray(
+        telling = exporting_to_ray(
             metrics.registry, lambda: refreshed.append(None), make=told.make, interval_s=0.0
         )
         async with telling:

@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.config import ConfigError, parse_config
-from serve.doors.rest import Door
+from serve.config import ServeConfigError, parse_config
+from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.hosts.assemble import build_door
 from serve.hosts.load_device import check
@@ -52,7 +52,7 @@ def two(tmp_path: Path, profile: LatencyProfile) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def serving(settings: dict[str, Any]):
     with contextlib.ExitStack() as resources:
-        door: Door = build_door(parse_config(settings), resources)
+        door: RestDoor = build_door(parse_config(settings), resources)
         transport = httpx.ASGITransport(door)
         client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
         async with door._lifespan(door._app), client:
@@ -78,7 +78,7 @@ def test_each_model_has_its_own_settings_before_those_in_common(two):
     ],
 )
 def test_mistakes_name_the_model(two, change, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ServeConfigError, match=text):
         check(parse_config({**two, **change}))
 
 
@@ -102,9 +102,9 @@ def test_options_name_the_models(checkpoints, profiles, settings):
 
 
 def test_options_without_a_name_or_with_one_twice_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--checkpoint DIR among several has no name"):
+    with pytest.raises(ServeConfigError, match="--checkpoint DIR among several has no name"):
         model_settings(["a=DIR", "DIR"], [])
-    with pytest.raises(ConfigError, match="--checkpoint names a twice"):
+    with pytest.raises(ServeConfigError, match="--checkpoint names a twice"):
         model_settings(["a=DIR", "a=E"], [])
     folder = tmp_path / "a=b"
     folder.mkdir()

@@ -19,7 +19,7 @@ from serve.commands.serve_command import serve
 from serve.doors.request_id import RequestIds
 from serve.engine.reply import Reply
 from serve.observe.logs import JsonFormatter, QueryLog, TextFormatter, configure_logs, query_logger
-from serve.observe.request_record import Entry
+from serve.observe.request_record import RequestRecord
 from slackfit.query import Outcome
 
 LOGITS = np.zeros(10, dtype=np.float32)
@@ -37,9 +37,9 @@ def outcome(status: str, reason: str = "") -> Outcome:
     return Outcome(7, status, reason, 1.0, 1.1, None, 1.01, None, 0.0, 0)
 
 
-def entry(*outcomes: Outcome) -> Entry:
+def entry(*outcomes: Outcome) -> RequestRecord:
     replies = [Reply(o, LOGITS if o.start_s is not None else None, 0.015, 3) for o in outcomes]
-    return Entry("tiny", "r-1", "mine", {}, 1.0, 1.001, 1.02, replies)
+    return RequestRecord("tiny", "r-1", "mine", {}, 1.0, 1.001, 1.02, replies)
 
 
 @pytest.fixture

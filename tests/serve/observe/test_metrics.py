@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from serve.engine.reply import Reply
 from serve.observe.instruments import Instruments
 from serve.observe.metrics import CacheUse, Metrics
-from serve.observe.recent import Recent
+from serve.observe.recent_outcomes import RecentOutcomes
 from slackfit.query import Outcome
 
 LOGITS = np.zeros(10, dtype=np.float32)
@@ -82,7 +82,7 @@ def test_reasons_are_labels_and_texts_of_failures_are_not(metrics: Metrics):
 
 
 def test_the_recent_share_forgets_what_is_ten_seconds_old():
-    recent = Recent(window_s=10)
+    recent = RecentOutcomes(window_s=10)
     assert math.isnan(recent.attainment(0.0))
     recent.observe(reply("dropped", "expired", finish_s=0.5).outcome)
     recent.observe(reply("on_time", finish_s=9.0).outcome)
@@ -93,7 +93,7 @@ def test_the_recent_share_forgets_what_is_ten_seconds_old():
 
 
 def test_a_share_without_a_query_on_time_has_no_accuracy():
-    recent = Recent()
+    recent = RecentOutcomes()
     recent.observe(reply("dropped", "expired").outcome)
     assert recent.attainment(1.0) == 0.0
     assert math.isnan(recent.accuracy(1.0))

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 from serve.engine.reply import Reply
-from serve.observe.request_record import Entry
+from serve.observe.request_record import RequestRecord
 from serve.observe.spans import Spans, build_spans
 from slackfit.query import Outcome
 
@@ -28,8 +28,8 @@ ON_TIME = Reply(Outcome(7, "on_time", "", 1.0, 1.1, 1.005, 1.02, "large", 0.9, 2
 EXPIRED = Reply(Outcome(8, "dropped", "expired", 1.0, 1.1, None, 1.1, None, 0.0, 0))
 
 
-def entry(*replies: Reply, headers: dict[str, str] | None = None) -> Entry:
-    return Entry("tiny", "r-1", None, headers or {}, 1.0, 1.002, 1.025, replies)
+def entry(*replies: Reply, headers: dict[str, str] | None = None) -> RequestRecord:
+    return RequestRecord("tiny", "r-1", None, headers or {}, 1.0, 1.002, 1.025, replies)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_spans_reach_the_exporter_from_a_request_over_http(timed_door, serving_d
         with contextlib.ExitStack() as resources:
             spans = build_spans(model.engine.clock, lambda: 1000.0, resources, memory)
             assert spans is not None
-            model._watchers = [spans]
+            model._request_observers = [spans]
             async with serving_door(door) as client:
                 answer = await client.post(url, json={"inputs": [tensor]}, headers=TRACEPARENT)
                 assert answer.status_code == 200
@@ -180,7 +180,7 @@ def test_without_the_packages_spans_are_off_and_it_is_said_why(
 
 
 def test_a_failing_watcher_costs_no_answer(timed_door, serving_door, caplog):
-    def broken(_: Entry) -> None:
+    def broken(_: RequestRecord) -> None:
         raise RuntimeError("the exporter is broken")
 
     tensor = {"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}
@@ -188,10 +188,10 @@ def test_a_failing_watcher_costs_no_answer(timed_door, serving_door, caplog):
     async def main() -> int:
         door = timed_door()
         (model,) = door.models
-        model._watchers = [broken]
+        model._request_observers = [broken]
         async with serving_door(door) as client:
             answer = await client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})
             return answer.status_code
 
     assert asyncio.run(main()) == 200
-    assert "a watcher failed" in caplog.text
+    assert "a request observer failed" in caplog.text

@@ -115,13 +115,13 @@ def test_every_form_equals_the_extracted_subnet(variant: str) -> None:
         x = zoo.input(arch)
         before = x.clone()
         expected = zoo.expected(arch, statistics, x)
-        for mode, tolerance in TOLERANCE.items():
-            if mode != "views":
-                wanted = net.slices(subnet_id, mode)
+        for packing, tolerance in TOLERANCE.items():
+            if packing != "views":
+                wanted = net.slices(subnet_id, packing)
                 assert net.load(wanted) == len(wanted)
             got = net.run(subnet_id, x)
-            assert difference(got, expected) <= tolerance, (mode, arch.subnet_id)
-            assert torch.equal(got.argmax(1), expected.argmax(1)), (mode, arch.subnet_id)
+            assert difference(got, expected) <= tolerance, (packing, arch.subnet_id)
+            assert torch.equal(got.argmax(1), expected.argmax(1)), (packing, arch.subnet_id)
         assert torch.equal(x, before), "the input was written over"
 
 
@@ -268,7 +268,7 @@ def test_wrong_arguments_are_refused(small: Zoo) -> None:
         net.register(small.definition.space.smallest, {})
     arch = small.definition.space.smallest
     subnet_id = net.register(arch, small.statistics(arch))
-    with pytest.raises(ValueError, match="mode is 'packed', allowed shared, folded"):
+    with pytest.raises(ValueError, match="packing is 'packed', allowed folded, shared"):
         net.slices(subnet_id, "packed")
     with pytest.raises(ValueError, match="budget_bytes is -1, allowed 0 or more"):
         SubgraphCache(-1)

@@ -17,12 +17,12 @@ from subnetact.cpu.resident_weights import resident_weights
 from subnetact.norms import FoldedNorms
 from supernet import Checkpoint, extract
 
-MODES = ("views", "shared", "folded") if is_available() else ("views",)
+PACKINGS = ("views", "shared", "folded") if is_available() else ("views",)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_a_subnet_of_16_bit_weights_is_the_one_extracted_from_the_same_store(
-    checkpoint: Checkpoint, mode: str
+    checkpoint: Checkpoint, packing: str
 ) -> None:
     definition, arch = checkpoint.definition, checkpoint.subnets[-1].arch
     known = checkpoint.norm_statistics[arch.subnet_id]
@@ -33,8 +33,8 @@ def test_a_subnet_of_16_bit_weights_is_the_one_extracted_from_the_same_store(
     net.register(arch, known)
     x = torch.randn(definition.example_input(arch, 2).shape)
     with torch.inference_mode():
-        if mode != "views":
-            net.load(net.slices(arch.subnet_id, mode))
+        if packing != "views":
+            net.load(net.slices(arch.subnet_id, packing))
         got = net.run(arch.subnet_id, x)
         same_store = extract(state, definition, arch, statistics)
         assert {p.dtype for p in same_store.parameters()} == {torch.float32}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from slackfit.residency import Candidate, Fixed, Savings, ValuePerByte
+from slackfit.residency import Candidate, FixedResidency, Savings, ValuePerByte
 from subnetact.cache import SliceKey, SubgraphCache
 from subnetact.cpu.packed_executor import PackedExecutor
 from subnetact.cpu.packed_supernet import PackedSupernet, Slice
@@ -52,7 +52,7 @@ def _no_gradients() -> Iterator[None]:
 
 
 def test_one_step_loads_one_slice_the_most_valuable_first(rig: Rig) -> None:
-    keeper = ResidencyKeeper(rig.net, Fixed(rig.keys(0)), rig.savings, rig.slices)
+    keeper = ResidencyKeeper(rig.net, FixedResidency(rig.keys(0)), rig.savings, rig.slices)
     assert not keeper.step(), "no batch has run, so nothing is to be done"
     with keeper.batch(rig.ids[0]):
         assert rig.net.cache.counts.loads == 0
@@ -65,7 +65,7 @@ def test_one_step_loads_one_slice_the_most_valuable_first(rig: Rig) -> None:
 
 def test_what_is_not_wanted_any_more_goes_before_what_is_wanted_comes(rig: Rig) -> None:
     rig.net.load(rig.slices[key] for key in rig.keys(1))
-    keeper = ResidencyKeeper(rig.net, Fixed(rig.keys(0)), rig.savings, rig.slices)
+    keeper = ResidencyKeeper(rig.net, FixedResidency(rig.keys(0)), rig.savings, rig.slices)
     with keeper.batch(rig.ids[0]):
         pass
     keeper.step()
@@ -79,7 +79,7 @@ def test_a_slice_that_finds_no_room_is_tried_again_when_a_batch_let_go(rig: Rig)
     rig.net.load(rig.slices[key] for key in rig.keys(1))
     rig.net.cache.budget_bytes = rig.net.cache.held_bytes
     running = rig.net.actuate(rig.ids[1])  # a batch that still reads what is evicted
-    keeper = ResidencyKeeper(rig.net, Fixed(rig.keys(0)), rig.savings, rig.slices)
+    keeper = ResidencyKeeper(rig.net, FixedResidency(rig.keys(0)), rig.savings, rig.slices)
     with keeper.batch(rig.ids[0]):
         pass
     assert keeper.step()
@@ -92,7 +92,9 @@ def test_a_slice_that_finds_no_room_is_tried_again_when_a_batch_let_go(rig: Rig)
 
 
 def test_the_thread_waits_for_a_gap_but_not_for_ever(rig: Rig) -> None:
-    keeper = ResidencyKeeper(rig.net, Fixed(rig.keys(0)), rig.savings, rig.slices, patience_s=0.02)
+    keeper = ResidencyKeeper(
+        rig.net, FixedResidency(rig.keys(0)), rig.savings, rig.slices, patience_s=0.02
+    )
     keeper.start()
     with keeper.batch(rig.ids[0]):
         pass

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from subnetact import load_executor, measure_profile
-from subnetact.cuda.cuda_executor import DeviceExecutor
+from subnetact.cuda.cuda_executor import CudaExecutor
 from supernet import Checkpoint, extract
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_graphs_and_streams_equal_the_extracted_subnet(
     checkpoint: Checkpoint, packing: str, dtype: str, share: float | None
 ) -> None:
     whole = load_executor(checkpoint, device="cuda", packing=packing, dtype=dtype)
-    assert isinstance(whole, DeviceExecutor)
+    assert isinstance(whole, CudaExecutor)
     counts = whole.counts()
     budget = None
     if share is not None:
@@ -51,7 +51,7 @@ def test_graphs_and_streams_equal_the_extracted_subnet(
     executor = load_executor(
         checkpoint, device="cuda", packing=packing, dtype=dtype, budget_bytes=budget
     )
-    assert isinstance(executor, DeviceExecutor)
+    assert isinstance(executor, CudaExecutor)
     executor.warm_up()
     for subnet_id in executor.subnet_ids:
         for size in (16, 3, 1, 7):
@@ -67,7 +67,7 @@ def test_graphs_and_streams_equal_the_extracted_subnet(
 
 def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint) -> None:
     executor = load_executor(checkpoint, device="cuda")
-    assert isinstance(executor, DeviceExecutor)
+    assert isinstance(executor, CudaExecutor)
     executor.warm_up()
     kept = executor.subnet_ids[-1]
     executor.make_resident(executor.net.slices(kept))

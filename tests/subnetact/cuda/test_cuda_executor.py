@@ -15,9 +15,9 @@ import torch
 from subnetact import load_executor, measure_profile
 from subnetact.cache import SubgraphCache
 from subnetact.cuda.accelerator import Accelerator, HostAccelerator, Mark, Replay
-from subnetact.cuda.cuda_executor import DeviceExecutor
-from subnetact.cuda.cuda_supernet import DeviceSupernet, resident_bytes, supernet_bytes
-from subnetact.cuda.slice_layout import Layout
+from subnetact.cuda.cuda_executor import CudaExecutor
+from subnetact.cuda.cuda_supernet import CudaSupernet, resident_bytes, supernet_bytes
+from subnetact.cuda.slice_layout import SliceLayout
 from subnetact.cuda.slice_stream import SliceStream
 from subnetact.norms import FoldedNorms
 from supernet import Arch, Checkpoint, calibrate, define_supernet, extract
@@ -113,9 +113,9 @@ class LaneAccelerator(HostAccelerator):
 
 def make_executor(
     checkpoint: Checkpoint, accelerator: Accelerator | None = None, **options: object
-) -> DeviceExecutor:
+) -> CudaExecutor:
     options.setdefault("dtype", torch.float32)
-    return DeviceExecutor(checkpoint, accelerator or LaneAccelerator(), **options)  # type: ignore[arg-type]
+    return CudaExecutor(checkpoint, accelerator or LaneAccelerator(), **options)  # type: ignore[arg-type]
 
 
 def samples(rng: np.random.Generator, batch_size: int) -> np.ndarray:
@@ -136,16 +136,16 @@ def difference(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
-def all_bytes(executor: DeviceExecutor) -> int:
+def all_bytes(executor: CudaExecutor) -> int:
     return resident_bytes(s for i in executor.subnet_ids for s in executor.net.slices(i))
 
 
-@pytest.mark.parametrize("mode", TOLERANCE)
+@pytest.mark.parametrize("packing", TOLERANCE)
 def test_graph_eager_and_extracted_give_the_same(
-    checkpoint: Checkpoint, rng: np.random.Generator, mode: str
+    checkpoint: Checkpoint, rng: np.random.Generator, packing: str
 ) -> None:
-    executor = make_executor(checkpoint, packing=mode, max_batch_size=8)
-    eager = make_executor(checkpoint, packing=mode, max_batch_size=8, graph_budget_bytes=0)
+    executor = make_executor(checkpoint, packing=packing, max_batch_size=8)
+    eager = make_executor(checkpoint, packing=packing, max_batch_size=8, graph_budget_bytes=0)
     executor.warm_up()
     eager.warm_up()
     replays = 0
@@ -155,7 +155,7 @@ def test_graph_eager_and_extracted_give_the_same(
             got = executor.run(subnet_id, inputs)
             replays += 1
             assert got.dtype == np.float32
-            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[mode]
+            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[packing]
             assert difference(got, eager.run(subnet_id, inputs)) <= 1e-5
     assert executor.counts()["graph_replays"] == replays
     assert executor.counts()["eager_batches"] == len(executor.subnet_ids)  # of the warm-up
@@ -178,11 +178,11 @@ def test_what_lies_in_the_padding_rows_changes_nothing(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("mode", TOLERANCE)
+@pytest.mark.parametrize("packing", TOLERANCE)
 def test_sixteen_bits_stay_near_float32(
-    checkpoint: Checkpoint, rng: np.random.Generator, mode: str, dtype: torch.dtype
+    checkpoint: Checkpoint, rng: np.random.Generator, packing: str, dtype: torch.dtype
 ) -> None:
-    executor = make_executor(checkpoint, packing=mode, dtype=dtype, max_batch_size=4)
+    executor = make_executor(checkpoint, packing=packing, dtype=dtype, max_batch_size=4)
     executor.warm_up()
     assert executor.dtype == str(dtype).removeprefix("torch.")
     for subnet_id in executor.subnet_ids:
@@ -191,21 +191,21 @@ def test_sixteen_bits_stay_near_float32(
         assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= BF16_TOLERANCE
 
 
-@pytest.mark.parametrize("mode", TOLERANCE)
+@pytest.mark.parametrize("packing", TOLERANCE)
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_residency_at_any_budget_changes_no_result(
-    checkpoint: Checkpoint, rng: np.random.Generator, mode: str, share: float
+    checkpoint: Checkpoint, rng: np.random.Generator, packing: str, share: float
 ) -> None:
-    whole = make_executor(checkpoint, packing=mode)
+    whole = make_executor(checkpoint, packing=packing)
     fixed = whole.net.fixed_bytes
     budget = fixed + int(share * all_bytes(whole))
-    executor = make_executor(checkpoint, packing=mode, budget_bytes=budget, max_batch_size=4)
+    executor = make_executor(checkpoint, packing=packing, budget_bytes=budget, max_batch_size=4)
     executor.warm_up()
     for _ in range(2):  # the second run prefetches in the order that the first one had
         for subnet_id in executor.subnet_ids:
             inputs = samples(rng, 3)
             got = executor.run(subnet_id, inputs)
-            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[mode]
+            assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= TOLERANCE[packing]
     cache, counts = executor.net.cache, executor.counts()
     assert cache.peak_bytes + fixed <= budget
     assert counts["slice_bytes"] + counts["fixed_bytes"] <= budget
@@ -231,7 +231,9 @@ def test_a_budget_below_what_cannot_be_streamed_is_said_once(checkpoint: Checkpo
 def test_a_slice_is_shared_between_subnets_only_where_its_norm_is_not_folded_in(
     checkpoint: Checkpoint,
 ) -> None:
-    shared, folded = (make_executor(checkpoint, packing=mode) for mode in ("shared", "folded"))
+    shared, folded = (
+        make_executor(checkpoint, packing=packing) for packing in ("shared", "folded")
+    )
     assert all_bytes(shared) < all_bytes(folded)
     assert shared.counts()["slice_bytes"] == all_bytes(shared)
     whole = supernet_bytes(checkpoint.definition, torch.bfloat16)
@@ -333,7 +335,7 @@ def test_wrong_requests_are_refused_and_cost_no_slot(
         with pytest.raises(ValueError, match="expected uint8"):
             executor.run(executor.subnet_ids[0], samples(rng, 1).astype(float))
     assert executor.run(executor.subnet_ids[0], samples(rng, 4)).shape == (4, 10)
-    with pytest.raises(ValueError, match="mode is 'views', allowed folded, shared"):
+    with pytest.raises(ValueError, match="packing is 'views', allowed folded, shared"):
         make_executor(checkpoint, packing="views")
     with pytest.raises(ValueError, match="dtype is float64, allowed bfloat16, float16, float32"):
         make_executor(checkpoint, dtype=torch.float64)
@@ -459,7 +461,7 @@ def random_state(definition: SupernetDefinition) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("variant", "mode"),
+    ("variant", "packing"),
     [
         ("ofa_resnet50", "folded"),
         ("ofa_mobilenet_v3_w1.0", "shared"),
@@ -468,7 +470,7 @@ def random_state(definition: SupernetDefinition) -> dict[str, torch.Tensor]:
     ],
 )
 def test_every_family_resident_and_streamed_equals_the_extracted_subnet(
-    variant: str, mode: str
+    variant: str, packing: str
 ) -> None:
     with torch.inference_mode():
         definition = define_supernet(variant)
@@ -478,20 +480,20 @@ def test_every_family_resident_and_streamed_equals_the_extracted_subnet(
         own = statistics(definition, state, arch, x)
         expected = extract(state, definition, arch, own)(x)
         for budget in (None, 0):
-            net = DeviceSupernet(
+            net = CudaSupernet(
                 definition,
                 state,
                 FoldedNorms(definition, state),
                 SubgraphCache(budget),
                 LaneAccelerator(),
-                mode=mode,
+                packing=packing,
                 dtype=torch.float32,
             )
             subnet_id = net.register(arch, own)
             loaded = net.load(net.slices(subnet_id))
             assert loaded == (len(net.slices(subnet_id)) if budget is None else 0)
             got = [net.run(net.actuate(subnet_id), x) for _ in range(2)][-1]
-            assert difference(got.numpy(), expected.numpy()) <= TOLERANCE[mode]
+            assert difference(got.numpy(), expected.numpy()) <= TOLERANCE[packing]
 
 
 def example(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
@@ -517,7 +519,9 @@ def test_a_wrong_guess_of_what_comes_next_costs_a_copy_and_no_result() -> None:
     accelerator = LaneAccelerator()
     stream = SliceStream(accelerator, torch.float32)
     sources = {
-        name: FakeSource(name, Layout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
+        name: FakeSource(
+            name, SliceLayout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n)
+        )
         for n, name in enumerate("abcd", start=1)
     }
     stream.reserve(64)
@@ -537,7 +541,7 @@ def test_a_wrong_guess_of_what_comes_next_costs_a_copy_and_no_result() -> None:
 def test_what_comes_next_never_takes_the_buffer_that_is_being_read() -> None:
     stream = SliceStream(LaneAccelerator(), torch.float32)
     a, x, y = (
-        FakeSource(name, Layout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
+        FakeSource(name, SliceLayout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
         for n, name in enumerate("axy")
     )
     stream.reserve(64)
@@ -551,7 +555,7 @@ def test_what_comes_next_never_takes_the_buffer_that_is_being_read() -> None:
 
 
 class FakeSource:
-    def __init__(self, key: str, layout: Layout, flat: torch.Tensor):
+    def __init__(self, key: str, layout: SliceLayout, flat: torch.Tensor):
         self.key, self.layout, self.flat = key, layout, flat.float()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from slackfit.query import Outcome
-from traces.report.zoom import burst_zoom
+from traces.report.burst_zoom import burst_zoom
 
 
 def outcomes(times_s: np.ndarray, wait_s: float = 0.0) -> list[Outcome]:

@@ -5,20 +5,20 @@ import re
 import pytest
 
 from traces.generators.arrivals import poisson
-from traces.simulation.capacity import Target, find_capacity, parse_target
+from traces.simulation.capacity import Goal, find_capacity, parse_target
 from traces.trace import TraceError
 
 
 @pytest.mark.parametrize("start_qps", [50.0, 400.0, 6400.0])
 def test_bisection_finds_the_rate_where_the_target_is_just_met(start_qps):
     trace = poisson(start_qps, 20.0)
-    found = find_capacity(trace, Target("attainment", 0.9), lambda t: 1.0 - t.rate_qps / 10_000)
+    found = find_capacity(trace, Goal("attainment", 0.9), lambda t: 1.0 - t.rate_qps / 10_000)
     assert 1000 / 1.011 <= found.rate_qps <= 1000 * (1 + 1e-9)
     assert all(value == pytest.approx(1 - rate / 10_000) for rate, value in found.tried)
 
 
 def test_a_target_that_no_rate_meets_has_capacity_0():
-    found = find_capacity(poisson(10.0, 5.0), Target("attainment", 0.9), lambda _: 0.1)
+    found = find_capacity(poisson(10.0, 5.0), Goal("attainment", 0.9), lambda _: 0.1)
     assert found.rate_qps == 0.0
 
 

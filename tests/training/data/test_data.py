@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.config import DataConfig
-from training.data.augment import Key, augment, mix
+from training.data.augment import DrawKey, augment, mix
 from training.data.data import epoch_batches, load_dataset
 from training.evaluation.evaluate import wilson_interval
 
@@ -37,15 +37,19 @@ def test_augmentation_without_strength_is_the_plain_input() -> None:
     images = data.train.images[:4]
     plain = data.input.normalise(images, 32)
     assert torch.equal(
-        augment(images, data.input, 32, DataConfig(augmentation="affine", augment=0.0), Key(0, 0)),
+        augment(
+            images, data.input, 32, DataConfig(augmentation="affine", augment=0.0), DrawKey(0, 0)
+        ),
         plain,
     )
     tiny = augment(
-        images, data.input, 32, DataConfig(augmentation="affine", augment=1e-9), Key(0, 0)
+        images, data.input, 32, DataConfig(augmentation="affine", augment=1e-9), DrawKey(0, 0)
     )
     torch.testing.assert_close(tiny, plain, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(
-        augment(images, data.input, 32, DataConfig(augmentation="affine", augment=1), Key(0, 0)),
+        augment(
+            images, data.input, 32, DataConfig(augmentation="affine", augment=1), DrawKey(0, 0)
+        ),
         plain,
     )
 
@@ -56,7 +60,9 @@ def test_randaugment_moves_pixels_and_leaves_the_global_generator_alone() -> Non
     spec = replace(data.input, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     options = DataConfig(augment=0.0, randaugment=2)
     before = torch.get_rng_state()
-    once, again, later = (augment(images, spec, 32, options, Key(0, step)) for step in (5, 5, 6))
+    once, again, later = (
+        augment(images, spec, 32, options, DrawKey(0, step)) for step in (5, 5, 6)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(once, again)
     assert not torch.equal(once, later)
@@ -67,12 +73,12 @@ def test_randaugment_moves_pixels_and_leaves_the_global_generator_alone() -> Non
 def test_mixing_gives_shares_of_labels_that_add_up(kind: str) -> None:
     x, labels = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 1, 8, 8), torch.arange(6) % 3
     options = DataConfig(**{kind: 1.0})
-    mixed, shares = mix(x.clone(), labels, 3, options, Key(0, 0))
+    mixed, shares = mix(x.clone(), labels, 3, options, DrawKey(0, 0))
     assert shares.shape == (6, 3)
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
     assert not torch.equal(mixed, x)
-    assert torch.equal(mix(x.clone(), labels, 3, options, Key(0, 0))[0], mixed)
-    plain = mix(x, labels, 3, DataConfig(), Key(0, 0))
+    assert torch.equal(mix(x.clone(), labels, 3, options, DrawKey(0, 0))[0], mixed)
+    plain = mix(x, labels, 3, DataConfig(), DrawKey(0, 0))
     assert plain[0] is x
     assert plain[1] is labels
 

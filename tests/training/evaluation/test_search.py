@@ -26,7 +26,7 @@ from training.data.checkpoint_data import dataset_of
 from training.evaluation.evaluate import count_correct, evaluate, measure
 from training.evaluation.evolution import (
     Aim,
-    Settings,
+    EvolutionSettings,
     cross,
     evolve,
     front,
@@ -80,16 +80,20 @@ def test_evolution_finds_nearly_the_front_that_enumeration_finds(rng: np.random.
         [],
         costs,
         lambda archs: np.array([pretended(arch) for arch in archs]),
-        Settings(population=32, generations=15),
+        EvolutionSettings(population=32, generations=15),
         rng,
     )
     best = front(truth)
     wanted = {truth[arch] for arch in best}  # several archs may share a place on the front
     assert len(wanted & set(found.values())) >= 0.9 * len(best)
-    capped = evolve(space, [], costs, lambda archs: np.ones(len(archs)), Settings(limit=1e5), rng)
+    capped = evolve(
+        space, [], costs, lambda archs: np.ones(len(archs)), EvolutionSettings(limit=1e5), rng
+    )
     assert all(aim.cost <= 1e5 for aim in capped.values())
     with pytest.raises(ValueError, match=r"no subnet is within the limit: the smallest, d1-w0.5"):
-        evolve(space, [], costs, lambda archs: np.ones(len(archs)), Settings(limit=10.0), rng)
+        evolve(
+            space, [], costs, lambda archs: np.ones(len(archs)), EvolutionSettings(limit=10.0), rng
+        )
 
 
 def pretended(arch: Arch) -> float:

@@ -15,7 +15,7 @@ import torch
 from supernet import define_supernet
 from training.config import config_from_json
 from training.data.data import Split, epoch_batches, load_dataset
-from training.trainer.distributed import Workers
+from training.trainer.distributed import ProcessGroup
 from training.trainer.run_log import StepReport
 from training.trainer.trainer import Trainer
 
@@ -50,7 +50,7 @@ CONFIGS = {
 }
 
 
-def trainer(name: str, out: Path, workers: Workers | None = None) -> Trainer:
+def trainer(name: str, out: Path, workers: ProcessGroup | None = None) -> Trainer:
     out.mkdir(exist_ok=True, parents=True)
     config = config_from_json(CONFIGS[name])
     definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
@@ -64,7 +64,7 @@ def stop_after(steps: int):
 
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    workers = Workers.from_torchrun(os.environ, "cpu")
+    workers = ProcessGroup.from_torchrun(os.environ, "cpu")
     for name in names:
         running = trainer(name, out / name / str(workers.rank), workers)
         running.run(should_stop=stop_after(STEPS))
@@ -119,7 +119,7 @@ def test_with_layer_norm_two_ranks_equal_the_run_on_the_whole_batch(
 def _accumulate(out: Path) -> dict[str, torch.Tensor]:
     """Run the same steps in one process: both ranks' parts, gradients averaged before the step."""
     run = trainer("cnn", out)
-    parts = [Workers(rank, 2) for rank in (0, 1)]
+    parts = [ProcessGroup(rank, 2) for rank in (0, 1)]
     optimization = run._optimization
     for batch in itertools.islice(_batches(run), STEPS):
         collected: dict[str, torch.Tensor] = {}
@@ -145,11 +145,11 @@ def _batches(run: Trainer) -> Iterator[Split]:
 
 
 def _gradients(
-    run: Trainer, part: Workers, batch: Split, *, is_last: bool
+    run: Trainer, part: ProcessGroup, batch: Split, *, is_last: bool
 ) -> dict[str, torch.Tensor]:
     """One rank's gradients, by the trainer's own step with the optimizer held still."""
     held, run._optimization.step = run._optimization.step, lambda _lr, _unweighted=None: None  # type: ignore[method-assign]
-    run._workers = Workers(part.rank, 1)
+    run._workers = ProcessGroup(part.rank, 1)
     if part.rank:
         run.step -= 1
         run._strategy.events, events = (lambda _step: ()), run._strategy.events  # type: ignore[method-assign]
@@ -180,16 +180,16 @@ def test_on_cuda_every_process_takes_the_gpu_of_its_local_rank(
     monkeypatch.setattr("training.trainer.distributed.dist.get_rank", lambda: 5)
     monkeypatch.setattr("training.trainer.distributed.dist.get_world_size", lambda: 8)
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert Workers.from_torchrun(environment, "cuda") == Workers(5, 8)
+    assert ProcessGroup.from_torchrun(environment, "cuda") == ProcessGroup(5, 8)
     assert calls == [torch.device("cuda:1"), ("nccl", torch.device("cuda:1"))]
     with pytest.raises(ValueError, match="device is 'cuda:0', allowed under torchrun: cpu, cuda"):
-        Workers.from_torchrun(environment, "cuda:0")
+        ProcessGroup.from_torchrun(environment, "cuda:0")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
-        Workers.from_torchrun({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cuda")
+        ProcessGroup.from_torchrun({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cuda")
     config = config_from_json({**BASE, "supernet": {"variant": "resnet_tiny"}, "device": "cuda"})
     with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
         Trainer(config, define_supernet("resnet_tiny"), load_dataset("digits"), tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
-from subnetact.profiling.first_order import Accelerator, Layer, conv_layers, table
+from subnetact.profiling.first_order import FirstOrderAccelerator, Layer, conv_layers, table
 from supernet import Arch, Subgraph, define_supernet
 
 MIB = 2.0**20
@@ -83,7 +83,7 @@ def test_the_layers_of_a_program_are_those_of_the_subgraph(six: list[list[Layer]
 
 
 def test_the_first_order_model_gives_the_published_table(six: list[list[Layer]]) -> None:
-    result = table(six, Accelerator(129.6e9, 1.6e9), 1.73e6)
+    result = table(six, FirstOrderAccelerator(129.6e9, 1.6e9), 1.73e6)
     for (base_s, saved), (base_ms, expected) in zip(result, SAVINGS, strict=True):
         assert base_s * 1e3 == pytest.approx(base_ms, abs=0.051)
         assert [100 * s for s in saved] == pytest.approx(expected, abs=0.06)
@@ -93,7 +93,7 @@ def test_saving_vanishes_where_bandwidth_is_not_scarce(six: list[list[Layer]]) -
     """The readings of the table: at most 1.3 % at 4.8 GB/s, none at 19.2, 6.7 % at 5x compute."""
 
     def best(rate: float, bandwidth: float, budget: float) -> float:
-        rows = table(six, Accelerator(rate, bandwidth), budget)
+        rows = table(six, FirstOrderAccelerator(rate, bandwidth), budget)
         return 100 * max(max(saved) for _, saved in rows)
 
     assert best(129.6e9, 4.8e9, 1.73e6) == pytest.approx(1.3, abs=0.06)

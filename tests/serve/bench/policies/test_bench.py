@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from serve.bench.policies.bars import RIVALS, bar_rows
-from serve.bench.policies.bench import QUICK, Bench
-from traces.simulation.cells import Score
+from serve.bench.policies.bench import QUICK, PoliciesBench
+from traces.simulation.cells import CellScore
 from traces.trace import TraceError
 
 PROFILES = Path(__file__).parents[4] / "profiles"
@@ -18,7 +18,7 @@ SMALL = QUICK._replace(
 
 
 def bench(*parts: str) -> dict[str, dict]:
-    rows = Bench(PROFILES, SMALL, processes=1, tell=lambda _: None).run(parts)
+    rows = PoliciesBench(PROFILES, SMALL, processes=1, tell=lambda _: None).run(parts)
     assert all(set(row) == {"figure", "value", "unit", "detail"} for row in rows)
     assert len({row["figure"] for row in rows}) == len(rows)
     return {row["figure"]: row for row in rows}
@@ -55,11 +55,11 @@ def test_an_unknown_part_is_refused():
         bench("nope")
 
 
-def made_up(**attainments: float) -> dict[str, list[Score]]:
-    scores = {name: [Score(0.5, 0.7, 100, 0.0)] * 2 for name in ("drainfit", *RIVALS)}
+def made_up(**attainments: float) -> dict[str, list[CellScore]]:
+    scores = {name: [CellScore(0.5, 0.7, 100, 0.0)] * 2 for name in ("drainfit", *RIVALS)}
     for name, attainment in attainments.items():
         scores[name.replace("smallest", "fixed:resnet-73.82")] = [
-            Score(attainment, 0.7, 100, 0.0)
+            CellScore(attainment, 0.7, 100, 0.0)
         ] * 2
     return scores
 

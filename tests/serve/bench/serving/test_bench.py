@@ -10,28 +10,28 @@ import pytest
 from typer.testing import CliRunner
 
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.load import Load, Score, pooled
+from serve.bench.serving.load import Load, LoadScore, pooled
 from serve.bench.serving.overload import forward_ratios, offered, recovery_s
 from serve.bench.serving.peers import (
+    LoadPoint,
     PeersBench,
-    Point,
-    Scale,
+    PeersScale,
     bar_rows,
     dominates,
     grid,
     is_disturbed,
 )
 from serve.bench.serving.setting import Setting, choose_slo_s, find_checkpoint
-from serve.config import ConfigError
+from serve.config import ServeConfigError
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome, Status
 from traces.open_loop.result import Answer
 from traces.open_loop.target import ReplayReply
 
 
-def score(on_time: int, accuracy: float, total: int = 1000) -> Score:
+def score(on_time: int, accuracy: float, total: int = 1000) -> LoadScore:
     share = on_time / total
-    return Score(
+    return LoadScore(
         on_time, total, accuracy, None, 0.01, 0.02, 0.001, True, 0.2, 0.5,
         (max(share - 0.01, 0.0), min(share + 0.01, 1.0)),
         {"on_time": on_time, "late": total - on_time},
@@ -102,7 +102,7 @@ def test_a_cell_that_is_wrong_is_measured_again(tmp_path: Path) -> None:
         (score(1000, 0.90), score(1000, 0.90), False),  # the same
     ],
 )
-def test_domination(mine: Score, other: Score, is_better: bool) -> None:
+def test_domination(mine: LoadScore, other: LoadScore, is_better: bool) -> None:
     assert dominates(mine, other) is is_better
 
 
@@ -143,7 +143,7 @@ def filled(setting: Setting, folder: Path) -> PeersBench:
     journal = Journal(folder / "peers.jsonl", {})
     journal.once("peers/capacity_qps", lambda: 500.0)
     journal.once("peers/proxy_qps", lambda: 200.0)
-    scale = Scale(loads=(0.9,), num_rounds=1)
+    scale = PeersScale(loads=(0.9,), num_rounds=1)
     attainments = {"smallest": 0.99, "middle": 0.9, "largest": 0.2}
     for size in attainments:
         for place, point in enumerate(grid(setting.load.slo_s, 4)):
@@ -171,7 +171,7 @@ def test_rows_say_how_the_peer_was_tuned_and_on_which_trace(setting: Setting, tm
 
 def test_rows_of_an_interrupted_run_hold_what_is_there(setting: Setting, tmp_path: Path) -> None:
     bench = PeersBench(
-        setting, Journal(tmp_path / "peers.jsonl", {}), scale=Scale(), tell=lambda text: None
+        setting, Journal(tmp_path / "peers.jsonl", {}), scale=PeersScale(), tell=lambda text: None
     )
     assert bench.rows() == []
     assert bench.panels() == {}
@@ -180,8 +180,8 @@ def test_rows_of_an_interrupted_run_hold_what_is_there(setting: Setting, tmp_pat
 def test_the_grid_reaches_the_largest_batch_with_and_without_a_timeout() -> None:
     points = grid(0.04, 16)
     assert {p.max_batch_size for p in points} == {4, 8, 16}
-    assert Point(16, 0.001, None) in points
-    assert Point(16, 0.001, 0.04) in points
+    assert LoadPoint(16, 0.001, None) in points
+    assert LoadPoint(16, 0.001, 0.04) in points
 
 
 # --- overload ------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_without_a_checkpoint_it_says_what_to_do(
     from serve.bench.command import bench_app
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="run `make demo` first, or give --checkpoint"):
+    with pytest.raises(ServeConfigError, match="run `make demo` first, or give --checkpoint"):
         find_checkpoint(None)
     result = CliRunner().invoke(bench_app, ["serving", "--checkpoint", "nowhere"])
     assert result.exit_code == 2

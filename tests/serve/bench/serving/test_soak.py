@@ -11,8 +11,8 @@ import pytest
 
 from serve.bench.serving import overload, soak
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.load import Load, Score
-from serve.bench.serving.overload import MODES, OverloadBench, Scale
+from serve.bench.serving.load import Load, LoadScore
+from serve.bench.serving.overload import MODES, OverloadBench, OverloadScale
 from serve.bench.serving.setting import Setting
 from serve.bench.serving.soak import SoakBench
 from slackfit.profile import LatencyProfile
@@ -40,7 +40,7 @@ class PretendedServer:
         yield [100 * MIB, 103 * MIB, 102 * MIB]
 
 
-def pretended_replay(load: Load, url: str, spec: str, seed: int, **_: Any) -> tuple[Score, Any]:
+def pretended_replay(load: Load, url: str, spec: str, seed: int, **_: Any) -> tuple[LoadScore, Any]:
     """Answer on time what the capacity allows, the rest too late."""
     trace = parse_spec(spec, seed=seed)
     rate_qps = len(trace) / trace.duration_s
@@ -48,7 +48,7 @@ def pretended_replay(load: Load, url: str, spec: str, seed: int, **_: Any) -> tu
     on_time = round(share * len(trace))
     late = len(trace) - on_time
     counts = {"on_time": on_time, "late": late}
-    score = Score(
+    score = LoadScore(
         on_time, len(trace), 0.9, None, 0.01, 0.02, 0.001, True, 0.2, 0.5, (share, share), counts
     )
     return score, make_result(
@@ -88,7 +88,7 @@ def test_overload_is_twice_the_best_goodput_of_the_search(setting: Setting, tmp_
     bench = OverloadBench(
         setting,
         Journal(tmp_path / "overload.jsonl", {}),
-        scale=Scale(2.0, 3.0, 2.0),
+        scale=OverloadScale(2.0, 3.0, 2.0),
         tell=lambda text: None,
     )
     bench.run()

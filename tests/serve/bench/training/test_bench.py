@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import serve.bench.training.bench
-from serve.bench.training.bench import TrainingBench, _Clock
+from serve.bench.training.bench import TrainingBench, _ElapsedTime
 from serve.bench.training.cases import CASES, base_config, points_of, same_work, work
 from supernet import cost, define_supernet
 
@@ -48,10 +48,10 @@ def test_runs_are_kept_resumed_and_compared(tmp_path: Path) -> None:
 
 def test_a_sitting_that_is_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.bench.training.bench, "_KEEP_EVERY_S", 0.0)
-    clock = _Clock(tmp_path / "seconds.json")
+    clock = _ElapsedTime(tmp_path / "seconds.json")
     time.sleep(0.01)
     clock.keep()  # and is never stopped
-    assert _Clock(tmp_path / "seconds.json").stop()[0] >= 0.01
+    assert _ElapsedTime(tmp_path / "seconds.json").stop()[0] >= 0.01
 
 
 def test_a_changed_recipe_gets_the_same_work() -> None:

@@ -1,4 +1,4 @@
-"""`Recent`: attainment and served accuracy of the last seconds, as a dial shows them."""
+"""`RecentOutcomes`: attainment and served accuracy of the last seconds, as a dial shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slackfit.query import Outcome
 WINDOW_S = 10
 
 
-class Recent:
+class RecentOutcomes:
     """Sums over the queries that ended in the last `window_s` whole seconds; one thread."""
 
     def __init__(self, window_s: int = WINDOW_S) -> None:

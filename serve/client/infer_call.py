@@ -1,4 +1,4 @@
-"""What a person asks of a served supernet, and what comes back: `Ask` and `InferResult`."""
+"""What a person asks of a served supernet, and what comes back: `InferCall` and `InferResult`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Images = np.ndarray | bytes | Sequence[bytes]
 """uint8 (C, H, W) or (B, C, H, W); or a JPEG or PNG file as bytes, or a sequence of B files."""
 
 GRACE_S = 0.25
-"""A client waits so much longer than it lets the server: the server's word says more."""
+"""Extra seconds that a client waits, so that the server's own refusal arrives first."""
 
 
 _LIMIT_S = 30.0
 _SLACK_S = 1.0
 
 
-class Times(NamedTuple):
+class TimeLimits(NamedTuple):
     """What is left of a query's times: its SLO, and when it is of no use any more.
 
     What is not given does not travel, so that the deployment's own SLO holds when none is.
@@ -45,7 +45,7 @@ class Times(NamedTuple):
         return min(given, default=_SLACK_S)
 
 
-class Ask(NamedTuple):
+class InferCall(NamedTuple):
     """One inference request: a batch of samples, uint8 (B, C, H, W) or B image files."""
 
     model: str
@@ -81,14 +81,14 @@ class InferResult:
         return self.logits.argmax(axis=1)
 
 
-def make_ask(
+def make_infer_call(
     model: str,
     images: Images,
     *,
     priority: int,
     min_accuracy: float | None,
     subnet: str | None,
-) -> Ask:
+) -> InferCall:
     """Return a request. Raises ValueError for images that no model takes."""
     parameters: dict[str, str | int | float] = {}
     if priority:
@@ -97,18 +97,20 @@ def make_ask(
         parameters["min_accuracy"] = min_accuracy
     if subnet is not None:
         parameters["subnet"] = subnet
-    return Ask(model, _samples(images), parameters)
+    return InferCall(model, _samples(images), parameters)
 
 
-def make_times(slo_ms: float | None, timeout_s: float | None) -> Times:
+def make_time_limits(slo_ms: float | None, timeout_s: float | None) -> TimeLimits:
     """Return the times of a query. Raises ValueError unless they are above 0."""
     for name, value in (("slo_ms", slo_ms), ("timeout_s", timeout_s)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}, allowed a finite number above 0")
-    return Times(None if slo_ms is None else slo_ms * 1e-3, timeout_s)
+    return TimeLimits(None if slo_ms is None else slo_ms * 1e-3, timeout_s)
 
 
-def make_result(output: np.ndarray | None, said: Mapping[str, Any], count: int) -> InferResult:
+def make_infer_result(
+    output: np.ndarray | None, parameters: Mapping[str, Any], count: int
+) -> InferResult:
     """Return the result in an answer's first output (flat, for `count` samples) and parameters.
 
     Raises ValueError when the output does not fit.
@@ -117,14 +119,14 @@ def make_result(output: np.ndarray | None, said: Mapping[str, Any], count: int) 
         raise ValueError("it holds no logits")
     return InferResult(
         logits=output.astype(np.float32, copy=False).reshape(count, -1),
-        subnet_id=text_of(said.get("subnet")) or "",
-        accuracy=number_of(said.get("accuracy")),
-        policy=text_of(said.get("policy")) or "",
-        is_late=said.get("status") == "late",
-        batch_size=int(number_of(said.get("batch_size"))),
-        queue_s=number_of(said.get("queue_s")),
-        execution_s=number_of(said.get("execution_s")),
-        slack_s=_signed(said.get("slack_s")),
+        subnet_id=text_of(parameters.get("subnet")) or "",
+        accuracy=number_of(parameters.get("accuracy")),
+        policy=text_of(parameters.get("policy")) or "",
+        is_late=parameters.get("status") == "late",
+        batch_size=int(number_of(parameters.get("batch_size"))),
+        queue_s=number_of(parameters.get("queue_s")),
+        execution_s=number_of(parameters.get("execution_s")),
+        slack_s=_signed(parameters.get("slack_s")),
     )
 
 

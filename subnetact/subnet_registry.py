@@ -1,4 +1,4 @@
-"""`Registered`: what is known of each registered subnet, by its id."""
+"""`SubnetRegistry`: what is known of each registered subnet, by its id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 V = TypeVar("V")
 
 
-class Registered(dict[str, V]):
+class SubnetRegistry(dict[str, V]):
     """A dict whose missing key is an error that names the registered ids."""
 
     def __missing__(self, subnet_id: str) -> NoReturn:

@@ -22,7 +22,7 @@ class DeviceLostError(RuntimeError):
     """The device hangs in another engine's hands: nobody will get it any more."""
 
 
-class Seat:
+class DeviceSlot:
     """One engine's place; enter it to use the device. One thread at a time.
 
     `comes_back`, set inside, says that the engine enters again at once: it takes part in the choice
@@ -54,7 +54,7 @@ class Seat:
 
 
 class DeviceTurn:
-    """One device; engines call `seat` once, then enter their seat for each batch."""
+    """One device; engines call `slot` once, then enter their slot for each batch."""
 
     def __init__(
         self, *, lead_s: float = LEAD_S, clock: Callable[[], float] = time.monotonic
@@ -62,47 +62,47 @@ class DeviceTurn:
         self._lead_s = lead_s
         self._clock = clock
         self._changed = threading.Condition()
-        self._seats: list[Seat] = []
-        self._waiting: list[Seat] = []
-        self._holder: Seat | None = None
+        self._slots: list[DeviceSlot] = []
+        self._waiting: list[DeviceSlot] = []
+        self._holder: DeviceSlot | None = None
         self._since_s = 0.0
         self._is_lost = False
 
-    def seat(self, urgency_s: Callable[[], float | None]) -> Seat:
+    def slot(self, urgency_s: Callable[[], float | None]) -> DeviceSlot:
         """Return a place; `urgency_s` says when the engine's first query is due, None for none.
 
         It is called while others wait, from any thread.
         """
-        seat = Seat(self, urgency_s)
+        slot = DeviceSlot(self, urgency_s)
         with self._changed:
-            self._seats.append(seat)
-        return seat
+            self._slots.append(slot)
+        return slot
 
-    def take(self, seat: Seat) -> None:
+    def take(self, slot: DeviceSlot) -> None:
         """Wait until it is this engine's turn. Raises DeviceLostError."""
         with self._changed:
-            if seat.was_idle:  # not while it has a backlog: what it is behind then is owed to it
-                most_s = max(other.used_s for other in self._seats)
-                seat.used_s = max(seat.used_s, most_s - self._lead_s)
-            self._waiting.append(seat)
+            if slot.was_idle:  # not while it has a backlog: what it is behind then is owed to it
+                most_s = max(other.used_s for other in self._slots)
+                slot.used_s = max(slot.used_s, most_s - self._lead_s)
+            self._waiting.append(slot)
             self._grant()
             try:
-                self._changed.wait_for(lambda: self._holder is seat or self._is_lost)
+                self._changed.wait_for(lambda: self._holder is slot or self._is_lost)
             finally:
-                self._waiting.remove(seat)
+                self._waiting.remove(slot)
             self._since_s = self._clock()
             if self._is_lost:
                 raise DeviceLostError("another model's batch never came back")
 
-    def give(self, seat: Seat) -> None:
+    def give(self, slot: DeviceSlot) -> None:
         """Hand the device on."""
         with self._changed:
-            if self._holder is not seat:
+            if self._holder is not slot:
                 return
-            seat.used_s += self._clock() - self._since_s
-            seat.was_idle = seat.urgency_s() is None
+            slot.used_s += self._clock() - self._since_s
+            slot.was_idle = slot.urgency_s() is None
             self._holder = None
-            self._grant([seat] if seat.comes_back else [])
+            self._grant([slot] if slot.comes_back else [])
 
     def lose(self) -> None:
         """Give the device up for good: who waits, and who will, gets DeviceLostError."""
@@ -110,19 +110,19 @@ class DeviceTurn:
             self._is_lost = True
             self._changed.notify_all()
 
-    def _grant(self, returning: Sequence[Seat] = ()) -> None:
+    def _grant(self, returning: Sequence[DeviceSlot] = ()) -> None:
         """Choose the next holder here and now: a choice by the waiting could fall between two."""
         if self._holder is None and (self._waiting or returning):
             self._holder = self._next([*self._waiting, *returning])
             self._since_s = self._clock()
             self._changed.notify_all()
 
-    def _next(self, seats: Sequence[Seat]) -> Seat:
-        if len(seats) == 1:
-            return seats[0]
-        wants = [(due_s, seat) for seat in seats if (due_s := seat.urgency_s()) is not None]
+    def _next(self, slots: Sequence[DeviceSlot]) -> DeviceSlot:
+        if len(slots) == 1:
+            return slots[0]
+        wants = [(due_s, slot) for slot in slots if (due_s := slot.urgency_s()) is not None]
         if not wants:
-            return seats[0]
-        least_s = min(seat.used_s for _, seat in wants)
+            return slots[0]
+        least_s = min(slot.used_s for _, slot in wants)
         due = [want for want in wants if want[1].used_s <= least_s + self._lead_s]
         return min(due, key=lambda want: want[0])[1]

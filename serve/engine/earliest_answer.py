@@ -8,7 +8,7 @@ from typing import NamedTuple
 from slackfit.profile import LatencyProfile
 
 
-class Outlook(NamedTuple):
+class EarliestAnswer(NamedTuple):
     """Seconds from now until an answer, at the earliest.
 
     `finish_s` behind all that waits and runs, `idle_finish_s` on an idle device.
@@ -18,18 +18,18 @@ class Outlook(NamedTuple):
     idle_finish_s: float
 
 
-class Forecast:
+class AnswerPredictor:
     """Predicts on the fastest subnet for each batch size; asks a profile only when it changes."""
 
     def __init__(self) -> None:
         self._profile: LatencyProfile | None = None
         self._fastest_s: Sequence[float] = ()  # [b - 1]: the shortest batch of b
 
-    def outlook(self, profile: LatencyProfile, num_queued: int, busy_s: float) -> Outlook:
+    def predict(self, profile: LatencyProfile, num_queued: int, busy_s: float) -> EarliestAnswer:
         """Predict for a query behind `num_queued` others and a batch with `busy_s` to go."""
         if profile is not self._profile:
             rows = [row[1:] for row in profile.table().values()]
             self._profile, self._fastest_s = profile, [min(row) for row in zip(*rows, strict=True)]
         full, rest = divmod(num_queued, len(self._fastest_s))
         queue_s = full * self._fastest_s[-1] + self._fastest_s[rest]
-        return Outlook(max(0.0, busy_s) + queue_s, self._fastest_s[0])
+        return EarliestAnswer(max(0.0, busy_s) + queue_s, self._fastest_s[0])

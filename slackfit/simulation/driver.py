@@ -43,7 +43,7 @@ class DrivenScheduler(Protocol):
     def next_wakeup_s(self) -> float | None: ...
 
 
-class Drive:
+class VirtualTimeDriver:
     """One simulation under way; `sink` is handed the outcomes as they come."""
 
     def __init__(
