@@ -58,7 +58,7 @@ def profile(
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)
 
-            def tell(done: int, total: int) -> None:
+            def show(done: int, total: int) -> None:
                 progress.update(task, completed=done, total=total)
 
             if residency is not None:
@@ -68,7 +68,7 @@ def profile(
                     batch_sizes=sizes,
                     repeats=repeats,
                     threads=threads,
-                    progress=tell,
+                    progress=show,
                 )
             else:
                 executor = load_executor(
@@ -83,7 +83,7 @@ def profile(
                     graph_budget_bytes=mebibytes(graph_mib),
                 )
                 measured = measure_profile(
-                    executor, loaded, batch_sizes=sizes, repeats=repeats, progress=tell
+                    executor, loaded, batch_sizes=sizes, repeats=repeats, progress=show
                 )
     except (ValueError, RuntimeError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a server shows to whom: its guard, and the refusal to open more than was said."""
+"""What a server shows to whom: its guard, and the refusal to open more than is configured."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ class TlsFiles(NamedTuple):
             raise ServeConfigError(f"{text}; give a PEM chain and its unencrypted key") from None
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """Return what uvicorn, and Ray's proxy, is told."""
+        """Return the options of uvicorn and of Ray's proxy."""
         return {"ssl_certfile": self.cert, "ssl_keyfile": self.key}
 
     def rpc_credentials(self) -> grpc.ServerCredentials:
-        """Return what a gRPC server is told."""
+        """Return the credentials of a gRPC server."""
         pair = (Path(self.key).read_bytes(), Path(self.cert).read_bytes())
         return grpc.ssl_server_credentials([pair])
 

@@ -67,7 +67,7 @@ class Attempts:
         return max(given_s - self.spent_s, _LEAST_LEFT_S)
 
     def answered(self) -> None:
-        """Note that the server has spoken, whatever it said."""
+        """Note that the server has answered, with whatever."""
         self._bucket.refill()
 
     def next_wait_s(self) -> float | None:

@@ -19,7 +19,7 @@ _NOTHING = "-"
 
 
 def view(where: str, models: Sequence[Figures]) -> RenderableType:
-    """Return the frame for what a server at `where` said."""
+    """Return the frame for the figures of a server at `where`."""
     if not models:
         return Panel(Text(f"{where} serves no model yet"), title="supernet top")
     return Group(*(_panel(where, figures) for figures in models))

@@ -99,7 +99,7 @@ class RestDoor:
                 try:
                     yield
                 finally:
-                    await self.drain()  # while it listens, so that who comes now is told
+                    await self.drain()  # while it listens, so that new requests get an answer
         finally:
             await self.models.stop()
 

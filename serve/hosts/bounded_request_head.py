@@ -2,7 +2,7 @@
 
 uvicorn waits for ever for the first request of a connection, and for the rest of a head that has
 begun, and keeps all of it. Here a head has 30 seconds (from the connection, or from its first
-byte) and 64 KiB; then the client is told so, 408 or 431, and the connection is closed. What follows
+byte) and 64 KiB; then the client gets 408 or 431, and the connection is closed. What follows
 the head has bounds of its own (`doors/rest.py`), and an idle connection uvicorn's keep-alive
 timeout.
 """

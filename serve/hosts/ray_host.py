@@ -1,8 +1,9 @@
 """The local Ray host: a cluster of this process, Serve on a loopback port, our application on it.
 
-Ray runs without dashboard and without usage reports, on the cores it is told, and `RayHost.stop`
-ends what `start` began and nothing else. A process that is connected to a Ray cluster already is
-refused: starting there would change, and stopping would end, what belongs to somebody else.
+Ray runs without dashboard and without usage reports, on as many cores as it is given, and
+`RayHost.stop` ends what `start` began and nothing else. A process that is connected to a Ray
+cluster already is refused: starting there would change, and stopping would end, what belongs to
+somebody else.
 
 The port that is asked for is the replica's own door (`door_port`); Ray's proxy listens too, on a
 free port, with the same answers after a longer way (`proxy_url`). gRPC, where asked for, is spoken

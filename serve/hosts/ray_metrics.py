@@ -1,8 +1,8 @@
 """A replica's metrics handed to Ray, which exports them from every node as `ray_supernet_...`.
 
 Our registry stays the one place where things are counted; once a second what has grown since is
-told to Ray. That costs the hot path nothing, and the thread that tells it about 2 microseconds per
-histogram entry. Ray keeps buckets and takes each entry at its bucket's middle, so sums and means of
+handed to Ray. That costs the hot path nothing, and a thread about 2 microseconds per histogram
+entry. Ray keeps buckets and takes each entry at its bucket's middle, so sums and means of
 its histograms are estimates, while counters are exact (hence `supernet_busy_seconds_total`).
 """
 
@@ -23,7 +23,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class RayMirror:
-    """Tells Ray what changed in a registry since the last time.
+    """Hands Ray what changed in a registry since the last time.
 
     `make(kind, name, text, labels, bounds)` returns a metric of Ray; `kind` is counter, gauge or
     histogram, `bounds` the upper ends of a histogram's buckets.
@@ -33,27 +33,27 @@ class RayMirror:
         self._registry = registry
         self._make = make
         self._metrics: dict[str, Any] = {}
-        self._told: dict[tuple[str, Labels], float] = {}
+        self._exported: dict[tuple[str, Labels], float] = {}
 
     def export(self) -> None:
         """Bring Ray's metrics up to those of the registry."""
         for metric in self._registry.collect():
             if metric.type == "histogram":
-                self._tell_histogram(metric)
+                self._export_histogram(metric)
             elif metric.type == "counter":
-                self._tell_counter(metric)
+                self._export_counter(metric)
             else:
                 for sample in metric.samples:
                     self._ours(metric, sample.labels).set(sample.value, sample.labels)
 
-    def _tell_counter(self, metric: Metric) -> None:
+    def _export_counter(self, metric: Metric) -> None:
         for sample in metric.samples:
             if sample.name.endswith("_total"):
                 grown = self._grown(sample.name, sample.labels, sample.value)
                 if grown > 0:
                     self._ours(metric, sample.labels).inc(grown, sample.labels)
 
-    def _tell_histogram(self, metric: Metric) -> None:
+    def _export_histogram(self, metric: Metric) -> None:
         bounds = _bounds(metric)
         below = 0.0
         for sample in metric.samples:
@@ -70,8 +70,8 @@ class RayMirror:
 
     def _grown(self, name: str, labels: Mapping[str, str], value: float) -> float:
         key = (name, tuple(sorted(labels.items())))
-        before = self._told.get(key, 0.0)
-        self._told[key] = value
+        before = self._exported.get(key, 0.0)
+        self._exported[key] = value
         return value - before
 
     def _ours(self, metric: Metric, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Any:

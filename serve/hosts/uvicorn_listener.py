@@ -63,7 +63,7 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
 
 
 def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
-    """Return what every uvicorn of ours is told.
+    """Return the options of every uvicorn of ours.
 
     No logging configuration of its own: that would close the handlers of all others in the process.
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.

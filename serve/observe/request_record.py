@@ -27,7 +27,7 @@ class RequestRecord(NamedTuple):
 
     @property
     def decisive(self) -> Outcome | None:
-        """The outcome that the client is told: the first that is not on time, if there is one."""
+        """The outcome that the client gets: the first that is not on time, if there is one."""
         outcomes = [reply.outcome for reply in self.replies]
         missed = [o for o in outcomes if o.status != "on_time"]
         # When one sample is refused the others are withdrawn: the cause, not the effect.

@@ -1,4 +1,4 @@
-"""The simulated devices: how long a batch really takes there, and what befalls them.
+"""The simulated devices: how long a batch really takes there, and their failures and slow-downs.
 
 The scheduler predicts with its profile; here is what it may not know: a dispatch overhead, loading
 times of policies without a shared supernet, noise, devices that are slower than the profile, that

@@ -3,7 +3,7 @@
 Order of events, the one a live engine keeps:
   1. at a completion: `complete`, then `poll` until it gives no batch or no worker is free;
   2. at an arrival: `submit`, then, if a worker is free, `poll` likewise;
-  3. at equal times completions come first (in order of batch id), then what befalls devices, then
+  3. at equal times completions come first (in order of batch id), then device events, then
      arrivals in their order.
 Where the policy waits although a worker is free, `poll` also happens at `next_wakeup_s`. What
 still waits when nothing can happen any more leaves as `cancelled`.

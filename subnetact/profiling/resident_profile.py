@@ -58,12 +58,12 @@ def measure_resident_profile(
         total = (1 + len(subgraphs)) * repeats
 
         def measure(done: int) -> LatencyProfile:
-            def tell(rounds: int, _: int) -> None:
+            def show(rounds: int, _: int) -> None:
                 if progress is not None:
                     progress(done + rounds, total)
 
             return measure_profile(
-                executor, checkpoint, batch_sizes=batch_sizes, repeats=repeats, progress=tell
+                executor, checkpoint, batch_sizes=batch_sizes, repeats=repeats, progress=show
             )
 
         base = measure(0)

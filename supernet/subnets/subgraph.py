@@ -67,7 +67,7 @@ class Subgraph:
         return sum(_count(boxes) for boxes in self.boxes.values())
 
     def num_bytes(self, bytes_per_element: int = 4) -> int:
-        """Bytes of the covered parameters (fp32 unless told otherwise)."""
+        """Bytes of the covered parameters (fp32 by default)."""
         return self.num_elements * bytes_per_element
 
 

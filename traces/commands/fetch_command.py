@@ -39,7 +39,7 @@ def trace_fetch(
                 what,
                 out,
                 url=url,
-                tell=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         is_known = "as published" if what.sha256 else "noted beside it; none is published"
         typer.echo(f"{path}: SHA-256 {digest} ({is_known}); {what.licence}")

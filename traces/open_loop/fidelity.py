@@ -137,11 +137,11 @@ def fidelity(live: Sequence[Outcome], simulated: Sequence[Outcome]) -> dict[str,
     table: dict[str, dict[str, Any]] = {}
     ours, theirs = figures(live), figures(simulated)
     for name in _FIGURES:
-        seen, told = ours[name], theirs[name]
+        measured, predicted = ours[name], theirs[name]
         error = None
-        if seen is not None and told is not None:
-            error = (told - seen) / (seen if name.endswith("_ms") else 1.0)
-        table[name] = {"live": seen, "simulated": told, "error": error}
+        if measured is not None and predicted is not None:
+            error = (predicted - measured) / (measured if name.endswith("_ms") else 1.0)
+        table[name] = {"live": measured, "simulated": predicted, "error": error}
     return table
 
 

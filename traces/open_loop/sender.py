@@ -134,10 +134,10 @@ class Sender:
             query_class=None if classes is None else int(classes[query_id]),
             payload_id=payload_index,
         )
-        reply, attempts = await self._ask(request), 1
+        reply, attempts = await self._send_once(request), 1
         while attempts <= plan.max_retries and await self._may_retry(reply, deadline_s):
             left_s = max(deadline_s - self._elapsed_s(), 1e-6)
-            reply = await self._ask(dataclasses.replace(request, slo_s=left_s))
+            reply = await self._send_once(dataclasses.replace(request, slo_s=left_s))
             attempts += 1
         finish_s = self._elapsed_s()
         is_ok = reply.status == "ok"
@@ -164,7 +164,7 @@ class Sender:
             return False
         return True
 
-    async def _ask(self, request: ReplayRequest) -> ReplayReply:
+    async def _send_once(self, request: ReplayRequest) -> ReplayReply:
         """Return the target's reply; whatever goes wrong becomes a `failed` one with its reason."""
         limit = asyncio.timeout(request.timeout_s)
         try:

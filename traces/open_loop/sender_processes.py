@@ -129,9 +129,9 @@ async def _until(senders: list[_SenderProcess], word: str) -> None:
             if not sender.process.is_alive() or time.monotonic() > deadline_s:
                 raise SenderError(f"a sender process is not {word}; see its message above")
             await asyncio.sleep(_POLL_S)
-        said = _received(sender)
-        if said != word:
-            raise SenderError(f"a sender could not start: {said}")
+        message = _received(sender)
+        if message != word:
+            raise SenderError(f"a sender could not start: {message}")
 
 
 async def _collect(
@@ -140,9 +140,9 @@ async def _collect(
     """Wait until every sender has handed over its answers; a cancellation stops them early."""
     next_progress_s = 0.0
     while any(sender.ended is None for sender in senders):
-        await _nap(senders)
+        await _pause(senders)
         for sender in senders:
-            _hear(sender)
+            _receive_progress(sender)
         if progress is not None and time.monotonic() >= next_progress_s:
             next_progress_s = time.monotonic() + PROGRESS_PERIOD_S
             progress(_sum(senders))
@@ -150,8 +150,8 @@ async def _collect(
         progress(_sum(senders))
 
 
-async def _nap(senders: list[_SenderProcess]) -> None:
-    """Wait a moment; when this is cancelled, tell the senders to stop."""
+async def _pause(senders: list[_SenderProcess]) -> None:
+    """Wait a moment; when this is cancelled, have the senders stop."""
     try:
         await asyncio.sleep(_POLL_S)
     except asyncio.CancelledError:
@@ -160,17 +160,19 @@ async def _nap(senders: list[_SenderProcess]) -> None:
             task.uncancel()
         for sender in senders:
             if sender.ended is None:
-                with contextlib.suppress(OSError):  # it is gone: hearing of it will say so
+                with contextlib.suppress(
+                    OSError
+                ):  # it is gone: the next message from it will be an error
                     sender.pipe.send("stop")
 
 
-def _hear(sender: _SenderProcess) -> None:
+def _receive_progress(sender: _SenderProcess) -> None:
     while sender.ended is None and sender.pipe.poll():
-        said = _received(sender)
-        if isinstance(said, Progress):
-            sender.progress = said
+        message = _received(sender)
+        if isinstance(message, Progress):
+            sender.progress = message
         else:
-            sender.ended = said
+            sender.ended = message
 
 
 def _sum(senders: list[_SenderProcess]) -> Progress:
@@ -196,7 +198,7 @@ async def _sender(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> 
     try:
         target = await make_target()
         await target.prepare(plan.payloads)
-    except Exception as error:  # the process boundary: the parent is told, and stops
+    except Exception as error:  # the process boundary: the parent gets a message, and stops
         pipe.send(f"{type(error).__name__}: {error}")
         return
     try:
@@ -214,6 +216,6 @@ async def _sender(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> 
 
 
 def _stop(pipe: Connection, task: asyncio.Task[Any]) -> None:
-    """End the run early: the parent said so, or is gone."""
+    """End the run early: the parent sent a stop, or is gone."""
     asyncio.get_running_loop().remove_reader(pipe.fileno())
     task.cancel()

@@ -98,7 +98,7 @@ class Target(Protocol):
     """A server as a replay sees it. `infer` runs many times at once and may raise anything."""
 
     async def prepare(self, payloads: np.ndarray) -> None:
-        """Be told all samples before the first is sent: what can be made ready is made now."""
+        """Take all samples before the first is sent: what can be made ready is made now."""
         ...
 
     async def infer(self, request: ReplayRequest) -> ReplayReply:

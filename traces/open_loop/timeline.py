@@ -2,7 +2,7 @@
 
 Times are seconds from the start of the counted part (the warm-up is left out); deadline, sent and
 received are absolute on that axis. Queue and execution time are the server's own, NaN where it
-said none.
+named none.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def _shown(name: str, row: Mapping[str, float | None]) -> dict[str, str]:
     is_latency = name.endswith("_ms")
     show = (lambda v: f"{ms(v)} ms") if is_latency else percent
     error = row["error"]
-    said = "-" if error is None else f"{error:+.1%}" if is_latency else _points(error)
-    return {"live": show(row["live"]), "simulated": show(row["simulated"]), "error": said}
+    shown = "-" if error is None else f"{error:+.1%}" if is_latency else _points(error)
+    return {"live": show(row["live"]), "simulated": show(row["simulated"]), "error": shown}
 
 
 def _points(difference: float) -> str:

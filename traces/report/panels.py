@@ -23,11 +23,11 @@ def run_panels(
     for i, (report, zoom, label) in enumerate(zip(reports, zooms, labels, strict=True)):
         colour, _ = plots.policy_style(i)
         figures = [
-            (_say_rate(report), plots.offered_rate(report, colour, top_qps)),
-            (_say_subnets(report), plots.subnets_chosen(report, colours)),
-            (_say_accuracy(report), plots.served_accuracy(report, colour, limits)),
-            (_say_attainment(report), plots.attainment(report, colour)),
-            (_say_queue(report), plots.queue_depth(report, colour)),
+            (_describe_rate(report), plots.offered_rate(report, colour, top_qps)),
+            (_describe_subnets(report), plots.subnets_chosen(report, colours)),
+            (_describe_accuracy(report), plots.served_accuracy(report, colour, limits)),
+            (_describe_attainment(report), plots.attainment(report, colour)),
+            (_describe_queue(report), plots.queue_depth(report, colour)),
         ]
         closer = [] if zoom is None else _zoom_figures(zoom, colour, colours, zoom_qps)
         panels.append(
@@ -36,7 +36,7 @@ def run_panels(
                 "colour": colour,
                 "figures": _numbered(figures, f"p{i}"),
                 "zoom": _numbered(closer, f"z{i}"),
-                "zoom_caption": "" if zoom is None else _say_zoom(report),
+                "zoom_caption": "" if zoom is None else _describe_zoom(report),
                 "histograms": _numbered(_histograms(report, colour, colours), f"h{i}"),
             }
         )
@@ -83,9 +83,9 @@ def _zoom_figures(
 def _histograms(report: Report, colour: str, colours: Mapping[str, str]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if report["subnets"]:
-        found.append((_say_histogram(report), plots.subnet_queries(report, colours)))
+        found.append((_describe_histogram(report), plots.subnet_queries(report, colours)))
     if report.get("batch_sizes"):
-        found.append((_say_batches(report), plots.batch_sizes(report, colour)))
+        found.append((_describe_batches(report), plots.batch_sizes(report, colour)))
     return found
 
 
@@ -101,7 +101,7 @@ def _shared_accuracy(reports: Sequence[Report]) -> tuple[float, float]:
     return max(low - margin, 0.0), min(high + margin, 100.4)
 
 
-def _say_zoom(report: Report) -> str:
+def _describe_zoom(report: Report) -> str:
     zoom = report["zoom"]
     arrived, on_time = sum(zoom["series"]["arrived"]), sum(zoom["series"]["on_time"])
     rate = arrived / zoom["length_s"]
@@ -111,23 +111,23 @@ def _say_zoom(report: Report) -> str:
     )
 
 
-def _say_queue(report: Report) -> str:
+def _describe_queue(report: Report) -> str:
     depths = report["series"]["queue_depth"]
     return f"Queries that were admitted and wait: at most {max(depths, default=0):,}."
 
 
-def _say_histogram(report: Report) -> str:
+def _describe_histogram(report: Report) -> str:
     return f"Queries per subnet: {len(report['subnets'])} of them were used."
 
 
-def _say_batches(report: Report) -> str:
+def _describe_batches(report: Report) -> str:
     sizes = {int(size): count for size, count in report["batch_sizes"].items()}
     total = sum(sizes.values())
     mean = sum(size * count for size, count in sizes.items()) / max(total, 1)
     return f"Batches by size: {total:,} batches, {mean:.1f} queries on average."
 
 
-def _say_rate(report: Report) -> str:
+def _describe_rate(report: Report) -> str:
     series = report["series"]
     rates = [n / series["bin_s"] for n in series["arrived"]]
     if not rates:
@@ -139,7 +139,7 @@ def _say_rate(report: Report) -> str:
     )
 
 
-def _say_subnets(report: Report) -> str:
+def _describe_subnets(report: Report) -> str:
     used = report["subnets"]
     if not used and report["outcomes"]["on_time"] + report["outcomes"]["late"]:
         return "Subnets chosen: the server did not say which."
@@ -156,7 +156,7 @@ def _say_subnets(report: Report) -> str:
     )
 
 
-def _say_accuracy(report: Report) -> str:
+def _describe_accuracy(report: Report) -> str:
     values = [a for a in report["series"]["accuracy"] if a is not None]
     if not values:
         return "Served accuracy: no answer was on time."
@@ -169,7 +169,7 @@ def _say_accuracy(report: Report) -> str:
     )
 
 
-def _say_attainment(report: Report) -> str:
+def _describe_attainment(report: Report) -> str:
     values = [a for a in report["series"]["attainment"] if a is not None]
     if not values:
         return "Attainment: nothing arrived."

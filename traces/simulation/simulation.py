@@ -47,13 +47,12 @@ def simulate_policies(
     """Return one report per policy name; the same inputs give the same reports.
 
     `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
-    befall the devices, whose latencies are drawn from the quantiles of `noise` or, without it, are
-    the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for each
-    run, what the devices keep resident; the report then says how that went. `with_bound` adds
+    happen to the devices, whose latencies are drawn from the quantiles of `noise` or, without it,
+    are the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for
+    each run, what the devices keep resident; the report then says how that went. `with_bound` adds
     `bound`, above which no schedule's utility can be, and `of_bound`, the utility's share of it.
-    `extra` keys go into every report. `on_end(policy, seconds)` is called with what
-    each run took, which is kept out of the reports; `on_outcomes(policy, outcomes)` is handed every
-    outcome.
+    `extra` keys go into every report. `on_end(policy, seconds)` is called with what each run took,
+    which is kept out of the reports; `on_outcomes(policy, outcomes)` with every outcome.
 
     Raises:
         TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe

@@ -24,7 +24,7 @@ _AZURE_2023 = f"{_AZURE}/b469a113cedca53ddc3bdea71a143dc4b7d8700c/data"
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 
-Tell = Callable[[int, int | None], None]
+Progress = Callable[[int, int | None], None]
 """Hears (bytes so far, bytes in all or None)."""
 
 
@@ -92,7 +92,7 @@ def original(name: str) -> Original:
 
 
 def fetch(
-    what: Original, folder: Path, *, url: str | None = None, tell: Tell | None = None
+    what: Original, folder: Path, *, url: str | None = None, progress: Progress | None = None
 ) -> tuple[Path, str]:
     """Download a file into `folder` unless it is there; return where it is and its SHA-256.
 
@@ -108,7 +108,7 @@ def fetch(
     if not path.exists():
         part = path.with_name(f"{path.name}.part")
         try:
-            _download(url or what.url, part, tell or (lambda _done, _total: None))
+            _download(url or what.url, part, progress or (lambda _done, _total: None))
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise TraceError(_by_hand(what, url or what.url, path, part, error)) from None
         try:
@@ -123,7 +123,7 @@ def fetch(
     return _unpack(path, folder / what.unpacked), digest
 
 
-def _download(url: str, part: Path, tell: Tell) -> None:
+def _download(url: str, part: Path, progress: Progress) -> None:
     done = part.stat().st_size if part.exists() else 0
     tag = part.with_name(f"{part.name}.etag")
     request = urllib.request.Request(url)
@@ -139,11 +139,11 @@ def _download(url: str, part: Path, tell: Tell) -> None:
         length = answer.headers.get("Content-Length")
         total = None if length is None else done + int(length)
         with part.open("ab" if done else "wb") as out:
-            tell(done, total)
+            progress(done, total)
             while chunk := answer.read(_CHUNK_BYTES):
                 out.write(chunk)
                 done += len(chunk)
-                tell(done, total)
+                progress(done, total)
     if total is not None and done != total:
         raise ConnectionError(f"the download broke off after {done:,} of {total:,} bytes")
     tag.unlink(missing_ok=True)

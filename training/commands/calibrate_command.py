@@ -73,7 +73,7 @@ def calibrate(
         low, high = (100 * x for x in s.ci95)
         Console().print(
             f"{s.subnet_id}: {s.macs / 1e6:.1f} M MACs, {100 * s.accuracy:.2f} % "
-            f"({low:.1f} to {high:.1f}){_said(before.get(s.subnet_id))}",
+            f"({low:.1f} to {high:.1f}){_before_text(before.get(s.subnet_id))}",
             highlight=False,
             soft_wrap=True,
         )
@@ -144,5 +144,5 @@ def recalibrated(
     return done, before
 
 
-def _said(before: float | None) -> str:
+def _before_text(before: float | None) -> str:
     return "" if before is None else f", {100 * before:.2f} % before calibration"

@@ -150,7 +150,7 @@ class DoorsBench:
 
 
 def _remote(target: Target, sample: np.ndarray) -> Ask:
-    async def ask() -> float:
+    async def send_one() -> float:
         start_s = time.perf_counter()
         reply = await target.infer(ReplayRequest(query_id=0, payload=sample, slo_s=_SLO_S))
         took_s = time.perf_counter() - start_s
@@ -158,16 +158,16 @@ def _remote(target: Target, sample: np.ndarray) -> Ask:
             raise RuntimeError(f"an idle server refused: {reply.status} {reply.reason}")
         return took_s - reply.execution_s
 
-    return ask
+    return send_one
 
 
 def _whole(call: Callable[[], Awaitable[Any]]) -> Ask:
-    async def ask() -> float:
+    async def send_one() -> float:
         start_s = time.perf_counter()
         await call()
         return time.perf_counter() - start_s
 
-    return ask
+    return send_one
 
 
 @contextlib.asynccontextmanager
@@ -188,7 +188,7 @@ async def _engine(setting: Setting):
         resources.enter_context(tuned_process())
         sample = np.zeros(loaded.executor.input_shape, dtype=np.uint8)  # (C, H, W)
 
-        async def ask() -> float:
+        async def send_one() -> float:
             arrival_s = engine.clock()
             reply = await engine.infer(
                 sample, arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
@@ -196,6 +196,6 @@ async def _engine(setting: Setting):
             return engine.clock() - arrival_s - reply.execution_s
 
         try:
-            yield ask
+            yield send_one
         finally:
             await engine.stop()

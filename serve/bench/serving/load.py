@@ -99,7 +99,7 @@ class Load:
             payloads = samples(self.data, model.tensor)
             start_s = time.monotonic() + duration_s / 4  # the first quarter warms up
             loops = [
-                _ask_until(target, payloads[i % len(payloads)], start_s, start_s + duration_s)
+                _send_until(target, payloads[i % len(payloads)], start_s, start_s + duration_s)
                 for i in range(in_flight)
             ]
             return sum(await asyncio.gather(*loops)) / duration_s
@@ -114,7 +114,7 @@ def samples(data: Path | None, tensor: Any) -> np.ndarray:
     return load_payloads(data).fitted(tensor).images
 
 
-async def _ask_until(target: Target, sample: np.ndarray, start_s: float, end_s: float) -> int:
+async def _send_until(target: Target, sample: np.ndarray, start_s: float, end_s: float) -> int:
     count = 0
     while time.monotonic() < end_s:
         reply = await target.infer(ReplayRequest(query_id=0, payload=sample, slo_s=60.0))

@@ -42,11 +42,11 @@ class ServerProcess:
         seen = [self.resident_bytes()]
         ended = threading.Event()
 
-        def look() -> None:
+        def poll() -> None:
             while not ended.wait(_POLL_S):
                 seen.append(self.resident_bytes())
 
-        thread = threading.Thread(target=look, name="memory", daemon=True)
+        thread = threading.Thread(target=poll, name="memory", daemon=True)
         thread.start()
         try:
             yield seen
@@ -69,8 +69,8 @@ def server_process(config: ServeConfig) -> Iterator[ServerProcess]:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             assert process.stdout is not None, "asked for"
-            said = process.stdout.readline()
-            http, rpc = (re.search(rf"{kind}://[\w.:]+", said) for kind in ("http", "grpc"))
+            first_line = process.stdout.readline()
+            http, rpc = (re.search(rf"{kind}://[\w.:]+", first_line) for kind in ("http", "grpc"))
             if http is None:
                 process.wait(_STOP_S)
                 raise RuntimeError(f"the server did not come up: {errors.read_text().strip()}")

@@ -78,7 +78,7 @@ def published(server: StandIn, body: bytes = BODY, **changes) -> Original:
 def test_a_file_is_downloaded_checked_and_not_asked_for_again(server, tmp_path):
     told = []
     what = published(server)
-    path, digest = fetch(what, tmp_path, tell=lambda done, total: told.append((done, total)))
+    path, digest = fetch(what, tmp_path, progress=lambda done, total: told.append((done, total)))
     assert path.read_bytes() == BODY
     assert digest == what.sha256
     assert told[-1] == (len(BODY), len(BODY))
