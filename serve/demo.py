@@ -111,17 +111,17 @@ def demo(
     console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
 
 
-def trace_spec(asked: str | None, *, rate_qps: float) -> str:
-    """Return the SPEC to replay: the asked-for one, or the default at `rate_qps`.
+def trace_spec(given: str | None, *, rate_qps: float) -> str:
+    """Return the SPEC to replay: the given one, or the default at `rate_qps`.
 
     A genuine Azure trace that names no rate gets the same rate and duration as the default.
     """
     rate = f"qps={rate_qps:.0f},duration={DURATION_S:.0f}"
-    if asked is None:
+    if given is None:
         return f"azure2019-shape:{rate}"
-    if asked.startswith("azure2019") and "qps=" not in asked:
-        return f"{asked.rstrip(',.')},{rate}"
-    return asked
+    if given.startswith("azure2019") and "qps=" not in given:
+        return f"{given.rstrip(',.')},{rate}"
+    return given
 
 
 def largest_capacity_qps(profile: LatencyProfile) -> float:

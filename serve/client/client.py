@@ -6,7 +6,7 @@ with Client("http://127.0.0.1:8000", slo_ms=50) as client:  # or grpc://127.0.0.
     print(result.labels, result.subnet_id, result.accuracy, result.slack_s)
 ```
 
-What a server did not answer (it died, is draining or not ready) is asked again while slack is left:
+What a server did not answer (it died, is draining or not ready) is retried while slack is left:
 within `slo_ms` or `timeout_s` of the call, else for a second (`retry.py`). What was refused for
 load is not, and raises at once, with the predicted earliest finish. A query without an
 output raises an `InferError` (`errors.py`). For open-loop load, which counts instead of
@@ -72,7 +72,7 @@ class _PendingCall:
         )
 
     def next_wait_s(self, end: InferResult | InferError) -> float | None:
-        """Return how long to wait before asking again; None when this end stays."""
+        """Return how long to wait before a retry; None when this end stays."""
         if isinstance(end, UnavailableError):
             return self._attempts.next_wait_s()
         self._attempts.answered()
@@ -185,7 +185,7 @@ class Client:
 
     @property
     def num_retries(self) -> int:
-        """How often this client has asked something again."""
+        """Retries of this client so far."""
         return self._settings.bucket.num_retries
 
     def is_ready(self, model: str | None = None) -> bool:
@@ -274,7 +274,7 @@ class AsyncClient:
 
     @property
     def num_retries(self) -> int:
-        """How often this client has asked something again."""
+        """Retries of this client so far."""
         return self._settings.bucket.num_retries
 
     async def is_ready(self, model: str | None = None) -> bool:

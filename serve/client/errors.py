@@ -15,7 +15,7 @@ class InferError(ClientError):
 
     `status` is how (`rejected`, `dropped`, `late`, `failed`), `reason` why. `earliest_finish_s` is
     how long an answer would have taken at the earliest, as the server predicted; `retry_after_s`
-    when to ask again (0: it did not say, or the same again is of no use). `num_retries` counts the
+    when to retry (0: it did not say, or the same again is of no use). `num_retries` counts the
     attempts beyond the first.
     """
 
@@ -52,7 +52,7 @@ class TooLargeError(InferError):
 
 
 class OverloadError(InferError):
-    """The load is the cause: asking again at once would feed it; see `retry_after_s`."""
+    """The load is the cause: retrying at once would feed it; see `retry_after_s`."""
 
 
 class QueueFullError(OverloadError):
@@ -68,7 +68,7 @@ class ExpiredError(OverloadError):
 
 
 class UnavailableError(InferError):
-    """This server does not serve now, another one may: what is asked again within the slack."""
+    """This server does not serve now, another one may: retried within the slack."""
 
 
 class NotReadyError(UnavailableError):

@@ -1,4 +1,4 @@
-"""What a person asks of a served supernet, and what comes back: `InferCall` and `InferResult`."""
+"""A client's request and its answer: `InferCall` and `InferResult`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TimeLimits(NamedTuple):
 
     @property
     def slack_s(self) -> float:
-        """How long asking again may be of use."""
+        """How long a retry may be of use."""
         given = [given_s for given_s in self if given_s is not None]
         return min(given, default=_SLACK_S)
 

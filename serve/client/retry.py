@@ -1,8 +1,8 @@
-"""Asking again, within a query's slack, what a dying or draining server did not answer.
+"""Retrying, within a query's slack, what a dying or draining server did not answer.
 
-Inference has no side effects, so a query whose server died while it ran may be asked again; each
+Inference has no side effects, so a query whose server died while it ran may be retried; each
 attempt carries only the slack that is left, so that a second server refuses what it cannot make.
-Not asked again: what was refused for load (`queue_full`, `infeasible`), because retries would feed
+Not retried: what was refused for load (`queue_full`, `infeasible`), because retries would feed
 the overload; `errors.UnavailableError` says what is. Retries draw on a bucket that
 successes refill, as in gRPC's retry throttling: when a server is down for good, the load on it does
 not multiply.
@@ -71,7 +71,7 @@ class Attempts:
         self._bucket.refill()
 
     def next_wait_s(self) -> float | None:
-        """Return how long to wait before asking again; None when that is of no use any more."""
+        """Return how long to wait before a retry; None when that is of no use any more."""
         wait_s = self._wait_s
         if self.spent_s + wait_s >= self._slack_s or not self._bucket.take():
             return None

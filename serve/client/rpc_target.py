@@ -37,10 +37,14 @@ class RpcTarget:
 
         Raises ClientError when there is no metadata, or none that a replay can serve.
         """
-        ask = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
+        get_metadata = self._method(
+            "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse
+        )
         try:
             message = pb.ModelMetadataRequest(name=self.model)
-            call = ask(message, timeout=_METADATA_TIMEOUT_S, metadata=tuple(bearer().items()))
+            call = get_metadata(
+                message, timeout=_METADATA_TIMEOUT_S, metadata=tuple(bearer().items())
+            )
             about = await call
             metadata = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
         except grpc.aio.AioRpcError as error:

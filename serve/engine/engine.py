@@ -425,7 +425,7 @@ class Engine:
         return ended
 
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
-        """End, as `draining`, what another server should be asked for at once."""
+        """End, as `draining`, what should go to another server at once."""
         scheduler, now_s = self._scheduler, self.clock()
         hopeless = Backlog(scheduler.profile).hopeless(
             scheduler.waiting(),

@@ -59,7 +59,7 @@ class RefusedError(Exception):
     """A request that gets no output: a reason of `REASONS`, a text, when to try again.
 
     `earliest_finish_s` is how long from now an answer would take at the earliest, as predicted;
-    `retry_after_s` is 0 where asking again as before is of no use.
+    `retry_after_s` is 0 where a retry is of no use.
     """
 
     def __init__(
