@@ -1,7 +1,7 @@
 """Simulation: the very scheduler that serves, under a clock that jumps.
 
 `simulate` keeps one outcome per arrival; `stream.py` keeps only counts. Both drive the
-scheduler with `drive.py`, whose header says in which order things happen.
+scheduler with `driver.py`, whose header says in which order things happen.
 """
 
 from __future__ import annotations

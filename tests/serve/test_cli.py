@@ -45,6 +45,7 @@ def test_help_lists_every_verb_and_loads_none():
     assert text.splitlines()[-1] == "exit 0 loaded"
 
 
+@pytest.mark.alone
 def test_help_takes_half_a_second():
     def once_s() -> float:
         start_s = time.perf_counter()

@@ -22,6 +22,8 @@ import pytest
 from slackfit.policies import create_policy
 from slackfit.query import Decision
 
+pytestmark = pytest.mark.alone
+
 RATE_QPS, SLO_S, DURATION_S = 250.0, 0.03, 3.0
 FAULT_S = (0.8, 1.0)  # from, to
 

@@ -27,6 +27,8 @@ import pytest
 from serve.client import Client
 from serve.client.errors import InferError
 
+pytestmark = pytest.mark.alone
+
 NO_HURRY_MS = 20_000.0
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)
 

@@ -88,6 +88,7 @@ def wait_for_queries(url: str) -> None:
     pytest.fail("the replay sent nothing")
 
 
+@pytest.mark.alone
 def test_interrupt_lets_queued_queries_finish(running, tmp_path: Path, slow_profile_file: Path):
     with running(slow_profile_file, "--no-ray", "--slo-ms", "5000") as server:
         url = f"{server.url}/v2/models/tiny/infer"
@@ -134,6 +135,7 @@ def test_port_in_use_ends_with_code_2(profile_file: Path):
     assert f"port {port} on 127.0.0.1 is not free" in done.stderr
 
 
+@pytest.mark.alone
 def test_client_that_hangs_up_is_taken_out_of_the_queue(running, slow_profile_file: Path):
     body = json.dumps(BODY).encode()
     head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"

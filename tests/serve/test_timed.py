@@ -8,6 +8,8 @@ import pytest
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact.timed_executor import TimedExecutor
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def executor(profile: LatencyProfile) -> TimedExecutor:

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 
 import numpy as np
+import pytest
 import torch
 
 from supernet import SupernetDefinition, define_supernet
@@ -32,6 +33,7 @@ def test_a_description_names_what_the_network_holds_in_its_order(tiny: SupernetD
         assert list(tiny.buffer_shapes(arch)) == [name for name, _ in net.named_buffers()]
 
 
+@pytest.mark.alone
 def test_descriptions_take_little_time_and_memory() -> None:
     definition = define_supernet("ofa_resnet50", num_classes=11)
     rng = np.random.default_rng(0)

@@ -166,7 +166,7 @@ def _reports(
     capacity: str | None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    from traces.simulation.capacity import parse_target
+    from traces.simulation.capacity import parse_goal
     from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
     from traces.spec.spec import parse_spec
 
@@ -174,7 +174,7 @@ def _reports(
         kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
         return stream_policies(spec, table, names, **{key: options[key] for key in kept})
     if capacity is not None:
-        target = parse_target(capacity)
+        target = parse_goal(capacity)
         return find_capacities(
             parse_spec(spec, seed=options["seed"]), table, names, target, **options
         )

@@ -1,4 +1,4 @@
-"""The highest rate at which a policy still meets a target, found by bisection.
+"""The highest rate at which a policy still meets a goal, found by bisection.
 
 The trace keeps its shape: another rate is the same arrivals closer together or further apart. Each
 rate that is tried is simulated once with the same seed, so the answer repeats. Attainment falls
@@ -25,17 +25,17 @@ class Goal(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """The highest rate found to meet the target (0: none does), and the tries."""
+    """The highest rate found to meet the goal (0: none does), and the tries."""
 
     rate_qps: float
     tried: tuple[tuple[float, float], ...]  # (rate, value), in order of trying
 
 
-def parse_target(text: str) -> Goal:
-    """Return the target that `attainment=0.999` names. Raises TraceError for anything else.
+def parse_goal(text: str) -> Goal:
+    """Return the goal that `attainment=0.999` names. Raises TraceError for anything else.
 
-    >>> parse_target("attainment=0.999")
-    Target(key='attainment', least=0.999)
+    >>> parse_goal("attainment=0.999")
+    Goal(key='attainment', least=0.999)
     """
     found = re.fullmatch(r"(\w+)=([0-9.]+)", text)
     if not found or found[1] not in _KEYS or not 0 < float(found[2]) <= 1:
@@ -47,11 +47,11 @@ def parse_target(text: str) -> Goal:
 
 
 def find_capacity(
-    trace: Trace, target: Goal, measure: Callable[[Trace], float], *, precision: float = 0.01
+    trace: Trace, goal: Goal, measure: Callable[[Trace], float], *, precision: float = 0.01
 ) -> Capacity:
-    """Return the highest rate at which `measure(trace at that rate)` meets the target.
+    """Return the highest rate at which `measure(trace at that rate)` meets the goal.
 
-    Starts at the trace's own rate, doubles or halves until the target lies between two rates, and
+    Starts at the trace's own rate, doubles or halves until the goal lies between two rates, and
     bisects to a relative `precision`. A rate that 24 doublings or halvings do not bracket is given
     back as it is, or as 0.
     """
@@ -60,7 +60,7 @@ def find_capacity(
     def is_met(rate_qps: float) -> bool:
         value = measure(trace.rescale_rate(rate_qps))
         tried.append((rate_qps, value))
-        return value >= target.least
+        return value >= goal.least
 
     low = high = trace.rate_qps
     if is_met(low):

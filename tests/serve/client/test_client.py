@@ -21,6 +21,8 @@ from serve.client.errors import InferError, refusal_error
 from serve.client.rest_answers import ClientError, Refusal
 from serve.models.limits import REASONS
 
+pytestmark = pytest.mark.alone
+
 NO_HURRY_MS = 20_000.0  # nothing here may fail for a slow machine
 
 

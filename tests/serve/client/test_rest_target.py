@@ -13,6 +13,8 @@ from serve.client.http_wire import Response
 from serve.client.rest_target import ClientError, RestTarget, connect
 from traces.open_loop.replay import ReplayReply, ReplayRequest
 
+pytestmark = pytest.mark.alone
+
 
 class HttpxWire:
     """A wire into this process: to an ASGI application or a function, through httpx."""

@@ -16,6 +16,8 @@ from serve.client.rest_answers import ClientError
 from serve.proto import open_inference_pb2 as pb
 from traces.open_loop.replay import ReplayReply, ReplayRequest
 
+pytestmark = pytest.mark.alone
+
 SAMPLE = np.array([0.5, 2.0], dtype=np.float32)
 
 

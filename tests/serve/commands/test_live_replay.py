@@ -12,6 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.alone
+
 COMMAND = [sys.executable, "-m", "serve"]
 SPEC = "poisson:rate=60,duration=3,slo_ms=150,class=1"
 
@@ -43,6 +45,7 @@ def replay(url: str, out: Path, *options: str) -> subprocess.CompletedProcess[st
     return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_simulator_serves_the_same_trace_and_the_error_is_told(url, profile_file, tmp_path):
     done = replay(url, tmp_path, "--also-simulate", "--profile", str(profile_file))
     assert done.returncode == 0, done.stderr

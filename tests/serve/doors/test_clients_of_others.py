@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.alone
+
 SESSION = Path(__file__).with_name("triton_session.py")
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [3] * 4}]}
 # What one idle query gets is sure with SlackFit: DrainFit holds back until it knows the load.

@@ -22,6 +22,8 @@ from serve.doors.rest import RestDoor
 from serve.doors.rpc import SERVICE, RpcDoor, rpc_listening
 from serve.proto import open_inference_pb2 as pb
 
+pytestmark = pytest.mark.alone
+
 URL = "/v2/models/tiny/infer"
 OPTIONS: dict[str, Any] = {
     "deadline": None,

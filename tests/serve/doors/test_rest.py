@@ -14,6 +14,8 @@ import pytest
 from serve.engine.engine import Engine
 from slackfit.profile import LatencyProfile
 
+pytestmark = pytest.mark.alone
+
 URL = "/v2/models/tiny/infer"
 
 

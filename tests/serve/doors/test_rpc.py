@@ -19,6 +19,8 @@ from serve.models.limits import REASONS
 from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc
 
+pytestmark = pytest.mark.alone
+
 Use = Callable[[Any], Awaitable[Any]]
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from serve.engine.device_turn import DeviceLostError, DeviceSlot, DeviceTurn
 
+pytestmark = pytest.mark.alone
+
 
 class Now:
     def __init__(self) -> None:

@@ -22,6 +22,8 @@ from slackfit.scheduling.record import RecordingScheduler, replay_log
 from slackfit.scheduling.scheduler import Scheduler
 from subnetact.timed_executor import TimedExecutor
 
+pytestmark = pytest.mark.alone
+
 PAYLOAD = np.zeros((1, 2, 2), dtype=np.uint8)
 
 

@@ -14,6 +14,8 @@ import uvicorn
 import serve.hosts.bounded_request_head
 from serve.hosts.uvicorn_listener import bind, uvicorn_config
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 0.3
 WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -29,7 +31,9 @@ async def app(scope, receive, send) -> None:
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Serve `app` as our doors are served, with little patience."""
     monkeypatch.setattr(serve.hosts.bounded_request_head, "HEAD_TIMEOUT_S", TIMEOUT_S)
-    server = uvicorn.Server(uvicorn_config(app, None, lifespan="off"))
+    config = uvicorn_config(app, None, lifespan="off")
+    config.timeout_keep_alive = 1  # `talk` reads until the server closes an idle connection
+    server = uvicorn.Server(config)
     with contextlib.closing(bind("127.0.0.1", 0)) as sock:
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()

@@ -79,6 +79,7 @@ def test_refusals_reach_the_client_unchanged(host: RayHost):
     assert (too_large.status_code, too_large.json()["reason"]) == (413, "too_large")
 
 
+@pytest.mark.slow
 def test_metrics_reach_the_export_of_ray(host: RayHost):
     import ray
 

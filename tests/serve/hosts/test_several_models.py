@@ -27,6 +27,8 @@ from slackfit.profile import LatencyProfile
 from subnetact import load_executor
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.alone
+
 SHAPES = {"fast": [1, 1, 2, 2], "slow": [1, 3, 4, 4]}
 
 

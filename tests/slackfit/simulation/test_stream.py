@@ -36,6 +36,7 @@ def test_pieces_of_any_size_give_the_report_of_the_whole(resnet, name, size):
         assert report["latency_ms"][key] == pytest.approx(whole["latency_ms"][key], rel=0.006)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_trace(resnet):
     def peak(pieces: int) -> int:
         gaps = np.random.default_rng(0)

@@ -19,7 +19,10 @@ from subnetact.cpu.residency_keeper import ResidencyKeeper
 from subnetact.norms import FoldedNorms
 from supernet import Arch, Checkpoint
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights"),
+]
 
 
 class Rig:

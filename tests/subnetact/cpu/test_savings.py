@@ -16,7 +16,10 @@ from subnetact.cpu.savings import measure_savings
 from subnetact.norms import FoldedNorms
 from supernet import Arch, Checkpoint
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights"),
+]
 
 
 def test_a_policy_drives_the_real_cache_within_its_budget(

@@ -10,6 +10,8 @@ from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from subnetact.profiling.revalidation import recheck, revalidated
 from subnetact.timed_executor import TimedExecutor
 
+pytestmark = pytest.mark.alone
+
 
 class Machine:
     """Virtual time: runs take what `speed` says times the profile, some of them longer."""

@@ -24,6 +24,8 @@ from traces.open_loop.sender_processes import SenderError, processes_for, replay
 from traces.open_loop.timeline import COLUMNS
 from traces.trace import TraceError
 
+pytestmark = pytest.mark.alone
+
 PAYLOADS = np.arange(32, dtype=np.float32).reshape(8, 4)
 
 
@@ -186,6 +188,7 @@ def test_an_interrupt_leaves_a_valid_report_and_timeline(serve_trivially, tmp_pa
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_many_open_requests_do_not_slow_the_sender_down(serve_trivially):
     """Its cost per query, in processor time, is the same with hundreds open as with none."""
     trace = poisson(400.0, 3.0, seed=3)

@@ -12,6 +12,8 @@ from traces.generators.arrivals import gamma, poisson
 from traces.open_loop.replay import ReplayReply, replay
 from traces.trace import Trace, TraceError
 
+pytestmark = pytest.mark.alone
+
 LABELS = np.arange(10)
 
 

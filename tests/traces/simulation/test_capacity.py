@@ -5,7 +5,7 @@ import re
 import pytest
 
 from traces.generators.arrivals import poisson
-from traces.simulation.capacity import Goal, find_capacity, parse_target
+from traces.simulation.capacity import Goal, find_capacity, parse_goal
 from traces.trace import TraceError
 
 
@@ -29,4 +29,4 @@ def test_a_target_that_is_not_understood_says_what_is(text):
         "as in attainment=0.999"
     )
     with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
-        parse_target(text)
+        parse_goal(text)

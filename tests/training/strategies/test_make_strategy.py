@@ -78,6 +78,7 @@ def test_a_sampler_draws_legal_archs_that_depend_on_step_and_slot_only(name: str
     assert drawn != [other.draw(step, slot) for step in range(50) for slot in range(2)]
 
 
+@pytest.mark.slow
 def test_the_spread_sampler_covers_sizes_that_uniform_draws_miss() -> None:
     def macs(name: str) -> np.ndarray:
         sampler = SAMPLERS[name](DEFINITION, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from supernet import define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset
@@ -44,6 +46,7 @@ def dip(accuracies: list[float]) -> float:
     return sum(before) / len(before) - lowest
 
 
+@pytest.mark.slow
 def test_the_ramp_prevents_the_dip(make_config: MakeConfig, tmp_path: Path) -> None:
     dips = {}
     for ramp_epochs in (0.0, 3.0):

@@ -55,6 +55,7 @@ def assert_ends_as(whole: dict[str, torch.Tensor], out: Path) -> None:
         assert torch.equal(resumed.state()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_and_resumed_ends_with_the_same_weights(
     whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
