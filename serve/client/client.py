@@ -32,7 +32,7 @@ from serve.client.infer_call import (
 )
 from serve.client.info import ModelInfo, SubnetStatistics, read_info, read_statistics
 from serve.client.rest_answers import ClientError
-from serve.client.rest_transport import AsyncHttpTransport, HttpTransport
+from serve.client.rest_transport import AsyncRestTransport, RestTransport
 from serve.client.retry import Attempts, RetryBucket
 
 __all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
@@ -153,7 +153,7 @@ class Client:
 
             self._transport = RpcTransport(url, token=token)
         else:
-            self._transport = HttpTransport(url, is_json=is_json, token=token)
+            self._transport = RestTransport(url, is_json=is_json, token=token)
 
     def infer(
         self,
@@ -248,7 +248,7 @@ class AsyncClient:
 
             self._transport = AsyncRpcTransport(url, token=token)
         else:
-            self._transport = AsyncHttpTransport(url, is_json=is_json, token=token)
+            self._transport = AsyncRestTransport(url, is_json=is_json, token=token)
 
     async def infer(
         self,

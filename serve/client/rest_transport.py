@@ -116,7 +116,7 @@ def _verified(url: str) -> ssl.SSLContext | bool:
     return trusting_context() if url.startswith("https://") else True
 
 
-class HttpTransport:
+class RestTransport:
     """Sends and waits; threads may share one."""
 
     def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
@@ -151,7 +151,7 @@ class HttpTransport:
         return Response(answer.status_code, answer.headers, answer.content)
 
 
-class AsyncHttpTransport:
+class AsyncRestTransport:
     """Sends many at once, in the event loop of the first request."""
 
     def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig, ServeConfigError
@@ -29,9 +29,6 @@ from serve.observe.request_observers import build_request_observers
 from serve.observe.statistics import Statistics
 from slackfit.scheduling.record import RecordingScheduler
 from slackfit.scheduling.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    pass
 
 
 def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> RestDoor:

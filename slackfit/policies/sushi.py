@@ -22,7 +22,7 @@ Strict = Literal["latency", "accuracy"]
 
 
 class Sushi:
-    """One query at a time, strict in one of two. Keeps hopeless queries by default."""
+    """One query at a time, strict in accuracy or in latency. Keeps the hopeless by default."""
 
     name = "sushi"
 

@@ -107,11 +107,7 @@ class PoliciesBench:
             (ov, qps, cv2, name): [
                 [
                     self._cell(
-                        name,
-                        paper.bursty_spec(qps, cv2, self._scale.duration_s),
-                        seed,
-                        ov,
-                        n,
+                        name, paper.bursty_spec(qps, cv2, self._scale.duration_s), seed, ov, n
                     )
                     for seed in self._scale.seeds
                 ]
@@ -170,13 +166,7 @@ class PoliciesBench:
     def maf(self) -> None:
         """Figure 8: the squeezed day, for both profiles."""
         kinds = (
-            (
-                "resnet",
-                self._resnet,
-                paper.MAF_RESNET_QPS,
-                paper.RESNET_SLO_S,
-                paper.MAF_RESNET,
-            ),
+            ("resnet", self._resnet, paper.MAF_RESNET_QPS, paper.RESNET_SLO_S, paper.MAF_RESNET),
             (
                 "dynabert",
                 self._dynabert,
