@@ -40,7 +40,7 @@ from supernet.slicing import leading_slice
 _FLOAT_BYTES = 4
 
 
-class Slice(NamedTuple):
+class PackedSlice(NamedTuple):
     """A slice that could be made resident: its key, its bytes, and what packing it needs."""
 
     key: SliceKey
@@ -125,7 +125,7 @@ class PackedSupernet:
         self.cache.count(binding.lookups, binding.hits)
         return y
 
-    def slices(self, subnet_id: str, packing: str = "folded") -> tuple[Slice, ...]:
+    def slices(self, subnet_id: str, packing: str = "folded") -> tuple[PackedSlice, ...]:
         """Return the slices that a subnet would use, in order of execution.
 
         `folded` folds where there is a norm; a site without one has only a shared slice. Empty
@@ -140,7 +140,7 @@ class PackedSupernet:
             for site in self._program(subnet_id).sites
         )
 
-    def load(self, slices: Iterable[Slice]) -> int:
+    def load(self, slices: Iterable[PackedSlice]) -> int:
         """Make slices resident, in order, as far as the budget has room; return how many are."""
         return sum(self._load(wanted) for wanted in slices)
 
@@ -155,7 +155,7 @@ class PackedSupernet:
             return x
         return torch.rand(x.shape).contiguous(memory_format=torch.channels_last)
 
-    def site_call(self, wanted: Slice, *, packed: bool) -> SiteCall:
+    def site_call(self, wanted: PackedSlice, *, packed: bool) -> SiteCall:
         """Return the call of one site on views, or on a slice packed for this call alone."""
         weights = self._weights(wanted.site, self.norms.affines(self._archs[wanted.subnet_id]))
         if not packed:
@@ -164,7 +164,7 @@ class PackedSupernet:
             return shared_call(wanted.site, weights, pack_shared(wanted.site, weights))
         return folded_call(wanted.site, pack_folded(wanted.site, weights))
 
-    def _load(self, wanted: Slice) -> bool:
+    def _load(self, wanted: PackedSlice) -> bool:
         affines = self.norms.affines(self._archs[wanted.subnet_id])
         weights = self._weights(wanted.site, affines)
         make = pack_shared if wanted.key.owner is None else pack_folded
@@ -233,8 +233,8 @@ def _key(site: ConvSite, owner: str | None) -> SliceKey:
     return SliceKey(site.layer, site.geometry.weight_shape, layout(site.geometry)[0], owner)
 
 
-def _slice(site: ConvSite, subnet_id: str, is_folded: bool) -> Slice:
+def _slice(site: ConvSite, subnet_id: str, is_folded: bool) -> PackedSlice:
     num_bytes = layout(site.geometry)[1]
     if is_folded:
         num_bytes += _FLOAT_BYTES * site.geometry.weight_shape[0]
-    return Slice(_key(site, subnet_id if is_folded else None), num_bytes, site, subnet_id)
+    return PackedSlice(_key(site, subnet_id if is_folded else None), num_bytes, site, subnet_id)

@@ -18,7 +18,7 @@ import torch
 
 from slackfit.residency import Keys, ResidencyPolicy, Savings
 from subnetact.cache import SliceKey
-from subnetact.cpu.packed_supernet import PackedSupernet, Slice
+from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 
 _PATIENCE_S = 0.05
 _MAX_REFUSALS = 3
@@ -33,7 +33,7 @@ class ResidencyKeeper:
         net: PackedSupernet,
         policy: ResidencyPolicy,
         savings: Savings,
-        slices: Mapping[SliceKey, Slice],
+        slices: Mapping[SliceKey, PackedSlice],
         *,
         patience_s: float = _PATIENCE_S,
         prepare: Callable[[], None] = lambda: None,
@@ -51,7 +51,7 @@ class ResidencyKeeper:
         self._prepare = prepare
         self._clock = clock
         self._heard: deque[str] = deque(maxlen=_MAX_UNHEARD)
-        self._missing: deque[tuple[Slice, int]] = deque()  # and how often it was refused
+        self._missing: deque[tuple[PackedSlice, int]] = deque()  # and how often it was refused
         self._running = 0  # batches
         self._changed = threading.Condition()
         self._is_closed = False
@@ -104,7 +104,7 @@ class ResidencyKeeper:
         missing = [form for form in chosen if form.key not in resident]
         self._missing = deque((form, 0) for form in sorted(missing, key=self._rank))
 
-    def _rank(self, form: Slice) -> tuple[float, str]:
+    def _rank(self, form: PackedSlice) -> tuple[float, str]:
         mean_s = sum(self._savings.candidates[form.key].saved_s.values())
         return -mean_s / form.num_bytes, form.key.layer
 

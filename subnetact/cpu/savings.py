@@ -15,7 +15,7 @@ import torch
 
 from slackfit.residency import Candidate, Savings
 from subnetact.cache import SLICE_PACKINGS, SliceKey
-from subnetact.cpu.packed_supernet import PackedSupernet, Slice
+from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 from subnetact.program import SiteCall
 
 Clock = Callable[[], float]
@@ -50,7 +50,7 @@ def measure_savings(
     repeats: int = 5,
     packings: Sequence[str] = SLICE_PACKINGS,
     clock: Clock = time.perf_counter,
-) -> tuple[Savings, dict[SliceKey, Slice]]:
+) -> tuple[Savings, dict[SliceKey, PackedSlice]]:
     """Time every site of the subnets on views, shared and folded, and packing itself.
 
     Returns the candidates (seconds saved per batch of `batch_size`, seconds to load, bytes) and
@@ -59,7 +59,7 @@ def measure_savings(
     """
     saved_s: dict[SliceKey, dict[str, float]] = {}
     load_s: dict[SliceKey, float] = {}
-    slices: dict[SliceKey, Slice] = {}
+    slices: dict[SliceKey, PackedSlice] = {}
     for subnet_id in subnet_ids:
         forms = {packing: net.slices(subnet_id, packing) for packing in packings}
         views = [_Site(net.site_call(form, packed=False), clock) for form in forms[packings[0]]]

@@ -13,7 +13,7 @@ import torch
 from slackfit.residency import Candidate, FixedResidency, Savings, ValuePerByte
 from subnetact.cache import SliceKey, SubgraphCache
 from subnetact.cpu.packed_executor import PackedExecutor
-from subnetact.cpu.packed_supernet import PackedSupernet, Slice
+from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 from subnetact.cpu.packing import is_available
 from subnetact.cpu.residency_keeper import ResidencyKeeper
 from subnetact.norms import FoldedNorms
@@ -34,7 +34,7 @@ class Rig:
         self.net = PackedSupernet(definition, state, norms, SubgraphCache())
         archs = definition.space.ladder()[:3]
         self.ids = [self.net.register(a, statistics_of(a, n)) for n, a in enumerate(archs)]
-        self.slices: dict[SliceKey, Slice] = {
+        self.slices: dict[SliceKey, PackedSlice] = {
             form.key: form for i in self.ids for form in self.net.slices(i) if form.key.owner
         }
         self.savings = _by_size(self.slices)
@@ -143,7 +143,7 @@ def test_a_policy_that_starts_with_slices_keeps_them_while_they_are_right(rig: R
     assert [policy.observe(i) for _ in range(10) for i in rig.ids] == [None] * 30
 
 
-def _by_size(slices: dict[SliceKey, Slice]) -> Savings:
+def _by_size(slices: dict[SliceKey, PackedSlice]) -> Savings:
     """Savings that grow with a slice's bytes; loading costs nothing."""
     return Savings(
         Candidate(key, key.layer, f.num_bytes, 0.0, {f.subnet_id: 1e-9 * f.num_bytes})

@@ -10,7 +10,7 @@ import torch
 
 from slackfit.residency import Candidate, Savings, ValuePerByte
 from subnetact.cache import SliceKey, SubgraphCache
-from subnetact.cpu.packed_supernet import PackedSupernet, Slice
+from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 from subnetact.cpu.packing import is_available
 from subnetact.cpu.savings import measure_savings
 from subnetact.norms import FoldedNorms
@@ -56,11 +56,11 @@ def test_a_policy_drives_the_real_cache_within_its_budget(
     assert cache.peak_bytes <= int(0.4 * whole)
 
 
-def _forms(net: PackedSupernet, subnet_id: str) -> list[Slice]:
+def _forms(net: PackedSupernet, subnet_id: str) -> list[PackedSlice]:
     return [*net.slices(subnet_id, "shared"), *net.slices(subnet_id, "folded")]
 
 
-def _by_size(slices: dict[SliceKey, Slice], ids: list[str], net: PackedSupernet) -> Savings:
+def _by_size(slices: dict[SliceKey, PackedSlice], ids: list[str], net: PackedSupernet) -> Savings:
     """Savings that grow with a slice's bytes; loading costs nothing."""
     users = {key: [i for i in ids if key in {f.key for f in _forms(net, i)}] for key in slices}
     return Savings(

@@ -12,7 +12,7 @@ from slackfit.residency import Candidate, Savings
 from slackfit.simulation.device_residency import POLICIES, SimulatedResidency
 from subnetact.cache import SliceKey
 from subnetact.cli import profile
-from subnetact.cpu.packed_supernet import PackedSupernet, Slice
+from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 from subnetact.cpu.packing import is_available
 from subnetact.profiling.resident_profile import _subgraphs
 
@@ -73,7 +73,7 @@ def test_equal_subgraphs_are_named_once() -> None:
 
 def _by_size(
     net: PackedSupernet, subnet_ids: tuple[str, ...]
-) -> tuple[Savings, dict[SliceKey, Slice]]:
+) -> tuple[Savings, dict[SliceKey, PackedSlice]]:
     slices = {f.key: f for i in subnet_ids for f in net.slices(i) if f.key.owner}
     return Savings(
         Candidate(key, key.layer, f.num_bytes, 0.0, {f.subnet_id: 1e-9 * f.num_bytes})
