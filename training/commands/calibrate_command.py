@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
@@ -21,6 +20,7 @@ from supernet.spec import parse_arch
 from training.data.checkpoint_data import dataset_of
 from training.data.samples import Dataset
 from training.evaluation.evaluate import Measurement, measure, pareto_of
+from training.progress import tracked
 
 console = Console(stderr=True)
 
@@ -97,22 +97,23 @@ def recalibrated(
     """
     measured: list[Measurement] = []
     before: dict[str, float] = {}
-    for arch in track(archs, description="measure", console=console):
-        judge = partial(
-            measure,
-            checkpoint.state,
-            checkpoint.definition,
-            arch,
-            input_spec=checkpoint.input,
-            calibration=data.train,
-            calibration_images=images,
-            held_out=data.test,
-        )
-        known = checkpoint.norm_statistics.get(arch.subnet_id)
-        is_kept = keep_statistics and known is not None
-        measured.append(judge(statistics=known if is_kept else None))
-        if not is_kept and measured[-1].statistics:
-            before[arch.subnet_id] = judge(statistics=known or {}).accuracy
+    with tracked(archs, "measure", console) as following:
+        for arch in following:
+            judge = partial(
+                measure,
+                checkpoint.state,
+                checkpoint.definition,
+                arch,
+                input_spec=checkpoint.input,
+                calibration=data.train,
+                calibration_images=images,
+                held_out=data.test,
+            )
+            known = checkpoint.norm_statistics.get(arch.subnet_id)
+            is_kept = keep_statistics and known is not None
+            measured.append(judge(statistics=known if is_kept else None))
+            if not is_kept and measured[-1].statistics:
+                before[arch.subnet_id] = judge(statistics=known or {}).accuracy
     served = [m for m in measured if m.accuracy >= min_accuracy]
     if not served:
         best = max(measured, key=lambda m: m.accuracy)

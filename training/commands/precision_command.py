@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 
 from subnetact.cpu.precision import Bits, Precision, allowed_bits, store, with_precision
@@ -16,6 +15,7 @@ from supernet import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import dataset_of
 from training.data.samples import Dataset
 from training.evaluation.evaluate import measure
+from training.progress import tracked
 
 console = Console(stderr=True)
 
@@ -57,25 +57,26 @@ def precision(
 def measure_precision(checkpoint: Checkpoint, data: Dataset) -> dict[str, Precision]:
     """Measure every served subnet on the test images in three precisions, by subnet id."""
     measured: dict[str, Precision] = {}
-    for subnet in track(checkpoint.subnets, description="measure", console=console):
-        known = checkpoint.norm_statistics[subnet.subnet_id]
-        accuracies: list[float] = []
-        for bits in (None, Bits(32, 16), Bits(16, 16)):
-            state, statistics = checkpoint.state, known
-            if bits is not None:
-                state, statistics = store(
-                    checkpoint.definition, checkpoint.state, subnet.arch, known, bits
+    with tracked(checkpoint.subnets, "measure", console) as following:
+        for subnet in following:
+            known = checkpoint.norm_statistics[subnet.subnet_id]
+            accuracies: list[float] = []
+            for bits in (None, Bits(32, 16), Bits(16, 16)):
+                state, statistics = checkpoint.state, known
+                if bits is not None:
+                    state, statistics = store(
+                        checkpoint.definition, checkpoint.state, subnet.arch, known, bits
+                    )
+                m = measure(
+                    state,
+                    checkpoint.definition,
+                    subnet.arch,
+                    input_spec=checkpoint.input,
+                    calibration=data.train,
+                    calibration_images=0,
+                    held_out=data.test,
+                    statistics=statistics,
                 )
-            m = measure(
-                state,
-                checkpoint.definition,
-                subnet.arch,
-                input_spec=checkpoint.input,
-                calibration=data.train,
-                calibration_images=0,
-                held_out=data.test,
-                statistics=statistics,
-            )
-            accuracies.append(m.accuracy)
-        measured[subnet.subnet_id] = Precision(*accuracies)
+                accuracies.append(m.accuracy)
+            measured[subnet.subnet_id] = Precision(*accuracies)
     return measured
