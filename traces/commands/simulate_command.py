@@ -174,9 +174,9 @@ def _reports(
         kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
         return stream_policies(spec, table, names, **{key: options[key] for key in kept})
     if capacity is not None:
-        target = parse_goal(capacity)
+        goal = parse_goal(capacity)
         return find_capacities(
-            parse_spec(spec, seed=options["seed"]), table, names, target, **options
+            parse_spec(spec, seed=options["seed"]), table, names, goal, **options
         )
     return simulate_policies(parse_spec(spec, seed=options["seed"]), table, names, **options)
 

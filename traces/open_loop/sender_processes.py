@@ -160,9 +160,7 @@ async def _pause(senders: list[_SenderProcess]) -> None:
             task.uncancel()
         for sender in senders:
             if sender.ended is None:
-                with contextlib.suppress(
-                    OSError
-                ):  # it is gone: the next message from it will be an error
+                with contextlib.suppress(OSError):  # it is gone, which receiving will find out
                     sender.pipe.send("stop")
 
 

@@ -114,18 +114,18 @@ def find_capacities(
     trace: Trace,
     profile: LatencyProfile,
     policy_names: Sequence[str],
-    target: Goal,
+    goal: Goal,
     *,
     slo_s: float | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Return one report per policy, at the highest rate at which it meets the target.
+    """Return one report per policy, at the highest rate at which it meets the goal.
 
     The report has `capacity_qps`, `capacity_target` and `capacity_tried` besides; where no rate
-    met the target, `capacity_qps` is 0 and the report is that of the trace as it is. `options` are
+    met the goal, `capacity_qps` is 0 and the report is that of the trace as it is. `options` are
     those of `simulate_policies`, whose errors it raises.
     """
-    key = "slo_attainment" if target.key == "attainment" else target.key
+    key = "slo_attainment" if goal.key == "attainment" else goal.key
     if slo_s is None and trace.slo_s is not None and len(trace):
         slo_s = float(np.median(trace.slo_s))  # deadlines per query do not scale with the rate
     found: list[dict[str, Any]] = []
@@ -134,12 +134,12 @@ def find_capacities(
         def report_at(at: Trace, name: str = name) -> dict[str, Any]:
             return simulate_policies(at, profile, [name], slo_s=slo_s, **options)[0]
 
-        capacity = find_capacity(trace, target, lambda at: report_at(at)[key])
+        capacity = find_capacity(trace, goal, lambda at: report_at(at)[key])
         rate_qps = capacity.rate_qps
         report = report_at(trace.rescale_rate(rate_qps) if rate_qps else trace)
         report |= {
             "capacity_qps": rate_qps,
-            "capacity_target": f"{target.key}={target.least:g}",
+            "capacity_target": f"{goal.key}={goal.least:g}",
             "capacity_tried": [list(pair) for pair in capacity.tried],
         }
         found.append(report)
