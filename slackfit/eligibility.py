@@ -26,7 +26,7 @@ class Eligibility:
         self._ids = profile.subnet_ids  # ascending accuracy
         self._accuracies = [subnet.accuracy for subnet in profile.subnets]
         self._fastest: dict[tuple[int, int], str] = {}
-        self.fastest_s = min(row[1] for row in self.table.values())
+        self.fastest_s = profile.fastest(quantile).latency_s[1]
 
     def accepts(self, query: Query, subnet_id: str) -> bool:
         """Whether `query` may run on `subnet_id`."""

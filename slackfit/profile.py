@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from slackfit.fastest import FastestBatches
 from slackfit.resident_table import ResidentTable
 
 FORMAT = 1
@@ -83,6 +84,9 @@ class LatencyProfile:
     _tables: dict[str, dict[str, list[float]]] = field(
         default_factory=dict[str, dict[str, list[float]]], init=False, repr=False, compare=False
     )
+    _fastest: dict[str, FastestBatches] = field(
+        default_factory=dict[str, FastestBatches], init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -124,6 +128,12 @@ class LatencyProfile:
                 subnet.subnet_id: self._interpolate(subnet, quantile) for subnet in self.subnets
             }
         return self._tables[quantile]
+
+    def fastest(self, quantile: str = "p50") -> FastestBatches:
+        """Return the shortest batch of each size, made once per quantile; raises as `table`."""
+        if quantile not in self._fastest:
+            self._fastest[quantile] = FastestBatches.of(self.table(quantile).values())
+        return self._fastest[quantile]
 
     def latency_s(self, subnet_id: str, batch_size: int, quantile: str = "p50") -> float:
         """Return the latency of `batch_size` samples on a subnet, interpolated between sizes.

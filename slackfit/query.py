@@ -21,7 +21,9 @@ class Query(NamedTuple):
 
     `min_accuracy` is a floor (a fraction) on the profiled accuracy of the subnet that serves it;
     `query_class` is a priority class (0 = default); `subnet_id` pins one subnet (None: the
-    policy chooses).
+    policy chooses). `samples` is how many of a batch's samples it is, `work` how much longer than
+    profiled one of them is predicted to take (a factor), `tenant` who sent it: nothing of the
+    scheduler reads them yet.
     """
 
     query_id: int
@@ -30,6 +32,9 @@ class Query(NamedTuple):
     min_accuracy: float = 0.0
     query_class: int = 0
     subnet_id: str | None = None
+    samples: int = 1
+    work: float = 1.0
+    tenant: str = ""
 
 
 class Decision(NamedTuple):

@@ -263,30 +263,6 @@ class FixedResidency:
         return keys
 
 
-class ResidentChoice(NamedTuple):
-    """A row of SUSHI's table for one resident subgraph."""
-
-    subnet_id: str
-    accuracy: float
-    latency_s: float
-
-
-def strict_accuracy(rows: Sequence[ResidentChoice], min_accuracy: float) -> str:
-    """SushiSched's STRICT_ACCURACY: the fastest subnet that is accurate enough, else the best."""
-    legal = [row for row in rows if row.accuracy >= min_accuracy]
-    if not legal:
-        return max(rows, key=lambda row: (row.accuracy, row.subnet_id)).subnet_id
-    return min(legal, key=lambda row: (row.latency_s, -row.accuracy, row.subnet_id)).subnet_id
-
-
-def strict_latency(rows: Sequence[ResidentChoice], max_latency_s: float) -> str:
-    """SushiSched's STRICT_LATENCY: the most accurate subnet that is fast enough, else fastest."""
-    legal = [row for row in rows if row.latency_s <= max_latency_s]
-    if not legal:
-        return min(rows, key=lambda row: (row.latency_s, row.subnet_id)).subnet_id
-    return max(legal, key=lambda row: (row.accuracy, -row.latency_s, row.subnet_id)).subnet_id
-
-
 @dataclass(frozen=True, slots=True)
 class StreamResult:
     """What a policy made of a stream: means over its batches, loading included."""

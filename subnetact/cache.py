@@ -93,6 +93,19 @@ class SubgraphCache:
                 self._failures,
             )
 
+    def tally(self) -> dict[str, int]:
+        """Return the counts and the bytes held, by the names that an executor gives them."""
+        counts, held_bytes = self.counts, self.held_bytes
+        return {
+            "hits": counts.hits,
+            "misses": counts.misses,
+            "loads": counts.loads,
+            "evictions": counts.evictions,
+            "held_bytes": held_bytes,
+            "slice_refusals": counts.refusals,
+            "out_of_memory": counts.failures,
+        }
+
     @property
     def held_bytes(self) -> int:
         """Bytes that count against the budget now: resident, being loaded, or still being read."""

@@ -1,16 +1,27 @@
 """`Executor`: the protocol of what runs one batch on one subnet, whichever the device.
 
-It decides nothing: which subnet and which samples is the scheduler's business. Implementations:
-`views.eager_executor`, `cpu.packed_executor`, `cuda.cuda_executor`, and `timed_executor`;
-`load.load_executor` chooses.
+Samples are staged when they arrive, launched when they are chosen, and waited for last; on a CPU
+`launch` computes and `result` hands over. What a slot and a launched batch are is the executor's
+own business: who passes them on never looks inside. Which subnet and which samples is the
+scheduler's. Implementations: `views.eager_executor`, `cpu.packed_executor`, `cuda.cuda_executor`
+and `timed_executor`; `load.load_executor` chooses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+
+from supernet.sample import SampleSpec
+
+Slot = Any
+Launched = Any
+
+CACHE_COUNTS = ("hits", "misses", "loads", "evictions", "held_bytes")
+NO_CACHE: Mapping[str, int] = dict.fromkeys(CACHE_COUNTS, 0)
 
 
 class Executor(Protocol):
@@ -38,7 +49,7 @@ class Executor(Protocol):
         ...
 
     @property
-    def input_shape(self) -> tuple[int, int, int]: ...
+    def sample(self) -> SampleSpec: ...
 
     @property
     def num_classes(self) -> int: ...
@@ -49,8 +60,27 @@ class Executor(Protocol):
     @property
     def max_batch_size(self) -> int: ...
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        """Run (B, C, H, W) uint8 samples on a subnet, return (B, num_classes) float32 logits."""
+    def stage(self, payload: np.ndarray) -> Slot:
+        """Take samples (n, ...) that wait for a batch; from any thread, and never for long.
+
+        Raises ValueError for a type, shape or number that the network does not take.
+        """
+        ...
+
+    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Launched:
+        """Start the samples of `slots` as one batch on a subnet.
+
+        Raises KeyError for an unknown subnet, ValueError for more samples than `max_batch_size`.
+        A slot may be launched again, should its batch have failed.
+        """
+        ...
+
+    def result(self, launched: Launched) -> np.ndarray:
+        """Wait for a batch; float32 (B, num_classes) logits in the order of its slots. Once."""
+        ...
+
+    def run(self, subnet_id: str, samples: np.ndarray) -> np.ndarray:
+        """Run samples (B, ...) alone and at once: `stage`, `launch` and `result` in one."""
         ...
 
     def warm_up(self) -> None:
@@ -58,7 +88,12 @@ class Executor(Protocol):
         ...
 
     def counts(self) -> Mapping[str, int]:
-        """What the device did so far and holds now, by names fit for metrics; may be empty."""
+        """What the device did so far and holds now, by names fit for metrics.
+
+        At least `CACHE_COUNTS`: how often what a batch needed was resident (`hits`) or not
+        (`misses`), what was made resident (`loads`) and given up (`evictions`), and the bytes that
+        are held so (`held_bytes`).
+        """
         ...
 
     def close(self) -> None:
@@ -66,10 +101,39 @@ class Executor(Protocol):
         ...
 
 
-def check_inputs(inputs: np.ndarray, shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless `inputs` are uint8 (B, *shape)."""
-    if inputs.dtype != np.uint8 or inputs.ndim != 4 or inputs.shape[1:] != shape:
-        raise ValueError(
-            f"inputs are {inputs.dtype} {inputs.shape}, expected uint8 (B, "
-            f"{', '.join(map(str, shape))})"
-        )
+class StagingExecutor(ABC):
+    """What executors have in common: samples are staged as they are, once they are checked."""
+
+    sample: SampleSpec
+
+    @abstractmethod
+    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Launched:
+        """See `Executor`."""
+
+    @abstractmethod
+    def result(self, launched: Launched) -> np.ndarray:
+        """See `Executor`."""
+
+    def stage(self, payload: np.ndarray) -> np.ndarray:
+        """See `Executor`: the checked samples, on the host."""
+        return self.sample.checked(payload)
+
+    def run(self, subnet_id: str, samples: np.ndarray) -> np.ndarray:
+        """Run samples (B, ...) on a subnet, return (B, num_classes) float32 logits.
+
+        Raises what `stage` and `launch` raise.
+        """
+        return self.result(self.launch(subnet_id, [self.stage(samples)]))
+
+
+def warm_up(executor: Executor) -> None:
+    """Run every subnet at the largest and the smallest batch size."""
+    for batch_size in (executor.max_batch_size, 1):
+        for subnet_id in executor.subnet_ids:
+            executor.run(subnet_id, executor.sample.zeros(batch_size))
+
+
+def check_batch(count: int, max_batch_size: int) -> None:
+    """Raise ValueError unless a batch has 1 to `max_batch_size` samples."""
+    if not 1 <= count <= max_batch_size:
+        raise ValueError(f"the batch has {count} samples, allowed 1 to {max_batch_size}")

@@ -8,17 +8,27 @@ it must say so (`is_timed`). It fulfils the same protocol as the real executor.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from slackfit.profile import LatencyProfile
+from subnetact.executor import NO_CACHE, StagingExecutor
+from supernet.sample import SampleSpec
 
 
-class TimedExecutor:
+class TimedLaunched(NamedTuple):
+    """A batch that a device would be busy with: (B,) labels, and until when."""
+
+    labels: np.ndarray
+    finish_s: float
+
+
+class TimedExecutor(StagingExecutor):
     """Sleeps for the profiled latency of each batch; the answer is a function of the sample alone.
 
-    The logits of a sample are one-hot at `sum of its bytes mod num_classes`, so that a test can
+    The logits of a sample are one-hot at `sum of its numbers mod num_classes`, so that a test can
     tell whose answer it got. `clock` and `sleep` are injected for virtual time.
     """
 
@@ -27,14 +37,14 @@ class TimedExecutor:
     def __init__(
         self,
         profile: LatencyProfile,
-        input_shape: tuple[int, int, int],
+        sample: SampleSpec,
         num_classes: int,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.device = profile.device
-        self.input_shape = input_shape
+        self.sample = sample
         self.num_classes = num_classes
         self.subnet_ids = profile.subnet_ids
         self.max_batch_size = profile.max_batch_size
@@ -46,30 +56,33 @@ class TimedExecutor:
         self._clock = clock
         self._sleep = sleep
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        """Block for the profiled latency of this batch and return its float32 logits.
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
+        """Note when a device would be done.
 
-        Raises ProfileError for an unknown subnet or an unprofiled batch size, and ValueError for
-        inputs that are not uint8 (B, C, H, W) of the served shape.
+        Raises ProfileError for an unknown subnet or an unprofiled batch size.
         """
-        finish_s = self._clock() + self._profile.latency_s(subnet_id, len(inputs))
-        if inputs.dtype != np.uint8 or inputs.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"inputs are {inputs.dtype} {inputs.shape}, "
-                f"allowed uint8 (B, {', '.join(map(str, self.input_shape))})"
-            )
-        labels = inputs.reshape(len(inputs), -1).sum(axis=1, dtype=np.int64) % self.num_classes
-        logits = np.zeros((len(inputs), self.num_classes), dtype=np.float32)  # (B, num_classes)
-        logits[np.arange(len(inputs)), labels] = 1.0
-        self._sleep(max(0.0, finish_s - self._clock()))
+        start_s = self._clock()
+        labels = np.concatenate([self._labels(slot) for slot in slots])
+        return TimedLaunched(labels, start_s + self._profile.latency_s(subnet_id, len(labels)))
+
+    def result(self, launched: TimedLaunched) -> np.ndarray:
+        """Sleep until the device would be done; the batch's float32 logits."""
+        labels = launched.labels
+        logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, num_classes)
+        logits[np.arange(len(labels)), labels] = 1.0
+        self._sleep(max(0.0, launched.finish_s - self._clock()))
         return logits
+
+    def _labels(self, samples: np.ndarray) -> np.ndarray:
+        sums = samples.reshape(len(samples), -1).sum(axis=1, dtype=np.int64)
+        return sums % self.num_classes
 
     def warm_up(self) -> None:
         """Do nothing: there is nothing to warm."""
 
     def counts(self) -> Mapping[str, int]:
-        """Return nothing: nothing happens."""
-        return {}
+        """See `Executor`: nothing is held."""
+        return NO_CACHE
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

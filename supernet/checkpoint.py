@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
+from supernet.sample import SampleSpec
 from supernet.tensor_file import save_tensors
 
 FORMAT = 1
@@ -77,9 +78,22 @@ class Checkpoint:
     fingerprint: str = ""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one uint8 sample."""
-        return self.input.shape
+    def sample(self) -> SampleSpec:
+        """What one sample is on its way to a device; a text's ids are those of the vocabulary.
+
+        Raises CheckpointError for a family of texts whose config does not say its vocabulary.
+        """
+        if self.input.kind == "image":
+            return SampleSpec(shape=self.input.shape)
+        config: Any = self.definition.config
+        try:
+            highest, pad = config.vocab_size - 1, config.pad_id
+        except AttributeError as error:
+            raise CheckpointError(
+                f"{self.name}: a family that takes token ids says `vocab_size` and `pad_id` in "
+                f"its config ({error})"
+            ) from None
+        return SampleSpec(shape=(self.input.width,), dtype="int32", highest=highest, pad=pad)
 
     @property
     def num_classes(self) -> int:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 class InputSpec:
     """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255.
 
-    With `kind="tokens"` a sample is `width` token ids (channels and height are 1).
+    With `kind="tokens"` a sample is up to `width` token ids (channels and height are 1).
     """
 
     channels: int
@@ -61,8 +61,8 @@ class InputSpec:
     ) -> torch.Tensor:
         """Turn (B, C, H, W) uint8 into (B, C, resolution, resolution) float32.
 
-        Token ids (B, 1, 1, N) become (B, up to resolution) int64. `constants` are those of the
-        samples' device, where they are at hand.
+        Token ids (B, N) or (B, 1, 1, N) become (B, up to resolution) int64. `constants` are those
+        of the samples' device, where they are at hand.
         """
         if self.kind == "tokens":
             return samples.flatten(1)[:, :resolution].to(torch.int64)
@@ -71,6 +71,11 @@ class InputSpec:
         if x.shape[-2:] != (resolution, resolution):
             x = F.interpolate(x, size=(resolution, resolution), mode="bilinear")
         return x
+
+    def as_served(self, samples: torch.Tensor, resolution: int) -> torch.Tensor:
+        """`normalise`, and images channels last: the layout in which convolutions are fastest."""
+        x = self.normalise(samples, resolution)
+        return x if self.kind == "tokens" else x.contiguous(memory_format=torch.channels_last)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `kind` only where it is not an image."""

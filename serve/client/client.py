@@ -23,9 +23,9 @@ from typing import Any, Protocol, Self
 from serve.client.addresses import SCHEMES, is_rpc
 from serve.client.errors import InferError, UnavailableError
 from serve.client.infer_call import (
-    Images,
     InferCall,
     InferResult,
+    Inputs,
     TimeLimits,
     make_infer_call,
     make_time_limits,
@@ -157,7 +157,7 @@ class Client:
 
     def infer(
         self,
-        images: Images,
+        inputs: Inputs,
         *,
         slo_ms: float | None = None,
         timeout_s: float | None = None,
@@ -165,15 +165,15 @@ class Client:
         min_accuracy: float | None = None,
         subnet: str | None = None,
     ) -> InferResult:
-        """Serve one request: uint8 (C, H, W) or (B, C, H, W), or one or B image files as bytes.
+        """Serve one request: images or token ids, see `Inputs`.
 
         `priority` 1 is the highest and protects from being given up, 0 is the default;
         `min_accuracy` is a floor on the subnet's profiled accuracy, a fraction; `subnet` pins one.
 
-        Raises InferError when there is no output, ValueError for images that no model takes.
+        Raises InferError when there is no output, ValueError for inputs that no model takes.
         """
         infer_call = make_infer_call(
-            self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+            self._model(), inputs, priority=priority, min_accuracy=min_accuracy, subnet=subnet
         )
         call = self._settings.call(infer_call, slo_ms, timeout_s)
         while True:
@@ -252,7 +252,7 @@ class AsyncClient:
 
     async def infer(
         self,
-        images: Images,
+        inputs: Inputs,
         *,
         slo_ms: float | None = None,
         timeout_s: float | None = None,
@@ -262,7 +262,7 @@ class AsyncClient:
     ) -> InferResult:
         """Serve one request; see `Client.infer`."""
         infer_call = make_infer_call(
-            await self._model(), images, priority=priority, min_accuracy=min_accuracy, subnet=subnet
+            await self._model(), inputs, priority=priority, min_accuracy=min_accuracy, subnet=subnet
         )
         call = self._settings.call(infer_call, slo_ms, timeout_s)
         while True:

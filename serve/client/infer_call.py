@@ -11,13 +11,19 @@ import numpy as np
 
 from serve.client.rest_answers import number_of, text_of
 
-Images = np.ndarray | bytes | Sequence[bytes]
-"""uint8 (C, H, W) or (B, C, H, W); or a JPEG or PNG file as bytes, or a sequence of B files."""
+Inputs = np.ndarray | bytes | Sequence[bytes]
+"""Images: uint8 (C, H, W) or (B, C, H, W), or a JPEG or PNG file as bytes, or a sequence of files.
+
+Texts: token ids, int64 or int32 (N,) or (B, N). The server fills shorter texts up beside longer
+ones of other requests; within one request they have one length, filled up with the `pad_id` that
+the model's metadata name.
+"""
 
 GRACE_S = 0.25
 """Extra seconds that a client waits, so that the server's own refusal arrives first."""
 
 
+_SAMPLE_AXES = {"uint8": 3, "int32": 1, "int64": 1}
 _LIMIT_S = 30.0
 _SLACK_S = 1.0
 
@@ -46,7 +52,7 @@ class TimeLimits(NamedTuple):
 
 
 class InferCall(NamedTuple):
-    """One inference request: a batch of samples, uint8 (B, C, H, W) or B image files."""
+    """One inference request: a batch of samples, (B, ...) numbers or B image files."""
 
     model: str
     samples: np.ndarray | tuple[bytes, ...]
@@ -83,13 +89,13 @@ class InferResult:
 
 def make_infer_call(
     model: str,
-    images: Images,
+    inputs: Inputs,
     *,
     priority: int,
     min_accuracy: float | None,
     subnet: str | None,
 ) -> InferCall:
-    """Return a request. Raises ValueError for images that no model takes."""
+    """Return a request. Raises ValueError for inputs that no model takes."""
     parameters: dict[str, str | int | float] = {}
     if priority:
         parameters["priority"] = priority
@@ -97,7 +103,7 @@ def make_infer_call(
         parameters["min_accuracy"] = min_accuracy
     if subnet is not None:
         parameters["subnet"] = subnet
-    return InferCall(model, _samples(images), parameters)
+    return InferCall(model, _samples(inputs), parameters)
 
 
 def make_time_limits(slo_ms: float | None, timeout_s: float | None) -> TimeLimits:
@@ -130,19 +136,21 @@ def make_infer_result(
     )
 
 
-def _samples(images: Images) -> np.ndarray | tuple[bytes, ...]:
-    if isinstance(images, bytes):
-        return (images,)
-    if not isinstance(images, np.ndarray):
-        files = tuple(images)
+def _samples(inputs: Inputs) -> np.ndarray | tuple[bytes, ...]:
+    if isinstance(inputs, bytes):
+        return (inputs,)
+    if not isinstance(inputs, np.ndarray):
+        files = tuple(inputs)
         if not files or not all(isinstance(file, bytes) for file in files):
-            raise ValueError("images is a sequence of something else than the bytes of image files")
+            raise ValueError("inputs is a sequence of something else than the bytes of image files")
         return files
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+    num_axes = _SAMPLE_AXES.get(inputs.dtype.name)
+    if num_axes is None or inputs.ndim not in (num_axes, num_axes + 1) or not inputs.size:
         raise ValueError(
-            f"images are {images.dtype} {images.shape}, allowed uint8 (C, H, W) or (B, C, H, W)"
+            f"inputs are {inputs.dtype} {inputs.shape}, allowed images, uint8 (C, H, W) or "
+            "(B, C, H, W), or token ids, int64 or int32 (N,) or (B, N)"
         )
-    return images if images.ndim == 4 else images[np.newaxis]
+    return inputs if inputs.ndim > num_axes else inputs[np.newaxis]
 
 
 def _signed(value: Any) -> float:

@@ -12,14 +12,16 @@ from serve.client.rest_answers import mapping
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A served model: a sample is uint8 `input_shape` (C, H, W).
+    """A served model: a sample is a `datatype` tensor of `input_shape`, -1 being any size.
 
-    `subnet_ids` are what `subnet=` pins. `parameters` are the server's: `policy`, `profile`,
-    `device`, `max_batch_size` (empty over gRPC, whose metadata hold none).
+    An image is UINT8 (C, H, W), a text INT64 (-1,). `subnet_ids` are what `subnet=` pins.
+    `parameters` are the server's: `policy`, `profile`, `device`, `max_batch_size`, `input_range`,
+    of texts `max_tokens` and `pad_id` (empty over gRPC, whose metadata hold none).
     """
 
     name: str
     subnet_ids: tuple[str, ...]
+    datatype: str
     input_shape: tuple[int, ...]
     num_classes: int
     parameters: Mapping[str, Any]
@@ -48,12 +50,13 @@ def read_info(fields: Mapping[str, Any]) -> ModelInfo:
         return ModelInfo(
             name=str(fields["name"]),
             subnet_ids=tuple(str(version) for version in fields.get("versions", ())),
+            datatype=str(fields["inputs"][0]["datatype"]),
             input_shape=tuple(int(size) for size in fields["inputs"][0]["shape"][1:]),
             num_classes=int(fields["outputs"][0]["shape"][-1]),
             parameters=mapping(fields.get("parameters")),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise unreadable_answer("no metadata of an image model") from None
+        raise unreadable_answer("no metadata of a model with one input and one output") from None
 
 
 def read_statistics(fields: Mapping[str, Any]) -> list[SubnetStatistics]:

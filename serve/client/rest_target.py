@@ -16,7 +16,8 @@ import numpy as np
 
 from serve.client.http_wire import HttpWire, Wire, WireError
 from serve.client.rest_answers import ClientError, error_text, read_answer, read_model, read_refusal
-from serve.client.rest_transport import BINARY_HEADER, time_headers
+from serve.client.rest_transport import time_headers
+from serve.proto.names import BINARY_HEADER
 from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))

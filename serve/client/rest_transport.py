@@ -10,7 +10,6 @@ import asyncio
 import base64
 import json
 import ssl
-import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -29,9 +28,15 @@ from serve.client.errors import (
 from serve.client.http_wire import HttpWire, Response, WireError
 from serve.client.infer_call import InferCall, InferResult, TimeLimits, make_infer_result
 from serve.client.rest_answers import UnreadableError, parse_refusal, read_outputs
+from serve.proto.names import (
+    BINARY_HEADER,
+    BYTES_LENGTH,
+    IMAGE_TYPE,
+    INPUT_NAME,
+    SLO_HEADER,
+    TIMEOUT_HEADER,
+)
 
-BINARY_HEADER = "Inference-Header-Content-Length"
-_LENGTH = struct.Struct("<I")
 _PATHS = {
     "server": "",
     "live": "/health/live",
@@ -53,9 +58,9 @@ def time_headers(slo_s: float | None, timeout_s: float | None) -> dict[str, str]
     """Return the headers that carry what is left of a query's times."""
     headers: dict[str, str] = {}
     if slo_s is not None:
-        headers["x-slo-ms"] = f"{slo_s * 1e3:.6g}"
+        headers[SLO_HEADER] = f"{slo_s * 1e3:.6g}"
     if timeout_s is not None:
-        headers["x-request-timeout-seconds"] = f"{timeout_s:.6g}"
+        headers[TIMEOUT_HEADER] = f"{timeout_s:.6g}"
     return headers
 
 
@@ -196,12 +201,12 @@ def _tensor(
     samples: np.ndarray | tuple[bytes, ...], *, is_json: bool
 ) -> tuple[dict[str, Any], bytes]:
     """Return the input tensor as JSON, and the bytes that follow the JSON."""
-    fields: dict[str, Any] = {"name": "input"}
+    fields: dict[str, Any] = {"name": INPUT_NAME}
     if isinstance(samples, tuple):
-        fields |= {"datatype": "BYTES", "shape": [len(samples)]}
-        tail = b"".join(_LENGTH.pack(len(file)) + file for file in samples)
+        fields |= {"datatype": IMAGE_TYPE, "shape": [len(samples)]}
+        tail = b"".join(BYTES_LENGTH.pack(len(file)) + file for file in samples)
     else:
-        fields |= {"datatype": "UINT8", "shape": list(samples.shape)}
+        fields |= {"datatype": samples.dtype.name.upper(), "shape": list(samples.shape)}
         tail = samples.tobytes()
     if not is_json:
         return fields | {"parameters": {"binary_data_size": len(tail)}}, tail

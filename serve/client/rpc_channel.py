@@ -9,8 +9,8 @@ import grpc.aio
 
 from serve.client.addresses import RPC_SCHEME, RPC_TLS_SCHEME
 from serve.client.environment import trusted_pem
+from serve.proto.names import SERVICE
 
-SERVICE = "/inference.GRPCInferenceService"
 _OPTIONS = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -38,7 +38,7 @@ def async_rpc_channel(url: str) -> Any:
 def call_of(channel: Any, name: str, request_type: Any, response_type: Any) -> Any:
     """Return one method of the service on a channel of either kind."""
     return channel.unary_unary(
-        f"{SERVICE}/{name}",
+        f"/{SERVICE}/{name}",
         request_serializer=request_type.SerializeToString,
         response_deserializer=response_type.FromString,
     )

@@ -17,6 +17,7 @@ from serve.client.rest_answers import OUR_STATUSES, ClientError, executed, unrea
 from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
 from serve.client.rpc_channel import async_rpc_channel, call_of
 from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import SLO_HEADER
 from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _METADATA_TIMEOUT_S = 10.0
@@ -74,7 +75,7 @@ class RpcTarget:
         )
         if request.query_class is not None:
             message.parameters["priority"].int64_param = request.query_class
-        metadata = (("x-slo-ms", f"{request.slo_s * 1e3:.6g}"), *bearer().items())
+        metadata = ((SLO_HEADER, f"{request.slo_s * 1e3:.6g}"), *bearer().items())
         try:
             answer = await self._infer(message, timeout=request.timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:

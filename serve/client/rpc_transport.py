@@ -9,7 +9,6 @@ take the place of the deployment's SLO.
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import Any
 
 import grpc
@@ -21,8 +20,8 @@ from serve.client.infer_call import InferCall, InferResult, TimeLimits, make_inf
 from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
 from serve.client.rpc_channel import async_rpc_channel, call_of, rpc_channel
 from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import BYTES_LENGTH, IMAGE_TYPE, INPUT_NAME, SLO_HEADER
 
-_LENGTH = struct.Struct("<I")
 _METHODS: dict[str, tuple[str, Any, Any]] = {
     "server": ("ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse),
     "live": ("ServerLive", pb.ServerLiveRequest, pb.ServerLiveResponse),
@@ -115,7 +114,7 @@ def _authorization(token: str | None) -> tuple[tuple[str, str], ...]:
 
 def _terms(times: TimeLimits, metadata: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     if times.slo_s is not None:
-        metadata = (*metadata, ("x-slo-ms", f"{times.slo_s * 1e3:.6g}"))
+        metadata = (*metadata, (SLO_HEADER, f"{times.slo_s * 1e3:.6g}"))
     return {"timeout": None if times.timeout_s is None else times.limit_s, "metadata": metadata}
 
 
@@ -133,10 +132,11 @@ def _message(infer_call: InferCall, times: TimeLimits) -> pb.ModelInferRequest:
                 message.parameters[name].double_param = value
     samples = infer_call.samples
     if isinstance(samples, tuple):
-        message.inputs.add(name="input", datatype="BYTES", shape=[len(samples)])
-        raw = b"".join(_LENGTH.pack(len(file)) + file for file in samples)
+        message.inputs.add(name=INPUT_NAME, datatype=IMAGE_TYPE, shape=[len(samples)])
+        raw = b"".join(BYTES_LENGTH.pack(len(file)) + file for file in samples)
     else:
-        message.inputs.add(name="input", datatype="UINT8", shape=list(samples.shape))
+        datatype = samples.dtype.name.upper()
+        message.inputs.add(name=INPUT_NAME, datatype=datatype, shape=list(samples.shape))
         raw = samples.tobytes()
     message.raw_input_contents.append(raw)
     return message

@@ -17,9 +17,9 @@ _FIELDS = 1000  # names, parameters, outputs
 
 def check_json(text: bytes, spec: ModelSpec) -> None:
     """Raise RefusedError, `too_large`, for more values or lists than a request can need."""
-    batch, (channels, height, width) = spec.max_batch_size, spec.input_shape
-    numbers = batch * math.prod((channels, height, width))
-    rows = batch * (1 + channels + channels * height)
+    batch, shape = spec.max_batch_size, spec.sample.shape
+    numbers = batch * math.prod(shape)
+    rows = batch * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
     _check("values", text.count(b","), numbers + rows + _FIELDS)
     _check("lists or objects", text.count(b"[") + text.count(b"{"), rows + _FIELDS)
 

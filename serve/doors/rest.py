@@ -23,14 +23,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.access.guard import Guard
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
 from serve.doors.request_id import RequestIds, naming, sent_id
+from serve.doors.server import Server
 from serve.models.limits import RefusedError
-from serve.models.models import Models
 from serve.models.served_model import ServedModel
-from serve.observe.metrics import CONTENT_TYPE, Metrics
+from serve.observe.metrics import CONTENT_TYPE
+from serve.proto.names import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +49,18 @@ class RestDoor:
 
     def __init__(
         self,
-        models: Models,
-        metrics: Metrics,
+        server: Server,
         *,
-        max_body_bytes: int,
-        guard: Guard | None = None,
-        drain_timeout_s: float = 10.0,
+        while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]] = (
+            contextlib.nullcontext
+        ),
     ) -> None:
-        self.models = models
-        self.metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self.guard = guard or Guard()
-        self._drain_timeout_s = drain_timeout_s
-        self.while_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]
-        self.while_ready = contextlib.nullcontext  # entered between warm-up and drain
-        self._clock = models.clock
+        """`while_ready` is entered between warm-up and drain."""
+        self.server = server
+        self._models = server.models
+        self._guard = server.guard
+        self._while_ready = while_ready
+        self._clock = server.models.clock
         self._request_ids = RequestIds()
         self._answer_infer = self._refusing(self._guarded(self._infer, "infer"))
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
@@ -87,21 +84,17 @@ class RestDoor:
         answer = await self._answer_infer(Request(scope, receive))
         await answer(scope, receive, send)
 
-    async def drain(self) -> bool:
-        """Refuse new queries and finish the queued ones; return whether all ended in time."""
-        return await self.models.drain(self._drain_timeout_s)
-
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await self.models.start()
+        await self._models.start()
         try:
-            async with self.while_ready():
+            async with self._while_ready():
                 try:
                     yield
                 finally:
-                    await self.drain()  # while it listens, so that new requests get an answer
+                    await self.server.drain()  # while it listens: new requests get an answer
         finally:
-            await self.models.stop()
+            await self._models.stop()
 
     def _routes(self) -> list[Route]:
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -135,7 +128,7 @@ class RestDoor:
 
         @functools.wraps(handle)
         async def answer(request: Request) -> Response:
-            request.scope[PRINCIPAL] = self.guard.identify(
+            request.scope[PRINCIPAL] = self._guard.identify(
                 scope,
                 authorization=request.headers.get("authorization"),
                 peer=request.client.host if request.client else "",
@@ -162,7 +155,7 @@ class RestDoor:
         return answer
 
     def _refuse(self, error: RefusedError, request_id: str | None = None) -> Response:
-        self.metrics.refused("http", error.reason)
+        self.server.metrics.refused("http", error.reason)
         return _refusal(error, request_id)
 
     # --- inference -------------------------------------------------------------------------------
@@ -170,12 +163,12 @@ class RestDoor:
     async def _infer(self, request: Request) -> Response:
         model = self._find(request)
         principal = request.scope[PRINCIPAL]
-        self.guard.admit(principal)
-        body = await _read_body(request, self._max_body_bytes)
-        binary_header = request.headers.get(rest_messages.BINARY_HEADER)
+        self._guard.admit(principal)
+        body = await _read_body(request, self.server.max_body_bytes)
+        binary_header = request.headers.get(BINARY_HEADER)
         content_type = request.headers.get("content-type", "")
         parsed = rest_messages.parse_infer(body, binary_header, model.spec, content_type)
-        self.guard.charge(principal, len(parsed.samples))
+        self._guard.charge(principal, len(parsed.samples))
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
         scope = request.scope
@@ -186,36 +179,36 @@ class RestDoor:
             replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
             return self._refuse(error, parsed.request_id)
-        policy = model.engine.policy_name
+        policy = model.policy_name
         answer, json_length = rest_messages.build_response(parsed, model.spec, policy, replies)
         if json_length is None:
             return Response(answer, media_type="application/json")
         return Response(
             answer,
             media_type="application/octet-stream",
-            headers={rest_messages.BINARY_HEADER: str(json_length)},
+            headers={BINARY_HEADER: str(json_length)},
         )
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params
-        return self.models.find(parameters["model"], parameters.get("version"))
+        return self._models.find(parameters["model"], parameters.get("version"))
 
     # --- looking ---------------------------------------------------------------------------------
 
     async def _server(self, _: Request) -> Response:
-        return JSONResponse(rest_messages.server_metadata(self.models.names))
+        return JSONResponse(rest_messages.server_metadata(self._models.names))
 
     async def _live(self, _: Request) -> Response:
-        fault = self.models.fault()
+        fault = self._models.fault()
         return JSONResponse({"live": not fault}, status_code=503 if fault else 200)
 
     async def _ready(self, _: Request) -> Response:
-        self.models.check_ready()
+        self._models.check_ready()
         return JSONResponse({"ready": True})
 
     async def _model(self, request: Request) -> Response:
         model = self._find(request)
-        return JSONResponse(rest_messages.model_metadata(model.spec, model.engine.policy_name))
+        return JSONResponse(rest_messages.model_metadata(model.spec, model.policy_name))
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._find(request)
@@ -224,7 +217,7 @@ class RestDoor:
 
     async def _model_config(self, request: Request) -> Response:
         model = self._find(request)
-        return JSONResponse(rest_messages.model_config(model.spec, model.engine.policy_name))
+        return JSONResponse(rest_messages.model_config(model.spec, model.policy_name))
 
     async def _index(self, request: Request) -> Response:
         body = await _read_body(request, _ADMIN_BODY_BYTES)
@@ -233,7 +226,7 @@ class RestDoor:
         except (ValueError, RecursionError):
             raise RefusedError("bad_request", "the request is not JSON") from None
         is_ready = isinstance(fields, dict) and fields.get("ready") is True
-        return JSONResponse(self.models.index(is_ready=is_ready))
+        return JSONResponse(self._models.index(is_ready=is_ready))
 
     async def _statistics(self, request: Request) -> Response:
         model = self._find(request)
@@ -241,17 +234,17 @@ class RestDoor:
         return JSONResponse({"model_stats": rows})
 
     async def _all_statistics(self, _: Request) -> Response:
-        rows = [row for model in self.models for row in model.statistics.rows(model.spec.name)]
+        rows = [row for model in self._models for row in model.statistics.rows(model.spec.name)]
         return JSONResponse({"model_stats": rows})
 
     async def _render_metrics(self, _: Request) -> Response:
-        self.metrics.refresh(self.models.engines())
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+        self.server.refresh_metrics()
+        return Response(self.server.metrics.render(), media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
 
     async def _show_config(self, _: Request) -> Response:
-        return JSONResponse({m.spec.name: m.live_settings() for m in self.models})
+        return JSONResponse({m.spec.name: m.live_settings() for m in self._models})
 
     async def _change_config(self, request: Request) -> Response:
         body = await _read_body(request, _ADMIN_BODY_BYTES)
@@ -260,9 +253,9 @@ class RestDoor:
             name = fields.pop("model", None) if isinstance(fields, dict) else None
             change = parse_live_config(fields)
             if name is None:
-                settings = self.models.reconfigure(change)
+                settings = self._models.reconfigure(change)
             else:
-                settings = {name: self.models.find(name).reconfigure(change)}
+                settings = {name: self._models.find(name).reconfigure(change)}
         except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         except ValueError as error:

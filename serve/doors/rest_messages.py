@@ -32,10 +32,10 @@ from serve.models.request import (
     read_raw,
 )
 from serve.proto.names import (
+    BINARY_HEADER,
     EXTENSIONS,
     IMAGE_TYPE,
     INPUT_NAME,
-    INPUT_TYPE,
     OUTPUT_NAME,
     OUTPUT_TYPE,
     PLATFORM,
@@ -43,7 +43,6 @@ from serve.proto.names import (
     VERSION,
 )
 
-BINARY_HEADER = "inference-header-content-length"
 IMAGE_CONTENT_TYPES = ("image/jpeg", "image/png")
 _BASE64 = "base64"
 
@@ -57,6 +56,8 @@ def parse_infer(
     RefusedError that says what was given, and what is allowed.
     """
     if content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES:
+        if spec.sample.is_text:
+            raise bad("bad_tensor", "content-type", content_type, "application/json: token ids")
         return InferRequest((body,), None, {}, is_binary_output=False)
     json_length = _json_length(body, binary_header)
     text = body[:json_length]
@@ -126,12 +127,15 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
         "name": spec.name,
         "versions": list(spec.subnet_ids),
         "platform": PLATFORM,
-        "inputs": [{"name": INPUT_NAME, "datatype": INPUT_TYPE, "shape": [-1, *spec.input_shape]}],
+        "inputs": [
+            {"name": INPUT_NAME, "datatype": spec.datatypes[0], "shape": [-1, *spec.wire_shape]}
+        ],
         "outputs": [
             {"name": OUTPUT_NAME, "datatype": OUTPUT_TYPE, "shape": [-1, spec.num_classes]}
         ],
         "parameters": {
             "max_batch_size": spec.max_batch_size,
+            **spec.input_limits(),
             **spec.about(policy),
         },
     }
@@ -147,8 +151,8 @@ def model_config(spec: ModelSpec, policy: str) -> dict[str, Any]:
         "input": [
             {
                 "name": INPUT_NAME,
-                "data_type": f"TYPE_{INPUT_TYPE}",
-                "dims": list(spec.input_shape),
+                "data_type": f"TYPE_{spec.datatypes[0]}",
+                "dims": spec.wire_shape,
             }
         ],
         "output": [
@@ -206,7 +210,7 @@ def _wants_binary(outputs: Any, parameters: Mapping[str, Parameter]) -> bool:
 
 
 def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> Samples:
-    datatype = tensor.get("datatype")
+    datatype = str(tensor.get("datatype"))
     shape = check_tensor(tensor.get("name"), datatype, tensor.get("shape"), spec)
     parameters = _parameters(tensor.get("parameters"), "inputs[0].parameters")
     if "binary_data_size" in parameters:
@@ -216,12 +220,12 @@ def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> S
         if given != len(tail):
             text = f"binary_data_size is {given!r}, {len(tail)} bytes follow the JSON"
             raise RefusedError("bad_tensor", text)
-        return read_raw(datatype, shape, tail)
+        return read_raw(datatype, shape, tail, spec)
     if len(tail):
         raise RefusedError("bad_tensor", f"{len(tail)} bytes follow the JSON, none was announced")
     if datatype == IMAGE_TYPE:
         return _read_base64(tensor.get("data"), parameters, shape)
-    return _read_json_data(tensor.get("data"), shape)
+    return _read_json_data(tensor.get("data"), shape, spec)
 
 
 def _read_base64(data: Any, parameters: Mapping[str, Parameter], shape: tuple[int, ...]) -> Samples:
@@ -236,26 +240,37 @@ def _read_base64(data: Any, parameters: Mapping[str, Parameter], shape: tuple[in
         raise RefusedError("bad_tensor", "data holds a string that is not base64") from None
 
 
-def _read_json_data(data: Any, shape: tuple[int, ...]) -> np.ndarray:
-    size = math.prod(shape)
+def _read_json_data(data: Any, shape: tuple[int, ...], spec: ModelSpec) -> np.ndarray:
+    numbers = f"whole numbers 0 to {spec.sample.highest}"
     if not isinstance(data, list):
-        raise bad("bad_tensor", "data", data, "a list of whole numbers 0 to 255")
+        raise bad("bad_tensor", "data", data, f"a list of {numbers}")
+    size = math.prod(shape)
     try:
         if data and isinstance(data[0], list):
-            return _read_nested(data, shape)
-        samples = np.frombuffer(bytes(data), dtype=np.uint8)  # raises unless whole and 0 to 255
+            samples = _read_nested(data, shape, spec)
+        elif spec.sample.is_text:
+            samples = _within(np.array(data), spec)
+        else:
+            samples = np.frombuffer(bytes(data), dtype=np.uint8)  # raises unless 0 to 255
     except (TypeError, ValueError, OverflowError):
-        text = f"data holds something else than {size} whole numbers 0 to 255"
+        text = f"data holds something else than {size} {numbers}"
         raise RefusedError("bad_tensor", f"{text}, flat or nested as shape {list(shape)}") from None
     if samples.size != size:
         raise bad("bad_tensor", "the length of data", samples.size, f"{size} for {list(shape)}")
     return samples.reshape(shape)
 
 
-def _read_nested(data: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+def _read_nested(data: list[Any], shape: tuple[int, ...], spec: ModelSpec) -> np.ndarray:
     values = np.array(data)
-    if values.dtype.kind not in "iu" or values.shape != shape:
+    if values.shape != shape:
         raise ValueError
-    if values.min() < 0 or values.max() > 255:
+    return _within(values, spec)
+
+
+def _within(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """Return whole numbers in the type that samples have. Raises ValueError for others."""
+    if values.size and values.dtype.kind not in "iu":
         raise ValueError
-    return values.astype(np.uint8)
+    if values.size and (values.min() < 0 or values.max() > spec.sample.highest):
+        raise ValueError
+    return values.astype(spec.sample.dtype)

@@ -19,19 +19,18 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from serve.access.guard import Guard, address_of
+from serve.access.guard import address_of
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors import rpc_messages as messages
 from serve.doors.request_id import HEADER, RequestIds
+from serve.doors.server import Server
 from serve.models.limits import REASONS, RefusedError
-from serve.models.models import Models
-from serve.observe.metrics import Metrics
 from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import SERVICE
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "inference.GRPCInferenceService"
 _OVERHEAD_BYTES = 64 * 2**10  # of a message: names, parameters, framing
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
 _ONLY_IDENTITY = 1 << grpc.Compression.NoCompression.value
@@ -62,13 +61,11 @@ _OPEN = ("ServerLive", "ServerReady")  # health: without a token
 class RpcDoor(grpc.GenericRpcHandler):
     """Answers the calls of one server; give it to `add_generic_rpc_handlers`."""
 
-    def __init__(
-        self, models: Models, metrics: Metrics | None = None, guard: Guard | None = None
-    ) -> None:
-        self._models = models
-        self._guard = guard or Guard()
-        self._refused = functools.partial((metrics or Metrics()).refused, "grpc")
-        self._clock = models.clock
+    def __init__(self, server: Server) -> None:
+        self._models = server.models
+        self._guard = server.guard
+        self._refused = functools.partial(server.metrics.refused, "grpc")
+        self._clock = server.models.clock
         self._request_ids = RequestIds()
         methods: dict[str, tuple[Handler, Any]] = {
             "ServerLive": (self._server_live, pb.ServerLiveRequest),
@@ -147,13 +144,13 @@ class RpcDoor(grpc.GenericRpcHandler):
 
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
         model = self._models.find(call.message.name, call.message.version or None)
-        about = model.spec.about(model.engine.policy_name)  # the message has no place for it
+        about = model.spec.about(model.policy_name)  # the message has no place for it
         call.context.set_trailing_metadata(tuple(about.items()))
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:
         model = self._models.find(call.message.name, call.message.version or None)
-        return messages.model_config(model.spec, model.engine.policy_name)
+        return messages.model_config(model.spec, model.policy_name)
 
     async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
         name, version = call.message.name, call.message.version or None
@@ -180,7 +177,7 @@ class RpcDoor(grpc.GenericRpcHandler):
             call_timeout_s=timeout_s,
             request_id=call.request_id,
         )
-        return messages.build_response(request, model.spec, model.engine.policy_name, replies)
+        return messages.build_response(request, model.spec, model.policy_name, replies)
 
 
 async def _refuse(context: Context, error: RefusedError, request_id: str) -> NoReturn:

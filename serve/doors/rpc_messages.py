@@ -29,13 +29,14 @@ from serve.proto.names import (
     EXTENSIONS,
     IMAGE_TYPE,
     INPUT_NAME,
-    INPUT_TYPE,
     OUTPUT_NAME,
     OUTPUT_TYPE,
     PLATFORM,
     SERVER_NAME,
     VERSION,
 )
+
+_CONTENTS = {"UINT8": "uint_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 
 
 def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
@@ -52,7 +53,7 @@ def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
     shape = check_tensor(tensor.name, tensor.datatype, tuple(tensor.shape), spec)
     is_raw = bool(message.raw_input_contents)
     return InferRequest(
-        _read_raw(message, tensor, shape) if is_raw else _read_typed(tensor, shape),
+        _read_raw(message, tensor, shape, spec) if is_raw else _read_typed(tensor, shape, spec),
         message.id or None,
         _parameters(message.parameters),
         is_binary_output=is_raw,
@@ -89,7 +90,7 @@ def model_metadata(spec: ModelSpec) -> pb.ModelMetadataResponse:
         name=spec.name,
         versions=spec.subnet_ids,
         platform=PLATFORM,
-        inputs=[tensor(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, *spec.input_shape])],
+        inputs=[tensor(name=INPUT_NAME, datatype=spec.datatypes[0], shape=[-1, *spec.wire_shape])],
         outputs=[tensor(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, spec.num_classes])],
     )
 
@@ -101,9 +102,18 @@ def model_config(spec: ModelSpec, policy: str) -> pb.ModelConfigResponse:
         platform=PLATFORM,
         backend=PLATFORM,
         max_batch_size=spec.max_batch_size,
-        input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=spec.input_shape)],
+        input=[
+            pb.ModelInput(
+                name=INPUT_NAME,
+                data_type=f"TYPE_{spec.datatypes[0]}",
+                dims=spec.wire_shape,
+            )
+        ],
         output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[spec.num_classes])],
-        parameters={k: pb.ModelParameter(string_value=v) for k, v in spec.about(policy).items()},
+        parameters={
+            name: pb.ModelParameter(string_value=str(value))
+            for name, value in {**spec.about(policy), **spec.input_limits()}.items()
+        },
     )
     return pb.ModelConfigResponse(config=config)
 
@@ -123,25 +133,31 @@ def _read_raw(
     message: pb.ModelInferRequest,
     tensor: pb.ModelInferRequest.InferInputTensor,
     shape: tuple[int, ...],
+    spec: ModelSpec,
 ) -> Samples:
     count = len(message.raw_input_contents)
     if count != 1:
         raise bad("bad_tensor", "the number of raw_input_contents", count, "one for each input")
     if tensor.HasField("contents"):
         raise RefusedError("bad_tensor", "the tensor has both contents and raw_input_contents")
-    return read_raw(tensor.datatype, shape, message.raw_input_contents[0])
+    return read_raw(tensor.datatype, shape, message.raw_input_contents[0], spec)
 
 
-def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Samples:
+def _read_typed(
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], spec: ModelSpec
+) -> Samples:
     if tensor.datatype == IMAGE_TYPE:
         return check_images(tensor.contents.bytes_contents, shape)
-    values = np.array(tensor.contents.uint_contents, dtype=np.uint32)
+    field = _CONTENTS[tensor.datatype]
+    values = np.array(getattr(tensor.contents, field), dtype=np.int64)
     size = int(np.prod(shape))
     if values.size != size:
-        raise bad("bad_tensor", "the length of uint_contents", values.size, f"{size} for the shape")
-    if values.max() > 255:
-        raise bad("bad_tensor", "a value of uint_contents", int(values.max()), "0 to 255")
-    return values.astype(np.uint8).reshape(shape)
+        raise bad("bad_tensor", f"the length of {field}", values.size, f"{size} for the shape")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > spec.sample.highest:
+        given = low if low < 0 else high
+        raise bad("bad_tensor", f"a value of {field}", given, f"0 to {spec.sample.highest}")
+    return values.astype(spec.sample.dtype).reshape(shape)
 
 
 def _parameters(fields: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serve.engine.backlog import Backlog
+from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
-from serve.engine.earliest_answer import AnswerPredictor, EarliestAnswer
-from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket, end_unrun
+from serve.engine.earliest_answer import EarliestAnswer, earliest_answer
+from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchResult, BatchRunner
 from serve.engine.watchdog import Watchdog
@@ -35,7 +35,7 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
-from slackfit.scheduling.record import RecordingScheduler
+from slackfit.scheduling.outcomes import unserved
 from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin t
 class Engine:
     """Serves queries on one device; see the module for the threads involved.
 
-    `policy` and `profile` are those that `scheduler` was built with. `observer` is called with
+    `observer` is called with
     every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
     to compose a batch, on the device thread. `turn` is given to engines that share a device. A
     device that had nothing to do for `probe_after_s` is given a sample of zeros, so that one that
@@ -62,11 +62,9 @@ class Engine:
 
     def __init__(
         self,
-        scheduler: Scheduler | RecordingScheduler,
+        scheduler: Scheduler,
         executor: Executor,
         *,
-        profile: LatencyProfile,
-        policy: Policy,
         clock: Callable[[], float] = time.monotonic,
         observer: Callable[[Reply], None] | None = None,
         on_decision: Callable[[float], None] | None = None,
@@ -79,14 +77,11 @@ class Engine:
         self._probe_after_s = probe_after_s
         self._watch: asyncio.Task[None] | None = None
         self._scheduler = scheduler
-        self._profile = profile
-        self._policy_name = policy.name
         self._state: State = "starting"
         self._fallback = ""
         self._fault = ""
         self._ledger = Ledger(observer)
         self._on_decision = on_decision
-        self._predictor = AnswerPredictor()
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
         self._slot = (turn or DeviceTurn()).slot(self._due_s)
@@ -110,10 +105,6 @@ class Engine:
         self._thread.start()
         await warm
         self._watch = asyncio.ensure_future(self._watch_device())
-
-    def mark_ready(self) -> None:
-        """Take queries without a device thread: the caller drives `step` itself."""
-        self._state = "ready"
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new queries, and those that cannot end in time; finish the others.
@@ -151,19 +142,13 @@ class Engine:
     # --- queries ---------------------------------------------------------------------------------
 
     async def infer(
-        self, payload: np.ndarray, *, arrival_s: float, options: RequestOptions
-    ) -> Reply:
-        """Serve one sample, uint8 (C, H, W); see `infer_batch`."""
-        (reply,) = await self.infer_batch(payload[np.newaxis], arrival_s=arrival_s, options=options)
-        return reply
-
-    async def infer_batch(
-        self, payloads: np.ndarray, *, arrival_s: float, options: RequestOptions
+        self, payloads: Sequence[np.ndarray], *, arrival_s: float, options: RequestOptions
     ) -> list[Reply]:
-        """Serve the samples of one request, uint8 (B, C, H, W), one reply per sample.
+        """Serve the queries of one request, each a batch (1, ...) of its own; a reply for each.
 
-        If one sample is refused the others are withdrawn. Cancelling the awaiting task (the client
-        has gone) withdraws what is still queued.
+        If one is refused the others are withdrawn. Cancelling the awaiting task (the client has
+        gone) withdraws what is still queued. Raises ValueError for a payload that the executor
+        does not take.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -188,14 +173,14 @@ class Engine:
 
     def submit(
         self,
-        payloads: np.ndarray,
+        payloads: Sequence[np.ndarray],
         *,
         arrival_s: float,
         options: RequestOptions,
         on_done: Callable[[Job], None],
     ) -> Job:
-        """Queue the samples of one request; refusals are answered before this returns."""
-        job = Job(payloads, on_done)
+        """Queue the queries of one request; refusals are answered before this returns."""
+        job = Job([self._runner.executor.stage(payload) for payload in payloads], on_done)
         refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
@@ -240,28 +225,26 @@ class Engine:
         """Switch the policy or the offered subnets between two batches; the queue stays."""
         with self._lock:
             self._scheduler.reconfigure(policy=policy, profile=profile)
-            self._profile = profile or self._profile
             if policy is not None:
-                self._policy_name = policy.name
                 self._fallback = ""
             self._touch()
 
     @property
     def policy_name(self) -> str:
         """The name of the policy in force."""
-        return self._policy_name
+        return self._scheduler.policy.name
 
     @property
     def profile(self) -> LatencyProfile:
         """The offered subnets, as profiled."""
-        return self._profile
+        return self._scheduler.offered
 
     def status(self) -> EngineStatus:
         """Return a snapshot of the engine's state."""
         with self._lock:
             return EngineStatus(
                 self._state,
-                self._policy_name,
+                self._scheduler.policy.name,
                 len(self._scheduler),
                 self._scheduler.num_running,
                 self._fallback,
@@ -284,8 +267,7 @@ class Engine:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
         with self._lock:
             busy_s = self._busy_until_s - self.clock()
-            scheduler = self._scheduler
-            return self._predictor.predict(scheduler.profile, len(scheduler), busy_s)
+            return earliest_answer(self._scheduler.profile, len(self._scheduler), busy_s)
 
     # --- the device side -------------------------------------------------------------------------
 
@@ -374,10 +356,11 @@ class Engine:
 
     def _probe(self) -> None:
         """Run a sample that nobody asked about. Raises what the executor raises."""
-        subnet = self._profile.subnets[0]
+        profile = self._scheduler.offered
+        subnet_id = profile.subnet_ids[0]
         with self._lock:
-            self._watchdog.launched(self.clock(), self._profile.latency_s(subnet.subnet_id, 1))
-        self._runner.executor.run(subnet.subnet_id, self._runner.zeros)
+            self._watchdog.launched(self.clock(), profile.latency_s(subnet_id, 1))
+        self._runner.probe(subnet_id)
         with self._lock:
             self._watchdog.returned()
 
@@ -389,23 +372,20 @@ class Engine:
 
     def _admit(self, query: Query, now_s: float) -> Outcome | None:
         if self._state == "starting":
-            return end_unrun(query, "rejected", "not_ready", now_s)
+            return unserved(query, "rejected", "not_ready", now_s)
         if self._state == "stopped":
             reason = "device_failed" if self._fault else "draining"
-            return end_unrun(query, "rejected", reason, now_s)
+            return unserved(query, "rejected", reason, now_s)
         return self._scheduler.submit(query, now_s)
 
     def _poll(self, now_s: float) -> Dispatch:
         try:
             return self._scheduler.poll(now_s)
         except PolicyError as error:
-            logger.exception("policy %s failed: %s takes over", self._policy_name, FALLBACK_POLICY)
-            self._fallback = (
-                f"policy {self._policy_name} failed ({error}); {FALLBACK_POLICY} serves"
-            )
-            policy = create_policy(FALLBACK_POLICY, self._profile)
-            self._scheduler.reconfigure(policy=policy)
-            self._policy_name = policy.name
+            scheduler, name = self._scheduler, self._scheduler.policy.name
+            logger.exception("policy %s failed: %s takes over", name, FALLBACK_POLICY)
+            self._fallback = f"policy {name} failed ({error}); {FALLBACK_POLICY} serves"
+            scheduler.reconfigure(policy=create_policy(FALLBACK_POLICY, scheduler.offered))
             return self._scheduler.poll(now_s)
 
     def _complete(self, batch: Batch, run: BatchResult) -> list[EndedQuery]:
@@ -427,13 +407,14 @@ class Engine:
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
         """End, as `draining`, what should go to another server at once."""
         scheduler, now_s = self._scheduler, self.clock()
-        hopeless = Backlog(scheduler.profile).hopeless(
+        lost = hopeless(
+            scheduler.profile.fastest(),
             scheduler.waiting(),
             max(now_s, self._busy_until_s if scheduler.num_running else now_s),
             until_s=until_s,
             is_late_hopeless=scheduler.drop_hopeless,
         )
-        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in hopeless]
+        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in lost]
         return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
 
     def _end_waiting(self, reason: str) -> list[EndedQuery]:

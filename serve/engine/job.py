@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from serve.engine.reply import Reply
 from slackfit.query import Outcome, Query, Status
+from slackfit.scheduling.outcomes import unserved
+
+if TYPE_CHECKING:
+    from subnetact.executor import Slot
 
 State = Literal["starting", "ready", "draining", "stopped"]
 
@@ -17,14 +21,14 @@ State = Literal["starting", "ready", "draining", "stopped"]
 class Job:
     """The queries of one request, answered together. Its replies are touched on one thread only."""
 
-    __slots__ = ("_missing", "on_done", "payloads", "query_ids", "replies")
+    __slots__ = ("_missing", "on_done", "query_ids", "replies", "slots")
 
-    def __init__(self, payloads: np.ndarray, on_done: Callable[[Job], None]) -> None:
-        self.payloads = payloads  # uint8 (B, C, H, W)
+    def __init__(self, slots: Sequence[Slot], on_done: Callable[[Job], None]) -> None:
+        self.slots = slots  # one per query, as the executor staged them
         self.on_done = on_done
         self.query_ids: list[int] = []
-        self.replies: list[Reply | None] = [None] * len(payloads)
-        self._missing = len(payloads)
+        self.replies: list[Reply | None] = [None] * len(slots)
+        self._missing = len(slots)
 
     @property
     def is_done(self) -> bool:
@@ -86,7 +90,7 @@ class Ledger:
     def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:
         """Close every query as failed, past a scheduler that can no longer be asked."""
         queries = [ticket.query for ticket in self.open.values()]
-        return [self.end(end_unrun(query, "failed", reason, now_s)) for query in queries]
+        return [self.end(unserved(query, "failed", reason, now_s)) for query in queries]
 
     def deliver(self, ended: Sequence[EndedQuery]) -> None:
         """Count the ends and answer the jobs."""
@@ -114,10 +118,3 @@ class EngineStatus(NamedTuple):
     ended: dict[Status, int]
     latency_factor: float | None = None
     latency_delay_s: float | None = None
-
-
-def end_unrun(query: Query, status: Status, reason: str, now_s: float) -> Outcome:
-    """Return the outcome of a query that ends without having been run."""
-    return Outcome(
-        query.query_id, status, reason, query.arrival_s, query.deadline_s, None, now_s, None, 0.0, 0
-    )

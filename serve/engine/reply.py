@@ -50,6 +50,14 @@ class Reply(NamedTuple):
         return self.outcome.deadline_s - self.outcome.finish_s
 
 
+def cause_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return which of a request's missed ends is its cause.
+
+    When one sample is refused the others are withdrawn: those are the effect.
+    """
+    return next((o for o in outcomes if o.reason != "cancelled"), outcomes[0])
+
+
 def logits_of(replies: Sequence[Reply]) -> np.ndarray:
     """Return the outputs of executed queries, little-endian float32 (B, num_classes)."""
     rows = [cast("np.ndarray", reply.output) for reply in replies]

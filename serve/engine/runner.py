@@ -1,4 +1,4 @@
-"""`BatchRunner`: gathers a batch's payloads and runs it; the model's faults do not escape.
+"""`BatchRunner`: runs a batch of staged samples; the model's faults do not escape.
 
 A batch that fails is run again in halves, so that one poisonous input costs its own query only.
 The neighbours are served by the same subnet, later than planned and perhaps late; a model that
@@ -17,7 +17,7 @@ from serve.engine.job import Ticket
 from slackfit.query import Batch
 
 if TYPE_CHECKING:
-    from subnetact.executor import Executor
+    from subnetact.executor import Executor, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -46,36 +46,35 @@ class BatchRunner:
     def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
         self.executor = executor
         self._clock = clock
-        shape = (executor.max_batch_size, *executor.input_shape)
-        self._staging = np.empty(shape, dtype=np.uint8)  # (B, C, H, W), reused by every batch
-        self.zeros = np.zeros((1, *executor.input_shape), dtype=np.uint8)  # (1, C, H, W)
         self._failures: list[str] = []  # of the batch that runs
 
     def run(self, batch: Batch, tickets: Sequence[Ticket]) -> BatchResult:
         """Execute a batch on its subnet; an exception of the executor ends as `failure`."""
-        inputs = self._staging[: len(tickets)]  # (B, C, H, W), a view
+        slots = [ticket.job.slots[ticket.row] for ticket in tickets]
         start_s = self._clock()
-        for row, ticket in enumerate(tickets):
-            inputs[row] = ticket.job.payloads[ticket.row]
         self._failures = []
-        rows = self._rows(batch, inputs)
+        rows = self._rows(batch, slots)
         failure = f"execution failed: {self._failures[0]}" if self._failures else ""
         return BatchResult(rows, self._clock() - start_s, failure)
 
-    def _rows(self, batch: Batch, inputs: np.ndarray) -> list[np.ndarray | None]:
-        """Return a row for each of `inputs` (B, C, H, W), halving them where the model fails."""
+    def probe(self, subnet_id: str) -> None:
+        """Run a sample of zeros that nobody asked about. Raises what the executor raises."""
+        self.executor.run(subnet_id, self.executor.sample.zeros(1))
+
+    def _rows(self, batch: Batch, slots: Sequence[Slot]) -> list[np.ndarray | None]:
+        """Return a row for each of `slots`, halving them where the model fails."""
         if len(self._failures) >= _MAX_FAILURES:
-            return [None] * len(inputs)
+            return [None] * len(slots)
         try:
-            outputs = self.executor.run(batch.subnet_id, inputs)
-            if len(outputs) != len(inputs):
-                raise RuntimeError(f"{len(outputs)} outputs for {len(inputs)} inputs")
+            outputs = self.executor.result(self.executor.launch(batch.subnet_id, slots))
+            if len(outputs) != len(slots):
+                raise RuntimeError(f"{len(outputs)} outputs for {len(slots)} inputs")
             return list(outputs)
         except Exception as error:  # the model's code: its errors end with their inputs
             if not self._failures:
                 logger.exception("batch %d on %s failed", batch.batch_id, batch.subnet_id)
             self._failures.append(f"{type(error).__name__}: {error}")
-        if len(inputs) == 1:
+        if len(slots) == 1:
             return [None]
-        half = len(inputs) // 2
-        return self._rows(batch, inputs[:half]) + self._rows(batch, inputs[half:])
+        half = len(slots) // 2
+        return self._rows(batch, slots[:half]) + self._rows(batch, slots[half:])

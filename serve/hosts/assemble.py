@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig, ServeConfigError
-from serve.doors.rest import RestDoor
+from serve.doors.server import Server
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
 from serve.engine.reply import Reply
@@ -22,17 +22,18 @@ from serve.models.images import ImageDecoder
 from serve.models.models import Models
 from serve.models.request import ModelSpec
 from serve.models.served_model import ServedModel
-from serve.observe.cache_use import cache_use_of
 from serve.observe.demand import Demand
 from serve.observe.metrics import Metrics
 from serve.observe.request_observers import build_request_observers
 from serve.observe.statistics import Statistics
+from slackfit.policy import Policy
+from slackfit.profile import LatencyProfile
 from slackfit.scheduling.record import RecordingScheduler
 from slackfit.scheduling.scheduler import Scheduler
 
 
-def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> RestDoor:
-    """Load what `config` names and return the ASGI app; `resources` closes what was opened.
+def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server:
+    """Load what `config` names and return what doors serve; `resources` closes what was opened.
 
     Raises ServeConfigError or ProfileError, a text of one line.
     """
@@ -44,11 +45,11 @@ def build_door(config: ServeConfig, resources: contextlib.ExitStack) -> RestDoor
         loaded = load(own)
         resources.callback(loaded.executor.close)
         models.append(build_model(own, loaded, metrics, resources, turn))
-    return RestDoor(
-        Models(models),
-        metrics,
-        max_body_bytes=config.max_body_bytes,
+    return Server(
+        models=Models(models),
+        metrics=metrics,
         guard=guard,
+        max_body_bytes=config.max_body_bytes,
         drain_timeout_s=config.drain_timeout_s,
     )
 
@@ -63,23 +64,9 @@ def build_model(
     """Put scheduler, policy, engine and settings around a device; the models share `turn`."""
     executor, profile, name = loaded
     offered, policy = offer(config, profile)
-    scheduler = Scheduler(
-        offered,
-        policy,
-        max_queue=config.max_queue,
-        drop_hopeless=config.drop_hopeless,
-        correct_latency=config.correct_latency,
-        triage=True,
-    )
-    driven = scheduler
-    if config.record is not None:
-        driven = RecordingScheduler(scheduler, resources.enter_context(_open_log(config.record)))
     statistics = Statistics(time.time)
     demand = Demand(offered, config.slo_ms * 1e-3)
     model_metrics = metrics.of(name)
-    cache_use = cache_use_of(executor)
-    if cache_use is not None:
-        model_metrics.watch_cache(cache_use)
 
     def observe(reply: Reply) -> None:
         model_metrics.observe(reply)
@@ -87,10 +74,8 @@ def build_model(
         demand.observe(reply)
 
     engine = Engine(
-        driven,
+        _build_scheduler(config, offered, policy, resources),
         executor,
-        profile=offered,
-        policy=policy,
         observer=observe,
         on_decision=model_metrics.decided,
         hung_after_s=config.hung_after_s,
@@ -98,7 +83,7 @@ def build_model(
     )
     spec = ModelSpec(
         name=name,
-        input_shape=executor.input_shape,
+        sample=executor.sample,
         num_classes=executor.num_classes,
         max_batch_size=offered.max_batch_size,
         subnet_ids=offered.subnet_ids,
@@ -120,6 +105,21 @@ def build_model(
         request_observers=build_request_observers(config, engine.clock, resources),
         reply_allowance_s=allowance_s,
     )
+
+
+def _build_scheduler(
+    config: ServeConfig, offered: LatencyProfile, policy: Policy, resources: contextlib.ExitStack
+) -> Scheduler:
+    settings: dict[str, Any] = {
+        "max_queue": config.max_queue,
+        "drop_hopeless": config.drop_hopeless,
+        "correct_latency": config.correct_latency,
+        "triage": True,
+    }
+    if config.record is None:
+        return Scheduler(offered, policy, **settings)
+    log = resources.enter_context(_open_log(config.record))
+    return RecordingScheduler(offered, policy, sink=log, **settings)
 
 
 def _open_log(path: str) -> TextIO:

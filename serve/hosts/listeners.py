@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+from starlette.types import ASGIApp
+
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
-from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
+from serve.doors.server import Server
 from serve.hosts.uvicorn_listener import listening
 
 
@@ -22,21 +24,24 @@ class Listeners:
     `is_replica`: one of several that may share the ports, with `door_port` to listen on.
     """
 
-    def __init__(self, config: ServeConfig, door: RestDoor, *, is_replica: bool) -> None:
+    def __init__(self, config: ServeConfig, server: Server, *, is_replica: bool) -> None:
         self._config = config
-        self._door = door
+        self.server = server
         self._is_replica = is_replica
         self.rpc_port: int | None = None
 
     @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        """Listen during an `async with` block. Raises ServeConfigError for a taken port."""
+    async def opened(self, app: ASGIApp | None = None) -> AsyncIterator[None]:
+        """Listen during an `async with` block. Raises ServeConfigError for a taken port.
+
+        `app` is what a replica answers HTTP with.
+        """
         config = self._config
         tls = tls_files(config)
         async with contextlib.AsyncExitStack() as stack:
             if config.grpc_port is not None:
                 rpc = rpc_listening(
-                    RpcDoor(self._door.models, self._door.metrics, self._door.guard),
+                    RpcDoor(self.server),
                     config.host,
                     config.grpc_port,
                     max_body_bytes=config.max_body_bytes,
@@ -45,9 +50,9 @@ class Listeners:
                     tls=tls,
                 )
                 self.rpc_port = await stack.enter_async_context(rpc)
-            if self._is_replica and config.door_port is not None:
+            if app is not None and config.door_port is not None:
                 http = listening(
-                    self._door,
+                    app,
                     config.host,
                     config.door_port,
                     drain_timeout_s=config.drain_timeout_s,

@@ -17,6 +17,7 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from subnetact.timed_executor import TimedExecutor
+from supernet.sample import SampleSpec
 
 if TYPE_CHECKING:
     from subnetact.executor import Executor
@@ -73,6 +74,7 @@ def load(config: ServeConfig) -> LoadedDevice:
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device:
+        executor.warm_up()  # a profile is of a warm device: graphs captured, algorithms chosen
         return LoadedDevice(executor, _revalidated(executor, given), name)
     if given is not None:
         text = "profile %s was measured on %r, this device is %r"
@@ -194,5 +196,6 @@ def read_profile(path: str) -> LatencyProfile:
 def _load_timed(config: ServeConfig, profile: LatencyProfile | None) -> LoadedDevice:
     assert profile is not None, "checked by ServeConfig"
     logger.warning("device 'timed': nothing is computed, batches sleep for their profiled latency")
-    executor = TimedExecutor(profile, config.input_shape or (3, 32, 32), config.num_classes or 10)
+    sample = SampleSpec(shape=config.input_shape or (3, 32, 32))
+    executor = TimedExecutor(profile, sample, config.num_classes or 10)
     return LoadedDevice(executor, profile, config.model_name or DEFAULT_NAME)

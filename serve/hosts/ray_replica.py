@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.doors.rest import RestDoor
-from serve.hosts.assemble import build_door
+from serve.hosts.assemble import build_server
 from serve.hosts.autoscale import reported
 from serve.hosts.listeners import Listeners
 from serve.hosts.load_device import check
@@ -37,18 +37,16 @@ class SupernetReplica:
         self._resources = contextlib.ExitStack()
         config = parse_config(settings)
         configure_logs(config.log_format)
-        self._door = await asyncio.to_thread(build_door, config, self._resources)
-        self._listeners = Listeners(config, self._door, is_replica=True)
-        self._door.while_ready = self._while_ready
+        self._server = await asyncio.to_thread(build_server, config, self._resources)
+        self._listeners = Listeners(config, self._server, is_replica=True)
+        self._door = RestDoor(self._server, while_ready=self._while_ready)
         self._resources.enter_context(tuned_process())
 
     @contextlib.asynccontextmanager
     async def _while_ready(self) -> AsyncIterator[None]:
-        door = self._door
-        telling = exporting_to_ray(
-            door.metrics.registry, lambda: door.metrics.refresh(door.models.engines())
-        )
-        async with self._listeners.opened(), telling:
+        server = self._server
+        telling = exporting_to_ray(server.metrics.registry, server.refresh_metrics)
+        async with self._listeners.opened(self._door), telling:
             yield
 
     def __serve_build_asgi_app__(self) -> RestDoor:
@@ -56,15 +54,15 @@ class SupernetReplica:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply live settings to every model, between two batches."""
-        self._door.models.reconfigure(parse_live_config(user_config))
+        self._server.models.reconfigure(parse_live_config(user_config))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `serve.hosts.autoscale` decides the number of replicas by."""
-        return reported(self._door.models.signals())
+        return reported(self._server.models.signals())
 
     async def check_health(self) -> None:
         """Raise when a device thread has ended, so that Ray replaces this replica."""
-        fault = self._door.models.fault()
+        fault = self._server.models.fault()
         if fault:
             raise RuntimeError(fault)
 

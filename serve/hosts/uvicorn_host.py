@@ -14,18 +14,18 @@ import uvicorn
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.doors.rest import RestDoor
-from serve.hosts.assemble import build_door
+from serve.hosts.assemble import build_server
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
 from serve.hosts.uvicorn_listener import bind, uvicorn_config
 
 
-class _DrainingServer(uvicorn.Server):
-    """Drains the door before it closes connections, so that queued queries are answered."""
+class _DrainingHost(uvicorn.Server):
+    """Drains the server before it closes connections, so that queued queries are answered."""
 
-    def __init__(self, config: uvicorn.Config, door: RestDoor, listeners: Listeners) -> None:
+    def __init__(self, config: uvicorn.Config, listeners: Listeners) -> None:
         super().__init__(config)
-        self._door = door
+        self._server = listeners.server
         self._listeners = listeners
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -35,11 +35,11 @@ class _DrainingServer(uvicorn.Server):
             where = f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
             if self._listeners.rpc_port is not None:
                 where += f" and grpc://{host}:{self._listeners.rpc_port}"
-            models = ", ".join(self._door.models.names)
+            models = ", ".join(self._server.models.names)
             print(f"ready: serving {models} on {where} (Ctrl-C drains)", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._door.drain()
+        await self._server.drain()
         await super().shutdown(sockets)
 
 
@@ -49,12 +49,10 @@ def serve_forever(config: ServeConfig) -> None:
         sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
         if config.grpc_port:  # gRPC binds for itself, once the models are ready: look now
             bind(config.host, config.grpc_port, setting="gRPC port").close()
-        door = build_door(config, resources)
-        listeners = Listeners(config, door, is_replica=False)
-        door.while_ready = listeners.opened
-        server = _DrainingServer(
-            uvicorn_config(door, tls_files(config), lifespan="on"), door, listeners
-        )
+        server = build_server(config, resources)
+        listeners = Listeners(config, server, is_replica=False)
+        door = RestDoor(server, while_ready=listeners.opened)
+        host = _DrainingHost(uvicorn_config(door, tls_files(config), lifespan="on"), listeners)
         resources.enter_context(tuned_process())
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has drained
-            server.run(sockets=[sock])
+            host.run(sockets=[sock])

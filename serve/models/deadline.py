@@ -23,9 +23,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serve.models.limits import RefusedError
+from serve.proto.names import SLO_HEADER, TIMEOUT_HEADER
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
-SLO_HEADER = "x-slo-ms"
 _MAX_ALLOWANCE = 0.15  # of the time given
 
 

@@ -34,7 +34,7 @@ class ImageDecoder:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
-    async def decode(self, files: Sequence[bytes], shape: tuple[int, int, int]) -> np.ndarray:
+    async def decode(self, files: Sequence[bytes], shape: tuple[int, ...]) -> np.ndarray:
         """Return the images as uint8 (B, C, H, W) of `shape`. Raises RefusedError."""
         with self._lock:
             if self._num_waiting + len(files) > self._max_waiting:
@@ -52,9 +52,7 @@ class ImageDecoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def decode_images(
-    files: Sequence[bytes], shape: tuple[int, int, int], *, max_pixels: int
-) -> np.ndarray:
+def decode_images(files: Sequence[bytes], shape: tuple[int, ...], *, max_pixels: int) -> np.ndarray:
     """Return the images as uint8 (B, C, H, W) of `shape`. Raises RefusedError."""
     if shape[0] not in _MODES:
         text = f"the model takes {shape[0]} channels: send tensors, not images"
@@ -65,7 +63,7 @@ def decode_images(
     return samples
 
 
-def _decode(file: bytes, row: int, shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
+def _decode(file: bytes, row: int, shape: tuple[int, ...], max_pixels: int) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
     except UnidentifiedImageError:

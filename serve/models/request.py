@@ -1,44 +1,68 @@
 """An inference request, whichever door it came through: its tensor, id and parameters.
 
-One input tensor `input`: UINT8 [B, C, H, W], or BYTES [B], one JPEG or PNG file per sample, which
-the server decodes (`images.py`). One output tensor `logits`, FP32 [B, num_classes]. Nothing is
-allocated before sizes and shapes are checked. Pure: no I/O, no clock.
+One input tensor `input`. Images are UINT8 [B, C, H, W], or BYTES [B], one JPEG or PNG file per
+sample, which the server decodes (`images.py`); texts are token ids, INT64 or INT32 [B, N]. One
+output tensor `logits`, FP32 [B, num_classes]. Nothing is allocated before sizes and shapes are
+checked. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
-import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from serve.models.limits import RefusedError
-from serve.proto.names import IMAGE_TYPE, INPUT_NAME, INPUT_TYPE, OUTPUT_NAME
-
-_LENGTH = struct.Struct("<I")  # precedes each element of a raw BYTES tensor
+from serve.proto.names import (
+    BYTES_LENGTH,
+    ID_TYPES,
+    IMAGE_TYPE,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    PIXEL_TYPE,
+    WIRE_DTYPES,
+)
+from supernet.sample import SampleSpec
 
 Parameter = str | int | float | bool
 Samples = np.ndarray | tuple[bytes, ...]
-"""Samples as uint8 (B, C, H, W), or as the B image files that they are to be decoded from."""
+"""Samples as their `SampleSpec` has them, (B, ...), or the B image files to decode them from."""
 
 
 class ModelSpec(NamedTuple):
     """What a door must know of a model to judge a request."""
 
     name: str
-    input_shape: tuple[int, int, int]
+    sample: SampleSpec
     num_classes: int
     max_batch_size: int
     subnet_ids: tuple[str, ...]
     profile: str = ""
     device: str = ""
 
+    @property
+    def datatypes(self) -> tuple[str, ...]:
+        """The protocol's types that the input may have; metadata say the first."""
+        return ID_TYPES if self.sample.is_text else (PIXEL_TYPE, IMAGE_TYPE)
+
+    @property
+    def wire_shape(self) -> list[int]:
+        """The input's shape without the batch; -1 is any size."""
+        return [-1] if self.sample.is_text else list(self.sample.shape)
+
     def about(self, policy: str) -> dict[str, str]:
         """Return what serves the model, as both doors name it."""
         return {"policy": policy, "profile": self.profile, "device": self.device}
+
+    def input_limits(self) -> dict[str, Any]:
+        """Return which numbers the input may hold, and of a text how many."""
+        limits: dict[str, Any] = {"input_range": [0, self.sample.highest]}
+        if self.sample.is_text:
+            limits |= {"max_tokens": self.sample.shape[0], "pad_id": self.sample.pad}
+        return limits
 
 
 class InferRequest(NamedTuple):
@@ -75,16 +99,20 @@ def check_tensor(name: object, datatype: object, shape: object, spec: ModelSpec)
     """Return the shape of the input tensor. Raises RefusedError unless the model takes it."""
     if name != INPUT_NAME:
         raise bad("bad_tensor", "the input's name", name, repr(INPUT_NAME))
+    if datatype not in spec.datatypes:
+        raise bad("bad_tensor", "datatype", datatype, " or ".join(map(repr, spec.datatypes)))
+    given = _sizes(shape)
     if datatype == IMAGE_TYPE:
-        given = _sizes(shape)
-        is_right, allowed = given[1:] in ((), (1,)), "[B]"
-    elif datatype == INPUT_TYPE:
-        given = _sizes(shape)
-        is_right, allowed = given[1:] == spec.input_shape, _allowed_shape(spec)
+        is_right, allowed, sizes = given[1:] in ((), (1,)), "[B]", ""
+    elif spec.sample.is_text:
+        longest = spec.sample.shape[0]
+        is_right, allowed, sizes = spec.sample.fits(given[1:]), "[B, N]", f", N from 1 to {longest}"
     else:
-        raise bad("bad_tensor", "datatype", datatype, f"{INPUT_TYPE!r} or {IMAGE_TYPE!r}")
+        names = ", ".join(map(str, spec.sample.shape))
+        is_right, allowed, sizes = spec.sample.fits(given[1:]), f"[B, {names}]", ""
     if not given or not is_right or not 1 <= given[0] <= spec.max_batch_size:
-        raise bad("bad_tensor", "shape", shape, f"{allowed} with B from 1 to {spec.max_batch_size}")
+        sizes = f"B from 1 to {spec.max_batch_size}{sizes}"
+        raise bad("bad_tensor", "shape", shape, f"{allowed} with {sizes}")
     return given
 
 
@@ -94,15 +122,26 @@ def check_output_name(name: object) -> None:
         raise bad("bad_tensor", "the output's name", name, repr(OUTPUT_NAME))
 
 
-def read_raw(datatype: object, shape: tuple[int, ...], data: bytes | memoryview) -> Samples:
-    """Return the samples of a tensor in raw form; its `shape` is checked. Raises RefusedError."""
+def read_raw(
+    datatype: str, shape: tuple[int, ...], data: bytes | memoryview, spec: ModelSpec
+) -> Samples:
+    """Return the samples of a raw tensor; type and shape are checked. Raises RefusedError."""
     if datatype == IMAGE_TYPE:
         return _split(memoryview(data), shape[0])
-    size = math.prod(shape)
+    dtype = np.dtype(WIRE_DTYPES[datatype])
+    size = math.prod(shape) * dtype.itemsize
     if len(data) != size:
         text = f"shape {list(shape)} needs {size} bytes, {len(data)} were given"
         raise RefusedError("bad_tensor", text)
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    return check_values(np.frombuffer(data, dtype=dtype).reshape(shape), spec)
+
+
+def check_values(samples: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """Return samples as they are staged. Raises RefusedError for a number out of range."""
+    try:
+        return spec.sample.checked(samples)
+    except ValueError as error:
+        raise RefusedError("bad_tensor", f"input: {error}") from None
 
 
 def check_images(files: Sequence[bytes], shape: tuple[int, ...]) -> tuple[bytes, ...]:
@@ -123,22 +162,18 @@ def _sizes(shape: object) -> tuple[int, ...]:
     return ()
 
 
-def _allowed_shape(spec: ModelSpec) -> str:
-    return f"[B, {', '.join(map(str, spec.input_shape))}]"
-
-
 def _split(data: memoryview, count: int) -> tuple[bytes, ...]:
     """Split a raw BYTES tensor into its `count` elements, each behind its length."""
     files: list[bytes] = []
     start = 0
     while start < len(data) and len(files) < count:
-        if start + _LENGTH.size > len(data):
+        if start + BYTES_LENGTH.size > len(data):
             break
-        (length,) = _LENGTH.unpack_from(data, start)
-        end = start + _LENGTH.size + length
+        (length,) = BYTES_LENGTH.unpack_from(data, start)
+        end = start + BYTES_LENGTH.size + length
         if end > len(data):
             break
-        files.append(bytes(data[start + _LENGTH.size : end]))
+        files.append(bytes(data[start + BYTES_LENGTH.size : end]))
         start = end
     if len(files) != count or start != len(data):
         text = f"the {len(data)} bytes are not {count} images, each behind its length (4 bytes, LE)"

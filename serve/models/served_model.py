@@ -10,7 +10,7 @@ from typing import Any
 from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
 from serve.engine.job import EngineStatus
-from serve.engine.reply import Reply, RequestOptions
+from serve.engine.reply import Reply, RequestOptions, cause_of
 from serve.models.deadline import resolve_deadline
 from serve.models.images import ImageDecoder
 from serve.models.limits import RefusedError, refusal_of
@@ -62,6 +62,11 @@ class ServedModel:
         self._unix_clock = unix_clock
         self._request_observers = request_observers
 
+    @property
+    def policy_name(self) -> str:
+        """The name of the policy in force."""
+        return self.engine.policy_name
+
     async def infer(
         self,
         request: InferRequest,
@@ -92,11 +97,12 @@ class ServedModel:
         )
         samples = request.samples
         if isinstance(samples, tuple):
-            samples = await self._decoder.decode(samples, self.spec.input_shape)
+            samples = await self._decoder.decode(samples, self.spec.sample.shape)
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
-            replies = await self.engine.infer_batch(samples, arrival_s=arrival_s, options=options)
+            payloads = [samples[row : row + 1] for row in range(len(samples))]
+            replies = await self.engine.infer(payloads, arrival_s=arrival_s, options=options)
         finally:  # a client that goes away is a cancellation here
             if self._request_observers:
                 ids = (request_id, request.request_id)
@@ -122,9 +128,7 @@ class ServedModel:
         if hard_deadline_s is not None:
             ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
         if ended:
-            # When one sample is refused the others are withdrawn: name the cause, not the effect.
-            cause = next((o for o in ended if o.reason != "cancelled"), ended[0])
-            raise refusal_of(cause, self.engine.earliest_answer())
+            raise refusal_of(cause_of(ended), self.engine.earliest_answer())
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from serve.engine.backlog import Backlog
+from serve.engine.backlog import hopeless
 from serve.engine.reply import Reply
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
@@ -51,7 +51,7 @@ class Demand:
 
     def use(self, profile: LatencyProfile, slo_s: float) -> None:
         """Judge by another profile or SLO from now on."""
-        self._backlog = Backlog(profile)
+        self._fastest = profile.fastest()
         table = profile.table()
         fitting = [s for s in profile.subnets if table[s.subnet_id][1] <= slo_s]
         best = max(fitting, key=lambda s: s.accuracy, default=profile.subnets[0])
@@ -82,14 +82,14 @@ class Demand:
     def signals(self, now_s: float, waiting: Sequence[Query], free_at_s: float) -> Signals:
         """Return the figures of the window; `waiting` by deadline, for the misses to come."""
         self._forget(math.floor(now_s))
-        hopeless = len(self._backlog.hopeless(waiting, max(now_s, free_at_s)))
+        lost = len(hopeless(self._fastest, waiting, max(now_s, free_at_s)))
         ended, missed, given_up = (
             sum(second[i] for second in self._seconds) / self._window_s for i in (1, 2, 3)
         )
-        arrived = ended + hopeless / self._window_s
+        arrived = ended + lost / self._window_s
         return Signals(
             arrived,
-            missed + hopeless / self._window_s,
+            missed + lost / self._window_s,
             given_up,
             arrived * self._best_s,
             arrived * self._least_s,

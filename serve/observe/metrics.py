@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -16,14 +15,7 @@ from serve.observe.recent_outcomes import RecentOutcomes
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class CacheUse(NamedTuple):
-    """What became of packed slices so far, and the bytes that they hold now."""
-
-    hit: int
-    miss: int
-    load: int
-    eviction: int
-    held_bytes: int
+_CACHE_EVENTS = {"hits": "hit", "misses": "miss", "loads": "load", "evictions": "eviction"}
 
 
 class Metrics:
@@ -77,8 +69,7 @@ class ModelMetrics:
         self._decision = instruments.decision.labels(model)
         self._recent = RecentOutcomes()
         self._last_batch_id: int | None = None
-        self._cache_use: Callable[[], CacheUse] | None = None
-        self._last_cache_use = CacheUse(0, 0, 0, 0, 0)
+        self._last_counts: Mapping[str, int] = {}
 
     def observe(self, reply: Reply) -> None:
         """Count the end of one query; those of one batch come one after the other."""
@@ -109,10 +100,6 @@ class ModelMetrics:
         """Note how long the policy took to compose a batch."""
         self._decision.observe(duration_s)
 
-    def watch_cache(self, use: Callable[[], CacheUse]) -> None:
-        """Read the device's cache of packed slices whenever the metrics are read."""
-        self._cache_use = use
-
     def refresh(self, engine: Engine) -> None:
         """Set what is a state and not an event: depth, attainment, cache, correction."""
         instruments, name, now_s = self._instruments, self._name, engine.clock()
@@ -123,14 +110,15 @@ class ModelMetrics:
         instruments.factor.labels(name).set(status.latency_factor or 1.0)
         instruments.attainment.labels(name).set(self._recent.attainment(now_s))
         instruments.served.labels(name).set(self._recent.accuracy(now_s))
-        for what, number in engine.device_counts().items():
-            instruments.device.labels(name, what).set(number)
-        if self._cache_use is not None:
-            self._count_cache(self._cache_use())
+        self._tell_device(engine.device_counts())
 
-    def _count_cache(self, use: CacheUse) -> None:
-        last, self._last_cache_use = self._last_cache_use, use
-        for event in ("hit", "miss", "load", "eviction"):
-            grown = getattr(use, event) - getattr(last, event)
-            self._instruments.cache.labels(self._name, event).inc(grown)
-        self._instruments.cache_bytes.labels(self._name).set(use.held_bytes)
+    def _tell_device(self, counts: Mapping[str, int]) -> None:
+        last, self._last_counts = self._last_counts, counts
+        for what, number in counts.items():
+            if what in _CACHE_EVENTS:
+                event = self._instruments.cache.labels(self._name, _CACHE_EVENTS[what])
+                event.inc(number - last.get(what, 0))
+            elif what == "held_bytes":
+                self._instruments.cache_bytes.labels(self._name).set(number)
+            else:
+                self._instruments.device.labels(self._name, what).set(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from serve.engine.reply import Reply
+from serve.engine.reply import Reply, cause_of
 from slackfit.query import Outcome
 
 
@@ -30,9 +30,7 @@ class RequestRecord(NamedTuple):
         """The outcome that the client gets: the first that is not on time, if there is one."""
         outcomes = [reply.outcome for reply in self.replies]
         missed = [o for o in outcomes if o.status != "on_time"]
-        # When one sample is refused the others are withdrawn: the cause, not the effect.
-        causes = [o for o in missed if o.reason != "cancelled"]
-        return next(iter((*causes, *missed, *outcomes)), None)
+        return cause_of(missed) if missed else next(iter(outcomes), None)
 
     def facts(self) -> dict[str, str | int | float]:
         """Return what there is to say of it, by name; times in milliseconds."""

@@ -1,9 +1,23 @@
-"""Names that both sides of the Open Inference Protocol use: tensors, the server, extensions."""
+"""What both sides of the Open Inference Protocol call things: tensors, headers, the service."""
 
 from __future__ import annotations
 
-INPUT_NAME, INPUT_TYPE, IMAGE_TYPE = "input", "UINT8", "BYTES"
-OUTPUT_NAME, OUTPUT_TYPE = "logits", "FP32"
+import struct
+
+INPUT_NAME, OUTPUT_NAME, OUTPUT_TYPE = "input", "logits", "FP32"
+PIXEL_TYPE, IMAGE_TYPE = "UINT8", "BYTES"
+"""Images: their pixels, or JPEG and PNG files."""
+ID_TYPES = ("INT64", "INT32")
+"""Texts: token ids, of either width; the first is what metadata say."""
+WIRE_DTYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8"}
+
+BYTES_LENGTH = struct.Struct("<I")
+"""Precedes each element of a raw BYTES tensor."""
+BINARY_HEADER = "inference-header-content-length"
+SLO_HEADER = "x-slo-ms"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+SERVICE = "inference.GRPCInferenceService"
+
 EXTENSIONS = (
     "binary_tensor_data",
     "schedule_policy",

@@ -51,6 +51,11 @@ class LatencyCorrection:
         self._settle()
 
     @property
+    def given(self) -> LatencyProfile:
+        """The profile that is corrected, as it was measured."""
+        return self._profile
+
+    @property
     def profile(self) -> LatencyProfile:
         """The profile as corrected by the numbers in use."""
         return self._known[self._level, self._delay_level]

@@ -25,7 +25,7 @@ def executed(batch: Batch, accuracy: float, now_s: float) -> tuple[Outcome, ...]
             size,
             worker_id,
         )
-        for query_id, arrival_s, deadline_s, _, _, _ in queries
+        for query_id, arrival_s, deadline_s, _, _, _, _, _, _ in queries
     ]
     return tuple(map(Outcome._make, rows))  # half the cost of Outcome(...), once per query
 

@@ -46,72 +46,26 @@ class TextSink(Protocol):
     def write(self, text: str, /) -> object: ...
 
 
-class RecordingScheduler:
-    """A scheduler that writes down each call with its result; otherwise the one it wraps.
+class RecordingScheduler(Scheduler):
+    """A scheduler that writes down each call with its result.
 
-    The caller owns `sink` and closes it. Like the scheduler itself it must not be called by two
-    threads at once; under one lock the lines are in the order of the calls.
+    The caller owns `sink` and closes it. Like any scheduler it must not be called by two threads at
+    once; under one lock the lines are in the order of the calls.
     """
 
-    def __init__(self, scheduler: Scheduler, sink: TextSink) -> None:
-        self._scheduler = scheduler
+    def __init__(
+        self, profile: LatencyProfile, policy: Policy, *, sink: TextSink, **settings: Any
+    ) -> None:
+        """Start empty; `settings` are those of `Scheduler`, which says what is raised."""
         self._sink = sink
-        self._write(_header(scheduler))
-
-    def __len__(self) -> int:
-        return len(self._scheduler)
-
-    @property
-    def profile(self) -> LatencyProfile:
-        return self._scheduler.profile
-
-    @property
-    def policy(self) -> Policy:
-        return self._scheduler.policy
-
-    @property
-    def num_workers(self) -> int:
-        return self._scheduler.num_workers
-
-    @property
-    def num_running(self) -> int:
-        return self._scheduler.num_running
-
-    @property
-    def max_queue(self) -> int | None:
-        return self._scheduler.max_queue
-
-    @property
-    def latency_factor(self) -> float | None:
-        return self._scheduler.latency_factor
-
-    @property
-    def head_deadline_s(self) -> float | None:
-        return self._scheduler.head_deadline_s
-
-    @property
-    def latency_delay_s(self) -> float | None:
-        return self._scheduler.latency_delay_s
-
-    def waiting(self) -> tuple[Query, ...]:
-        """See `Scheduler.waiting`; not written, since it changes nothing."""
-        return self._scheduler.waiting()
-
-    @property
-    def drop_hopeless(self) -> bool:
-        return self._scheduler.drop_hopeless
-
-    @property
-    def triage(self) -> bool:
-        return self._scheduler.triage
-
-    @property
-    def is_draining(self) -> bool:
-        return self._scheduler.is_draining
+        self._is_within_call = True  # what a call does by other calls is not written
+        super().__init__(profile, policy, **settings)
+        self._is_within_call = False
+        self._write(_header(self))
 
     def submit(self, query: Query, now_s: float) -> Outcome | None:
         """See `Scheduler.submit`."""
-        return self._do("submit", self._scheduler.submit, query, now_s)
+        return self._do("submit", super().submit, query, now_s)
 
     def submit_all(self, queries: Sequence[Query]) -> list[Outcome]:
         """See `Scheduler.submit_all`; written as one `submit` each."""
@@ -120,31 +74,27 @@ class RecordingScheduler:
 
     def cancel(self, query_id: int, now_s: float, reason: str = "cancelled") -> Outcome | None:
         """See `Scheduler.cancel`."""
-        return self._do("cancel", self._scheduler.cancel, query_id, now_s, reason)
+        return self._do("cancel", super().cancel, query_id, now_s, reason)
 
     def poll(self, now_s: float, worker_id: int | None = None) -> Dispatch:
         """See `Scheduler.poll`."""
-        return self._do("poll", self._scheduler.poll, now_s, worker_id)
+        return self._do("poll", super().poll, now_s, worker_id)
 
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """See `Scheduler.complete`."""
-        return self._do("complete", self._scheduler.complete, batch_id, now_s)
+        return self._do("complete", super().complete, batch_id, now_s)
 
     def fail(self, batch_id: int, now_s: float, reason: str) -> tuple[Outcome, ...]:
         """See `Scheduler.fail`."""
-        return self._do("fail", self._scheduler.fail, batch_id, now_s, reason)
+        return self._do("fail", super().fail, batch_id, now_s, reason)
 
     def retire(self, worker_id: int) -> None:
         """See `Scheduler.retire`."""
-        self._do("retire", self._scheduler.retire, worker_id)
+        self._do("retire", super().retire, worker_id)
 
     def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[Outcome, ...]:
         """See `Scheduler.cancel_all`."""
-        return self._do("cancel_all", self._scheduler.cancel_all, now_s, reason)
-
-    def next_wakeup_s(self) -> float | None:
-        """See `Scheduler.next_wakeup_s`; changes nothing and is not written."""
-        return self._scheduler.next_wakeup_s()
+        return self._do("cancel_all", super().cancel_all, now_s, reason)
 
     def reconfigure(
         self,
@@ -156,8 +106,10 @@ class RecordingScheduler:
     ) -> None:
         """See `Scheduler.reconfigure`; policy and profile are written by name."""
 
+        reconfigure = super().reconfigure
+
         def change(names: Mapping[str, object]) -> None:
-            self._scheduler.reconfigure(
+            reconfigure(
                 policy=policy, profile=profile, max_queue=max_queue, drop_hopeless=drop_hopeless
             )
 
@@ -171,15 +123,20 @@ class RecordingScheduler:
 
     def drain(self) -> None:
         """See `Scheduler.drain`."""
-        self._do("drain", self._scheduler.drain)
+        self._do("drain", super().drain)
 
     def _do(self, call: str, method: Callable[..., _Result], *args: object) -> _Result:
+        if self._is_within_call:
+            return method(*args)
         line: dict[str, object] = {"call": call, "args": args}
+        self._is_within_call = True
         try:
             result = method(*args)
         except (PolicyError, ValueError) as error:
             self._write({**line, "error": _describe(error)})
             raise
+        finally:
+            self._is_within_call = False
         self._write({**line, "result": result})
         return result
 
@@ -252,7 +209,7 @@ class _Known:
         return self._methods[cast("str", call)]
 
     def _submit(self, fields: list[Any], now_s: float) -> Outcome | None:
-        return self._scheduler.submit(Query._make(fields), now_s)
+        return self._scheduler.submit(Query(*fields), now_s)
 
     def _reconfigure(self, names: dict[str, Any]) -> None:
         self._scheduler.reconfigure(

@@ -94,6 +94,11 @@ class Scheduler:
         return self._view.profile
 
     @property
+    def offered(self) -> LatencyProfile:
+        """The profile that it was given, uncorrected."""
+        return self.profile if self._correction is None else self._correction.given
+
+    @property
     def latency_factor(self) -> float | None:
         """How much slower than profiled batches are taken to be; None: nothing is corrected."""
         return None if self._correction is None else self._correction.factor

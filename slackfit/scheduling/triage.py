@@ -32,13 +32,10 @@ class Triage:
     __slots__ = ("_capacity_qps", "_fastest_s", "_full")
 
     def __init__(self, profile: LatencyProfile, quantile: str) -> None:
-        rows = profile.table(quantile).values()
-        # [b]: the shortest batch of b; 0 for none.
-        fastest_s = [min(column) for column in zip(*(r[1:] for r in rows), strict=True)]
-        self._fastest_s = [0.0, *fastest_s]
-        sizes = range(1, len(self._fastest_s))
-        self._full = min(sizes, key=lambda size: self._fastest_s[size] / size)
-        self._capacity_qps = self._full / self._fastest_s[self._full]  # of one worker
+        fastest = profile.fastest(quantile)
+        self._fastest_s = fastest.latency_s
+        self._full = fastest.best_size
+        self._capacity_qps = fastest.capacity_qps  # of one worker
 
     def due_before_s(self, view: SchedulerView, now_s: float) -> float:
         """Return the deadline before which waiting queries are to be given up; -inf: none are.

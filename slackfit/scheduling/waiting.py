@@ -69,7 +69,7 @@ class WaitingQueries:
     def can_take_unseen(self, queries: Sequence[Query], *, also_late: bool) -> bool:
         """Whether all are plain and, each at its own arrival, not hopeless."""
         needed_s = self._eligible.fastest_s if also_late else -inf
-        for _, arrival_s, deadline_s, floor, _, pin in queries:
+        for _, arrival_s, deadline_s, floor, _, pin, _, _, _ in queries:
             if pin is not None or floor > 0.0 or not arrival_s + needed_s <= deadline_s:
                 return False
         return True

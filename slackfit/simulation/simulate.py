@@ -138,6 +138,9 @@ def make_queries(
         floors.tolist(),
         classes.astype(np.int64).tolist(),
         repeat(None),
+        repeat(1),
+        repeat(1.0),
+        repeat(""),
     )
     return list(map(Query._make, columns))
 

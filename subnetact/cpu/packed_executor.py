@@ -10,7 +10,7 @@ build, another machine) everything runs on views, with one warning.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from subnetact.cpu.precision import Bits, bits_of
 from subnetact.cpu.residency_keeper import ResidencyKeeper
 from subnetact.cpu.resident_weights import resident_weights
 from subnetact.cpu.savings import measure_savings
-from subnetact.executor import check_inputs
+from subnetact.executor import StagingExecutor, check_batch, warm_up
 from subnetact.norms import FoldedNorms
 from subnetact.threads import ThreadCount, computing_with
 from supernet.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ _START_REPEATS = (
 )
 
 
-class PackedExecutor:
+class PackedExecutor(StagingExecutor):
     """An `Executor` on a CPU whose subnets share a `SubgraphCache`."""
 
     device = "cpu"
@@ -60,7 +60,7 @@ class PackedExecutor:
         self.packing = packing
         self.threads = threads
         self.max_batch_size = max_batch_size
-        self.input_shape = checkpoint.input_shape
+        self.sample = checkpoint.sample
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._thread_count = ThreadCount(threads)
@@ -131,32 +131,29 @@ class PackedExecutor:
         return self.net.subnet_ids
 
     @torch.inference_mode()
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        """Run (B, C, H, W) uint8 samples on a subnet, return (B, num_classes) float32 logits.
-
-        Raises KeyError for an unknown subnet, ValueError for inputs of another shape or type.
-        """
-        check_inputs(inputs, self.input_shape)
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Executor`: run the batch and return its logits."""
+        samples = self.sample.stacked(slots)
+        check_batch(len(samples), self.max_batch_size)
         self._thread_count.use()
         resolution = self.net.arch(subnet_id).resolution
-        x = self._input.normalise(torch.from_numpy(inputs), resolution)
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        x = self._input.as_served(torch.from_numpy(samples), resolution)
         if self._keeper is None:
             return self.net.run(subnet_id, x).float().numpy()
         with self._keeper.batch(subnet_id):
             return self.net.run(subnet_id, x).float().numpy()
 
+    def result(self, launched: np.ndarray) -> np.ndarray:
+        """See `Executor`."""
+        return launched
+
     def warm_up(self) -> None:
-        """Run every subnet at the smallest and the largest batch size."""
-        for batch_size in (self.max_batch_size, 1):
-            inputs = np.zeros((batch_size, *self.input_shape), dtype=np.uint8)
-            for subnet_id in self.subnet_ids:
-                self.run(subnet_id, inputs)
+        """Run every subnet at the largest and the smallest batch size."""
+        warm_up(self)
 
     def counts(self) -> Mapping[str, int]:
-        """See `Executor`: the slices that the budget, or memory, had no room for."""
-        cache = self.net.cache.counts
-        return {"slice_refusals": cache.refusals, "out_of_memory": cache.failures}
+        """See `Executor`; besides, the slices that the budget, or memory, had no room for."""
+        return self.net.cache.tally()
 
     def close(self) -> None:
         """Let go of what is packed."""

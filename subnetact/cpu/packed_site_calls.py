@@ -22,16 +22,7 @@ from subnetact.cache import ResidentSlice
 from subnetact.cpu.packing import can_fuse, fused_add_call, fused_call, pack, packed_bytes
 from subnetact.cpu.resident_weights import widened
 from subnetact.norms import Affine
-from subnetact.program import ConvSite, SiteCall
-
-_IN_PLACE: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
-    None: lambda y: y,
-    "relu": torch.relu_,
-    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
-    "hard_swish": lambda y: F.hardswish(y, inplace=True),
-    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
-}
-
+from subnetact.program import IN_PLACE, ConvSite, SiteCall
 
 _SMALLEST_FACTOR = 1e-30  # below it a shift over it may be too large for float32
 
@@ -104,7 +95,7 @@ def _resident(packed: torch.Tensor, bias: torch.Tensor | None) -> ResidentSlice:
 
 
 def _fused(site: ConvSite, weight: torch.Tensor, bias: torch.Tensor | None) -> SiteCall:
-    finish = _IN_PLACE[site.act]
+    finish = IN_PLACE[site.act]
     fused_act = site.act if can_fuse(site.act) else None
     if site.adds:
         call = fused_add_call(weight, bias, site.geometry, fused_act, site.overwrites)
@@ -117,9 +108,9 @@ def _then_norm(
     site: ConvSite, norm: Affine | None, convolve: Callable[[torch.Tensor], torch.Tensor]
 ) -> SiteCall:
     """Return `convolve`, then norm, addition and activation, the last two in place."""
-    finish = _IN_PLACE[site.act]
+    finish = IN_PLACE[site.act]
     if norm is None:
-        normalise: Callable[[torch.Tensor], torch.Tensor] = _IN_PLACE[None]
+        normalise: Callable[[torch.Tensor], torch.Tensor] = IN_PLACE[None]
     else:
         normalise = _normalisation(norm)
     if site.adds:
@@ -134,7 +125,7 @@ def _rescaled(
 
     A ReLU with nothing to add before it is computed in the convolution's kernel.
     """
-    finish = _IN_PLACE[site.act]
+    finish = IN_PLACE[site.act]
     if site.adds:
         plain = fused_call(weight, bias, site.geometry, None)
 

@@ -13,7 +13,6 @@ resident. All forms give the same result (`tests/subnetact/cpu/test_packed_super
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from subnetact.cpu.packing import is_available, layout
 from subnetact.cpu.resident_weights import wide_slice
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
-from subnetact.subnet_registry import SubnetRegistry
+from subnetact.traced_supernet import TracedSupernet
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -62,7 +61,7 @@ class Binding:
         self.version = version
 
 
-class PackedSupernet:
+class PackedSupernet(TracedSupernet[Binding]):
     """Runs registered subnets on a CPU, on packed slices where they are resident."""
 
     def __init__(
@@ -75,23 +74,7 @@ class PackedSupernet:
         max_programs: int = 64,
     ):
         """Serve views of `state` (the supernet's tensors, on the CPU, channels-last is faster)."""
-        if max_programs < 1:
-            raise ValueError(f"max_programs is {max_programs}, allowed 1 or more")
-        self.cache = cache
-        self.norms = norms
-        self._definition = definition
-        self._state = state
-        self._max_programs = max_programs
-        self._archs = SubnetRegistry[Arch]()
-        self._programs: dict[str, Program] = {}
-        self._bindings: dict[str, Binding] = {}
-        self._lock = threading.Lock()
-        cache.on_eviction(self._bindings.clear)
-
-    @property
-    def subnet_ids(self) -> tuple[str, ...]:
-        """Registered subnets, in order of registration."""
-        return tuple(self._archs)
+        super().__init__(definition, state, norms, cache, max_programs=max_programs)
 
     def register(self, arch: Arch, norm_statistics: Mapping[str, torch.Tensor]) -> str:
         """Make a subnet servable and return its id; costs its folded norms, nothing else.
@@ -103,17 +86,6 @@ class PackedSupernet:
             self.norms.add(arch, norm_statistics)
             self._archs[arch.subnet_id] = arch
         return arch.subnet_id
-
-    def arch(self, subnet_id: str) -> Arch:
-        """Return a registered subnet's arch. Raises KeyError naming the registered ids."""
-        return self._archs[subnet_id]
-
-    def actuate(self, subnet_id: str) -> Binding:
-        """Return what runs a subnet now; one look-up unless residency changed or it is new."""
-        binding = self._bindings.get(subnet_id)
-        if binding is None or binding.version != self.cache.version:
-            binding = self._bind(subnet_id)
-        return binding
 
     def run(self, subnet_id: str, x: torch.Tensor) -> torch.Tensor:
         """Run a subnet on its normalised, channels-last input; (B, num_classes) logits.
@@ -143,10 +115,6 @@ class PackedSupernet:
     def load(self, slices: Iterable[PackedSlice]) -> int:
         """Make slices resident, in order, as far as the budget has room; return how many are."""
         return sum(self._load(wanted) for wanted in slices)
-
-    def evict_others(self, keep: Iterable[SliceKey]) -> int:
-        """Evict what is not in `keep`; return how many slices."""
-        return self.cache.evict(self.cache.resident - frozenset(keep))
 
     def random_input(self, subnet_id: str, batch_size: int) -> torch.Tensor:
         """Return a normalised input of a registered subnet to time it with: (B, C, H, W)."""
@@ -180,12 +148,10 @@ class PackedSupernet:
             call, is_hit = self._call(subnet_id, site, resident, affines)
             calls.append(call)
             hits += is_hit
-        binding = Binding(program, calls, hits, version)
-        with self._lock:
-            self._bindings[subnet_id] = binding
-            if self.cache.version != version:  # evicted meanwhile: do not keep slices alive
-                self._bindings.pop(subnet_id, None)
-        return binding
+        return Binding(program, calls, hits, version)
+
+    def _trace(self, arch: Arch) -> Program:
+        return Program(self._definition, arch, self._state, wide_slice)
 
     def _call(
         self,
@@ -213,20 +179,6 @@ class PackedSupernet:
             return SiteWeights(weight, bias, None, None)
         gamma = leading_slice(self._state[f"{site.norm}.weight"], channels)
         return SiteWeights(weight, bias, affines[site.norm], gamma)
-
-    def _program(self, subnet_id: str) -> Program:
-        """Return a subnet's program; the least recently used ones are forgotten."""
-        arch = self.arch(subnet_id)
-        with self._lock:
-            program = self._programs.pop(subnet_id, None)
-            if program is None:
-                program = Program(self._definition, arch, self._state, wide_slice)
-            self._programs[subnet_id] = program  # youngest last
-            while len(self._programs) > self._max_programs:
-                oldest = next(iter(self._programs))
-                del self._programs[oldest]
-                self._bindings.pop(oldest, None)
-        return program
 
 
 def _key(site: ConvSite, owner: str | None) -> SliceKey:

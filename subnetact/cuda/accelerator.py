@@ -52,6 +52,14 @@ class Accelerator(Protocol):
         """Launch on the copy lane within this context."""
         ...
 
+    def searching(self) -> AbstractContextManager[object]:
+        """Let libraries time their algorithms for shapes that are new, by the calling thread.
+
+        A search takes seconds, so it is for the warm-up. Elsewhere a shape that was searched for
+        runs as was found, any other as the library guesses.
+        """
+        ...
+
     def copy(self, into: torch.Tensor, source: torch.Tensor) -> None:
         """Copy on the current lane; the host does not wait."""
         ...
@@ -97,6 +105,10 @@ class HostAccelerator:
 
     def copying(self) -> AbstractContextManager[object]:
         """See `Accelerator`."""
+        return nullcontext()
+
+    def searching(self) -> AbstractContextManager[object]:
+        """See `Accelerator`; there is nothing to search for."""
         return nullcontext()
 
     def copy(self, into: torch.Tensor, source: torch.Tensor) -> None:

@@ -10,8 +10,8 @@ not share memory, and none is destroyed while others live: its siblings may use 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -28,15 +28,12 @@ class CudaAccelerator:
         """Raise ValueError when there is no such CUDA device."""
         device_name(device)
         index = torch.device(device).index
-        if index is not None and index >= torch.cuda.device_count():
-            raise ValueError(f"device is {device!r}, allowed cuda:0 to {torch.cuda.device_count()}")
         self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
         self._compute = torch.cuda.Stream(self.device, priority=-1)  # inference goes first
         self._copy = torch.cuda.Stream(self.device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_out_of_pinned = False
-        torch.backends.cudnn.benchmark = True  # try the algorithms once per shape, at warm-up
         self.has_fused_convolutions = self._probe_fused()
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -57,6 +54,16 @@ class CudaAccelerator:
     def computing(self) -> AbstractContextManager[object]:
         """See `Accelerator`."""
         return torch.cuda.stream(self._compute)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """See `Accelerator`: cuDNN times its algorithms; those found serve all later calls."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def copying(self) -> AbstractContextManager[object]:
         """See `Accelerator`."""
@@ -104,6 +111,7 @@ class CudaAccelerator:
             ),
         ):
             call()
+        graph.replay()  # its upload and first launch must not fall on a query
         torch.cuda.synchronize(self.device)
         return graph, max(0, before - torch.cuda.mem_get_info(self.device)[0])
 

@@ -1,9 +1,9 @@
 """`CudaExecutor`: runs batches on a CUDA device: graphs where they are captured, else eagerly.
 
-A batch goes through a slot of the `InputRing` to the device as uint8 and is normalised there. One
+A batch goes through a room of the `InputRing` to the device as it came and is normalised there. One
 graph per (subnet, padded batch) is captured in `warm_up`, for the batch sizes it is made for; the
-request path never captures. The host waits in one place, `Launched.result`, for the event behind
-the batch's output. `run` is `launch` and `result`; who calls `launch` for the next batch before
+request path never captures. The host waits in one place, `result`, for the event behind the batch's
+output. Who calls `launch` for the next batch before
 `result` of the present one has the copy of the one beside the computation of the other.
 
 The plain twin of a graph is the eager run, that of both the extracted module; all give the same
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from subnetact.cache import SubgraphCache
 from subnetact.cuda.accelerator import Accelerator, Mark
 from subnetact.cuda.cuda_graphs import Captured, CaptureError, CudaGraphs, GraphKey
 from subnetact.cuda.cuda_supernet import CudaBinding, CudaSlice, CudaSupernet
-from subnetact.cuda.input_ring import InputRing, Slot
-from subnetact.executor import check_inputs
+from subnetact.cuda.input_ring import BatchRoom, InputRing
+from subnetact.executor import StagingExecutor, check_batch
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 
 
-class CudaExecutor:
+class CudaExecutor(StagingExecutor):
     """An `Executor` on one accelerator. Thread-safe; batches are launched one at a time."""
 
     threads = None
@@ -64,7 +64,8 @@ class CudaExecutor:
         self.dtype = str(dtype).removeprefix("torch.")
         self.max_batch_size = max_batch_size
         self.batch_sizes = _ladder(batch_sizes, max_batch_size)
-        self.input_shape = checkpoint.input_shape
+        self._padded_sizes = tuple(dict.fromkeys((*self.batch_sizes, max_batch_size)))
+        self.sample = checkpoint.sample
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._accelerator = accelerator
@@ -100,47 +101,49 @@ class CudaExecutor:
         """Ids of the subnets that can be run."""
         return self.net.subnet_ids
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        """Run (B, C, H, W) uint8 samples on a subnet, return (B, num_classes) float32 logits.
-
-        Raises KeyError for an unknown subnet, ValueError for inputs of another shape or type, or
-        more of them than `max_batch_size`.
-        """
-        return self.launch(subnet_id, inputs).result()
-
     @torch.inference_mode()
-    def launch(self, subnet_id: str, inputs: np.ndarray) -> Launched:
-        """Start a batch and return without waiting for it; see `run` for what is raised.
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> CudaLaunched:
+        """Start a batch and return without waiting for it; see `Executor` for what is raised.
 
         Two batches may be under way; a third waits until a result was taken.
         """
-        check_inputs(inputs, self.input_shape)
-        if not 1 <= len(inputs) <= self.max_batch_size:
-            raise ValueError(
-                f"the batch has {len(inputs)} samples, allowed 1 to {self.max_batch_size}"
-            )
+        num_samples = sum(map(len, slots))
+        check_batch(num_samples, self.max_batch_size)
         self.net.arch(subnet_id)
-        slot = self.ring.acquire(inputs)
+        room = self.ring.acquire()
         try:
-            mark = self._enqueue(subnet_id, len(inputs), slot)
+            self.sample.stacked(slots, into=room.host_input.numpy())
+            mark = self._enqueue(subnet_id, num_samples, room)
         except BaseException:
-            self.ring.release(slot)
+            self.ring.release(room)
             raise
-        return Launched(self.ring, slot, mark, len(inputs))
+        return CudaLaunched(room, mark, num_samples)
+
+    def result(self, launched: CudaLaunched) -> np.ndarray:
+        """Wait for the output's event, the only place where the host waits for the device."""
+        try:
+            launched.mark.wait()
+            return launched.room.host_output[: launched.num_samples].numpy().copy()
+        finally:
+            self.ring.release(launched.room)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run every subnet once, and capture the graphs that are not captured yet."""
-        for subnet_id in self.subnet_ids:
-            self.run(subnet_id, np.zeros((1, *self.input_shape), dtype=np.uint8))
-        with self._launching:
-            if self.graphs.budget_bytes == 0:
-                return
-            self.graphs.capture(
-                GraphKey(subnet_id, size)
-                for subnet_id in self.subnet_ids
-                for size in self.batch_sizes
-            )
+        """Run every subnet at every padded size, and capture what is not captured yet.
+
+        By the thread that will serve: libraries keep the algorithms that they found per thread.
+        """
+        with self._accelerator.searching():
+            if self.graphs.budget_bytes != 0:
+                with self._launching:
+                    self.graphs.capture(
+                        GraphKey(subnet_id, size)
+                        for subnet_id in self.subnet_ids
+                        for size in self.batch_sizes
+                    )
+            for subnet_id in self.subnet_ids:
+                for size in self._padded_sizes:
+                    self.run(subnet_id, self.sample.zeros(size))
 
     def make_resident(self, slices: Iterable[CudaSlice]) -> int:
         """Evict everything else and load these, in order; return how many are resident.
@@ -161,7 +164,7 @@ class CudaExecutor:
 
     def counts(self) -> dict[str, int]:
         """What the device did so far, by names fit for metrics; bytes are those held now."""
-        graphs, cache = self.graphs.status, self.net.cache.counts
+        graphs, cache = self.graphs.status, self.net.cache.tally()
         return {
             "graphs_live": graphs.live,
             "graphs_retired": graphs.retired,
@@ -169,15 +172,12 @@ class CudaExecutor:
             "graph_bytes": graphs.held_bytes,
             "graph_replays": graphs.replays,
             "eager_batches": sum(graphs.fallbacks.values()),
-            "slice_hits": cache.hits,
-            "slice_misses": cache.misses,
-            "slice_refusals": cache.refusals,
-            "slice_bytes": self.net.cache.held_bytes,
+            **cache,
             "fixed_bytes": self.net.fixed_bytes,
             "host_slice_bytes": self.net.host_bytes,
             "streamed_bytes": self.net.stream.num_copied_bytes,
             "out_of_memory": self._out_of_memory
-            + cache.failures
+            + cache["out_of_memory"]
             + sum(reason == "out of memory" for reason in graphs.refusals.values()),
         }
 
@@ -189,16 +189,17 @@ class CudaExecutor:
 
     # --- launching, with the device held ---------------------------------------------------------
 
-    def _enqueue(self, subnet_id: str, num_samples: int, slot: Slot) -> Mark:
+    def _enqueue(self, subnet_id: str, num_samples: int, room: BatchRoom) -> Mark:
         accelerator = self._accelerator
+        padded = next(size for size in self._padded_sizes if size >= num_samples)
         with self._launching:
             with accelerator.copying():
-                accelerator.copy(slot.device_input[:num_samples], slot.host_input[:num_samples])
+                accelerator.copy(room.device_input[:num_samples], room.host_input[:num_samples])
                 arrived = accelerator.mark()
             with accelerator.computing():
                 accelerator.after(arrived)
-                logits = self._compute(subnet_id, slot.device_input[:num_samples])
-                accelerator.copy(slot.host_output[:num_samples], logits)
+                logits = self._compute(subnet_id, room.device_input[:padded])
+                accelerator.copy(room.host_output[:num_samples], logits[:num_samples])
                 return accelerator.mark()
 
     def _compute(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
@@ -235,7 +236,7 @@ class CudaExecutor:
             )
 
     def _eager(self, binding: CudaBinding, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
-        """Normalise (B, C, H, W) uint8 and run; (B, num_classes) logits, float32."""
+        """Normalise samples (B, ...) and run; (B, num_classes) logits, float32."""
         x = self._input.normalise(samples, self.net.arch(subnet_id).resolution, self._constants)
         if x.is_floating_point():
             x = x.to(self.net.dtype, memory_format=torch.channels_last)
@@ -246,13 +247,11 @@ class CudaExecutor:
     @torch.inference_mode()
     def _take_buffers(self, checkpoint: Checkpoint) -> None:
         size, device = self.max_batch_size, self._accelerator.device
-        self.ring = InputRing(self._accelerator, size, self.input_shape, self.num_classes)
+        self.ring = InputRing(self._accelerator, size, self.sample, self.num_classes)
         with self._accelerator.computing():
             self._constants = checkpoint.input.constants(device)
             # One input and one output for all graphs: they never run at the same time.
-            self._static_input = torch.zeros(
-                (size, *self.input_shape), dtype=torch.uint8, device=device
-            )
+            self._static_input = torch.from_numpy(self.sample.zeros(size)).to(device)
             self._static_output = torch.zeros((size, self.num_classes), device=device)
 
     def _leave_room(self, budget_bytes: int) -> None:
@@ -268,22 +267,12 @@ class CudaExecutor:
             )
 
 
-class Launched:
-    """A batch under way; `result` is to be called once."""
+class CudaLaunched(NamedTuple):
+    """A batch under way: where its output arrives, and the mark behind it."""
 
-    def __init__(self, ring: InputRing, slot: Slot, mark: Mark, num_samples: int):
-        self._ring = ring
-        self._slot = slot
-        self._mark = mark
-        self._num_samples = num_samples
-
-    def result(self) -> np.ndarray:
-        """Wait for the output's event, the only place where the host waits for the device."""
-        try:
-            self._mark.wait()
-            return self._slot.host_output[: self._num_samples].numpy().copy()
-        finally:
-            self._ring.release(self._slot)
+    room: BatchRoom
+    mark: Mark
+    num_samples: int
 
 
 class _Capturing:

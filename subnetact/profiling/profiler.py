@@ -1,6 +1,6 @@
 """The profiler: measures a `LatencyProfile` on this device.
 
-Measured through the executor's own `run`, host to host, so that copies and normalisation count.
+Measured through the executor, host to host, so that copies and normalisation count.
 The order is interleaved: every round visits each (subnet, batch size) once, in a new random
 order, so a drift of the machine's speed spreads over all entries instead of bending one.
 """
@@ -83,8 +83,7 @@ def _measure(
     rng: np.random.Generator,
     progress: Progress | None,
 ) -> dict[tuple[str, int], list[float]]:
-    shape = executor.input_shape
-    inputs = {b: rng.integers(0, 256, size=(b, *shape), dtype=np.uint8) for b in sizes}
+    inputs = {size: executor.sample.noise(size, rng) for size in sizes}
     entries = [(subnet_id, size) for subnet_id in executor.subnet_ids for size in sizes]
     samples_s: dict[tuple[str, int], list[float]] = {entry: [] for entry in entries}
     for round_number in range(-_WARM_UP_RUNS, repeats):

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact.executor import Executor
 
@@ -62,7 +60,7 @@ def recheck(
         for subnet_id, size in entries:
             if round_number > 0 and clock() - start_s > at_most_s:
                 break
-            inputs = np.zeros((size, *executor.input_shape), dtype=np.uint8)
+            inputs = executor.sample.zeros(size)
             before_s = clock()
             executor.run(subnet_id, inputs)
             taken_s = clock() - before_s

@@ -5,19 +5,19 @@ The plain twin of every faster executor, and what runs where nothing else can.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from subnetact.device import device_name, synchronize
-from subnetact.executor import check_inputs
+from subnetact.executor import NO_CACHE, StagingExecutor, check_batch, warm_up
 from subnetact.threads import ThreadCount
 from subnetact.views.actuator import Actuator
 from supernet.checkpoint import Checkpoint
 
 
-class EagerExecutor:
+class EagerExecutor(StagingExecutor):
     """Runs batches eagerly on one resident supernet; actuation is a number per thread."""
 
     packing = "views"
@@ -46,7 +46,7 @@ class EagerExecutor:
         self.device = device
         self.threads = threads if torch.device(device).type == "cpu" else None
         self.max_batch_size = max_batch_size
-        self.input_shape = checkpoint.input_shape
+        self.sample = checkpoint.sample
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._thread_count = ThreadCount(self.threads)
@@ -65,31 +65,27 @@ class EagerExecutor:
         return self.actuator.subnet_ids
 
     @torch.inference_mode()
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        """Run (B, C, H, W) uint8 samples on a subnet, return (B, num_classes) float32 logits.
-
-        Blocks until the result is on the host. Raises KeyError for an unknown subnet, ValueError
-        for inputs of another shape or type.
-        """
-        check_inputs(inputs, self.input_shape)
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Executor`: run the batch and return its logits, on the host."""
+        samples = self.sample.stacked(slots)
+        check_batch(len(samples), self.max_batch_size)
         self._thread_count.use()
         arch = self.actuator.actuate(subnet_id)
-        samples = torch.from_numpy(inputs).to(self.device)
-        x = self._input.normalise(samples, arch.resolution)
-        logits = self._net(x.contiguous(memory_format=torch.channels_last))
-        return logits.float().cpu().numpy()
+        x = self._input.as_served(torch.from_numpy(samples).to(self.device), arch.resolution)
+        return self._net(x).float().cpu().numpy()
+
+    def result(self, launched: np.ndarray) -> np.ndarray:
+        """See `Executor`."""
+        return launched
 
     def warm_up(self) -> None:
-        """Run every subnet at the smallest and the largest batch size."""
-        for batch_size in (self.max_batch_size, 1):
-            inputs = np.zeros((batch_size, *self.input_shape), dtype=np.uint8)
-            for subnet_id in self.subnet_ids:
-                self.run(subnet_id, inputs)
+        """Run every subnet at the largest and the smallest batch size."""
+        warm_up(self)
         synchronize(self.device)
 
     def counts(self) -> Mapping[str, int]:
-        """See `Executor`: nothing is counted."""
-        return {}
+        """See `Executor`: nothing is held besides the weights."""
+        return NO_CACHE
 
     def close(self) -> None:
         """Nothing is held beyond the tensors themselves."""

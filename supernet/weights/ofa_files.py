@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.weights.naming import Naming, State
 
@@ -81,34 +79,6 @@ def materialise_kernels(
                 kernel = F.linear(kernel.flatten(2), matrix).view_as(kernel)
             complete[f"{conv}.{small}.weight"] = kernel.contiguous()
     return complete
-
-
-def arch_from_ofa(
-    descriptor: Mapping[str, Any], definition: SupernetDefinition, resolution: int
-) -> Arch:
-    """Return the arch of OFA's descriptor: `d`, and `e`, `ks`, `w` where the family has them.
-
-    OFA lists an entry for every block of the full network; those of absent blocks are dropped,
-    so that equal subnets become equal archs. Raises ValueError outside the space.
-    """
-    space = definition.space
-    depth = tuple(int(d) for d in descriptor["d"])[: len(space.depth)]
-    kept: list[int] = []
-    start = 0
-    for stage, (depths, d) in enumerate(zip(space.depth, depth, strict=True)):
-        if d not in depths:
-            raise ValueError(f"d[{stage}] is {d}, allowed {', '.join(map(str, depths))}")
-        kept += range(start, start + space.blocks_of(stage, d))
-        start += space.blocks_of(stage, depths[-1])
-    arch = Arch(
-        resolution=resolution,
-        depth=depth,
-        width=tuple(descriptor["w"]) if space.width else (),
-        expand=tuple(descriptor["e"][i] for i in kept) if space.expand else (),
-        kernel=tuple(descriptor["ks"][i] for i in kept) if space.kernel else (),
-    )
-    space.validate(arch)
-    return arch
 
 
 def _kernel_sizes(definition: SupernetDefinition) -> dict[str, list[int]]:

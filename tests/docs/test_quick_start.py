@@ -31,7 +31,7 @@ def test_it_runs_the_subnet_that_the_scheduler_chose(
     demo = tmp_path / "runs" / "demo"
     (demo / "data").mkdir(parents=True)
     (demo / "checkpoint").symlink_to(checkpoint_folder, target_is_directory=True)
-    images = rng.integers(0, 256, size=(3, *checkpoint.input_shape), dtype=np.uint8)
+    images = rng.integers(0, 256, size=(3, *checkpoint.input.shape), dtype=np.uint8)
     np.save(demo / "data" / "images.npy", images)
     profile_of(checkpoint).save(demo / "profile.json")
     monkeypatch.chdir(tmp_path)

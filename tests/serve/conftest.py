@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +20,7 @@ import pytest
 from serve.access.build_guard import build_guard
 from serve.config import ServeConfig, parse_config
 from serve.doors.rest import RestDoor
+from serve.doors.server import Server as DoorServer
 from serve.engine.engine import Engine
 from serve.engine.reply import RequestOptions
 from serve.hosts.assemble import build_model
@@ -29,10 +30,11 @@ from serve.observe.metrics import Metrics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.scheduling.scheduler import Scheduler
-from subnetact.timed_executor import TimedExecutor
+from subnetact.timed_executor import TimedExecutor, TimedLaunched
+from supernet.sample import SampleSpec
 
 SHAPE = (1, 2, 2)
-collect_ignore = ["doors/triton_session.py"]  # runs in another environment
+collect_ignore = ["doors/triton_session.py", "doors/triton_text_session.py"]  # run elsewhere
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +88,13 @@ class VirtualDevice(TimedExecutor):
     """Occupies virtual time; while it is busy, `meanwhile(until_s)` lets the world go on."""
 
     def __init__(self, profile: LatencyProfile, clock: VirtualClock) -> None:
-        super().__init__(profile, SHAPE, 10, clock=clock, sleep=self._pass)
+        super().__init__(profile, SampleSpec(shape=SHAPE), 10, clock=clock, sleep=self._pass)
         self._virtual = clock
         self.meanwhile: Callable[[float], None] = lambda until_s: None
         self.fail_next: Exception | None = None
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        logits = super().run(subnet_id, inputs)
+    def result(self, launched: TimedLaunched) -> np.ndarray:
+        logits = super().result(launched)
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -110,26 +112,24 @@ class Bench:
     def __init__(self, profile: LatencyProfile, policy_name: str = "slackfit", **options: object):
         self.clock = VirtualClock()
         self.device = VirtualDevice(profile, self.clock)
-        self.policy = create_policy(policy_name, profile)
-        self.scheduler = Scheduler(profile, self.policy, **options)  # type: ignore[arg-type]
-        self.engine = self.drive(self.scheduler)
+        policy = create_policy(policy_name, profile)
+        self.drive(Scheduler(profile, policy, **options))  # type: ignore[arg-type]
 
-    def drive(self, scheduler: object) -> Engine:
+    def drive(self, scheduler: Scheduler) -> Engine:
         """Return an engine around another scheduler (one that records, say)."""
-        self.engine = Engine(
-            scheduler,  # type: ignore[arg-type]
-            self.device,
-            profile=self.device._profile,
-            policy=self.policy,
-            clock=self.clock,
-        )
-        self.engine.mark_ready()
+        self.scheduler = scheduler
+        self.engine = Engine(scheduler, self.device, clock=self.clock)
+        self.engine._state = "ready"  # without a device thread: the test drives `step` itself
         return self.engine
 
-    def submit(self, slo_s: float = 1.0, count: int = 1, **wishes: object) -> list:
+    def submit(
+        self, slo_s: float = 1.0, count: int = 1, first_bytes: Sequence[int] = (), **wishes: object
+    ) -> list:
         """Submit a request now; the returned list is filled with its job when that is done."""
         done: list = []
-        payloads = np.zeros((count, *SHAPE), dtype=np.uint8)
+        payloads = [np.zeros((1, *SHAPE), dtype=np.uint8) for _ in range(count)]
+        for payload, value in zip(payloads, first_bytes, strict=False):
+            payload[0, 0, 0, 0] = value
         now_s = self.clock()
         options = RequestOptions(now_s + slo_s, **wishes)  # type: ignore[arg-type]
         job = self.engine.submit(payloads, arrival_s=now_s, options=options, on_done=done.append)
@@ -166,17 +166,19 @@ def timed_config(profile_file: Path) -> ServeConfig:
 
 
 def make_door(config: ServeConfig, profile: LatencyProfile) -> RestDoor:
-    executor = TimedExecutor(profile, SHAPE, 10)
+    executor = TimedExecutor(profile, SampleSpec(shape=SHAPE), 10)
     metrics = Metrics()
     loaded = LoadedDevice(executor, profile, "tiny")
     resources = contextlib.ExitStack()  # closes what the door decodes with: it lives as long
     model = build_model(config, loaded, metrics, resources)
     return RestDoor(
-        Models([model]),
-        metrics,
-        max_body_bytes=config.max_body_bytes,
-        guard=build_guard(config, time.monotonic),
-        drain_timeout_s=1.0,
+        DoorServer(
+            models=Models([model]),
+            metrics=metrics,
+            max_body_bytes=config.max_body_bytes,
+            guard=build_guard(config, time.monotonic),
+            drain_timeout_s=1.0,
+        )
     )
 
 
@@ -251,13 +253,19 @@ class Server:
         return self.process.wait(timeout=20)
 
 
-@contextlib.contextmanager
-def run_server(profile_file: Path, *options: str) -> Iterator[Server]:
+def run_server(profile_file: Path, *options: str) -> contextlib.AbstractContextManager[Server]:
     """Run a server process on the profile of a file, with more options of `supernet serve`."""
-    command = [
-        sys.executable, "-m", "serve", "serve", "--port", "0", "--grpc-port", "0", "--device",
-        "timed", "--profile", str(profile_file), "--set", "input_shape=1,2,2",
+    return run_any_server(
+        "--device", "timed", "--profile", str(profile_file), "--set", "input_shape=1,2,2",
         "--set", "model_name=tiny", *options,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def run_any_server(*options: str) -> Iterator[Server]:
+    """Run a server process on free ports with options of `supernet serve`."""
+    command = [
+        sys.executable, "-m", "serve", "serve", "--port", "0", "--grpc-port", "0", *options,
     ]  # fmt: skip
     # Not a pipe: one that nobody reads stops the server when it is full.
     with tempfile.TemporaryFile("w+") as log:
@@ -282,6 +290,12 @@ def run_server(profile_file: Path, *options: str) -> Iterator[Server]:
 def running() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     """`running(profile_file, *options)` is a context with a server process."""
     return run_server
+
+
+@pytest.fixture(scope="session")
+def running_any() -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """`running_any(*options)` is a context with a server process on whatever the options say."""
+    return run_any_server
 
 
 @pytest.fixture(scope="session")

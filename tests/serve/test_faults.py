@@ -13,7 +13,7 @@ import itertools
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,8 @@ class Load:
 
     def submit(self, value: int = 0, slo_s: float = SLO_S) -> Any:
         """Submit one query now."""
-        self.bench.submit(slo_s)
+        self.bench.submit(slo_s, first_bytes=[value])
         job = self.bench.last_job
-        job.payloads[:, 0, 0, 0] = value
         self.jobs.append((self.bench.clock.now_s, job))
         return job
 
@@ -137,25 +136,27 @@ def test_policy_that_breaks_loses_nothing_and_is_put_back(make_bench, profile, r
     assert {status for _, status, _ in load.ends()} == {"on_time"}
 
 
-def failing(run: Callable[..., Any], is_bad: Callable[[np.ndarray], bool]) -> Callable[..., Any]:
-    """Return an executor's `run` that takes its time and then fails on some batches."""
+def make_failing(device: Any, is_bad: Callable[[Sequence[np.ndarray]], bool]) -> None:
+    """Have a device take its time and then fail on some batches."""
+    launch, result = device.launch, device.result
 
-    def failing_run(subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        logits = run(subnet_id, inputs)
-        if is_bad(inputs):
+    def launch_with_slots(subnet_id: str, slots: Sequence[np.ndarray]) -> Any:
+        return launch(subnet_id, slots), slots
+
+    def failing_result(launched: Any) -> np.ndarray:
+        logits = result(launched[0])
+        if is_bad(launched[1]):
             raise RuntimeError("device-side assert")
         return logits
 
-    return failing_run
+    device.launch, device.result = launch_with_slots, failing_result
 
 
 def test_model_that_fails_for_a_while_fails_those_queries_and_comes_back(make_bench, profile, rng):
     bench = make_bench(profile, **AS_SERVED)
     load = Load(bench)
     load.arrivals(rng)
-    bench.device.run = failing(
-        bench.device.run, lambda _: FAULT_S[0] <= bench.clock.now_s < FAULT_S[1]
-    )
+    make_failing(bench.device, lambda _: FAULT_S[0] <= bench.clock.now_s < FAULT_S[1])
     load.run()
     back_s = load.report("model that fails for 200 ms", FAULT_S[1])
     failed = [(at_s, reason) for at_s, status, reason in load.ends() if status == "failed"]
@@ -172,7 +173,7 @@ def test_poisonous_queries_fail_alone_and_their_neighbours_are_served(make_bench
     bench = make_bench(profile, **AS_SERVED)
     load = Load(bench)
     load.arrivals(rng, sample=lambda i: 255 if i % 50 == 7 else i % 10)
-    bench.device.run = failing(bench.device.run, lambda inputs: bool((inputs == 255).any()))
+    make_failing(bench.device, lambda slots: any((slot == 255).any() for slot in slots))
     load.run()
     load.report("poison in one query of 50", DURATION_S)
     for number, (_, job) in enumerate(load.jobs):

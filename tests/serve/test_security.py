@@ -51,7 +51,7 @@ def tokens_file(tmp_path: Path) -> str:
 @contextlib.asynccontextmanager
 async def stub_of(door: RestDoor, **options: Any) -> AsyncIterator[Any]:
     listening = rpc_listening(
-        RpcDoor(door.models, guard=door.guard),
+        RpcDoor(door.server),
         "127.0.0.1",
         0,
         max_body_bytes=4096,
@@ -172,7 +172,7 @@ def test_both_doors_speak_tls_and_nothing_else(
     credentials = grpc.ssl_channel_credentials(Path(certificates.ca_file).read_bytes())
 
     async def main() -> None:
-        listeners = Listeners(config, door, is_replica=False)
+        listeners = Listeners(config, door.server, is_replica=False)
         port = free_port()
         async with door._lifespan(door._app), listeners.opened():
             tls = config_tls(config)
@@ -243,7 +243,7 @@ def test_our_clients_trust_a_ca_that_the_environment_names(
         environment["SSL_CERT_FILE"] = getattr(certificates, trusted, "/nowhere")
 
     async def main() -> tuple[bytes, bytes]:
-        listeners = Listeners(config, door, is_replica=False)
+        listeners = Listeners(config, door.server, is_replica=False)
         port, tls = free_port(), config_tls(config)
         https = listening(door, "127.0.0.1", port, drain_timeout_s=1.0, tls=tls)
         async with door._lifespan(door._app), listeners.opened(), https:
@@ -339,7 +339,7 @@ def test_no_answer_tells_what_an_exception_said(timed_door, monkeypatch, tokens_
         raise OSError(f"can't read {SECRET_PATH}")
 
     door = timed_door(tokens_file=tokens_file)
-    (model,) = door.models
+    (model,) = door.server.models
     headers = bearer(INFER)
     metadata = (("authorization", f"Bearer {INFER}"),)
 
@@ -357,7 +357,7 @@ def test_no_answer_tells_what_an_exception_said(timed_door, monkeypatch, tokens_
                 said.append(f"{caught.value.details()} {caught.value.trailing_metadata()}")
 
             with monkeypatch.context() as patch:
-                patch.setattr(model.engine._runner.executor, "run", fail)  # the model
+                patch.setattr(model.engine._runner.executor, "launch", fail)  # the model
                 await ask()
             with monkeypatch.context() as patch:
                 patch.setattr(model, "infer", fail)  # our own code
@@ -461,7 +461,7 @@ def test_our_commands_bring_the_token_of_the_environment(timed_door, tokens_file
     async def main() -> list[str]:
         port = free_port()
         rpc = rpc_listening(
-            RpcDoor(door.models, guard=door.guard),
+            RpcDoor(door.server),
             "127.0.0.1",
             0,
             max_body_bytes=4096,

@@ -7,6 +7,7 @@ import pytest
 
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact.timed_executor import TimedExecutor
+from supernet.sample import SampleSpec
 
 pytestmark = pytest.mark.alone
 
@@ -18,7 +19,9 @@ def executor(profile: LatencyProfile) -> TimedExecutor:
     def sleep(duration_s: float) -> None:
         now_s[0] += duration_s
 
-    timed = TimedExecutor(profile, (1, 2, 2), 10, clock=lambda: now_s[0], sleep=sleep)
+    timed = TimedExecutor(
+        profile, SampleSpec(shape=(1, 2, 2)), 10, clock=lambda: now_s[0], sleep=sleep
+    )
     timed.now_s = now_s  # type: ignore[attr-defined]
     return timed
 

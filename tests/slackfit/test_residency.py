@@ -12,12 +12,9 @@ from slackfit.residency import (
     EncodedSubgraph,
     FixedResidency,
     NearestAverage,
-    ResidentChoice,
     Savings,
     ValuePerByte,
     run_stream,
-    strict_accuracy,
-    strict_latency,
 )
 
 SUBNETS = ("a", "b", "c")
@@ -137,19 +134,6 @@ def test_nearest_average_decides_every_period_on_the_average_of_that_period() ->
     assert [policy.observe(i) for i in "aaab"] == [None, None, None, {"a"}]
     assert [policy.observe(i) for i in "abbb"] == [None, None, None, {"b"}]
     assert [policy.observe(i) for i in "bbbb"] == [None] * 4  # it is there already
-
-
-def test_sushi_chooses_strictly_by_accuracy_or_by_latency() -> None:
-    rows = [
-        ResidentChoice("s", 0.70, 1.0),
-        ResidentChoice("m", 0.75, 3.0),
-        ResidentChoice("l", 0.80, 2.5),
-    ]
-    assert strict_accuracy(rows, 0.72) == "l"  # faster than m here: what is resident decides
-    assert strict_accuracy(rows, 0.9) == "l"
-    assert strict_latency(rows, 2.0) == "s"
-    assert strict_latency(rows, 3.0) == "l"
-    assert strict_latency(rows, 0.1) == "s"
 
 
 def test_wrong_parameters_are_refused() -> None:

@@ -272,7 +272,7 @@ def static_call(
 def random_samples(checkpoint: Checkpoint, batch_size: int) -> np.ndarray:
     """Return uint8 (B, C, H, W)."""
     rng = np.random.default_rng(batch_size)
-    return rng.integers(0, 256, (batch_size, *checkpoint.input_shape), dtype=np.uint8)
+    return checkpoint.sample.noise(batch_size, rng)
 
 
 def _driver() -> str:

@@ -93,7 +93,7 @@ def _equality_of(
     counts = captured.counts()
     detail = (
         f"largest difference over largest logit, of min, mid, max; {counts['graph_replays']} "
-        f"replays, {counts['eager_batches']} eager, {counts['slice_bytes']} bytes resident, "
+        f"replays, {counts['eager_batches']} eager, {counts['held_bytes']} bytes resident, "
         f"{counts['streamed_bytes']} streamed"
     )
     label = "all" if share is None else f"{share:.0%}"
@@ -118,7 +118,7 @@ def latency(bench: GpuBench) -> None:
             counts = executor.counts()
             detail = (
                 f"{counts['graphs_live']} graphs live, {counts['graphs_refused']} refused "
-                f"({executor.details}), slices {counts['slice_bytes']} bytes"
+                f"({executor.details}), slices {counts['held_bytes']} bytes"
             )
             bench.row(f"{net_name}/{packing}/warm_up", taken_s, "s", detail)
             bench.row(f"{net_name}/{packing}/graph_bytes", counts["graph_bytes"], "bytes", detail)

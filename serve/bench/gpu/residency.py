@@ -54,7 +54,7 @@ def streaming(bench: GpuBench) -> None:
             counts = executor.counts()
             detail = (
                 f"largest subnet, eager, bf16, folded: {streamed} bytes streamed per batch, "
-                f"{counts['slice_bytes']} resident, {counts['fixed_bytes']} fixed, of {whole}; "
+                f"{counts['held_bytes']} resident, {counts['fixed_bytes']} fixed, of {whole}; "
                 f"{brief({k: samples_s[k] for k in (name, 'no_budget')})}"
             )
             value = ratio(samples_s, name, "no_budget")

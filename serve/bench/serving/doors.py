@@ -186,12 +186,12 @@ async def _engine(setting: Setting):
         engine = build_model(config, loaded, Metrics(), resources).engine
         await engine.start()
         resources.enter_context(tuned_process())
-        sample = np.zeros(loaded.executor.input_shape, dtype=np.uint8)  # (C, H, W)
+        sample = loaded.executor.sample.zeros(1)
 
         async def send_one() -> float:
             arrival_s = engine.clock()
-            reply = await engine.infer(
-                sample, arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
+            (reply,) = await engine.infer(
+                [sample], arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
             )
             return engine.clock() - arrival_s - reply.execution_s
 

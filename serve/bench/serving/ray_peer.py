@@ -30,6 +30,7 @@ from serve.hosts.tuned_process import tuned_process
 from serve.hosts.uvicorn_listener import listening
 from serve.models.limits import RefusedError
 from serve.models.request import ModelSpec
+from serve.proto.names import BINARY_HEADER
 from slackfit.query import Outcome
 from subnetact import load_executor
 from supernet import load_checkpoint
@@ -68,7 +69,7 @@ class FixedPeer:
         self._device = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tuning = Tuning(loaded.subnet_ids[0], False, 1, 0.0, None)
         self._spec = ModelSpec(
-            loaded.name, loaded.input_shape, loaded.num_classes, max_batch_size, loaded.subnet_ids
+            loaded.name, loaded.sample, loaded.num_classes, max_batch_size, loaded.subnet_ids
         )
         await asyncio.get_running_loop().run_in_executor(self._device, self._executor.warm_up)
         self._app = Starlette(
@@ -116,7 +117,7 @@ class FixedPeer:
         run: Any = self._run  # one sample in, one result out: @serve.batch makes the lists
         try:
             parsed = rest_messages.parse_infer(
-                await request.body(), request.headers.get(rest_messages.BINARY_HEADER), self._spec
+                await request.body(), request.headers.get(BINARY_HEADER), self._spec
             )
         except RefusedError as error:
             return JSONResponse({"error": error.message}, error.http_status)
@@ -127,7 +128,7 @@ class FixedPeer:
             return JSONResponse({"error": "request timed out"}, 408)  # as Ray's proxy answers
         reply = self._reply(tuning, ran, arrival_s)
         body, json_length = rest_messages.build_response(parsed, self._spec, PEER_APP, [reply])
-        headers = {} if json_length is None else {rest_messages.BINARY_HEADER: str(json_length)}
+        headers = {} if json_length is None else {BINARY_HEADER: str(json_length)}
         return Response(body, headers=headers, media_type="application/octet-stream")
 
     def _reply(self, tuning: Tuning, ran: _Ran, arrival_s: float) -> Reply:

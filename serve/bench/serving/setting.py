@@ -104,7 +104,7 @@ def measured(
         profile_path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(profile_path)
     load = Load(model=checkpoint.name or "supernet", slo_s=choose_slo_s(profile), data=data)
-    return Setting(folder, profile_path, profile, load, threads, checkpoint.input_shape)
+    return Setting(folder, profile_path, profile, load, threads, checkpoint.input.shape)
 
 
 def slo_row(setting: Setting) -> Row:

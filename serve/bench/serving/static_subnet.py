@@ -29,7 +29,5 @@ class StaticSubnet:
         """Run (B, C, H, W) uint8 samples, return (B, num_classes) float32 logits."""
         if torch.get_num_threads() != self._threads:  # torch keeps it per thread
             torch.set_num_threads(self._threads)
-        x = self._input.normalise(torch.from_numpy(inputs), self._arch.resolution)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._input.as_served(torch.from_numpy(inputs), self._arch.resolution)
         return self._net(x).float().numpy()

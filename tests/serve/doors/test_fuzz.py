@@ -170,7 +170,7 @@ REFUSALS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURC
 def check_rpc(door: RestDoor, script: list[bytes]) -> None:
     async def main() -> None:
         listening = rpc_listening(
-            RpcDoor(door.models), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
+            RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
         )
         async with (
             door._lifespan(door._app),

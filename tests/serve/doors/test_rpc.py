@@ -42,7 +42,7 @@ async def _serve(door: RestDoor, use: Use) -> Any:
 @contextlib.asynccontextmanager
 async def stub_of(door: RestDoor) -> AsyncIterator[Any]:
     listening = rpc_listening(
-        RpcDoor(door.models, door.metrics), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
+        RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
     )
     async with listening as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
@@ -129,7 +129,8 @@ def test_health_metadata_and_configuration(ask):
     assert config.config.max_batch_size == 4
     assert config.config.input[0].data_type == pb.TYPE_UINT8
     serves = {"policy": "slackfit", "profile": "tiny", "device": "nowhere"}
-    assert {k: v.string_value for k, v in config.config.parameters.items()} == serves
+    parameters = {k: v.string_value for k, v in config.config.parameters.items()}
+    assert parameters == {**serves, "input_range": "[0, 255]"}
     assert about.items() >= serves.items()
     assert [(row.name, row.state) for row in index.models] == [("tiny", "READY")]
 
@@ -245,7 +246,7 @@ def test_cancelled_call_leaves_no_query_behind(timed_door):
         await asyncio.sleep(0.03)
         gone.cancel()
         await running
-        (model,) = door.models
+        (model,) = door.server.models
         for _ in range(100):
             if model.engine.status().ended.get("dropped"):
                 return
@@ -259,7 +260,7 @@ def test_draining_server_refuses_and_says_so(timed_door):
     door = timed_door()
 
     async def use(stub: Any) -> Any:
-        await door.drain()
+        await door.server.drain()
         return await stub.ModelInfer(request())
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -268,7 +269,7 @@ def test_draining_server_refuses_and_says_so(timed_door):
     assert dict(caught.value.trailing_metadata() or ())["reason"] == "draining"
     counted = {"door": "grpc", "reason": "draining"}
     name = "supernet_refused_requests_total"
-    assert door.metrics.registry.get_sample_value(name, counted) == 1
+    assert door.server.metrics.registry.get_sample_value(name, counted) == 1
 
 
 def test_answers_and_refusals_name_the_request(ask):
@@ -291,7 +292,7 @@ def test_answers_and_refusals_name_the_request(ask):
 
 def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):
     async def main() -> None:
-        door = RpcDoor(timed_door().models)
+        door = RpcDoor(timed_door().server)
         limits = {"max_body_bytes": 4096, "drain_timeout_s": 1.0}
         async with rpc_listening(door, "127.0.0.1", 0, **limits) as port:
             with pytest.raises(

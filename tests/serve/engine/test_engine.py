@@ -46,16 +46,11 @@ def test_engine_and_simulator_write_the_same_log(make_bench, profile: LatencyPro
     arrival_s = np.sort(rng.uniform(0.0, 0.5, size=400))
     slo_s = 0.012
     virtual, live = io.StringIO(), io.StringIO()
-    scheduler = Scheduler(profile, create_policy(policy, profile))
-    simulate(
-        arrival_s,
-        profile,
-        scheduler.policy,
-        slo_s=slo_s,
-        scheduler=RecordingScheduler(scheduler, virtual),
-    )
+    chosen = create_policy(policy, profile)
+    recorder = RecordingScheduler(profile, chosen, sink=virtual)
+    simulate(arrival_s, profile, chosen, slo_s=slo_s, scheduler=recorder)
     bench = make_bench(profile, policy)
-    bench.drive(RecordingScheduler(bench.scheduler, live))
+    bench.drive(RecordingScheduler(profile, create_policy(policy, profile), sink=live))
     arrive_in_time(bench, arrival_s, slo_s)
     assert live.getvalue().splitlines() == virtual.getvalue().splitlines()
     ended = bench.engine.status().ended
@@ -68,7 +63,7 @@ def test_recorded_run_with_cancellation_and_failure_replays_to_the_same_decision
 ):
     log = io.StringIO()
     bench = make_bench(profile)
-    bench.drive(RecordingScheduler(bench.scheduler, log))
+    bench.drive(RecordingScheduler(profile, create_policy("slackfit", profile), sink=log))
     bench.submit(0.5, count=1)
     bench.submit(0.02)
     bench.engine.withdraw(bench.last_job, "cancelled")
@@ -132,8 +127,7 @@ def test_every_query_ends_exactly_once_whatever_happens(make_bench, profile, scr
 def test_answers_go_to_the_samples_that_asked(make_bench, profile: LatencyProfile):
     bench = make_bench(profile)
     bench.engine.step()
-    done = bench.submit(1.0, count=3)
-    bench.last_job.payloads[:, 0, 0, 0] = [3, 1, 2]  # the timed executor answers the sum
+    done = bench.submit(1.0, count=3, first_bytes=[3, 1, 2])  # the timed executor answers the sum
     while bench.engine.step():
         pass
     (job,) = done
@@ -157,7 +151,7 @@ def test_exception_of_the_model_fails_its_batch_only(make_bench, profile: Latenc
 
 def test_wrong_number_of_outputs_fails_the_batch(make_bench, profile: LatencyProfile, monkeypatch):
     bench = make_bench(profile)
-    monkeypatch.setattr(bench.device, "run", lambda subnet_id, inputs: np.zeros((0, 10)))
+    monkeypatch.setattr(bench.device, "result", lambda launched: np.zeros((0, 10)))
     done = bench.submit()
     bench.engine.step()
     assert done[0].replies[0].outcome.reason.endswith("0 outputs for 1 inputs")

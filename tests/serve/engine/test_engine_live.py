@@ -8,7 +8,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
@@ -20,11 +20,13 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.record import RecordingScheduler, replay_log
 from slackfit.scheduling.scheduler import Scheduler
-from subnetact.timed_executor import TimedExecutor
+from subnetact.timed_executor import TimedExecutor, TimedLaunched
+from supernet.sample import SampleSpec
 
 pytestmark = pytest.mark.alone
 
-PAYLOAD = np.zeros((1, 2, 2), dtype=np.uint8)
+SAMPLE = SampleSpec(shape=(1, 2, 2))
+PAYLOAD = SAMPLE.zeros(1)
 
 
 def run_live(
@@ -37,12 +39,11 @@ def run_live(
 ) -> Engine:
     """Start an engine, use it, stop it; return it stopped."""
     chosen = create_policy(policy, profile)
-    scheduler = Scheduler(profile, chosen)
     engine = Engine(
-        scheduler if log is None else RecordingScheduler(scheduler, log),
-        executor or TimedExecutor(profile, (1, 2, 2), 10),
-        profile=profile,
-        policy=chosen,
+        Scheduler(profile, chosen)
+        if log is None
+        else RecordingScheduler(profile, chosen, sink=log),
+        executor or TimedExecutor(profile, SAMPLE, 10),
     )
 
     async def main() -> None:
@@ -59,7 +60,8 @@ def run_live(
 async def ask(engine: Engine, slo_s: float = 1.0, **wishes: object) -> Reply:
     now_s = engine.clock()
     options = RequestOptions(now_s + slo_s, **wishes)  # type: ignore[arg-type]
-    return await engine.infer(PAYLOAD, arrival_s=now_s, options=options)
+    (reply,) = await engine.infer([PAYLOAD], arrival_s=now_s, options=options)
+    return reply
 
 
 def test_reply_tells_queue_execution_and_slack(profile: LatencyProfile):
@@ -117,14 +119,14 @@ class SlowFirst(TimedExecutor):
     """Takes 50 ms for its first batch, so that what comes meanwhile forms the second."""
 
     def __init__(self, profile: LatencyProfile) -> None:
-        super().__init__(profile, (1, 2, 2), 10)
+        super().__init__(profile, SAMPLE, 10)
         self._is_first = True
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
         if self._is_first:
             self._is_first = False
             time.sleep(0.05)
-        return super().run(subnet_id, inputs)
+        return super().launch(subnet_id, slots)
 
 
 def test_cancelled_client_leaves_no_query_behind(profile: LatencyProfile):
@@ -189,8 +191,8 @@ class BrokenScheduler(Scheduler):
 def test_device_thread_that_ends_answers_everyone_and_says_why(profile: LatencyProfile):
     policy = create_policy("fixed:smallest", profile)
     scheduler = BrokenScheduler(profile, policy)
-    executor = TimedExecutor(profile, (1, 2, 2), 10)
-    engine = Engine(scheduler, executor, profile=profile, policy=policy)
+    executor = TimedExecutor(profile, SAMPLE, 10)
+    engine = Engine(scheduler, executor)
 
     async def main() -> None:
         await engine.start()
@@ -214,7 +216,7 @@ def test_failed_warm_up_is_raised_to_who_starts_the_engine(profile: LatencyProfi
         pytest.fail("it must not start")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_live(profile, use, executor=ColdExecutor(profile, (1, 2, 2), 10))
+        run_live(profile, use, executor=ColdExecutor(profile, SAMPLE, 10))
 
 
 def test_process_settings_are_put_back():
@@ -230,23 +232,21 @@ class HangingExecutor(TimedExecutor):
     """Hangs in its second batch until it is let go."""
 
     def __init__(self, profile: LatencyProfile) -> None:
-        super().__init__(profile, (1, 2, 2), 10)
+        super().__init__(profile, SAMPLE, 10)
         self.let_go = threading.Event()
         self._num_runs = 0
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
         self._num_runs += 1
         if self._num_runs == 2:
             self.let_go.wait(20)
-        return super().run(subnet_id, inputs)
+        return super().launch(subnet_id, slots)
 
 
 def test_hung_device_fails_everyone_at_once_and_is_told_by_health(profile: LatencyProfile):
     policy = create_policy("fixed:smallest", profile)
     executor = HangingExecutor(profile)
-    engine = Engine(
-        Scheduler(profile, policy), executor, profile=profile, policy=policy, hung_after_s=0.2
-    )
+    engine = Engine(Scheduler(profile, policy), executor, hung_after_s=0.2)
 
     async def main() -> None:
         await engine.start()
@@ -275,21 +275,18 @@ class FailingExecutor(TimedExecutor):
 
     is_broken = False
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
         if self.is_broken:
             raise RuntimeError("the bus is gone")
-        return super().run(subnet_id, inputs)
+        return super().launch(subnet_id, slots)
 
 
 @pytest.mark.parametrize("how", ["raises", "hangs"])
 def test_idle_device_that_went_away_is_told_before_a_query_comes(profile: LatencyProfile, how: str):
     policy = create_policy("fixed:smallest", profile)
     is_broken = how == "raises"
-    executor = FailingExecutor(profile, (1, 2, 2), 10) if is_broken else HangingExecutor(profile)
-    engine = Engine(
-        Scheduler(profile, policy), executor, profile=profile, policy=policy,
-        hung_after_s=0.2, probe_after_s=0.02,
-    )  # fmt: skip
+    executor = FailingExecutor(profile, SAMPLE, 10) if is_broken else HangingExecutor(profile)
+    engine = Engine(Scheduler(profile, policy), executor, hung_after_s=0.2, probe_after_s=0.02)
 
     async def main() -> str:
         await engine.start()
@@ -316,21 +313,20 @@ def test_idle_device_that_went_away_is_told_before_a_query_comes(profile: Latenc
 class PoisonedExecutor(TimedExecutor):
     """Fails on every batch that holds a sample of 255s."""
 
-    def run(self, subnet_id: str, inputs: np.ndarray) -> np.ndarray:
-        if (inputs == 255).all(axis=(1, 2, 3)).any():
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
+        if any((slot == 255).all() for slot in slots):
             raise RuntimeError("poison")
-        return super().run(subnet_id, inputs)
+        return super().launch(subnet_id, slots)
 
 
 def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: LatencyProfile):
     async def use(engine: Engine) -> None:
-        payloads = np.zeros((4, 1, 2, 2), dtype=np.uint8)
-        payloads[2] = 255
+        payloads = [np.full((1, 1, 2, 2), 255 * (row == 2), dtype=np.uint8) for row in range(4)]
         options = RequestOptions(engine.clock() + 5.0)
-        replies = await engine.infer_batch(payloads, arrival_s=engine.clock(), options=options)
+        replies = await engine.infer(payloads, arrival_s=engine.clock(), options=options)
         statuses = [reply.outcome.status for reply in replies]
         assert statuses == ["on_time", "on_time", "failed", "on_time"]
         assert "poison" in replies[2].outcome.reason
         assert (await ask(engine)).outcome.status == "on_time"
 
-    run_live(profile, use, executor=PoisonedExecutor(profile, (1, 2, 2), 10))
+    run_live(profile, use, executor=PoisonedExecutor(profile, SAMPLE, 10))

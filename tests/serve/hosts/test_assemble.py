@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from serve.config import ServeConfig, ServeConfigError, parse_config
+from serve.doors.rest import RestDoor
 from serve.engine.reply import RequestOptions
-from serve.hosts.assemble import build_door
+from serve.hosts.assemble import build_server
 from serve.hosts.load_device import check, load
 from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor
+from subnetact.cpu.packed_executor import PackedExecutor
 from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint
 
@@ -44,23 +46,46 @@ def configure(checkpoint_folder: Path, tmp_path: Path):
 
 
 def test_answers_are_the_logits_of_the_subnet_that_is_named(configure, checkpoint, measured, rng):
-    payload = rng.integers(0, 256, size=checkpoint.input_shape, dtype=np.uint8)
+    payload = checkpoint.sample.noise(1, rng)
 
     async def main(door) -> None:
-        (model,) = door.models
+        (model,) = door.server.models
         assert (model.spec.name, model.spec.max_batch_size) == ("tiny", 4)
         async with door._lifespan(door._app):
             engine = model.engine
             for subnet_id in checkpoint.subnet_ids:
                 options = RequestOptions(engine.clock() + 60, subnet_id=subnet_id)
-                reply = await engine.infer(payload, arrival_s=engine.clock(), options=options)
-                expected = load_executor(checkpoint).run(subnet_id, payload[np.newaxis])[0]
+                (reply,) = await engine.infer([payload], arrival_s=engine.clock(), options=options)
+                expected = load_executor(checkpoint).run(subnet_id, payload)[0]
                 np.testing.assert_allclose(reply.output, expected, rtol=1e-5)
                 assert reply.outcome.subnet_id == subnet_id
                 assert reply.outcome.accuracy == checkpoint.subnet(subnet_id).accuracy
 
     with contextlib.ExitStack() as resources:
-        asyncio.run(main(build_door(configure(measured), resources)))
+        asyncio.run(main(RestDoor(build_server(configure(measured), resources))))
+
+
+def test_a_profile_is_checked_against_a_warm_device(configure, measured, monkeypatch):
+    """On CUDA a cold one runs eagerly, several times slower than the graphs that were profiled."""
+    calls: list[str] = []
+
+    class Watched(PackedExecutor):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            calls.append("loaded")
+
+        def warm_up(self) -> None:
+            super().warm_up()
+            calls.append("warm")
+
+    def recheck(executor: object, profile: LatencyProfile) -> LatencyProfile:
+        calls.append("checked")
+        return profile
+
+    monkeypatch.setattr("subnetact.cpu.packed_executor.PackedExecutor", Watched)
+    monkeypatch.setattr("subnetact.profiling.revalidation.revalidated", recheck)
+    load(configure(measured)).executor.close()
+    assert calls == ["loaded", "warm", "checked"]
 
 
 def test_without_a_profile_a_short_one_is_measured(configure, checkpoint, caplog):
@@ -127,7 +152,7 @@ def test_log_that_cannot_be_written_is_refused(configure, measured, tmp_path):
         contextlib.ExitStack() as resources,
         pytest.raises(ServeConfigError, match="can't be written"),
     ):
-        build_door(config, resources)
+        build_server(config, resources)
 
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve.config import ServeConfigError, parse_config
-from serve.engine.backlog import Backlog
+from serve.engine.backlog import hopeless
 from serve.engine.reply import Reply
 from serve.hosts.autoscale import MissPolicy, combined, reported, wanted_replicas
 from serve.observe.demand import Demand, Signals, total
@@ -80,15 +80,15 @@ def query(query_id: int, deadline_s: float) -> Query:
 
 def test_backlog_is_lost_from_where_the_fastest_subnet_is_late(profile: LatencyProfile):
     """The fastest takes 1, 1.5 and 2.5 ms for one, two and four."""
-    backlog = Backlog(profile)
+    fastest = profile.fastest()
     queries = [query(i, 0.0026) for i in range(6)]
-    assert [q.query_id for q in backlog.hopeless(queries, 0.0)] == [4, 5]
-    assert [q.query_id for q in backlog.hopeless(queries, 0.0012)] == [1, 2, 3, 4, 5]
+    assert [q.query_id for q in hopeless(fastest, queries, 0.0)] == [4, 5]
+    assert [q.query_id for q in hopeless(fastest, queries, 0.0012)] == [1, 2, 3, 4, 5]
     first_is_hopeless = [query(0, 0.0005), *(query(i, 0.0026) for i in range(1, 5))]
-    assert [q.query_id for q in backlog.hopeless(first_is_hopeless, 0.0)] == [0]
+    assert [q.query_id for q in hopeless(fastest, first_is_hopeless, 0.0)] == [0]
     late = {"until_s": 0.002, "is_late_hopeless": False}
-    assert [q.query_id for q in backlog.hopeless(queries, 0.0, **late)] == [3, 4, 5]
-    assert backlog.duration_s(9) == pytest.approx(0.006)
+    assert [q.query_id for q in hopeless(fastest, queries, 0.0, **late)] == [3, 4, 5]
+    assert fastest.duration_s(9) == pytest.approx(0.006)
 
 
 def ended(

@@ -18,7 +18,7 @@ import pytest
 from serve.config import ServeConfigError, parse_config
 from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
-from serve.hosts.assemble import build_door
+from serve.hosts.assemble import build_server
 from serve.hosts.load_device import check
 from serve.hosts.several_models import each_model, model_settings
 from serve.proto import open_inference_pb2 as pb
@@ -54,7 +54,7 @@ def two(tmp_path: Path, profile: LatencyProfile) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def serving(settings: dict[str, Any]):
     with contextlib.ExitStack() as resources:
-        door: RestDoor = build_door(parse_config(settings), resources)
+        door: RestDoor = RestDoor(build_server(parse_config(settings), resources))
         transport = httpx.ASGITransport(door)
         client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
         async with door._lifespan(door._app), client:
@@ -130,7 +130,7 @@ def test_both_doors_serve_both_models_by_name(two):
                 ("slow", "READY"),
             ]
             rpc = rpc_listening(
-                RpcDoor(door.models), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
+                RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
             )
             async with rpc as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 stub = pb_grpc.GRPCInferenceServiceStub(channel)
@@ -170,13 +170,13 @@ def test_batches_of_two_models_never_overlap_on_the_device(two):
     running: list[str] = []
     overlaps: list[list[str]] = []
 
-    def watched(name: str, run):
-        def watch(subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    def watched(name: str, result):
+        def watch(launched: Any) -> np.ndarray:
             running.append(name)
             if len(running) > 1:
                 overlaps.append(list(running))
             try:
-                return run(subnet_id, inputs)
+                return result(launched)
             finally:
                 running.remove(name)
 
@@ -184,9 +184,9 @@ def test_batches_of_two_models_never_overlap_on_the_device(two):
 
     async def main() -> list[int]:
         async with serving(two) as (client, door):
-            for model in door.models:
+            for model in door.server.models:
                 executor: Any = model.engine._runner.executor
-                executor.run = watched(model.spec.name, executor.run)
+                executor.result = watched(model.spec.name, executor.result)
             headers = {"x-slo-ms": "5000"}
             asks = [
                 client.post(f"/v2/models/{name}/infer", json=body(name), headers=headers)
@@ -219,7 +219,7 @@ def test_two_checkpoints_answer_with_their_own_logits(
             "two": {"checkpoint": str(other)},
         },
     }
-    sample = rng.integers(0, 256, size=(1, *checkpoint.input_shape), dtype=np.uint8)
+    sample = rng.integers(0, 256, size=(1, *checkpoint.input.shape), dtype=np.uint8)
     tensor = {"name": "input", "datatype": "UINT8", "shape": list(sample.shape)}
     request = {"inputs": [{**tensor, "data": sample.ravel().tolist()}]}
 
@@ -241,14 +241,13 @@ def test_hanging_batch_of_one_model_fails_the_other_one_too(two):
     """They share the device: who waits for it would wait for ever."""
     released = threading.Event()
 
-    def hang(subnet_id: str, inputs: np.ndarray) -> np.ndarray:
+    def hang(subnet_id: str, slots: object) -> None:
         released.wait(30)
-        return np.zeros((len(inputs), 10), dtype=np.float32)
 
     async def main() -> list[tuple[int, str]]:
         async with serving({**two, "hung_after_s": 0.2}) as (client, door):
-            slow = door.models.find("slow")
-            slow.engine._runner.executor.run = hang  # type: ignore[method-assign]
+            slow = door.server.models.find("slow")
+            slow.engine._runner.executor.launch = hang  # type: ignore[method-assign]
             headers = {"x-slo-ms": "60000"}
             asks = []
             for name in ("slow", "fast"):

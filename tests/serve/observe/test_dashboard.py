@@ -16,7 +16,6 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.models.limits import REASONS
-from serve.observe.metrics import CacheUse
 from slackfit.query import STATUSES
 
 DASHBOARD = json.loads(Path("docs/deploy/grafana.json").read_text(encoding="utf-8"))
@@ -35,7 +34,6 @@ KNOWN_VALUES = {
 
 
 async def scrape(door: Any, client: Any) -> str:
-    door.metrics.of("tiny").watch_cache(lambda: CacheUse(8, 2, 2, 1, 4096))
     assert (await client.post(INFER, json=BODY)).status_code == 200
     assert (await client.post(INFER, json=BODY, headers={"x-slo-ms": "0.1"})).status_code == 504
     return (await client.get("/metrics")).text

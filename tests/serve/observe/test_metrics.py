@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from serve.engine.reply import Reply
 from serve.observe.instruments import Instruments
-from serve.observe.metrics import CacheUse, Metrics
+from serve.observe.metrics import Metrics
 from serve.observe.recent_outcomes import RecentOutcomes
 from slackfit.query import Outcome
+from subnetact.executor import CACHE_COUNTS
 
 LOGITS = np.zeros(10, dtype=np.float32)
 
@@ -100,9 +101,13 @@ def test_a_share_without_a_query_on_time_has_no_accuracy():
 
 
 def test_the_cache_is_read_when_the_metrics_are(metrics: Metrics, make_bench, profile):
-    engine = make_bench(profile).engine
-    uses = [CacheUse(10, 2, 2, 0, 4096), CacheUse(25, 3, 4, 1, 8192)]
-    metrics.of("m").watch_cache(lambda: uses.pop(0))
+    bench = make_bench(profile)
+    engine = bench.engine
+    counts = [
+        dict(zip(CACHE_COUNTS, row, strict=True), graphs_live=7)
+        for row in ((10, 2, 2, 0, 4096), (25, 3, 4, 1, 8192))
+    ]
+    bench.device.counts = lambda: counts.pop(0)
     metrics.refresh([("m", engine)])
     assert sample(metrics, "supernet_cache_events_total", event="hit") == 10
     metrics.refresh([("m", engine)])
@@ -112,6 +117,7 @@ def test_the_cache_is_read_when_the_metrics_are(metrics: Metrics, make_bench, pr
     }
     assert events == {"hit": 25, "miss": 3, "load": 4, "eviction": 1}
     assert sample(metrics, "supernet_cache_bytes") == 8192
+    assert sample(metrics, "supernet_device", what="graphs_live") == 7
     assert sample(metrics, "supernet_ready") == 1
     assert sample(metrics, "supernet_latency_factor") == 1.0
 

@@ -116,7 +116,7 @@ def test_spans_reach_the_exporter_from_a_request_over_http(timed_door, serving_d
 
     async def main() -> None:
         door = timed_door()
-        (model,) = door.models
+        (model,) = door.server.models
         with contextlib.ExitStack() as resources:
             spans = build_spans(model.engine.clock, lambda: 1000.0, resources, memory)
             assert spans is not None
@@ -187,7 +187,7 @@ def test_a_failing_watcher_costs_no_answer(timed_door, serving_door, caplog):
 
     async def main() -> int:
         door = timed_door()
-        (model,) = door.models
+        (model,) = door.server.models
         model._request_observers = [broken]
         async with serving_door(door) as client:
             answer = await client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})

@@ -15,7 +15,7 @@ SLO_S = 0.036
 
 
 def drive(
-    scheduler: Scheduler | RecordingScheduler,
+    scheduler: Scheduler,
     slowdown: np.ndarray,
     rate_qps: float,
     *,
@@ -97,8 +97,9 @@ def test_an_exact_profile_is_left_alone() -> None:
 
 def test_a_corrected_run_is_decided_again_the_same(rng: np.random.Generator) -> None:
     log = io.StringIO()
-    scheduler = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
-    drive(RecordingScheduler(scheduler, log), rng.uniform(1.0, 3.0, 500), rate_qps=400)
+    policy = create_policy("slackfit", PROFILE)
+    scheduler = RecordingScheduler(PROFILE, policy, sink=log, correct_latency=True)
+    drive(scheduler, rng.uniform(1.0, 3.0, 500), rate_qps=400)
     assert scheduler.latency_factor != 1.0
     fresh = Scheduler(PROFILE, create_policy("slackfit", PROFILE), correct_latency=True)
     lines = log.getvalue().splitlines()

@@ -29,7 +29,7 @@ def eventful_log(trio, planned) -> str:
     """A log with every kind of call, an error of the policy and one of the caller."""
     sink = io.StringIO()
     policy = planned(Decision("small", 1), RuntimeError("no"), Decision("large", 2))
-    scheduler = RecordingScheduler(Scheduler(trio, policy, num_workers=2, max_queue=3), sink)
+    scheduler = RecordingScheduler(trio, policy, sink=sink, num_workers=2, max_queue=3)
     scheduler.submit_all([query(i, deadline_s=0.1 + 0.1 / (i + 1)) for i in range(5)])
     scheduler.poll(1 / 3)
     with pytest.raises(PolicyError):
@@ -63,9 +63,10 @@ def test_a_simulated_run_replays_from_its_file(tmp_path, resnet):
     path = tmp_path / "calls.jsonl"
     arrival_s = np.cumsum(np.random.default_rng(1).gamma(0.25, 4 / 9000, 3000))
 
+    settings = {"num_workers": 4, "drop_hopeless": True}
+
     def scheduler() -> Scheduler:
-        policy = create_policy("slackfit", resnet)
-        return Scheduler(resnet, policy, num_workers=4, drop_hopeless=True)
+        return Scheduler(resnet, create_policy("slackfit", resnet), **settings)
 
     with path.open("w", encoding="utf-8") as sink:
         recorded = simulate(
@@ -73,7 +74,9 @@ def test_a_simulated_run_replays_from_its_file(tmp_path, resnet):
             resnet,
             create_policy("slackfit", resnet),
             slo_s=0.036,
-            scheduler=RecordingScheduler(scheduler(), sink),
+            scheduler=RecordingScheduler(
+                resnet, create_policy("slackfit", resnet), sink=sink, **settings
+            ),
         )
     plain = simulate(
         arrival_s, resnet, create_policy("slackfit", resnet), slo_s=0.036, scheduler=scheduler()
@@ -84,7 +87,7 @@ def test_a_simulated_run_replays_from_its_file(tmp_path, resnet):
 
 def test_the_first_difference_is_reported(resnet):
     sink = io.StringIO()
-    recorder = RecordingScheduler(Scheduler(resnet, create_policy("slackfit", resnet)), sink)
+    recorder = RecordingScheduler(resnet, create_policy("slackfit", resnet), sink=sink)
     recorder.submit(query(0), 0.0)
     recorder.poll(0.0)
     lines = sink.getvalue().splitlines()
@@ -101,27 +104,13 @@ def test_the_first_difference_is_reported(resnet):
     assert '"resnet-73.82"' in json.dumps(caught.value.recorded)
 
 
-def test_a_recorder_shows_the_state_of_what_it_wraps(trio, planned):
-    scheduler = fresh(trio, planned)
-    recorder = RecordingScheduler(scheduler, io.StringIO())
-    recorder.submit(query(0), 0.0)
-    for name in (
-        "profile",
-        "policy",
-        "num_workers",
-        "num_running",
-        "max_queue",
-        "drop_hopeless",
-        "is_draining",
-    ):
-        assert getattr(recorder, name) == getattr(scheduler, name)
-    assert len(recorder) == 1
-    assert recorder.next_wakeup_s() is None
-
-
-def test_a_recorder_has_every_public_name_of_the_scheduler():
-    public = {name for name in dir(Scheduler) if not name.startswith("_")}
-    assert public <= set(dir(RecordingScheduler))
+def test_a_call_within_a_call_is_not_written(trio, planned):
+    sink = io.StringIO()
+    recorder = RecordingScheduler(trio, planned(), sink=sink)
+    recorder.submit_all([query(0), query(1)])
+    assert len(recorder.cancel_all(0.1)) == 2
+    calls = [json.loads(line).get("call") for line in sink.getvalue().splitlines()]
+    assert calls == [None, "submit", "submit", "cancel_all"]
 
 
 @pytest.mark.parametrize(

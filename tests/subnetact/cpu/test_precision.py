@@ -82,7 +82,7 @@ def test_an_executor_keeps_in_16_bit_what_was_measured_and_nothing_else(
     partly = {i: rows[i] for i in checkpoint.subnet_ids[1:]}
     partly_measured = replace(checkpoint, provenance=with_precision(checkpoint, partly, "digits"))
     assert bits_of(partly_measured) == Bits(32, 32)
-    inputs = np.zeros((2, *checkpoint.input_shape), dtype=np.uint8)
+    inputs = np.zeros((2, *checkpoint.input.shape), dtype=np.uint8)
     narrow, wide = PackedExecutor(measured), PackedExecutor(checkpoint)
     assert narrow.net.norms.num_bytes * 2 == wide.net.norms.num_bytes
     for subnet_id in checkpoint.subnet_ids:

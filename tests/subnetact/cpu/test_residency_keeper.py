@@ -121,7 +121,7 @@ def test_a_server_under_a_small_budget_follows_its_mix(
     executor = PackedExecutor(checkpoint, budget_bytes=budget)
     first = executor.cache.resident
     assert first, "before any query all subnets count alike"
-    inputs = np.random.default_rng(0).integers(0, 256, (2, *checkpoint.input_shape), dtype=np.uint8)
+    inputs = np.random.default_rng(0).integers(0, 256, (2, *checkpoint.input.shape), dtype=np.uint8)
     for subnet_id in checkpoint.subnet_ids:
         for _ in range(40):
             got, expected = (e.run(subnet_id, inputs) for e in (executor, whole))

@@ -47,7 +47,7 @@ def test_graphs_and_streams_equal_the_extracted_subnet(
     counts = whole.counts()
     budget = None
     if share is not None:
-        budget = counts["fixed_bytes"] + int(share * counts["slice_bytes"])
+        budget = counts["fixed_bytes"] + int(share * counts["held_bytes"])
     executor = load_executor(
         checkpoint, device="cuda", packing=packing, dtype=dtype, budget_bytes=budget
     )
@@ -60,9 +60,9 @@ def test_graphs_and_streams_equal_the_extracted_subnet(
     counts = executor.counts()
     assert (counts["graph_replays"] > 0) == (share != 0.0)
     if budget is not None:
-        assert counts["slice_bytes"] + counts["fixed_bytes"] <= budget
+        assert counts["held_bytes"] + counts["fixed_bytes"] <= budget
     executor.close()
-    assert executor.counts()["slice_bytes"] == 0
+    assert executor.counts()["held_bytes"] == 0
 
 
 def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import pytest
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from subnetact.profiling.revalidation import recheck, revalidated
 from subnetact.timed_executor import TimedExecutor
+from supernet.sample import SampleSpec
 
 pytestmark = pytest.mark.alone
 
@@ -21,7 +22,9 @@ class Machine:
         self._speed = speed
         self._noise = noise
         self._runs = 0
-        self.executor = TimedExecutor(profile, (1, 8, 8), 10, clock=self.clock, sleep=self.sleep)
+        self.executor = TimedExecutor(
+            profile, SampleSpec(shape=(1, 8, 8)), 10, clock=self.clock, sleep=self.sleep
+        )
 
     def clock(self) -> float:
         return self.now_s

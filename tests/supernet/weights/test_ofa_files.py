@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from supernet import SupernetDefinition, define_supernet, extract
 from supernet.weights.import_weights import import_state
 from supernet.weights.naming import State, find_naming
-from supernet.weights.ofa_files import arch_from_ofa, to_elastic
+from supernet.weights.ofa_files import to_elastic
 from supernet.weights.weight_files import WeightsError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -197,13 +197,3 @@ def test_a_subnet_is_written_as_ofas_static_network_numbers_its_blocks() -> None
     assert blocks == set(range(10))
     assert {key.split(".")[1] for key in written if key.startswith("input_stem")} == {"0", "1"}
     assert written["input_stem.1.conv.weight"].shape == (40, 24, 3, 3)
-
-
-def test_ofas_descriptor_loses_its_padding() -> None:
-    definition = define("ofa_mobilenet_v3_w1.0")
-    padded = {"d": [2, 3, 4, 2, 2], "e": [3, 4, 6, 6] * 5, "ks": [3, 5, 7, 7] * 5}
-    arch = arch_from_ofa(padded, definition, 224)
-    assert arch.expand == (3, 4, 3, 4, 6, 3, 4, 6, 6, 3, 4, 3, 4)
-    assert arch.kernel == (3, 5, 3, 5, 7, 3, 5, 7, 7, 3, 5, 3, 5)
-    with pytest.raises(ValueError, match=r"d\[0\] is 5, allowed 2, 3, 4"):
-        arch_from_ofa({**padded, "d": [5, 3, 4, 2, 2]}, definition, 224)

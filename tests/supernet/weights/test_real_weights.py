@@ -13,7 +13,9 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from supernet import InputSpec, define_supernet, extract
+from supernet import Arch, InputSpec, SupernetDefinition, define_supernet, extract
 from supernet.weights.import_network import imported_checkpoint, input_of
 from supernet.weights.import_weights import import_supernet
-from supernet.weights.ofa_files import arch_from_ofa
 
 
 def data(name: str) -> Path:
@@ -109,6 +110,34 @@ def _central_squares(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
             images.append(pixels[margin : margin + size, margin : margin + size])
             labels.append(label_of[Path(member.name).name])
     return np.stack(images), np.array(labels)
+
+
+def arch_from_ofa(
+    descriptor: Mapping[str, Any], definition: SupernetDefinition, resolution: int
+) -> Arch:
+    """Return the arch of OFA's descriptor: `d`, and `e`, `ks`, `w` where the family has them.
+
+    OFA lists an entry for every block of the full network; those of absent blocks are dropped,
+    so that equal subnets become equal archs. Raises ValueError outside the space.
+    """
+    space = definition.space
+    depth = tuple(int(d) for d in descriptor["d"])[: len(space.depth)]
+    kept: list[int] = []
+    start = 0
+    for stage, (depths, d) in enumerate(zip(space.depth, depth, strict=True)):
+        if d not in depths:
+            raise ValueError(f"d[{stage}] is {d}, allowed {', '.join(map(str, depths))}")
+        kept += range(start, start + space.blocks_of(stage, d))
+        start += space.blocks_of(stage, depths[-1])
+    arch = Arch(
+        resolution=resolution,
+        depth=depth,
+        width=tuple(descriptor["w"]) if space.width else (),
+        expand=tuple(descriptor["e"][i] for i in kept) if space.expand else (),
+        kernel=tuple(descriptor["ks"][i] for i in kept) if space.kernel else (),
+    )
+    space.validate(arch)
+    return arch
 
 
 def test_six_published_ofa_subnets_have_their_printed_layers() -> None:

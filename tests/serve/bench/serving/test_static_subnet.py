@@ -21,7 +21,7 @@ def test_the_eager_subnet_answers_like_our_executor(
 ) -> None:
     checkpoint = load_checkpoint(checkpoint_folder)
     executor = load_executor(checkpoint)
-    inputs = rng.integers(0, 256, size=(3, *checkpoint.input_shape), dtype=np.uint8)
+    inputs = rng.integers(0, 256, size=(3, *checkpoint.input.shape), dtype=np.uint8)
     for subnet_id in checkpoint.subnet_ids:
         plain = StaticSubnet(checkpoint, subnet_id, threads=1).run(inputs)
         np.testing.assert_allclose(
@@ -53,7 +53,7 @@ def test_peer_and_ours_answer_alike_on_one_cluster(
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     checkpoint = load_checkpoint(checkpoint_folder)
     small, middle = checkpoint.subnet_ids[:2]
-    samples = rng.integers(0, 256, size=(6, *checkpoint.input_shape), dtype=np.uint8)
+    samples = rng.integers(0, 256, size=(6, *checkpoint.input.shape), dtype=np.uint8)
     config = parse_config({"checkpoint": str(checkpoint_folder), "port": 0, "slo_ms": 5000})
     with running(config, 4) as cluster:
         for tuning in (
