@@ -18,6 +18,9 @@ def device_name(device: str) -> str:
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("device cuda was asked for, but no CUDA device is available; use cpu")
+        index, count = torch.device(device).index or 0, torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(f"device is {device!r}, allowed cuda:0 to cuda:{count - 1}")
         return torch.cuda.get_device_name(device)
     if kind == "cpu":
         return f"{_cpu_model()} x{os.cpu_count()}"
