@@ -32,6 +32,7 @@ from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
+from slackfit.user_errors import user_errors
 from supernet import Checkpoint, CheckpointError, load_checkpoint
 from traces import Trace, TraceError, parse_spec
 from traces.open_loop.payloads import Payloads, load_payloads
@@ -71,7 +72,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the trace and of the order of images.")] = 0,
 ) -> None:
     """Train, serve on Ray, replay a bursty trace under four policies, show the trade-off."""
-    try:
+    with user_errors(ServeConfigError, CheckpointError, TraceError):
         started_s = time.monotonic()
         if trace is not None:  # a wrong SPEC must not cost a training first
             parse_spec(trace_spec(trace, rate_qps=1.0), seed=seed)
@@ -93,9 +94,6 @@ def demo(
             }
         )
         reports = _serve_and_replay(config, checkpoint, arrivals, payloads, seed)
-    except (ServeConfigError, CheckpointError, TraceError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     for report in reports:
         report |= {
             "command": " ".join(["python -m serve.demo", *sys.argv[1:]]),

@@ -65,18 +65,18 @@ def replay(
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
     words = _command(locals())
-    if also_simulate != (profile is not None):
-        typer.echo("error: --also-simulate and --profile FILE go together", err=True)
-        raise typer.Exit(2)
     from serve.client.rest_answers import ClientError
     from serve.commands.live_replay import LiveReplay
     from slackfit.profile import LatencyProfile
-    from traces.commands.output import user_errors
+    from traces.commands.output import trace_errors
     from traces.open_loop.progress import replay_progress
     from traces.open_loop.sender_processes import SenderError
     from traces.spec.spec import parse_spec
+    from traces.trace import TraceError
 
-    with user_errors():
+    with trace_errors(ClientError, SenderError):
+        if also_simulate != (profile is not None):
+            raise TraceError("--also-simulate and --profile FILE go together")
         live = LiveReplay(
             trace=parse_spec(trace, seed=seed),
             url=url,
@@ -92,12 +92,8 @@ def replay(
             num_processes=processes,
             twin=None if profile is None else LatencyProfile.load(profile),
         )
-        try:
-            with replay_progress("replay") as show:
-                reports, result = asyncio.run(live.run(show))
-        except (ClientError, SenderError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
+        with replay_progress("replay") as show:
+            reports, result = asyncio.run(live.run(show))
         write_run([{**r, "command": words} for r in reports], live.trace, result, out)
     if result.is_partial:
         raise typer.Exit(_INTERRUPTED)

@@ -106,10 +106,10 @@ def simulate_command(
     ] = None,
 ) -> None:
     """Serve a trace in virtual time, with the very scheduler that the server runs."""
-    from traces.commands.output import finish, user_errors
+    from traces.commands.output import finish, trace_errors
 
     words = locals()
-    with user_errors():
+    with trace_errors():
         from slackfit.profile import LatencyProfile
         from traces.report.chrome_trace import ChromeTrace
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from traces.files import replacing
+from slackfit.output_files import replacing
 from traces.open_loop.result import ReplayResult
 from traces.trace import Trace, TraceError
 

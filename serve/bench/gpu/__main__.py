@@ -20,6 +20,7 @@ import torch
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
+from slackfit.output_files import write_text
 
 _ROOT = Path(__file__).parents[3]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -90,10 +91,7 @@ def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bo
 
 def write(path: Path, bench: GpuBench) -> None:
     """Write the rows so far; a file that is there is replaced once the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(bench.rows, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(bench.rows, indent=1) + "\n")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from serve.bench.training.cases import CASES, CHANGES, cased, points_of, same_work, work
+from slackfit.output_files import write_text
 from supernet import Arch, cost, define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset, steps_per_epoch
@@ -141,9 +142,7 @@ class TrainingBench:
             return
         accuracy = {arch.subnet_id: self._accuracy(trainer, data, arch) for arch in self.points}
         run = TrainingRun(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
-        partial = folder / "result.json.partial"
-        partial.write_text(json.dumps(run._asdict()) + "\n", encoding="utf-8")
-        partial.replace(folder / "result.json")
+        write_text(folder / "result.json", json.dumps(run._asdict()) + "\n")
         (folder / "resume.safetensors").unlink()
         mean = np.mean(list(accuracy.values()))
         self._tell(f"{case}, seed {seed}: mean {mean:.4f}, {wall_s:.0f} s")
