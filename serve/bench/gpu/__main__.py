@@ -75,17 +75,17 @@ def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bo
     """Run one part in the time that is left; a fault is a row, and ends that part only."""
     bench.tell(f"{name} ({bench.left_s:.0f} s left)")
     if bench.left_s <= 0:
-        bench.row(f"{name}/skipped", 1, "count", "no time was left")
+        bench.record(f"{name}/skipped", 1, "count", "no time was left")
         return True
     try:
         with torch.inference_mode():
             part(bench)
     except Exception as error:  # any: the other parts are still worth their time
         traceback.print_exc()
-        bench.row(f"{name}/failed", 1, "count", f"{type(error).__name__}: {error}"[:500])
+        bench.record(f"{name}/failed", 1, "count", f"{type(error).__name__}: {error}"[:500])
         return False
     if bench.left_s <= 0:
-        bench.row(f"{name}/cut", 1, "count", "the time ended in this part: it may lack rows")
+        bench.record(f"{name}/cut", 1, "count", "the time ended in this part: it may lack rows")
     return True
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from serve.bench.policies.superserve_paper import NUM_WORKERS, RESNET_SLO_S, load_spec
+from serve.bench.rows import Row, row
 from slackfit.derive import densified
 from slackfit.policies import create_policy
 from slackfit.policy import WorkerView
@@ -20,8 +20,6 @@ from slackfit.scheduling.edf import EdfQueue
 from slackfit.simulation.simulate import simulate
 from traces.simulation.cells import estimate
 from traces.spec.spec import parse_spec
-
-Row = dict[str, Any]
 
 
 def rows(profile: Path) -> list[Row]:
@@ -44,12 +42,7 @@ def _simulated(profile: LatencyProfile, name: str, asked: float) -> Row:
         simulate(arrival_s, profile, policy, slo_s=RESNET_SLO_S, num_workers=NUM_WORKERS)
         rates.append(len(arrival_s) / (time.process_time() - began_s))
     detail = f">= {asked:,.0f}; 7,000 queries/s, 8 workers, processor time, best of 3"
-    return {
-        "figure": f"policies/speed/{name}/simulated",
-        "value": round(max(rates)),
-        "unit": "queries/s",
-        "detail": detail,
-    }
+    return row(f"policies/speed/{name}/simulated", max(rates), "queries/s", detail, digits=None)
 
 
 def _decision(profile: LatencyProfile, name: str) -> Row:
@@ -70,12 +63,8 @@ def _decision(profile: LatencyProfile, name: str) -> Row:
         assert decision is not None, "both always decide"
         view.memo = decision.memo
     p50, p99 = np.quantile(took_s, [0.5, 0.99]) * 1e6
-    return {
-        "figure": f"policies/speed/{name}/decision_p99",
-        "value": round(float(p99), 2),
-        "unit": "us",
-        "detail": f"<= 20; p50 {p50:.2f} us; 10,000 waiting, 64 subnets, 8 workers, wall time",
-    }
+    detail = f"<= 20; p50 {p50:.2f} us; 10,000 waiting, 64 subnets, 8 workers, wall time"
+    return row(f"policies/speed/{name}/decision_p99", p99, "us", detail, digits=2)
 
 
 def _m_d_1(load: float) -> Row:
@@ -91,9 +80,5 @@ def _m_d_1(load: float) -> Row:
     expected_s = load * service_s / (2 * (1 - load))
     found = estimate((waits_s.reshape(40, -1).mean(axis=1) / expected_s).tolist())
     is_within = math.fabs(found.mean - 1) <= found.half_width
-    return {
-        "figure": f"policies/theory/m_d_1/load{load:g}",
-        "value": round(found.mean, 5),
-        "unit": "ratio",
-        "detail": f"wait / theory; 95 % +-{found.half_width:.5f}, 1 within: {is_within}",
-    }
+    detail = f"wait / theory; 95 % +-{found.half_width:.5f}, 1 within: {is_within}"
+    return row(f"policies/theory/m_d_1/load{load:g}", found.mean, "ratio", detail, digits=5)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.overload import run_text
 from serve.bench.serving.server_process import ServerProcess, server_process
-from serve.bench.serving.setting import Row, Setting, Tell
+from serve.bench.serving.setting import Setting
 
 LOAD = 0.8
 _STRETCHES = 12
@@ -84,10 +85,7 @@ class SoakBench:
                 f"{_SEARCH_STEP:g}",
             ),
         ]  # fmt: skip
-        return [
-            {"figure": f"serving/soak/{n}", "value": round(float(v), 4), "unit": u, "detail": d}
-            for n, v, u, d in figures
-        ]
+        return [row(f"serving/soak/{n}", v, u, d, digits=4) for n, v, u, d in figures]
 
     def _capacity_qps(self, server: ServerProcess) -> float:
         """Return the highest rate of a rising search that is met."""
