@@ -111,35 +111,55 @@ def simulate_command(
     words = locals()
     with trace_errors():
         from slackfit.profile import LatencyProfile
+        from slackfit.simulation.devices import DeviceModel
         from traces.report.chrome_trace import ChromeTrace
+        from traces.simulation.capacity import parse_goal
+        from traces.simulation.simulation import (
+            SimulationOptions,
+            find_capacities,
+            simulate_policies,
+            stream_policies,
+        )
+        from traces.spec.spec import parse_spec
 
         _check_stream(words)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
-        reports = _reports(
-            table,
-            [name.strip() for name in policy.split(",")],
-            trace,
-            stream=stream,
-            capacity=capacity,
-            slo_s=None if slo_ms is None else slo_ms / 1e3,
-            num_workers=workers,
-            drop_hopeless=drop_hopeless,
-            seed=seed,
-            events=_events(events, workers),
+        model = DeviceModel(
             noise=table if noise else None,
-            worker_profiles=devices
-            and [
+            profiles=None
+            if devices is None
+            else [
                 derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
                 for file in devices.split(",")
             ],
             residency=_residency(table, residency, cache_mib, workers),
-            with_bound=bound,
-            on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
-            on_outcomes=None if chrome is None else chrome.record,
-            command=_command(words),
-            config={"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless},
+            events=_events(events),
         )
+        options = SimulationOptions(
+            slo_s=None if slo_ms is None else slo_ms / 1e3,
+            num_workers=workers,
+            drop_hopeless=drop_hopeless,
+            seed=seed,
+            devices=model,
+            with_bound=bound,
+        )
+        names = [name.strip() for name in policy.split(",")]
+        on_outcomes = None if chrome is None else chrome.record
+        if stream:
+            reports = stream_policies(trace, table, names, options, on_end=_say_time)
+        elif capacity is not None:
+            goal, arrivals = parse_goal(capacity), parse_spec(trace, seed=seed)
+            reports = find_capacities(
+                arrivals, table, names, goal, options, on_end=_say_time, on_outcomes=on_outcomes
+            )
+        else:
+            arrivals = parse_spec(trace, seed=seed)
+            reports = simulate_policies(
+                arrivals, table, names, options, on_end=_say_time, on_outcomes=on_outcomes
+            )
+        config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
+        reports = [{**r, "command": _command(words), "config": config} for r in reports]
         if chrome is not None and chrome_out is not None:
             chrome.write(chrome_out)
         finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
@@ -157,28 +177,8 @@ def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> La
         raise TraceError(str(error)) from None
 
 
-def _reports(
-    table: LatencyProfile,
-    names: list[str],
-    spec: str,
-    *,
-    stream: bool,
-    capacity: str | None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    from traces.simulation.capacity import parse_goal
-    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
-    from traces.spec.spec import parse_spec
-
-    if stream:
-        kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
-        return stream_policies(spec, table, names, **{key: options[key] for key in kept})
-    if capacity is not None:
-        goal = parse_goal(capacity)
-        return find_capacities(
-            parse_spec(spec, seed=options["seed"]), table, names, goal, **options
-        )
-    return simulate_policies(parse_spec(spec, seed=options["seed"]), table, names, **options)
+def _say_time(policy: str, wall_s: float) -> None:
+    typer.echo(f"{policy}: {wall_s:.2f} s", err=True)
 
 
 def _check_stream(given: Mapping[str, Any]) -> None:
@@ -201,8 +201,8 @@ def _check_stream(given: Mapping[str, Any]) -> None:
 
 def _residency(
     profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
-) -> Callable[[], SimulatedResidency] | None:
-    """Return what makes the devices' residency. Raises TraceError, ProfileError: it can not be."""
+) -> SimulatedResidency | None:
+    """Return the devices' residency. Raises TraceError, ProfileError: it can not be."""
     from slackfit.simulation.device_residency import SimulatedResidency
     from traces.trace import TraceError
 
@@ -211,21 +211,15 @@ def _residency(
             raise TraceError("--cache-mib goes with --residency")
         return None
     budget = None if cache_mib is None else int(cache_mib * 2**20)
-
-    def make() -> SimulatedResidency:
-        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
-
     try:
-        make()
+        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
     except ValueError as error:
         raise TraceError(str(error)) from None
-    return make
 
 
-def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
+def _events(text: str | None) -> list[Failure | Slowdown]:
     """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
     from slackfit.simulation.devices import Failure, Slowdown
-    from slackfit.simulation.driver import check_events
     from traces.trace import TraceError
 
     events: list[Failure | Slowdown] = []
@@ -241,10 +235,6 @@ def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
             events.append(Slowdown(at_s, worker_id, float(found["factor"])))
         else:
             events.append(Failure(at_s, worker_id))
-    try:
-        check_events(events, num_workers)
-    except ValueError as error:
-        raise TraceError(str(error)) from None
     return events
 
 

@@ -21,7 +21,7 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from slackfit.scheduling.scheduler import Scheduler
-from slackfit.simulation.devices import Slowdown
+from slackfit.simulation.devices import DeviceModel, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
 from traces.open_loop.result import Answer, ReplayResult
@@ -84,9 +84,11 @@ def simulate_live(
         policy,
         slo_s=deadlines_s - allowance_s,
         seed=seed,
-        worker_profiles=[server.profile],  # the scheduler's own is corrected as it goes
-        noise=None if slowdowns else _noise(server.profile),
-        events=slowdowns,
+        devices=DeviceModel(
+            profiles=[server.profile],  # the scheduler's own is corrected as it goes
+            noise=None if slowdowns else _noise(server.profile),
+            events=slowdowns,
+        ),
         query_class=trace.query_class,
         scheduler=scheduler,
     )
