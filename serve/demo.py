@@ -38,6 +38,7 @@ from traces import Trace, TraceError, parse_spec
 from traces.open_loop.payloads import Payloads, load_payloads
 from traces.open_loop.progress import replay_progress
 from traces.open_loop.replay import replay
+from traces.open_loop.replay_options import ReplayOptions
 from traces.report.burst_zoom import burst_zoom
 from traces.report.report import write_report_html, write_report_json
 from traces.report.table import report_table
@@ -211,12 +212,8 @@ async def _replay(
             result = await replay(
                 trace,
                 client,
-                slo_s=SLO_S,
-                payloads=payloads.images,
-                labels=payloads.labels,
-                seed=seed,
-                timeout_s=TIMEOUT_S,
-                warmup_s=WARMUP_S,
+                payloads,
+                ReplayOptions(slo_s=SLO_S, seed=seed, timeout_s=TIMEOUT_S, warmup_s=WARMUP_S),
                 progress=progress,
             )
     finally:

@@ -70,6 +70,7 @@ def replay(
     from slackfit.profile import LatencyProfile
     from traces.commands.output import trace_errors
     from traces.open_loop.progress import replay_progress
+    from traces.open_loop.replay_options import ReplayOptions
     from traces.open_loop.sender_processes import SenderError
     from traces.spec.spec import parse_spec
     from traces.trace import TraceError
@@ -80,15 +81,17 @@ def replay(
         live = LiveReplay(
             trace=parse_spec(trace, seed=seed),
             url=url,
+            options=ReplayOptions(
+                slo_s=None if slo_ms is None else slo_ms * 1e-3,
+                seed=seed,
+                timeout_s=timeout_s,
+                warmup_s=warmup_s,
+                max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
+                max_retries=retries,
+            ),
             model=model,
             label=policy,
-            slo_s=None if slo_ms is None else slo_ms * 1e-3,
             data=data,
-            seed=seed,
-            warmup_s=warmup_s,
-            timeout_s=timeout_s,
-            max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
-            max_retries=retries,
             num_processes=processes,
             twin=None if profile is None else LatencyProfile.load(profile),
         )

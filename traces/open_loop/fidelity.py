@@ -24,6 +24,7 @@ from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.devices import DeviceModel, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult
 from traces.report.burst_zoom import burst_zoom
 from traces.trace import Trace, TraceError
@@ -48,20 +49,20 @@ class LiveServer:
 def simulate_live(
     trace: Trace,
     server: LiveServer,
+    options: ReplayOptions,
     *,
-    slo_s: float | None,
-    warmup_s: float = 0.0,
-    seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
 ) -> list[Outcome]:
     """Return the outcomes of `trace` on a simulated `server`, as its client would judge them.
 
-    With `slowdowns` the device is as slow as they say; without, batch times are drawn from the
-    profile's quantiles, where it has any beyond the median. The warm-up is served and left out.
+    `options` are those of the replay; its warm-up is served and left out. With `slowdowns` the
+    device is as slow as they say; without, batch times are drawn from the profile's quantiles,
+    where it has any beyond the median.
 
     Raises:
         TraceError: no deadlines, or a policy that the profile does not know.
     """
+    slo_s, warmup_s = options.slo_s, options.warmup_s
     deadlines_s = trace.slo_s if slo_s is None else np.full(len(trace), slo_s)
     if deadlines_s is None:
         raise TraceError("the trace carries no deadlines; give an SLO (--slo-ms)")
@@ -83,7 +84,7 @@ def simulate_live(
         server.profile,
         policy,
         slo_s=deadlines_s - allowance_s,
-        seed=seed,
+        seed=options.seed,
         devices=DeviceModel(
             profiles=[server.profile],  # the scheduler's own is corrected as it goes
             noise=None if slowdowns else _noise(server.profile),
