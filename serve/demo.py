@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint, CheckpointError, load_checkpoint
 from traces import Trace, TraceError, parse_spec
+from traces.commands.command_line import command_line
 from traces.open_loop.payloads import Payloads, load_payloads
 from traces.open_loop.progress import replay_progress
 from traces.open_loop.replay import replay
@@ -62,6 +62,7 @@ console = Console(stderr=True)
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")],
     trace: Annotated[
         str | None,
@@ -97,7 +98,7 @@ def demo(
         reports = _serve_and_replay(config, checkpoint, arrivals, payloads, seed)
     for report in reports:
         report |= {
-            "command": " ".join(["python -m serve.demo", *sys.argv[1:]]),
+            "command": command_line(context, "python -m serve.demo"),
             "trace": {"spec": spec, "source": arrivals.source, **arrivals.metadata},
             "profile_device": profile.device,
             "seed": seed,

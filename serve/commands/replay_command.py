@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ _INTERRUPTED = 130
 
 
 def replay(
+    context: typer.Context,
     trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
     url: Annotated[str, typer.Option(help="The server, e.g. http://127.0.0.1:8000.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
@@ -64,10 +64,10 @@ def replay(
 
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
-    words = _command(locals())
     from serve.client.rest_answers import ClientError
     from serve.commands.live_replay import LiveReplay
     from slackfit.profile import LatencyProfile
+    from traces.commands.command_line import command_line
     from traces.commands.output import trace_errors
     from traces.open_loop.progress import replay_progress
     from traces.open_loop.replay_options import ReplayOptions
@@ -97,7 +97,8 @@ def replay(
         )
         with replay_progress("replay") as show:
             reports, result = asyncio.run(live.run(show))
-        write_run([{**r, "command": words} for r in reports], live.trace, result, out)
+        command = command_line(context, "supernet replay")
+        write_run([{**r, "command": command} for r in reports], live.trace, result, out)
     if result.is_partial:
         raise typer.Exit(_INTERRUPTED)
 
@@ -151,21 +152,3 @@ def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
             shown = f"live {row['live']:{digits}}, simulated {row['simulated']:{digits}}"
             lines.append(f"  {name:22} {shown}, error {error}")
     return lines
-
-
-def _command(given: Mapping[str, Any]) -> str:
-    """Return the command line that makes this run again, outputs left out."""
-    words = ["supernet", "replay", "--trace", given["trace"], "--url", given["url"]]
-    words += ["--seed", str(given["seed"])]
-    for key in ("slo_ms", "data", "model", "retries", "max_lag_ms", "processes", "profile"):
-        if given[key]:
-            value = given[key]
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            words += [f"--{key.replace('_', '-')}", text]
-    if given["warmup_s"]:
-        words += ["--warmup-s", f"{given['warmup_s']:g}"]
-    if given["timeout_s"] != 30.0:
-        words += ["--timeout-s", f"{given['timeout_s']:g}"]
-    if given["also_simulate"]:
-        words.append("--also-simulate")
-    return shlex.join(words)

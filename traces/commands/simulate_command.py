@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from slackfit.simulation.devices import Failure, Slowdown
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
+
+OUTPUTS = ("json_out", "html_out", "chrome_out")
+"""Parameters that say where to write; the same report is written everywhere."""
 
 ProfileOption = Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")]
 OverheadOption = Annotated[
@@ -33,6 +35,7 @@ JsonOption = Annotated[
 
 
 def simulate_command(
+    context: typer.Context,
     profile: ProfileOption,
     trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
     policy: Annotated[
@@ -106,9 +109,9 @@ def simulate_command(
     ] = None,
 ) -> None:
     """Serve a trace in virtual time, with the very scheduler that the server runs."""
+    from traces.commands.command_line import command_line
     from traces.commands.output import finish, trace_errors
 
-    words = locals()
     with trace_errors():
         from slackfit.profile import LatencyProfile
         from slackfit.simulation.devices import DeviceModel
@@ -122,7 +125,7 @@ def simulate_command(
         )
         from traces.spec.spec import parse_spec
 
-        _check_stream(words)
+        _check_stream(context.params)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
         model = DeviceModel(
@@ -159,7 +162,8 @@ def simulate_command(
                 arrivals, table, names, options, on_end=_say_time, on_outcomes=on_outcomes
             )
         config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
-        reports = [{**r, "command": _command(words), "config": config} for r in reports]
+        command = command_line(context, "supernet simulate", without=OUTPUTS)
+        reports = [{**report, "command": command, "config": config} for report in reports]
         if chrome is not None and chrome_out is not None:
             chrome.write(chrome_out)
         finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
@@ -236,30 +240,3 @@ def _events(text: str | None) -> list[Failure | Slowdown]:
         else:
             events.append(Failure(at_s, worker_id))
     return events
-
-
-def _command(given: dict[str, Any]) -> str:
-    """Return the command line that makes this report again, outputs left out."""
-    words = ["supernet", "simulate", "--profile", str(given["profile"]), "--trace", given["trace"]]
-    words += ["--policy", given["policy"], "--workers", str(given["workers"])]
-    if given["slo_ms"] is not None:
-        words += ["--slo-ms", f"{given['slo_ms']:g}"]
-    words += ["--seed", str(given["seed"])]
-    named: dict[str, Callable[[Any], list[str]]] = {
-        "overhead_ms": lambda v: ["--overhead-ms", f"{v:g}"],
-        "subnets": lambda v: ["--subnets", str(v)],
-        "events": lambda v: ["--events", v],
-        "capacity": lambda v: ["--find-capacity", v],
-        "devices": lambda v: ["--devices", v],
-        "noise": lambda _: ["--noise"],
-        "residency": lambda v: ["--residency", v],
-        "cache_mib": lambda v: ["--cache-mib", f"{v:g}"],
-        "bound": lambda _: ["--bound"],
-        "stream": lambda _: ["--stream"],
-    }
-    for key, option in named.items():
-        if given[key]:
-            words += option(given[key])
-    if given["drop_hopeless"] is not None:
-        words.append("--drop-hopeless" if given["drop_hopeless"] else "--no-drop-hopeless")
-    return shlex.join(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -188,6 +189,7 @@ def test_an_interrupt_leaves_a_valid_report_and_timeline(serve_trivially, tmp_pa
     assert b"generator: lag p50" in output
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["is_partial"]
+    assert sorted(shlex.split(report["command"])) == sorted(["supernet", *words])
     assert 0 < report["num_queries"] < 500
     assert report["generator_processes"] == int(processes)
     rows = pq.read_table(tmp_path / "timeline.parquet")
