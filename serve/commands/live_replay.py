@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serve.client.dial import Dial, dial
+from serve.client.info import ServerSettings, read_settings
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from traces.burstiness import trace_summary
@@ -131,6 +132,7 @@ class LiveReplay:
         self, model: Model, source: str, result: ReplayResult, elapsed_s: float
     ) -> dict[str, Any]:
         parameters, options = model.parameters, self.options
+        settings = read_settings(parameters)
         slo_s = options.slo_s
         if slo_s is None:
             assert self.trace.slo_s is not None, "replay refuses a trace without deadlines"
@@ -149,6 +151,7 @@ class LiveReplay:
                 "model": model.name,
                 "server_policy": parameters.get("policy"),
                 "server_device": parameters.get("device"),
+                "server_settings": None if settings is None else asdict(settings),
                 "payloads": source,
                 "warmup_s": options.warmup_s,
                 "max_retries": options.max_retries,
@@ -162,19 +165,8 @@ class LiveReplay:
     def _with_twin(
         self, live: dict[str, Any], model: Model, result: ReplayResult, idle_s: float
     ) -> list[dict[str, Any]]:
-        from serve.config import ServeConfig
-
         assert self.twin is not None, "asked by the caller"
-        defaults = {name: field.default for name, field in ServeConfig.model_fields.items()}
-        server = LiveServer(
-            policy=str(model.parameters.get("policy")),
-            profile=self.twin,
-            wire_s=idle_s,
-            reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
-            max_queue=defaults["max_queue"],
-            drop_hopeless=defaults["drop_hopeless"],
-            correct_latency=defaults["correct_latency"],
-        )
+        server = simulated_server(model, self.twin, idle_s)
         slowdowns = batch_slowdowns(result, self.twin, idle_s)
         last_s = result.answers[-1].intended_s
         sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
@@ -189,3 +181,39 @@ class LiveReplay:
                 f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
             }
         return [live, simulated_report(simulated, live, sent)]
+
+
+def simulated_server(model: Model, profile: LatencyProfile, wire_s: float) -> LiveServer:
+    """Return the server to simulate: as it says it is set, else as one is by default."""
+    from serve.models.deadline import MAX_ALLOWANCE
+
+    settings = read_settings(model.parameters) or _default_settings(model, profile)
+    return LiveServer(
+        policy=settings.policy,
+        profile=profile.select(settings.subnet_ids).capped(settings.max_batch_size),
+        wire_s=wire_s,
+        reply_allowance_s=settings.reply_allowance_s,
+        max_allowance=MAX_ALLOWANCE,
+        max_queue=settings.max_queue,
+        drop_hopeless=settings.drop_hopeless,
+        triage=settings.triage,
+        correct_latency=settings.correct_latency,
+    )
+
+
+def _default_settings(model: Model, profile: LatencyProfile) -> ServerSettings:
+    """Return the settings of a server that does not say them: one of an earlier version."""
+    from serve.config import ServeConfig
+
+    defaults = {name: field.default for name, field in ServeConfig.model_fields.items()}
+    return ServerSettings(
+        policy=str(model.parameters.get("policy", defaults["policy"])),
+        slo_s=defaults["slo_ms"] * 1e-3,
+        subnet_ids=profile.subnet_ids,
+        max_batch_size=profile.max_batch_size,
+        reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
+        max_queue=defaults["max_queue"],
+        drop_hopeless=defaults["drop_hopeless"],
+        triage=True,
+        correct_latency=defaults["correct_latency"],
+    )

@@ -135,6 +135,8 @@ def _about_generator(report: Mapping[str, Any]) -> list[str]:
 def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
     """Say the simulation's errors in lines, one per figure."""
     lines: list[str] = []
+    if "fidelity" in report and report["config"]["server_settings"] is None:
+        lines.append("note: the server does not say its settings; simulated with the defaults")
     for key, title in (
         ("fidelity", "simulated from the profile"),
         ("fidelity_at_live_speed", "simulated with a device as slow as the live one was"),

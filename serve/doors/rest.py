@@ -215,7 +215,8 @@ class RestDoor:
 
     async def _model(self, request: Request) -> Response:
         model = self._find(request)
-        return JSONResponse(rest_messages.model_metadata(model.spec, model.engine.policy_name))
+        policy, settings = model.engine.policy_name, model.settings()
+        return JSONResponse(rest_messages.model_metadata(model.spec, policy, settings))
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._find(request)

@@ -29,20 +29,25 @@ from traces.open_loop.result import Answer, ReplayResult
 from traces.report.burst_zoom import burst_zoom
 from traces.trace import Trace, TraceError
 
-_MAX_ALLOWANCE = 0.1  # of the SLO, as the server takes it
 _FIGURES = ("p50_ms", "p95_ms", "slo_attainment", "mean_serving_accuracy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveServer:
-    """What the simulator must know of the server: its policy and settings, and the wire."""
+    """What the simulator must know of the server: its policy and settings, and the wire.
+
+    An answer should leave the device `reply_allowance_s` before its deadline, but never earlier
+    than `max_allowance`, a share of the SLO, asks for.
+    """
 
     policy: str
     profile: LatencyProfile
     wire_s: float
     reply_allowance_s: float
-    max_queue: int
+    max_allowance: float
+    max_queue: int | None
     drop_hopeless: bool | None
+    triage: bool | None
     correct_latency: bool
 
 
@@ -76,9 +81,9 @@ def simulate_live(
         max_queue=server.max_queue,
         drop_hopeless=server.drop_hopeless,
         correct_latency=server.correct_latency,
-        triage=True,
+        triage=server.triage,
     )
-    allowance_s = np.minimum(server.reply_allowance_s, _MAX_ALLOWANCE * deadlines_s)
+    allowance_s = np.minimum(server.reply_allowance_s, server.max_allowance * deadlines_s)
     ended = simulate(
         trace.arrival_s,
         server.profile,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_health_metadata_and_configuration(ask):
     serves = {"policy": "slackfit", "profile": "tiny", "device": "nowhere"}
     assert {k: v.string_value for k, v in config.config.parameters.items()} == serves
     assert about.items() >= serves.items()
+    assert json.loads(about["settings"])["max_queue"] == 1000
     assert [(row.name, row.state) for row in index.models] == [("tiny", "READY")]
 
 

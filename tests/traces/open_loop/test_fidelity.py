@@ -35,6 +35,8 @@ def profile() -> LatencyProfile:
 
 def server(profile: LatencyProfile, **changes) -> LiveServer:
     options = {
+        "max_allowance": 0.1,
+        "triage": True,
         "policy": "fixed:largest",
         "profile": profile,
         "wire_s": 0.002,
