@@ -51,7 +51,7 @@ def profile(
     ] = None,
 ) -> None:
     """Measure latency quantiles of every served subnet at every batch size."""
-    with user_errors(ValueError, RuntimeError):
+    with user_errors(ValueError, RuntimeError, OSError):
         sizes = _parse_sizes(batch_sizes)
         if residency is not None and (device != "cpu" or packing or cache_mib is not None):
             raise ValueError("--residency goes with a CPU, without --packing and --cache-mib")
@@ -86,7 +86,7 @@ def profile(
                 measured = measure_profile(
                     executor, loaded, batch_sizes=sizes, repeats=repeats, progress=show
                 )
-    measured.save(out)
+        measured.save(out)
     Console().print(latency_table(measured))
     console.print(f"profile: {out}")
 

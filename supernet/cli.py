@@ -58,7 +58,8 @@ def cost(
         from supernet.weights.export_weights import write_whole
 
         text = json.dumps(row) + "\n"
-        write_whole(json_, lambda partial: partial.write_text(text, encoding="utf-8"))
+        with _user_errors(OSError):
+            write_whole(json_, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def import_(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slackfit.profile import LatencyProfile
     from slackfit.simulation.device_residency import SimulatedResidency
     from slackfit.simulation.devices import Failure, Slowdown
+    from traces.simulation.simulation import OnOutcomes, SimulationOptions
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
 
@@ -116,14 +117,7 @@ def simulate_command(
         from slackfit.profile import LatencyProfile
         from slackfit.simulation.devices import DeviceModel
         from traces.report.chrome_trace import ChromeTrace
-        from traces.simulation.capacity import parse_goal
-        from traces.simulation.simulation import (
-            SimulationOptions,
-            find_capacities,
-            simulate_policies,
-            stream_policies,
-        )
-        from traces.spec.spec import parse_spec
+        from traces.simulation.simulation import SimulationOptions
 
         _check_stream(context.params)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
@@ -147,26 +141,52 @@ def simulate_command(
             devices=model,
             with_bound=bound,
         )
-        names = [name.strip() for name in policy.split(",")]
-        on_outcomes = None if chrome is None else chrome.record
-        if stream:
-            reports = stream_policies(trace, table, names, options, on_end=_say_time)
-        elif capacity is not None:
-            goal, arrivals = parse_goal(capacity), parse_spec(trace, seed=seed)
-            reports = find_capacities(
-                arrivals, table, names, goal, options, on_end=_say_time, on_outcomes=on_outcomes
-            )
-        else:
-            arrivals = parse_spec(trace, seed=seed)
-            reports = simulate_policies(
-                arrivals, table, names, options, on_end=_say_time, on_outcomes=on_outcomes
-            )
+        reports = _reports(
+            trace,
+            table,
+            [name.strip() for name in policy.split(",")],
+            options,
+            stream=stream,
+            capacity=capacity,
+            on_outcomes=None if chrome is None else chrome.record,
+        )
         config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
         command = command_line(context, "supernet simulate", without=OUTPUTS)
         reports = [{**report, "command": command, "config": config} for report in reports]
         if chrome is not None and chrome_out is not None:
             chrome.write(chrome_out)
         finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+
+
+def _reports(
+    spec: str,
+    profile: LatencyProfile,
+    names: list[str],
+    options: SimulationOptions,
+    *,
+    stream: bool,
+    capacity: str | None,
+    on_outcomes: OnOutcomes | None,
+) -> list[dict[str, Any]]:
+    """Run the kind of simulation that the options ask for; return a report per policy."""
+    from traces.simulation.capacity import parse_goal
+    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
+    from traces.spec.spec import parse_spec
+
+    def on_end(policy: str, wall_s: float) -> None:
+        typer.echo(f"{policy}: {wall_s:.2f} s", err=True)
+
+    if stream:
+        return stream_policies(spec, profile, names, options, on_end=on_end)
+    goal = None if capacity is None else parse_goal(capacity)
+    trace = parse_spec(spec, seed=options.seed)
+    if goal is None:
+        return simulate_policies(
+            trace, profile, names, options, on_end=on_end, on_outcomes=on_outcomes
+        )
+    return find_capacities(
+        trace, profile, names, goal, options, on_end=on_end, on_outcomes=on_outcomes
+    )
 
 
 def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> LatencyProfile:
@@ -179,10 +199,6 @@ def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> La
         return with_overhead(dense, overhead_ms / 1e3)
     except ValueError as error:
         raise TraceError(str(error)) from None
-
-
-def _say_time(policy: str, wall_s: float) -> None:
-    typer.echo(f"{policy}: {wall_s:.2f} s", err=True)
 
 
 def _check_stream(given: Mapping[str, Any]) -> None:

@@ -271,7 +271,7 @@ def random_samples(checkpoint: Checkpoint, batch_size: int) -> np.ndarray:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return asked.stdout.splitlines()[0].strip()
+    return answer.stdout.splitlines()[0].strip()

@@ -26,13 +26,14 @@ def rows(profile: Path) -> list[Row]:
     """Return the rows of speed and queueing theory."""
     table = LatencyProfile.load(profile)
     found = [
-        _simulated(table, name, asked) for name, asked in (("slackfit", 4e5), ("drainfit", 2e5))
+        _simulated(table, name, least_qps)
+        for name, least_qps in (("slackfit", 4e5), ("drainfit", 2e5))
     ]
     found += [_decision(table, name) for name in ("slackfit", "drainfit")]
     return found + [_m_d_1(load) for load in (0.3, 0.6, 0.8)]
 
 
-def _simulated(profile: LatencyProfile, name: str, asked: float) -> Row:
+def _simulated(profile: LatencyProfile, name: str, least_qps: float) -> Row:
     """Queries simulated per second at 7,000 queries/s, the best of three runs of 10 s."""
     arrival_s = parse_spec(load_spec(7000, 4, 10), seed=0).arrival_s
     rates: list[float] = []
@@ -41,7 +42,7 @@ def _simulated(profile: LatencyProfile, name: str, asked: float) -> Row:
         began_s = time.process_time()
         simulate(arrival_s, profile, policy, slo_s=RESNET_SLO_S, num_workers=NUM_WORKERS)
         rates.append(len(arrival_s) / (time.process_time() - began_s))
-    detail = f">= {asked:,.0f}; 7,000 queries/s, 8 workers, processor time, best of 3"
+    detail = f">= {least_qps:,.0f}; 7,000 queries/s, 8 workers, processor time, best of 3"
     return row(f"policies/speed/{name}/simulated", max(rates), "queries/s", detail, digits=None)
 
 

@@ -58,8 +58,8 @@ class SoakBench:
         part = max(1, len(cells) // 4)
         first, last = p99_ms[:part].mean(), p99_ms[-part:].mean()
         growth = resident[-1] / resident[0] - 1.0
-        asked = sum(s.num_queries for s in scores)
-        attainment = sum(s.on_time for s in scores) / max(asked, 1)
+        num_queries = sum(s.num_queries for s in scores)
+        attainment = sum(s.on_time for s in scores) / max(num_queries, 1)
         length = f"{len(cells)} stretches of {self._stretch_s:g} s at {LOAD:.0%} of capacity"
         num_valid = sum(s.is_valid for s in scores)
         figures = [
@@ -76,7 +76,7 @@ class SoakBench:
             ),
             (
                 "attainment", attainment, "fraction",
-                f"{asked} queries; {num_valid} of {len(cells)} stretches valid; the last: "
+                f"{num_queries} queries; {num_valid} of {len(cells)} stretches valid; the last: "
                 f"{run_text(scores[-1])}",
             ),
             (

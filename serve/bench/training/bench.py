@@ -249,5 +249,5 @@ class _ElapsedTime:
             before + end - start
             for before, end, start in zip(self._before, now, self._started, strict=True)
         )
-        self._path.write_text(json.dumps([wall_s, cpu_s]) + "\n")
+        write_text(self._path, json.dumps([wall_s, cpu_s]) + "\n")
         return wall_s, cpu_s
