@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,11 +31,14 @@ from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
+from slackfit.user_errors import user_errors
 from supernet import Checkpoint, CheckpointError, load_checkpoint
 from traces import Trace, TraceError, parse_spec
+from traces.commands.command_line import command_line
 from traces.open_loop.payloads import Payloads, load_payloads
 from traces.open_loop.progress import replay_progress
 from traces.open_loop.replay import replay
+from traces.open_loop.replay_options import ReplayOptions
 from traces.report.burst_zoom import burst_zoom
 from traces.report.report import write_report_html, write_report_json
 from traces.report.table import report_table
@@ -60,6 +62,7 @@ console = Console(stderr=True)
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")],
     trace: Annotated[
         str | None,
@@ -71,7 +74,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the trace and of the order of images.")] = 0,
 ) -> None:
     """Train, serve on Ray, replay a bursty trace under four policies, show the trade-off."""
-    try:
+    with user_errors(ServeConfigError, CheckpointError, TraceError):
         started_s = time.monotonic()
         if trace is not None:  # a wrong SPEC must not cost a training first
             parse_spec(trace_spec(trace, rate_qps=1.0), seed=seed)
@@ -93,12 +96,9 @@ def demo(
             }
         )
         reports = _serve_and_replay(config, checkpoint, arrivals, payloads, seed)
-    except (ServeConfigError, CheckpointError, TraceError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     for report in reports:
         report |= {
-            "command": " ".join(["python -m serve.demo", *sys.argv[1:]]),
+            "command": command_line(context, "python -m serve.demo"),
             "trace": {"spec": spec, "source": arrivals.source, **arrivals.metadata},
             "profile_device": profile.device,
             "seed": seed,
@@ -213,12 +213,8 @@ async def _replay(
             result = await replay(
                 trace,
                 client,
-                slo_s=SLO_S,
-                payloads=payloads.images,
-                labels=payloads.labels,
-                seed=seed,
-                timeout_s=TIMEOUT_S,
-                warmup_s=WARMUP_S,
+                payloads,
+                ReplayOptions(slo_s=SLO_S, seed=seed, timeout_s=TIMEOUT_S, warmup_s=WARMUP_S),
                 progress=progress,
             )
     finally:

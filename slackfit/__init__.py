@@ -19,7 +19,7 @@ from slackfit.scheduling.record import (
     replay_log,
 )
 from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
-from slackfit.simulation.devices import Failure, Slowdown
+from slackfit.simulation.devices import DeviceModel, Failure, Slowdown
 from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 
@@ -27,6 +27,7 @@ __all__ = [
     "STATUSES",
     "Batch",
     "Decision",
+    "DeviceModel",
     "Dispatch",
     "EdfQueue",
     "Failure",

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from slackfit.profile import LatencyProfile
+from slackfit.user_errors import user_errors
 from subnetact.load import load_executor, mebibytes
 from subnetact.profiling.profiler import measure_profile
 from subnetact.profiling.resident_profile import measure_resident_profile
@@ -50,7 +51,7 @@ def profile(
     ] = None,
 ) -> None:
     """Measure latency quantiles of every served subnet at every batch size."""
-    try:
+    with user_errors(ValueError, RuntimeError, OSError):
         sizes = _parse_sizes(batch_sizes)
         if residency is not None and (device != "cpu" or packing or cache_mib is not None):
             raise ValueError("--residency goes with a CPU, without --packing and --cache-mib")
@@ -85,10 +86,7 @@ def profile(
                 measured = measure_profile(
                     executor, loaded, batch_sizes=sizes, repeats=repeats, progress=show
                 )
-    except (ValueError, RuntimeError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    measured.save(out)
+        measured.save(out)
     Console().print(latency_table(measured))
     console.print(f"profile: {out}")
 

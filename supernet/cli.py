@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -29,15 +31,13 @@ def cost(
     ] = None,
 ) -> None:
     """Count MACs and parameters of one subnet, extracted as a static network."""
-    try:
+    with _user_errors(ValueError):
         definition = define_supernet(family)
         if arch == "help":
             for letter, meaning in definition.family.letters.items():
                 Console().print(f"{letter}  {meaning}", highlight=False)
             return
         chosen = parse_arch(arch, definition.space)
-    except ValueError as error:
-        raise _refused(error) from None
     macs, params = count(definition, chosen)
     row = {
         "supernet": family,
@@ -55,7 +55,11 @@ def cost(
     elif json_ == "-":
         sys.stdout.write(json.dumps(row) + "\n")
     else:
-        Path(json_).write_text(json.dumps(row) + "\n", encoding="utf-8")
+        from supernet.weights.export_weights import write_whole
+
+        text = json.dumps(row) + "\n"
+        with _user_errors(OSError):
+            write_whole(json_, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def import_(
@@ -80,7 +84,7 @@ def import_(
     from supernet.weights.import_network import imported_checkpoint
     from supernet.weights.import_weights import import_supernet
 
-    try:
+    with _user_errors(ValueError, OSError, RuntimeError):
         if origin == "supernet":
             checkpoint = load_checkpoint(source)
         else:
@@ -105,8 +109,6 @@ def import_(
                 provenance={"origin": origin, "source": Path(source).name},
             )
         save_checkpoint(checkpoint, out)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _refused(error) from None
     Console().print(
         f"{out}: {checkpoint.name}, {checkpoint.definition.family_name}, "
         f"{len(checkpoint.subnets)} of {checkpoint.definition.space.num_archs:.3g} subnets served",
@@ -129,7 +131,7 @@ def export(
     from supernet.subnets.extract import extract
     from supernet.weights.export_weights import export_subnet, origin_state, write_state
 
-    try:
+    with _user_errors(ValueError, OSError):
         loaded = load_checkpoint(checkpoint)
         definition = loaded.definition
         served = {subnet.subnet_id: subnet.arch for subnet in loaded.subnets}
@@ -151,12 +153,14 @@ def export(
         else:
             subnet = extract(loaded.state, definition, chosen, statistics)
             export_subnet(subnet, definition.example_input(chosen, 2), out, format)
-    except (ValueError, OSError) as error:
-        raise _refused(error) from None
     Console().print(f"{out}: {format} of {arch}", highlight=False)
 
 
-def _refused(error: Exception) -> typer.Exit:
-    """Print one line and return what ends the command with code 2."""
-    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
+@contextmanager
+def _user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Twin of `slackfit.user_errors`, as this package imports none of the others."""
+    try:
+        yield
+    except kinds as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

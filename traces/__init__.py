@@ -10,7 +10,14 @@ from traces.generators.arrivals import bursty, gamma, poisson, ramp
 from traces.generators.azure_shape import azure2019_shape
 from traces.generators.patterns import diurnal, flash, mmpp, step
 from traces.open_loop.payloads import Payloads, load_payloads
-from traces.open_loop.replay import ReplayReply, ReplayRequest, ReplayResult, Target, replay
+from traces.open_loop.replay import (
+    ReplayOptions,
+    ReplayReply,
+    ReplayRequest,
+    ReplayResult,
+    Target,
+    replay,
+)
 from traces.sources.azure import Choice, InvocationCounts, read_counts
 from traces.sources.azure2019 import azure2019
 from traces.sources.counts import counts_trace, squeeze
@@ -23,6 +30,7 @@ __all__ = [
     "Choice",
     "InvocationCounts",
     "Payloads",
+    "ReplayOptions",
     "ReplayReply",
     "ReplayRequest",
     "ReplayResult",

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from slackfit.output_files import write_text
 from traces.commands.fetch_command import trace_fetch
 from traces.commands.fit_command import trace_fit
-from traces.commands.output import finish, user_errors, write_text
+from traces.commands.output import finish, trace_errors
 from traces.commands.simulate_command import simulate_command
 from traces.commands.sweep_command import sweep_command
 
@@ -45,7 +46,7 @@ def trace_info(
     ] = None,
 ) -> None:
     """Say how many queries a trace has, at what rate, how bursty, and where it comes from."""
-    with user_errors():
+    with trace_errors():
         from traces.burstiness import describe
         from traces.spec.spec import parse_spec
 
@@ -66,7 +67,7 @@ def trace_convert(
     seed: SeedOption = 0,
 ) -> None:
     """Write a trace to a file: from another format, or from a generator."""
-    with user_errors():
+    with trace_errors():
         from traces.files import write_trace
         from traces.spec.spec import parse_spec
 
@@ -82,7 +83,7 @@ def trace_plot(
     seed: SeedOption = 0,
 ) -> None:
     """Draw a trace's rate over time."""
-    with user_errors():
+    with trace_errors():
         from traces.report.rate_plot import save_trace_rate
         from traces.spec.spec import parse_spec
 
@@ -111,7 +112,7 @@ def report_command(
     ] = None,
 ) -> None:
     """Compare runs, simulated or live: one table and one page."""
-    with user_errors():
+    with trace_errors():
         from traces.report.report import read_reports
 
         reports = [

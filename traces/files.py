@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from slackfit.output_files import replacing
 from traces.trace import Trace, TraceError
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -74,18 +74,6 @@ def write_trace(path: Path | str, trace: Trace) -> None:
             write(temporary, trace, path.name.endswith(".gz"))
     except OSError as error:
         raise TraceError(f"{path}: cannot be written ({error})") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

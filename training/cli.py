@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from safetensors import SafetensorError
 
+from slackfit.user_errors import user_errors
 from supernet import Checkpoint
 from training.config import TrainConfig, load_config
 from training.run import train as run_training
@@ -50,12 +51,10 @@ def train(
     """
     workers = ProcessGroup()
     try:
-        options = load_config(config, set_ or ())
-        workers = ProcessGroup.from_torchrun(os.environ, options.device)
-        checkpoint = train_with_progress(options, out, resume=resume, workers=workers)
-    except (ValueError, OSError, SafetensorError, SaveError, TrainingDivergedError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        with user_errors(ValueError, OSError, SafetensorError, SaveError, TrainingDivergedError):
+            options = load_config(config, set_ or ())
+            workers = ProcessGroup.from_torchrun(os.environ, options.device)
+            checkpoint = train_with_progress(options, out, resume=resume, workers=workers)
     finally:
         workers.close()
     if not workers.is_first:

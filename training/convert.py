@@ -25,6 +25,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
+from slackfit.user_errors import user_errors
 from training.data.array_folder import (
     ArrayFolder,
     ArraySplit,
@@ -54,14 +55,11 @@ def convert(
     size: Annotated[int, typer.Option(help="Side of the images (image-folder only).")] = 64,
 ) -> None:
     """Convert image data into an array folder."""
-    try:
+    with user_errors(DataError):
         if format_ not in READERS:
             raise DataError(f"unknown format {format_!r}; known: {', '.join(READERS)}")
         folder = READERS[format_](source, size)
         write_array_folder(out, folder.train, folder.test, folder.classes)
-    except DataError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     shape = "x".join(map(str, folder.train.images.shape[1:]))
     console.print(
         f"{out}: {len(folder.train.labels)} training and {len(folder.test.labels)} test images "

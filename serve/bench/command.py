@@ -44,9 +44,9 @@ def policies(
 ) -> None:
     """Reproduce SuperServe's tables in the simulator, and hold every policy against ours."""
     from serve.bench.policies.bench import FULL, QUICK, PoliciesBench, summary
-    from traces.commands.output import user_errors
+    from traces.commands.output import trace_errors
 
-    with user_errors():
+    with trace_errors():
         bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
@@ -76,9 +76,9 @@ def actuation(
 ) -> None:
     """Measure switching, packed slices, memory and residency policies on this CPU."""
     from serve.bench.actuation.bench import ActuationBench
-    from traces.commands.output import user_errors
+    from traces.commands.output import trace_errors
 
-    with user_errors():
+    with trace_errors():
         bench = ActuationBench(
             repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True)
         )

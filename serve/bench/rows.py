@@ -1,24 +1,43 @@
-"""Where the rows of a benchmark go: a file, or stdout, with a text for people beside it."""
+"""`Row`, what every benchmark measures: figure, value, unit, detail; and where rows go."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
 
-from traces.files import replacing
+from slackfit.output_files import write_text
+
+Row = dict[str, Any]
+"""One measured figure: `figure` is its path, `value` a number of `unit`, `detail` how it came."""
+
+Tell = Callable[[str], None]
+"""Where a benchmark says what it is at, a line at a time."""
 
 
-def write_rows(rows: list[dict[str, Any]], json_out: str | None, text_for_people: str) -> None:
+def row(
+    figure: str,
+    value: float,
+    unit: str,
+    detail: str | Mapping[str, Any],
+    *,
+    digits: int | None = 6,
+) -> Row:
+    """Return the row of one figure, its value rounded (`digits` None: to a whole number)."""
+    rounded = round(float(value), digits)
+    return {"figure": figure, "value": rounded, "unit": unit, "detail": detail}
+
+
+def rows_json(rows: Sequence[Row]) -> str:
+    """Return the rows as the text of a JSON file. Raises ValueError for a value without one."""
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def write_rows(rows: Sequence[Row], json_out: str | None, text_for_people: str) -> None:
     """Write the rows as JSON to a file, or instead of the text to stdout (`-`)."""
-    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
-    if json_out == "-":
-        sys.stdout.write(text)
-        return
     if json_out is not None:
-        with replacing(Path(json_out)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    typer.echo(text_for_people)
+        write_text(json_out, rows_json(rows))
+    if json_out != "-":
+        typer.echo(text_for_people)

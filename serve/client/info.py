@@ -1,7 +1,11 @@
-"""What a server says of itself: `ModelInfo` and `SubnetStatistics`, read from either protocol."""
+"""What a server says of itself, read from either protocol.
+
+`ModelInfo` and `ServerSettings` from a model's metadata, `SubnetStatistics` from its statistics.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +20,7 @@ class ModelInfo:
 
     An image is UINT8 (C, H, W), a text INT64 (-1,). `subnet_ids` are what `subnet=` pins.
     `parameters` are the server's: `policy`, `profile`, `device`, `max_batch_size`, `input_range`,
-    of texts `max_tokens` and `pad_id` (empty over gRPC, whose metadata hold none).
+    `settings`, of texts `max_tokens` and `pad_id` (empty over gRPC, whose metadata hold none).
     """
 
     name: str
@@ -25,6 +29,26 @@ class ModelInfo:
     input_shape: tuple[int, ...]
     num_classes: int
     parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How a server schedules a model: what a simulation of it must share.
+
+    `slo_s` is the deadline of queries that bring none, `subnet_ids` what is offered of the profile,
+    `reply_allowance_s` how long before its deadline an answer should leave the device. The others
+    are those of `Scheduler`.
+    """
+
+    policy: str
+    slo_s: float
+    subnet_ids: tuple[str, ...]
+    max_batch_size: int
+    reply_allowance_s: float
+    max_queue: int | None
+    drop_hopeless: bool | None
+    triage: bool | None
+    correct_latency: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +81,29 @@ def read_info(fields: Mapping[str, Any]) -> ModelInfo:
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise unreadable_answer("no metadata of a model with one input and one output") from None
+
+
+def read_settings(parameters: Mapping[str, Any]) -> ServerSettings | None:
+    """Return the settings in a model's metadata, None where a server does not tell all of them.
+
+    Over gRPC, whose metadata hold text only, they are a JSON object.
+    """
+    told = parameters.get("settings")
+    try:
+        fields = mapping(json.loads(told) if isinstance(told, str) else told)
+        return ServerSettings(
+            policy=str(fields["policy"]),
+            slo_s=float(fields["slo_ms"]) * 1e-3,
+            subnet_ids=tuple(str(subnet_id) for subnet_id in fields["subnets"]),
+            max_batch_size=int(fields["max_batch_size"]),
+            reply_allowance_s=float(fields["reply_allowance_ms"]) * 1e-3,
+            max_queue=None if fields["max_queue"] is None else int(fields["max_queue"]),
+            drop_hopeless=bool(fields["drop_hopeless"]),
+            triage=bool(fields["triage"]),
+            correct_latency=bool(fields["correct_latency"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
 
 
 def read_statistics(fields: Mapping[str, Any]) -> list[SubnetStatistics]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serve.client.dial import Dial, dial
+from serve.client.info import ServerSettings, read_settings
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from traces.burstiness import trace_summary
@@ -30,6 +31,7 @@ from traces.open_loop.fidelity import (
 )
 from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
 from traces.open_loop.replay import Progress, ReplayResult, replay
+from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.sender_processes import processes_for, replay_in_processes
 from traces.open_loop.target import Model, Target, TensorSpec
 from traces.report.burst_zoom import burst_zoom
@@ -43,19 +45,19 @@ _PROBE_SLO_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReplay:
-    """What to send, to whom, and how. `num_processes` None: as many as the trace asks for."""
+    """What to send, to whom, and how.
+
+    `model` None is the server's first, `label` None its policy; `data` is the folder of samples
+    (None: noise), `twin` the profile to simulate the same with (None: do not). `num_processes`
+    None: as many as the trace asks for.
+    """
 
     trace: Trace
     url: str
+    options: ReplayOptions = DEFAULTS
     model: str | None = None
     label: str | None = None
-    slo_s: float | None = None
     data: Path | None = None
-    seed: int = 0
-    warmup_s: float = 0.0
-    timeout_s: float = 30.0
-    max_lag_s: float | None = None
-    max_retries: int = 0
     num_processes: int | None = None
     twin: LatencyProfile | None = None
 
@@ -85,7 +87,7 @@ class LiveReplay:
 
     def _payloads(self, tensor: TensorSpec) -> tuple[Payloads, str]:
         if self.data is None:
-            payloads = noise_payloads(tensor, self.seed)
+            payloads = noise_payloads(tensor, self.options.seed)
             return payloads, f"{len(payloads.images)} samples of uniform noise"
         try:
             return load_payloads(self.data).fitted(tensor), str(self.data)
@@ -100,28 +102,19 @@ class LiveReplay:
         payloads: Payloads,
         progress: Callable[[Progress], None] | None,
     ) -> ReplayResult:
-        options: dict[str, Any] = {
-            "slo_s": self.slo_s,
-            "payloads": payloads.images,
-            "labels": payloads.labels,
-            "seed": self.seed,
-            "timeout_s": self.timeout_s,
-            "warmup_s": self.warmup_s,
-            "max_lag_s": self.max_lag_s,
-            "max_retries": self.max_retries,
-            "progress": progress,
-        }
         count = self.num_processes or processes_for(self.trace)
         if count == 1:
-            return await replay(self.trace, client, **options)
-        return await replay_in_processes(self.trace, Dial(self.url, model.name), count, **options)
+            return await replay(self.trace, client, payloads, self.options, progress=progress)
+        address = Dial(self.url, model.name)
+        return await replay_in_processes(
+            self.trace, address, count, payloads, self.options, progress=progress
+        )
 
     async def _wire_s(self, client: Target, payloads: Payloads) -> float:
         """Measure what a query takes besides waiting and execution, on the idle server."""
         probe = gamma(_PROBE_QPS, 0.0, _PROBE_S)
-        result = await replay(
-            probe, client, slo_s=_PROBE_SLO_S, payloads=payloads.images, seed=self.seed
-        )
+        options = ReplayOptions(slo_s=_PROBE_SLO_S, seed=self.options.seed)
+        result = await replay(probe, client, payloads._replace(labels=None), options)
         if result.is_partial:  # interrupted: there is nothing to keep yet
             raise asyncio.CancelledError
         return wire_s(result.answers)
@@ -138,8 +131,9 @@ class LiveReplay:
     def _report(
         self, model: Model, source: str, result: ReplayResult, elapsed_s: float
     ) -> dict[str, Any]:
-        parameters = model.parameters
-        slo_s = self.slo_s
+        parameters, options = model.parameters, self.options
+        settings = read_settings(parameters)
+        slo_s = options.slo_s
         if slo_s is None:
             assert self.trace.slo_s is not None, "replay refuses a trace without deadlines"
             slo_s = float(np.median(self.trace.slo_s))
@@ -148,7 +142,7 @@ class LiveReplay:
             policy=self.label or str(parameters.get("policy", "unknown")),
             slo_s=slo_s,
             duration_s=result.duration_s,
-            seed=self.seed,
+            seed=options.seed,
             profile=str(parameters.get("profile", "")),
             wall_s=elapsed_s,
             mode="live",
@@ -157,9 +151,10 @@ class LiveReplay:
                 "model": model.name,
                 "server_policy": parameters.get("policy"),
                 "server_device": parameters.get("device"),
+                "server_settings": None if settings is None else asdict(settings),
                 "payloads": source,
-                "warmup_s": self.warmup_s,
-                "max_retries": self.max_retries,
+                "warmup_s": options.warmup_s,
+                "max_retries": options.max_retries,
             },
             **result.extra(),
         )
@@ -170,33 +165,55 @@ class LiveReplay:
     def _with_twin(
         self, live: dict[str, Any], model: Model, result: ReplayResult, idle_s: float
     ) -> list[dict[str, Any]]:
-        from serve.config import ServeConfig
-
         assert self.twin is not None, "asked by the caller"
-        defaults = {name: field.default for name, field in ServeConfig.model_fields.items()}
-        server = LiveServer(
-            policy=str(model.parameters.get("policy")),
-            profile=self.twin,
-            wire_s=idle_s,
-            reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
-            max_queue=defaults["max_queue"],
-            drop_hopeless=defaults["drop_hopeless"],
-            correct_latency=defaults["correct_latency"],
-        )
-        options: dict[str, Any] = {
-            "slo_s": self.slo_s, "warmup_s": self.warmup_s, "seed": self.seed
-        }  # fmt: skip
+        server = simulated_server(model, self.twin, idle_s)
         slowdowns = batch_slowdowns(result, self.twin, idle_s)
         last_s = result.answers[-1].intended_s
         sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
-        simulated = simulate_live(sent, server, **options)
+        simulated = simulate_live(sent, server, self.options)
         live["fidelity"] = fidelity(result.outcomes, simulated)
         live["fidelity_wire_ms"] = idle_s * 1e3
         if slowdowns:
-            again = simulate_live(sent, server, slowdowns=slowdowns, **options)
+            again = simulate_live(sent, server, self.options, slowdowns=slowdowns)
             factors = [slowdown.factor for slowdown in slowdowns]
             live["fidelity_at_live_speed"] = fidelity(result.outcomes, again)
             live["batch_time_over_profile"] = {
                 f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
             }
         return [live, simulated_report(simulated, live, sent)]
+
+
+def simulated_server(model: Model, profile: LatencyProfile, wire_s: float) -> LiveServer:
+    """Return the server to simulate: as it says it is set, else as one is by default."""
+    from serve.models.deadline import MAX_ALLOWANCE
+
+    settings = read_settings(model.parameters) or _default_settings(model, profile)
+    return LiveServer(
+        policy=settings.policy,
+        profile=profile.select(settings.subnet_ids).capped(settings.max_batch_size),
+        wire_s=wire_s,
+        reply_allowance_s=settings.reply_allowance_s,
+        max_allowance=MAX_ALLOWANCE,
+        max_queue=settings.max_queue,
+        drop_hopeless=settings.drop_hopeless,
+        triage=settings.triage,
+        correct_latency=settings.correct_latency,
+    )
+
+
+def _default_settings(model: Model, profile: LatencyProfile) -> ServerSettings:
+    """Return the settings of a server that does not say them: one of an earlier version."""
+    from serve.config import ServeConfig
+
+    defaults = {name: field.default for name, field in ServeConfig.model_fields.items()}
+    return ServerSettings(
+        policy=str(model.parameters.get("policy", defaults["policy"])),
+        slo_s=defaults["slo_ms"] * 1e-3,
+        subnet_ids=profile.subnet_ids,
+        max_batch_size=profile.max_batch_size,
+        reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
+        max_queue=defaults["max_queue"],
+        drop_hopeless=defaults["drop_hopeless"],
+        triage=True,
+        correct_latency=defaults["correct_latency"],
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ _INTERRUPTED = 130
 
 
 def replay(
+    context: typer.Context,
     trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
     url: Annotated[str, typer.Option(help="The server, e.g. http://127.0.0.1:8000.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
@@ -64,41 +64,41 @@ def replay(
 
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
-    words = _command(locals())
-    if also_simulate != (profile is not None):
-        typer.echo("error: --also-simulate and --profile FILE go together", err=True)
-        raise typer.Exit(2)
     from serve.client.rest_answers import ClientError
     from serve.commands.live_replay import LiveReplay
     from slackfit.profile import LatencyProfile
-    from traces.commands.output import user_errors
+    from traces.commands.command_line import command_line
+    from traces.commands.output import trace_errors
     from traces.open_loop.progress import replay_progress
+    from traces.open_loop.replay_options import ReplayOptions
     from traces.open_loop.sender_processes import SenderError
     from traces.spec.spec import parse_spec
+    from traces.trace import TraceError
 
-    with user_errors():
+    with trace_errors(ClientError, SenderError):
+        if also_simulate != (profile is not None):
+            raise TraceError("--also-simulate and --profile FILE go together")
         live = LiveReplay(
             trace=parse_spec(trace, seed=seed),
             url=url,
+            options=ReplayOptions(
+                slo_s=None if slo_ms is None else slo_ms * 1e-3,
+                seed=seed,
+                timeout_s=timeout_s,
+                warmup_s=warmup_s,
+                max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
+                max_retries=retries,
+            ),
             model=model,
             label=policy,
-            slo_s=None if slo_ms is None else slo_ms * 1e-3,
             data=data,
-            seed=seed,
-            warmup_s=warmup_s,
-            timeout_s=timeout_s,
-            max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
-            max_retries=retries,
             num_processes=processes,
             twin=None if profile is None else LatencyProfile.load(profile),
         )
-        try:
-            with replay_progress("replay") as show:
-                reports, result = asyncio.run(live.run(show))
-        except (ClientError, SenderError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-        write_run([{**r, "command": words} for r in reports], live.trace, result, out)
+        with replay_progress("replay") as show:
+            reports, result = asyncio.run(live.run(show))
+        command = command_line(context, "supernet replay")
+        write_run([{**r, "command": command} for r in reports], live.trace, result, out)
     if result.is_partial:
         raise typer.Exit(_INTERRUPTED)
 
@@ -135,6 +135,8 @@ def _about_generator(report: Mapping[str, Any]) -> list[str]:
 def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
     """Say the simulation's errors in lines, one per figure."""
     lines: list[str] = []
+    if "fidelity" in report and report["config"]["server_settings"] is None:
+        lines.append("note: the server does not say its settings; simulated with the defaults")
     for key, title in (
         ("fidelity", "simulated from the profile"),
         ("fidelity_at_live_speed", "simulated with a device as slow as the live one was"),
@@ -152,21 +154,3 @@ def _about_fidelity(report: Mapping[str, Any]) -> list[str]:
             shown = f"live {row['live']:{digits}}, simulated {row['simulated']:{digits}}"
             lines.append(f"  {name:22} {shown}, error {error}")
     return lines
-
-
-def _command(given: Mapping[str, Any]) -> str:
-    """Return the command line that makes this run again, outputs left out."""
-    words = ["supernet", "replay", "--trace", given["trace"], "--url", given["url"]]
-    words += ["--seed", str(given["seed"])]
-    for key in ("slo_ms", "data", "model", "retries", "max_lag_ms", "processes", "profile"):
-        if given[key]:
-            value = given[key]
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            words += [f"--{key.replace('_', '-')}", text]
-    if given["warmup_s"]:
-        words += ["--warmup-s", f"{given['warmup_s']:g}"]
-    if given["timeout_s"] != 30.0:
-        words += ["--timeout-s", f"{given['timeout_s']:g}"]
-    if given["also_simulate"]:
-        words.append("--also-simulate")
-    return shlex.join(words)

@@ -11,6 +11,7 @@ from serve.config import ServeConfig, ServeConfigError, parse_config, read_confi
 from serve.hosts.several_models import model_settings
 from serve.observe.logs import configure_logs
 from slackfit.profile import ProfileError
+from slackfit.user_errors import user_errors
 
 
 def serve(
@@ -86,7 +87,7 @@ def serve(
         "record": record,
         "log_format": log_format,
     }
-    try:
+    with user_errors(ServeConfigError, ProfileError, prefix="supernet serve"):
         options |= model_settings(checkpoint or [], profile or [])
         parsed = _settings(config, settings or [], options)
         configure_logs(parsed.log_format)
@@ -95,8 +96,6 @@ def serve(
         else:
             from serve.hosts.ray_host import serve_forever
         serve_forever(parsed)
-    except (ServeConfigError, ProfileError) as error:
-        raise _usage_error(error) from None
 
 
 def _settings(config: Path | None, pairs: list[str], options: dict[str, Any]) -> ServeConfig:
@@ -110,8 +109,3 @@ def _settings(config: Path | None, pairs: list[str], options: dict[str, Any]) ->
         if value is not None:
             fields[key] = str(value) if isinstance(value, Path) else value
     return parse_config(fields)
-
-
-def _usage_error(error: Exception) -> typer.Exit:
-    typer.echo(f"supernet serve: {error}", err=True)
-    return typer.Exit(2)

@@ -16,6 +16,7 @@ from rich.live import Live
 from serve.client.environment import TOKEN, bearer
 from serve.commands.top_figures import Reading, figures, read
 from serve.commands.top_view import away, view
+from slackfit.user_errors import user_errors
 
 _TIMEOUT_S = 5.0
 
@@ -44,11 +45,9 @@ def top(
     with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=bearer()) as client:
         view_of = Top(url, client, window_s=window_s)
         if once:
-            try:
+            prefix = f"supernet top: {view_of.where} does not answer"
+            with user_errors(AwayError, prefix=prefix):
                 console.print(view_of.totals())
-            except AwayError as error:
-                typer.echo(f"supernet top: {view_of.where} does not answer: {error}", err=True)
-                raise typer.Exit(2) from None
             return
         try:
             watch(view_of, console, interval_s)

@@ -208,7 +208,8 @@ class RestDoor:
 
     async def _model(self, request: Request) -> Response:
         model = self._find(request)
-        return JSONResponse(rest_messages.model_metadata(model.spec, model.policy_name))
+        metadata = rest_messages.model_metadata(model.spec, model.policy_name, model.settings())
+        return JSONResponse(metadata)
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._find(request)

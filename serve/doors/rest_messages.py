@@ -121,8 +121,13 @@ def server_metadata(models: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
-    """Return the answer of `GET /v2/models/{m}`; each subnet is a version that pins it."""
+def model_metadata(
+    spec: ModelSpec, policy: str, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the answer of `GET /v2/models/{m}`; each subnet is a version that pins it.
+
+    `settings` is how the model is scheduled, where that is to be told.
+    """
     return {
         "name": spec.name,
         "versions": list(spec.subnet_ids),
@@ -137,6 +142,7 @@ def model_metadata(spec: ModelSpec, policy: str) -> dict[str, Any]:
             "max_batch_size": spec.max_batch_size,
             **spec.input_limits(),
             **spec.about(policy),
+            **({} if settings is None else {"settings": settings}),
         },
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -145,7 +146,8 @@ class RpcDoor(grpc.GenericRpcHandler):
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
         model = self._models.find(call.message.name, call.message.version or None)
         about = model.spec.about(model.policy_name)  # the message has no place for it
-        call.context.set_trailing_metadata(tuple(about.items()))
+        settings = json.dumps(model.settings())
+        call.context.set_trailing_metadata((*about.items(), ("settings", settings)))
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:

@@ -239,6 +239,17 @@ class Engine:
         """The offered subnets, as profiled."""
         return self._scheduler.offered
 
+    def scheduler_settings(self) -> dict[str, int | bool | None]:
+        """Return how the scheduler is set, whatever of it was left to the policy."""
+        with self._lock:
+            scheduler = self._scheduler
+            return {
+                "max_queue": scheduler.max_queue,
+                "drop_hopeless": scheduler.drop_hopeless,
+                "triage": scheduler.triage,
+                "correct_latency": scheduler.latency_factor is not None,
+            }
+
     def status(self) -> EngineStatus:
         """Return a snapshot of the engine's state."""
         with self._lock:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from serve.models.limits import RefusedError
 from serve.proto.names import SLO_HEADER, TIMEOUT_HEADER
 
-_MAX_ALLOWANCE = 0.15  # of the time given
+MAX_ALLOWANCE = 0.15  # of the time given
 
 
 class Deadlines(NamedTuple):
@@ -67,7 +67,7 @@ def resolve_deadline(
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")
-    usable_s = earliest_s - min(reply_allowance_s, _MAX_ALLOWANCE * earliest_s)
+    usable_s = earliest_s - min(reply_allowance_s, MAX_ALLOWANCE * earliest_s)
     return Deadlines(arrival_s + usable_s, arrival_s + min(hard_s) if hard_s else None)
 
 

@@ -170,6 +170,21 @@ class ServedModel:
         """Return what the last seconds asked of the device: what replicas are scaled by."""
         return self._demand.signals(self.engine.clock(), *self.engine.backlog())
 
+    def settings(self) -> dict[str, Any]:
+        """Return what a simulated twin must share with the model, for its metadata.
+
+        `policy` has its parameters; where the engine fell back on another, it is that one.
+        """
+        fell_back = bool(self.engine.status().fallback)
+        return {
+            "policy": self.engine.policy_name if fell_back else self._policy,
+            "slo_ms": self._slo_s * 1e3,
+            "subnets": list(self.spec.subnet_ids),
+            "max_batch_size": self._max_batch_size,
+            "reply_allowance_ms": self._reply_allowance_s * 1e3,
+            **self.engine.scheduler_settings(),
+        }
+
     def live_settings(self) -> dict[str, Any]:
         """Return the settings in force and the engine's state, as plain data."""
         status: EngineStatus = self.engine.status()

@@ -63,15 +63,25 @@ class SimulatedResidency:
                 f"the smallest has {min(sizes)}"
             )
         self._name = policy
+        self._profile = profile
         self._base = profile.table()
         self._beside: dict[Any, Mapping[str, list[float]]] = {
             t.residency_id: profile.beside(t.residency_id).table() for t in profile.residency
         }
         self._savings = _savings(profile, self._base, self._beside)
-        self._policies = [self._policy(profile) for _ in range(num_workers)]
+        self._policies = [self._policy() for _ in range(num_workers)]
         self._resident: list[Keys] = [frozenset()] * num_workers
         self._batches = self._hits = self._loads = self._loaded_bytes = 0
         self._load_s = 0.0
+
+    def fresh(self) -> SimulatedResidency:
+        """Return the same with nothing resident and nothing counted, for another run."""
+        return SimulatedResidency(
+            self._profile,
+            self._name,
+            num_workers=len(self._policies),
+            budget_bytes=self._budget_bytes,
+        )
 
     def latency_s(self, worker_id: int, subnet_id: str, size: int) -> float:
         """Return what a batch takes on a worker, with the loading that it sets off."""
@@ -104,7 +114,8 @@ class SimulatedResidency:
             "load_s": self._load_s,
         }
 
-    def _policy(self, profile: LatencyProfile) -> ResidencyPolicy:
+    def _policy(self) -> ResidencyPolicy:
+        profile = self._profile
         if self._name == "value":
             return ValuePerByte(self._savings, self._budget_bytes)
         if self._name == "static":

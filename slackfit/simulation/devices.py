@@ -1,18 +1,21 @@
 """The simulated devices: how long a batch really takes there, and their failures and slow-downs.
 
-The scheduler predicts with its profile; here is what it may not know: a dispatch overhead, loading
-times of policies without a shared supernet, noise, devices that are slower than the profile, that
-slow down or fail. Everything random is drawn from one seed, one draw per batch.
+The scheduler predicts with its profile; `DeviceModel` is what it may not know: a dispatch overhead,
+loading times of policies without a shared supernet, noise, devices that are slower than the
+profile, that slow down or fail. `Devices` are those of one run. Everything random is drawn from one
+seed, one draw per batch.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.query import Batch
 from slackfit.simulation.device_residency import SimulatedResidency
@@ -35,41 +38,61 @@ class Slowdown(NamedTuple):
     factor: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceModel:
+    """What simulated devices add to the profile that the scheduler predicts with.
+
+    `overhead_s` is added to every batch, `switch_cost_s` (one time, or one per subnet; None: the
+    policy's own, 0 for most) when a worker gets another subnet than its last. `noise` is a profile,
+    from whose quantiles of the batch's subnet and size a ratio to the median is drawn, or
+    residuals: ratios of measured to predicted latency, of which one is drawn. `profiles` has one
+    profile per worker whose medians replace the predicted latencies (heterogeneous devices).
+    `residency` says what batches take beside what is resident, in place of both; it remembers what
+    it served, so each run takes a `fresh` one. `events` are failures and slow-downs.
+    """
+
+    overhead_s: float = 0.0
+    switch_cost_s: float | Mapping[str, float] | None = None
+    noise: LatencyProfile | Sequence[float] | None = None
+    profiles: Sequence[LatencyProfile] | None = None
+    residency: SimulatedResidency | None = None
+    events: Sequence[Failure | Slowdown] = ()
+
+    def under(self, policy: Policy) -> DeviceModel:
+        """Return these devices with what a switch costs the policy, unless it is given."""
+        if self.switch_cost_s is not None:
+            return self
+        return replace(self, switch_cost_s=getattr(policy, "switch_cost_s", 0.0))
+
+
+AS_PROFILED = DeviceModel()
+"""Devices on which every batch takes its profiled median."""
+
+
 class Devices:
-    """Real latencies of batches on `num_workers` devices."""
+    """Real latencies of batches on `num_workers` devices; `events` are still to happen to them."""
 
     def __init__(
-        self,
-        num_workers: int,
-        *,
-        seed: int = 0,
-        overhead_s: float = 0.0,
-        switch_cost_s: float | Mapping[str, float] = 0.0,
-        noise: LatencyProfile | Sequence[float] | None = None,
-        profiles: Sequence[LatencyProfile] | None = None,
-        residency: SimulatedResidency | None = None,
+        self, num_workers: int, model: DeviceModel = AS_PROFILED, *, seed: int = 0
     ) -> None:
-        """Describe the devices.
+        """Begin with nothing resident and every device whole.
 
-        `overhead_s` is added to every batch, `switch_cost_s` (one time, or one per subnet) when a
-        worker gets another subnet than its last. `noise` is a profile, from whose quantiles of the
-        batch's subnet and size a ratio to the median is drawn, or residuals: ratios of measured to
-        predicted latency, of which one is drawn. `profiles` has one profile per worker whose
-        medians replace the predicted latencies (heterogeneous devices). `residency` says what
-        batches take beside what is resident, in place of both.
-
-        Raises ValueError for a negative time, a ratio that is not positive, or too few profiles;
-        ProfileError for a noise profile that has only a median.
+        Raises ValueError for a negative time, a ratio that is not positive, too few profiles or an
+        event that can't be; ProfileError for a noise profile that has only a median.
         """
+        overhead_s, noise, profiles = model.overhead_s, model.noise, model.profiles
+        switch_cost_s = 0.0 if model.switch_cost_s is None else model.switch_cost_s
         costs = switch_cost_s.values() if isinstance(switch_cost_s, Mapping) else [switch_cost_s]
         if not overhead_s >= 0:
-            raise ValueError(f"dispatch_overhead_s is {overhead_s}, allowed 0 or more")
+            raise ValueError(f"overhead_s is {overhead_s}, allowed 0 or more")
         if not all(cost >= 0 for cost in costs):
             raise ValueError(f"switch_cost_s goes down to {min(costs)}, allowed 0 or more")
         if profiles is not None and len(profiles) != num_workers:
             raise ValueError(
                 f"profiles has {len(profiles)} for {num_workers} workers, allowed one each"
             )
+        _check_events(model.events, num_workers)
+        self.events = tuple(model.events)
         self._overhead_s = overhead_s
         self._switch_cost_s = switch_cost_s
         self._switches = any(costs)
@@ -80,8 +103,8 @@ class Devices:
         self._rng = np.random.default_rng(seed)
         self._draws: list[float] = []
         #: Whether every batch takes what was predicted, plus the overhead.
-        self.is_plain = not (self._switches or self._noise or self._tables or residency)
-        self._residency = residency
+        self.is_plain = not (self._switches or self._noise or self._tables or model.residency)
+        self._residency = model.residency
 
     def slow_down(self, worker_id: int, factor: float) -> None:
         """Multiply what batches take on a worker from now on."""
@@ -109,6 +132,17 @@ class Devices:
         if not self._draws:
             self._draws = self._rng.random(_DRAWS).tolist()
         return self._draws.pop()
+
+
+def _check_events(events: Sequence[Failure | Slowdown], num_workers: int) -> None:
+    failed = [event.worker_id for event in events if isinstance(event, Failure)]
+    if len(set(failed)) < len(failed):
+        raise ValueError(f"failures of workers {failed}: each worker fails once at most")
+    for event in events:
+        if not 0 <= event.worker_id < num_workers:
+            raise ValueError(f"{event} is of an unknown worker, allowed 0 to {num_workers - 1}")
+        if isinstance(event, Slowdown) and not 0 < event.factor < float("inf"):
+            raise ValueError(f"{event} has a bad factor, allowed a finite one above 0")
 
 
 def _noise(noise: LatencyProfile | Sequence[float]) -> _Quantiles | _Residuals:

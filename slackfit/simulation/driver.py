@@ -20,7 +20,7 @@ from typing import Protocol
 
 from slackfit.query import Outcome, Query
 from slackfit.scheduling.scheduler import Dispatch
-from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.devices import Devices, Slowdown
 
 _NEVER = float("inf")
 
@@ -46,20 +46,14 @@ class DrivenScheduler(Protocol):
 class VirtualTimeDriver:
     """One simulation under way; `sink` is handed the outcomes as they come."""
 
-    def __init__(
-        self,
-        scheduler: DrivenScheduler,
-        devices: Devices,
-        sink: Sink,
-        events: Sequence[Failure | Slowdown] = (),
-    ) -> None:
-        """Begin at time 0. Raises ValueError for an event of an unknown worker or a bad factor."""
-        check_events(events, scheduler.num_workers)
+    def __init__(self, scheduler: DrivenScheduler, devices: Devices, sink: Sink) -> None:
+        """Begin at time 0; there are as many devices as the scheduler has workers."""
         self._scheduler = scheduler
         self._devices = devices
         self._note = sink
-        self._events = sorted(events, key=lambda event: event.at_s, reverse=True)  # next one last
-        self._has_events = bool(events)
+        # The next one last.
+        self._events = sorted(devices.events, key=lambda event: event.at_s, reverse=True)
+        self._has_events = bool(self._events)
         self._num_alive = scheduler.num_workers
         self._completions: list[tuple[float, int]] = []  # a heap of (finish, batch id)
         self._running: dict[int, tuple[float, int]] = {}  # per worker, kept if one can fail
@@ -100,7 +94,7 @@ class VirtualTimeDriver:
                 self._note(self._scheduler.complete(batch_id, now_s))
                 self._poll(now_s)
             elif event_s <= until_s and event_s < _NEVER:
-                self._befall()
+                self._happen()
             else:
                 return
 
@@ -146,7 +140,7 @@ class VirtualTimeDriver:
             self._poll(wakeup_s)
             wakeup_s = self._scheduler.next_wakeup_s()
 
-    def _befall(self) -> None:
+    def _happen(self) -> None:
         """Let the next event happen to its device."""
         event = self._events.pop()
         self._now_s = event.at_s
@@ -160,15 +154,3 @@ class VirtualTimeDriver:
             self._note(self._scheduler.fail(entry[1], event.at_s, "worker failed"))
         self._scheduler.retire(event.worker_id)
         self._num_alive -= 1
-
-
-def check_events(events: Sequence[Failure | Slowdown], num_workers: int) -> None:
-    """Raise ValueError for an event of an unknown worker, a bad factor or a second failure."""
-    failed = [event.worker_id for event in events if isinstance(event, Failure)]
-    if len(set(failed)) < len(failed):
-        raise ValueError(f"failures of workers {failed}: each worker fails once at most")
-    for event in events:
-        if not 0 <= event.worker_id < num_workers:
-            raise ValueError(f"{event} is of an unknown worker, allowed 0 to {num_workers - 1}")
-        if isinstance(event, Slowdown) and not 0 < event.factor < _NEVER:
-            raise ValueError(f"{event} has a bad factor, allowed a finite one above 0")

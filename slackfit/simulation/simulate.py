@@ -7,7 +7,7 @@ scheduler with `driver.py`, whose header says in which order things happen.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 
@@ -18,8 +18,7 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
 from slackfit.scheduling.scheduler import Scheduler
-from slackfit.simulation.device_residency import SimulatedResidency
-from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.driver import DrivenScheduler, VirtualTimeDriver
 
 FloatArray = npt.NDArray[np.float64]
@@ -34,12 +33,7 @@ def simulate(
     slo_s: float | FloatArray,
     num_workers: int = 1,
     seed: int = 0,
-    dispatch_overhead_s: float = 0.0,
-    switch_cost_s: float | Mapping[str, float] | None = None,
-    noise: LatencyProfile | Sequence[float] | None = None,
-    worker_profiles: Sequence[LatencyProfile] | None = None,
-    residency: SimulatedResidency | None = None,
-    events: Sequence[Failure | Slowdown] = (),
+    devices: DeviceModel = AS_PROFILED,
     drop_hopeless: bool | None = None,
     query_class: npt.NDArray[np.int64] | None = None,
     min_accuracy: float | FloatArray = 0.0,
@@ -49,27 +43,18 @@ def simulate(
     """Serve every arrival in virtual time; return one outcome each, outcome i for arrival i.
 
     `slo_s`, `min_accuracy` and `query_class` are one value, or one per arrival. A batch takes its
-    profiled latency and what `Devices` adds, of which scheduler and policy know nothing (what they
-    shall know belongs in the profile): `dispatch_overhead_s`, `switch_cost_s` (None: the policy's
-    own, 0 for most), `noise` drawn with `seed`, `worker_profiles`, `residency`, and `events`,
-    failures and slow-downs at given times. A given `scheduler` (a recording one, say)
-    is driven as it is, and `profile`, `num_workers` and `drop_hopeless` stand back. `progress` is
-    called with (arrivals so far, all arrivals) now and then.
+    profiled latency and what `devices` add, of which scheduler and policy know nothing (what they
+    shall know belongs in the profile); what is random there is drawn with `seed`. A given
+    `scheduler` (a recording one, say) is driven as it is, and `profile`, `num_workers` and
+    `drop_hopeless` stand back. `progress` is called with (arrivals so far, all arrivals) now and
+    then.
 
     Raises ValueError for arrivals that are not sorted and finite or values that do not match
     them, for bad devices and events, and PolicyError when the policy fails.
     """
     if scheduler is None:
         scheduler = Scheduler(profile, policy, num_workers=num_workers, drop_hopeless=drop_hopeless)
-    devices = Devices(
-        scheduler.num_workers,
-        seed=seed,
-        overhead_s=dispatch_overhead_s,
-        switch_cost_s=policy_switch_cost_s(policy) if switch_cost_s is None else switch_cost_s,
-        noise=noise,
-        profiles=worker_profiles,
-        residency=residency,
-    )
+    made = Devices(scheduler.num_workers, devices.under(policy), seed=seed)
     with collector_paused():
         queries = make_queries(arrival_s, slo_s, min_accuracy, query_class)
         by_id: list[Outcome | None] = [None] * len(queries)
@@ -78,7 +63,7 @@ def simulate(
             for outcome in outcomes:
                 by_id[outcome[0]] = outcome
 
-        drive = VirtualTimeDriver(scheduler, devices, note, events)
+        drive = VirtualTimeDriver(scheduler, made, note)
         for begin in range(0, len(queries), _PROGRESS_EVERY):
             drive.feed(queries[begin : begin + _PROGRESS_EVERY])
             if progress:
@@ -87,11 +72,6 @@ def simulate(
         ended = [outcome for outcome in by_id if outcome is not None]
     assert len(ended) == len(by_id), "every submitted query ends"
     return ended
-
-
-def policy_switch_cost_s(policy: Policy) -> float | Mapping[str, float]:
-    """Return what a policy without a shared supernet pays per switch, 0 for the others."""
-    return getattr(policy, "switch_cost_s", 0.0)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import STATUSES, Outcome
 from slackfit.scheduling.scheduler import Scheduler
-from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.driver import VirtualTimeDriver
-from slackfit.simulation.simulate import collector_paused, make_queries, policy_switch_cost_s
+from slackfit.simulation.simulate import collector_paused, make_queries
 
 FloatArray = npt.NDArray[np.float64]
 _FLUSH_AT = 16_384  # outcomes
@@ -133,10 +133,7 @@ def simulate_stream(
     slo_s: float,
     num_workers: int = 1,
     seed: int = 0,
-    dispatch_overhead_s: float = 0.0,
-    switch_cost_s: float | Mapping[str, float] | None = None,
-    noise: LatencyProfile | Sequence[float] | None = None,
-    events: Sequence[Failure | Slowdown] = (),
+    devices: DeviceModel = AS_PROFILED,
     drop_hopeless: bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tally:
@@ -145,18 +142,12 @@ def simulate_stream(
     The same decisions as `simulate.simulate` takes for all pieces together; see there for
     the options. `progress` is called with how many arrived.
 
-    Raises ValueError for unsorted arrivals.
+    Raises ValueError for unsorted arrivals and bad devices.
     """
     scheduler = Scheduler(profile, policy, num_workers=num_workers, drop_hopeless=drop_hopeless)
-    devices = Devices(
-        num_workers,
-        seed=seed,
-        overhead_s=dispatch_overhead_s,
-        switch_cost_s=policy_switch_cost_s(policy) if switch_cost_s is None else switch_cost_s,
-        noise=noise,
-    )
     tally = Tally()
-    drive = VirtualTimeDriver(scheduler, devices, tally.note, events)
+    made = Devices(num_workers, devices.under(policy), seed=seed)
+    drive = VirtualTimeDriver(scheduler, made, tally.note)
     count, last_s = 0, -math.inf
     with collector_paused():
         for piece in pieces:

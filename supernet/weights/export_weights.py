@@ -64,9 +64,9 @@ def write_state(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Write tensors as safetensors or, with another ending, by torch.save."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if Path(path).suffix == ".safetensors":
-        _write_whole(path, lambda partial: save_tensors(contiguous, partial))
+        write_whole(path, lambda partial: save_tensors(contiguous, partial))
     else:
-        _write_whole(path, lambda partial: torch.save({"state_dict": contiguous}, partial))
+        write_whole(path, lambda partial: torch.save({"state_dict": contiguous}, partial))
 
 
 def export_subnet(subnet: nn.Module, example: torch.Tensor, path: str | Path, format: str) -> float:
@@ -94,11 +94,12 @@ def export_subnet(subnet: nn.Module, example: torch.Tensor, path: str | Path, fo
         if not deviation <= _TOLERANCE * max(1.0, expected.abs().max().item()):
             raise ExportError(f"{path}: the exported program deviates by {deviation:.3g}")
 
-    _write_whole(path, write)
+    write_whole(path, write)
     return deviations[0]
 
 
-def _write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a file beside `path`, and move it there when it is complete."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")

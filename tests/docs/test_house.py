@@ -187,3 +187,18 @@ def test_nothing_imports_the_benchmarks():
         if other.startswith("serve.bench") and not name.startswith("serve.bench")
     }
     assert importers == set()
+
+
+def test_a_users_error_ends_a_command_in_one_way():
+    by_hand = re.compile(r"typer\.Exit\(2\)|Exit\(code=2\)")
+    texts = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    assert [name for name, text in texts.items() if by_hand.search(text)] == []
+    homes = {name for name, text in texts.items() if re.search(r"def _?user_errors\b", text)}
+    assert homes == {"slackfit.user_errors", "supernet.cli"}
+
+
+def test_benchmarks_share_what_a_row_is():
+    texts = {n: p.read_text(encoding="utf-8") for n, p in modules().items() if ".bench" in n}
+    for shared in (r"^Row\b.*=", r"^Tell\b.*=", r"def _?row\(", r"def write_rows\(", r'"figure":'):
+        homes = {name for name, text in texts.items() if re.search(shared, text, re.M)}
+        assert homes == {"serve.bench.rows"}, shared

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from serve.demo import demo, largest_capacity_qps, trace_spec, train_supernet
 from slackfit.profile import LatencyProfile
@@ -26,12 +27,14 @@ def test_a_genuine_trace_without_a_rate_gets_the_default_one() -> None:
 
 
 def test_a_wrong_trace_is_refused_before_anything_is_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(typer.Exit) as refused:
-        demo(tmp_path / "demo", trace="poisson:rat=5")
-    assert refused.value.exit_code == 2
-    assert "has no key 'rat'" in capsys.readouterr().err
+    app = typer.Typer()
+    app.command()(demo)
+    words = ["--out", str(tmp_path / "demo"), "--trace", "poisson:rat=5"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "has no key 'rat'" in refused.stderr
     assert not (tmp_path / "demo").exists()
 
 

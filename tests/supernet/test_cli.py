@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -50,3 +51,11 @@ def test_an_arch_that_cannot_be_read_says_why(text: str, message: str) -> None:
 def test_an_unknown_supernet_is_one_line_and_exit_code_2() -> None:
     result = CliRunner().invoke(APP, ["resnet21"])
     assert result.exit_code == 2
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(APP, ["resnet20_cifar", "--json", str(tmp_path / "file" / "x")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output

@@ -18,9 +18,9 @@ def trace_fetch(
     ] = None,
 ) -> None:
     """Download a public trace, going on where an earlier download broke off, and check it."""
-    from traces.commands.output import user_errors
+    from traces.commands.output import trace_errors
 
-    with user_errors():
+    with trace_errors():
         from traces.sources.fetch import ORIGINALS, fetch, original
 
         if name == "list":

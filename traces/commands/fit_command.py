@@ -27,18 +27,17 @@ def trace_fit(
     ] = None,
 ) -> None:
     """Fit a generator to a trace and check it on a held-out part: rate, dispersion, tail."""
-    from traces.commands.output import user_errors, write_text
+    from slackfit.output_files import write_text
+    from traces.commands.output import trace_errors
 
-    with user_errors():
-        from traces.files import replacing
+    with trace_errors():
         from traces.generators.fit import check_fit, fit
         from traces.spec.spec import parse_spec
 
         trace = parse_spec(spec, seed=seed)
         check = check_fit(trace, holdout=holdout, blocks=blocks, seed=seed)
         if out is not None:
-            with replacing(out) as temporary:
-                temporary.write_text(fit(trace).to_json() + "\n", encoding="utf-8")
+            write_text(out, fit(trace).to_json() + "\n")
             typer.echo(f"{out}: use it as fitted:path={out}", err=True)
         if json_out is not None:
             write_text(json_out, json.dumps(check, indent=1, allow_nan=False) + "\n")

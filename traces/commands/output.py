@@ -1,27 +1,24 @@
-"""How every verb ends: one clear message for what a user got wrong, files whole or not at all."""
+"""How every verb of traces ends: which errors are its user's, and what a run of reports writes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from slackfit.output_files import write_text
+from slackfit.profile import ProfileError
+from slackfit.user_errors import user_errors
+from traces.trace import TraceError
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn errors that the user can mend into one message and exit code 2."""
-    from slackfit.profile import ProfileError
-    from traces.trace import TraceError
 
-    try:
-        yield
-    except (TraceError, ProfileError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+def trace_errors(*more: type[Exception]) -> AbstractContextManager[None]:
+    """Return `user_errors` of what reading profiles, traces and files can raise, and of `more`."""
+    return user_errors(TraceError, ProfileError, OSError, *more)
 
 
 def finish(
@@ -41,14 +38,3 @@ def finish(
     console.print(report_table(reports))
     if html_out is not None:
         typer.echo(f"report: {html_out}", err=True)
-
-
-def write_text(out: str, text: str) -> None:
-    """Write to a file, whole or not at all, or to stdout for `-`."""
-    from traces.files import replacing
-
-    if out == "-":
-        sys.stdout.write(text)
-        return
-    with replacing(Path(out)) as temporary:
-        temporary.write_text(text, encoding="utf-8")

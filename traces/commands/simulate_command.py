@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,12 @@ if TYPE_CHECKING:
     from slackfit.profile import LatencyProfile
     from slackfit.simulation.device_residency import SimulatedResidency
     from slackfit.simulation.devices import Failure, Slowdown
+    from traces.simulation.simulation import OnOutcomes, SimulationOptions
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
+
+OUTPUTS = ("json_out", "html_out", "chrome_out")
+"""Parameters that say where to write; the same report is written everywhere."""
 
 ProfileOption = Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")]
 OverheadOption = Annotated[
@@ -33,6 +36,7 @@ JsonOption = Annotated[
 
 
 def simulate_command(
+    context: typer.Context,
     profile: ProfileOption,
     trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
     policy: Annotated[
@@ -106,43 +110,83 @@ def simulate_command(
     ] = None,
 ) -> None:
     """Serve a trace in virtual time, with the very scheduler that the server runs."""
-    from traces.commands.output import finish, user_errors
+    from traces.commands.command_line import command_line
+    from traces.commands.output import finish, trace_errors
 
-    words = locals()
-    with user_errors():
+    with trace_errors():
         from slackfit.profile import LatencyProfile
+        from slackfit.simulation.devices import DeviceModel
         from traces.report.chrome_trace import ChromeTrace
+        from traces.simulation.simulation import SimulationOptions
 
-        _check_stream(words)
+        _check_stream(context.params)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
-        reports = _reports(
-            table,
-            [name.strip() for name in policy.split(",")],
-            trace,
-            stream=stream,
-            capacity=capacity,
-            slo_s=None if slo_ms is None else slo_ms / 1e3,
-            num_workers=workers,
-            drop_hopeless=drop_hopeless,
-            seed=seed,
-            events=_events(events, workers),
+        model = DeviceModel(
             noise=table if noise else None,
-            worker_profiles=devices
-            and [
+            profiles=None
+            if devices is None
+            else [
                 derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
                 for file in devices.split(",")
             ],
             residency=_residency(table, residency, cache_mib, workers),
-            with_bound=bound,
-            on_end=lambda name, wall_s: typer.echo(f"{name}: {wall_s:.2f} s", err=True),
-            on_outcomes=None if chrome is None else chrome.record,
-            command=_command(words),
-            config={"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless},
+            events=_events(events),
         )
+        options = SimulationOptions(
+            slo_s=None if slo_ms is None else slo_ms / 1e3,
+            num_workers=workers,
+            drop_hopeless=drop_hopeless,
+            seed=seed,
+            devices=model,
+            with_bound=bound,
+        )
+        reports = _reports(
+            trace,
+            table,
+            [name.strip() for name in policy.split(",")],
+            options,
+            stream=stream,
+            capacity=capacity,
+            on_outcomes=None if chrome is None else chrome.record,
+        )
+        config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
+        command = command_line(context, "supernet simulate", without=OUTPUTS)
+        reports = [{**report, "command": command, "config": config} for report in reports]
         if chrome is not None and chrome_out is not None:
             chrome.write(chrome_out)
         finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+
+
+def _reports(
+    spec: str,
+    profile: LatencyProfile,
+    names: list[str],
+    options: SimulationOptions,
+    *,
+    stream: bool,
+    capacity: str | None,
+    on_outcomes: OnOutcomes | None,
+) -> list[dict[str, Any]]:
+    """Run the kind of simulation that the options ask for; return a report per policy."""
+    from traces.simulation.capacity import parse_goal
+    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
+    from traces.spec.spec import parse_spec
+
+    def on_end(policy: str, wall_s: float) -> None:
+        typer.echo(f"{policy}: {wall_s:.2f} s", err=True)
+
+    if stream:
+        return stream_policies(spec, profile, names, options, on_end=on_end)
+    goal = None if capacity is None else parse_goal(capacity)
+    trace = parse_spec(spec, seed=options.seed)
+    if goal is None:
+        return simulate_policies(
+            trace, profile, names, options, on_end=on_end, on_outcomes=on_outcomes
+        )
+    return find_capacities(
+        trace, profile, names, goal, options, on_end=on_end, on_outcomes=on_outcomes
+    )
 
 
 def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> LatencyProfile:
@@ -155,30 +199,6 @@ def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> La
         return with_overhead(dense, overhead_ms / 1e3)
     except ValueError as error:
         raise TraceError(str(error)) from None
-
-
-def _reports(
-    table: LatencyProfile,
-    names: list[str],
-    spec: str,
-    *,
-    stream: bool,
-    capacity: str | None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    from traces.simulation.capacity import parse_goal
-    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
-    from traces.spec.spec import parse_spec
-
-    if stream:
-        kept = ("slo_s", "num_workers", "drop_hopeless", "seed", "events", "on_end", "command")
-        return stream_policies(spec, table, names, **{key: options[key] for key in kept})
-    if capacity is not None:
-        goal = parse_goal(capacity)
-        return find_capacities(
-            parse_spec(spec, seed=options["seed"]), table, names, goal, **options
-        )
-    return simulate_policies(parse_spec(spec, seed=options["seed"]), table, names, **options)
 
 
 def _check_stream(given: Mapping[str, Any]) -> None:
@@ -201,8 +221,8 @@ def _check_stream(given: Mapping[str, Any]) -> None:
 
 def _residency(
     profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
-) -> Callable[[], SimulatedResidency] | None:
-    """Return what makes the devices' residency. Raises TraceError, ProfileError: it can not be."""
+) -> SimulatedResidency | None:
+    """Return the devices' residency. Raises TraceError, ProfileError: it can not be."""
     from slackfit.simulation.device_residency import SimulatedResidency
     from traces.trace import TraceError
 
@@ -211,21 +231,15 @@ def _residency(
             raise TraceError("--cache-mib goes with --residency")
         return None
     budget = None if cache_mib is None else int(cache_mib * 2**20)
-
-    def make() -> SimulatedResidency:
-        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
-
     try:
-        make()
+        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
     except ValueError as error:
         raise TraceError(str(error)) from None
-    return make
 
 
-def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
+def _events(text: str | None) -> list[Failure | Slowdown]:
     """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
     from slackfit.simulation.devices import Failure, Slowdown
-    from slackfit.simulation.driver import check_events
     from traces.trace import TraceError
 
     events: list[Failure | Slowdown] = []
@@ -241,35 +255,4 @@ def _events(text: str | None, num_workers: int) -> list[Failure | Slowdown]:
             events.append(Slowdown(at_s, worker_id, float(found["factor"])))
         else:
             events.append(Failure(at_s, worker_id))
-    try:
-        check_events(events, num_workers)
-    except ValueError as error:
-        raise TraceError(str(error)) from None
     return events
-
-
-def _command(given: dict[str, Any]) -> str:
-    """Return the command line that makes this report again, outputs left out."""
-    words = ["supernet", "simulate", "--profile", str(given["profile"]), "--trace", given["trace"]]
-    words += ["--policy", given["policy"], "--workers", str(given["workers"])]
-    if given["slo_ms"] is not None:
-        words += ["--slo-ms", f"{given['slo_ms']:g}"]
-    words += ["--seed", str(given["seed"])]
-    named: dict[str, Callable[[Any], list[str]]] = {
-        "overhead_ms": lambda v: ["--overhead-ms", f"{v:g}"],
-        "subnets": lambda v: ["--subnets", str(v)],
-        "events": lambda v: ["--events", v],
-        "capacity": lambda v: ["--find-capacity", v],
-        "devices": lambda v: ["--devices", v],
-        "noise": lambda _: ["--noise"],
-        "residency": lambda v: ["--residency", v],
-        "cache_mib": lambda v: ["--cache-mib", f"{v:g}"],
-        "bound": lambda _: ["--bound"],
-        "stream": lambda _: ["--stream"],
-    }
-    for key, option in named.items():
-        if given[key]:
-            words += option(given[key])
-    if given["drop_hopeless"] is not None:
-        words.append("--drop-hopeless" if given["drop_hopeless"] else "--no-drop-hopeless")
-    return shlex.join(words)

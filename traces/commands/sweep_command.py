@@ -45,9 +45,10 @@ def sweep_command(
     ] = None,
 ) -> None:
     """Simulate a grid of loads x policies on gamma traffic; draw attainment against accuracy."""
-    from traces.commands.output import user_errors, write_text
+    from slackfit.output_files import write_text
+    from traces.commands.output import trace_errors
 
-    with user_errors():
+    with trace_errors():
         from slackfit.profile import LatencyProfile
         from traces.commands.simulate_command import derived
         from traces.simulation.cells import Cell, run_cells

@@ -21,47 +21,53 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from slackfit.scheduling.scheduler import Scheduler
-from slackfit.simulation.devices import Slowdown
+from slackfit.simulation.devices import DeviceModel, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult
 from traces.report.burst_zoom import burst_zoom
 from traces.trace import Trace, TraceError
 
-_MAX_ALLOWANCE = 0.1  # of the SLO, as the server takes it
 _FIGURES = ("p50_ms", "p95_ms", "slo_attainment", "mean_serving_accuracy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveServer:
-    """What the simulator must know of the server: its policy and settings, and the wire."""
+    """What the simulator must know of the server: its policy and settings, and the wire.
+
+    An answer should leave the device `reply_allowance_s` before its deadline, but never earlier
+    than `max_allowance`, a share of the SLO, asks for.
+    """
 
     policy: str
     profile: LatencyProfile
     wire_s: float
     reply_allowance_s: float
-    max_queue: int
+    max_allowance: float
+    max_queue: int | None
     drop_hopeless: bool | None
+    triage: bool | None
     correct_latency: bool
 
 
 def simulate_live(
     trace: Trace,
     server: LiveServer,
+    options: ReplayOptions,
     *,
-    slo_s: float | None,
-    warmup_s: float = 0.0,
-    seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
 ) -> list[Outcome]:
     """Return the outcomes of `trace` on a simulated `server`, as its client would judge them.
 
-    With `slowdowns` the device is as slow as they say; without, batch times are drawn from the
-    profile's quantiles, where it has any beyond the median. The warm-up is served and left out.
+    `options` are those of the replay; its warm-up is served and left out. With `slowdowns` the
+    device is as slow as they say; without, batch times are drawn from the profile's quantiles,
+    where it has any beyond the median.
 
     Raises:
         TraceError: no deadlines, or a policy that the profile does not know.
     """
+    slo_s, warmup_s = options.slo_s, options.warmup_s
     deadlines_s = trace.slo_s if slo_s is None else np.full(len(trace), slo_s)
     if deadlines_s is None:
         raise TraceError("the trace carries no deadlines; give an SLO (--slo-ms)")
@@ -75,18 +81,20 @@ def simulate_live(
         max_queue=server.max_queue,
         drop_hopeless=server.drop_hopeless,
         correct_latency=server.correct_latency,
-        triage=True,
+        triage=server.triage,
     )
-    allowance_s = np.minimum(server.reply_allowance_s, _MAX_ALLOWANCE * deadlines_s)
+    allowance_s = np.minimum(server.reply_allowance_s, server.max_allowance * deadlines_s)
     ended = simulate(
         trace.arrival_s,
         server.profile,
         policy,
         slo_s=deadlines_s - allowance_s,
-        seed=seed,
-        worker_profiles=[server.profile],  # the scheduler's own is corrected as it goes
-        noise=None if slowdowns else _noise(server.profile),
-        events=slowdowns,
+        seed=options.seed,
+        devices=DeviceModel(
+            profiles=[server.profile],  # the scheduler's own is corrected as it goes
+            noise=None if slowdowns else _noise(server.profile),
+            events=slowdowns,
+        ),
         query_class=trace.query_class,
         scheduler=scheduler,
     )

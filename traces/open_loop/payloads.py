@@ -23,7 +23,7 @@ class Payloads(NamedTuple):
     """Samples (N, ...), labels (N,) int64 or None, class names (may be empty)."""
 
     images: np.ndarray
-    labels: np.ndarray | None
+    labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
 
     def fitted(self, tensor: TensorSpec) -> Payloads:

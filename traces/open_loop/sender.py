@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from traces.open_loop.pacing import Clock
+from traces.open_loop.payloads import Payloads
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import Answer
 from traces.open_loop.target import ReplayReply, ReplayRequest, Target
 from traces.trace import Trace, TraceError
@@ -221,17 +223,10 @@ def _short_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def make_plan(
-    trace: Trace,
-    slo_s: float | None,
-    payloads: np.ndarray,
-    labels: np.ndarray | None,
-    seed: int,
-    timeout_s: float | None,
-    warmup_s: float,
-    max_retries: int,
-) -> SendPlan:
+def make_plan(trace: Trace, payloads: Payloads, options: ReplayOptions) -> SendPlan:
     """Check the inputs of a run. Raises TraceError for those that do not fit together."""
+    slo_s, timeout_s, warmup_s = options.slo_s, options.timeout_s, options.warmup_s
+    samples, labels = payloads.images, payloads.labels
     if len(trace) == 0:
         raise TraceError("the trace has no arrivals, there is nothing to replay")
     if slo_s is None and trace.slo_s is None:
@@ -244,19 +239,19 @@ def make_plan(
         raise TraceError(
             f"warmup_s {warmup_s:g} must be at least 0 and below the trace's {trace.duration_s:g} s"
         )
-    if max_retries < 0:
-        raise TraceError(f"max_retries must be at least 0, got {max_retries}")
-    if len(payloads) == 0:
+    if options.max_retries < 0:
+        raise TraceError(f"max_retries must be at least 0, got {options.max_retries}")
+    if len(samples) == 0:
         raise TraceError("payloads is empty; give at least one sample (C, H, W)")
-    if labels is not None and len(labels) != len(payloads):
-        raise TraceError(f"labels has {len(labels)} values for {len(payloads)} payloads")
+    if labels is not None and len(labels) != len(samples):
+        raise TraceError(f"labels has {len(labels)} values for {len(samples)} payloads")
     return SendPlan(
         trace=trace,
         slo_s=np.full(len(trace), slo_s) if slo_s is not None else np.asarray(trace.slo_s),
-        payloads=payloads,
+        payloads=samples,
         labels=labels,
-        payload_index=np.random.default_rng(seed).permutation(len(payloads)),
+        payload_index=np.random.default_rng(options.seed).permutation(len(samples)),
         timeout_s=timeout_s,
-        max_retries=max_retries,
+        max_retries=options.max_retries,
         query_ids=np.arange(len(trace)),
     )

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from traces.open_loop.pacing import MonotonicClock
+from traces.open_loop.payloads import Payloads
 from traces.open_loop.replay import allowed_lag_s
+from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult, make_result
 from traces.open_loop.sender import (
     INTERRUPT_GRACE_S,
@@ -65,15 +67,9 @@ async def replay_in_processes(
     trace: Trace,
     make_target: MakeTarget,
     num_processes: int,
+    payloads: Payloads,
+    options: ReplayOptions = DEFAULTS,
     *,
-    slo_s: float | None = None,
-    payloads: np.ndarray,
-    labels: np.ndarray | None = None,
-    seed: int = 0,
-    timeout_s: float | None = 30.0,
-    warmup_s: float = 0.0,
-    max_lag_s: float | None = None,
-    max_retries: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> ReplayResult:
     """Replay as `replay` does, from `num_processes` processes.
@@ -86,7 +82,7 @@ async def replay_in_processes(
     """
     if num_processes < 1:
         raise TraceError(f"num_processes must be at least 1, got {num_processes}")
-    plan = make_plan(trace, slo_s, payloads, labels, seed, timeout_s, warmup_s, max_retries)
+    plan = make_plan(trace, payloads, options)
     senders = [_start(make_target, plan.share(i, num_processes)) for i in range(num_processes)]
     try:
         await _until(senders, "ready")
@@ -106,9 +102,9 @@ async def replay_in_processes(
         trace,
         [answer for answers, _, _, _ in ended for answer in answers],
         slo_s=plan.slo_s,
-        warmup_s=warmup_s,
+        warmup_s=options.warmup_s,
         ended_s=max(at_s for _, _, at_s, _ in ended) if is_partial else None,
-        max_lag_s=allowed_lag_s(plan, max_lag_s),
+        max_lag_s=allowed_lag_s(plan, options.max_lag_s),
         cpu_s=[cpu_s for _, _, _, cpu_s in ended],
     )
 

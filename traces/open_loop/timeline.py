@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from traces.files import replacing
+from slackfit.output_files import replacing
 from traces.open_loop.result import ReplayResult
 from traces.trace import Trace, TraceError
 
@@ -50,7 +50,7 @@ def write_timeline(path: Path | str, trace: Trace, result: ReplayResult) -> None
     classes = np.zeros(len(trace), np.int64) if trace.query_class is None else trace.query_class
     at_s = np.array([(a.intended_s, a.sent_s, a.finish_s) for a in answers]).reshape(-1, 3)
     at_s = at_s - result.warmup_s
-    is_told = [r.status == "ok" and bool(r.subnet_id) for r in replies]
+    is_known = [r.status == "ok" and bool(r.subnet_id) for r in replies]
     columns = {
         "query_id": ids,
         "query_class": classes[ids],
@@ -63,8 +63,8 @@ def write_timeline(path: Path | str, trace: Trace, result: ReplayResult) -> None
         "subnet": pa.array([o.subnet_id for o in outcomes], pa.string()).dictionary_encode(),
         "batch_id": pa.array([r.batch_id for r in replies], pa.string()),
         "batch_size": np.array([o.batch_size for o in outcomes], dtype=np.int32),
-        "queue_s": _where(is_told, [r.queue_s for r in replies]),
-        "execution_s": _where(is_told, [r.execution_s for r in replies]),
+        "queue_s": _where(is_known, [r.queue_s for r in replies]),
+        "execution_s": _where(is_known, [r.execution_s for r in replies]),
         "accuracy": np.array([o.accuracy for o in outcomes], dtype=np.float64),
         "is_right": pa.array([a.is_right for a in answers], pa.bool_()),
         "attempts": np.array([a.attempts for a in answers], dtype=np.int32),
@@ -76,5 +76,5 @@ def write_timeline(path: Path | str, trace: Trace, result: ReplayResult) -> None
         raise TraceError(f"{path}: cannot be written ({error})") from None
 
 
-def _where(is_told: list[bool], values: list[float]) -> np.ndarray:
-    return np.where(np.array(is_told, dtype=bool), np.array(values, dtype=np.float64), np.nan)
+def _where(is_known: list[bool], values: list[float]) -> np.ndarray:
+    return np.where(np.array(is_known, dtype=bool), np.array(values, dtype=np.float64), np.nan)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slackfit.output_files import replacing
 from slackfit.query import Outcome
-from traces.files import replacing
 
 
 class ChromeTrace:

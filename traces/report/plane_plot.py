@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from traces.files import replacing
+from slackfit.output_files import replacing
 from traces.report.plots import MUTED, POLICY_COLOURS, POLICY_MARKERS, STYLE, pareto_front
 
 

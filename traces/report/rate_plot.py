@@ -8,8 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from slackfit.output_files import replacing
 from traces.burstiness import counts_per_window
-from traces.files import replacing
 from traces.report.plots import INK, POLICY_COLOURS, STYLE
 from traces.trace import Trace, TraceError
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from traces.files import replacing
+from slackfit.output_files import replacing
 from traces.trace import TraceError
 
 Report = Mapping[str, Any]

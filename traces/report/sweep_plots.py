@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from traces.files import replacing
+from slackfit.output_files import replacing
 from traces.report.plots import INK, POLICY_COLOURS, POLICY_MARKERS
 
 Row = Mapping[str, Any]

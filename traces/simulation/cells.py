@@ -23,7 +23,7 @@ from slackfit.derive import densified, with_overhead
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.simulation.devices import Failure, Slowdown
+from slackfit.simulation.devices import DeviceModel, Failure, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.spec.spec import parse_spec
 from traces.trace import Trace
@@ -97,7 +97,7 @@ def run_cell(cell: Cell) -> CellScore:
         slo_s=cell.slo_s,
         num_workers=cell.num_workers,
         seed=cell.seed,
-        events=cell.events,
+        devices=DeviceModel(events=cell.events),
     )
     return _score(outcomes, time.process_time() - began_s)
 

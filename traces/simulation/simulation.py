@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.simulation.device_residency import SimulatedResidency
-from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
@@ -26,79 +26,91 @@ from traces.spec.streamed import stream_spec
 from traces.trace import FloatArray, Trace, TraceError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """How a trace is served in virtual time, whatever the policy.
+
+    `slo_s` None takes the trace's own deadlines (the report then names their median);
+    `drop_hopeless` None does as the policy says. `seed` draws what is random about the `devices`.
+    `with_bound` adds `bound`, above which no schedule's utility can be, and `of_bound`, the
+    utility's share of it.
+    """
+
+    slo_s: float | None = None
+    num_workers: int = 1
+    drop_hopeless: bool | None = None
+    seed: int = 0
+    devices: DeviceModel = AS_PROFILED
+    with_bound: bool = False
+
+
+PLAIN = SimulationOptions()
+
+OnEnd = Callable[[str, float], None]
+"""Called with a policy and the seconds that its run took, which are kept out of the reports."""
+
+OnOutcomes = Callable[[str, list[Outcome]], None]
+"""Called with a policy and every outcome of its run."""
+
+
 def simulate_policies(
     trace: Trace,
     profile: LatencyProfile,
     policy_names: Sequence[str],
+    options: SimulationOptions = PLAIN,
     *,
-    slo_s: float | None = None,
-    num_workers: int = 1,
-    drop_hopeless: bool | None = None,
-    seed: int = 0,
-    events: Sequence[Failure | Slowdown] = (),
-    noise: LatencyProfile | None = None,
-    worker_profiles: Sequence[LatencyProfile] | None = None,
-    residency: Callable[[], SimulatedResidency] | None = None,
-    with_bound: bool = False,
-    on_end: Callable[[str, float], None] | None = None,
-    on_outcomes: Callable[[str, list[Outcome]], None] | None = None,
-    **extra: Any,
+    on_end: OnEnd | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> list[dict[str, Any]]:
     """Return one report per policy name; the same inputs give the same reports.
 
-    `slo_s` None takes the trace's own deadlines (the report then names their median). `events`
-    happen to the devices, whose latencies are drawn from the quantiles of `noise` or, without it,
-    are the medians of `worker_profiles` (one each; default: all `profile`). `residency` makes, for
-    each run, what the devices keep resident; the report then says how that went. `with_bound` adds
-    `bound`, above which no schedule's utility can be, and `of_bound`, the utility's share of it.
-    `extra` keys go into every report. `on_end(policy, seconds)` is called with what each run took,
-    which is kept out of the reports; `on_outcomes(policy, outcomes)` with every outcome.
+    Where devices have a residency, each run begins with a fresh one and its report says how that
+    went.
 
     Raises:
-        TraceError: no arrivals, no deadlines, an unknown policy, or profiles that do not describe
-            the devices; nothing has run then.
+        TraceError: no arrivals, no deadlines, an unknown policy, or devices that can't be; nothing
+            has run then.
     """
-    deadlines_s = _deadlines_s(trace, slo_s)
-    _check_devices(profile, num_workers, noise, worker_profiles)
+    deadlines_s = _deadlines_s(trace, options.slo_s)
+    _check_devices(profile, options)
     policies = [_create_policy(name, profile) for name in policy_names]
     bound = None
-    if with_bound:
-        bound = utility_bound(trace.arrival_s, profile, slo_s=deadlines_s, num_workers=num_workers)
+    if options.with_bound:
+        bound = utility_bound(
+            trace.arrival_s, profile, slo_s=deadlines_s, num_workers=options.num_workers
+        )
     reports: list[dict[str, Any]] = []
     for name, policy in policies:
         started_s = time.perf_counter()
-        kept = None if residency is None else residency()
+        kept = options.devices.residency and options.devices.residency.fresh()
         with simulation_progress(name) as progress:
             outcomes = simulate(
                 trace.arrival_s,
                 profile,
                 policy,
                 slo_s=deadlines_s,
-                num_workers=num_workers,
-                seed=seed,
-                drop_hopeless=drop_hopeless,
+                num_workers=options.num_workers,
+                seed=options.seed,
+                devices=replace(options.devices, residency=kept),
+                drop_hopeless=options.drop_hopeless,
                 query_class=trace.query_class,
-                events=events,
-                noise=noise,
-                worker_profiles=worker_profiles,
-                residency=kept,
                 progress=progress,
             )
         if on_end is not None:
             on_end(name, time.perf_counter() - started_s)
         if on_outcomes is not None:
             on_outcomes(name, outcomes)
+        extra: dict[str, Any] = {} if kept is None else {"residency": kept.summary()}
         report = summarize(
             outcomes,
             policy=name,
             slo_s=float(np.median(deadlines_s)),
             duration_s=trace.duration_s,
-            seed=seed,
+            seed=options.seed,
             profile=profile.name,
             mode="simulated",
             trace=trace_summary(trace),
             zoom=burst_zoom(outcomes, trace.duration_s),
-            **({} if kept is None else {"residency": kept.summary()}),
             **extra,
         )
         reports.append(report if bound is None else report | _share(report["utility"], bound))
@@ -115,24 +127,29 @@ def find_capacities(
     profile: LatencyProfile,
     policy_names: Sequence[str],
     goal: Goal,
+    options: SimulationOptions = PLAIN,
     *,
-    slo_s: float | None = None,
-    **options: Any,
+    on_end: OnEnd | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> list[dict[str, Any]]:
     """Return one report per policy, at the highest rate at which it meets the goal.
 
     The report has `capacity_qps`, `capacity_target` and `capacity_tried` besides; where no rate
-    met the goal, `capacity_qps` is 0 and the report is that of the trace as it is. `options` are
-    those of `simulate_policies`, whose errors it raises.
+    met the goal, `capacity_qps` is 0 and the report is that of the trace as it is. Raises what
+    `simulate_policies` raises.
     """
     key = "slo_attainment" if goal.key == "attainment" else goal.key
-    if slo_s is None and trace.slo_s is not None and len(trace):
-        slo_s = float(np.median(trace.slo_s))  # deadlines per query do not scale with the rate
+    if options.slo_s is None and trace.slo_s is not None and len(trace):
+        # Deadlines per query do not scale with the rate.
+        options = replace(options, slo_s=float(np.median(trace.slo_s)))
     found: list[dict[str, Any]] = []
     for name in policy_names:
 
         def report_at(at: Trace, name: str = name) -> dict[str, Any]:
-            return simulate_policies(at, profile, [name], slo_s=slo_s, **options)[0]
+            (report,) = simulate_policies(
+                at, profile, [name], options, on_end=on_end, on_outcomes=on_outcomes
+            )
+            return report
 
         capacity = find_capacity(trace, goal, lambda at: report_at(at)[key])
         rate_qps = capacity.rate_qps
@@ -150,36 +167,33 @@ def stream_policies(
     spec: str,
     profile: LatencyProfile,
     policy_names: Sequence[str],
+    options: SimulationOptions,
     *,
-    slo_s: float | None,
-    num_workers: int = 1,
-    drop_hopeless: bool | None = None,
-    seed: int = 0,
-    events: Sequence[Failure | Slowdown] = (),
-    on_end: Callable[[str, float], None] | None = None,
-    **extra: Any,
+    on_end: OnEnd | None = None,
 ) -> list[dict[str, Any]]:
     """Return one report per policy in memory that does not grow with the trace.
 
-    The reports lack time series and distributions; latency quantiles are within 0.5 %. Raises
-    TraceError for a SPEC that cannot be streamed and for a missing SLO.
+    The reports lack time series, distributions and bounds; latency quantiles are within 0.5 %.
+    Raises TraceError for a SPEC that cannot be streamed, a missing SLO and devices that can't be.
     """
+    slo_s = options.slo_s
     if slo_s is None or not 0 < slo_s < float("inf"):
         raise TraceError("a streamed trace carries no deadlines; give an SLO (--slo-ms)")
+    _check_devices(profile, options)
     policies = [_create_policy(name, profile) for name in policy_names]
     reports: list[dict[str, Any]] = []
     for name, policy in policies:
-        stream = stream_spec(spec, seed=seed)
+        stream = stream_spec(spec, seed=options.seed)
         started_s = time.perf_counter()
         tally = simulate_stream(
             stream.pieces,
             profile,
             policy,
             slo_s=slo_s,
-            num_workers=num_workers,
-            drop_hopeless=drop_hopeless,
-            seed=seed,
-            events=events,
+            num_workers=options.num_workers,
+            drop_hopeless=options.drop_hopeless,
+            seed=options.seed,
+            devices=options.devices,
         )
         if on_end is not None:
             on_end(name, time.perf_counter() - started_s)
@@ -187,10 +201,10 @@ def stream_policies(
             policy=name,
             slo_s=slo_s,
             duration_s=stream.duration_s,
-            seed=seed,
+            seed=options.seed,
             profile=profile.name,
         )
-        reports.append({**report, "mode": "streamed", **extra})
+        reports.append({**report, "mode": "streamed"})
     return reports
 
 
@@ -204,17 +218,12 @@ def _create_policy(name: str, profile: LatencyProfile) -> tuple[str, Policy]:
         raise TraceError(str(error)) from None
 
 
-def _check_devices(
-    profile: LatencyProfile,
-    num_workers: int,
-    noise: LatencyProfile | None,
-    worker_profiles: Sequence[LatencyProfile] | None,
-) -> None:
+def _check_devices(profile: LatencyProfile, options: SimulationOptions) -> None:
     try:
-        Devices(num_workers, noise=noise, profiles=worker_profiles)
+        Devices(options.num_workers, options.devices)
     except ValueError as error:
         raise TraceError(str(error)) from None
-    for other in worker_profiles or ():
+    for other in options.devices.profiles or ():
         missing = sorted({*profile.subnet_ids} - {*other.subnet_ids})
         if missing or other.max_batch_size < profile.max_batch_size:
             raise TraceError(

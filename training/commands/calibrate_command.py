@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
 from training.data.checkpoint_data import dataset_of
@@ -50,7 +51,7 @@ def calibrate(
     ] = False,
 ) -> None:
     """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""
-    try:
+    with user_errors(ValueError, OSError, SafetensorError):
         loaded = load_checkpoint(checkpoint)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
@@ -66,9 +67,6 @@ def calibrate(
             min_accuracy=min_accuracy,
         )
         save_checkpoint(done, out or checkpoint)
-    except (ValueError, OSError, SafetensorError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     for s in done.subnets:
         low, high = (100 * x for x in s.ci95)
         Console().print(

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from slackfit.user_errors import user_errors
 from subnetact.cpu.precision import Bits, Precision, allowed_bits, store, with_precision
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import dataset_of
@@ -28,7 +29,7 @@ def precision(
     ] = None,
 ) -> None:
     """Measure every subnet in 16 bit; a server keeps in 16 bit what loses 0.1 point or less."""
-    try:
+    with user_errors(ValueError, OSError, SafetensorError):
         loaded = load_checkpoint(checkpoint)
         samples = dataset_of(loaded, data)
         measured = measure_precision(loaded, samples)
@@ -36,9 +37,6 @@ def precision(
         save_checkpoint(
             replace(loaded, provenance=with_precision(loaded, measured, source)), checkpoint
         )
-    except (ValueError, OSError, SafetensorError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     for subnet_id, row in measured.items():
         Console().print(
             f"{subnet_id}: {100 * row.wide:.2f} %, norms in 16 bit "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,9 @@ from rich.progress import (
 from rich.table import Table
 from safetensors import SafetensorError
 
+from slackfit.output_files import write_text
 from slackfit.profile import LatencyProfile
+from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import dataset_of
 from training.evaluation.search import Search, SearchOptions, SearchResult, to_json, with_found
@@ -53,7 +54,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
 ) -> None:
     """Find the Pareto subnets of a trained supernet: accuracy against MACs or measured latency."""
-    try:
+    with user_errors(ValueError, OSError, SafetensorError):
         limit = _limit(profile, max_macs, max_latency_ms)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
@@ -91,13 +92,8 @@ def search(
             "seed": seed,
         }
         text = json.dumps(to_json(result, **header), indent=1, allow_nan=False) + "\n"
-        if json_ == "-":
-            sys.stdout.write(text)
-        elif json_ is not None:
-            Path(json_).write_text(text, encoding="utf-8")
-    except (ValueError, OSError, SafetensorError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        if json_ is not None:
+            write_text(json_, text)
     if json_ != "-":
         _print(result, unit)
 

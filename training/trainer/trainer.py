@@ -184,17 +184,20 @@ class Trainer:
         return (batch for _, batch in zip(range(left), batches, strict=False))
 
     def _train_step(self, batch: Split) -> StepReport:
-        for event in self._strategy.events(self.step):  # 1.
+        # 1. what the strategy has to happen before this step
+        for event in self._strategy.events(self.step):
             self._apply(event)
-        # 2.
+        # 2. its rate, its passes, and their batch
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
         images, labels = self._inputs(batch)
-        soft = self._teacher_targets(images, plan)  # 3.
+        # 3. what a model teaches that stands still meanwhile
+        soft = self._teacher_targets(images, plan)
         full_loss: float | None = None
         subnet_losses: list[float] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
-        for task in plan:  # 4.
+        # 4. gradients of each pass, which add up in the shared weights
+        for task in plan:
             states: HiddenStates | None = {} if task.hidden else None
             mine, dropout = task.images(len(images)), self._dropout(task, len(images))
             with self._autocast():
@@ -213,11 +216,12 @@ class Trainer:
             (loss * task.weight).backward()
             if task.target == "labels" and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
-        # 5.
+        # 5. one step for all passes and processes
         self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr, self._unweighted(full_gradients, plan))
         self.step += 1
-        if self._strategy.watches_loss:  # 6.
+        # 6. a delay ends when the full model's loss says so
+        if self._strategy.watches_loss:
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
         return StepReport(

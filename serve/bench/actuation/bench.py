@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from serve.bench.actuation.default_packing import default_rows
 from serve.bench.actuation.memory import memory_rows
 from serve.bench.actuation.random_supernet import random_state, statistics_of
 from serve.bench.actuation.residency import residency_rows
+from serve.bench.rows import Row, Tell, row
 from subnetact.cache import SubgraphCache
 from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.device import device_name
@@ -26,9 +26,6 @@ from subnetact.norms import FoldedNorms
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition, define_supernet
 from supernet.subnets.extract import extract
-
-Row = dict[str, Any]
-Tell = Callable[[str], None]
 
 NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
 PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs", "default")
@@ -109,8 +106,8 @@ class ActuationBench:
                     name = "views" if packing == "views" else f"resident_{packing}"
                     held = nets[packing].cache.held_bytes
                     rows.append(
-                        _row(
-                            f"{net_name}/{size}/b{batch_size}/t{threads}/{name}_over_static_eager",
+                        row(
+                            f"actuation/{net_name}/{size}/b{batch_size}/t{threads}/{name}_over_static_eager",
                             paired_ratio(samples_s, packing, "static"),
                             "ratio",
                             f"medians {_brief(samples_s, packing, 'static')}; "
@@ -160,8 +157,12 @@ class ActuationBench:
             times = _brief(samples_s, "folded", "compiled")
             detail = f"medians {times}; torch.compile with freezing, dynamic=False"
             ratio = paired_ratio(samples_s, "folded", "compiled")
-            rows.append(_row(f"{figure}/resident_folded_over_compiled", ratio, "ratio", detail))
-            rows.append(_row(f"{figure}/compile_time", compile_s, "s", "once per subnet and batch"))
+            rows.append(
+                row(f"actuation/{figure}/resident_folded_over_compiled", ratio, "ratio", detail)
+            )
+            rows.append(
+                row(f"actuation/{figure}/compile_time", compile_s, "s", "once per subnet and batch")
+            )
             self._tell(f"  {figure}: {ratio:.3f}, {times}, compiled in {compile_s:.1f} s")
         return rows
 
@@ -189,8 +190,8 @@ class ActuationBench:
             layers = ", ".join(str(net.actuate(i).lookups) for i in ids)
             p50, p99 = np.percentile(taken_s, [50, 99]) * 1e6
             detail = f"20,000 switches among resident subnets of {layers} convolutions"
-            rows.append(_row(f"{net_name}/switch_p50", p50, "us", detail))
-            rows.append(_row(f"{net_name}/switch_p99", p99, "us", detail))
+            rows.append(row(f"actuation/{net_name}/switch_p50", p50, "us", detail))
+            rows.append(row(f"actuation/{net_name}/switch_p99", p99, "us", detail))
         return rows
 
     def _memory(self) -> list[Row]:
@@ -282,24 +283,17 @@ def _input(definition: SupernetDefinition, arch: Arch, batch_size: int) -> torch
 def _medians(rows: list[Row]) -> list[Row]:
     """Median and worst ratio per net and packing."""
     groups: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        _, net_name, *_, figure = row["figure"].split("/")
-        groups.setdefault((net_name, figure), []).append(row["value"])
+    for one in rows:
+        _, net_name, *_, figure = one["figure"].split("/")
+        groups.setdefault((net_name, figure), []).append(one["value"])
     summary: list[Row] = []
     for (net_name, figure), values in groups.items():
         detail = f"over {len(values)} settings of size, batch and threads"
-        summary.append(_row(f"{net_name}/median/{figure}", median(values), "ratio", detail))
-        summary.append(_row(f"{net_name}/worst/{figure}", max(values), "ratio", detail))
+        summary.append(
+            row(f"actuation/{net_name}/median/{figure}", median(values), "ratio", detail)
+        )
+        summary.append(row(f"actuation/{net_name}/worst/{figure}", max(values), "ratio", detail))
     return summary
-
-
-def _row(figure: str, value: float, unit: str, detail: str) -> Row:
-    return {
-        "figure": f"actuation/{figure}",
-        "value": round(float(value), 6),
-        "unit": unit,
-        "detail": detail,
-    }
 
 
 def _brief(samples_s: Samples, *names: str) -> str:

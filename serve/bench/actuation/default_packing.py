@@ -8,15 +8,15 @@ uniform mix. Latency is over the six extracted networks in eager mode, memory ov
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 
 from serve.bench.actuation.random_supernet import statistics_of
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
+from serve.bench.rows import Row, Tell, row
 from subnetact.cache import SubgraphCache
 from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.cpu.savings import measure_savings
@@ -24,7 +24,6 @@ from subnetact.norms import FoldedNorms
 from supernet.definition import SupernetDefinition
 from supernet.subnets.extract import extract
 
-Row = dict[str, Any]
 _BUDGET = 0.4
 _WARM_UP = 1
 
@@ -34,7 +33,7 @@ def default_rows(
     state: Mapping[str, torch.Tensor],
     *,
     repeats: int,
-    tell: Callable[[str], None] = print,
+    tell: Tell = print,
 ) -> list[Row]:
     """Return two rows each for the default and for the budget: latency and memory."""
     torch.set_num_threads(1)
@@ -69,12 +68,7 @@ def default_rows(
         tell(f"  {name}: {detail}")
         for figure, value in (("latency", ratio), ("memory", total / six), ("hits", hit_rate)):
             rows.append(
-                {
-                    "figure": f"actuation/ofa_resnet50/{name}/b1/t1/{figure}",
-                    "value": round(value, 6),
-                    "unit": "ratio",
-                    "detail": detail,
-                }
+                row(f"actuation/ofa_resnet50/{name}/b1/t1/{figure}", value, "ratio", detail)
             )
     return rows
 

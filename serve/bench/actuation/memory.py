@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from serve.bench.actuation.random_supernet import random_state, statistics_of
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
+from serve.bench.rows import Row, Tell, row
 from subnetact.cache import SubgraphCache
 from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.cpu.resident_weights import resident_weights
@@ -26,16 +26,13 @@ from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.subnets.subgraph import Subgraph
 
-Row = dict[str, Any]
 _SERVABLE, _BOUND = 500, 4
 _BITS = ((32, 32), (32, 16), (16, 16))  # of weights, of norms
 _PER_TENSOR_BYTES = 320  # a TensorImpl (about 200) and a storage's record, rounded up
 _DTYPE = {16: torch.float16, 32: torch.float32}
 
 
-def memory_rows(
-    definition: SupernetDefinition, *, tell: Callable[[str], None] = print
-) -> list[Row]:
+def memory_rows(definition: SupernetDefinition, *, tell: Tell = print) -> list[Row]:
     """Return rows for each number of bits, and one for the bytes of a filled cache."""
     six = sum(_static_bytes(definition, arch) for arch in SIX_SUBNETS.values())
     rows: list[Row] = []
@@ -87,9 +84,9 @@ def _rows_of(
     )
     supernet_bytes = Subgraph.of(definition, definition.space.largest).num_bytes()
     return [
-        _row(f"{figure}/500_servable_over_six_extracted", total / six, "ratio", detail),
-        _row(
-            f"{figure}/norms_over_supernet",
+        row(f"actuation/{figure}/500_servable_over_six_extracted", total / six, "ratio", detail),
+        row(
+            f"actuation/{figure}/norms_over_supernet",
             net.norms.num_bytes / supernet_bytes,
             "ratio",
             f"{net.norms.num_bytes} bytes over {supernet_bytes}",
@@ -106,8 +103,8 @@ def _cache_row(definition: SupernetDefinition, six: int) -> Row:
         subnet_id = net.register(arch, statistics_of(definition, arch, rng))
         net.load(net.slices(subnet_id))
     held = net.cache.held_bytes
-    return _row(
-        "ofa_resnet50/memory/cache_over_six_extracted",
+    return row(
+        "actuation/ofa_resnet50/memory/cache_over_six_extracted",
         held / six,
         "ratio",
         f"{held} bytes: every slice of the six subnets resident and folded, no budget",
@@ -140,12 +137,3 @@ def _static_bytes(definition: SupernetDefinition, arch: Arch) -> int:
     """Bytes of an extracted subnet in fp32: parameters and running statistics."""
     shapes = {**definition.parameter_shapes(arch), **definition.buffer_shapes(arch)}
     return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-
-
-def _row(figure: str, value: float, unit: str, detail: str) -> Row:
-    return {
-        "figure": f"actuation/{figure}",
-        "value": round(float(value), 6),
-        "unit": unit,
-        "detail": detail,
-    }

@@ -13,14 +13,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
+from serve.bench.rows import Row, Tell, row
 from slackfit.residency import (
     EncodedSubgraph,
     FixedResidency,
@@ -38,7 +38,6 @@ from subnetact.norms import FoldedNorms
 from subnetact.profiling.sushi_encoding import encode, layers_of
 from supernet.definition import SupernetDefinition
 
-Row = dict[str, Any]
 _BUDGET = 0.4
 _QUERIES, _PHASE, _DOMINANT = 1200, 200, 0.8
 _RARE = 10
@@ -50,7 +49,7 @@ def residency_rows(
     state: Mapping[str, torch.Tensor],
     *,
     batch_sizes: Sequence[int] = (1, 4),
-    tell: Callable[[str], None] = print,
+    tell: Tell = print,
 ) -> list[Row]:
     """Measure both streams at each batch size, one thread; rows of ratios to no cache."""
     torch.set_num_threads(1)
@@ -165,9 +164,7 @@ class _ResidencyTable:
         return time.perf_counter() - start_s
 
 
-def _rows_of(
-    table: _ResidencyTable, name: str, stream: list[str], tell: Callable[[str], None]
-) -> list[Row]:
+def _rows_of(table: _ResidencyTable, name: str, stream: list[str], tell: Tell) -> list[Row]:
     counts = Counter(stream)
     mix = {i: n / len(stream) for i, n in counts.items()}
     oracle = table.savings.fill(mix, table.budget_bytes)
@@ -180,12 +177,12 @@ def _rows_of(
     best = table.best_ratio(mix)
     tell(f"  sgs {name} b{table.batch_size} unlimited: {best:.3f}")
     rows: list[Row] = [
-        {
-            "figure": _figure(name, table.batch_size, "unlimited"),
-            "value": round(best, 6),
-            "unit": "ratio",
-            "detail": f"every folded slice resident: {table.unlimited.cache.held_bytes} bytes",
-        }
+        row(
+            _figure(name, table.batch_size, "unlimited"),
+            best,
+            "ratio",
+            f"every folded slice resident: {table.unlimited.cache.held_bytes} bytes",
+        )
     ]
     for policy_name, policy in policies.items():
         served = list(_residency_along(stream, policy))
@@ -199,14 +196,14 @@ def _rows_of(
         ratio = (latency_s + loads_s) / no_cache_s
         model_ratio = modelled.mean_latency_s * len(stream) / no_cache_s
         rows.append(
-            {
-                "figure": _figure(name, table.batch_size, policy_name),
-                "value": round(ratio, 6),
-                "unit": "ratio",
-                "detail": f"{len(stream)} batches, budget {table.budget_bytes} bytes, held up to "
+            row(
+                _figure(name, table.batch_size, policy_name),
+                ratio,
+                "ratio",
+                f"{len(stream)} batches, budget {table.budget_bytes} bytes, held up to "
                 f"{held}, {sets} sets, loading {loads_s / len(stream) * 1e3:.3f} ms a batch; the "
                 f"cost model says {model_ratio:.3f}",
-            }
+            )
         )
         tell(f"  sgs {name} b{table.batch_size} {policy_name}: {ratio:.3f} ({model_ratio:.3f})")
     return rows

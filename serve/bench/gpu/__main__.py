@@ -20,6 +20,7 @@ import torch
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
+from slackfit.output_files import write_text
 
 _ROOT = Path(__file__).parents[3]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -74,26 +75,23 @@ def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bo
     """Run one part in the time that is left; a fault is a row, and ends that part only."""
     bench.tell(f"{name} ({bench.left_s:.0f} s left)")
     if bench.left_s <= 0:
-        bench.row(f"{name}/skipped", 1, "count", "no time was left")
+        bench.record(f"{name}/skipped", 1, "count", "no time was left")
         return True
     try:
         with torch.inference_mode():
             part(bench)
     except Exception as error:  # any: the other parts are still worth their time
         traceback.print_exc()
-        bench.row(f"{name}/failed", 1, "count", f"{type(error).__name__}: {error}"[:500])
+        bench.record(f"{name}/failed", 1, "count", f"{type(error).__name__}: {error}"[:500])
         return False
     if bench.left_s <= 0:
-        bench.row(f"{name}/cut", 1, "count", "the time ended in this part: it may lack rows")
+        bench.record(f"{name}/cut", 1, "count", "the time ended in this part: it may lack rows")
     return True
 
 
 def write(path: Path, bench: GpuBench) -> None:
     """Write the rows so far; a file that is there is replaced once the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(bench.rows, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(bench.rows, indent=1) + "\n")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from serve.bench.actuation.six_subnets import ACCURACY, SIX_SUBNETS
+from serve.bench.rows import Row, Tell, row
 from subnetact.cuda.accelerator import Accelerator, HostAccelerator
 from subnetact.cuda.cuda_accelerator import CudaAccelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
@@ -78,9 +79,9 @@ class GpuBench:
     device: str
     settings: GpuBenchSettings
     budget_s: float
-    tell: Callable[[str], None]
+    tell: Tell
     clock: Callable[[], float] = time.perf_counter
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,17 +99,9 @@ class GpuBench:
         """Seconds left of the whole run."""
         return self.budget_s - (self.clock() - self._start_s)
 
-    def row(self, figure: str, value: float, unit: str, detail: str) -> None:
+    def record(self, figure: str, value: float, unit: str, detail: str) -> None:
         """Keep a figure and say it."""
-        self.rows.append(
-            {
-                "figure": f"gpu/{figure}",
-                "value": round(float(value), 6),
-                "unit": unit,
-                "detail": detail,
-                **self._where,
-            }
-        )
+        self.rows.append(row(f"gpu/{figure}", value, unit, detail) | self._where)
         self.tell(f"  {figure}: {value:.4g} {unit}")
 
     def executor(
@@ -278,7 +271,7 @@ def random_samples(checkpoint: Checkpoint, batch_size: int) -> np.ndarray:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return asked.stdout.splitlines()[0].strip()
+    return answer.stdout.splitlines()[0].strip()

@@ -32,7 +32,7 @@ def equality(bench: GpuBench) -> None:
     """Hold graph, eager and streamed runs against the extracted subnet, at every budget."""
     _compare(bench)
     detail = "; ".join(bench.failures) or "graph, eager, streamed and extracted agree"
-    bench.row("equality_failures", len(bench.failures), "count", detail)
+    bench.record("equality_failures", len(bench.failures), "count", detail)
 
 
 def _compare(bench: GpuBench) -> None:
@@ -51,7 +51,7 @@ def _compare(bench: GpuBench) -> None:
                 )
                 for share in (None, *((0.0, 0.5, 1.0) if packing == "folded" else (0.4,))):
                     if bench.left_s < _EQUALITY_LEAVES * bench.budget_s:
-                        bench.row("equality/cut", 1, "count", f"before {net_name} {dtype}")
+                        bench.record("equality/cut", 1, "count", f"before {net_name} {dtype}")
                         return
                     _equality_of(bench, net_name, checkpoint, archs, eager, share)
                 eager.close()
@@ -99,7 +99,7 @@ def _equality_of(
     label = "all" if share is None else f"{share:.0%}"
     for what, value in worst.items():
         figure = f"equality/{net_name}/{name}/{packing}/budget_{label}/{what}"
-        bench.row(figure, value, "relative", detail)
+        bench.record(figure, value, "relative", detail)
     captured.close()
 
 
@@ -120,8 +120,10 @@ def latency(bench: GpuBench) -> None:
                 f"{counts['graphs_live']} graphs live, {counts['graphs_refused']} refused "
                 f"({executor.details}), slices {counts['held_bytes']} bytes"
             )
-            bench.row(f"{net_name}/{packing}/warm_up", taken_s, "s", detail)
-            bench.row(f"{net_name}/{packing}/graph_bytes", counts["graph_bytes"], "bytes", detail)
+            bench.record(f"{net_name}/{packing}/warm_up", taken_s, "s", detail)
+            bench.record(
+                f"{net_name}/{packing}/graph_bytes", counts["graph_bytes"], "bytes", detail
+            )
         for batch_size in bench.settings.batch_sizes:
             for size, arch in archs.items():
                 if bench.left_s < 0:
@@ -158,10 +160,12 @@ def _latency_of(
         if packing in calls:
             for over in ("static_eager", "static_graph"):
                 value = ratio(samples_s, packing, over)
-                bench.row(f"{figure}/{packing}_graph_over_{over}", value, "ratio", brief(samples_s))
+                bench.record(
+                    f"{figure}/{packing}_graph_over_{over}", value, "ratio", brief(samples_s)
+                )
     for name in calls:
         value = float(np.median(samples_s[name])) * 1e3
-        bench.row(f"{figure}/{name}", value, "ms", "uint8 in, logits out; bf16, channels-last")
+        bench.record(f"{figure}/{name}", value, "ms", "uint8 in, logits out; bf16, channels-last")
 
 
 def _host_to_host(executor: CudaExecutor, subnet_id: str, inputs: np.ndarray) -> Callable:
@@ -198,7 +202,7 @@ def switching(bench: GpuBench) -> None:
         detail = f"choosing the graph of another subnet, {len(taken_s)} times, no replay"
         for quantile in (50, 99):
             value = float(np.percentile(taken_s, quantile)) * 1e6
-            bench.row(f"{net_name}/switch_p{quantile}", value, "us", detail)
+            bench.record(f"{net_name}/switch_p{quantile}", value, "us", detail)
         _after_a_switch(bench, net_name, executor, checkpoint)
         executor.close()
 
@@ -222,7 +226,7 @@ def _after_a_switch(
     bench.interleaved(calls)
     own, switched = (float(np.median(taken[n::2])) * 1e3 for n in (0, 1))
     detail = f"batch 1, host to host: {switched:.4f} ms after another subnet, {own:.4f} ms after it"
-    bench.row(f"{net_name}/after_a_switch_over_after_itself", switched / own, "ratio", detail)
+    bench.record(f"{net_name}/after_a_switch_over_after_itself", switched / own, "ratio", detail)
 
 
 def compiled(bench: GpuBench) -> None:
@@ -261,8 +265,8 @@ def _compiled_of(bench: GpuBench, figure: str, variant: str, arch: Arch, batch_s
         samples_s = bench.interleaved(calls)
     detail = f"{brief(samples_s)}; torch.compile, {backend}, {mode}, dynamic=False"
     value = ratio(samples_s, "folded_graph", "compiled")
-    bench.row(f"{figure}/folded_graph_over_compiled", value, "ratio", detail)
-    bench.row(f"{figure}/compile_time", compile_s, "s", "once per subnet and batch size")
+    bench.record(f"{figure}/folded_graph_over_compiled", value, "ratio", detail)
+    bench.record(f"{figure}/compile_time", compile_s, "s", "once per subnet and batch size")
     executor.close()
 
 

@@ -58,7 +58,9 @@ def streaming(bench: GpuBench) -> None:
                 f"{brief({k: samples_s[k] for k in (name, 'no_budget')})}"
             )
             value = ratio(samples_s, name, "no_budget")
-            bench.row(f"{net_name}/max/b{batch_size}/{name}_over_no_budget", value, "ratio", detail)
+            bench.record(
+                f"{net_name}/max/b{batch_size}/{name}_over_no_budget", value, "ratio", detail
+            )
 
 
 def residency(bench: GpuBench) -> None:
@@ -73,7 +75,7 @@ def residency(bench: GpuBench) -> None:
         "phases": _phases(ids, bench.settings.stream_length, rng),
     }
     rate = _copy_rate(bench)
-    bench.row("copy_rate", rate / 1e9, "GB/s", "page-locked host memory to device, 8 MiB")
+    bench.record("copy_rate", rate / 1e9, "GB/s", "page-locked host memory to device, 8 MiB")
     for batch_size in (1, 4):
         if batch_size > bench.settings.batch_sizes[-1]:
             continue
@@ -121,7 +123,7 @@ def _residency_of(
             f"{len(stream)} batches, eager, bf16, shared slices, budget {budget} bytes; mean "
             f"{mean_s[name] * 1e3:.3f} ms against {mean_s['no_cache'] * 1e3:.3f} ms, with loading"
         )
-        bench.row(
+        bench.record(
             f"{figure}/{name}_over_no_cache", mean_s[name] / mean_s["no_cache"], "ratio", detail
         )
     executor.close()
@@ -192,7 +194,7 @@ def profile(bench: GpuBench, folder: Path) -> None:
     for name, subnet in (("smallest", smallest), ("largest", largest)):
         for size, latency_s in zip(measured.batch_sizes, subnet.latency_s["p50"], strict=True):
             detail = f"host to host, {path.name}; {measured.source}"
-            bench.row(f"profile/{name}/b{size}", latency_s * 1e3, "ms", detail)
+            bench.record(f"profile/{name}/b{size}", latency_s * 1e3, "ms", detail)
     executor.close()
 
 

@@ -8,8 +8,8 @@ too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from serve.bench.rows import Row, row
 from slackfit.bounds.bound import utility_bound
 from traces.simulation.cells import Cell, CellScore, cell_arrivals, cell_profile, estimate
 
@@ -35,7 +35,6 @@ ASKED = {
 
 Key = tuple[float, float, float]
 Scores = Mapping[str, Sequence[CellScore]]
-Row = dict[str, Any]
 
 
 def bar_rows(cells: Mapping[Key, Scores]) -> list[Row]:
@@ -45,9 +44,18 @@ def bar_rows(cells: Mapping[Key, Scores]) -> list[Row]:
         if key in cells:
             ours = cells[key]["drainfit"]
             figure = f"policies/bar/{key[2]:g}/cv{key[1]:g}/ov{key[0] * 1e3:g}"
-            rows.append(_row(f"{figure}/attainment", _mean(ours, "attainment"), f">= {attainment}"))
-            rows.append(_row(f"{figure}/accuracy", _mean(ours, "accuracy"), f">= {accuracy}"))
-    return rows + [row for key, scores in cells.items() for row in _cell_rows(key, scores)]
+            rows.append(
+                row(
+                    f"{figure}/attainment",
+                    _mean(ours, "attainment"),
+                    "fraction",
+                    f">= {attainment}",
+                )
+            )
+            rows.append(
+                row(f"{figure}/accuracy", _mean(ours, "accuracy"), "fraction", f">= {accuracy}")
+            )
+    return rows + [one for key, scores in cells.items() for one in _cell_rows(key, scores)]
 
 
 def bound_rows(
@@ -67,11 +75,15 @@ def bound_rows(
         )
         ours = scores[key]["drainfit"][0].utility
         of_bound = ours / limit
-        rows.append(_row(f"policies/bound/{_name(key)}", of_bound, f"bound {limit:.5f}, seed 0"))
+        rows.append(
+            row(f"policies/bound/{_name(key)}", of_bound, "fraction", f"bound {limit:.5f}, seed 0")
+        )
         if _mean(scores[key][_SMALLEST], "attainment") >= 0.999:
             least = min(least or (of_bound, _name(key)), (of_bound, _name(key)))
     if least is not None:
-        rows.insert(0, _row("policies/bar/of_bound", least[0], f">= 0.98; least at {least[1]}"))
+        rows.insert(
+            0, row("policies/bar/of_bound", least[0], "fraction", f">= 0.98; least at {least[1]}")
+        )
     return rows
 
 
@@ -127,10 +139,15 @@ def _cell_rows(key: Key, scores: Scores) -> list[Row]:
             f"95 % +-{utility.half_width:.5f}; attainment {_mean(scores[name], 'attainment'):.5f}, "
             f"accuracy {_mean(scores[name], 'accuracy'):.5f}"
         )
-        rows.append(_row(f"policies/utility/{_name(key)}/{name}", utility.mean, detail))
+        rows.append(row(f"policies/utility/{_name(key)}/{name}", utility.mean, "fraction", detail))
     best = max(RIVALS, key=lambda n: _mean(scores[n], "utility"))
     rows.append(
-        _row(f"policies/utility/{_name(key)}/best_rival", _mean(scores[best], "utility"), best)
+        row(
+            f"policies/utility/{_name(key)}/best_rival",
+            _mean(scores[best], "utility"),
+            "fraction",
+            best,
+        )
     )
     return rows
 
@@ -145,7 +162,7 @@ def _worst(
     detail = f"{sign} {bar}; worst of {len(gaps)} at {where}; missed {len(missed)}"
     if missed:
         detail += ": " + "; ".join(f"{name} ({gap:+.5f})" for gap, name in sorted(missed)[:20])
-    return _row(figure, worst, detail)
+    return row(figure, worst, "fraction", detail)
 
 
 def _mean(scores: Sequence[CellScore], what: str) -> float:
@@ -155,7 +172,3 @@ def _mean(scores: Sequence[CellScore], what: str) -> float:
 def _name(key: Key) -> str:
     overhead_s, cv2, rate_qps = key
     return f"{rate_qps:g}/cv{cv2:g}/ov{overhead_s * 1e3:g}"
-
-
-def _row(figure: str, value: float, detail: str) -> Row:
-    return {"figure": figure, "value": round(value, 6), "unit": "fraction", "detail": detail}

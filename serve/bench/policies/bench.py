@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 from serve.bench.policies import speed, tiny
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
+from serve.bench.rows import Row, Tell, row
 from traces.simulation.cells import Cell, CellScore, Estimate, estimate, run_cells
 from traces.trace import TraceError
-
-Row = dict[str, Any]
-Progress = Callable[[str], None]
 
 
 class PoliciesScale(NamedTuple):
@@ -51,7 +49,7 @@ class PoliciesBench:
     """One run of the benchmark: keeps the rows and shares out the cells."""
 
     def __init__(
-        self, profiles: Path, scale: PoliciesScale, *, processes: int | None, tell: Progress
+        self, profiles: Path, scale: PoliciesScale, *, processes: int | None, tell: Tell
     ) -> None:
         self._resnet = str(profiles / "superserve_resnet_2080ti.json")
         self._dynabert = str(profiles / "superserve_dynabert_2080ti.json")
@@ -235,26 +233,21 @@ class PoliciesBench:
     ) -> None:
         accuracy = f"{printed.accuracy:.4f}" if printed.accuracy else "not printed"
         self.rows.append(
-            row(
+            mean_row(
                 f"{figure}/attainment",
                 estimate(s.attainment for s in seeds),
                 f"paper {printed.attainment:g}",
             )
         )
         self.rows.append(
-            row(f"{figure}/accuracy", estimate(s.accuracy for s in seeds), f"paper {accuracy}")
+            mean_row(f"{figure}/accuracy", estimate(s.accuracy for s in seeds), f"paper {accuracy}")
         )
 
 
-def row(figure: str, value: Estimate, detail: str) -> Row:
+def mean_row(figure: str, value: Estimate, detail: str) -> Row:
     """Return a row for a mean over seeds."""
     interval = f"95 % +-{value.half_width:.5f}"
-    return {
-        "figure": figure,
-        "value": round(value.mean, 6),
-        "unit": "fraction",
-        "detail": f"{interval}; {detail}",
-    }
+    return row(figure, value.mean, "fraction", f"{interval}; {detail}")
 
 
 def summary(rows: Iterable[Row]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from serve.bench.policies.superserve_paper import NUM_WORKERS, RESNET_SLO_S, load_spec
+from serve.bench.rows import Row, row
 from slackfit.derive import densified
 from slackfit.policies import create_policy
 from slackfit.policy import WorkerView
@@ -21,20 +21,19 @@ from slackfit.simulation.simulate import simulate
 from traces.simulation.cells import estimate
 from traces.spec.spec import parse_spec
 
-Row = dict[str, Any]
-
 
 def rows(profile: Path) -> list[Row]:
     """Return the rows of speed and queueing theory."""
     table = LatencyProfile.load(profile)
     found = [
-        _simulated(table, name, asked) for name, asked in (("slackfit", 4e5), ("drainfit", 2e5))
+        _simulated(table, name, least_qps)
+        for name, least_qps in (("slackfit", 4e5), ("drainfit", 2e5))
     ]
     found += [_decision(table, name) for name in ("slackfit", "drainfit")]
     return found + [_m_d_1(load) for load in (0.3, 0.6, 0.8)]
 
 
-def _simulated(profile: LatencyProfile, name: str, asked: float) -> Row:
+def _simulated(profile: LatencyProfile, name: str, least_qps: float) -> Row:
     """Queries simulated per second at 7,000 queries/s, the best of three runs of 10 s."""
     arrival_s = parse_spec(load_spec(7000, 4, 10), seed=0).arrival_s
     rates: list[float] = []
@@ -43,13 +42,8 @@ def _simulated(profile: LatencyProfile, name: str, asked: float) -> Row:
         began_s = time.process_time()
         simulate(arrival_s, profile, policy, slo_s=RESNET_SLO_S, num_workers=NUM_WORKERS)
         rates.append(len(arrival_s) / (time.process_time() - began_s))
-    detail = f">= {asked:,.0f}; 7,000 queries/s, 8 workers, processor time, best of 3"
-    return {
-        "figure": f"policies/speed/{name}/simulated",
-        "value": round(max(rates)),
-        "unit": "queries/s",
-        "detail": detail,
-    }
+    detail = f">= {least_qps:,.0f}; 7,000 queries/s, 8 workers, processor time, best of 3"
+    return row(f"policies/speed/{name}/simulated", max(rates), "queries/s", detail, digits=None)
 
 
 def _decision(profile: LatencyProfile, name: str) -> Row:
@@ -70,12 +64,8 @@ def _decision(profile: LatencyProfile, name: str) -> Row:
         assert decision is not None, "both always decide"
         view.memo = decision.memo
     p50, p99 = np.quantile(took_s, [0.5, 0.99]) * 1e6
-    return {
-        "figure": f"policies/speed/{name}/decision_p99",
-        "value": round(float(p99), 2),
-        "unit": "us",
-        "detail": f"<= 20; p50 {p50:.2f} us; 10,000 waiting, 64 subnets, 8 workers, wall time",
-    }
+    detail = f"<= 20; p50 {p50:.2f} us; 10,000 waiting, 64 subnets, 8 workers, wall time"
+    return row(f"policies/speed/{name}/decision_p99", p99, "us", detail, digits=2)
 
 
 def _m_d_1(load: float) -> Row:
@@ -91,9 +81,5 @@ def _m_d_1(load: float) -> Row:
     expected_s = load * service_s / (2 * (1 - load))
     found = estimate((waits_s.reshape(40, -1).mean(axis=1) / expected_s).tolist())
     is_within = math.fabs(found.mean - 1) <= found.half_width
-    return {
-        "figure": f"policies/theory/m_d_1/load{load:g}",
-        "value": round(found.mean, 5),
-        "unit": "ratio",
-        "detail": f"wait / theory; 95 % +-{found.half_width:.5f}, 1 within: {is_within}",
-    }
+    detail = f"wait / theory; 95 % +-{found.half_width:.5f}, 1 within: {is_within}"
+    return row(f"policies/theory/m_d_1/load{load:g}", found.mean, "ratio", detail, digits=5)

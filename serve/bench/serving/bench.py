@@ -12,16 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from serve.bench.rows import Row, Tell
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.setting import (
-    Row,
-    Setting,
-    Tell,
-    find_checkpoint,
-    find_data,
-    measured,
-    slo_row,
-)
+from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 
 PARTS = ("peers", "overload", "doors", "soak")

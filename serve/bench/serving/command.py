@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.bench.rows import write_rows
+from slackfit.user_errors import user_errors
 
 
 def bench_serving(
@@ -49,28 +50,25 @@ def bench_serving(
     from supernet import CheckpointError
     from traces.trace import TraceError
 
-    bench = None
-    try:
-        bench = ServingBench(
-            out,
-            checkpoint=checkpoint,
-            data=data,
-            full=full,
-            duration_s=duration_s,
-            tell=lambda text: typer.echo(text, err=True),
-        )
-        bench.run(None if part is None else [name.strip() for name in part.split(",")])
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on where it was", err=True)
-    except (ServeConfigError, CheckpointError, ClientError, ProfileError, TraceError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    else:
-        _write(bench.rows, bench.picture, json_out)
-        return
+    bench, is_stopped = None, False
+    with user_errors(ServeConfigError, CheckpointError, ClientError, ProfileError, TraceError):
+        try:
+            bench = ServingBench(
+                out,
+                checkpoint=checkpoint,
+                data=data,
+                full=full,
+                duration_s=duration_s,
+                tell=lambda text: typer.echo(text, err=True),
+            )
+            bench.run(None if part is None else [name.strip() for name in part.split(",")])
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on where it was", err=True)
+            is_stopped = True
     if bench is not None:
         _write(bench.rows, bench.picture, json_out)
-    raise typer.Exit(130)
+    if is_stopped:
+        raise typer.Exit(130)
 
 
 def _write(rows: list[dict], picture: dict, json_out: str | None) -> None:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.cluster import running
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import samples
 from serve.bench.serving.server_process import server_process
-from serve.bench.serving.setting import Row, Setting, Tell
+from serve.bench.serving.setting import Setting
 from serve.client.dial import dial
 from serve.client.http_wire import HttpWire
 from serve.client.rpc_channel import async_rpc_channel, call_of
@@ -102,9 +103,9 @@ class DoorsBench:
             what = "whole latency" if name in _NO_OPS else "latency less execution"
             text = f"{door.text}; {what}, {len(overheads_ms)} requests, one at a time, idle"
             for quantile, note in ((50, bar), (99, "")):
-                value = round(float(np.percentile(overheads_ms, quantile)), 4)
+                value = float(np.percentile(overheads_ms, quantile))
                 figure = f"serving/doors/{name}/p{quantile}"
-                rows.append({"figure": figure, "value": value, "unit": "ms", "detail": text + note})
+                rows.append(row(figure, value, "ms", text + note, digits=4))
         return rows
 
     async def _measure(self, urls: dict[str, str]) -> dict[str, list[float]]:

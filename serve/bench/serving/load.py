@@ -19,6 +19,7 @@ import numpy as np
 from serve.client.dial import dial
 from serve.commands.live_replay import LiveReplay
 from traces.open_loop.payloads import load_payloads, noise_payloads
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import ReplayResult
 from traces.open_loop.sender import Progress
 from traces.open_loop.target import ReplayRequest, Target
@@ -75,12 +76,14 @@ class Load:
         run = LiveReplay(
             trace=parse_spec(spec, seed=seed),
             url=url,
+            options=ReplayOptions(
+                slo_s=self.slo_s,
+                seed=seed,
+                timeout_s=max(_PATIENCE_SLOS * self.slo_s, 0.5),
+                warmup_s=self.warmup_s,
+            ),
             model=self.model,
-            slo_s=self.slo_s,
             data=self.data,
-            seed=seed,
-            warmup_s=self.warmup_s,
-            timeout_s=max(_PATIENCE_SLOS * self.slo_s, 0.5),
             num_processes=num_processes,
         )
         before = busy_s()

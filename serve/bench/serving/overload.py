@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.server_process import ServerProcess, server_process
-from serve.bench.serving.setting import Row, Setting, Tell
+from serve.bench.serving.setting import Setting
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from traces.open_loop.result import Answer
@@ -182,10 +183,7 @@ class OverloadBench:
                 f"resident {before:.0f} MiB before, at most {highest:.0f}, {last:.0f} at the end",
             ),
         ]  # fmt: skip
-        return [
-            {"figure": f"{figure}/{n}", "value": round(v, 4), "unit": u, "detail": d}
-            for n, v, u, d in rows
-        ]
+        return [row(f"{figure}/{n}", v, u, d, digits=4) for n, v, u, d in rows]
 
 
 def run_text(score: LoadScore) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.cluster import Cluster, running
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
-from serve.bench.serving.setting import Row, Setting, Tell
+from serve.bench.serving.setting import Setting
 from traces.report.plane_plot import PlanePoint as Mark
 
 SIZES = ("smallest", "middle", "largest")
@@ -203,16 +204,16 @@ class PeersBench:
         """Return the rows of what is measured so far."""
         if "peers/capacity_qps" not in self._journal:
             return []
-        capacity = _row(
+        capacity = row(
             "serving/peers/capacity", self.capacity_qps(), "queries/s",
             f"{self._subnets['middle']}, the best of three closed loops through the peer, batch "
             f"{self._max_batch_size}; the loads are shares of it",
         )  # fmt: skip
-        slo = _row("serving/peers/slo", self._load.slo_s, "s", "of every query, see serving/slo")
+        slo = row("serving/peers/slo", self._load.slo_s, "s", "of every query, see serving/slo")
         rows = [capacity, slo]
         if "peers/proxy_qps" in self._journal:
             text = "a closed loop to ours on the smallest subnet; runs via proxy are shares of it"
-            rows.append(_row("serving/peers/proxy_capacity", self.proxy_qps(), "queries/s", text))
+            rows.append(row("serving/peers/proxy_capacity", self.proxy_qps(), "queries/s", text))
         for share in self._scale.loads:
             rows += self._load_rows(share)
         return rows
@@ -252,8 +253,8 @@ class PeersBench:
             whole = pooled(runs)
             figure = f"serving/peers/load{share * 100:.0f}/{system}"
             detail = self._detail(share, system, runs, whole)
-            rows.append(_row(f"{figure}/attainment", whole.attainment, "fraction", detail))
-            rows.append(_row(f"{figure}/accuracy", whole.accuracy, "fraction", _measured(whole)))
+            rows.append(row(f"{figure}/attainment", whole.attainment, "fraction", detail))
+            rows.append(row(f"{figure}/accuracy", whole.accuracy, "fraction", _measured(whole)))
         for ours in OURS:
             rows += bar_rows(share, ours, {name: pooled(runs) for name, runs in scores.items()})
         return rows
@@ -307,15 +308,15 @@ def bar_rows(share: float, ours: str, scores: Mapping[str, LoadScore]) -> list[R
         return []
     figure = f"serving/peers/load{share * 100:.0f}/{ours}_dominates"
     rows = [
-        _row(f"{figure}_{size}", float(dominates(mine, other)), "bool", _against(mine, other))
+        row(f"{figure}_{size}", float(dominates(mine, other)), "bool", _against(mine, other))
         for size, other in fixed.items()
     ]
     best = max(fixed, key=lambda size: fixed[size].attainment)
-    row = _row(
+    over_best = row(
         f"{figure}_best", float(dominates(mine, fixed[best])), "bool",
         f"the best fixed one by attainment is {best}: {_against(mine, fixed[best])}",
     )  # fmt: skip
-    return [*rows, row]
+    return [*rows, over_best]
 
 
 def dominates(mine: LoadScore, other: LoadScore) -> bool:
@@ -346,7 +347,3 @@ def _measured(score: LoadScore) -> str:
     if score.measured_accuracy is None:
         return text
     return f"{text}; measured top-1 of all answers {score.measured_accuracy:.4f}"
-
-
-def _row(figure: str, value: float, unit: str, detail: str) -> Row:
-    return {"figure": figure, "value": round(value, 6), "unit": unit, "detail": detail}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.load import Load
 from serve.config import ServeConfig, ServeConfigError, parse_config
 from slackfit.profile import LatencyProfile
-
-Row = dict[str, Any]
-Tell = Callable[[str], None]
 
 DEMO_CHECKPOINT = Path("runs/demo/checkpoint")
 SLO_FACTOR = 10.0
@@ -122,4 +119,4 @@ def slo_row(setting: Setting) -> Row:
         f"{profile.device}, {setting.threads} device thread, {profile.packing}; samples from "
         f"{setting.load.data or 'noise'}"
     )
-    return {"figure": "serving/slo", "value": slo_s, "unit": "s", "detail": detail}
+    return row("serving/slo", slo_s, "s", detail)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.overload import run_text
 from serve.bench.serving.server_process import ServerProcess, server_process
-from serve.bench.serving.setting import Row, Setting, Tell
+from serve.bench.serving.setting import Setting
 
 LOAD = 0.8
 _STRETCHES = 12
@@ -57,8 +58,8 @@ class SoakBench:
         part = max(1, len(cells) // 4)
         first, last = p99_ms[:part].mean(), p99_ms[-part:].mean()
         growth = resident[-1] / resident[0] - 1.0
-        asked = sum(s.num_queries for s in scores)
-        attainment = sum(s.on_time for s in scores) / max(asked, 1)
+        num_queries = sum(s.num_queries for s in scores)
+        attainment = sum(s.on_time for s in scores) / max(num_queries, 1)
         length = f"{len(cells)} stretches of {self._stretch_s:g} s at {LOAD:.0%} of capacity"
         num_valid = sum(s.is_valid for s in scores)
         figures = [
@@ -75,7 +76,7 @@ class SoakBench:
             ),
             (
                 "attainment", attainment, "fraction",
-                f"{asked} queries; {num_valid} of {len(cells)} stretches valid; the last: "
+                f"{num_queries} queries; {num_valid} of {len(cells)} stretches valid; the last: "
                 f"{run_text(scores[-1])}",
             ),
             (
@@ -84,10 +85,7 @@ class SoakBench:
                 f"{_SEARCH_STEP:g}",
             ),
         ]  # fmt: skip
-        return [
-            {"figure": f"serving/soak/{n}", "value": round(float(v), 4), "unit": u, "detail": d}
-            for n, v, u, d in figures
-        ]
+        return [row(f"serving/soak/{n}", v, u, d, digits=4) for n, v, u, d in figures]
 
     def _capacity_qps(self, server: ServerProcess) -> float:
         """Return the highest rate of a rising search that is met."""

@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from serve.bench.rows import Row, Tell, row
 from serve.bench.training.cases import CASES, CHANGES, cased, points_of, same_work, work
+from slackfit.output_files import write_text
 from supernet import Arch, cost, define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset, steps_per_epoch
 from training.data.samples import Dataset
 from training.evaluation.evaluate import measure
 from training.trainer.trainer import Trainer
-
-Row = dict[str, Any]
 
 _KEEP_EVERY_S = 10.0
 
@@ -58,7 +58,7 @@ class TrainingBench:
         *,
         cases: Sequence[str],
         num_seeds: int,
-        tell: Callable[[str], None] = lambda text: None,
+        tell: Tell = lambda text: None,
     ):
         """Runs are kept in `out`. Raises ValueError listing the known cases."""
         unknown = sorted(set(cases) - set(CASES))
@@ -108,18 +108,14 @@ class TrainingBench:
                 trainer._train_step(batch)
                 best[i] = min(best[i], time.perf_counter() - started_s)
         macs = [cost(self._definition, arch).macs for arch in (self.points[-1], self.points[0])]
-        return {
-            "figure": "training/step_cost/sandwich_over_single",
-            "value": best[1] / best[0],
-            "unit": "ratio",
-            "detail": {
-                "single_ms": best[0] * 1e3,
-                "sandwich_ms": best[1] * 1e3,
-                "batch_size": size,
-                "threads": torch.get_num_threads(),
-                "macs_smallest_over_largest": macs[1] / macs[0],
-            },
+        detail = {
+            "single_ms": best[0] * 1e3,
+            "sandwich_ms": best[1] * 1e3,
+            "batch_size": size,
+            "threads": torch.get_num_threads(),
+            "macs_smallest_over_largest": macs[1] / macs[0],
         }
+        return row("training/step_cost/sandwich_over_single", best[1] / best[0], "ratio", detail)
 
     def _all(self) -> tuple[list[str], list[int]]:
         pairs = [(case, seed) for case in self._cases for seed in range(self._num_seeds)]
@@ -141,9 +137,7 @@ class TrainingBench:
             return
         accuracy = {arch.subnet_id: self._accuracy(trainer, data, arch) for arch in self.points}
         run = TrainingRun(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
-        partial = folder / "result.json.partial"
-        partial.write_text(json.dumps(run._asdict()) + "\n", encoding="utf-8")
-        partial.replace(folder / "result.json")
+        write_text(folder / "result.json", json.dumps(run._asdict()) + "\n")
         (folder / "resume.safetensors").unlink()
         mean = np.mean(list(accuracy.values()))
         self._tell(f"{case}, seed {seed}: mean {mean:.4f}, {wall_s:.0f} s")
@@ -163,23 +157,28 @@ class TrainingBench:
     def _case_rows(self, case: str, runs: list[TrainingRun], deps: list[TrainingRun]) -> list[Row]:
         macs = {a.subnet_id: cost(self._definition, a).macs for a in self.points}
         rows = [
-            _row(f"{case}/p{i + 1}/accuracy", [r.accuracy[a.subnet_id] for r in runs], "fraction",
-                 subnet_id=a.subnet_id, macs=macs[a.subnet_id])
+            _mean_row(
+                f"{case}/p{i + 1}/accuracy",
+                [r.accuracy[a.subnet_id] for r in runs],
+                "fraction",
+                subnet_id=a.subnet_id,
+                macs=macs[a.subnet_id],
+            )
             for i, a in enumerate(self.points)
-        ]  # fmt: skip
+        ]
         means = [float(np.mean(list(r.accuracy.values()))) for r in runs]
-        rows.append(_row(f"{case}/mean/accuracy", means, "fraction"))
-        rows.append(_row(f"{case}/wall", [r.wall_s for r in runs], "s", steps=runs[0].steps))
-        rows.append(_row(f"{case}/cpu", [r.cpu_s for r in runs], "s"))
+        rows.append(_mean_row(f"{case}/mean/accuracy", means, "fraction"))
+        rows.append(_mean_row(f"{case}/wall", [r.wall_s for r in runs], "s", steps=runs[0].steps))
+        rows.append(_mean_row(f"{case}/cpu", [r.cpu_s for r in runs], "s"))
         paired = {r.seed: r for r in deps}
         both = [(r, paired[r.seed]) for r in runs if r.seed in paired]
         if case != "deps" and both:
             for name, pick in self._picks().items():
                 gains = [pick(mine) - pick(other) for mine, other in both]
-                row = _row(f"{case}/{name}/over_deps", gains, "fraction")
-                spread = row["detail"]["spread"]
-                row["detail"]["counts"] = len(gains) > 1 and abs(row["value"]) > spread
-                rows.append(row)
+                gain = _mean_row(f"{case}/{name}/over_deps", gains, "fraction")
+                spread = gain["detail"]["spread"]
+                gain["detail"]["counts"] = len(gains) > 1 and abs(gain["value"]) > spread
+                rows.append(gain)
         return rows
 
     def _picks(self) -> dict[str, Callable[[TrainingRun], float]]:
@@ -219,14 +218,10 @@ class TrainingBench:
         return load_dataset(self._base.data, seed)
 
 
-def _row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
+def _mean_row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {
-        "figure": f"training/{figure}",
-        "value": float(np.mean(values)),
-        "unit": unit,
-        "detail": {**detail, "seeds": values, "spread": spread},
-    }
+    detail |= {"seeds": values, "spread": spread}
+    return row(f"training/{figure}", float(np.mean(values)), unit, detail, digits=9)
 
 
 class _ElapsedTime:
@@ -254,5 +249,5 @@ class _ElapsedTime:
             before + end - start
             for before, end, start in zip(self._before, now, self._started, strict=True)
         )
-        self._path.write_text(json.dumps([wall_s, cpu_s]) + "\n")
+        write_text(self._path, json.dumps([wall_s, cpu_s]) + "\n")
         return wall_s, cpu_s

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from serve.bench.rows import write_rows
+from slackfit.user_errors import user_errors
 
 
 def bench_training(
@@ -43,22 +44,20 @@ def bench_training(
     stopped: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
     try:
-        if threads:
-            torch.set_num_threads(threads)
-        names = CASES if case == "all" else tuple(case.split(",")) if case else QUICK
-        bench = TrainingBench(
-            out,
-            base_config(data, epochs=epochs, images=images, threads=threads),
-            cases=names,
-            num_seeds=seeds,
-            tell=lambda text: typer.echo(text, err=True),
-        )
-        rows = bench.run(should_stop=lambda: bool(stopped))
-        if not stopped:
-            rows.append(bench.step_cost())
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        with user_errors(ValueError, OSError, RuntimeError):
+            if threads:
+                torch.set_num_threads(threads)
+            names = CASES if case == "all" else tuple(case.split(",")) if case else QUICK
+            bench = TrainingBench(
+                out,
+                base_config(data, epochs=epochs, images=images, threads=threads),
+                cases=names,
+                num_seeds=seeds,
+                tell=lambda text: typer.echo(text, err=True),
+            )
+            rows = bench.run(should_stop=lambda: bool(stopped))
+            if not stopped:
+                rows.append(bench.step_cost())
     finally:
         signal.signal(signal.SIGINT, previous)
     lines = (

@@ -12,6 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from serve.commands.live_replay import simulated_server
+from serve.commands.replay_command import _about_fidelity
+from slackfit.profile import LatencyProfile
+from traces.open_loop.target import Model, TensorSpec
+
 pytestmark = pytest.mark.alone
 
 COMMAND = [sys.executable, "-m", "serve"]
@@ -19,7 +24,13 @@ SPEC = "poisson:rate=60,duration=3,slo_ms=150,class=1"
 
 
 @pytest.fixture
-def url(profile_file: Path) -> Iterator[str]:
+def settings() -> list[str]:
+    """Options of the server, beside those that every test here needs."""
+    return []
+
+
+@pytest.fixture
+def url(profile_file: Path, settings: list[str]) -> Iterator[str]:
     """A server of the tiny profile, ten times as slow: 10 to 40 ms for one query."""
     fields = json.loads(profile_file.read_text())
     for subnet in fields["subnets"]:
@@ -27,7 +38,7 @@ def url(profile_file: Path) -> Iterator[str]:
     profile_file.write_text(json.dumps(fields))
     words = ["serve", "--no-ray", "--port", "0", "--device", "timed", "--profile"]
     process = subprocess.Popen(
-        [*COMMAND, *words, str(profile_file), "--set", "input_shape=1,2,2"],
+        [*COMMAND, *words, str(profile_file), "--set", "input_shape=1,2,2", *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -81,3 +92,27 @@ def test_another_profile_than_the_servers_is_refused(url, profile_file, tmp_path
     alone = replay(url, tmp_path / "out", "--also-simulate")
     assert (alone.returncode, "go together" in alone.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [["--max-queue", "3", "--subnets", "small"]])
+def test_the_twin_has_the_settings_of_the_server(url, profile_file, tmp_path):
+    trace = ["--trace", "poisson:rate=400,duration=1,slo_ms=400"]
+    done = replay(url, tmp_path, *trace, "--also-simulate", "--profile", str(profile_file))
+    assert done.returncode == 0, done.stderr
+    assert "note:" not in done.stdout
+    live, simulated = json.loads((tmp_path / "report.json").read_text())
+    assert live["config"]["server_settings"]["max_queue"] == 3
+    for report in (live, simulated):  # by default a thousand wait, and none is refused for that
+        assert report["reasons"].get("queue_full", 0) > 50, report["reasons"]
+        assert list(report["subnets"]) == ["small"]
+    assert abs(live["fidelity"]["slo_attainment"]["error"]) < 0.15
+
+
+def test_of_an_older_server_the_defaults_are_simulated(profile: LatencyProfile):
+    tensor = TensorSpec(name="input", datatype="UINT8", shape=(-1, 1, 2, 2))
+    about = {"policy": "slackfit", "profile": "tiny"}
+    server = simulated_server(Model(name="tiny", tensor=tensor, parameters=about), profile, 0.001)
+    assert (server.policy, server.max_queue, server.drop_hopeless) == ("slackfit", 1000, True)
+    assert server.profile == profile
+    (note,) = _about_fidelity({"fidelity": {}, "config": {"server_settings": None}})[:1]
+    assert note.startswith("note: the server does not say its settings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_health_metadata_and_configuration(ask):
     parameters = {k: v.string_value for k, v in config.config.parameters.items()}
     assert parameters == {**serves, "input_range": "[0, 255]"}
     assert about.items() >= serves.items()
+    assert json.loads(about["settings"])["max_queue"] == 1000
     assert [(row.name, row.state) for row in index.models] == [("tiny", "READY")]
 
 

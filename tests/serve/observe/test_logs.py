@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import typer
 
 from serve.commands.serve_command import serve
 from serve.doors.request_id import RequestIds
@@ -158,7 +157,7 @@ def test_the_command_line_chooses_the_format(
         root.handlers[:] = before
         query_logger.setLevel(level)
     assert json.loads(capsys.readouterr().err)["message"] == "it is up"
-    with pytest.raises(typer.Exit):
+    with pytest.raises(SystemExit):
         serve(profile=[str(profile_file)], device="timed", no_ray=True, log_format="xml")
     assert "log_format: Input should be 'text' or 'json', got 'xml'" in capsys.readouterr().err
 

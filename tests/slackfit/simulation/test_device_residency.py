@@ -11,6 +11,7 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.resident_table import ResidentTable
 from slackfit.simulation.device_residency import SimulatedResidency
+from slackfit.simulation.devices import DeviceModel
 from slackfit.simulation.simulate import simulate
 
 BASE_S = {"s": 0.010, "l": 0.040}
@@ -97,7 +98,7 @@ def test_the_simulator_serves_faster_beside_what_is_resident(profile: LatencyPro
             profile,
             create_policy("fixed:largest", profile),
             slo_s=0.2,
-            residency=residency,
+            devices=DeviceModel(residency=residency),
         )
         assert len(outcomes) == 200
         return float(np.mean([o.finish_s - o.arrival_s for o in outcomes]))
@@ -105,6 +106,10 @@ def test_the_simulator_serves_faster_beside_what_is_resident(profile: LatencyPro
     assert latency_s(None) == pytest.approx(0.040)
     assert latency_s(kept) < 0.025
     assert kept.summary()["batches"] == 200
+    again = kept.fresh()
+    assert again.summary()["batches"] == 0
+    assert latency_s(again) == latency_s(kept.fresh()) < 0.025
+    assert again.summary() == kept.summary()
 
 
 def test_what_can_not_be_is_refused(profile: LatencyProfile) -> None:

@@ -1,4 +1,4 @@
-"""What befalls simulated devices: noise, failures, slow-downs, other profiles, switches."""
+"""What happens to simulated devices: noise, failures, slow-downs, other profiles, switches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from slackfit.derive import with_overhead
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
-from slackfit.simulation.devices import Devices, Failure, Slowdown
+from slackfit.simulation.devices import DeviceModel, Devices, Failure, Slowdown
 from slackfit.simulation.simulate import simulate
 
 PAIR = LatencyProfile(
@@ -30,9 +30,16 @@ PAIR = LatencyProfile(
 )
 
 
-def run(arrival_s, **options):
-    policy = create_policy("fixed:a", PAIR)
-    return simulate(np.array(arrival_s, dtype=float), PAIR, policy, slo_s=100.0, **options)
+def run(arrival_s, num_workers=1, seed=0, **devices):
+    return simulate(
+        np.array(arrival_s, dtype=float),
+        PAIR,
+        create_policy("fixed:a", PAIR),
+        slo_s=100.0,
+        num_workers=num_workers,
+        seed=seed,
+        devices=DeviceModel(**devices),
+    )
 
 
 def test_a_failed_worker_loses_what_it_runs_and_is_not_used_again():
@@ -65,7 +72,7 @@ def test_a_slowdown_holds_for_what_starts_after_it_until_the_next():
 
 
 def test_each_worker_may_have_its_own_profile():
-    outcomes = run([0.0, 0.0], num_workers=2, worker_profiles=[PAIR, with_overhead(PAIR, 0.5)])
+    outcomes = run([0.0, 0.0], num_workers=2, profiles=[PAIR, with_overhead(PAIR, 0.5)])
     assert [o.finish_s for o in outcomes] == [1.0, 1.5]
 
 
@@ -90,7 +97,13 @@ def test_a_switch_costs_what_was_said_and_the_first_subnet_nothing(trio):
     policy = create_policy("slackfit@num_buckets=3", trio)
     slo_s = np.array([1.0, 0.015, 1.0])
     plain, paying = (
-        simulate(np.array([0.0, 2.0, 4.0]), trio, policy, slo_s=slo_s, switch_cost_s=cost)
+        simulate(
+            np.array([0.0, 2.0, 4.0]),
+            trio,
+            policy,
+            slo_s=slo_s,
+            devices=DeviceModel(switch_cost_s=cost),
+        )
         for cost in (0.0, {"small": 0.25, "medium": 0.5, "large": 0.5})
     )
     assert [o.subnet_id for o in plain] == ["large", "small", "large"]
@@ -101,7 +114,7 @@ def test_a_switch_costs_what_was_said_and_the_first_subnet_nothing(trio):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overhead_s": -1.0}, "dispatch_overhead_s is -1.0, allowed 0 or more"),
+        ({"overhead_s": -1.0}, "overhead_s is -1.0, allowed 0 or more"),
         ({"switch_cost_s": {"a": -2.0}}, "switch_cost_s goes down to -2.0, allowed 0 or more"),
         ({"profiles": [PAIR]}, "profiles has 1 for 2 workers, allowed one each"),
         ({"noise": []}, "noise needs at least one residual, each a finite ratio above 0"),
@@ -109,7 +122,7 @@ def test_a_switch_costs_what_was_said_and_the_first_subnet_nothing(trio):
 )
 def test_bad_devices_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Devices(2, **options)
+        Devices(2, DeviceModel(**options))
 
 
 def test_noise_needs_more_than_a_median(resnet):
@@ -118,7 +131,7 @@ def test_noise_needs_more_than_a_median(resnet):
         "subnets; measure them, or give residuals"
     )
     with pytest.raises(ProfileError, match=f"^{re.escape(message)}$"):
-        Devices(1, noise=resnet)
+        Devices(1, DeviceModel(noise=resnet))
 
 
 @pytest.mark.parametrize(

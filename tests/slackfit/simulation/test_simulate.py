@@ -12,6 +12,7 @@ import pytest
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.simulation.devices import DeviceModel
 from slackfit.simulation.simulate import simulate
 
 
@@ -66,8 +67,8 @@ def test_same_arguments_give_the_same_bytes(resnet: LatencyProfile):
 
 def test_dispatch_overhead_lengthens_each_batch():
     profile = one_subnet(1.0)
-    policy = create_policy("fixed:only", profile)
-    outcomes = simulate(np.array([0.0]), profile, policy, slo_s=2.0, dispatch_overhead_s=0.25)
+    policy, slow = create_policy("fixed:only", profile), DeviceModel(overhead_s=0.25)
+    outcomes = simulate(np.array([0.0]), profile, policy, slo_s=2.0, devices=slow)
     assert outcomes[0].finish_s == 1.25
 
 

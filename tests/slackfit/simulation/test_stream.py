@@ -9,7 +9,7 @@ import pytest
 
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
-from slackfit.simulation.devices import Failure
+from slackfit.simulation.devices import DeviceModel, Failure
 from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 
@@ -24,7 +24,7 @@ def test_pieces_of_any_size_give_the_report_of_the_whole(resnet, name, size):
     arrival_s = arrivals(6000, 14_000.0)
     events = [Failure(0.1, 3)]
     policy = create_policy(name, resnet)
-    options = {"slo_s": 0.036, "num_workers": 8, "events": events}
+    options = {"slo_s": 0.036, "num_workers": 8, "devices": DeviceModel(events=events)}
     words = {"policy": name, "slo_s": 0.036, "duration_s": 1.0, "seed": 0, "profile": "p"}
     whole = summarize(simulate(arrival_s, resnet, policy, **options), **words)
     pieces = (arrival_s[i : i + size] for i in range(0, len(arrival_s), size))

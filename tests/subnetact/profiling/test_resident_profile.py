@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer import Exit
 
 from slackfit.profile import LatencyProfile
 from slackfit.residency import Candidate, Savings
@@ -51,7 +50,7 @@ def test_a_measured_profile_has_a_table_per_subgraph_and_runs_in_the_simulator(
 def test_a_residency_too_small_for_any_slice_is_refused(
     checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Exit):
+    with pytest.raises(SystemExit):
         profile(
             checkpoint_folder, tmp_path / "p.json", batch_sizes="1", repeats=1, residency=1e-5,
             packing=None, cache_mib=None, device="cpu", threads=1, dtype=None, graph_mib=None,

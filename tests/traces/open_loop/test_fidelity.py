@@ -14,6 +14,7 @@ from traces.open_loop.fidelity import (
     simulate_live,
     wire_s,
 )
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import Answer, make_result
 from traces.open_loop.target import ReplayReply
 from traces.trace import Trace, TraceError
@@ -34,6 +35,8 @@ def profile() -> LatencyProfile:
 
 def server(profile: LatencyProfile, **changes) -> LiveServer:
     options = {
+        "max_allowance": 0.1,
+        "triage": True,
         "policy": "fixed:largest",
         "profile": profile,
         "wire_s": 0.002,
@@ -46,7 +49,7 @@ def server(profile: LatencyProfile, **changes) -> LiveServer:
 
 
 def test_a_lone_query_takes_its_profiled_time_and_the_wire(profile):
-    told = simulate_live(gamma(10.0, 0.0, 1.0), server(profile), slo_s=0.1)
+    told = simulate_live(gamma(10.0, 0.0, 1.0), server(profile), ReplayOptions(slo_s=0.1))
     assert [o.latency_s for o in told] == pytest.approx([0.012] * 10)
     assert figures(told) == pytest.approx(
         {"p50_ms": 12, "p95_ms": 12, "slo_attainment": 1.0, "mean_serving_accuracy": 0.9}
@@ -55,30 +58,36 @@ def test_a_lone_query_takes_its_profiled_time_and_the_wire(profile):
 
 def test_the_wire_can_make_a_query_late_that_the_device_finished_in_time(profile):
     slow = server(profile, wire_s=0.03)
-    told = simulate_live(gamma(10.0, 0.0, 1.0), slow, slo_s=0.03)
+    told = simulate_live(gamma(10.0, 0.0, 1.0), slow, ReplayOptions(slo_s=0.03))
     assert {o.status for o in told} == {"late"}
     assert told[0].deadline_s == pytest.approx(0.03 + told[0].arrival_s)
 
 
 def test_the_device_is_as_slow_as_the_live_one_was_at_that_time(profile):
     slow = [Slowdown(0.0, 0, 2.0), Slowdown(0.45, 0, 1.0)]
-    told = simulate_live(gamma(10.0, 0.0, 1.0), server(profile), slo_s=0.1, slowdowns=slow)
+    told = simulate_live(
+        gamma(10.0, 0.0, 1.0), server(profile), ReplayOptions(slo_s=0.1), slowdowns=slow
+    )
     took = [0.022 if o.arrival_s < 0.45 else 0.012 for o in told]
     assert [o.latency_s for o in told] == pytest.approx(took)
 
 
 def test_the_warm_up_is_served_but_not_counted(profile):
     trace = poisson(50.0, 2.0, seed=1)
-    whole = simulate_live(trace, server(profile), slo_s=0.1)
-    rest = simulate_live(trace, server(profile), slo_s=0.1, warmup_s=0.5)
+    whole = simulate_live(trace, server(profile), ReplayOptions(slo_s=0.1))
+    rest = simulate_live(trace, server(profile), ReplayOptions(slo_s=0.1, warmup_s=0.5))
     kept = [o for o in whole if o.arrival_s >= 0.5]
     assert [o.latency_s for o in rest] == pytest.approx([o.latency_s for o in kept])
     assert rest[0].arrival_s == pytest.approx(kept[0].arrival_s - 0.5)
 
 
 def test_errors_are_relative_for_latencies_and_differences_for_fractions(profile):
-    live = simulate_live(gamma(10.0, 0.0, 1.0), server(profile, wire_s=0.01), slo_s=0.1)
-    table = fidelity(live, simulate_live(gamma(10.0, 0.0, 1.0), server(profile), slo_s=0.1))
+    live = simulate_live(
+        gamma(10.0, 0.0, 1.0), server(profile, wire_s=0.01), ReplayOptions(slo_s=0.1)
+    )
+    table = fidelity(
+        live, simulate_live(gamma(10.0, 0.0, 1.0), server(profile), ReplayOptions(slo_s=0.1))
+    )
     assert table["p95_ms"]["error"] == pytest.approx(-0.4)
     assert table["slo_attainment"]["error"] == 0.0
     assert fidelity([], live)["p95_ms"]["error"] is None
@@ -109,6 +118,6 @@ def test_batches_count_once_and_the_wire_is_what_is_left(profile):
 def test_an_unknown_policy_or_no_deadline_is_said(profile):
     trace = gamma(10.0, 0.0, 1.0)
     with pytest.raises(TraceError, match="the server's policy can't be simulated"):
-        simulate_live(trace, server(profile, policy="theirs"), slo_s=0.1)
+        simulate_live(trace, server(profile, policy="theirs"), ReplayOptions(slo_s=0.1))
     with pytest.raises(TraceError, match="no deadlines"):
-        simulate_live(trace, server(profile), slo_s=None)
+        simulate_live(trace, server(profile), ReplayOptions(slo_s=None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import pytest
 from serve.client.dial import Dial, dial
 from serve.commands.live_replay import LiveReplay
 from traces.generators.arrivals import gamma, poisson
+from traces.open_loop.payloads import Payloads
+from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.sender_processes import SenderError, processes_for, replay_in_processes
 from traces.open_loop.timeline import COLUMNS
 from traces.trace import TraceError
@@ -54,8 +57,12 @@ def serve_trivially() -> Iterator[Callable[..., str]]:
         process.communicate()
 
 
-def run(url: str, **options):
-    return asyncio.run(LiveReplay(url=url, **options).run())
+def run(url: str, *, trace, data=None, num_processes=None, **options):
+    chosen = ReplayOptions(**options)
+    replay = LiveReplay(
+        trace=trace, url=url, options=chosen, data=data, num_processes=num_processes
+    )
+    return asyncio.run(replay.run())
 
 
 def test_any_server_of_the_protocol_can_be_replayed_against(serve_trivially, tmp_path):
@@ -140,9 +147,11 @@ def test_refused_queries_are_sent_again_inside_their_slack_only(serve_trivially)
 def test_several_processes_send_one_trace(serve_trivially):
     trace = poisson(300.0, 1.0, seed=2)
     told = []
-    options = {"slo_s": 0.2, "payloads": PAYLOADS, "warmup_s": 0.2, "progress": told.append}
-    dialled = Dial(serve_trivially(), "t")
-    result = asyncio.run(replay_in_processes(trace, dialled, 2, **options))
+    options = ReplayOptions(slo_s=0.2, warmup_s=0.2)
+    dialled, payloads = Dial(serve_trivially(), "t"), Payloads(PAYLOADS)
+    result = asyncio.run(
+        replay_in_processes(trace, dialled, 2, payloads, options, progress=told.append)
+    )
     kept = np.flatnonzero(trace.arrival_s >= 0.2)
     assert [o.query_id for o in result.outcomes] == kept.tolist()
     np.testing.assert_allclose([o.arrival_s for o in result.outcomes], trace.arrival_s[kept] - 0.2)
@@ -153,13 +162,13 @@ def test_several_processes_send_one_trace(serve_trivially):
 
 
 def test_a_sender_that_can_not_start_says_why(serve_trivially):
-    options = {"slo_s": 0.2, "payloads": PAYLOADS}
+    trace, rest = gamma(10.0, 0.0, 0.2), (Payloads(PAYLOADS), ReplayOptions(slo_s=0.2))
     for dialled, message in (
         (Dial("http://127.0.0.1:9", "t"), "no answer"),
         (Dial(serve_trivially(), "u"), "404 unknown"),
     ):
         with pytest.raises(SenderError, match=message):
-            asyncio.run(replay_in_processes(gamma(10.0, 0.0, 0.2), dialled, 2, **options))
+            asyncio.run(replay_in_processes(trace, dialled, 2, *rest))
 
 
 def test_the_rate_says_how_many_senders_there_are():
@@ -180,6 +189,7 @@ def test_an_interrupt_leaves_a_valid_report_and_timeline(serve_trivially, tmp_pa
     assert b"generator: lag p50" in output
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["is_partial"]
+    assert sorted(shlex.split(report["command"])) == sorted(["supernet", *words])
     assert 0 < report["num_queries"] < 500
     assert report["generator_processes"] == int(processes)
     rows = pq.read_table(tmp_path / "timeline.parquet")

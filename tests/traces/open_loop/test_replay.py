@@ -9,7 +9,8 @@ import pytest
 
 from slackfit.metrics import summarize
 from traces.generators.arrivals import gamma, poisson
-from traces.open_loop.replay import ReplayReply, replay
+from traces.open_loop.payloads import Payloads
+from traces.open_loop.replay import ReplayOptions, ReplayReply, replay
 from traces.trace import Trace, TraceError
 
 pytestmark = pytest.mark.alone
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.alone
 LABELS = np.arange(10)
 
 
-def run(trace, target, payloads, **options):
-    options = {"slo_s": 0.1, "labels": LABELS, **options}
-    return asyncio.run(replay(trace, target, payloads=payloads, **options))
+def run(trace, target, payloads, *, labels=LABELS, progress=None, **options):
+    chosen = ReplayOptions(**{"slo_s": 0.1, **options})
+    return asyncio.run(replay(trace, target, Payloads(payloads, labels), chosen, progress=progress))
 
 
 def test_every_query_is_sent_at_its_time_and_ends_once(fake_target, payloads):
@@ -107,7 +108,7 @@ def test_cancellation_gives_a_valid_partial_result(fake_target, payloads):
         trace = gamma(100.0, 0.0, 30.0)
         target = fake_target()
         task = asyncio.create_task(
-            replay(trace, target, slo_s=0.1, payloads=payloads, labels=LABELS)
+            replay(trace, target, Payloads(payloads, LABELS), ReplayOptions(slo_s=0.1))
         )
         await asyncio.sleep(0.5)
         task.cancel()
@@ -132,9 +133,9 @@ def test_cancellation_gives_a_valid_partial_result(fake_target, payloads):
 
 def test_cancellation_ends_unanswered_queries_as_failed(fake_target, payloads):
     async def cancelled():
-        target = fake_target(service_s=60.0)
+        target, options = fake_target(service_s=60.0), ReplayOptions(slo_s=0.1)
         trace = gamma(50.0, 0.0, 30.0)
-        task = asyncio.create_task(replay(trace, target, slo_s=0.1, payloads=payloads))
+        task = asyncio.create_task(replay(trace, target, Payloads(payloads), options))
         await asyncio.sleep(0.2)
         task.cancel()
         return await task

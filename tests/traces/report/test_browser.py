@@ -17,7 +17,7 @@ from PIL import Image
 from slackfit.profile import LatencyProfile
 from traces.open_loop.fidelity import fidelity
 from traces.report.report import write_report_html
-from traces.simulation.simulation import simulate_policies
+from traces.simulation.simulation import SimulationOptions, simulate_policies
 from traces.spec.spec import parse_spec
 
 WIDTHS = (1280, 400)
@@ -83,8 +83,7 @@ def seen(chromium, tmp_path_factory) -> tuple[list[dict], Image.Image, str]:
         parse_spec("bursty:base=200,variant=1800,cv2=8,duration=4", seed=1),
         profile,
         ["slackfit", "fixed:largest"],
-        slo_s=0.036,
-        num_workers=2,
+        SimulationOptions(slo_s=0.036, num_workers=2),
         on_outcomes=lambda _, outcomes: kept.append(outcomes),
     )
     reports[0]["fidelity"] = fidelity(kept[0], kept[1])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer import Exit
 
 from subnetact.cpu.precision import bits_of
 from supernet import ServedSubnet, load_checkpoint, save_checkpoint
@@ -123,9 +122,9 @@ def test_what_can_not_be_is_refused_and_nothing_written(
     imported: Path, digits: Path, tmp_path: Path, options, message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    with pytest.raises(Exit) as refused:
+    with pytest.raises(SystemExit) as refused:
         run(imported, digits, tmp_path / "out", **options)
-    assert refused.value.exit_code == 2
+    assert refused.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
 
@@ -135,7 +134,7 @@ def test_data_of_other_classes_is_refused(
 ) -> None:
     split = ArraySplit(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2)
     write_array_folder(tmp_path / "two", split, split, ["a", "b"])
-    with pytest.raises(Exit):
+    with pytest.raises(SystemExit):
         run(imported, tmp_path / "two", tmp_path / "out")
     assert "has 10 classes, two has 2" in capsys.readouterr().err.replace("\n", " ")
 
