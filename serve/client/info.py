@@ -35,14 +35,12 @@ class ModelInfo:
 class ServerSettings:
     """How a server schedules a model: what a simulation of it must share.
 
-    `slo_s` is the deadline of queries that bring none, `subnet_ids` what is offered of the profile,
-    `reply_allowance_s` how long before its deadline an answer should leave the device. The others
-    are those of `Scheduler`.
+    `slo_s` is the deadline of queries that bring none, `reply_allowance_s` how long before its
+    deadline an answer should leave the device. The others are those of `Scheduler`.
     """
 
     policy: str
     slo_s: float
-    subnet_ids: tuple[str, ...]
     max_batch_size: int
     reply_allowance_s: float
     max_queue: int | None
@@ -94,7 +92,6 @@ def read_settings(parameters: Mapping[str, Any]) -> ServerSettings | None:
         return ServerSettings(
             policy=str(fields["policy"]),
             slo_s=float(fields["slo_ms"]) * 1e-3,
-            subnet_ids=tuple(str(subnet_id) for subnet_id in fields["subnets"]),
             max_batch_size=int(fields["max_batch_size"]),
             reply_allowance_s=float(fields["reply_allowance_ms"]) * 1e-3,
             max_queue=None if fields["max_queue"] is None else int(fields["max_queue"]),

@@ -48,8 +48,12 @@ def read_model(fields: Any, where: str) -> Model:
             f"{where}: the metadata list {listed}; a replay needs one, "
             "with name, datatype and shape"
         ) from None
+    listed = fields.get("versions")
     return Model(
-        name=str(fields.get("name", "")), tensor=spec, parameters=mapping(fields.get("parameters"))
+        name=str(fields.get("name", "")),
+        tensor=spec,
+        versions=tuple(str(version) for version in listed) if isinstance(listed, list) else (),
+        parameters=mapping(fields.get("parameters")),
     )
 
 

@@ -59,7 +59,8 @@ class RpcTarget:
         self._tensor = TensorSpec(
             name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape)
         )
-        return Model(name=self.model, tensor=self._tensor, parameters=metadata)
+        versions = tuple(about.versions)
+        return Model(name=self.model, tensor=self._tensor, versions=versions, parameters=metadata)
 
     async def prepare(self, payloads: np.ndarray) -> None:
         """Nothing to do: bytes go as they are."""

@@ -74,16 +74,16 @@ class LiveReplay:
         try:
             payloads, source = self._payloads(model.tensor)
             self._check_twin(model)
-            idle_s = None if self.twin is None else await self._wire_s(client, payloads)
+            server = await self._server(client, model, payloads)
             started_s = time.monotonic()
             result = await self._replay(client, model, payloads, progress)
             elapsed_s = time.monotonic() - started_s
         finally:
             await client.close()
         report = self._report(model, source, result, elapsed_s)
-        if self.twin is None or idle_s is None or not result.outcomes:
+        if server is None or not result.outcomes:
             return [report], result
-        return self._with_twin(report, model, result, idle_s), result
+        return self._with_twin(report, server, result), result
 
     def _payloads(self, tensor: TensorSpec) -> tuple[Payloads, str]:
         if self.data is None:
@@ -109,6 +109,12 @@ class LiveReplay:
         return await replay_in_processes(
             self.trace, address, count, payloads, self.options, progress=progress
         )
+
+    async def _server(self, client: Target, model: Model, payloads: Payloads) -> LiveServer | None:
+        """Return the server to simulate, if so asked; what can't be is known before the run."""
+        if self.twin is None:
+            return None
+        return simulated_server(model, self.twin, await self._wire_s(client, payloads))
 
     async def _wire_s(self, client: Target, payloads: Payloads) -> float:
         """Measure what a query takes besides waiting and execution, on the idle server."""
@@ -163,16 +169,14 @@ class LiveReplay:
         return report
 
     def _with_twin(
-        self, live: dict[str, Any], model: Model, result: ReplayResult, idle_s: float
+        self, live: dict[str, Any], server: LiveServer, result: ReplayResult
     ) -> list[dict[str, Any]]:
-        assert self.twin is not None, "asked by the caller"
-        server = simulated_server(model, self.twin, idle_s)
-        slowdowns = batch_slowdowns(result, self.twin, idle_s)
+        slowdowns = batch_slowdowns(result, server.profile, server.wire_s)
         last_s = result.answers[-1].intended_s
         sent = self.trace.window(0.0, last_s + 1e-9) if result.is_partial else self.trace
         simulated = simulate_live(sent, server, self.options)
         live["fidelity"] = fidelity(result.outcomes, simulated)
-        live["fidelity_wire_ms"] = idle_s * 1e3
+        live["fidelity_wire_ms"] = server.wire_s * 1e3
         if slowdowns:
             again = simulate_live(sent, server, self.options, slowdowns=slowdowns)
             factors = [slowdown.factor for slowdown in slowdowns]
@@ -184,13 +188,18 @@ class LiveReplay:
 
 
 def simulated_server(model: Model, profile: LatencyProfile, wire_s: float) -> LiveServer:
-    """Return the server to simulate: as it says it is set, else as one is by default."""
+    """Return the server to simulate: as it says it is set, else as one is by default.
+
+    Raises ProfileError when it offers subnets or batches that the profile lacks.
+    """
     from serve.models.deadline import MAX_ALLOWANCE
 
     settings = read_settings(model.parameters) or _default_settings(model, profile)
     return LiveServer(
         policy=settings.policy,
-        profile=profile.select(settings.subnet_ids).capped(settings.max_batch_size),
+        profile=profile.select(model.versions or profile.subnet_ids).capped(
+            settings.max_batch_size
+        ),
         wire_s=wire_s,
         reply_allowance_s=settings.reply_allowance_s,
         max_allowance=MAX_ALLOWANCE,
@@ -209,7 +218,6 @@ def _default_settings(model: Model, profile: LatencyProfile) -> ServerSettings:
     return ServerSettings(
         policy=str(model.parameters.get("policy", defaults["policy"])),
         slo_s=defaults["slo_ms"] * 1e-3,
-        subnet_ids=profile.subnet_ids,
         max_batch_size=profile.max_batch_size,
         reply_allowance_s=defaults["reply_allowance_ms"] * 1e-3,
         max_queue=defaults["max_queue"],

@@ -173,13 +173,13 @@ class ServedModel:
     def settings(self) -> dict[str, Any]:
         """Return what a simulated twin must share with the model, for its metadata.
 
-        `policy` has its parameters; where the engine fell back on another, it is that one.
+        `policy` has its parameters; where the engine fell back on another, it is that one. Subnets
+        are left out: metadata list them as versions, and gRPC's trailers have room for 8 KiB.
         """
         fell_back = bool(self.engine.status().fallback)
         return {
             "policy": self.engine.policy_name if fell_back else self._policy,
             "slo_ms": self._slo_s * 1e3,
-            "subnets": list(self.spec.subnet_ids),
             "max_batch_size": self._max_batch_size,
             "reply_allowance_ms": self._reply_allowance_s * 1e3,
             **self.engine.scheduler_settings(),

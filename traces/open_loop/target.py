@@ -44,10 +44,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as its server describes it; `parameters` are whatever the server adds."""
+    """A model as its server describes it.
+
+    `versions` are those that can be asked for, of a server of ours the subnets; `parameters` are
+    whatever the server adds.
+    """
 
     name: str
     tensor: TensorSpec
+    versions: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -11,7 +11,6 @@ from serve.client.info import ServerSettings, read_settings
 TOLD = {
     "policy": "slackfit@num_buckets=3",
     "slo_ms": 50.0,
-    "subnets": ["small", "large"],
     "max_batch_size": 4,
     "reply_allowance_ms": 2.0,
     "max_queue": 7,
@@ -23,7 +22,6 @@ TOLD = {
 READ = ServerSettings(
     policy="slackfit@num_buckets=3",
     slo_s=0.05,
-    subnet_ids=("small", "large"),
     max_batch_size=4,
     reply_allowance_s=0.002,
     max_queue=7,

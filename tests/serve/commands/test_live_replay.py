@@ -111,8 +111,10 @@ def test_the_twin_has_the_settings_of_the_server(url, profile_file, tmp_path):
 def test_of_an_older_server_the_defaults_are_simulated(profile: LatencyProfile):
     tensor = TensorSpec(name="input", datatype="UINT8", shape=(-1, 1, 2, 2))
     about = {"policy": "slackfit", "profile": "tiny"}
-    server = simulated_server(Model(name="tiny", tensor=tensor, parameters=about), profile, 0.001)
+    model = Model(name="tiny", tensor=tensor, versions=("small", "large"), parameters=about)
+    server = simulated_server(model, profile, 0.001)
     assert (server.policy, server.max_queue, server.drop_hopeless) == ("slackfit", 1000, True)
-    assert server.profile == profile
+    assert server.profile.subnet_ids == ("small", "large")
+    assert server.profile.batch_sizes == profile.batch_sizes
     (note,) = _about_fidelity({"fidelity": {}, "config": {"server_settings": None}})[:1]
     assert note.startswith("note: the server does not say its settings")
