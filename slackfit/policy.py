@@ -7,7 +7,8 @@ be decided again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple, Protocol
 
 from slackfit.profile import LatencyProfile
@@ -40,6 +41,41 @@ class WorkerView(NamedTuple):
     last_subnet_id: str | None
 
 
+class DeviceLoad(NamedTuple):
+    """What models ask of a device that they share with others, in device time at the least.
+
+    `num_models` have asked lately; the queries that wait take `waiting_s` seconds in full batches
+    on the fastest subnet, those that arrive `arriving` such seconds per second; `slo_s` is the
+    tightest SLO among them.
+    """
+
+    num_models: int = 0
+    waiting_s: float = 0.0
+    arriving: float = 0.0
+    slo_s: float = inf
+
+    @property
+    def left(self) -> float:
+        """The share of the device's time that is left to one more: an equal one at the least."""
+        return max(1.0 - self.arriving, 1.0 / (self.num_models + 1))
+
+
+ALONE = DeviceLoad()
+
+
+def combined(loads: Iterable[DeviceLoad]) -> DeviceLoad:
+    """Return the load of several models together."""
+    total = ALONE
+    for load in loads:
+        total = DeviceLoad(
+            total.num_models + load.num_models,
+            total.waiting_s + load.waiting_s,
+            total.arriving + load.arriving,
+            min(total.slo_s, load.slo_s),
+        )
+    return total
+
+
 class View(Protocol):
     """All that a policy may look at when worker `worker` asks for work."""
 
@@ -57,6 +93,16 @@ class View(Protocol):
 
     @property
     def memo(self) -> object: ...
+
+    @property
+    def others(self) -> DeviceLoad:
+        """What other models ask of the workers, whose queries are not in this queue."""
+        ...
+
+    @property
+    def tightest_slo_s(self) -> float:
+        """The shortest time that a head of the queue was given, of those of the last second."""
+        ...
 
     def arrivals_within(self, window_s: float) -> int:
         """How many queries arrived in the last `window_s` seconds (bounded history)."""

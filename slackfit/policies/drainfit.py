@@ -36,7 +36,8 @@ from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, cast
 
-from slackfit.policies.forecast import Forecast, begin_forecast
+from slackfit.policies.forecast import Arrivals, Forecast, begin_forecast
+from slackfit.policies.others import Others
 from slackfit.policy import View, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
@@ -45,13 +46,18 @@ _BEYOND = (1.5, 2.0, 3.0, 5.0, 8.0)  # horizons of the forecast, in SLOs
 _QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is looked at
 _PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
 _WINDOWS_PER_SLO = 2
+_WINDOW_RATIO = 2.0  # how far the forecast's window may be from that before it is made anew
 _LONGEST_SLO = 100  # slowest batches; deadlines further away (none at all, say) are not planned for
+
+
+Demand = tuple[float, float, "Arrivals | None"]
+"""Horizon (seconds), queries to have left by then, and what of them is yet to arrive."""
 
 
 class _Memo(NamedTuple):
     forecast: Forecast
     slo_s: float
-    arrivals: tuple[tuple[float, float, float], ...]  # (horizon s, counted on, in a burst)
+    arrivals: tuple[Arrivals, ...]
     credit_s: float  # worker time that rounding the pace down has left
 
 
@@ -116,25 +122,27 @@ class DrainFit:
         return Decision(self._ids[wanted], size, _Memo(memo[0], memo[1], memo[2], credit_s))
 
     def _remember(self, view: View, now_s: float) -> _Memo:
-        """Return the memo, brought up to date when a window of the forecast is over."""
+        """Return the memo, brought up to date when a window is over or another SLO is tightest."""
         memo = cast("_Memo | None", view.memo)
-        if memo is not None and now_s < memo.forecast.until_s:
+        is_same = memo is not None and memo.slo_s == min(view.tightest_slo_s, self._longest_slo_s)
+        if memo is not None and is_same and now_s < memo.forecast.until_s:
             return memo
-        head = view.queue.head()
-        slo_s = min(head.deadline_s - head.arrival_s, self._longest_slo_s)
+        slo_s = min(view.tightest_slo_s, self._longest_slo_s)
+        window_s = slo_s / _WINDOWS_PER_SLO
         if memo is None:
-            forecast = begin_forecast(view, now_s, slo_s / _WINDOWS_PER_SLO)
-            credit_s = 0.0
+            forecast = begin_forecast(view, now_s, window_s)
         else:
-            slo_s = memo.slo_s + (slo_s - memo.slo_s) / 8
-            forecast = memo.forecast.update(view, now_s)
-            credit_s = memo.credit_s
-        arrivals: list[tuple[float, float, float]] = []
+            forecast = memo.forecast
+            if not window_s / _WINDOW_RATIO < forecast.window_s < window_s * _WINDOW_RATIO:
+                forecast = forecast.resized(window_s, now_s)
+            if now_s >= forecast.until_s:
+                forecast = forecast.update(view, now_s)
+        arrivals: list[Arrivals] = []
         for slos in _BEYOND:
             mean, sigma = forecast.arrivals(slo_s * (slos - 1), self._expect)
             counted = mean + _PACE_SIGMAS * self._expect * sigma
-            arrivals.append((slo_s * slos, counted, mean + self._reserve * sigma))
-        return _Memo(forecast, slo_s, tuple(arrivals), credit_s)
+            arrivals.append(Arrivals(slo_s * slos, counted, mean, sigma))
+        return _Memo(forecast, slo_s, tuple(arrivals), memo.credit_s if memo else 0.0)
 
     def _need(self, view: View, now_s: float, memo: _Memo) -> _Need:
         """Return steps 1 and 2, and what bounds the choice."""
@@ -142,27 +150,31 @@ class DrainFit:
         num_waiting = len(queue)
         head = queue.head()
         slack_s = head.deadline_s - now_s
-        free_s, until_s = _supply(view.workers, now_s, self._lead_s)
+        others = Others(view.others, memo.slo_s, self._full_s[0])
+        free_s, until_s = _supply(view.workers, now_s, others.lead * self._lead_s)
         # 1. demands: beyond one SLO the queue and what will have arrived, up to it the queue's own
-        demands = [
-            (horizon_s, num_waiting + counted, burst) for horizon_s, counted, burst in memo.arrivals
-        ]
+        demands: list[Demand] = [(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
         if num_waiting > self._max_batch:
             step_s = max(memo.slo_s - slack_s, 0.0) / _QUEUE_DEMANDS
             for i in range(1, _QUEUE_DEMANDS + 1):
                 horizon_s = slack_s + i * step_s
-                demands.append((horizon_s, queue.count_due(now_s + horizon_s), 0.0))
+                demands.append((horizon_s, queue.count_due(now_s + horizon_s), None))
         pace_s = reserved_s = inf
         fastest_s = self._full_s[0]
-        for horizon_s, count, burst in demands:
+        for horizon_s, count, arrivals in demands:
             # 1. supply: sum over the workers free by then of (horizon - time until free)
             known = bisect_left(free_s, horizon_s)
             supply_s = known * horizon_s - until_s[known]
+            count += others.count(horizon_s, supply_s)
             if supply_s < pace_s * count:
                 pace_s = supply_s / count
             # 2. what a burst, served by the fastest subnet, leaves to each waiting query
-            if burst and supply_s - fastest_s * burst < reserved_s * num_waiting:
-                reserved_s = (supply_s - fastest_s * burst) / num_waiting
+            if arrivals is not None:
+                burst = others.burst(arrivals, self._reserve, supply_s)
+                waiting = num_waiting + others.num_waiting
+                if supply_s - fastest_s * burst < reserved_s * waiting:
+                    reserved_s = (supply_s - fastest_s * burst) / waiting
+        slack_s = min(slack_s, max(others.longest_batch_s, self._latency_s[self._max_batch][0]))
         floor = bisect_left(self._accuracies, head.min_accuracy) if head.min_accuracy > 0.0 else 0
         size = min(num_waiting, self._max_batch)
         return _Need(pace_s, reserved_s, slack_s, size, min(floor, len(self._ids) - 1))

@@ -21,6 +21,15 @@ _PRIOR_WINDOWS = 2
 _PARTS_OF_FIRST = 8  # the first window is looked at in parts
 
 
+class Arrivals(NamedTuple):
+    """What arrives until it must leave by `horizon_s`: counted on, mean, standard deviation."""
+
+    horizon_s: float
+    counted: float
+    mean: float
+    sigma: float
+
+
 class Forecast(NamedTuple):
     """What was learnt up to `until_s - window_s`; `update` renews it from `until_s` on.
 
@@ -60,6 +69,10 @@ class Forecast(NamedTuple):
             margin_qps = sqrt(fano * mean_qps / (known * self.window_s)) * (1 - known / _MEAN_OVER)
         until_s = now_s + self.window_s
         return Forecast(self.window_s, now_s, until_s, known, mean_qps + margin_qps, fano, mean_qps)
+
+    def resized(self, window_s: float, now_s: float) -> Forecast:
+        """Return the forecast with windows of another length; what was learnt is kept."""
+        return self._replace(window_s=window_s, until_s=min(self.until_s, now_s))
 
     def _early(self, view: View, now_s: float) -> Forecast:
         """Return an upper bound from the part of the first window that has passed."""

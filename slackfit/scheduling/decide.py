@@ -6,11 +6,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from math import inf
 
-from slackfit.policy import Policy, QueueView, WorkerView
+from slackfit.policy import ALONE, DeviceLoad, Policy, QueueView, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
 _HISTORY = 65_536  # arrivals remembered for `arrivals_within`
+_REMEMBER_SLO_S = 0.5  # the tightest SLO is that of this part of a second and of the one before
+_SAME = 1 - 1e-9  # deadline less arrival is the SLO but for rounding
+_RATE_OVER_S = 1.0
+_LEAST_RATE_OVER_S = 0.05
 
 
 class PolicyError(RuntimeError):
@@ -35,7 +39,20 @@ class PolicyError(RuntimeError):
 class SchedulerView:
     """The scheduler as a policy sees it; one object, brought up to date before each decision."""
 
-    __slots__ = ("_arrivals", "memo", "now_s", "profile", "queue", "worker", "workers")
+    __slots__ = (
+        "_arrivals",
+        "_slo_before_s",
+        "_slo_now_s",
+        "_slo_until_s",
+        "memo",
+        "now_s",
+        "others",
+        "profile",
+        "queue",
+        "tightest_slo_s",
+        "worker",
+        "workers",
+    )
 
     def __init__(
         self, queue: QueueView, workers: Sequence[WorkerView], profile: LatencyProfile
@@ -46,6 +63,10 @@ class SchedulerView:
         self.profile = profile
         self.memo: object = None
         self.now_s = 0.0
+        self.others: DeviceLoad = ALONE
+        self.tightest_slo_s = inf
+        self._slo_now_s = self._slo_before_s = inf
+        self._slo_until_s = -inf
         self._arrivals: list[float] = []
 
     def arrivals_within(self, window_s: float) -> int:
@@ -53,6 +74,26 @@ class SchedulerView:
         arrivals = self._arrivals
         since = bisect_right(arrivals, self.now_s - window_s)
         return min(len(arrivals) - since, _HISTORY)
+
+    def note_head(self) -> None:
+        """Take the SLO of the head in: that of the moment, in a queue that is not empty."""
+        head = self.queue.head()
+        slo_s = head.deadline_s - head.arrival_s
+        if self.now_s >= self._slo_until_s:
+            is_recent = self.now_s < self._slo_until_s + _REMEMBER_SLO_S
+            self._slo_before_s = self._slo_now_s if is_recent else inf
+            self._slo_now_s = slo_s
+            self._slo_until_s = self.now_s + _REMEMBER_SLO_S
+        elif slo_s < self._slo_now_s * _SAME:
+            self._slo_now_s = slo_s
+        else:
+            return
+        self.tightest_slo_s = min(self._slo_now_s, self._slo_before_s)
+
+    def rate_qps(self, now_s: float) -> float:
+        """Queries per second that arrived in the last second, or since the first one arrived."""
+        over_s = max(min(now_s - self.first_arrival_s, _RATE_OVER_S), _LEAST_RATE_OVER_S)
+        return (len(self._arrivals) - bisect_right(self._arrivals, now_s - over_s)) / over_s
 
     @property
     def first_arrival_s(self) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from slackfit.policy import Policy
+from slackfit.policy import ALONE, DeviceLoad, Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
 from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
@@ -76,9 +76,12 @@ class RecordingScheduler(Scheduler):
         """See `Scheduler.cancel`."""
         return self._do("cancel", super().cancel, query_id, now_s, reason)
 
-    def poll(self, now_s: float, worker_id: int | None = None) -> Dispatch:
-        """See `Scheduler.poll`."""
-        return self._do("poll", super().poll, now_s, worker_id)
+    def poll(
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
+    ) -> Dispatch:
+        """See `Scheduler.poll`; others are written where there are some."""
+        shared = () if others == ALONE else (others,)
+        return self._do("poll", super().poll, now_s, worker_id, *shared)
 
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """See `Scheduler.complete`."""
@@ -192,7 +195,7 @@ class _Known:
         self._methods: dict[str, Callable[..., object]] = {
             "submit": self._submit,
             "cancel": scheduler.cancel,
-            "poll": scheduler.poll,
+            "poll": self._poll,
             "complete": scheduler.complete,
             "fail": scheduler.fail,
             "retire": scheduler.retire,
@@ -210,6 +213,10 @@ class _Known:
 
     def _submit(self, fields: list[Any], now_s: float) -> Outcome | None:
         return self._scheduler.submit(Query(*fields), now_s)
+
+    def _poll(self, now_s: float, worker_id: int | None, *others: list[Any]) -> Dispatch:
+        loads = (DeviceLoad(*fields) for fields in others)
+        return self._scheduler.poll(now_s, worker_id, *loads)
 
     def _reconfigure(self, names: dict[str, Any]) -> None:
         self._scheduler.reconfigure(

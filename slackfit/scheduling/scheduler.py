@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
-from slackfit.policy import Policy
+from slackfit.policy import ALONE, DeviceLoad, Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
 from slackfit.scheduling.correction import LatencyCorrection
@@ -133,6 +133,17 @@ class Scheduler:
         """When the most urgent waiting query is due, None when none waits."""
         return self._waiting.edf.head().deadline_s if self._waiting.edf else None
 
+    def load(self, now_s: float) -> DeviceLoad:
+        """Return what its queries ask of a worker that it shares with others."""
+        rate_qps, least_s = self._view.rate_qps(now_s), self._triage.least_s
+        is_active = bool(self._waiting.edf) or rate_qps > 0.0
+        return DeviceLoad(
+            int(is_active),
+            len(self) * least_s,
+            rate_qps * least_s,
+            self._view.tightest_slo_s if is_active else inf,
+        )
+
     def waiting(self) -> tuple[Query, ...]:
         """Return the waiting queries, most urgent first."""
         return tuple(self._waiting.edf)
@@ -200,9 +211,12 @@ class Scheduler:
         del self._live[query_id]
         return unserved(query, "dropped", reason, now_s)
 
-    def poll(self, now_s: float, worker_id: int | None = None) -> Dispatch:
+    def poll(
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
+    ) -> Dispatch:
         """Decide one batch for a free worker (`worker_id`, else the free one with the lowest id).
 
+        `others` is what other models ask of the workers, whose queries are not in this queue.
         Without a free worker or a waiting query nothing happens. Raises PolicyError when the
         policy fails; the queries stay queued, and what this call had dropped before comes with
         the next call. Raises ValueError for an unknown worker.
@@ -215,6 +229,9 @@ class Scheduler:
         view = self._view
         view.worker = worker
         view.now_s = now_s
+        view.others = others
+        if self._waiting.edf:
+            view.note_head()
         if self._does_triage and self._waiting.edf:
             self._give_up(now_s)
         if self._waiting.edf:

@@ -37,6 +37,11 @@ class Triage:
         self._full = fastest.best_size
         self._capacity_qps = fastest.capacity_qps  # of one worker
 
+    @property
+    def least_s(self) -> float:
+        """Seconds of one worker that a query takes at the least."""
+        return 1.0 / self._capacity_qps
+
     def due_before_s(self, view: SchedulerView, now_s: float) -> float:
         """Return the deadline before which waiting queries are to be given up; -inf: none are.
 
@@ -53,7 +58,7 @@ class Triage:
         if first == len(waiting) or any(query.query_class > 0 for query in waiting[:first]):
             return -inf
         if not self._is_overloaded(view, now_s):
-            num_workers = len(view.workers)
+            num_workers = len(view.workers) * view.others.left
             small = bisect_right(self._fastest_s, slack_s) - 1
             busy_s = self._fastest_s[small] / num_workers
             keeping = small + self._num_saved(slacks_s, small, busy_s, num_workers)
@@ -66,10 +71,12 @@ class Triage:
         head = view.queue.head()
         slo_s = head.deadline_s - head.arrival_s
         window_s = max(slo_s, min(_WINDOW_SLOS * slo_s, now_s - view.first_arrival_s))
-        capacity = self._capacity_qps * len(view.workers) * window_s
+        capacity = self._capacity_qps * len(view.workers) * view.others.left * window_s
         return view.arrivals_within(window_s) > capacity
 
-    def _num_saved(self, slacks_s: list[float], at: int, elapsed_s: float, num_workers: int) -> int:
+    def _num_saved(
+        self, slacks_s: list[float], at: int, elapsed_s: float, num_workers: float
+    ) -> int:
         """Return how many of `slacks_s` (ascending) from `at` on full batches save from then on."""
         saved = 0
         while (at := self._first_saved(slacks_s, at, elapsed_s)) < len(slacks_s):
