@@ -1,0 +1,163 @@
+"""`GraphTemplate`: what the graphs of all subnets of one topology have in common.
+
+A topology is what decides which nodes there are: depths, kernel sizes, resolution. Widths, expand
+ratios and heads only change how much of each tensor is read, so a network is recorded and written
+once per topology, and a subnet's graph is the template with its own slices for initialisers
+(`subnet_graph.py`). Recording is `torch.export` on the meta device: no weights are touched.
+
+A template is a small file's worth: `to_bytes` and `from_bytes` keep it between runs.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import fx, nn
+
+from subnetact.cpu import graph_rules as _rules  # noqa: F401  registers them
+from subnetact.cpu.graph_writer import OPSET, Fill, GraphWriter
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+from supernet.input import InputSpec
+
+INPUT, OUTPUT = "samples", "logits"
+_IR_VERSION = 10
+_MAX_BATCH = 4096
+_FILLS = "fills"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTemplate:
+    """Nodes without weights, and how each initialiser is cut out of a subnet's tensors."""
+
+    model: onnx.ModelProto
+    fills: tuple[Fill, ...]
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads: an ONNX model with the fills in its metadata."""
+        kept = onnx.ModelProto()
+        kept.CopyFrom(self.model)
+        helper.set_model_props(kept, {_FILLS: json.dumps(self.fills)})
+        return kept.SerializeToString()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> GraphTemplate:
+        """Rebuild. Raises ValueError when the bytes are no template."""
+        try:
+            model = onnx.load_from_string(data)
+            (prop,) = model.metadata_props
+            fills = tuple(Fill(*row) for row in json.loads(prop.value))
+        except Exception as error:  # protobuf's own, JSON's, a wrong count: all mean the same
+            raise ValueError(f"not a graph template ({error})") from None
+        del model.metadata_props[:]
+        return cls(model, fills)
+
+
+def topology(arch: Arch) -> str:
+    """Return a short name that archs share whose graphs have the same nodes.
+
+    >>> topology(Arch(resolution=32, depth=(1, 2), width=(0.5, 1.0), expand=(1.0, 0.5, 0.5)))
+    'd1_2-r32'
+    """
+    return Arch(resolution=arch.resolution, depth=arch.depth, kernel=arch.kernel).subnet_id
+
+
+def write_template(
+    definition: SupernetDefinition, input_spec: InputSpec, arch: Arch
+) -> GraphTemplate:
+    """Record and write the topology of `arch`, normalisation in front.
+
+    The graph takes `samples`, uint8 (B, C, H, W) or token ids int64 (B, N), and gives `logits`,
+    float32 (B, num_classes); B is free. Raises ValueError when `arch` is outside the space,
+    GraphError when the network uses an operator that has no rule.
+    """
+    net = definition.on_meta(arch).eval().requires_grad_(False)
+    program = record(net, definition, arch)
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    writer = GraphWriter(tensors)
+    is_image = input_spec.kind == "image"
+    x = _normalised(writer, input_spec, arch.resolution) if is_image else INPUT
+    logits = writer.write(_without_dead_code(program.graph), {signature.user_inputs[0]: x})
+    writer.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], name=OUTPUT))
+    sample = input_spec.shape if is_image else ("tokens",)
+    graph = helper.make_graph(
+        writer.nodes,
+        definition.family_name,
+        [
+            helper.make_tensor_value_info(
+                INPUT, TensorProto.UINT8 if is_image else TensorProto.INT64, ["batch", *sample]
+            )
+        ],
+        [
+            helper.make_tensor_value_info(
+                OUTPUT, TensorProto.FLOAT, ["batch", definition.config.num_classes]
+            )
+        ],
+        list(writer.constants.values()),
+    )
+    _skip_identity(graph, logits)
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    return GraphTemplate(model, tuple(writer.fills.values()))
+
+
+def record(net: nn.Module, definition: SupernetDefinition, arch: Arch) -> Any:
+    """Return what `torch.export` records of a network: batch, and number of tokens, are free."""
+    device = next(net.parameters()).device
+    example = definition.example_input(arch, 2).to(device)
+    free: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}
+    if not example.is_floating_point():
+        free[1] = torch.export.Dim("tokens", min=2, max=example.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the recorder's own dependencies
+        return torch.export.export(net, (example,), dynamic_shapes=(free,), strict=False)
+
+
+def _normalised(writer: GraphWriter, spec: InputSpec, resolution: int) -> str:
+    """Write what `InputSpec.normalise` computes, as one multiplication and one addition."""
+    mean, std = (np.asarray(v, dtype=np.float64).reshape(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    x = writer.emit("Cast", INPUT, to=TensorProto.FLOAT)
+    resizes = (spec.height, spec.width) != (resolution, resolution)
+    shrinks = resizes and resolution**2 <= spec.height * spec.width
+    if shrinks:  # interpolation and normalisation commute: first what leaves less to do
+        x = _resized(writer, x, resolution)
+    x = writer.emit("Mul", x, writer.constant(1 / (255 * std), np.float32))
+    x = writer.emit("Add", x, writer.constant(-mean / std, np.float32))
+    return _resized(writer, x, resolution) if resizes and not shrinks else x
+
+
+def _resized(writer: GraphWriter, x: str, resolution: int) -> str:
+    sizes = writer.constant([resolution, resolution], np.int64)
+    return writer.emit(
+        "Resize",
+        *(x, "", "", sizes),
+        axes=[2, 3],
+        mode="linear",
+        coordinate_transformation_mode="half_pixel",
+    )
+
+
+def _without_dead_code(graph: fx.Graph) -> fx.Graph:
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _skip_identity(graph: onnx.GraphProto, logits: str) -> None:
+    """Let the node that makes the logits name them itself."""
+    del graph.node[-1]
+    for node in graph.node:
+        names = [OUTPUT if name == logits else name for name in node.output]
+        del node.output[:]
+        node.output.extend(names)
+
+
+__all__ = ["INPUT", "OUTPUT", "GraphTemplate", "record", "topology", "write_template"]
