@@ -1,9 +1,9 @@
 """`activation_ranges`: how far each activation of a subnet reaches, on drawn images.
 
-The subnet's own float graph is run once over the images, with two reductions beside every
-activation that a quantised graph rounds: the extremes of each sample, of which a quantile becomes
-the range. Extremes per sample are enough (histograms of all values changed no subnet's accuracy by
-more than its interval, docs/log.md) and cost a pass.
+The subnet's own float graph runs once over the images, with reductions beside every activation
+that will be rounded: the extremes, and the mean of each channel where weights meet it. The
+extremes of all are taken: quantiles of the samples' extremes, the library's percentiles and its
+entropy gained nothing (docs/log.md).
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from onnx import TensorProto, helper, numpy_helper
 
 from subnetact.cpu.graph_template import INPUT
 from subnetact.cpu.ort_session import open_session
+from subnetact.cpu.rounding_plan import RoundingPlan
 
 
 class Activation(NamedTuple):
-    """One activation: its range, and the mean of each channel over the images, (C,)."""
+    """One activation's range and, where weights meet it, the mean of each of its channels."""
 
     low: float
     high: float
-    means: tuple[float, ...]
+    means: tuple[float, ...] = ()
+
+
+Ranges = Mapping[str, Activation]
 
 
 def draw_calibration(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return `count` of `images` (N, C, H, W), drawn at random over all without replacement.
+    """Return `count` of `images` (N, ...), drawn at random over all of them, in order.
 
-    The generator is private, so no one else's draws change what is drawn here. All of them, where
-    there are no more than `count`.
+    Drawing over all keeps the classes' shares, whatever the order of the data. The generator is
+    private: nobody else's draws change what is drawn. Returns all where there are no more.
     """
     if count < 1:
         raise ValueError(f"count is {count}, allowed 1 or more")
@@ -42,86 +46,86 @@ def draw_calibration(images: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def activation_ranges(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    batches: Iterable[np.ndarray],
-    *,
-    quantile: float = 1.0,
-    threads: int = 1,
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], *, threads: int = 1
 ) -> dict[str, Activation]:
-    """Run `model` on batches of samples and return {tensor: its range}.
+    """Run `model` on batches of samples and return {tensor: range} of all that is rounded.
 
-    `quantile` of the samples' extremes bounds the range: 1 is the extreme of all. Raises
-    ValueError where there is no batch, or a quantile beyond (0, 1].
+    Raises ValueError where there is no batch.
     """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile is {quantile}, allowed above 0 and at most 1")
-    reduced = _with_reductions(model, tensors)
+    plan = RoundingPlan(model)
+    reduced = _with_reductions(model, plan)
     names = [output.name for output in reduced.graph.output]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "reduced.onnx"
         onnx.save(reduced, path)
         session = open_session(path, threads=threads)
-        found = [session.run(names, {INPUT: batch}) for batch in batches]
-    if not found:
+    rows: list[dict[str, np.ndarray]] = []
+    counts: list[int] = []
+    for batch in batches:
+        rows.append(dict(zip(names, session.run(names, {INPUT: batch}), strict=True)))
+        counts.append(len(batch))
+    if not rows:
         raise ValueError("ranges need at least one batch of samples, got none")
-    counts = [len(row[0]) for row in found]
-    columns = dict(zip(names, zip(*found, strict=True), strict=True))
-    return {
-        tensor: Activation(
-            low=float(np.quantile(np.concatenate(columns[f"{tensor}:low"]), 1 - quantile)),
-            high=float(np.quantile(np.concatenate(columns[f"{tensor}:high"]), quantile)),
-            means=tuple(np.average(columns[f"{tensor}:means"], axis=0, weights=counts).tolist()),
-        )
-        for tensor in tensors
-    }
+    return {tensor: _joined(tensor, rows, counts) for tensor in plan.rounded}
 
 
-def _with_reductions(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy whose outputs are the extremes per sample and the means per channel."""
+def _joined(
+    tensor: str, rows: Sequence[Mapping[str, np.ndarray]], counts: Sequence[int]
+) -> Activation:
+    """Join what the batches gave for one tensor."""
+    low = min(float(row[f"{tensor}:low"]) for row in rows)
+    high = max(float(row[f"{tensor}:high"]) for row in rows)
+    if f"{tensor}:means" not in rows[0]:
+        return Activation(low, high)
+    means = np.average([row[f"{tensor}:means"] for row in rows], axis=0, weights=counts)
+    return Activation(low, high, tuple(means.tolist()))
+
+
+def _with_reductions(model: onnx.ModelProto, plan: RoundingPlan) -> onnx.ModelProto:
+    """Return a copy whose outputs are extremes and channel means instead of the logits."""
     reduced = onnx.ModelProto()
     reduced.CopyFrom(model)
     graph = reduced.graph
     del graph.output[:]
-    axes = {
-        "flat": numpy_helper.from_array(np.array([1], dtype=np.int64), "reduce:flat"),
-        "planes": numpy_helper.from_array(np.array([0, 2], dtype=np.int64), "reduce:planes"),
-        "cube": numpy_helper.from_array(np.array([0, 0, -1], dtype=np.int64), "reduce:cube"),
-    }
-    graph.initializer.extend(axes.values())
-    for tensor in tensors:
-        flat, cube = f"{tensor}:flat", f"{tensor}:cube"
-        graph.node.extend(
-            [
-                helper.make_node("Flatten", [tensor], [flat], axis=1),
-                helper.make_node("ReduceMin", [flat, "reduce:flat"], [f"{tensor}:low"], keepdims=0),
+    for name, values in (("planes", [0, 0, -1]), ("but channels", [0, 2])):
+        graph.initializer.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+    for tensor in plan.rounded:
+        nodes = [
+            helper.make_node("ReduceMin", [tensor], [f"{tensor}:low"], keepdims=0),
+            helper.make_node("ReduceMax", [tensor], [f"{tensor}:high"], keepdims=0),
+        ]
+        if tensor in plan.weighted_inputs:  # (B, C, H, W) or (B, C)
+            planes = f"{tensor}:planes"
+            nodes += [
+                helper.make_node("Reshape", [tensor, "planes"], [planes]),
                 helper.make_node(
-                    "ReduceMax", [flat, "reduce:flat"], [f"{tensor}:high"], keepdims=0
-                ),
-                helper.make_node("Reshape", [tensor, "reduce:cube"], [cube]),
-                helper.make_node(
-                    "ReduceMean", [cube, "reduce:planes"], [f"{tensor}:means"], keepdims=0
+                    "ReduceMean", [planes, "but channels"], [f"{tensor}:means"], keepdims=0
                 ),
             ]
+        graph.node.extend(nodes)
+        graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for node in nodes
+            for name in node.output
+            if not name.endswith(":planes")
         )
-        for suffix in ("low", "high", "means"):
-            graph.output.append(
-                helper.make_tensor_value_info(f"{tensor}:{suffix}", TensorProto.FLOAT, None)
-            )
     return reduced
 
 
-def to_json(ranges: Mapping[str, Activation]) -> dict[str, list[object]]:
-    """Return plain data, which `from_json` reads."""
+def ranges_to_json(ranges: Ranges) -> dict[str, list[object]]:
+    """Return plain data, which `ranges_from_json` reads."""
     return {name: [a.low, a.high, list(a.means)] for name, a in ranges.items()}
 
 
-def from_json(data: Mapping[str, Sequence[object]]) -> dict[str, Activation]:
+def ranges_from_json(data: Mapping[str, Sequence[object]]) -> dict[str, Activation]:
     """Rebuild. Raises ValueError for a row of another form."""
-    try:
-        return {
-            name: Activation(float(low), float(high), tuple(map(float, means)))  # type: ignore[arg-type, call-overload]
-            for name, (low, high, means) in data.items()
-        }
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"activation ranges: {error}") from None
+    ranges: dict[str, Activation] = {}
+    for name, row in data.items():
+        match row:
+            case [int() | float() as low, int() | float() as high, list() as means]:
+                ranges[name] = Activation(float(low), float(high), tuple(map(float, means)))
+            case _:
+                raise ValueError(
+                    f"range of {name} is {row!r}, expected lowest, highest and a list of means"
+                )
+    return ranges

@@ -13,90 +13,30 @@ without saturating.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from subnetact.cpu.activation_ranges import Activation
-from subnetact.cpu.graph_template import INPUT, OUTPUT
+from subnetact.cpu.activation_ranges import Activation, Ranges
+from subnetact.cpu.number_format import U8S8, NumberFormat
+from subnetact.cpu.rounding_plan import WEIGHTED, RoundingPlan
 
-_WEIGHTED = ("Conv", "Gemm")
-_ON_BYTES = ("Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool")
-_ABSORBED = ("Relu", "Clip")  # by the rounding that follows: a range says what they cut off
-
-
-class NumberFormat(NamedTuple):
-    """Which integers: activations unsigned or signed, weights up to `weight_limit` in size."""
-
-    name: str
-    unsigned: bool
-    weight_limit: int
-
-
-U8S8 = NumberFormat("u8s8", unsigned=True, weight_limit=127)
-# Without VNNI, AVX2 and AVX-512 add two products in 16 bit, which saturates: 7-bit weights don't.
-U8S7 = NumberFormat("u8s7", unsigned=True, weight_limit=63)
-S8S8 = NumberFormat("s8s8", unsigned=False, weight_limit=127)
-
-
-def rounded_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the activations that `quantise` rounds: those whose ranges it needs, in order."""
-    return tuple(_Plan(model).rounded)
+_SMALLEST_SCALE = 1e-12  # of what is zero throughout
 
 
 def quantise(
-    model: onnx.ModelProto,
-    ranges: Mapping[str, Activation],
-    number_format: NumberFormat = U8S8,
+    model: onnx.ModelProto, ranges: Ranges, number_format: NumberFormat = U8S8
 ) -> onnx.ModelProto:
     """Return the int8 form of a float model that `subnet_graph` made.
 
-    Raises KeyError when `ranges` lacks a tensor of `rounded_tensors`.
+    `ranges` are those that `activation_ranges` gave for this very model. Raises ValueError naming
+    the tensors of which there is none.
     """
-    plan = _Plan(model)
-    writer = _QdqWriter(model, plan, number_format, {t: ranges[t] for t in plan.rounded})
-    return writer.write()
-
-
-class _Plan:
-    """Which nodes compute on bytes, and which activations are rounded for that."""
-
-    def __init__(self, model: onnx.ModelProto):
-        self._fixed = {tensor.name for tensor in model.graph.initializer}
-        self._users: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._users.setdefault(name, []).append(node)
-        self.on_bytes: set[str] = set()
-        self.rounded: dict[str, None] = {}  # ordered
-        computed: set[str] = set()
-        for node in model.graph.node:
-            if node.op_type in _WEIGHTED or (
-                node.op_type in _ON_BYTES and all(name in computed for name in node.input)
-            ):
-                self.on_bytes.add(node.name)
-                self.rounded.update(dict.fromkeys(self.activations(node)))
-                result = self._result(node)
-                if result != OUTPUT:
-                    self.rounded[result] = None
-                    computed.update((result, node.output[0]))
-            elif node.op_type in ("Flatten", "Reshape", "HardSwish", "HardSigmoid", *_ABSORBED):
-                computed.update(node.output)  # cheap beside what is around it
-
-    def activations(self, node: onnx.NodeProto) -> list[str]:
-        """Return the inputs of a node on bytes that are activations."""
-        return [name for name in node.input if name and name not in self._fixed]
-
-    def _result(self, node: onnx.NodeProto) -> str:
-        """Return what is rounded behind a node: its output, or that of an activation after it."""
-        (output,) = node.output
-        users = self._users.get(output, [])
-        if len(users) == 1 and users[0].op_type in _ABSORBED:
-            return users[0].output[0]
-        return output
+    plan = RoundingPlan(model)
+    missing = [tensor for tensor in plan.rounded if tensor not in ranges]
+    if missing:
+        raise ValueError(f"there is no range of {', '.join(missing)}; calibrate this subnet first")
+    return _QdqWriter(model, plan, number_format, ranges).write()
 
 
 class _QdqWriter:
@@ -105,26 +45,28 @@ class _QdqWriter:
     def __init__(
         self,
         model: onnx.ModelProto,
-        plan: _Plan,
+        plan: RoundingPlan,
         number_format: NumberFormat,
-        ranges: Mapping[str, Activation],
+        ranges: Ranges,
     ):
         self._model = model
         self._plan = plan
         self._format = number_format
         self._ranges = ranges
-        self._scales = {name: _scale(activation, number_format) for name, activation in ranges.items()}
+        self._scales = {name: _scale(ranges[name], number_format) for name in plan.rounded}
         self._floats = {tensor.name: tensor for tensor in model.graph.initializer}
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes: list[onnx.NodeProto] = []
 
     def write(self) -> onnx.ModelProto:
         for node in self._model.graph.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            if node.name in self._plan.on_bytes:
+            if node.op_type == "HardSwish" and node.output[0] in self._scales:
+                self._hard_swish(node)
+            else:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
                 self._read_rounded(copy)
-            self._nodes.append(copy)
+                self._nodes.append(copy)
             for name in node.output:
                 if name in self._scales:
                     self._round(name)
@@ -138,52 +80,76 @@ class _QdqWriter:
 
     def _read_rounded(self, node: onnx.NodeProto) -> None:
         """Have a node read what was rounded, and its weights and bias as integers."""
-        activations = self._plan.activations(node)
+        activation = node.input[0]
         for i, name in enumerate(node.input):
-            if name in activations:
+            if name in self._scales:
                 node.input[i] = f"{name}:dq"
-        if node.op_type in _WEIGHTED:
-            self._round_weights(node, activations[0])
+        if node.op_type in WEIGHTED:
+            self._round_weights(node, activation)
+        elif node.name in self._plan.multiplied:
+            node.input[1], _ = self._rounded_weight(node.input[1], axis=1)
 
-    def _round(self, name: str) -> None:
+    def _hard_swish(self, node: onnx.NodeProto) -> None:
+        """Write x clip(x + 3, 0, 6) / 6 as a sum and a product of bytes.
+
+        The sum is rounded in steps of 6 / 255 from zero: saturation is the clip. Read back in
+        steps of 1 / 255, it is divided by six.
+        """
+        x, y = f"{node.input[0]}:dq", node.output[0]
+        three, gate = f"{y}:three", f"{y}:gate"
+        self._constants[three] = numpy_helper.from_array(np.float32(3.0).reshape(()), three)
+        self._scales[three] = _scale(Activation(0.0, 3.0, ()), self._format)
+        self._round(three)
+        self._nodes.append(helper.make_node("Add", [x, f"{three}:dq"], [gate], name=gate))
+        self._scales[gate] = _scale(Activation(0.0, 6.0, ()), self._format)
+        self._round(gate, read_scale=_scale(Activation(0.0, 1.0, ()), self._format)[0])
+        self._nodes.append(helper.make_node("Mul", [x, f"{gate}:dq"], [y], name=f"{y}:product"))
+
+    def _round(self, name: str, read_scale: float | None = None) -> None:
+        """Round a tensor, and read it back, by another scale where one is given."""
         scale, zero = self._scales[name]
         dtype = np.uint8 if self._format.unsigned else np.int8
-        limits = [
-            self._constant(f"{name}:scale", np.float32(scale)),
-            self._constant(f"{name}:zero", dtype(zero)),
-        ]
+        zero_name = self._constant(f"{name}:zero", dtype(zero))
+        written = read = self._constant(f"{name}:scale", np.float32(scale))
+        if read_scale is not None:
+            read = self._constant(f"{name}:read_scale", np.float32(read_scale))
+        q, dq = f"{name}:q", f"{name}:dq"
         self._nodes += [
-            helper.make_node("QuantizeLinear", [name, *limits], [f"{name}:q"], name=f"{name}:q"),
-            helper.make_node(
-                "DequantizeLinear", [f"{name}:q", *limits], [f"{name}:dq"], name=f"{name}:dq"
-            ),
+            helper.make_node("QuantizeLinear", [name, written, zero_name], [q], name=q),
+            helper.make_node("DequantizeLinear", [q, read, zero_name], [dq], name=dq),
         ]
 
     def _round_weights(self, node: onnx.NodeProto, activation: str) -> None:
+        """Have a convolution or linear layer read its weights and bias as integers."""
         name = node.input[1]
-        weight = numpy_helper.to_array(self._floats[name])  # (out, in, ...)
-        rows = weight.reshape(len(weight), -1)
-        limit = self._format.weight_limit
-        scales = np.maximum(np.abs(rows).max(axis=1), 1e-12).astype(np.float32) / np.float32(limit)
-        shape = (-1,) + (1,) * (weight.ndim - 1)
-        rounded = np.rint(weight / scales.reshape(shape)).clip(-limit, limit).astype(np.int8)
-        node.input[1] = self._dequantised(name, rounded, scales)
-        lost = weight - rounded * scales.reshape(shape)
-        bias = (
-            numpy_helper.to_array(self._floats[node.input[2]])
-            if len(node.input) > 2
-            else np.zeros(len(weight), dtype=np.float32)
-        )
+        node.input[1], (lost, scales) = self._rounded_weight(name, axis=0)
+        bias = np.zeros(len(lost), dtype=np.float32)
+        if len(node.input) > 2:
+            bias = numpy_helper.to_array(self._floats[node.input.pop()])
         bias = bias + _mean_effect(lost, np.asarray(self._ranges[activation].means))
         bias_scales = scales * np.float32(self._scales[activation][0])
-        integers = np.rint(bias / bias_scales).clip(-(2**31), 2**31 - 1).astype(np.int32)
-        bias_name = self._dequantised(f"bias of {name}", integers, bias_scales)
-        if len(node.input) > 2:
-            node.input[2] = bias_name
-        else:
-            node.input.append(bias_name)
+        limit = np.iinfo(np.int32).max
+        integers = np.rint(bias / bias_scales).clip(-limit, limit).astype(np.int32)
+        node.input.append(self._dequantised(f"bias of {name}", integers, bias_scales, axis=0))
 
-    def _dequantised(self, name: str, integers: np.ndarray, scales: np.ndarray) -> str:
+    def _rounded_weight(self, name: str, axis: int) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+        """Round a weight, one scale per slice along `axis`.
+
+        Returns the name of its read-back values, what was lost of it, and the scales.
+        """
+        weight = numpy_helper.to_array(self._floats[name])
+        limit = self._format.weight_limit
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        largest = np.abs(weight).max(axis=others, keepdims=True)
+        scales = np.maximum(largest / np.float32(limit), np.float32(_SMALLEST_SCALE))
+        rounded = np.rint(weight / scales)
+        lost = weight - rounded * scales
+        name = self._dequantised(name, rounded.astype(np.int8), scales.ravel(), axis)
+        return name, (lost, scales.ravel())
+
+    def _dequantised(
+        self, name: str, integers: np.ndarray, scales: np.ndarray, axis: int
+    ) -> str:
         zeros = np.zeros(len(scales), dtype=integers.dtype)
         inputs = [
             self._constant(f"{name}:q", integers),
@@ -192,7 +158,7 @@ class _QdqWriter:
         ]
         output = f"{name}:dq"
         self._nodes.append(
-            helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=0)
+            helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=axis)
         )
         return output
 
@@ -204,11 +170,8 @@ class _QdqWriter:
 def _scale(activation: Activation, number_format: NumberFormat) -> tuple[float, int]:
     """Return scale and zero point; zero is represented exactly, as padding needs."""
     low, high = min(activation.low, 0.0), max(activation.high, 0.0)
-    if number_format.unsigned:
-        scale = max((high - low) / 255, 1e-12)
-        return scale, round(-low / scale)
-    scale = max((high - low) / 255, 1e-12)
-    return scale, round(-low / scale) - 128
+    scale = max((high - low) / 255, _SMALLEST_SCALE)
+    return scale, round(-low / scale) - (0 if number_format.unsigned else 128)
 
 
 def _mean_effect(lost: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -223,5 +186,3 @@ def _mean_effect(lost: np.ndarray, means: np.ndarray) -> np.ndarray:
     own = means.reshape(groups, -1).repeat(len(lost) // groups, axis=0)  # (out, in per group)
     return (per_input * own).sum(axis=1)
 
-
-__all__ = ["INPUT", "S8S8", "U8S7", "U8S8", "NumberFormat", "quantise", "rounded_tensors"]
