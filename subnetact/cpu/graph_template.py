@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from torch import fx, nn
+from torch import nn
 
 from subnetact.cpu import graph_rules as _rules  # noqa: F401  registers them
 from subnetact.cpu.graph_writer import OPSET, Fill, GraphWriter
@@ -31,6 +30,7 @@ from supernet.input import InputSpec
 INPUT, OUTPUT = "samples", "logits"
 _IR_VERSION = 10
 _MAX_BATCH = 4096
+_SENTINEL = 9973  # a prime: no width, size or product of them is a multiple
 _FILLS = "fills"
 
 
@@ -80,14 +80,15 @@ def write_template(
     GraphError when the network uses an operator that has no rule.
     """
     net = definition.on_meta(arch).eval().requires_grad_(False)
-    program = record(net, definition, arch)
+    with torch.device("meta"):
+        program = record(net, definition, arch)
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     writer = GraphWriter(tensors)
     is_image = input_spec.kind == "image"
     x = _normalised(writer, input_spec, arch.resolution) if is_image else INPUT
-    logits = writer.write(_without_dead_code(program.graph), {signature.user_inputs[0]: x})
-    writer.nodes.append(helper.make_node("Identity", [logits], [OUTPUT], name=OUTPUT))
+    program.graph.eliminate_dead_code()
+    logits = writer.write(program.graph, {signature.user_inputs[0]: x})
     sample = input_spec.shape if is_image else ("tokens",)
     graph = helper.make_graph(
         writer.nodes,
@@ -104,22 +105,42 @@ def write_template(
         ],
         list(writer.constants.values()),
     )
-    _skip_identity(graph, logits)
+    _rename(graph, logits, OUTPUT)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
     return GraphTemplate(model, tuple(writer.fills.values()))
 
 
 def record(net: nn.Module, definition: SupernetDefinition, arch: Arch) -> Any:
-    """Return what `torch.export` records of a network: batch, and number of tokens, are free."""
+    """Return what `torch.export` records of a network, with a free batch (and number of tokens).
+
+    Recording with symbols takes twice as long as with numbers. So images are recorded at a batch
+    size that nothing else is a multiple of: where no argument is one, the batch is free already.
+    """
     device = next(net.parameters()).device
+    if definition.example_input(arch).is_floating_point():
+        program = _exported(net, definition.example_input(arch, _SENTINEL).to(device), None)
+        if not any(_mentions(node.args) for node in program.graph.nodes):
+            return program
     example = definition.example_input(arch, 2).to(device)
     free: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}
     if not example.is_floating_point():
         free[1] = torch.export.Dim("tokens", min=2, max=example.shape[1])
+    return _exported(net, example, (free,))
+
+
+def _exported(net: nn.Module, example: torch.Tensor, dynamic_shapes: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the recorder's own dependencies
-        return torch.export.export(net, (example,), dynamic_shapes=(free,), strict=False)
+        return torch.export.export(net, (example,), dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def _mentions(arguments: Any) -> bool:
+    """Whether a multiple of the sentinel is among a recorded call's arguments."""
+    if isinstance(arguments, list | tuple):
+        return any(_mentions(argument) for argument in arguments)
+    is_number = isinstance(arguments, int) and not isinstance(arguments, bool)
+    return is_number and arguments > 0 and arguments % _SENTINEL == 0
 
 
 def _normalised(writer: GraphWriter, spec: InputSpec, resolution: int) -> str:
@@ -146,18 +167,9 @@ def _resized(writer: GraphWriter, x: str, resolution: int) -> str:
     )
 
 
-def _without_dead_code(graph: fx.Graph) -> fx.Graph:
-    graph.eliminate_dead_code()
-    return graph
-
-
-def _skip_identity(graph: onnx.GraphProto, logits: str) -> None:
-    """Let the node that makes the logits name them itself."""
-    del graph.node[-1]
+def _rename(graph: onnx.GraphProto, value: str, name: str) -> None:
+    """Call the value `name` where it is made."""
     for node in graph.node:
-        names = [OUTPUT if name == logits else name for name in node.output]
-        del node.output[:]
-        node.output.extend(names)
-
-
-__all__ = ["INPUT", "OUTPUT", "GraphTemplate", "record", "topology", "write_template"]
+        for i, output in enumerate(node.output):
+            if output == value:
+                node.output[i] = name
