@@ -39,7 +39,7 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return what /proc/cpuinfo says the processor can (`avx2`, ..); empty where it says nothing."""
+    """Return what /proc/cpuinfo says the processor can (`avx2`, ..); empty without that file."""
     return frozenset((_cpu_info("flags") or "").split())
 
 

@@ -51,7 +51,9 @@ def _conv2d(graph: GraphWriter, node: fx.Node) -> str:
 @rule("aten.batch_norm.default")
 def _batch_norm(graph: GraphWriter, node: fx.Node) -> str:
     tensors = [graph.fill("plain", graph.tensor_name(tensor)) for tensor in node.args[1:5]]
-    return graph.emit("BatchNormalization", graph.value(node.args[0]), *tensors, epsilon=node.args[7])
+    return graph.emit(
+        "BatchNormalization", graph.value(node.args[0]), *tensors, epsilon=node.args[7]
+    )
 
 
 @rule("aten.linear.default")

@@ -145,7 +145,9 @@ def _mentions(arguments: Any) -> bool:
 
 def _normalised(writer: GraphWriter, spec: InputSpec, resolution: int) -> str:
     """Write what `InputSpec.normalise` computes, as one multiplication and one addition."""
-    mean, std = (np.asarray(v, dtype=np.float64).reshape(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    mean, std = (
+        np.asarray(v, dtype=np.float64).reshape(1, -1, 1, 1) for v in (spec.mean, spec.std)
+    )
     x = writer.emit("Cast", INPUT, to=TensorProto.FLOAT)
     resizes = (spec.height, spec.width) != (resolution, resolution)
     shrinks = resizes and resolution**2 <= spec.height * spec.width

@@ -24,9 +24,7 @@ S8S8 = NumberFormat("s8s8", unsigned=False, weight_limit=127)  # what ARM multip
 _VNNI = ("avx512_vnni", "avx_vnni")
 
 
-def best_format(
-    machine: str | None = None, flags: Collection[str] | None = None
-) -> NumberFormat:
+def best_format(machine: str | None = None, flags: Collection[str] | None = None) -> NumberFormat:
     """Return the format for a processor (default: this one): its machine name and its flags.
 
     >>> best_format("x86_64", ["avx2"]).name, best_format("aarch64", []).name

@@ -59,17 +59,21 @@ class _QdqWriter:
         self._nodes: list[onnx.NodeProto] = []
 
     def write(self) -> onnx.ModelProto:
+        vanished = set(self._plan.absorbed.values())
         for node in self._model.graph.node:
+            if node.output[0] in vanished:
+                continue
             if node.op_type == "HardSwish" and node.output[0] in self._scales:
                 self._hard_swish(node)
-            else:
-                copy = onnx.NodeProto()
-                copy.CopyFrom(node)
-                self._read_rounded(copy)
-                self._nodes.append(copy)
-            for name in node.output:
-                if name in self._scales:
-                    self._round(name)
+                self._round(node.output[0])
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.output[0] = self._plan.absorbed.get(node.output[0], node.output[0])
+            self._read_rounded(copy)
+            self._nodes.append(copy)
+            if copy.output[0] in self._scales:
+                self._round(copy.output[0])
         graph = self._model.graph
         used = {name for node in self._nodes for name in node.input}
         kept = [t for t in [*self._floats.values(), *self._constants.values()] if t.name in used]
@@ -97,7 +101,7 @@ class _QdqWriter:
         """
         x, y = f"{node.input[0]}:dq", node.output[0]
         three, gate = f"{y}:three", f"{y}:gate"
-        self._constants[three] = numpy_helper.from_array(np.float32(3.0).reshape(()), three)
+        self._constants[three] = numpy_helper.from_array(np.array(3.0, dtype=np.float32), three)
         self._scales[three] = _scale(Activation(0.0, 3.0, ()), self._format)
         self._round(three)
         self._nodes.append(helper.make_node("Add", [x, f"{three}:dq"], [gate], name=gate))
@@ -147,9 +151,7 @@ class _QdqWriter:
         name = self._dequantised(name, rounded.astype(np.int8), scales.ravel(), axis)
         return name, (lost, scales.ravel())
 
-    def _dequantised(
-        self, name: str, integers: np.ndarray, scales: np.ndarray, axis: int
-    ) -> str:
+    def _dequantised(self, name: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
         zeros = np.zeros(len(scales), dtype=integers.dtype)
         inputs = [
             self._constant(f"{name}:q", integers),
@@ -185,4 +187,3 @@ def _mean_effect(lost: np.ndarray, means: np.ndarray) -> np.ndarray:
         return per_input @ means
     own = means.reshape(groups, -1).repeat(len(lost) // groups, axis=0)  # (out, in per group)
     return (per_input * own).sum(axis=1)
-

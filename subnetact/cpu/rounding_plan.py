@@ -23,7 +23,8 @@ class RoundingPlan:
 
     `rounded` are the activations to round, in order; `weighted_inputs` those of them that meet
     weights; `multiplied` the names of linear layers over tokens (`MatMul`), whose inputs are
-    rounded and whose outputs are not.
+    rounded and whose outputs are not; `absorbed` maps an output to that of the activation after it,
+    which rounding by the activation's range does by itself.
     """
 
     def __init__(self, model: onnx.ModelProto):
@@ -35,6 +36,7 @@ class RoundingPlan:
         self.rounded: dict[str, None] = {}  # ordered
         self.weighted_inputs: dict[str, None] = {}
         self.multiplied: set[str] = set()
+        self.absorbed: dict[str, str] = {}
         self._of_bytes: set[str] = set()  # tensors that come from nodes on bytes, or nearly
         for node in model.graph.node:
             self._add(node)
@@ -58,14 +60,16 @@ class RoundingPlan:
     def _add_on_bytes(self, node: onnx.NodeProto) -> None:
         inputs = [name for name in node.input if name and name not in self._fixed]
         self.rounded.update(dict.fromkeys(inputs))
-        result = self._result(node)
+        (output,) = node.output
+        result = self._result(output)
         if result != OUTPUT:
             self.rounded[result] = None
-            self._of_bytes.update((result, node.output[0]))
+            self._of_bytes.update((result, output))
+            if result != output:
+                self.absorbed[output] = result
 
-    def _result(self, node: onnx.NodeProto) -> str:
+    def _result(self, output: str) -> str:
         """Return what is rounded behind a node: its output, or that of an activation after it."""
-        (output,) = node.output
         users = self._users.get(output, [])
         if len(users) == 1 and users[0].op_type in _ABSORBED:
             return users[0].output[0]

@@ -6,6 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 from subnetact.cpu.activation_ranges import (
     Activation,
@@ -76,19 +82,48 @@ def _noise(answered: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(answered - expected) / np.linalg.norm(told_apart))
 
 
-@pytest.mark.parametrize("number_format", [U8S8, U8S7, S8S8], ids=lambda f: f.name)
+class _Reader(CalibrationDataReader):
+    """What the library's calibrator reads."""
+
+    def __init__(self, samples: np.ndarray):
+        self._batches = iter([{"samples": samples}])
+
+    def get_next(self):
+        return next(self._batches, None)
+
+
+def _by_the_library(model: onnx.ModelProto, samples: np.ndarray, tmp_path) -> onnx.ModelProto:
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize_static(
+        str(tmp_path / "float.onnx"),
+        str(tmp_path / "int8.onnx"),
+        _Reader(samples),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return onnx.load(tmp_path / "int8.onnx")
+
+
 @pytest.mark.parametrize("net", _NETS)
-def test_an_int8_graph_is_near_its_float_twin(net, number_format, tmp_path):
+def test_an_int8_graph_is_nearer_its_float_twin_than_the_library_s(net, tmp_path):
+    """Random networks amplify what is rounded, so the library's own rounding is the measure."""
     samples = _images(32)
     model = _float_graph(*_NETS[net], samples)
     ranges = activation_ranges(model, [samples[:16], samples[16:]])
     expected, _ = _run(model, samples, tmp_path)
-    answered, kernels = _run(quantise(model, ranges, number_format), samples, tmp_path)
-    assert 0 < _noise(answered, expected) < 0.25
-    if net != "vit":
-        assert kernels["Conv"] == 0, "a convolution was left in float"
-        assert kernels["HardSwish"] == 0
-        assert kernels["QLinearConv"] == sum(n.op_type == "Conv" for n in model.graph.node)
+    library, _ = _run(_by_the_library(model, samples, tmp_path), samples, tmp_path)
+    noise = {}
+    for number_format in (U8S8, U8S7, S8S8):
+        answered, kernels = _run(quantise(model, ranges, number_format), samples, tmp_path)
+        noise[number_format.name] = _noise(answered, expected)
+        if net != "vit" and number_format.unsigned:  # x86 computes on unsigned bytes only
+            convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+            assert kernels["QLinearConv"] == convolutions, "a convolution was left in float"
+            assert kernels["HardSwish"] == 0
+    assert 0 < noise["u8s8"] < _noise(library, expected)
+    assert max(noise["u8s7"], noise["s8s8"]) < 1.5 * noise["u8s8"]
 
 
 def test_bias_correction_takes_the_mean_error_out(tmp_path):
@@ -100,9 +135,8 @@ def test_bias_correction_takes_the_mean_error_out(tmp_path):
     coarse = U8S8._replace(weight_limit=15)  # where there is something to correct
     corrected, _ = _run(quantise(model, ranges, coarse), samples, tmp_path)
     plain, _ = _run(quantise(model, without, coarse), samples, tmp_path)
-    assert np.abs((corrected - expected).mean(axis=0)).max() < 0.5 * np.abs(
-        (plain - expected).mean(axis=0)
-    ).max()
+    shifts = [np.linalg.norm((y - expected).mean(axis=0)) for y in (corrected, plain)]
+    assert shifts[0] < 0.7 * shifts[1]
 
 
 def test_ranges_hold_extremes_and_means_of_all_batches(tmp_path):
@@ -142,9 +176,9 @@ def test_zero_is_exact_and_a_dead_tensor_is_no_division_by_zero():
 
 def test_calibration_images_are_drawn_over_all_by_a_private_generator():
     labels = np.repeat(np.arange(10), 100).reshape(-1, 1)  # sorted by class, as files are
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     drawn = draw_calibration(labels, 200, seed=3)
-    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all()
     assert np.bincount(drawn[:, 0], minlength=10).min() >= 8
     np.testing.assert_array_equal(drawn, draw_calibration(labels, 200, seed=3))
     assert len(draw_calibration(labels, 5000, seed=0)) == 1000

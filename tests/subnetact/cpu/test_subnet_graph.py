@@ -27,7 +27,11 @@ _CASES = {
         (40, 40),
     ),
     "ofa_proxyless": ("ofa_proxyless_w1.3", {"num_classes": 7}, (40, 40)),
-    "mobilenet_v3": ("mobilenetv3_large_100", {"resolutions": (37, 48), "num_classes": 7}, (40, 40)),
+    "mobilenet_v3": (
+        "mobilenetv3_large_100",
+        {"resolutions": (37, 48), "num_classes": 7},
+        (40, 40),
+    ),
     "tf_mobilenet_v3": (
         "tf_mobilenetv3_small_100",
         {"resolutions": (37, 48), "num_classes": 7},
