@@ -4,6 +4,7 @@
 |---|---|
 | supernet.safetensors | the supernet's state_dict |
 | norm_statistics.safetensors | `<subnet id>/<buffer name>`: each served subnet's own statistics |
+| activation_ranges.safetensors | `<subnet id>/<tensor>`: what int8 rounds by; only where measured |
 | accuracy.json | the served subnets: arch, accuracy with confidence interval, MACs, parameters |
 | supernet.json | family, config, input, classes, permutation, provenance, digests of the others |
 
@@ -30,10 +31,12 @@ from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
 from supernet.sample import SampleSpec
+from supernet.served_form import ServedForm
 from supernet.tensor_file import save_tensors
 
 FORMAT = 1
 _WEIGHTS, _NORMS = "supernet.safetensors", "norm_statistics.safetensors"
+_RANGES = "activation_ranges.safetensors"
 _ACCURACY, _HEADER = "accuracy.json", "supernet.json"
 
 
@@ -43,18 +46,19 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedSubnet:
-    """A subnet with its measured accuracy (fraction) and 95 % confidence interval."""
+    """A subnet in one precision, with its measured accuracy (fraction) and 95 % interval."""
 
     arch: Arch
     accuracy: float
     ci95: tuple[float, float]
     macs: int
     params: int
+    precision: str = "fp32"
 
     @property
     def subnet_id(self) -> str:
-        """The arch's canonical id."""
-        return self.arch.subnet_id
+        """The arch's canonical id, with the precision's suffix."""
+        return ServedForm(self.arch.subnet_id, self.precision).form_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,8 @@ class Checkpoint:
 
     `state` is the supernet's state_dict; `norm_statistics` maps a subnet id to its
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
+    `int8_subnets` are the same archs in int8 where that loses little, `activation_ranges` what they
+    round by: {id of the float subnet: {tensor: lowest, highest, then means of channels}}.
     """
 
     name: str
@@ -76,6 +82,13 @@ class Checkpoint:
     permutation: Mapping[str, list[int]] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    int8_subnets: tuple[ServedSubnet, ...] = ()
+    activation_ranges: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def forms(self) -> tuple[ServedSubnet, ...]:
+        """Everything that could be offered: the subnets in every precision that was measured."""
+        return (*self.subnets, *self.int8_subnets)
 
     @property
     def sample(self) -> SampleSpec:
@@ -102,17 +115,17 @@ class Checkpoint:
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
-        """Ids of the served subnets, ascending in MACs."""
+        """Ids of the served subnets in float, ascending in MACs."""
         return tuple(subnet.subnet_id for subnet in self.subnets)
 
     def subnet(self, subnet_id: str) -> ServedSubnet:
-        """Return one served subnet. Raises CheckpointError listing the known ids."""
-        for subnet in self.subnets:
+        """Return one served subnet, in any precision. Raises CheckpointError with the known ids."""
+        for subnet in self.forms:
             if subnet.subnet_id == subnet_id:
                 return subnet
+        known = ", ".join(subnet.subnet_id for subnet in self.forms)
         raise CheckpointError(
-            f"subnet {subnet_id!r} is not served by {self.name!r}; "
-            f"it has {', '.join(self.subnet_ids)}"
+            f"subnet {subnet_id!r} is not served by {self.name!r}; it has {known}"
         )
 
 
@@ -132,22 +145,24 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
         if not target.exists():
             whole.rename(target)
         else:
-            for name in (_WEIGHTS, _NORMS, _ACCURACY, _HEADER):
-                (whole / name).replace(target / name)
+            for name in (_WEIGHTS, _NORMS, _RANGES, _ACCURACY, _HEADER):
+                if (whole / name).exists():
+                    (whole / name).replace(target / name)
+            if not checkpoint.activation_ranges:
+                (target / _RANGES).unlink(missing_ok=True)
     return fingerprint
 
 
 def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
-    norms = {
-        f"{subnet_id}/{name}": tensor.contiguous()
-        for subnet_id, statistics in checkpoint.norm_statistics.items()
-        for name, tensor in statistics.items()
-    }
+    names = [_WEIGHTS, _NORMS, _ACCURACY]
+    if checkpoint.activation_ranges:
+        save_tensors(_by_path(checkpoint.activation_ranges), folder / _RANGES)
+        names.append(_RANGES)
     weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
     save_tensors(weights, folder / _WEIGHTS)
-    save_tensors(norms, folder / _NORMS)
+    save_tensors(_by_path(checkpoint.norm_statistics), folder / _NORMS)
     (folder / _ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
-    digests = {name: _digest(folder / name) for name in (_WEIGHTS, _NORMS, _ACCURACY)}
+    digests = {name: _digest(folder / name) for name in names}
     fingerprint = _fingerprint(digests)
     header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
     (folder / _HEADER).write_text(json.dumps(header, indent=1) + "\n")
@@ -170,12 +185,20 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     try:
         definition = SupernetDefinition.from_json(header)
         input_spec = InputSpec.from_json(header["input"])
-        subnets = _subnets(definition, _read_json(source / _ACCURACY))
+        forms = _subnets(definition, _read_json(source / _ACCURACY))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
     state = _read_tensors(source / _WEIGHTS)
     check_state(state, definition, where=str(source / _WEIGHTS))
+    subnets = tuple(form for form in forms if form.precision == "fp32")
+    if not subnets:
+        raise CheckpointError(
+            f"{source / _ACCURACY}: no float subnet is listed, none can be served"
+        )
     norms = _norm_statistics(source, definition, subnets)
+    int8_subnets = tuple(form for form in forms if form.precision == "int8")
+    ranges = _activation_ranges(source, digests)
+    _check_int8(source, int8_subnets, norms, ranges)
     return Checkpoint(
         name=str(header.get("name", source.name)),
         definition=definition,
@@ -188,6 +211,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         permutation=header.get("permutation"),
         provenance=header.get("provenance", {}),
         fingerprint=_fingerprint(digests),
+        int8_subnets=int8_subnets,
+        activation_ranges=ranges,
     )
 
 
@@ -235,8 +260,9 @@ def _accuracy(checkpoint: Checkpoint) -> dict[str, Any]:
                 "ci95": list(subnet.ci95),
                 "macs": subnet.macs,
                 "params": subnet.params,
+                **({} if subnet.precision == "fp32" else {"precision": subnet.precision}),
             }
-            for subnet in checkpoint.subnets
+            for subnet in checkpoint.forms
         ],
     }
 
@@ -249,8 +275,10 @@ def _subnets(
     for row in rows:
         arch = Arch.from_json(row["arch"])
         definition.space.validate(arch)
-        if row["id"] != arch.subnet_id:
-            raise CheckpointError(f"{_ACCURACY}: id {row['id']!r} names arch {arch.subnet_id!r}")
+        precision = row.get("precision", "fp32")
+        form_id = ServedForm(arch.subnet_id, precision).form_id
+        if row["id"] != form_id:
+            raise CheckpointError(f"{_ACCURACY}: id {row['id']!r} names arch {form_id!r}")
         low, high = row["ci95"]
         subnets.append(
             ServedSubnet(
@@ -259,6 +287,7 @@ def _subnets(
                 ci95=(float(low), float(high)),
                 macs=int(row["macs"]),
                 params=int(row["params"]),
+                precision=precision,
             )
         )
     if not subnets:
@@ -270,13 +299,13 @@ def _norm_statistics(
     source: Path, definition: SupernetDefinition, subnets: Sequence[ServedSubnet]
 ) -> dict[str, dict[str, torch.Tensor]]:
     norms: dict[str, dict[str, torch.Tensor]] = {subnet.subnet_id: {} for subnet in subnets}
-    for key, tensor in _read_tensors(source / _NORMS).items():
-        subnet_id, _, name = key.partition("/")
+    for subnet_id, tensors in _by_subnet(source / _NORMS).items():
         if subnet_id not in norms:
             raise CheckpointError(
-                f"{source / _NORMS}: {key} is of a subnet not listed in {_ACCURACY}"
+                f"{source / _NORMS}: {subnet_id}/{next(iter(tensors))} is of a subnet not listed "
+                f"in {_ACCURACY}"
             )
-        norms[subnet_id][name] = tensor
+        norms[subnet_id] = tensors
     for subnet in subnets:
         _check_norms(source, definition, subnet, norms[subnet.subnet_id])
     return norms
@@ -302,14 +331,63 @@ def _check_norms(
         )
 
 
+def _activation_ranges(
+    source: Path, digests: Mapping[str, str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    return _by_subnet(source / _RANGES) if _RANGES in digests else {}
+
+
+def _check_int8(
+    source: Path,
+    int8_subnets: Sequence[ServedSubnet],
+    norms: Mapping[str, object],
+    ranges: Mapping[str, Mapping[str, torch.Tensor]],
+) -> None:
+    for subnet in int8_subnets:
+        float_id = subnet.arch.subnet_id
+        if float_id not in norms or not ranges.get(float_id):
+            raise CheckpointError(
+                f"{source / _ACCURACY}: {subnet.subnet_id} needs {float_id} beside it and its "
+                f"ranges in {_RANGES}; measure them with `supernet precision`"
+            )
+    for subnet_id, tensors in ranges.items():
+        wrong = [n for n, t in tensors.items() if t.ndim != 1 or len(t) < 2 or not t[0] <= t[1]]
+        if wrong:
+            raise CheckpointError(
+                f"{source / _RANGES}: {subnet_id}/{wrong[0]} holds no lowest and highest value"
+            )
+
+
+def _by_path(
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """{`<subnet id>/<name>`: tensor}: how a tensor file keeps what belongs to subnets."""
+    return {
+        f"{subnet_id}/{name}": tensor.contiguous()
+        for subnet_id, own in tensors.items()
+        for name, tensor in own.items()
+    }
+
+
+def _by_subnet(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Read what `_by_path` made."""
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in _read_tensors(path).items():
+        subnet_id, _, name = key.partition("/")
+        tensors.setdefault(subnet_id, {})[name] = tensor
+    return tensors
+
+
 def _checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:
     digests: dict[str, str] = {}
-    for name in (_WEIGHTS, _NORMS, _ACCURACY):
+    told: Mapping[str, str] = header.get("files", {})
+    names = [_WEIGHTS, _NORMS, _ACCURACY] + ([_RANGES] if _RANGES in told else [])
+    for name in names:
         path = source / name
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete")
         digests[name] = _digest(path)
-        if header.get("files", {}).get(name) != digests[name]:
+        if told.get(name) != digests[name]:
             raise CheckpointError(
                 f"{path}: its digest is not the one in {_HEADER}; the file was altered, "
                 "truncated or belongs to another checkpoint"

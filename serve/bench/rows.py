@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import typer
-
 from slackfit.output_files import write_text
 
 Row = dict[str, Any]
@@ -40,4 +38,4 @@ def write_rows(rows: Sequence[Row], json_out: str | None, text_for_people: str) 
     if json_out is not None:
         write_text(json_out, rows_json(rows))
     if json_out != "-":
-        typer.echo(text_for_people)
+        print(text_for_people)

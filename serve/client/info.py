@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,13 +81,10 @@ def read_info(fields: Mapping[str, Any]) -> ModelInfo:
 
 
 def read_settings(parameters: Mapping[str, Any]) -> ServerSettings | None:
-    """Return the settings in a model's metadata, None where a server does not tell all of them.
-
-    Over gRPC, whose metadata hold text only, they are a JSON object.
-    """
+    """Return the settings in a model's metadata, None where a server does not tell all of them."""
     told = parameters.get("settings")
     try:
-        fields = mapping(json.loads(told) if isinstance(told, str) else told)
+        fields = mapping(told)
         return ServerSettings(
             policy=str(fields["policy"]),
             slo_s=float(fields["slo_ms"]) * 1e-3,

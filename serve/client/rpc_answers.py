@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,22 @@ from serve.client.rest_answers import Refusal, seconds
 from serve.proto import open_inference_pb2 as pb
 from traces.open_loop.target import DTYPES
 
+_JSON_TEXTS = {"settings", "input_range", "max_tokens", "pad_id"}
+
 
 def read_parameters(answer: pb.ModelInferResponse) -> dict[str, Any]:
     """Return the response parameters as plain values."""
     return {name: _value(parameter) for name, parameter in answer.parameters.items()}
+
+
+def read_metadata(trailing: Any) -> dict[str, Any]:
+    """Return what a model's metadata say in their trailer, as HTTP says it in `parameters`."""
+    texts = {key: value for key, value in trailing or () if isinstance(value, str)}
+    parameters: dict[str, Any] = dict(texts)
+    for name in _JSON_TEXTS & texts.keys():
+        with contextlib.suppress(ValueError, RecursionError):
+            parameters[name] = json.loads(texts[name])
+    return parameters
 
 
 def read_first_output(answer: pb.ModelInferResponse) -> np.ndarray | None:

@@ -14,7 +14,12 @@ import numpy as np
 
 from serve.client.environment import bearer
 from serve.client.rest_answers import OUR_STATUSES, ClientError, executed, unreadable
-from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
+from serve.client.rpc_answers import (
+    parse_refusal,
+    read_first_output,
+    read_metadata,
+    read_parameters,
+)
 from serve.client.rpc_channel import async_rpc_channel, call_of
 from serve.proto import open_inference_pb2 as pb
 from serve.proto.names import SLO_HEADER
@@ -47,7 +52,7 @@ class RpcTarget:
                 message, timeout=_METADATA_TIMEOUT_S, metadata=tuple(bearer().items())
             )
             about = await call
-            metadata = {k: v for k, v in await call.trailing_metadata() or () if isinstance(v, str)}
+            parameters = read_metadata(await call.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             text = f"{error.code().name}: {error.details()}"
             raise ClientError(f"{self._url}: model {self.model!r}: no answer ({text})") from None
@@ -60,7 +65,7 @@ class RpcTarget:
             name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape)
         )
         versions = tuple(about.versions)
-        return Model(name=self.model, tensor=self._tensor, versions=versions, parameters=metadata)
+        return Model(name=self.model, tensor=self._tensor, versions=versions, parameters=parameters)
 
     async def prepare(self, payloads: np.ndarray) -> None:
         """Nothing to do: bytes go as they are."""

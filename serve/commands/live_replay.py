@@ -33,7 +33,7 @@ from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
 from traces.open_loop.replay import Progress, ReplayResult, replay
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.sender_processes import processes_for, replay_in_processes
-from traces.open_loop.target import Model, Target, TensorSpec
+from traces.open_loop.target import Model, Target
 from traces.report.burst_zoom import burst_zoom
 from traces.report.intervals import attainment_intervals
 from traces.trace import Trace, TraceError
@@ -72,7 +72,7 @@ class LiveReplay:
         """
         client, model = await dial(self.url, self.model)
         try:
-            payloads, source = self._payloads(model.tensor)
+            payloads, source = self._payloads(model)
             self._check_twin(model)
             server = await self._server(client, model, payloads)
             started_s = time.monotonic()
@@ -85,12 +85,12 @@ class LiveReplay:
             return [report], result
         return self._with_twin(report, server, result), result
 
-    def _payloads(self, tensor: TensorSpec) -> tuple[Payloads, str]:
+    def _payloads(self, model: Model) -> tuple[Payloads, str]:
         if self.data is None:
-            payloads = noise_payloads(tensor, self.options.seed)
+            payloads = noise_payloads(model, self.options.seed)
             return payloads, f"{len(payloads.images)} samples of uniform noise"
         try:
-            return load_payloads(self.data).fitted(tensor), str(self.data)
+            return load_payloads(self.data).fitted(model.tensor), str(self.data)
         except TraceError as error:
             text = str(error)
             raise TraceError(text if str(self.data) in text else f"{self.data}: {text}") from None

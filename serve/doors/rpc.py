@@ -146,8 +146,9 @@ class RpcDoor(grpc.GenericRpcHandler):
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
         model = self._models.find(call.message.name, call.message.version or None)
         about = model.spec.about(model.policy_name)  # the message has no place for it
-        settings = json.dumps(model.settings())
-        call.context.set_trailing_metadata((*about.items(), ("settings", settings)))
+        told = {**model.spec.input_limits(), "settings": model.settings()}
+        texts = {name: json.dumps(value) for name, value in told.items()}
+        call.context.set_trailing_metadata((*about.items(), *texts.items()))
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:

@@ -40,6 +40,11 @@ class Accelerator(Protocol):
         """Whether convolution, bias, addition and ReLU can be one kernel here."""
         ...
 
+    @property
+    def why_not_fused(self) -> str:
+        """Why they can't be, empty where they can."""
+        ...
+
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return host memory that the device copies from by itself; plain if none is left."""
         ...
@@ -94,6 +99,7 @@ class HostAccelerator:
 
     device = torch.device("cpu")
     has_fused_convolutions = False
+    why_not_fused = "a CPU in place of the device"
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Accelerator`; plain memory, zeroed."""

@@ -34,7 +34,7 @@ class CudaAccelerator:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_out_of_pinned = False
-        self.has_fused_convolutions = self._probe_fused()
+        self.why_not_fused = self._probe_fused()
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Accelerator`."""
@@ -126,17 +126,31 @@ class CudaAccelerator:
         """See `Accelerator`."""
         torch.cuda.empty_cache()
 
-    def _probe_fused(self) -> bool:
-        """Try the fused convolution, which is ATen's but not public: it may be gone or refuse."""
+    @property
+    def has_fused_convolutions(self) -> bool:
+        """See `Accelerator`."""
+        return not self.why_not_fused
+
+    def _probe_fused(self) -> str:
+        """Try the fused convolution in the layout that it gets; say why it can't be used, or "".
+
+        It is ATen's but not public: it may be gone, refuse, or read what nobody wrote, so memory
+        that was filled with NaN is handed out to it.
+        """
         if not hasattr(torch, "cudnn_convolution_add_relu"):
-            return False
+            return "this torch has no fused convolution"
         try:
             x = torch.ones(1, 8, 4, 4, device=self.device, dtype=torch.bfloat16)
             w = torch.ones(8, 8, 1, 1, device=self.device, dtype=torch.bfloat16)
-            y = torch.cudnn_convolution_relu(x, w, x[0, :, 0, 0], [1, 1], [0, 0], [1, 1], 1)
-        except RuntimeError:
-            return False
-        return bool((y == 9).all())
+            x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+            bias = torch.ones(8, device=self.device, dtype=torch.bfloat16)
+            for _ in range(8):
+                torch.full_like(x, torch.nan)
+            y = torch.cudnn_convolution_relu(x, w, bias, [1, 1], [0, 0], [1, 1], 1)
+            is_right = bool((y == 9).all())
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        return "" if is_right else "the fused convolution gives a wrong result"
 
 
 class _Event:

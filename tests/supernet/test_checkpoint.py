@@ -61,6 +61,57 @@ def test_a_checkpoint_round_trips(checkpoint: Checkpoint, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.fixture
+def rounded(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its last subnet in int8, too."""
+    last = checkpoint.subnets[-1]
+    return replace(
+        checkpoint,
+        int8_subnets=(replace(last, precision="int8", accuracy=0.49),),
+        activation_ranges={last.subnet_id: {"x": torch.tensor([-1.0, 2.0, 0.5, 0.25])}},
+    )
+
+
+def test_int8_entries_stand_beside_their_float_ones(
+    checkpoint: Checkpoint, rounded: Checkpoint, tmp_path: Path
+) -> None:
+    plain = save_checkpoint(checkpoint, tmp_path)
+    assert save_checkpoint(rounded, tmp_path) == plain, "profiles of the float subnets stay good"
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.subnets, loaded.int8_subnets) == (checkpoint.subnets, rounded.int8_subnets)
+    last = checkpoint.subnet_ids[-1]
+    assert torch.equal(loaded.activation_ranges[last]["x"], rounded.activation_ranges[last]["x"])
+    assert loaded.subnet(f"{last}-i8").accuracy == 0.49
+    assert [form.subnet_id for form in loaded.forms] == [*checkpoint.subnet_ids, f"{last}-i8"]
+    rows = json.loads((tmp_path / "accuracy.json").read_text())["subnets"]
+    assert [row.get("precision") for row in rows] == [None, None, None, "int8"]
+    save_checkpoint(checkpoint, tmp_path)  # and without them again
+    assert load_checkpoint(tmp_path).forms == checkpoint.subnets
+    assert not (tmp_path / "activation_ranges.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation_ranges": {}}, "d.*-i8 needs d.* beside it and its ranges"),
+        ({"activation_ranges": {"d9": {"x": torch.ones(2)}}}, "needs d.* beside it"),
+        (
+            {"activation_ranges": "reversed"},
+            "/x holds no lowest and highest value",
+        ),
+    ],
+)
+def test_an_int8_entry_without_what_it_needs_is_refused(
+    rounded: Checkpoint, tmp_path: Path, change: dict, message: str
+) -> None:
+    if change["activation_ranges"] == "reversed":
+        last = rounded.subnet_ids[-1]
+        change = {"activation_ranges": {last: {"x": torch.tensor([2.0, 1.0])}}}
+    save_checkpoint(replace(rounded, **change), tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
+
+
 def test_the_fingerprint_follows_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
     first = save_checkpoint(checkpoint, tmp_path / "a")
     checkpoint.state["fc.bias"].add_(1.0)

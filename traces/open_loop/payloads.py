@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traces.open_loop.target import DTYPES, TensorSpec
+from traces.open_loop.target import DTYPES, Model, TensorSpec
 from traces.trace import TraceError
 
 NUM_NOISE = 64
@@ -61,23 +61,47 @@ def load_payloads(folder: Path | str) -> Payloads:
     return Payloads(images, labels, _load_classes(folder / "classes.json"))
 
 
-def noise_payloads(tensor: TensorSpec, seed: int) -> Payloads:
-    """Return `NUM_NOISE` samples of uniform noise: bytes, small whole numbers or [0, 1).
+def noise_payloads(model: Model, seed: int) -> Payloads:
+    """Return `NUM_NOISE` samples of uniform noise: whole numbers, or [0, 1).
+
+    Whole numbers come from the range that the model's parameter `input_range` names, else they are
+    bytes or small. Texts, whose length is open, are as long as `max_tokens` allows.
 
     Raises:
         TraceError: the model leaves sizes open or takes no numbers; give samples then.
     """
-    if any(size < 0 for size in tensor.sample_shape):
+    tensor, parameters = model.tensor, model.parameters
+    sizes = tensor.sample_shape
+    longest = parameters.get("max_tokens")
+    if sizes == (-1,) and type(longest) is int and longest > 0:
+        sizes = (longest,)
+    if any(size < 0 for size in sizes):
         raise TraceError(
-            f"the model takes samples of shape {list(tensor.sample_shape)}, -1 being any size: "
+            f"the model takes samples of shape {list(sizes)}, -1 being any size: "
             "give samples (--data)"
         )
     rng, dtype = np.random.default_rng(seed), _dtype(tensor)
-    shape = (NUM_NOISE, *tensor.sample_shape)
+    shape = (NUM_NOISE, *sizes)
     if dtype.kind == "f":
         return Payloads(rng.random(shape).astype(dtype), None)
-    top = {"b": 2, "i": 128, "u": 256}[dtype.kind]
-    return Payloads(rng.integers(0, top, size=shape).astype(dtype), None)
+    low, high = _range(parameters.get("input_range"), dtype)
+    return Payloads(rng.integers(low, high, size=shape, endpoint=True).astype(dtype), None)
+
+
+def _range(told: object, dtype: np.dtype) -> tuple[int, int]:
+    """Return the lowest and highest number to draw: as a server tells them, else small ones."""
+    match told:
+        case [int() as low, int() as high] if _fits(low, high, dtype):
+            return low, high
+        case _:
+            return 0, {"b": 1, "i": 127, "u": 255}[dtype.kind]
+
+
+def _fits(low: int, high: int, dtype: np.dtype) -> bool:
+    if dtype.kind == "b":
+        return False
+    limits = np.iinfo(dtype)
+    return limits.min <= low <= high <= limits.max
 
 
 def _dtype(tensor: TensorSpec) -> np.dtype:

@@ -1,8 +1,9 @@
 """Check and time the CUDA path in one command: `python -m serve.bench.gpu --json FILE`.
 
-Parts run in order of value, each within what is left of `--minutes`; rows are written after every
-part, so that whatever ends the run leaves what was measured. `--device cpu` runs every line on tiny
-networks, with the CPU in place of the device: a check of this program, its times mean nothing.
+Parts run in order of value, the smoke part first, each within what is left of `--minutes`; every
+row is written as it is made, so that whatever ends the run leaves what was measured. `--device cpu`
+runs every line on tiny networks, with the CPU in place of the device: a check of this program, its
+times mean nothing.
 Exit code 1 when a part failed or results disagreed.
 """
 
@@ -20,11 +21,10 @@ import torch
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
+from serve.bench.gpu.smoke import smoke
 from slackfit.output_files import write_text
 
-_ROOT = Path(__file__).parents[3]
-_RESULTS = _ROOT / "benchmarks" / "results"
-_PROFILES = _ROOT / "profiles"
+_RUN = Path("runs") / "gpu"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"serve.bench.gpu: {error}", file=sys.stderr)
         return 2
-    out = options.json or _RESULTS / f"{bench.date}-gpu-{options.device}.json"
+    out = options.json or _RUN / f"{bench.date}-{options.device}.json"
+    bench.keep = lambda rows: write_text(out, json.dumps(rows, indent=1) + "\n")
     parts: dict[str, Callable[[GpuBench], None]] = {
+        "smoke": smoke,
         "equality": equality,
         "latency": latency,
         "profile": lambda bench: profile(bench, options.profiles),
@@ -64,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in wanted:
             is_whole &= run_part(bench, name, parts[name])
-            write(out, bench)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     print(f"{out}: {len(bench.rows)} rows", file=sys.stderr)
@@ -89,18 +90,13 @@ def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bo
     return True
 
 
-def write(path: Path, bench: GpuBench) -> None:
-    """Write the rows so far; a file that is there is replaced once the new one is whole."""
-    write_text(path, json.dumps(bench.rows, indent=1) + "\n")
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serve.bench.gpu", description=__doc__)
-    parser.add_argument("--json", type=Path, help="file of rows (default: a dated result file)")
+    parser.add_argument("--json", type=Path, help="file of rows (default: a dated one in runs/gpu)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="no part starts after this")
     parser.add_argument("--parts", help="only these, comma-separated")
-    parser.add_argument("--profiles", type=Path, default=_PROFILES, help="folder of the profile")
+    parser.add_argument("--profiles", type=Path, default=_RUN, help="folder of the profile")
     return parser.parse_args(argv)
 
 

@@ -11,7 +11,6 @@ import torch
 from serve.bench.gpu.cases import (
     GpuBench,
     brief,
-    random_checkpoint,
     random_samples,
     ratio,
     sizes,
@@ -38,7 +37,7 @@ def equality(bench: GpuBench) -> None:
 def _compare(bench: GpuBench) -> None:
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
-        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        checkpoint = bench.checkpoint(variant, tuple(archs.values()))
         for dtype in (torch.float32, torch.bfloat16):
             for packing in SLICE_PACKINGS:
                 ladder = bench.settings.batch_sizes[:3]
@@ -107,7 +106,7 @@ def latency(bench: GpuBench) -> None:
     """Time the actuated graph against the extracted network: eager, and captured itself."""
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
-        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        checkpoint = bench.checkpoint(variant, tuple(archs.values()))
         executors = {
             packing: bench.executor(checkpoint, packing=packing) for packing in SLICE_PACKINGS
         }
@@ -187,7 +186,7 @@ def switching(bench: GpuBench) -> None:
     """Time choosing another subnet's graph, and a batch after a switch against one without."""
     for net_name, variant in bench.settings.nets.items():
         archs = sizes(define_supernet(variant))
-        checkpoint = random_checkpoint(variant, tuple(archs.values()), bench.device)
+        checkpoint = bench.checkpoint(variant, tuple(archs.values()))
         executor = bench.executor(checkpoint, batch_sizes=(1,))
         executor.warm_up()
         ids = executor.subnet_ids
@@ -245,7 +244,7 @@ def _compiled_of(bench: GpuBench, figure: str, variant: str, arch: Arch, batch_s
     import torch._dynamo
 
     torch._dynamo.reset()
-    checkpoint = random_checkpoint(variant, (arch,), bench.device)
+    checkpoint = bench.checkpoint(variant, (arch,))
     executor = bench.executor(checkpoint, batch_sizes=(batch_size,))
     executor.warm_up()
     backend = bench.settings.compile_backend

@@ -13,7 +13,6 @@ import torch
 from serve.bench.gpu.cases import (
     GpuBench,
     brief,
-    random_checkpoint,
     random_samples,
     ratio,
     six,
@@ -32,7 +31,7 @@ def streaming(bench: GpuBench) -> None:
     """Time the largest subnet with only a share of the supernet's bytes on the device."""
     net_name, variant = next(iter(bench.settings.nets.items()))
     arch = sizes(define_supernet(variant))["max"]
-    checkpoint = random_checkpoint(variant, (arch,), bench.device)
+    checkpoint = bench.checkpoint(variant, (arch,))
     whole = supernet_bytes(checkpoint.definition, torch.bfloat16)
     executors = {
         f"budget_{share:.0%}": bench.executor(
@@ -66,7 +65,7 @@ def streaming(bench: GpuBench) -> None:
 def residency(bench: GpuBench) -> None:
     """Serve streams of six subnets under a budget: no cache, filled once, `ValuePerByte`."""
     archs = six(bench.settings.six_family)
-    checkpoint = random_checkpoint(bench.settings.six_family, tuple(archs.values()), bench.device)
+    checkpoint = bench.checkpoint(bench.settings.six_family, tuple(archs.values()))
     budget = int(_SHARE * supernet_bytes(checkpoint.definition, torch.bfloat16))
     ids = [arch.subnet_id for arch in archs.values()]
     rng = np.random.default_rng(0)
@@ -178,7 +177,7 @@ def _copy_rate(bench: GpuBench) -> float:
 def profile(bench: GpuBench, folder: Path) -> None:
     """Measure a latency profile of the six subnets through their graphs, and write it."""
     archs = six(bench.settings.six_family)
-    checkpoint = random_checkpoint(bench.settings.six_family, tuple(archs.values()), bench.device)
+    checkpoint = bench.checkpoint(bench.settings.six_family, tuple(archs.values()))
     executor = bench.executor(checkpoint)
     measured = measure_profile(
         executor,

@@ -145,7 +145,7 @@ class DoorsBench:
             return
         target, model = await dial(url, self._setting.load.model)
         try:
-            yield _remote(target, samples(self._setting.load.data, model.tensor)[0])
+            yield _remote(target, samples(self._setting.load.data, model)[0])
         finally:
             await target.close()
 

@@ -22,7 +22,7 @@ from traces.open_loop.payloads import load_payloads, noise_payloads
 from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import ReplayResult
 from traces.open_loop.sender import Progress
-from traces.open_loop.target import ReplayRequest, Target
+from traces.open_loop.target import Model, ReplayRequest, Target
 from traces.spec.spec import parse_spec
 
 _IN_FLIGHT = 64
@@ -99,7 +99,7 @@ class Load:
     async def _closed_loop(self, url: str, duration_s: float, in_flight: int) -> float:
         target, model = await dial(url, self.model)
         try:
-            payloads = samples(self.data, model.tensor)
+            payloads = samples(self.data, model)
             start_s = time.monotonic() + duration_s / 4  # the first quarter warms up
             loops = [
                 _send_until(target, payloads[i % len(payloads)], start_s, start_s + duration_s)
@@ -110,11 +110,11 @@ class Load:
             await target.close()
 
 
-def samples(data: Path | None, tensor: Any) -> np.ndarray:
+def samples(data: Path | None, model: Model) -> np.ndarray:
     """Return the samples of a payload folder, or noise, as the model takes them."""
     if data is None:
-        return noise_payloads(tensor, 0).images
-    return load_payloads(data).fitted(tensor).images
+        return noise_payloads(model, 0).images
+    return load_payloads(data).fitted(model.tensor).images
 
 
 async def _send_until(target: Target, sample: np.ndarray, start_s: float, end_s: float) -> int:

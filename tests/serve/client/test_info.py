@@ -7,6 +7,7 @@ import json
 import pytest
 
 from serve.client.info import ServerSettings, read_settings
+from serve.client.rpc_answers import read_metadata
 
 TOLD = {
     "policy": "slackfit@num_buckets=3",
@@ -31,9 +32,15 @@ READ = ServerSettings(
 )
 
 
-@pytest.mark.parametrize("told", [TOLD, json.dumps(TOLD)])
-def test_settings_are_read_as_an_object_and_as_text(told):
-    assert read_settings({"settings": told}) == READ
+def test_settings_are_read_from_metadata_and_from_a_trailer_of_texts():
+    assert read_settings({"settings": TOLD}) == READ
+    trailer = [("policy", "slackfit"), ("settings", json.dumps(TOLD)), ("input_range", "[0, 9]")]
+    parameters = read_metadata([*trailer, ("pad_id", "?"), ("of-bytes-bin", b"1")])
+    assert read_settings(parameters) == READ
+    assert parameters["policy"] == "slackfit"
+    assert parameters["input_range"] == [0, 9]
+    assert parameters["pad_id"] == "?", "what is no JSON is left as it came"
+    assert read_metadata(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,13 @@ def texts(rng: np.random.Generator) -> list[np.ndarray]:
 @pytest.mark.parametrize("options", HOSTS)
 @pytest.mark.alone
 def test_a_text_checkpoint_is_served_to_every_client(
-    running_any, wire_python: str, folder: Path, oracle, rng, options: tuple[str, ...]
+    running_any,
+    wire_python: str,
+    folder: Path,
+    oracle,
+    rng,
+    tmp_path: Path,
+    options: tuple[str, ...],
 ) -> None:
     ids = texts(rng)
     expected = np.stack([oracle(text) for text in ids])
@@ -95,6 +102,8 @@ def test_a_text_checkpoint_is_served_to_every_client(
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
             assert max(result.batch_size for result in results) > 1, "texts shared a batch"
             check_one_request(url, ids, expected)
+            report = replay(url, tmp_path)
+            assert report["outcomes"]["on_time"] == report["num_queries"] > 0, "of noise"
         check_json(server.url, ids, expected)
         check_metadata(server.url)
         done = subprocess.run(
@@ -131,6 +140,16 @@ def check_one_request(url: str, ids: list[np.ndarray], expected: np.ndarray) -> 
             client.infer(np.ones(LONGEST + 1, dtype=np.int64))
         with pytest.raises(InferError, match="allowed 'INT64' or 'INT32'"):
             client.infer(np.zeros((3, 4, 4), dtype=np.uint8))
+
+
+def replay(url: str, folder: Path) -> dict[str, Any]:
+    command = [
+        sys.executable, "-m", "serve", "replay", "--url", url, "--model", "texts",
+        "--trace", "poisson:rate=20,duration=1", "--slo-ms", "5000", "--out", str(folder),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "report.json").read_text())[0]
 
 
 def check_json(url: str, ids: list[np.ndarray], expected: np.ndarray) -> None:

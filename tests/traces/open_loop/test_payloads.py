@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
-from traces.open_loop.target import TensorSpec
+from traces.open_loop.target import Model, TensorSpec
 from traces.trace import TraceError
 
 
@@ -66,15 +66,31 @@ def test_samples_take_the_type_of_the_model_where_their_values_survive():
 def test_a_first_size_other_than_one_belongs_to_the_sample():
     assert spec("FP32", 3, 8).sample_shape == (3, 8)
     assert spec("FP32", 1, 8).sample_shape == (8,)
-    assert noise_payloads(spec("FP32", 3, 8), 0).images.shape == (64, 3, 8)
+    assert noise_payloads(model("FP32", 3, 8), 0).images.shape == (64, 3, 8)
+
+
+def model(*tensor: object, **parameters: object) -> Model:
+    return Model(name="m", tensor=spec(*tensor), parameters=parameters)
+
+
+def test_noise_is_drawn_from_the_range_that_the_model_names():
+    text = model("INT64", -1, -1, input_range=[0, 30521], max_tokens=128)
+    ids = noise_payloads(text, 0).images
+    assert (ids.shape, ids.dtype) == ((64, 128), np.int64)
+    assert ids.max() > 30_000
+    for told in ([5, 1], [0, 2**40], "0 to 9", [0], None):
+        drawn = noise_payloads(model("INT16", -1, 9, input_range=told), 0).images
+        assert (drawn.min(), drawn.max()) == (0, 127), "a range that can't be is left alone"
+    with pytest.raises(TraceError, match="give samples"):
+        noise_payloads(model("INT64", -1, -1, max_tokens="many"), 0)
 
 
 def test_noise_is_seeded_and_fills_the_type():
-    first, again, other = (noise_payloads(spec("UINT8", -1, 9), s).images for s in (1, 1, 2))
+    first, again, other = (noise_payloads(model("UINT8", -1, 9), s).images for s in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
     assert first.min() < 10
     assert first.max() > 245
-    assert 0 <= noise_payloads(spec("FP16", -1, 9), 0).images.min() < 0.1
+    assert 0 <= noise_payloads(model("FP16", -1, 9), 0).images.min() < 0.1
     with pytest.raises(TraceError, match="-1 being any size: give samples"):
-        noise_payloads(spec("FP32", -1, -1), 0)
+        noise_payloads(model("FP32", -1, -1), 0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from serve.bench.gpu.__main__ import main
+from serve.bench.gpu.cases import GpuBench
 from slackfit.profile import LatencyProfile
 
 
@@ -20,6 +23,7 @@ def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> 
     figures = {row["figure"]: row for row in rows}
     assert len(figures) == len(rows)
     assert figures["gpu/equality_failures"]["value"] == 0
+    assert figures["gpu/smoke/bfloat16/streamed/over_extracted"]["value"] < 0.05
     for wanted in (
         "gpu/equality/resnet_tiny/bfloat16/folded/budget_50%/graph_over_eager",
         "gpu/resnet_tiny/mid/b2/folded_graph_over_static_eager",
@@ -58,7 +62,43 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(
         "gpu/switching/skipped",
     ]
     assert main(["--device", "cpu", "--parts", "speed"]) == 2
-    assert "unknown part speed; allowed equality, latency" in capsys.readouterr().err
+    assert "unknown part speed; allowed smoke, equality, latency" in capsys.readouterr().err
+
+
+def test_every_row_is_kept_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "rows.json"
+    seen: list[int] = []
+
+    def killed(bench: GpuBench) -> None:
+        for number in range(3):
+            bench.record(f"made/{number}", number, "count", "")
+            seen.append(len(json.loads(out.read_text())))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.bench.gpu.__main__.smoke", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--json", str(out)])
+    assert seen == [1, 2, 3]
+    assert len(json.loads(out.read_text())) == 3
+
+
+def test_an_image_without_what_serves_runs_the_smoke_part(tmp_path: Path) -> None:
+    """An image for training has torch, numpy, scipy and safetensors, and little else."""
+    absent = (
+        "ray pydantic typer rich grpc starlette uvicorn httpx aiohttp prometheus_client onnx "
+        "onnxruntime onnxscript matplotlib pyarrow jinja2 sklearn numba tensorboard"
+    )
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent.split()!r}))\n"
+        "from serve.bench.gpu.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["--device", "cpu", "--parts", "smoke", "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rows.json").read_text())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

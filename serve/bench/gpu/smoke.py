@@ -1,0 +1,83 @@
+"""The first part of `serve.bench.gpu`: does anything run, and right? One minute, one subnet.
+
+Both dtypes, through a graph and streamed, on memory that was filled with NaN before: kernels that
+multiply what nobody wrote by zero give NaN then. Says whether convolutions were fused, and why not.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from serve.bench.gpu.cases import GpuBench, random_samples, sizes, static_call
+from subnetact.cuda.cuda_executor import CudaExecutor
+from supernet import Arch, Checkpoint, define_supernet
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest logit
+_POISON_BYTES = 256 * 2**20
+
+
+def smoke(bench: GpuBench) -> None:
+    """Run the middle subnet of the first network in every way; a difference is a failure."""
+    variant = next(iter(bench.settings.nets.values()))
+    archs = sizes(define_supernet(variant))
+    checkpoint = bench.checkpoint(variant, tuple(archs.values()))
+    arch = archs["mid"]
+    fusion = (
+        "cuDNN's fused convolution"
+        if bench.accelerator.has_fused_convolutions
+        else (f"{bench.accelerator.why_not_fused}: convolution, addition and activation apart")
+    )
+    is_fused = float(bench.accelerator.has_fused_convolutions)
+    bench.record("smoke/fused_convolutions", is_fused, "yes or no", fusion)
+    for dtype, tolerance in _TOLERANCE.items():
+        for how, budget_bytes in (("graph", None), ("streamed", 0)):
+            start_s = time.perf_counter()
+            _poison(bench)
+            executor = bench.executor(
+                checkpoint, dtype=dtype, batch_sizes=(1, 4), budget_bytes=budget_bytes
+            )
+            executor.warm_up()
+            _poison(bench)
+            _check(bench, executor, checkpoint, arch, how, tolerance)
+            executor.close()
+            taken_s = time.perf_counter() - start_s
+            bench.record(f"smoke/{executor.dtype}/{how}/seconds", taken_s, "s", executor.details)
+
+
+def _check(
+    bench: GpuBench,
+    executor: CudaExecutor,
+    checkpoint: Checkpoint,
+    arch: Arch,
+    how: str,
+    tolerance: float,
+) -> None:
+    worst = 0.0
+    for batch_size in (1, 3, 4):  # 3 is padded
+        inputs = random_samples(checkpoint, batch_size)
+        got = executor.run(arch.subnet_id, inputs)
+        net = static_call(checkpoint, arch, bench.device, torch.float32)
+        expected = net(torch.from_numpy(inputs).to(bench.device)).cpu().numpy()
+        if not np.isfinite(got).all():
+            bench.failures.append(f"smoke/{executor.dtype}/{how}/b{batch_size}: not finite")
+            continue
+        worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
+    counts = executor.counts()
+    detail = (
+        f"largest difference from the extracted float32 subnet over its largest logit, allowed "
+        f"{tolerance:g}; {counts['graph_replays']} replays, {counts['eager_batches']} eager, "
+        f"{counts['streamed_bytes']} bytes streamed"
+    )
+    if worst > tolerance:
+        bench.failures.append(f"smoke/{executor.dtype}/{how}: {worst:.4g} above {tolerance:g}")
+    bench.record(f"smoke/{executor.dtype}/{how}/over_extracted", worst, "relative", detail)
+
+
+def _poison(bench: GpuBench) -> None:
+    """Leave NaN in the memory that is handed out next."""
+    if bench.device == "cuda":
+        torch.full((_POISON_BYTES // 4,), torch.nan, device="cuda")
+        bench.sync()

@@ -1,0 +1,144 @@
+"""`SubnetSessions`: makes sessions of a checkpoint's subnets, float or int8, from cache or anew.
+
+Making one: the template of its topology (recorded once per process), its initialisers cut out of
+the supernet, rounded where it is int8, optimised by onnxruntime. The optimised model is kept in a
+`GraphCache` under everything that it depends on: the checkpoint, this code's version, the
+library's, the processor, and the ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+
+from subnetact.cpu.activation_ranges import Ranges, ranges_to_json
+from subnetact.cpu.graph_cache import GraphCache
+from subnetact.cpu.graph_template import GraphTemplate, topology, write_template
+from subnetact.cpu.number_format import best_format
+from subnetact.cpu.ort_session import OrtSession, onnxruntime, return_freed_memory
+from subnetact.cpu.quantise import quantise
+from subnetact.cpu.subnet_graph import subnet_graph
+from subnetact.device import cpu_flags, device_name
+from subnetact.served_form import ServedForm
+from supernet.checkpoint import Checkpoint
+
+_GRAPH_VERSION = 1  # of what is written here: raise it when a graph of the same subnet changes
+
+
+class SubnetSessions:
+    """Opens sessions of one checkpoint's subnets. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        threads: int = 1,
+        ranges: Mapping[str, Ranges] | None = None,
+        cache: GraphCache | None = None,
+    ):
+        """`ranges` are the activations' by subnet id, which int8 needs; without `cache`, or a
+        checkpoint that was never saved, every start makes its graphs anew.
+
+        Raises ValueError for fewer threads than one, OrtMissingError without onnxruntime.
+        """
+        if threads < 1:
+            raise ValueError(f"threads is {threads}, allowed 1 or more")
+        self._checkpoint = checkpoint
+        self._threads = threads
+        self._ranges = ranges or {}
+        self._cache = cache if checkpoint.fingerprint else None
+        self._format = best_format()
+        self._templates: dict[str, GraphTemplate] = {}
+        self._lock = threading.Lock()
+        self._common = json.dumps(
+            [
+                checkpoint.fingerprint,
+                checkpoint.definition.to_json(),
+                checkpoint.input.to_json(),
+                _GRAPH_VERSION,
+                [onnx.__version__, onnxruntime().__version__],
+                [device_name("cpu"), sorted(cpu_flags()), self._format],
+            ]
+        )
+
+    def open(self, form: ServedForm) -> OrtSession:
+        """Return a session of a served subnet in a precision.
+
+        Raises CheckpointError for an unknown subnet, ValueError for int8 without ranges,
+        GraphError where the family uses an operator that no rule writes.
+        """
+        session = self._from_cache(form)
+        if session is None:
+            session = self._made(form)
+        return_freed_memory()
+        return session
+
+    def graph(self, form: ServedForm) -> onnx.ModelProto:
+        """Return the subnet's model as it is before onnxruntime optimises it; raises as `open`."""
+        subnet = self._checkpoint.subnet(form.subnet_id)
+        model = subnet_graph(
+            self._template(form.subnet_id),
+            self._checkpoint.definition,
+            subnet.arch,
+            self._checkpoint.state,
+            self._checkpoint.norm_statistics[form.subnet_id],
+        )
+        if form.precision == "fp32":
+            return model
+        return quantise(model, self._ranges_of(form), self._format)
+
+    def _ranges_of(self, form: ServedForm) -> Ranges:
+        if form.subnet_id not in self._ranges:
+            raise ValueError(
+                f"{form.form_id}: int8 needs the ranges of its activations, and none were measured"
+            )
+        return self._ranges[form.subnet_id]
+
+    def _template(self, subnet_id: str) -> GraphTemplate:
+        arch = self._checkpoint.subnet(subnet_id).arch
+        name = topology(arch)
+        with self._lock:  # recording is not made for several threads at once
+            if name not in self._templates:
+                self._templates[name] = write_template(
+                    self._checkpoint.definition, self._checkpoint.input, arch
+                )
+            return self._templates[name]
+
+    def _from_cache(self, form: ServedForm) -> OrtSession | None:
+        path = self._cache.find(self._key(form)) if self._cache is not None else None
+        if path is None:
+            return None
+        try:
+            return OrtSession(path, threads=self._threads, optimised=True)
+        except ValueError:  # whole, yet not what this library reads: make it again
+            path.unlink(missing_ok=True)
+            return None
+
+    def _made(self, form: ServedForm) -> OrtSession:
+        model = self.graph(form)
+        with TemporaryDirectory() as folder:
+            plain = Path(folder) / "plain.onnx"
+            onnx.save(model, plain)
+            del model
+            if self._cache is None:
+                return OrtSession(plain, threads=self._threads)
+            made: list[OrtSession] = []
+
+            def write(path: Path) -> None:
+                made.append(OrtSession(plain, threads=self._threads, save_optimised=path))
+
+            self._cache.keep(self._key(form), write)
+            return made[0]
+
+    def _key(self, form: ServedForm) -> str:
+        own = [form, self._common]
+        if form.precision != "fp32":
+            own.append(json.dumps(ranges_to_json(self._ranges_of(form))))
+        digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:24]
+        return f"{self._checkpoint.definition.family_name}.{digest}"
