@@ -25,6 +25,7 @@ class Eligibility:
         self.accuracy = {subnet.subnet_id: subnet.accuracy for subnet in profile.subnets}
         self._ids = profile.subnet_ids  # ascending accuracy
         self._accuracies = [subnet.accuracy for subnet in profile.subnets]
+        self._max_samples = profile.max_batch_size
         self._fastest: dict[tuple[int, int], str] = {}
         self.fastest_s = profile.fastest(quantile).latency_s[1]
 
@@ -50,7 +51,10 @@ class Eligibility:
 
     def earliest_finish_s(self, query: Query, now_s: float) -> float | None:
         """Return when `query` would finish at best if it started alone now, None if never."""
-        if is_plain(query):
+        samples = query.samples
+        if samples == 1 and is_plain(query):
             return now_s + self.fastest_s
-        subnet_id = self.fastest(query)
-        return None if subnet_id is None else now_s + self.table[subnet_id][1]
+        if samples > self._max_samples:
+            return None
+        subnet_id = self.fastest(query, samples)
+        return None if subnet_id is None else now_s + self.table[subnet_id][samples]

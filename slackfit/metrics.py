@@ -2,7 +2,8 @@
 
 SLO attainment = on-time queries / all arrived queries. Mean serving accuracy = mean profiled
 accuracy over on-time queries (0 if none). Utility = their product. Accuracy and attainment are
-fractions; times are seconds unless a key says `_ms`. Executed means on time or late. The same
+fractions; times are seconds unless a key says `_ms`. Every figure is per sample: a query that holds
+sixteen counts sixteen times. Executed means on time or late. The same
 outcomes give the same bytes: no dates, a fixed order of keys.
 """
 
@@ -73,9 +74,10 @@ def summarize(
     if not bin_s > 0:
         raise ValueError(f"bin_s is {bin_s}, allowed more than 0")
     columns = _columns(outcomes)
+    arrived = len(columns.status)
     counts = np.bincount(columns.status, minlength=len(STATUSES))
     on_time = int(counts[_ON_TIME])
-    attainment = on_time / len(outcomes) if outcomes else 0.0
+    attainment = on_time / arrived if arrived else 0.0
     accuracy = _mean(columns.accuracy[columns.on_time])
     latency_s = np.sort((columns.finish_s - columns.arrival_s)[columns.executed])
     first = _first_of_batch(columns)
@@ -85,7 +87,7 @@ def summarize(
         "mean_serving_accuracy": accuracy,
         "utility": attainment * accuracy,
         "goodput_qps": on_time / duration_s,
-        "num_queries": len(outcomes),
+        "num_queries": arrived,
         "outcomes": dict(zip(STATUSES, counts.tolist(), strict=True)),
         "latency_ms": _latency_ms(latency_s),
         "subnets": _subnets(columns, first),
@@ -114,8 +116,10 @@ def _mean(values: Floats) -> float:
 
 
 def _columns(outcomes: Sequence[Outcome]) -> _Columns:
+    if any(outcome.samples != 1 for outcome in outcomes):
+        outcomes = [outcome for outcome in outcomes for _ in range(outcome.samples)]
     fields = list(zip(*outcomes, strict=True)) or [()] * len(Outcome._fields)
-    _, status, reason, arrival_s, _, start_s, finish_s, subnet, accuracy, size, worker = fields
+    _, status, reason, arrival_s, _, start_s, finish_s, subnet, accuracy, size, worker, _ = fields
     number_of_status = {name: i for i, name in enumerate(STATUSES)}
     statuses = np.array([number_of_status[s] for s in status], dtype=np.int64)
     accuracies = np.array(accuracy, dtype=np.float64)

@@ -12,11 +12,11 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from slackfit.profile import LatencyProfile
-from slackfit.query import Decision, Query
+from slackfit.query import Decision, Query, Wish
 
 
 class QueueView(Protocol):
-    """The waiting queries in earliest-deadline-first order, read only."""
+    """The waiting queries in earliest-deadline-first order, read only; counts are of samples."""
 
     def __len__(self) -> int: ...
 
@@ -39,6 +39,19 @@ class WorkerView(NamedTuple):
     worker_id: int
     busy_until_s: float
     last_subnet_id: str | None
+
+
+class WishView(NamedTuple):
+    """Queries that may not run on every subnet, as a policy sees those with one wish.
+
+    `head` is the most urgent one (None: none waits), `num_samples` what waits, `arriving_qps` the
+    samples per second of the last second.
+    """
+
+    wish: Wish
+    head: Query | None
+    num_samples: int
+    arriving_qps: float
 
 
 class DeviceLoad(NamedTuple):
@@ -93,6 +106,11 @@ class View(Protocol):
 
     @property
     def memo(self) -> object: ...
+
+    @property
+    def wishes(self) -> Sequence[WishView]:
+        """What waits and arrives of the queries that may not run on every subnet."""
+        ...
 
     @property
     def others(self) -> DeviceLoad:

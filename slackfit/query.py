@@ -21,9 +21,11 @@ class Query(NamedTuple):
 
     `min_accuracy` is a floor (a fraction) on the profiled accuracy of the subnet that serves it;
     `query_class` is a priority class (0 = default); `subnet_id` pins one subnet (None: the
-    policy chooses). `samples` is how many of a batch's samples it is, `work` how much longer than
-    profiled one of them is predicted to take (a factor), `tenant` who sent it: nothing of the
-    scheduler reads them yet.
+    policy chooses). `samples` is how many of a batch's samples it is: a request of 16 images is
+    one query, which is served whole. `work` is how much longer than profiled one of them is
+    predicted to take (a factor; nothing of the scheduler reads it yet), `tenant` who sent it.
+    `deadline_s` is what it is scheduled for, `given_deadline_s` what its end is judged by, where
+    that is another: the deadline given less what the way back takes.
     """
 
     query_id: int
@@ -35,12 +37,31 @@ class Query(NamedTuple):
     samples: int = 1
     work: float = 1.0
     tenant: str = ""
+    given_deadline_s: float | None = None
+
+    @property
+    def judged_by_s(self) -> float:
+        """The deadline that its end is judged by."""
+        return self.deadline_s if self.given_deadline_s is None else self.given_deadline_s
+
+
+class Wish(NamedTuple):
+    """What a query asks of its subnet: to be `subnet_id`, or as accurate as `min_accuracy`."""
+
+    subnet_id: str | None = None
+    min_accuracy: float = 0.0
+
+
+PLAIN = Wish()
+"""The wish of a query that may run on every subnet."""
 
 
 class Decision(NamedTuple):
-    """What a policy wants done now: the `batch_size` most urgent queries on `subnet_id`.
+    """What a policy wants done now: the most urgent queries on `subnet_id`.
 
-    Fewer queries are taken when fewer wait. `memo` is handed back unread in the next view, so
+    `batch_size` is in samples; fewer are taken when fewer wait. With a `wish` only queries that
+    have it are taken (`PLAIN`: all that may run there), though others be more urgent; None leaves
+    that to the head of the queue. `memo` is handed back unread in the next view, so
     that a pure policy can remember. Where the scheduler drops the hopeless, waiting queries that
     are due before `drop_before_s` leave first, as `infeasible`: a policy that keeps to large
     batches gives up those that only a smaller one could serve in time.
@@ -50,6 +71,7 @@ class Decision(NamedTuple):
     batch_size: int
     memo: object = None
     drop_before_s: float = -inf
+    wish: Wish | None = None
 
 
 class Batch(NamedTuple):
@@ -62,6 +84,11 @@ class Batch(NamedTuple):
     start_s: float
     expected_latency_s: float
 
+    @property
+    def num_samples(self) -> int:
+        """How many samples the batch holds."""
+        return sum(query.samples for query in self.queries)
+
 
 class Outcome(NamedTuple):
     """How one query ended; every query has exactly one.
@@ -69,6 +96,8 @@ class Outcome(NamedTuple):
     `reason` is empty for executed queries, else one of `expired, infeasible, cancelled,
     queue_full, draining` or the text of a failure. `start_s` is None for a query that never ran;
     `accuracy` is the profiled accuracy (a fraction) of the subnet that served it, else 0.
+    `deadline_s` is the one that it is judged by; a query of several `samples` counts as so many.
+    `batch_size` is in samples.
     """
 
     query_id: int
@@ -82,6 +111,7 @@ class Outcome(NamedTuple):
     accuracy: float
     batch_size: int
     worker_id: int | None = None
+    samples: int = 1
 
     @property
     def latency_s(self) -> float:

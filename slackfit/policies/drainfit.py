@@ -31,27 +31,25 @@ always mean more accuracy (a later deadline can move the whole plan): it does no
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, cast
 
+from slackfit.policies.apart import Apart, Group
 from slackfit.policies.forecast import Arrivals, Forecast, begin_forecast
 from slackfit.policies.others import Others
-from slackfit.policy import View, WorkerView
+from slackfit.policies.pace import Demand, Supply, pace_alone, pace_shared
+from slackfit.policy import View
 from slackfit.profile import LatencyProfile
-from slackfit.query import Decision
+from slackfit.query import PLAIN, Decision, Query
 
 _BEYOND = (1.5, 2.0, 3.0, 5.0, 8.0)  # horizons of the forecast, in SLOs
+_LOOK_AT = 256  # queries among which one that is not served apart is looked for
 _QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is looked at
 _PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
 _WINDOWS_PER_SLO = 2
 _WINDOW_RATIO = 2.0  # how far the forecast's window may be from that before it is made anew
 _LONGEST_SLO = 100  # slowest batches; deadlines further away (none at all, say) are not planned for
-
-
-Demand = tuple[float, float, "Arrivals | None"]
-"""Horizon (seconds), queries to have left by then, and what of them is yet to arrive."""
 
 
 class _Memo(NamedTuple):
@@ -109,7 +107,12 @@ class DrainFit:
         if view.profile is not self._profile:
             self._build(view.profile)
         memo = self._remember(view, now_s)
-        need = self._need(view, now_s, memo)  # 1. and 2.
+        if view.wishes or view.others.num_models:
+            return self._decide_shared(view, now_s, memo)
+        return self._choose(self._need(view, now_s, memo), memo)
+
+    def _choose(self, need: _Need, memo: _Memo) -> Decision:
+        """Return what serves the need: steps 3 to 5."""
         _, reserved_s, slack_s, size, floor = need
         # 3. the most accurate subnet that keeps the pace, and the reserve where that binds
         wanted, credit_s = self._subnet_at(need.pace_s, size, memo.credit_s)
@@ -146,38 +149,80 @@ class DrainFit:
 
     def _need(self, view: View, now_s: float, memo: _Memo) -> _Need:
         """Return steps 1 and 2, and what bounds the choice."""
-        queue = view.queue
-        num_waiting = len(queue)
-        head = queue.head()
+        head, num_waiting = view.queue.head(), len(view.queue)
         slack_s = head.deadline_s - now_s
-        others = Others(view.others, memo.slo_s, self._full_s[0])
-        free_s, until_s = _supply(view.workers, now_s, others.lead * self._lead_s)
-        # 1. demands: beyond one SLO the queue and what will have arrived, up to it the queue's own
-        demands: list[Demand] = [(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
+        supply = Supply(view.workers, now_s, self._lead_s)
+        demands = self._demands(view, now_s, memo, slack_s)
+        pace_s, reserved_s = pace_alone(
+            demands, supply, num_waiting, self._full_s[0], self._reserve
+        )
+        size = min(num_waiting, self._max_batch)
+        return _Need(pace_s, reserved_s, slack_s, size, self._floor(head))
+
+    def _demands(self, view: View, now_s: float, memo: _Memo, slack_s: float) -> list[Demand]:
+        """Return the demands: beyond one SLO the queue and arrivals, up to it the queue's own."""
+        num_waiting = len(view.queue)
+        demands = [Demand(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
         if num_waiting > self._max_batch:
             step_s = max(memo.slo_s - slack_s, 0.0) / _QUEUE_DEMANDS
             for i in range(1, _QUEUE_DEMANDS + 1):
                 horizon_s = slack_s + i * step_s
-                demands.append((horizon_s, queue.count_due(now_s + horizon_s), None))
-        pace_s = reserved_s = inf
-        fastest_s = self._full_s[0]
-        for horizon_s, count, arrivals in demands:
-            # 1. supply: sum over the workers free by then of (horizon - time until free)
-            known = bisect_left(free_s, horizon_s)
-            supply_s = known * horizon_s - until_s[known]
-            count += others.count(horizon_s, supply_s)
-            if supply_s < pace_s * count:
-                pace_s = supply_s / count
-            # 2. what a burst, served by the fastest subnet, leaves to each waiting query
-            if arrivals is not None:
-                burst = others.burst(arrivals, self._reserve, supply_s)
-                waiting = num_waiting + others.num_waiting
-                if supply_s - fastest_s * burst < reserved_s * waiting:
-                    reserved_s = (supply_s - fastest_s * burst) / waiting
-        slack_s = min(slack_s, max(others.longest_batch_s, self._latency_s[self._max_batch][0]))
+                demands.append(Demand(horizon_s, view.queue.count_due(now_s + horizon_s)))
+        return demands
+
+    def _floor(self, head: Query) -> int:
+        """Return the index of the least accurate subnet that a query accepts."""
         floor = bisect_left(self._accuracies, head.min_accuracy) if head.min_accuracy > 0.0 else 0
-        size = min(num_waiting, self._max_batch)
-        return _Need(pace_s, reserved_s, slack_s, size, min(floor, len(self._ids) - 1))
+        return min(floor, len(self._ids) - 1)
+
+    def _decide_shared(self, view: View, now_s: float, memo: _Memo) -> Decision:
+        """Decide where other models share the workers, or some queries are served apart."""
+        queue, others = view.queue, Others(view.others, memo.slo_s, self._full_s[0])
+        supply = Supply(view.workers, now_s, others.lead * self._lead_s)
+        demands = self._demands(view, now_s, memo, queue.head().deadline_s - now_s)
+        groups = self._groups(view)
+        apart = Apart([g for g in groups if g.view.wish.subnet_id is not None], memo.slo_s)
+        while True:  # floors that the pace does not keep are served apart, which lowers the pace
+            pace = pace_shared(
+                demands, supply, len(queue), self._full_s[0], self._reserve, others, apart
+            )
+            kept = [g for g in groups if g in apart.groups or g.query_s > pace.pace_s]
+            if len(kept) == len(apart.groups):
+                break
+            apart = Apart(kept, memo.slo_s)
+        longest_s = max(others.longest_batch_s, self._latency_s[self._max_batch][0])
+        urgent = apart.most_urgent(now_s, self._max_batch)
+        joint = next((q for q in queue.earliest(_LOOK_AT) if not apart.holds(q)), None)
+        decision, laxity_s = None, inf
+        if joint is not None:
+            slack_s = joint.deadline_s - now_s
+            size = min(max(len(queue) - apart.num_waiting, 1), self._max_batch)
+            need = _Need(*pace, min(slack_s, longest_s), size, self._floor(joint))
+            decision = self._choose(need, memo)
+            laxity_s = slack_s - self._rows[decision.subnet_id][decision.batch_size]
+            if groups:
+                decision = decision._replace(wish=PLAIN)
+        if urgent is not None and (decision is None or urgent[2] < laxity_s):
+            group, size, _ = urgent
+            return Decision(group.subnet_id, size, memo, wish=group.view.wish)
+        assert decision is not None, "something waits, in the queue or in a group"
+        return decision
+
+    def _groups(self, view: View) -> list[Group]:
+        """Return the wishes that this profile can grant, each with its subnet."""
+        groups: list[Group] = []
+        for wished in view.wishes:
+            subnet_id, floor = wished.wish
+            if subnet_id is None:
+                at = bisect_left(self._accuracies, floor)
+                if at == len(self._ids):
+                    continue
+                subnet_id = self._ids[at]
+            row_s = self._rows.get(subnet_id)
+            if row_s is not None:
+                query_s = row_s[self._max_batch] / self._max_batch
+                groups.append(Group(wished, subnet_id, row_s, query_s))
+        return groups
 
     def _subnet_at(self, pace_s: float, size: int, credit_s: float) -> tuple[int, float]:
         """Return the subnet (an index) whose full batch keeps the pace, and the new credit."""
@@ -222,6 +267,7 @@ class DrainFit:
         rows = pareto.table(self._quantile)
         largest = pareto.max_batch_size
         self._profile = profile
+        self._rows = profile.table(self._quantile)
         self._ids = pareto.subnet_ids
         self._accuracies = [subnet.accuracy for subnet in pareto.subnets]
         self._max_batch = largest
@@ -234,11 +280,3 @@ class DrainFit:
         # Batches do not end where deadlines are: up to one per worker helps none of those due.
         self._lead_s = self._lead * self._latency_s[largest][0]
         self._longest_slo_s = _LONGEST_SLO * self._latency_s[largest][-1]
-
-
-def _supply(
-    workers: Sequence[WorkerView], now_s: float, lead_s: float
-) -> tuple[list[float], list[float]]:
-    """Return when the workers can begin (ascending, seconds from now) and the sums up to each."""
-    free_s = sorted([max(worker.busy_until_s - now_s, 0.0) + lead_s for worker in workers])
-    return free_s, [0.0, *accumulate(free_s)]

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from math import inf
 
-from slackfit.policy import ALONE, DeviceLoad, Policy, QueueView, WorkerView
+from slackfit.policy import ALONE, DeviceLoad, Policy, QueueView, WishView, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -50,6 +50,7 @@ class SchedulerView:
         "profile",
         "queue",
         "tightest_slo_s",
+        "wishes",
         "worker",
         "workers",
     )
@@ -63,6 +64,7 @@ class SchedulerView:
         self.profile = profile
         self.memo: object = None
         self.now_s = 0.0
+        self.wishes: Sequence[WishView] = ()
         self.others: DeviceLoad = ALONE
         self.tightest_slo_s = inf
         self._slo_now_s = self._slo_before_s = inf

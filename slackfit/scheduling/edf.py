@@ -58,6 +58,10 @@ class EdfQueue:
         """Iterate over the `count` most urgent queries, fewer when fewer wait."""
         return iter(self._queries[self._first : self._first + count])
 
+    def latest(self) -> Iterator[Query]:
+        """Iterate over all that wait, the last due first."""
+        return islice(reversed(self._queries), len(self))
+
     def push(self, query: Query) -> None:
         """Add a query behind those with the same or an earlier deadline."""
         deadlines = self._deadlines

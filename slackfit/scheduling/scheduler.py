@@ -15,7 +15,7 @@ the chosen subnet stay queued in their places.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from slackfit.query import Batch, Outcome, Query
 from slackfit.scheduling.correction import LatencyCorrection
 from slackfit.scheduling.decide import PolicyError, SchedulerView, decide
 from slackfit.scheduling.outcomes import executed, failed, unserved
+from slackfit.scheduling.standing import Standing
 from slackfit.scheduling.triage import Triage
 from slackfit.scheduling.waiting import WaitingQueries
 from slackfit.scheduling.workers import Workers
@@ -56,10 +57,14 @@ class Scheduler:
         quantile: str = "p50",
         correct_latency: bool = False,
         triage: bool | None = None,
+        tenant_shares: Mapping[str, float] | None = None,
+        max_tenant_queue: int | None = None,
     ) -> None:
         """Start empty. Raises ValueError for a count below 1, ProfileError for the quantile.
 
-        `max_queue` bounds the waiting queries (None: no bound); `drop_hopeless` None leaves the
+        `max_queue` bounds the waiting samples (None: no bound), `max_tenant_queue` those of each
+        tenant; `tenant_shares` are fractions of the device's time that tenants have at least when
+        not all can be served (`Standing`); `drop_hopeless` None leaves the
         choice to the policy; `quantile` of the profile is what latencies are predicted with;
         `correct_latency` corrects them by what completed batches took (`LatencyCorrection`);
         `triage` gives up, while hopeless ones are dropped, the queries that only batches too small
@@ -72,7 +77,9 @@ class Scheduler:
         profile = profile if self._correction is None else self._correction.profile
         self._wants_triage = triage
         self._triage = Triage(profile, quantile)
-        self._waiting = WaitingQueries(profile, quantile)
+        self._standing = Standing(tenant_shares)
+        self._max_tenant_queue = max_tenant_queue
+        self._waiting = WaitingQueries(profile, quantile, self._standing)
         self._workers = Workers(num_workers)
         self._view = SchedulerView(self._waiting.edf, self._workers.views, profile)
         self._live: dict[int, Query] = {}  # waiting or running
@@ -87,6 +94,11 @@ class Scheduler:
     def __len__(self) -> int:
         """Return how many queries wait."""
         return len(self._waiting.edf)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples wait: a query may hold several."""
+        return self._waiting.num_samples
 
     @property
     def profile(self) -> LatencyProfile:
@@ -139,7 +151,7 @@ class Scheduler:
         is_active = bool(self._waiting.edf) or rate_qps > 0.0
         return DeviceLoad(
             int(is_active),
-            len(self) * least_s,
+            self.num_samples * least_s,
             rate_qps * least_s,
             self._view.tightest_slo_s if is_active else inf,
         )
@@ -166,16 +178,21 @@ class Scheduler:
     def submit(self, query: Query, now_s: float) -> Outcome | None:
         """Admit a query (None), or return why it is refused at once.
 
-        Refused: `draining`, `queue_full`, `unknown_subnet` (pin), `infeasible` (no subnet is
-        both as pinned and as accurate as asked; or hopeless already, while those are dropped).
+        Refused: `draining`, `unknown_subnet` (pin), `infeasible` (no subnet is both as pinned and
+        as accurate as asked, or runs so many samples at once; or hopeless already, while those are
+        dropped), `queue_full`. In a full queue a query that is due earlier, or of a higher
+        standing, takes the place of the latest-due of the lowest standing, which leaves as
+        `queue_full` with the next `poll`.
         Raises ValueError for an id that waits or runs already, or a deadline of NaN.
         """
         if query.query_id in self._live:
             raise ValueError(f"query_id {query.query_id} waits or runs already; ids must differ")
         if query.deadline_s != query.deadline_s:
             raise ValueError(f"deadline_s of query {query.query_id} is NaN, allowed a time or inf")
-        self._view.note_arrivals((now_s,))
+        self._view.note_arrivals((now_s,) * query.samples)
         reason = self._refusal(query, now_s)
+        if not reason and self._max_queue is not None:
+            reason = "" if self._make_room(query, now_s) else "queue_full"
         if reason:
             return unserved(query, "rejected", reason, now_s)
         self._live[query.query_id] = query
@@ -188,7 +205,8 @@ class Scheduler:
         The same as `submit` in a loop, and much faster where all are plain and admitted.
         """
         fresh = {query.query_id: query for query in queries}
-        room = self._max_queue is None or len(self) + len(queries) <= self._max_queue
+        num_then = self.num_samples + len(queries)
+        room = self._max_queue is None or num_then <= self._max_queue
         if (
             room
             and not self._draining
@@ -198,7 +216,7 @@ class Scheduler:
         ):
             self._view.note_arrivals([query.arrival_s for query in queries])
             self._live |= fresh
-            self._waiting.edf.extend(queries)
+            self._waiting.extend(queries)
             return []
         refusals = [self.submit(query, query.arrival_s) for query in queries]
         return [outcome for outcome in refusals if outcome is not None]
@@ -223,17 +241,20 @@ class Scheduler:
         """
         worker = self._workers.free(worker_id)
         if worker is None:
-            return _NOTHING
+            return self._handed_out(None)
         self._drop(self._waiting.pop_hopeless(now_s, also_late=self._drops), now_s)
         batch = None
         view = self._view
         view.worker = worker
         view.now_s = now_s
         view.others = others
+        view.queue = self._waiting.queue
+        view.wishes = self._waiting.wishes(now_s)
         if self._waiting.edf:
             view.note_head()
         if self._does_triage and self._waiting.edf:
             self._give_up(now_s)
+            view.queue = self._waiting.queue
         if self._waiting.edf:
             decision = decide(self._policy, view)
             if decision is not None:
@@ -242,17 +263,14 @@ class Scheduler:
                 if self._waiting.edf:
                     subnet_id, queries = self._waiting.pop_batch(decision, now_s)
                     batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
-        if not self._dropped:
-            return Dispatch(batch, ()) if batch else _NOTHING
-        dropped, self._dropped = self._dropped, []
-        return Dispatch(batch, tuple(dropped))
+        return self._handed_out(batch)
 
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """End a batch: its queries are on time or late. Raises ValueError if it does not run."""
         batch, accuracy = self._end(batch_id, now_s)
         if self._correction is not None:
             latency_s = now_s - batch.start_s
-            corrected = self._correction.observe(batch.subnet_id, len(batch.queries), latency_s)
+            corrected = self._correction.observe(batch.subnet_id, batch.num_samples, latency_s)
             if corrected is not None:
                 self._use(corrected)
         return executed(batch, accuracy, now_s)
@@ -329,17 +347,45 @@ class Scheduler:
     def _refusal(self, query: Query, now_s: float) -> str:
         if self._draining:
             return "draining"
-        if self._max_queue is not None and len(self) >= self._max_queue:
-            return "queue_full"
         if query.subnet_id is not None and not self._waiting.knows(query.subnet_id):
             return "unknown_subnet"
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
 
     def _give_up(self, now_s: float) -> None:
-        before_s = self._triage.due_before_s(self._view, now_s)
-        if before_s > -inf:
-            self._drop(self._waiting.pop_due_before(before_s), now_s)
+        ranks = self._standing.ranks(now_s, self.num_workers)
+        lost = self._triage.given_up(self._view, ranks, now_s)
+        if lost:
+            self._waiting.remove_all(lost)
+            self._drop(lost, now_s)
+
+    def _make_room(self, query: Query, now_s: float) -> bool:
+        """Evict what stands behind `query`, if the queue has no room for it otherwise.
+
+        Return whether it has room then; if not, nothing is evicted.
+        """
+        assert self._max_queue is not None, "without a bound there is room"
+        own, bound = self._standing.samples[query.tenant], self._max_tenant_queue
+        of_tenant = 0 if bound is None or not query.tenant else own + query.samples - bound
+        of_all = self.num_samples + query.samples - self._max_queue
+        if of_tenant <= 0 and of_all <= 0:
+            return True
+        ranks = self._standing.ranks(now_s, self.num_workers)
+        evicted = self._waiting.behind(query, ranks, of_tenant=of_tenant, of_all=of_all)
+        if evicted is None:
+            return False
+        for victim in evicted:
+            self._waiting.remove(victim)
+            del self._live[victim.query_id]
+            self._dropped.append(unserved(victim, "dropped", "queue_full", now_s))
+        return True
+
+    def _handed_out(self, batch: Batch | None) -> Dispatch:
+        """Return a dispatch of `batch` and of everything that was dropped since the last one."""
+        if not self._dropped:
+            return Dispatch(batch, ()) if batch else _NOTHING
+        dropped, self._dropped = self._dropped, []
+        return Dispatch(batch, tuple(dropped))
 
     def _drop(self, queries: Iterable[Query], now_s: float) -> None:
         for query in queries:
@@ -352,8 +398,10 @@ class Scheduler:
     ) -> Batch:
         batch_id = self._num_dispatched
         self._num_dispatched += 1
-        latency_s = self._waiting.latency_s(subnet_id, len(queries))
+        num_samples = sum([query.samples for query in queries])
+        latency_s = self._waiting.latency_s(subnet_id, num_samples)
         batch = Batch(batch_id, worker_id, subnet_id, queries, now_s, latency_s)
+        self._standing.charge(queries, latency_s, num_samples, now_s)
         self._running[batch_id] = (batch, self._waiting.accuracy(subnet_id))
         self._workers.occupy(worker_id, now_s + latency_s, subnet_id)
         return batch

@@ -11,19 +11,28 @@ Giving up the most urgent queries before the decision breaks that chain, where i
   batch that still saves the head, the other without those whom no full batch saves; both go on in
   full batches. They are given up if the other plan saves more.
 
+A query is given up for the sake of those of its own standing (`Ranks`: the tenant's share, then
+the class) and higher ones only: all of a lower standing that are in the way go first. Above the
+lowest, plans are compared whatever the load, since somebody else is there to give way.
+
 O(log n) when the head affords a full batch, else O(n / batch size x log n) with n at most 512.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import inf
 
 from slackfit.profile import LatencyProfile
+from slackfit.query import Query
 from slackfit.scheduling.decide import SchedulerView
+from slackfit.scheduling.standing import Rank, Ranks
 
 _LOOK_AT = 512  # queries planned for
 _WINDOW_SLOS = 4  # arrivals of that long, or of one in the beginning, tell the load
+_DEFAULT: Rank = (True, 0)
 
 
 class Triage:
@@ -42,24 +51,37 @@ class Triage:
         """Seconds of one worker that a query takes at the least."""
         return 1.0 / self._capacity_qps
 
-    def due_before_s(self, view: SchedulerView, now_s: float) -> float:
-        """Return the deadline before which waiting queries are to be given up; -inf: none are.
-
-        Queries of a class above 0 are never given up, nor those that are due before them. The
-        queue is not empty.
-        """
+    def given_up(self, view: SchedulerView, ranks: Ranks, now_s: float) -> list[Query]:
+        """Return the waiting queries that are to be given up. The queue is not empty."""
         head = view.queue.head()
-        slack_s = head.deadline_s - now_s
-        if self._fastest_s[min(len(view.queue), self._full)] <= slack_s:
-            return -inf
-        waiting = list(view.queue.earliest(_LOOK_AT))
+        if self._fastest_s[min(len(view.queue), self._full)] <= head.deadline_s - now_s:
+            return []
+        waiting = _samples(view.queue.earliest(_LOOK_AT))
+        present = {ranks.of(query) for query in waiting}
+        least = min(present | {_DEFAULT})
+        lost: list[Query] = []
+        for rank in sorted(present | {least}):
+            served = [query for query in waiting if ranks.of(query) >= rank]
+            if served:
+                before_s = self._due_before_s(served, view, now_s, counts_only=rank > least)
+                due = takewhile(lambda query, due_s=before_s: query.deadline_s < due_s, served)
+                lost += [query for query in due if ranks.of(query) == rank]
+        return list({query.query_id: query for query in lost}.values())
+
+    def _due_before_s(
+        self, waiting: Sequence[Query], view: SchedulerView, now_s: float, *, counts_only: bool
+    ) -> float:
+        """Return before which deadline saving `waiting` costs more than it saves; -inf: none.
+
+        `counts_only`: whoever is still to arrive does not count.
+        """
         slacks_s = [query.deadline_s - now_s for query in waiting]
         first = self._first_saved(slacks_s, 0, 0.0)
-        if first == len(waiting) or any(query.query_class > 0 for query in waiting[:first]):
+        if first == len(waiting):
             return -inf
-        if not self._is_overloaded(view, now_s):
+        if counts_only or not self._is_overloaded(view, now_s):
             num_workers = len(view.workers) * view.others.left
-            small = bisect_right(self._fastest_s, slack_s) - 1
+            small = max(bisect_right(self._fastest_s, slacks_s[0]) - 1, 0)
             busy_s = self._fastest_s[small] / num_workers
             keeping = small + self._num_saved(slacks_s, small, busy_s, num_workers)
             if keeping >= self._num_saved(slacks_s, first, 0.0, num_workers):
@@ -96,3 +118,13 @@ class Triage:
             if slacks_s[first] >= elapsed_s + self._fastest_s[len(slacks_s) - first]:
                 return first
         return len(slacks_s)
+
+
+def _samples(queries: Iterable[Query]) -> list[Query]:
+    """Return a query once for each of its samples, of the first samples only."""
+    found: list[Query] = []
+    for query in queries:
+        found += [query] * query.samples
+        if len(found) >= _LOOK_AT:
+            break
+    return found

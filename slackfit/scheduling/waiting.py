@@ -1,19 +1,23 @@
 """The waiting queries: which subnets may serve each, which are hopeless, how a batch is filled.
 
 A query may be constrained: to a pinned subnet, to a floor on accuracy. It is hopeless when even the
-fastest subnet that its constraints allow, at batch size 1, cannot finish by its deadline any more;
-one that no subnet may serve is hopeless always.
+fastest subnet that its constraints allow, alone in its batch, cannot finish by its deadline any
+more; one that no subnet may serve is hopeless always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, nextafter, ulp
 
 from slackfit.eligibility import Eligibility, is_plain
+from slackfit.policy import QueueView, WishView
 from slackfit.profile import LatencyProfile
-from slackfit.query import Decision, Query
+from slackfit.query import PLAIN, Decision, Query, Wish
 from slackfit.scheduling.edf import EdfQueue
+from slackfit.scheduling.sample_counts import SampleCounts
+from slackfit.scheduling.standing import Ranks, Standing
+from slackfit.scheduling.wishes import WishGroups
 
 _LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
 
@@ -21,18 +25,50 @@ _LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constra
 class WaitingQueries:
     """An EDF queue that knows its queries' constraints; without any it costs nothing extra."""
 
-    __slots__ = ("_eligible", "_num_constrained", "_quantile", "_window", "edf")
+    __slots__ = ("_eligible", "_num_special", "_quantile", "_window", "_wishes", "edf",
+                 "num_samples_more", "standing")  # fmt: skip
 
-    def __init__(self, profile: LatencyProfile, quantile: str) -> None:
+    def __init__(self, profile: LatencyProfile, quantile: str, standing: Standing) -> None:
         self.edf = EdfQueue()
-        self._num_constrained = 0
+        self.standing = standing
+        self._num_special = 0
         self._quantile = quantile
+        #: How many more samples than queries wait.
+        self.num_samples_more = 0
         self.use(profile)
 
     def use(self, profile: LatencyProfile) -> None:
         """Judge by `profile` from now on."""
         self._eligible = Eligibility(profile, self._quantile)
         self._window = _LOOK_AHEAD * profile.max_batch_size
+        self._wishes = WishGroups(profile)
+        if self._num_special:
+            for query in self.edf:
+                self._wishes.add(query)
+
+    @property
+    def queue(self) -> QueueView:
+        """The queue as policies see it: its counts are of samples."""
+        return SampleCounts(self.edf, self.num_samples) if self.num_samples_more else self.edf
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples wait."""
+        return len(self.edf) + self.num_samples_more
+
+    @property
+    def num_ordinary(self) -> int:
+        """How many of the queries that wait are ordinary."""
+        return len(self.edf) - self._num_special
+
+    @property
+    def _is_mixed(self) -> bool:
+        """Whether the first of the queue may not just be taken together."""
+        return self._wishes.num_waiting > 0 or self.num_samples_more > 0
+
+    def wishes(self, now_s: float) -> tuple[WishView, ...]:
+        """Return what waits and arrives of queries that may not run on every subnet."""
+        return self._wishes.views(now_s)
 
     def latency_s(self, subnet_id: str, batch_size: int) -> float:
         """Return the predicted latency of a batch."""
@@ -48,7 +84,7 @@ class WaitingQueries:
 
     def is_hopeless(self, query: Query, now_s: float, *, also_late: bool) -> bool:
         """Whether no subnet may serve `query`, or (`also_late`) none can in time any more."""
-        if not also_late and is_plain(query):
+        if not also_late and query.samples == 1 and is_plain(query):
             return False
         finish_s = self._eligible.earliest_finish_s(query, now_s)
         return finish_s is None or (also_late and finish_s > query.deadline_s)
@@ -63,14 +99,24 @@ class WaitingQueries:
 
     def push(self, query: Query) -> None:
         """Add a query."""
-        self._num_constrained += not is_plain(query)
         self.edf.push(query)
+        if not is_ordinary(query):
+            self._num_special += 1
+            self.num_samples_more += query.samples - 1
+            self._wishes.add(query)
+            self.standing.add(query)
+
+    def extend(self, queries: Sequence[Query]) -> None:
+        """Add queries that `can_take_unseen`."""
+        self.edf.extend(queries)
 
     def can_take_unseen(self, queries: Sequence[Query], *, also_late: bool) -> bool:
-        """Whether all are plain and, each at its own arrival, not hopeless."""
+        """Whether all are ordinary and, each at its own arrival, not hopeless."""
         needed_s = self._eligible.fastest_s if also_late else -inf
-        for _, arrival_s, deadline_s, floor, _, pin, _, _, _ in queries:
-            if pin is not None or floor > 0.0 or not arrival_s + needed_s <= deadline_s:
+        for _, arrival_s, deadline_s, floor, class_, pin, samples, _, tenant, _ in queries:
+            if pin is not None or floor > 0.0 or class_ or samples != 1 or tenant:
+                return False
+            if not arrival_s + needed_s <= deadline_s:
                 return False
         return True
 
@@ -78,19 +124,28 @@ class WaitingQueries:
         """Remove a query wherever it is; False when it does not wait."""
         if not self.edf.remove(query):
             return False
-        self._num_constrained -= not is_plain(query)
+        self._forget((query,))
         return True
+
+    def remove_all(self, queries: Sequence[Query]) -> None:
+        """Remove queries that wait, given most urgent first."""
+        if list(self.edf.earliest(len(queries))) == list(queries):
+            self._forget(self.edf.pop(len(queries)))
+            return
+        for query in queries:
+            self.remove(query)
 
     def pop_hopeless(self, now_s: float, *, also_late: bool) -> list[Query]:
         """Remove and return the hopeless queries that could come into the next batch."""
         edf = self.edf
         found: list[Query] = []
-        if self._num_constrained:  # they may be hopeless behind a head that is not
+        is_mixed = self._is_mixed
+        if is_mixed:  # some may be hopeless behind a head that is not
             for query in edf.earliest(self._window):
                 if self.is_hopeless(query, now_s, also_late=also_late):
                     self.remove(query)
                     found.append(query)
-        if also_late or self._num_constrained:
+        if also_late or is_mixed:
             while edf and self.is_hopeless(edf.head(), now_s, also_late=also_late):
                 query = edf.head()
                 self.remove(query)
@@ -101,31 +156,114 @@ class WaitingQueries:
         """Remove and return the queries that are due before `deadline_s`."""
         count = self.edf.count_due(nextafter(deadline_s, -inf))
         queries = self.edf.pop(count)
-        if self._num_constrained:
-            self._num_constrained -= sum(not is_plain(query) for query in queries)
+        self._forget(queries)
         return queries
+
+    def behind(
+        self, query: Query, ranks: Ranks, *, of_tenant: int, of_all: int
+    ) -> list[Query] | None:
+        """Return whom to evict for a newcomer: so many samples of its tenant's, so many in all.
+
+        The latest-due of the lowest rank go, if the newcomer is of a higher rank or due earlier;
+        None when they are not enough. Nothing is removed.
+        """
+        newcomer = ranks.of(query)
+        lowest = self.standing.lowest(ranks, self.num_ordinary) if self.edf else newcomer
+        evicted: list[Query] = []
+        if of_all > 0 and of_tenant <= 0 and newcomer < lowest:
+            return None
+        for waiting in self.edf.latest():
+            if of_tenant <= 0 and of_all <= 0:
+                break
+            rank = ranks.of(waiting)
+            is_own = waiting.tenant == query.tenant
+            counts = is_own if of_tenant > 0 else rank == lowest
+            stands_behind = rank < newcomer or (
+                rank == newcomer and waiting.deadline_s > query.deadline_s
+            )
+            if counts and stands_behind:
+                evicted.append(waiting)
+                of_tenant -= waiting.samples * is_own
+                of_all -= waiting.samples
+        return evicted if of_tenant <= 0 and of_all <= 0 else None
 
     def pop_batch(self, decision: Decision, now_s: float) -> tuple[str, tuple[Query, ...]]:
         """Remove and return the queries of a batch and the subnet that they all may run on.
 
-        The subnet is the decided one unless the head's constraints forbid it: then it is the
-        fastest that they allow, and the batch is cut to what still meets the head's deadline there
-        (if nothing does, it is kept). It is filled in EDF order with queries that may run there.
+        A decision for a wish takes queries with that wish only. Else the subnet is the decided one
+        unless the head's constraints forbid it: then it is the fastest that they allow, the batch
+        is cut to what still meets the head's deadline there (if nothing does, it is kept), and it
+        holds only queries that the decided subnet may not serve either: the others did not ask for
+        a slower one. It is filled in EDF order with queries that have room in it.
         """
-        subnet_id, size = decision.subnet_id, decision.batch_size
-        if not self._num_constrained:
-            return subnet_id, self.edf.pop(size)
-        eligible = self._eligible
+        if not self._is_mixed:
+            queries = self.edf.pop(decision.batch_size)
+            self._forget(queries)
+            return decision.subnet_id, queries
+        if decision.wish not in (None, PLAIN):
+            queries = self._with_wish(decision.wish, decision)
+            if queries:
+                return decision.subnet_id, queries
+        eligible, subnet_id, size = self._eligible, decision.subnet_id, decision.batch_size
         head = self.edf.head()
-        if not eligible.accepts(head, subnet_id):
-            legal = eligible.fastest(head, size)
-            assert legal is not None, "a head that no subnet may serve was removed as hopeless"
-            subnet_id = legal
-            row = eligible.table[subnet_id]
-            fitting = (b for b in range(size, 0, -1) if now_s + row[b] <= head.deadline_s)
-            size = next(fitting, size)
-        queries = self.edf.pop_where(
-            size, _LOOK_AHEAD * size, lambda query: eligible.accepts(query, subnet_id)
+        if decision.wish == PLAIN or eligible.accepts(head, subnet_id):
+            queries = self._pop_first(size, lambda query: eligible.accepts(query, subnet_id))
+            if queries:
+                return subnet_id, queries
+        legal = eligible.fastest(head, size)
+        assert legal is not None, "a head that no subnet may serve was removed as hopeless"
+        row = eligible.table[legal]
+        fitting = (b for b in range(size, 0, -1) if now_s + row[b] <= head.deadline_s)
+        return legal, self._pop_first(
+            next(fitting, size),
+            lambda query: eligible.accepts(query, legal) and not eligible.accepts(query, subnet_id),
         )
-        self._num_constrained -= sum(not is_plain(query) for query in queries)
-        return subnet_id, queries
+
+    def _pop_first(self, size: int, accepts: Callable[[Query], bool]) -> tuple[Query, ...]:
+        queries = self.edf.pop_where(size, _LOOK_AHEAD * size, _Room(size, accepts))
+        self._forget(queries)
+        return queries
+
+    def _with_wish(self, wish: Wish, decision: Decision) -> tuple[Query, ...]:
+        """Remove and return the most urgent queries with a wish, none if they may not run so."""
+        size, subnet_id = decision.batch_size, decision.subnet_id
+        fits = _Room(size, lambda query: self._eligible.accepts(query, subnet_id))
+        queries = tuple(q for q in self._wishes.earliest(wish, _LOOK_AHEAD * size) if fits(q))
+        for query in queries:
+            self.remove(query)
+        return queries
+
+    def _forget(self, queries: Sequence[Query]) -> None:
+        """Let go of queries that have left the queue."""
+        if not self._num_special:
+            return
+        for query in queries:
+            if not is_ordinary(query):
+                self._num_special -= 1
+                self.num_samples_more -= query.samples - 1
+                self._wishes.remove(query)
+                self.standing.remove(query)
+
+
+def is_ordinary(query: Query) -> bool:
+    """Whether the query is one sample of nobody in particular, without wish or priority."""
+    is_one = query.samples == 1 and not query.query_class and not query.tenant
+    return is_one and is_plain(query)
+
+
+class _Room:
+    """Takes the queries that may run, while there is room for their samples; the first anyhow."""
+
+    __slots__ = ("_accepts", "_is_empty", "_left")
+
+    def __init__(self, size: int, accepts: Callable[[Query], bool]) -> None:
+        self._left = size
+        self._is_empty = True
+        self._accepts = accepts
+
+    def __call__(self, query: Query) -> bool:
+        if (query.samples > self._left and not self._is_empty) or not self._accepts(query):
+            return False
+        self._left -= query.samples
+        self._is_empty = False
+        return True

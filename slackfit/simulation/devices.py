@@ -113,13 +113,13 @@ class Devices:
 
     def latency_s(self, batch: Batch) -> float:
         """Return what a batch takes; call it once per batch, in order of dispatch."""
-        _, worker_id, subnet_id, queries, _, seconds = batch
+        _, worker_id, subnet_id, _, _, seconds = batch
         if self._tables is not None:
-            seconds = self._tables[worker_id][subnet_id][len(queries)]
+            seconds = self._tables[worker_id][subnet_id][batch.num_samples]
         if self._residency is not None:
-            seconds = self._residency.latency_s(worker_id, subnet_id, len(queries))
+            seconds = self._residency.latency_s(worker_id, subnet_id, batch.num_samples)
         if self._noise is not None:
-            seconds *= self._noise.ratio(subnet_id, len(queries), self._draw())
+            seconds *= self._noise.ratio(subnet_id, batch.num_samples, self._draw())
         seconds = seconds * self._factors[worker_id] + self._overhead_s
         if self._switches:
             last, self._last[worker_id] = self._last[worker_id], subnet_id

@@ -121,6 +121,7 @@ def make_queries(
         repeat(1),
         repeat(1.0),
         repeat(""),
+        repeat(None),
     )
     return list(map(Query._make, columns))
 

@@ -1,0 +1,102 @@
+"""`Standing`: whose queries go first when not all can be served: tenants' shares, then classes.
+
+While there is room for everyone nobody's standing matters. When some must be given up, or the
+queue is full, a tenant that had more than its share of the device's time in the last second stands
+behind all that had not, whatever their classes: a tenant is not a priority, and no priority buys
+another tenant's share. Among equals the lower class goes first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from slackfit.query import Query
+
+_PARTS_PER_S = 10
+_WINDOW_PARTS = 10  # a second
+
+Rank = tuple[bool, int]
+"""Whether the tenant is within its share, and the class; the least is given up first."""
+
+
+class Standing:
+    """Counts of what waits, and the device time of each tenant that has a share."""
+
+    def __init__(self, shares: Mapping[str, float] | None = None) -> None:
+        """`shares`: fractions of the device's time by tenant; others are never beyond theirs.
+
+        Raises ValueError for a share that is not above 0 and at most 1.
+        """
+        self.shares = dict(shares or {})
+        for tenant, share in self.shares.items():
+            if not 0.0 < share <= 1.0:
+                raise ValueError(
+                    f"the share of tenant {tenant!r} is {share}, allowed more than 0, at most 1"
+                )
+        self._used_s: dict[str, dict[int, float]] = {tenant: {} for tenant in self.shares}
+        self._kinds: Counter[tuple[str, int]] = Counter()  # queries, by tenant and class
+        self.samples: Counter[str] = Counter()  # that wait, by tenant
+
+    def add(self, query: Query) -> None:
+        """Count a query that waits from now on."""
+        self._kinds[query.tenant, query.query_class] += 1
+        self.samples[query.tenant] += query.samples
+
+    def remove(self, query: Query) -> None:
+        """Count a query that no longer waits."""
+        for counter, key, count in (
+            (self._kinds, (query.tenant, query.query_class), 1),
+            (self.samples, query.tenant, query.samples),
+        ):
+            counter[key] -= count
+            if not counter[key]:
+                del counter[key]  # names are the clients': they must not pile up
+
+    def charge(self, queries: Iterable[Query], batch_s: float, num_samples: int, now_s: float):
+        """Note that a batch of these takes `batch_s` of a device."""
+        if self.shares:
+            part = int(now_s * _PARTS_PER_S)
+            for query in queries:
+                used_s = self._used_s.get(query.tenant)
+                if used_s is not None:
+                    used_s[part] = used_s.get(part, 0.0) + batch_s * query.samples / num_samples
+
+    def ranks(self, now_s: float, num_workers: int) -> Ranks:
+        """Return the standing of everyone at this moment."""
+        if not self.shares:
+            return Ranks(frozenset())
+        since = int(now_s * _PARTS_PER_S) - _WINDOW_PARTS
+        window_s = num_workers * _WINDOW_PARTS / _PARTS_PER_S
+        beyond: set[str] = set()
+        for tenant, parts in self._used_s.items():
+            for old in [part for part in parts if part <= since]:
+                del parts[old]
+            if sum(parts.values()) > self.shares[tenant] * window_s:
+                beyond.add(tenant)
+        return Ranks(frozenset(beyond))
+
+    def lowest(self, ranks: Ranks, num_ordinary: int) -> Rank:
+        """Return the lowest rank of what waits, beside `num_ordinary` that were not counted."""
+        kinds: Iterator[tuple[str, int]] = iter(self._kinds)
+        found = [ranks.of_kind(tenant, query_class) for tenant, query_class in kinds]
+        if num_ordinary:
+            found.append(ranks.of_kind("", 0))
+        return min(found)
+
+
+class Ranks:
+    """The standing of queries at one moment; `beyond` are the tenants beyond their shares."""
+
+    __slots__ = ("beyond",)
+
+    def __init__(self, beyond: frozenset[str]) -> None:
+        self.beyond = beyond
+
+    def of(self, query: Query) -> Rank:
+        """Return the rank of a query."""
+        return query.tenant not in self.beyond, query.query_class
+
+    def of_kind(self, tenant: str, query_class: int) -> Rank:
+        """Return the rank of a tenant's queries of a class."""
+        return tenant not in self.beyond, query_class
