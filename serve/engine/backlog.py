@@ -27,11 +27,11 @@ def hopeless(
     and (`is_late_hopeless`) what ends after its own deadline.
     """
     lost: list[Query] = []
-    num_kept = 0
+    num_kept = 0  # samples
     for query in queries:
-        finish_s = free_at_s + fastest.duration_s(num_kept + 1)
+        finish_s = free_at_s + fastest.duration_s(num_kept + query.samples)
         if finish_s > until_s or (is_late_hopeless and finish_s > query.deadline_s):
             lost.append(query)
         else:
-            num_kept += 1
+            num_kept += query.samples
     return lost

@@ -1,12 +1,8 @@
-"""`DeviceTurn`: several models take turns on one device, the most urgent query first.
+"""`DeviceTurn`: several models take turns on one device, as `TurnOrder` says.
 
 Each model keeps an engine, a queue and a policy of its own, and decides its batch when it has the
-device: late binding, as with one model. The device goes to the engine whose head of queue is due
-first. Alone that would starve a model with a long SLO beside one that is overloaded, whose head is
-always about to expire; so an engine that has had more device time than another waiting one, by
-`lead_s` or more, lets that one go first. Below saturation this is earliest deadline first, under
-overload it is equal shares of device time (a lag-bounded form of fair queueing; credit for idle
-time is worth `lead_s` at most).
+device: late binding, as with one model. It is told what the others ask of the device, so that it
+plans for all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-LEAD_S = 0.1
+from slackfit.policy import ALONE, DeviceLoad, combined
+from slackfit.scheduling.turn_order import LEAD_S, Member, TurnOrder
 
 
 class DeviceLostError(RuntimeError):
@@ -29,12 +26,18 @@ class DeviceSlot:
     of the next one then. A thread that ends calls `leave`.
     """
 
-    def __init__(self, turn: DeviceTurn, urgency_s: Callable[[], float | None]) -> None:
+    def __init__(
+        self,
+        turn: DeviceTurn,
+        member: Member,
+        urgency_s: Callable[[], float | None],
+        load: Callable[[], DeviceLoad],
+    ) -> None:
         self._turn = turn
+        self.member = member
         self.urgency_s = urgency_s
-        self.used_s = 0.0
+        self.load = load
         self.comes_back = False
-        self.was_idle = True
 
     def __enter__(self) -> None:
         self.comes_back = False
@@ -48,6 +51,10 @@ class DeviceSlot:
         self.comes_back = False
         self._turn.give(self)
 
+    def others(self) -> DeviceLoad:
+        """Return what the other engines ask of the device, now."""
+        return self._turn.load_beside(self)
+
     def lose(self) -> None:
         """Say that the device hangs, to every other engine."""
         self._turn.lose()
@@ -59,7 +66,7 @@ class DeviceTurn:
     def __init__(
         self, *, lead_s: float = LEAD_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._lead_s = lead_s
+        self._order = TurnOrder(lead_s=lead_s)
         self._clock = clock
         self._changed = threading.Condition()
         self._slots: list[DeviceSlot] = []
@@ -68,22 +75,27 @@ class DeviceTurn:
         self._since_s = 0.0
         self._is_lost = False
 
-    def slot(self, urgency_s: Callable[[], float | None]) -> DeviceSlot:
-        """Return a place; `urgency_s` says when the engine's first query is due, None for none.
+    def slot(
+        self, urgency_s: Callable[[], float | None], load: Callable[[], DeviceLoad] = lambda: ALONE
+    ) -> DeviceSlot:
+        """Return a place for an engine.
 
-        It is called while others wait, from any thread.
+        `urgency_s` says when its first query is due, None for none; `load` what its queries ask of
+        the device. Both are called by other engines' threads.
         """
-        slot = DeviceSlot(self, urgency_s)
         with self._changed:
+            slot = DeviceSlot(self, self._order.join(), urgency_s, load)
             self._slots.append(slot)
         return slot
+
+    def load_beside(self, slot: DeviceSlot) -> DeviceLoad:
+        """Return what all engines but one ask of the device."""
+        return combined(other.load() for other in tuple(self._slots) if other is not slot)
 
     def take(self, slot: DeviceSlot) -> None:
         """Wait until it is this engine's turn. Raises DeviceLostError."""
         with self._changed:
-            if slot.was_idle:  # not while it has a backlog: what it is behind then is owed to it
-                most_s = max(other.used_s for other in self._slots)
-                slot.used_s = max(slot.used_s, most_s - self._lead_s)
+            self._order.ask(slot.member)
             self._waiting.append(slot)
             self._grant()
             try:
@@ -99,8 +111,8 @@ class DeviceTurn:
         with self._changed:
             if self._holder is not slot:
                 return
-            slot.used_s += self._clock() - self._since_s
-            slot.was_idle = slot.urgency_s() is None
+            used_s = self._clock() - self._since_s
+            slot.member.charge(used_s, is_idle=slot.urgency_s() is None)
             self._holder = None
             self._grant([slot] if slot.comes_back else [])
 
@@ -120,9 +132,5 @@ class DeviceTurn:
     def _next(self, slots: Sequence[DeviceSlot]) -> DeviceSlot:
         if len(slots) == 1:
             return slots[0]
-        wants = [(due_s, slot) for slot in slots if (due_s := slot.urgency_s()) is not None]
-        if not wants:
-            return slots[0]
-        least_s = min(slot.used_s for _, slot in wants)
-        due = [want for want in wants if want[1].used_s <= least_s + self._lead_s]
-        return min(due, key=lambda want: want[0])[1]
+        chosen = self._order.next([(slot.member, slot.urgency_s()) for slot in slots])
+        return next(slot for slot in slots if slot.member is chosen)

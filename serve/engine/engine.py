@@ -20,6 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,7 @@ from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchResult, BatchRunner
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
-from slackfit.policy import Policy
+from slackfit.policy import DeviceLoad, Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
 from slackfit.scheduling.outcomes import unserved
@@ -53,11 +54,11 @@ _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin t
 class Engine:
     """Serves queries on one device; see the module for the threads involved.
 
-    `observer` is called with
-    every reply, on the thread that delivers it; `on_decision` with the seconds that the policy took
-    to compose a batch, on the device thread. `turn` is given to engines that share a device. A
-    device that had nothing to do for `probe_after_s` is given a sample of zeros, so that one that
-    fails or hangs is known before the next query comes.
+    `observer` is called with every reply, once for each of its samples, on the thread that delivers
+    it; `on_decision` with the seconds that the policy took to compose a batch, on the device
+    thread. `turn` is given to engines that share a device. A device that had nothing to do for
+    `probe_after_s` is given a sample of zeros, so that one that fails or hangs is known before the
+    next query comes.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class Engine:
         self._on_decision = on_decision
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
-        self._slot = (turn or DeviceTurn()).slot(self._due_s)
+        self._slot = (turn or DeviceTurn()).slot(self._due_s, self._load)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
         self._is_stopping = False
         self._busy_until_s = 0.0  # as predicted
+        self._running_ids: frozenset[int] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -144,7 +146,7 @@ class Engine:
     async def infer(
         self, payloads: Sequence[np.ndarray], *, arrival_s: float, options: RequestOptions
     ) -> list[Reply]:
-        """Serve the queries of one request, each a batch (1, ...) of its own; a reply for each.
+        """Serve one request, each sample a payload (1, ...); return a reply for each query.
 
         If one is refused the others are withdrawn. Cancelling the awaiting task (the client has
         gone) withdraws what is still queued. Raises ValueError for a payload that the executor
@@ -179,12 +181,13 @@ class Engine:
         options: RequestOptions,
         on_done: Callable[[Job], None],
     ) -> Job:
-        """Queue the queries of one request; refusals are answered before this returns."""
-        job = Job([self._runner.executor.stage(payload) for payload in payloads], on_done)
+        """Queue a request as one query; a refusal is answered before this returns."""
+        slots = [self._runner.executor.stage(payload) for payload in payloads]
         refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
-            for index in range(len(payloads)):
+            job = Job(slots, self._scheduler.profile.max_batch_size, on_done)
+            for index, own in enumerate(job.slots):
                 query = Query(
                     next(self._ids),
                     arrival_s,
@@ -192,6 +195,9 @@ class Engine:
                     options.min_accuracy,
                     options.query_class,
                     options.subnet_id,
+                    samples=len(own),
+                    tenant=options.tenant,
+                    given_deadline_s=options.given_deadline_s,
                 )
                 ticket = Ticket(job, index, query)
                 outcome = self._admit(query, now_s)
@@ -206,15 +212,23 @@ class Engine:
         return job
 
     def withdraw(self, job: Job, reason: str) -> None:
-        """Take what is still queued of a request out of the queue, ended as dropped, `reason`."""
+        """End what is still queued of a request as dropped, for `reason`.
+
+        What runs goes on, and is answered when it ends; but nobody waits for what has `expired`: it
+        ends now, and its rows are dropped when they come.
+        """
         ended: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
             for query_id in job.query_ids:
-                if query_id in self._ledger.open:
-                    outcome = self._scheduler.cancel(query_id, now_s, reason)
-                    if outcome is not None:
-                        ended.append(self._ledger.end(outcome))
+                ticket = self._ledger.open.get(query_id)
+                if ticket is None:
+                    continue
+                outcome = self._scheduler.cancel(query_id, now_s, reason)
+                if outcome is None and reason == "expired" and query_id in self._running_ids:
+                    outcome = unserved(ticket.query, "dropped", reason, now_s)
+                if outcome is not None:
+                    ended.append(self._ledger.end(outcome))
         self._ledger.deliver(ended)
 
     # --- control ---------------------------------------------------------------------------------
@@ -256,7 +270,7 @@ class Engine:
             return EngineStatus(
                 self._state,
                 self._scheduler.policy.name,
-                len(self._scheduler),
+                self._scheduler.num_samples,
                 self._scheduler.num_running,
                 self._fallback,
                 self._fault,
@@ -278,22 +292,24 @@ class Engine:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
         with self._lock:
             busy_s = self._busy_until_s - self.clock()
-            return earliest_answer(self._scheduler.profile, len(self._scheduler), busy_s)
+            return earliest_answer(self._scheduler.profile, self._scheduler.num_samples, busy_s)
 
     # --- the device side -------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Poll once, run the batch if there is one, complete it. Return whether there was one."""
+        others = self._slot.others()  # asks their engines, so before our own lock
         with self._lock:
             self._is_dirty = False
             polled_s = self.clock()
-            dispatch = self._poll(polled_s)
+            dispatch = self._poll(polled_s, others)
             decision_s = self.clock() - polled_s
             ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
             batch = dispatch.batch
             if batch is not None:
                 self._busy_until_s = batch.start_s + batch.expected_latency_s
                 self._watchdog.launched(batch.start_s, batch.expected_latency_s)
+                self._running_ids = frozenset(query.query_id for query in batch.queries)
             tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
         self._hand_over(ended)
         if batch is None:
@@ -303,6 +319,7 @@ class Engine:
             self._on_decision(decision_s)
         with self._lock:
             self._watchdog.returned()
+            self._running_ids = frozenset()
             if self._fault:  # too late: its queries were answered as failed
                 return False
             ended = self._complete(batch, run)
@@ -347,6 +364,10 @@ class Engine:
         with self._lock:
             return self._scheduler.head_deadline_s
 
+    def _load(self) -> DeviceLoad:
+        with self._lock:
+            return self._scheduler.load(self.clock())
+
     def _give_up(self, fault: str) -> list[EndedQuery]:
         with self._lock:
             self._fault = fault
@@ -389,31 +410,36 @@ class Engine:
             return unserved(query, "rejected", reason, now_s)
         return self._scheduler.submit(query, now_s)
 
-    def _poll(self, now_s: float) -> Dispatch:
+    def _poll(self, now_s: float, others: DeviceLoad) -> Dispatch:
         try:
-            return self._scheduler.poll(now_s)
+            return self._scheduler.poll(now_s, None, others)
         except PolicyError as error:
             scheduler, name = self._scheduler, self._scheduler.policy.name
             logger.exception("policy %s failed: %s takes over", name, FALLBACK_POLICY)
             self._fallback = f"policy {name} failed ({error}); {FALLBACK_POLICY} serves"
             scheduler.reconfigure(policy=create_policy(FALLBACK_POLICY, scheduler.offered))
-            return self._scheduler.poll(now_s)
+            return self._scheduler.poll(now_s, None, others)
 
     def _complete(self, batch: Batch, run: BatchResult) -> list[EndedQuery]:
         now_s = self.clock()
         end = self._ledger.end
         if run.is_failed:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
-            return [end(outcome) for outcome in outcomes]
-        rows = dict(zip((q.query_id for q in batch.queries), run.rows, strict=True))
-        ended: list[EndedQuery] = []
+            return [end(outcome) for outcome in outcomes if self._is_open(outcome)]
+        rows, ended = iter(run.rows), list[EndedQuery]()
         for outcome in self._scheduler.complete(batch.batch_id, now_s):
-            row = rows[outcome.query_id]
-            if row is None:  # poisonous: its neighbours were served without it
+            output = [row for row in islice(rows, outcome.samples) if row is not None]
+            if not self._is_open(outcome):
+                continue  # nobody waits for it any more
+            if len(output) < outcome.samples:  # poisonous: its neighbours were served without it
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
-                ended.append(end(outcome, row, run.execution_s, batch.batch_id))
+                ended.append(end(outcome, np.stack(output), run.execution_s, batch.batch_id))
         return ended
+
+    def _is_open(self, outcome: Outcome) -> bool:
+        """Whether a query has not ended by expiring while it ran."""
+        return outcome.query_id in self._ledger.open
 
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
         """End, as `draining`, what should go to another server at once."""

@@ -19,16 +19,22 @@ State = Literal["starting", "ready", "draining", "stopped"]
 
 
 class Job:
-    """The queries of one request, answered together. Its replies are touched on one thread only."""
+    """The queries of one request, answered together. Its replies are touched on one thread only.
+
+    A request is one query, whatever the number of its samples; only one with more samples than a
+    batch holds is several.
+    """
 
     __slots__ = ("_missing", "on_done", "query_ids", "replies", "slots")
 
-    def __init__(self, slots: Sequence[Slot], on_done: Callable[[Job], None]) -> None:
-        self.slots = slots  # one per query, as the executor staged them
+    def __init__(self, slots: Sequence[Slot], largest: int, on_done: Callable[[Job], None]) -> None:
+        """Hold one slot for each sample, `largest` of them to a query at the most."""
+        starts = range(0, len(slots), largest)
+        self.slots = [slots[start : start + largest] for start in starts]  # by query
         self.on_done = on_done
         self.query_ids: list[int] = []
-        self.replies: list[Reply | None] = [None] * len(slots)
-        self._missing = len(slots)
+        self.replies: list[Reply | None] = [None] * len(self.slots)
+        self._missing = len(self.slots)
 
     @property
     def is_done(self) -> bool:
@@ -48,8 +54,13 @@ class Ticket(NamedTuple):
     """One open query: the engine holds a ticket from its admission to its end."""
 
     job: Job
-    row: int
+    part: int
     query: Query
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The query's samples, as the executor staged them."""
+        return self.job.slots[self.part]
 
 
 class EndedQuery(NamedTuple):
@@ -62,8 +73,8 @@ class EndedQuery(NamedTuple):
 class Ledger:
     """The open queries of an engine and the count of the ended ones.
 
-    Opening and ending happen under the engine's lock, delivering on one thread. `observer` is
-    called with every reply.
+    Opening and ending happen under the engine's lock, delivering on one thread. Counts are of
+    samples; `observer` is called with every reply, once for each of its samples.
     """
 
     def __init__(self, observer: Callable[[Reply], None] | None) -> None:
@@ -93,12 +104,14 @@ class Ledger:
         return [self.end(unserved(query, "failed", reason, now_s)) for query in queries]
 
     def deliver(self, ended: Sequence[EndedQuery]) -> None:
-        """Count the ends and answer the jobs."""
+        """Count the ends and answer the jobs; then let the observer look, once per sample."""
         for ticket, reply in ended:
-            self.counts[reply.outcome.status] += 1
-            if self._observer is not None:
-                self._observer(reply)
-            ticket.job.answer(ticket.row, reply)
+            self.counts[reply.outcome.status] += reply.outcome.samples
+            ticket.job.answer(ticket.part, reply)
+        if self._observer is not None:
+            for _, reply in ended:
+                for _ in range(reply.outcome.samples):
+                    self._observer(reply)
 
 
 class EngineStatus(NamedTuple):

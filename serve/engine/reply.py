@@ -13,8 +13,10 @@ from slackfit.query import Outcome
 class RequestOptions(NamedTuple):
     """Deadlines and preferences of one request, on the engine's clock.
 
-    `deadline_s` is what the scheduler works for (the earliest one given). When `hard_deadline_s`
-    passes, the client no longer wants the answer: a query still queued then leaves as `expired`.
+    `deadline_s` is what the scheduler works for: the earliest one given, less what the way back
+    takes; `given_deadline_s` is without that, and what the end is judged by (None: the same). When
+    `hard_deadline_s` passes, the client no longer wants the answer: the query ends as `expired`
+    then, also while it runs.
     """
 
     deadline_s: float
@@ -22,10 +24,12 @@ class RequestOptions(NamedTuple):
     min_accuracy: float = 0.0
     query_class: int = 0
     subnet_id: str | None = None
+    given_deadline_s: float | None = None
+    tenant: str = ""
 
 
 class Reply(NamedTuple):
-    """The end of one query: its outcome, and the logits when it was executed."""
+    """The end of one query: its outcome, and the logits (samples, classes) if it was executed."""
 
     outcome: Outcome
     output: np.ndarray | None = None
@@ -61,7 +65,7 @@ def cause_of(outcomes: Sequence[Outcome]) -> Outcome:
 def logits_of(replies: Sequence[Reply]) -> np.ndarray:
     """Return the outputs of executed queries, little-endian float32 (B, num_classes)."""
     rows = [cast("np.ndarray", reply.output) for reply in replies]
-    return np.ascontiguousarray(np.stack(rows), dtype="<f4")
+    return np.ascontiguousarray(np.concatenate(rows), dtype="<f4")
 
 
 def version_of(replies: Sequence[Reply]) -> str:
@@ -77,10 +81,16 @@ def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | flo
         "policy": policy,
         "status": "late" if is_late else "on_time",
         "subnet": version_of(replies),
-        "accuracy": sum(outcome.accuracy for outcome in outcomes) / len(outcomes),
+        "accuracy": _mean_accuracy(outcomes),
         "batch_id": str(replies[0].batch_id),
         "batch_size": max(outcome.batch_size for outcome in outcomes),
         "queue_s": max(reply.queue_s for reply in replies),
         "execution_s": max(reply.execution_s for reply in replies),
         "slack_s": min(reply.slack_s for reply in replies),
     }
+
+
+def _mean_accuracy(outcomes: Sequence[Outcome]) -> float:
+    """Return the mean over samples."""
+    num_samples = sum(outcome.samples for outcome in outcomes)
+    return sum(outcome.accuracy * outcome.samples for outcome in outcomes) / num_samples

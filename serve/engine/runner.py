@@ -1,6 +1,7 @@
 """`BatchRunner`: runs a batch of staged samples; the model's faults do not escape.
 
-A batch that fails is run again in halves, so that one poisonous input costs its own query only.
+A batch that fails is run again in halves, so that one poisonous input costs its own query only,
+that is its request.
 The neighbours are served by the same subnet, later than planned and perhaps late; a model that
 fails on everything is given up after `_MAX_FAILURES` runs.
 """
@@ -50,7 +51,7 @@ class BatchRunner:
 
     def run(self, batch: Batch, tickets: Sequence[Ticket]) -> BatchResult:
         """Execute a batch on its subnet; an exception of the executor ends as `failure`."""
-        slots = [ticket.job.slots[ticket.row] for ticket in tickets]
+        slots = [slot for ticket in tickets for slot in ticket.slots]
         start_s = self._clock()
         self._failures = []
         rows = self._rows(batch, slots)

@@ -10,8 +10,9 @@ header `x-slo-ms`, parameter `slo_ms`  milliseconds from arrival               s
 the deployment's default (`slo_ms`)    when nothing else is given              soft
 
 The scheduler works for the earliest, less a reply allowance: what the answer needs to get back to
-the client, at most 15 % of the time given. After a hard deadline nobody wants the answer: a
-query still queued is dropped and a late answer is not sent; after a soft one it is. As in Ray
+the client, at most 15 % of the time given. Whether the answer is on time is judged by the deadline
+as given. After a hard deadline nobody wants the answer: the query ends at the deadline, queued or
+running, and a late answer is not sent; after a soft one it is. As in Ray
 Serve, `x-request-timeout-seconds` that is not positive means no limit. What is no number is
 refused as `bad_deadline`, what is already past as `expired`.
 """
@@ -29,10 +30,14 @@ MAX_ALLOWANCE = 0.15  # of the time given
 
 
 class Deadlines(NamedTuple):
-    """The deadline to schedule for (the reply allowance is off it), and the hard one if any."""
+    """The deadline to schedule for, the hard one if any, and the deadline that was given.
+
+    The reply allowance is off the first only: the end is judged by what was given.
+    """
 
     deadline_s: float
     hard_deadline_s: float | None
+    given_deadline_s: float
 
 
 def resolve_deadline(
@@ -68,7 +73,11 @@ def resolve_deadline(
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")
     usable_s = earliest_s - min(reply_allowance_s, MAX_ALLOWANCE * earliest_s)
-    return Deadlines(arrival_s + usable_s, arrival_s + min(hard_s) if hard_s else None)
+    return Deadlines(
+        arrival_s + usable_s,
+        arrival_s + min(hard_s) if hard_s else None,
+        arrival_s + earliest_s,
+    )
 
 
 def _parsed(name: str, text: str) -> float:

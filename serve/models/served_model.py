@@ -90,7 +90,9 @@ class ServedModel:
             call_timeout_s=call_timeout_s,
         )
         options = RequestOptions(
-            *deadlines,
+            deadlines.deadline_s,
+            deadlines.hard_deadline_s,
+            given_deadline_s=deadlines.given_deadline_s,
             min_accuracy=request.min_accuracy(),
             query_class=request.query_class(),
             subnet_id=request.subnet_id(),

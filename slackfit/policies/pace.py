@@ -27,7 +27,7 @@ class Demand(NamedTuple):
     """Samples that must have left `horizon_s` from now; `arrivals` are those yet to come."""
 
     horizon_s: float
-    count: float
+    num_due: float
     arrivals: Arrivals | None = None
 
 

@@ -39,12 +39,26 @@ _MAX_KEPT = 64
 class LatencyCorrection:
     """The correction of one profile; deterministic in the batches that it observes."""
 
-    def __init__(self, profile: LatencyProfile, latency_quantile: str) -> None:
+    def __init__(
+        self,
+        profile: LatencyProfile,
+        latency_quantile: str,
+        learned: LatencyCorrection | None = None,
+    ) -> None:
+        """Begin where the profile's tail says, or where the correction of other subnets was.
+
+        What was learned is of the device: subnets that are offered instead run on the same one.
+        """
         self._profile = profile
         self._table = profile.table(latency_quantile)
         self._long_s = max(row[1] for row in self._table.values())  # batch 1, slowest subnet
-        self._log_factor = math.log(_tail_ratio(profile, latency_quantile))
-        self._delay = 0.0  # in `_long_s`
+        if learned is None:
+            self._log_factor = math.log(_tail_ratio(profile, latency_quantile))
+            self._delay = 0.0  # in `_long_s`
+        else:
+            self._log_factor = learned._log_factor
+            delay = learned._delay * learned._long_s / self._long_s
+            self._delay = min(_DELAY_BOUND, delay)
         self._level = 0
         self._delay_level = 0
         self._known: dict[tuple[int, int], LatencyProfile] = {(0, 0): profile}

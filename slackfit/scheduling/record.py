@@ -260,6 +260,7 @@ def _header(scheduler: Scheduler) -> dict[str, object]:
         "drop_hopeless": scheduler.drop_hopeless,
         "correct_latency": scheduler.latency_factor is not None,
         "triage": scheduler.triage,
+        **scheduler.tenant_settings,
     }
 
 

@@ -141,6 +141,15 @@ class Scheduler:
         return self._max_queue
 
     @property
+    def tenant_settings(self) -> dict[str, object]:
+        """What is set for tenants, by name; nothing that was left out."""
+        given = {
+            "tenant_shares": self._standing.shares,
+            "max_tenant_queue": self._max_tenant_queue,
+        }
+        return {name: value for name, value in given.items() if value}
+
+    @property
     def head_deadline_s(self) -> float | None:
         """When the most urgent waiting query is due, None when none waits."""
         return self._waiting.edf.head().deadline_s if self._waiting.edf else None
@@ -312,14 +321,15 @@ class Scheduler:
     ) -> None:
         """Change what is given, from the next decision on; queue and running batches stay.
 
-        Waiting queries that no subnet of a new profile may serve are dropped as `infeasible`.
+        Waiting queries that no subnet of a new profile may serve are dropped as `infeasible`; what
+        was learned of the device's latencies is carried over to it.
         Raises ValueError for a `max_queue` below 1, and then changes nothing.
         """
         if max_queue is not None and max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}, allowed 1 or more, or None for no bound")
         if profile is not None:
             if self._correction is not None:
-                self._correction = LatencyCorrection(profile, self._quantile)
+                self._correction = LatencyCorrection(profile, self._quantile, self._correction)
                 profile = self._correction.profile
             self._use(profile)
         if policy is not None:

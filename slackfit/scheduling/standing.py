@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from math import inf
 
 from slackfit.query import Query
 
@@ -35,6 +36,7 @@ class Standing:
                     f"the share of tenant {tenant!r} is {share}, allowed more than 0, at most 1"
                 )
         self._used_s: dict[str, dict[int, float]] = {tenant: {} for tenant in self.shares}
+        self._began_s = inf
         self._kinds: Counter[tuple[str, int]] = Counter()  # queries, by tenant and class
         self.samples: Counter[str] = Counter()  # that wait, by tenant
 
@@ -45,17 +47,20 @@ class Standing:
 
     def remove(self, query: Query) -> None:
         """Count a query that no longer waits."""
-        for counter, key, count in (
-            (self._kinds, (query.tenant, query.query_class), 1),
-            (self.samples, query.tenant, query.samples),
-        ):
-            counter[key] -= count
-            if not counter[key]:
-                del counter[key]  # names are the clients': they must not pile up
+        kind, tenant = (query.tenant, query.query_class), query.tenant
+        self._kinds[kind] -= 1
+        self.samples[tenant] -= query.samples
+        if not self._kinds[kind]:  # names are the clients': they must not pile up
+            del self._kinds[kind]
+        if not self.samples[tenant]:
+            del self.samples[tenant]
 
-    def charge(self, queries: Iterable[Query], batch_s: float, num_samples: int, now_s: float):
+    def charge(
+        self, queries: Iterable[Query], batch_s: float, num_samples: int, now_s: float
+    ) -> None:
         """Note that a batch of these takes `batch_s` of a device."""
         if self.shares:
+            self._began_s = min(self._began_s, now_s)
             part = int(now_s * _PARTS_PER_S)
             for query in queries:
                 used_s = self._used_s.get(query.tenant)
@@ -67,7 +72,8 @@ class Standing:
         if not self.shares:
             return Ranks(frozenset())
         since = int(now_s * _PARTS_PER_S) - _WINDOW_PARTS
-        window_s = num_workers * _WINDOW_PARTS / _PARTS_PER_S
+        known_s = max(now_s - self._began_s, 1 / _PARTS_PER_S)
+        window_s = num_workers * min(known_s, _WINDOW_PARTS / _PARTS_PER_S)
         beyond: set[str] = set()
         for tenant, parts in self._used_s.items():
             for old in [part for part in parts if part <= since]:

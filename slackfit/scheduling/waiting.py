@@ -175,6 +175,8 @@ class WaitingQueries:
         for waiting in self.edf.latest():
             if of_tenant <= 0 and of_all <= 0:
                 break
+            if waiting.deadline_s <= query.deadline_s and newcomer <= lowest:
+                break  # from here on all are due earlier, and none is of a lower rank
             rank = ranks.of(waiting)
             is_own = waiting.tenant == query.tenant
             counts = is_own if of_tenant > 0 else rank == lowest

@@ -57,21 +57,35 @@ def simulate(
     made = Devices(scheduler.num_workers, devices.under(policy), seed=seed)
     with collector_paused():
         queries = make_queries(arrival_s, slo_s, min_accuracy, query_class)
-        by_id: list[Outcome | None] = [None] * len(queries)
+        return simulate_queries(queries, scheduler, devices=made, progress=progress)
 
-        def note(outcomes: Sequence[Outcome]) -> None:
-            for outcome in outcomes:
-                by_id[outcome[0]] = outcome
 
-        drive = VirtualTimeDriver(scheduler, made, note)
-        for begin in range(0, len(queries), _PROGRESS_EVERY):
-            drive.feed(queries[begin : begin + _PROGRESS_EVERY])
-            if progress:
-                progress(min(begin + _PROGRESS_EVERY, len(queries)), len(queries))
-        drive.end()
-        ended = [outcome for outcome in by_id if outcome is not None]
-    assert len(ended) == len(by_id), "every submitted query ends"
-    return ended
+def simulate_queries(
+    queries: Sequence[Query],
+    scheduler: DrivenScheduler,
+    *,
+    devices: Devices | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """Serve `queries`, in order of arrival, in virtual time; return one outcome each, in order.
+
+    `devices` None are as profiled. What `simulate` does for arrivals, for queries of any kind:
+    pinned ones, ones of several samples or tenants.
+    """
+    made = Devices(scheduler.num_workers) if devices is None else devices
+    by_id: dict[int, Outcome] = {}
+
+    def note(outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            by_id[outcome[0]] = outcome
+
+    drive = VirtualTimeDriver(scheduler, made, note)
+    for begin in range(0, len(queries), _PROGRESS_EVERY):
+        drive.feed(queries[begin : begin + _PROGRESS_EVERY])
+        if progress:
+            progress(min(begin + _PROGRESS_EVERY, len(queries)), len(queries))
+    drive.end()
+    return [by_id[query.query_id] for query in queries]
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def test_overloaded_model_does_not_starve_one_with_a_long_slo():
     greedy, patient = Model(turn, now, 0.02, 0.05), Model(turn, now, 0.005, 10.0)
     due = {id(greedy): 0.021, id(patient): 0.9}
     serve(turn, now, 10.0, lambda model: now.s + due[id(model)], greedy, patient)
-    assert greedy.slot.used_s == pytest.approx(patient.slot.used_s, abs=0.13)
+    assert greedy.slot.member.used_s == pytest.approx(patient.slot.member.used_s, abs=0.13)
     assert patient.num_batches == pytest.approx(4 * greedy.num_batches, rel=0.1)
 
 
@@ -85,7 +85,7 @@ def test_credit_for_idle_time_is_bounded():
     serve(turn, now, 60.0, lambda model: now.s + 0.01, busy)
     idle.want(100.0)
     idle.run(comes_back=False)
-    assert busy.slot.used_s - idle.slot.used_s <= 0.1
+    assert busy.slot.member.used_s - idle.slot.member.used_s <= 0.1
     busy.want(now.s)
     assert choose(turn, busy, idle) is busy, "a minute of idling does not buy a minute alone"
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.engine.reply import logits_of
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
@@ -131,8 +132,9 @@ def test_answers_go_to_the_samples_that_asked(make_bench, profile: LatencyProfil
     while bench.engine.step():
         pass
     (job,) = done
-    assert [int(np.argmax(reply.output)) for reply in job.replies] == [3, 1, 2]
-    assert {reply.outcome.status for reply in job.replies} == {"on_time"}
+    (reply,) = job.replies
+    assert np.argmax(reply.output, axis=1).tolist() == [3, 1, 2]
+    assert (reply.outcome.status, reply.outcome.samples) == ("on_time", 3)
 
 
 def test_exception_of_the_model_fails_its_batch_only(make_bench, profile: LatencyProfile):
@@ -188,11 +190,54 @@ def test_withdrawn_query_is_dropped_before_launch(make_bench, profile: LatencyPr
     assert not bench.engine.step()
 
 
-def test_refusal_of_one_sample_withdraws_the_others(make_bench, profile: LatencyProfile):
+def test_a_request_is_one_query_that_counts_its_samples(make_bench, profile: LatencyProfile):
     bench = make_bench(profile, max_queue=2)
     done = bench.submit(count=3)
-    reasons = [reply.outcome.reason for reply in done[0].replies]
-    assert reasons == ["cancelled", "cancelled", "queue_full"]
+    assert [reply.outcome.reason for reply in done[0].replies] == ["queue_full"]
+    assert bench.submit(count=2) == []
+    assert bench.engine.status().queue_depth == 2
+    assert bench.engine.step()
+    assert bench.engine.status().ended == {"rejected": 3, "on_time": 2}
+
+
+def test_a_request_beyond_the_largest_batch_is_several_queries(make_bench, profile: LatencyProfile):
+    largest = profile.max_batch_size
+    bench = make_bench(profile)
+    done = bench.submit(count=largest + 3, first_bytes=[1] * largest + [2, 3, 1])
+    while bench.engine.step():
+        pass
+    (job,) = done
+    assert [reply.outcome.samples for reply in job.replies] == [largest, 3]
+    assert np.argmax(logits_of(job.replies), axis=1).tolist() == [1] * largest + [2, 3, 1]
+
+
+def test_a_hard_deadline_is_answered_while_the_batch_runs(make_bench, profile: LatencyProfile):
+    bench = make_bench(profile)
+    done = bench.submit(1.0)
+    job = bench.last_job
+    neighbour = bench.submit(1.0)
+    bench.device.meanwhile = lambda until_s: bench.engine.withdraw(job, "expired")
+    assert bench.engine.step()
+    assert [(r.outcome.status, r.outcome.reason) for r in done[0].replies] == [
+        ("dropped", "expired")
+    ]
+    assert neighbour[0].replies[0].outcome.status == "on_time"
+    assert bench.engine.status().ended == {"dropped": 1, "on_time": 1}
+
+
+@pytest.mark.parametrize(("given", "status"), [(1.1, "on_time"), (0.95, "late")])
+def test_the_end_is_judged_by_the_deadline_that_was_given(
+    make_bench, profile: LatencyProfile, given, status
+):
+    bench = make_bench(profile, "fixed:largest")
+    took_s = profile.latency_s(profile.subnet_ids[-1], 1)
+    given_s = bench.clock() + given * took_s
+    done = bench.submit(0.9 * took_s, given_deadline_s=given_s)
+    bench.engine.step()
+    (reply,) = done[0].replies
+    assert reply.outcome.status == status
+    assert reply.outcome.deadline_s == given_s
+    assert reply.slack_s == pytest.approx((given - 1) * took_s)
 
 
 def test_queue_is_kept_when_policy_and_subnets_change(make_bench, profile: LatencyProfile):

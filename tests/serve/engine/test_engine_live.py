@@ -323,7 +323,11 @@ def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: Late
     async def use(engine: Engine) -> None:
         payloads = [np.full((1, 1, 2, 2), 255 * (row == 2), dtype=np.uint8) for row in range(4)]
         options = RequestOptions(engine.clock() + 5.0)
-        replies = await engine.infer(payloads, arrival_s=engine.clock(), options=options)
+        requests = [
+            engine.infer([payload], arrival_s=engine.clock(), options=options)
+            for payload in payloads
+        ]
+        replies = [reply for (reply,) in await asyncio.gather(*requests)]
         statuses = [reply.outcome.status for reply in replies]
         assert statuses == ["on_time", "on_time", "failed", "on_time"]
         assert "poison" in replies[2].outcome.reason

@@ -19,8 +19,9 @@ from slackfit.query import Query
 from slackfit.scheduling.decide import SchedulerView
 from slackfit.scheduling.edf import EdfQueue
 from slackfit.scheduling.scheduler import Scheduler
+from slackfit.scheduling.standing import Ranks
 from slackfit.scheduling.triage import Triage
-from slackfit.simulation.simulate import simulate
+from slackfit.simulation.simulate import simulate, simulate_queries
 
 SLO_S = 0.036
 
@@ -112,12 +113,14 @@ def test_a_head_that_only_a_small_batch_could_save_is_given_up_under_pressure(re
     decision = DrainFit(resnet).decide(view, 0.0)
     assert decision is not None
     assert resnet.latency_s(decision.subnet_id, decision.batch_size) <= 0.003
-    assert Triage(resnet, "p50").due_before_s(view, 0.0) == 0.036, "its scheduler asks first"
+    lost = Triage(resnet, "p50").given_up(view, Ranks(frozenset()), 0.0)
+    assert [query.query_id for query in lost] == [0, 1, 2, 3], "its scheduler asks first"
 
 
 def test_a_head_of_a_higher_class_is_not_given_up(resnet):
     view = crowded(resnet, [0, 0, 1, *[0] * 197])
-    assert Triage(resnet, "p50").due_before_s(view, 0.0) == float("-inf")
+    lost = Triage(resnet, "p50").given_up(view, Ranks(frozenset()), 0.0)
+    assert [query.query_id for query in lost] == [0, 1, 3]
 
 
 def test_the_heads_floor_is_kept_with_a_batch_that_it_affords(resnet):
@@ -171,3 +174,70 @@ def test_a_burst_with_nothing_behind_it_is_served_better_when_nothing_is_expecte
         for name in ("drainfit@expect=0.25@lead=0.25@reserve=1", "slackfit", "drainfit")
     ]
     assert gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.parametrize("num_workers", [1, 8])
+def test_one_first_query_with_a_loose_slo_changes_nothing(resnet, num_workers):
+    arrival_s = 0.05 + arrivals(625.0 * num_workers, 8, duration_s=3.0)
+
+    def attainment(first_slo_s: float) -> float:
+        all_s = np.concatenate([[0.0], arrival_s])
+        slo_s = np.full(len(all_s), SLO_S)
+        slo_s[0] = first_slo_s
+        policy = create_policy("drainfit", resnet)
+        ended = simulate(all_s, resnet, policy, slo_s=slo_s, num_workers=num_workers)
+        return np.mean([outcome.status == "on_time" for outcome in ended])
+
+    assert attainment(20.0) == pytest.approx(attainment(SLO_S), abs=0.001)
+    assert attainment(20.0) > 0.995
+
+
+def test_the_tightest_of_mixed_slos_is_planned_for(resnet):
+    rng = np.random.default_rng(0)
+    arrival_s = np.cumsum(rng.exponential(1 / 11_000, 22_000))
+    is_tight = rng.random(22_000) < 0.1
+    policy = create_policy("drainfit", resnet)
+    slo_s = np.where(is_tight, 0.012, 0.5)
+    ended = simulate(arrival_s, resnet, policy, slo_s=slo_s, num_workers=8)
+    assert (
+        np.mean([o.status == "on_time" for o, tight in zip(ended, is_tight, strict=True) if tight])
+        > 0.998
+    )
+    assert (
+        np.mean(
+            [o.status == "on_time" for o, tight in zip(ended, is_tight, strict=True) if not tight]
+        )
+        == 1.0
+    )
+
+
+@pytest.mark.parametrize("cv2", [1, 4])
+def test_what_pinned_queries_need_is_not_taken_from_the_others(resnet, cv2):
+    dense = densified(resnet, 66)
+    rng = np.random.default_rng(0)
+    arrival_s = np.cumsum(rng.gamma(1 / cv2, cv2 / 7000, 14_000)).tolist()
+    pins = np.where(rng.random(14_000) < 0.2, "resnet-80.16", "").tolist()
+    queries = [
+        Query(i, at_s, at_s + SLO_S, subnet_id=pin or None)
+        for i, (at_s, pin) in enumerate(zip(arrival_s, pins, strict=True))
+    ]
+    ended = simulate_queries(queries, Scheduler(dense, DrainFit(dense), num_workers=8))
+    pinned, others = (
+        [o for o, pin in zip(ended, pins, strict=True) if bool(pin) is wanted]
+        for wanted in (True, False)
+    )
+    assert np.mean([o.status == "on_time" for o in pinned]) > 0.98
+    assert np.mean([o.status == "on_time" for o in others]) > 0.995
+    assert np.mean([o.accuracy for o in others if o.status == "on_time"]) > 0.780
+
+
+def test_a_floor_that_is_kept_anyhow_costs_nothing(resnet):
+    arrival_s = arrivals(5000, 1)
+    floors = np.where(np.arange(len(arrival_s)) % 5 == 0, 0.74, 0.0)
+    accuracies = []
+    for floor in (0.0, floors):
+        policy = create_policy("drainfit", resnet)
+        ended = simulate(arrival_s, resnet, policy, slo_s=SLO_S, num_workers=8, min_accuracy=floor)
+        assert all(o.status == "on_time" for o in ended)
+        accuracies.append(np.mean([o.accuracy for o in ended]))
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.001)

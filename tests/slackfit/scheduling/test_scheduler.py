@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from slackfit.policies import create_policy
 from slackfit.query import Decision, Query
 from slackfit.scheduling.scheduler import PolicyError, Scheduler
+from slackfit.simulation.simulate import simulate_queries
 
 
 def query(query_id: int, deadline_s: float = 1.0, **wishes) -> Query:
@@ -45,7 +47,7 @@ def test_completing_ends_queries_on_time_or_late(trio, planned):
     submitted(scheduler, query(0, 0.05), query(1, 0.08))
     batch = scheduler.poll(0.0).batch
     late, on_time = scheduler.complete(batch.batch_id, 0.08)
-    assert late == (0, "late", "", 0.0, 0.05, 0.0, 0.08, "large", 0.9, 2, 0)
+    assert late == (0, "late", "", 0.0, 0.05, 0.0, 0.08, "large", 0.9, 2, 0, 1)
     assert (on_time.status, on_time.latency_s) == ("on_time", 0.08)
     assert scheduler.num_running == 0
 
@@ -54,7 +56,7 @@ def test_a_failed_batch_ends_its_queries_with_the_reason(trio, planned):
     scheduler = submitted(Scheduler(trio, planned(Decision("small", 1))), query(0))
     scheduler.poll(0.5)
     (outcome,) = scheduler.fail(0, 0.6, "device lost")
-    assert outcome == (0, "failed", "device lost", 0.0, 1.0, 0.5, 0.6, "small", 0.0, 1, 0)
+    assert outcome == (0, "failed", "device lost", 0.0, 1.0, 0.5, 0.6, "small", 0.0, 1, 0, 1)
 
 
 def test_a_batch_ends_only_once(trio, planned):
@@ -304,3 +306,135 @@ def test_giving_up_everything_leaves_no_batch(trio, planned):
     scheduler.submit(Query(0, 0.0, 0.5, min_accuracy=0.8), 0.0)
     batch, dropped = scheduler.poll(0.0)
     assert (batch, len(dropped), len(scheduler)) == (None, 1, 0)
+
+
+def full(trio, planned, *queries: Query, **settings) -> Scheduler:
+    """Return a scheduler whose queue of four is full of `queries`, with one more running."""
+    plan = planned(Decision("small", 1), *[Decision("small", 4)] * 9)
+    scheduler = submitted(Scheduler(trio, plan, max_queue=4, **settings), query(99, 0.01))
+    scheduler.poll(0.0)
+    return submitted(scheduler, *queries)
+
+
+def refused_and_evicted(scheduler: Scheduler, newcomer: Query) -> tuple[str | None, list[int]]:
+    refused = scheduler.submit(newcomer, 0.0)
+    dropped = scheduler.poll(0.0).dropped
+    assert {(o.status, o.reason) for o in dropped} <= {("dropped", "queue_full")}
+    return refused and refused.reason, [outcome.query_id for outcome in dropped]
+
+
+def test_in_a_full_queue_the_latest_due_makes_room_for_whoever_is_due_earlier(trio, planned):
+    loose = [query(i, 60.0 + i) for i in range(4)]
+    scheduler = full(trio, planned, *loose)
+    assert refused_and_evicted(scheduler, query(10, 1.0)) == (None, [3])
+    assert refused_and_evicted(scheduler, query(11, 62.0)) == ("queue_full", [])
+    assert refused_and_evicted(scheduler, query(12, 61.5)) == (None, [2])
+    assert len(scheduler) == 4
+
+
+def test_in_a_full_queue_a_lower_class_makes_room_for_a_higher_one(trio, planned):
+    waiting = [query(0, 1.0), query(1, 0.5), query(2, 9.0, query_class=1), query(3, 8.0)]
+    scheduler = full(trio, planned, *waiting)
+    assert refused_and_evicted(scheduler, query(10, 20.0, query_class=1)) == (None, [3])
+    assert refused_and_evicted(scheduler, query(11, 20.0, query_class=1)) == (None, [0])
+    assert refused_and_evicted(scheduler, query(12, 0.4)) == (None, [1])
+    assert refused_and_evicted(scheduler, query(13, 0.3, query_class=-1)) == ("queue_full", [])
+
+
+def test_a_queue_is_full_of_samples(trio, planned):
+    scheduler = full(trio, planned, query(0, 5.0, samples=2), query(1, 6.0))
+    assert refused_and_evicted(scheduler, query(2, 9.0, samples=2)) == ("queue_full", [])
+    assert refused_and_evicted(scheduler, query(3, 5.5, samples=2)) == (None, [1])
+    assert refused_and_evicted(scheduler, query(4, 1.0, samples=4)) == (None, [3, 0])
+    assert scheduler.num_samples == 4
+
+
+def test_one_tenant_fills_its_own_part_of_the_queue_only(trio, planned):
+    own = [query(i, 5.0 + i, tenant="a") for i in range(2)]
+    scheduler = full(trio, planned, *own, max_tenant_queue=2)
+    assert refused_and_evicted(scheduler, query(10, 9.0, tenant="a")) == ("queue_full", [])
+    assert refused_and_evicted(scheduler, query(11, 1.0, tenant="a")) == (None, [1])
+    assert refused_and_evicted(scheduler, query(12, 9.0, tenant="b")) == (None, [])
+
+
+def test_an_evicted_query_can_be_submitted_again_and_is_told_once(trio, planned):
+    scheduler = full(trio, planned, *[query(i, 60.0 + i) for i in range(4)])
+    assert refused_and_evicted(scheduler, query(10, 1.0)) == (None, [3])
+    assert scheduler.cancel(3, 0.0) is None
+    assert refused_and_evicted(scheduler, query(3, 0.9)) == (None, [2])
+
+
+def test_a_flood_of_loose_queries_does_not_lock_tight_ones_out(resnet):
+    rng = np.random.default_rng(0)
+    flood_s = np.cumsum(rng.exponential(1 / 4400, 8800))  # twice what one device serves
+    tight_s = np.cumsum(rng.exponential(1 / 40, 80))
+    arrivals = sorted([(at, 60.0) for at in flood_s] + [(at, 0.036) for at in tight_s])
+    queries = [Query(i, at, at + slo) for i, (at, slo) in enumerate(arrivals)]
+    policy = create_policy("slackfit", resnet)
+    scheduler = Scheduler(resnet, policy, max_queue=1000, drop_hopeless=True)
+    ended = simulate_queries(queries, scheduler)
+    tight = [o.status for o, (_, slo) in zip(ended, arrivals, strict=True) if slo < 1]
+    assert tight.count("on_time") >= 0.98 * len(tight)
+
+
+def test_a_tenant_within_its_share_is_served_beside_one_that_floods(resnet):
+    rng = np.random.default_rng(0)
+    flood_s = np.cumsum(rng.exponential(1 / 6600, 13_200))  # three times what one device serves
+    modest_s = np.cumsum(rng.exponential(1 / 400, 800))  # a fifth of it
+    arrivals = sorted([(at, "flood") for at in flood_s] + [(at, "modest") for at in modest_s])
+    queries = [
+        Query(i, at, at + 0.036, tenant=tenant, query_class=5 * (tenant == "flood"))
+        for i, (at, tenant) in enumerate(arrivals)
+    ]
+
+    def attainment(shares: dict[str, float] | None) -> float:
+        policy = create_policy("drainfit", resnet)
+        scheduler = Scheduler(resnet, policy, tenant_shares=shares)
+        ended = simulate_queries(queries, scheduler)
+        modest = [o.status for o, (_, t) in zip(ended, arrivals, strict=True) if t == "modest"]
+        return modest.count("on_time") / len(modest)
+
+    assert attainment(None) < 0.5
+    assert attainment({"flood": 0.5, "modest": 0.5}) > 0.95
+
+
+def test_a_request_of_many_samples_is_served_whole(trio, planned):
+    plan = planned(Decision("small", 4), Decision("small", 1), Decision("small", 4))
+    scheduler = Scheduler(trio, plan)
+    submitted(scheduler, query(0, 0.5), query(1, 0.6, samples=4), query(2, 0.7, samples=3))
+    batch = scheduler.poll(0.0).batch
+    assert (ids(batch), batch.num_samples, batch.expected_latency_s) == ([0, 2], 4, 0.04)
+    outcomes = scheduler.complete(0, 0.04)
+    assert [(o.samples, o.batch_size) for o in outcomes] == [(1, 4), (3, 4)]
+    batch = scheduler.poll(0.04).batch
+    assert (ids(batch), batch.expected_latency_s) == ([1], 0.04), "more than the policy wanted"
+
+
+def test_more_samples_than_a_batch_holds_or_than_the_deadline_affords_are_refused(trio, planned):
+    scheduler = Scheduler(trio, planned(drop_hopeless=True))
+    assert scheduler.submit(query(0, samples=5), 0.0).reason == "infeasible"
+    assert scheduler.submit(query(1, 0.039, samples=4), 0.0).reason == "infeasible"
+    assert scheduler.submit(query(2, 0.04, samples=4), 0.0) is None
+
+
+def test_what_was_learned_of_the_device_outlives_a_change_of_the_subnets(resnet):
+    policy = create_policy("slackfit", resnet)
+    scheduler = Scheduler(resnet, policy, correct_latency=True)
+    now_s = 0.0
+    for i in range(200):
+        scheduler.submit(query(i, now_s + 10.0), now_s)
+        batch = scheduler.poll(now_s).batch
+        now_s += 2.0 * resnet.latency_s(batch.subnet_id, 1)
+        scheduler.complete(batch.batch_id, now_s)
+    learned, delay_s = scheduler.latency_factor, scheduler.latency_delay_s
+    assert learned > 1.5
+    scheduler.reconfigure(profile=resnet.select(resnet.subnet_ids[:3]))
+    assert scheduler.latency_factor == pytest.approx(learned, rel=0.11)
+    assert scheduler.latency_delay_s == pytest.approx(delay_s, abs=0.001)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, -1.0])
+def test_a_share_that_is_none_is_refused(trio, planned, share):
+    message = f"the share of tenant 'a' is {share}, allowed more than 0, at most 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Scheduler(trio, planned(), tenant_shares={"a": share})
