@@ -167,8 +167,9 @@ class Client:
     ) -> InferResult:
         """Serve one request: images or token ids, see `Inputs`.
 
-        `priority` 1 is the highest and protects from being given up, 0 is the default;
-        `min_accuracy` is a floor on the subnet's profiled accuracy, a fraction; `subnet` pins one.
+        `priority` goes from 1, the highest, to 10; 0, the default, is the lowest. Under overload
+        those of a lower one are given up first. `min_accuracy` is a floor on the subnet's profiled
+        accuracy, a fraction; `subnet` pins one.
 
         Raises InferError when there is no output, ValueError for inputs that no model takes.
         """

@@ -17,7 +17,7 @@ import numpy as np
 from serve.client.http_wire import HttpWire, Wire, WireError
 from serve.client.rest_answers import ClientError, error_text, read_answer, read_model, read_refusal
 from serve.client.rest_transport import time_headers
-from serve.proto.names import BINARY_HEADER
+from serve.proto.names import BINARY_HEADER, priority_of
 from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _OURS = TensorSpec(name="input", datatype="UINT8", shape=(-1, -1, -1, -1))
@@ -129,7 +129,7 @@ class RestTarget:
         """Return the JSON part of a request with one sample."""
         parameters: dict[str, Any] = {"binary_data_output": True} if self._is_binary else {}
         if request.query_class is not None:
-            parameters["priority"] = request.query_class
+            parameters["priority"] = priority_of(request.query_class)
         if self._sends_timeout:
             parameters["timeout"] = round(request.slo_s * 1e6)
         tensor = self._tensor_of(request)

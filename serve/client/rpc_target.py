@@ -22,7 +22,7 @@ from serve.client.rpc_answers import (
 )
 from serve.client.rpc_channel import async_rpc_channel, call_of
 from serve.proto import open_inference_pb2 as pb
-from serve.proto.names import SLO_HEADER
+from serve.proto.names import SLO_HEADER, priority_of
 from traces.open_loop.target import Model, ReplayReply, ReplayRequest, TensorSpec
 
 _METADATA_TIMEOUT_S = 10.0
@@ -80,7 +80,7 @@ class RpcTarget:
             shape=[1, *sample.shape] if self._tensor.is_batched else list(sample.shape),
         )
         if request.query_class is not None:
-            message.parameters["priority"].int64_param = request.query_class
+            message.parameters["priority"].int64_param = priority_of(request.query_class)
         metadata = ((SLO_HEADER, f"{request.slo_s * 1e3:.6g}"), *bearer().items())
         try:
             answer = await self._infer(message, timeout=request.timeout_s, metadata=metadata)

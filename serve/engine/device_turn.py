@@ -90,7 +90,8 @@ class DeviceTurn:
 
     def load_beside(self, slot: DeviceSlot) -> DeviceLoad:
         """Return what all engines but one ask of the device."""
-        return combined(other.load() for other in tuple(self._slots) if other is not slot)
+        others = [other for other in tuple(self._slots) if other is not slot]
+        return combined(other.member.noted(other.load()) for other in others)
 
     def take(self, slot: DeviceSlot) -> None:
         """Wait until it is this engine's turn. Raises DeviceLostError."""

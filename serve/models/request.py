@@ -21,9 +21,11 @@ from serve.proto.names import (
     ID_TYPES,
     IMAGE_TYPE,
     INPUT_NAME,
+    LOWEST_PRIORITY,
     OUTPUT_NAME,
     PIXEL_TYPE,
     WIRE_DTYPES,
+    class_of,
 )
 from supernet.sample import SampleSpec
 
@@ -80,12 +82,17 @@ class InferRequest(NamedTuple):
             raise bad("bad_request", "parameter min_accuracy", floor, "a fraction 0 to 1")
         return float(floor)
 
-    def query_class(self) -> int:
-        """Return the priority class: 0 by default, 1 the highest. Raises RefusedError."""
+    def priority(self) -> int:
+        """Return the priority as Triton has it: 1 is the highest, 0 none. Raises RefusedError."""
         priority = self.parameters.get("priority", 0)
-        if type(priority) is not int or not 0 <= priority < 2**32:
-            raise bad("bad_request", "parameter priority", priority, "a whole number from 0 on")
+        if type(priority) is not int or not 0 <= priority <= LOWEST_PRIORITY:
+            allowed = f"1 (highest) to {LOWEST_PRIORITY} (lowest), or 0 for the lowest"
+            raise bad("bad_request", "parameter priority", priority, allowed)
         return priority
+
+    def query_class(self) -> int:
+        """Return the priority class: 0 by default, the higher the better. Raises RefusedError."""
+        return class_of(self.priority())
 
     def subnet_id(self) -> str | None:
         """Return the pinned subnet, if any. Raises RefusedError."""

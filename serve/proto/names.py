@@ -16,6 +16,8 @@ BYTES_LENGTH = struct.Struct("<I")
 BINARY_HEADER = "inference-header-content-length"
 SLO_HEADER = "x-slo-ms"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+LOWEST_PRIORITY = 10
+"""Priorities go from 1, the highest, to this one, which is also what 0 stands for (Triton's)."""
 SERVICE = "inference.GRPCInferenceService"
 
 EXTENSIONS = (
@@ -27,3 +29,13 @@ EXTENSIONS = (
 )
 SERVER_NAME = PLATFORM = "supernet"
 VERSION = "0.1.0"
+
+
+def class_of(priority: int) -> int:
+    """Return the class of a priority from 0 to `LOWEST_PRIORITY`: the higher the better."""
+    return LOWEST_PRIORITY - (priority or LOWEST_PRIORITY)
+
+
+def priority_of(query_class: int) -> int:
+    """Return the priority that asks for a class; classes beyond the highest ask for that."""
+    return LOWEST_PRIORITY - max(0, min(query_class, LOWEST_PRIORITY - 1))

@@ -9,13 +9,15 @@ another tenant's share. Among equals the lower class goes first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from math import inf
 
 from slackfit.query import Query
 
 _PARTS_PER_S = 10
 _WINDOW_PARTS = 10  # a second
+
+_REST = ""  # stands for all tenants without a share
 
 Rank = tuple[bool, int]
 """Whether the tenant is within its share, and the class; the least is given up first."""
@@ -25,7 +27,7 @@ class Standing:
     """Counts of what waits, and the device time of each tenant that has a share."""
 
     def __init__(self, shares: Mapping[str, float] | None = None) -> None:
-        """`shares`: fractions of the device's time by tenant; others are never beyond theirs.
+        """`shares`: fractions of the device's time by tenant; all others together have the rest.
 
         Raises ValueError for a share that is not above 0 and at most 1.
         """
@@ -35,7 +37,9 @@ class Standing:
                 raise ValueError(
                     f"the share of tenant {tenant!r} is {share}, allowed more than 0, at most 1"
                 )
-        self._used_s: dict[str, dict[int, float]] = {tenant: {} for tenant in self.shares}
+        rest = max(0.0, 1.0 - sum(self.shares.values()))
+        self._owed = {**self.shares, _REST: rest} if self.shares else {}
+        self._used_s: dict[str, dict[int, float]] = {key: {} for key in self._owed}
         self._began_s = inf
         self._kinds: Counter[tuple[str, int]] = Counter()  # queries, by tenant and class
         self.samples: Counter[str] = Counter()  # that wait, by tenant
@@ -63,24 +67,23 @@ class Standing:
             self._began_s = min(self._began_s, now_s)
             part = int(now_s * _PARTS_PER_S)
             for query in queries:
-                used_s = self._used_s.get(query.tenant)
-                if used_s is not None:
-                    used_s[part] = used_s.get(part, 0.0) + batch_s * query.samples / num_samples
+                used_s = self._used_s[query.tenant if query.tenant in self.shares else _REST]
+                used_s[part] = used_s.get(part, 0.0) + batch_s * query.samples / num_samples
 
     def ranks(self, now_s: float, num_workers: int) -> Ranks:
         """Return the standing of everyone at this moment."""
         if not self.shares:
-            return Ranks(frozenset())
+            return EQUALS
         since = int(now_s * _PARTS_PER_S) - _WINDOW_PARTS
         known_s = max(now_s - self._began_s, 1 / _PARTS_PER_S)
         window_s = num_workers * min(known_s, _WINDOW_PARTS / _PARTS_PER_S)
-        beyond: set[str] = set()
-        for tenant, parts in self._used_s.items():
+        within: set[str] = set()
+        for key, parts in self._used_s.items():
             for old in [part for part in parts if part <= since]:
                 del parts[old]
-            if sum(parts.values()) > self.shares[tenant] * window_s:
-                beyond.add(tenant)
-        return Ranks(frozenset(beyond))
+            if sum(parts.values()) <= self._owed[key] * window_s:
+                within.add(key)
+        return Ranks(self.shares.keys(), within)
 
     def lowest(self, ranks: Ranks, num_ordinary: int) -> Rank:
         """Return the lowest rank of what waits, beside `num_ordinary` that were not counted."""
@@ -92,17 +95,25 @@ class Standing:
 
 
 class Ranks:
-    """The standing of queries at one moment; `beyond` are the tenants beyond their shares."""
+    """The standing of queries at one moment.
 
-    __slots__ = ("beyond",)
+    `named` tenants have a share of their own; those `within` theirs stand above the others.
+    """
 
-    def __init__(self, beyond: frozenset[str]) -> None:
-        self.beyond = beyond
+    __slots__ = ("_named", "_within")
+
+    def __init__(self, named: Collection[str], within: Collection[str]) -> None:
+        self._named = named
+        self._within = within
 
     def of(self, query: Query) -> Rank:
         """Return the rank of a query."""
-        return query.tenant not in self.beyond, query.query_class
+        return self.of_kind(query.tenant, query.query_class)
 
     def of_kind(self, tenant: str, query_class: int) -> Rank:
         """Return the rank of a tenant's queries of a class."""
-        return tenant not in self.beyond, query_class
+        return (tenant if tenant in self._named else _REST) in self._within, query_class
+
+
+EQUALS = Ranks((), (_REST,))
+"""The standing where nobody has a share: classes alone."""

@@ -95,7 +95,8 @@ class SharedDevice:
         place.member.charge(now_s - batch.start_s, is_idle=is_idle)
 
     def _others(self, place: _Place, now_s: float) -> DeviceLoad:
-        return combined(other.scheduler.load(now_s) for other in self._places if other is not place)
+        others = [other for other in self._places if other is not place]
+        return combined(other.member.noted(other.scheduler.load(now_s)) for other in others)
 
     def _grant(self, now_s: float) -> None:
         wanting = [place for place in self._places if len(place.scheduler)]

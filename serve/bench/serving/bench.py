@@ -1,7 +1,7 @@
 """`supernet bench serving`: this system against what a user would pick instead, and its own limits.
 
 Parts: `peers` (against Ray Serve's batching), `overload` (goodput beyond capacity), `doors` (what
-each way in costs), `soak` (memory and tail over a long run; only when asked for). The profile is
+each way in costs), `mixed` (several models, SLOs, priorities, pins), `soak` (memory and tail over a long run; only when asked for). The profile is
 measured first, on this machine, and the SLO follows from it. What is measured is kept at once: the
 same command goes on where it was stopped.
 """
@@ -17,7 +17,7 @@ from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 
-PARTS = ("peers", "overload", "doors", "soak")
+PARTS = ("peers", "overload", "doors", "mixed", "soak")
 DEFAULT_PARTS = PARTS[:-1]
 _THREADS = 1  # of the device: client, proxy and replica share the cores with it
 
@@ -95,6 +95,11 @@ class ServingBench:
 
         count = 2000 if self._full else 400
         return DoorsBench(self._setting, self._journal("doors"), count=count, tell=self._tell)
+
+    def _mixed(self) -> Part:
+        from serve.bench.serving.mixed import MixedBench, mixed_cells
+
+        return MixedBench(mixed_cells(self._out), self._journal("mixed"), tell=self._tell)
 
     def _soak(self) -> Part:
         from serve.bench.serving.soak import SoakBench

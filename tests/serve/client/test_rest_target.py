@@ -148,7 +148,7 @@ def test_bytes_deadline_and_class_travel_where_the_extensions_are():
     (body,), (headers,) = elsewhere.bodies, elsewhere.headers
     length = int(headers["Inference-Header-Content-Length"])
     fields = json.loads(body[:length])
-    assert fields["parameters"] == {"binary_data_output": True, "priority": 3, "timeout": 250_000}
+    assert fields["parameters"] == {"binary_data_output": True, "priority": 7, "timeout": 250_000}
     assert fields["inputs"][0]["parameters"] == {"binary_data_size": 8}
     assert body[length:] == np.array([0.5, 2.0], dtype="<f4").tobytes()
     assert headers["x-request-timeout-seconds"] == "2"

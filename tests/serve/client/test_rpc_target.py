@@ -89,7 +89,7 @@ def test_a_sample_travels_raw_with_deadline_timeout_and_class():
     (tensor,) = message.inputs
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("x", "FP32", [1, 2])
     assert metadata["x-slo-ms"] == "250"
-    assert message.parameters["priority"].int64_param == 2
+    assert message.parameters["priority"].int64_param == 8
     assert remaining_s == pytest.approx(5.0, abs=0.5)
 
 

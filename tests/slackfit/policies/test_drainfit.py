@@ -19,7 +19,7 @@ from slackfit.query import Query
 from slackfit.scheduling.decide import SchedulerView
 from slackfit.scheduling.edf import EdfQueue
 from slackfit.scheduling.scheduler import Scheduler
-from slackfit.scheduling.standing import Ranks
+from slackfit.scheduling.standing import EQUALS
 from slackfit.scheduling.triage import Triage
 from slackfit.simulation.simulate import simulate, simulate_queries
 
@@ -113,13 +113,13 @@ def test_a_head_that_only_a_small_batch_could_save_is_given_up_under_pressure(re
     decision = DrainFit(resnet).decide(view, 0.0)
     assert decision is not None
     assert resnet.latency_s(decision.subnet_id, decision.batch_size) <= 0.003
-    lost = Triage(resnet, "p50").given_up(view, Ranks(frozenset()), 0.0)
+    lost = Triage(resnet, "p50").given_up(view, EQUALS, 0.0)
     assert [query.query_id for query in lost] == [0, 1, 2, 3], "its scheduler asks first"
 
 
 def test_a_head_of_a_higher_class_is_not_given_up(resnet):
     view = crowded(resnet, [0, 0, 1, *[0] * 197])
-    lost = Triage(resnet, "p50").given_up(view, Ranks(frozenset()), 0.0)
+    lost = Triage(resnet, "p50").given_up(view, EQUALS, 0.0)
     assert [query.query_id for query in lost] == [0, 1, 3]
 
 

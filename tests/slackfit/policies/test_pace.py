@@ -38,7 +38,9 @@ def supply(num_workers: int = 2, lead_s: float = 0.007) -> Supply:
 @given(demands, st.integers(1, 500))
 def test_where_nothing_is_shared_both_are_the_same(found, num_waiting):
     others = Others(ALONE, SLO_S, QUERY_S)
-    found = [d if d.arrivals is None else d._replace(num_due=num_waiting + d.num_due) for d in found]
+    found = [
+        d if d.arrivals is None else d._replace(num_due=num_waiting + d.num_due) for d in found
+    ]
     plain = pace_alone(found, supply(), num_waiting, QUERY_S, 3.0)
     shared = pace_shared(found, supply(), num_waiting, QUERY_S, 3.0, others, NOBODY)
     assert shared.reserved_s == pytest.approx(plain.reserved_s)

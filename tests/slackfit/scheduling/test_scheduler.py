@@ -396,6 +396,7 @@ def test_a_tenant_within_its_share_is_served_beside_one_that_floods(resnet):
 
     assert attainment(None) < 0.5
     assert attainment({"flood": 0.5, "modest": 0.5}) > 0.95
+    assert attainment({"modest": 0.5}) > 0.95, "whoever has no share has what is left"
 
 
 def test_a_request_of_many_samples_is_served_whole(trio, planned):

@@ -10,7 +10,7 @@ from slackfit.policy import WorkerView
 from slackfit.profile import SubnetProfile
 from slackfit.scheduling.decide import SchedulerView
 from slackfit.scheduling.edf import EdfQueue
-from slackfit.scheduling.standing import Ranks
+from slackfit.scheduling.standing import EQUALS, Ranks
 from slackfit.scheduling.triage import Triage
 
 
@@ -31,7 +31,6 @@ PROFILE = LatencyProfile(
     ),
 )
 CAPACITY_QPS = 16 / 0.003
-EQUALS = Ranks(frozenset())
 SLO_S = 0.045
 
 
@@ -95,13 +94,13 @@ def test_whoever_is_beyond_its_share_goes_first_whatever_its_class() -> None:
     greedy = queue.head()._replace(tenant="greedy")
     queue.pop(1)
     queue.push(greedy)
-    lost = Triage(PROFILE, "p50").given_up(seen, Ranks(frozenset({"greedy"})), 0.0)
+    lost = Triage(PROFILE, "p50").given_up(seen, Ranks(("greedy",), ("",)), 0.0)
     assert [query.query_id for query in lost] == [0, 1]
     classes = {0: 9, 1: 9}
     seen = view([0.001, 0.0011] + [0.0035] * 16, classes=classes)
     seen.queue.remove(seen.queue.head())
     seen.queue.push(greedy)
-    lost = Triage(PROFILE, "p50").given_up(seen, Ranks(frozenset({"greedy"})), 0.0)
+    lost = Triage(PROFILE, "p50").given_up(seen, Ranks(("greedy",), ("",)), 0.0)
     assert [query.query_id for query in lost] == [0], "the other one is protected by its class"
 
 
