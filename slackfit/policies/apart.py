@@ -15,7 +15,7 @@ from slackfit.policy import WishView
 from slackfit.query import Query
 
 
-class Group(NamedTuple):
+class ApartGroup(NamedTuple):
     """The queries of one wish, and their subnet: its latencies [b] in seconds."""
 
     view: WishView
@@ -29,7 +29,7 @@ class Apart:
 
     __slots__ = ("_slo_s", "arriving_qps", "groups", "num_waiting", "work", "work_s")
 
-    def __init__(self, groups: Sequence[Group], slo_s: float) -> None:
+    def __init__(self, groups: Sequence[ApartGroup], slo_s: float) -> None:
         self.groups = groups
         self._slo_s = slo_s
         #: What waits: samples, and seconds of a worker.
@@ -47,12 +47,12 @@ class Apart:
         """Return the worker seconds to be spent on them by `horizon_s`."""
         return self.work_s * share_due + self.work * max(horizon_s - self._slo_s, 0.0)
 
-    def most_urgent(self, now_s: float, largest: int) -> tuple[Group, int, float] | None:
+    def most_urgent(self, now_s: float, largest: int) -> tuple[ApartGroup, int, float] | None:
         """Return the group that must start soonest, its batch, and how long it can still wait.
 
         The batch is cut to what its head affords. None: nothing waits.
         """
-        best: tuple[Group, int, float] | None = None
+        best: tuple[ApartGroup, int, float] | None = None
         for group in self.groups:
             if group.view.head is None:
                 continue

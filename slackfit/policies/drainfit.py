@@ -35,10 +35,10 @@ from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, cast
 
-from slackfit.policies.apart import Apart, Group
+from slackfit.policies.apart import Apart, ApartGroup
 from slackfit.policies.forecast import Arrivals, Forecast, begin_forecast
 from slackfit.policies.others import Others
-from slackfit.policies.pace import Demand, Supply, pace_alone, pace_shared
+from slackfit.policies.pace import DueBy, Supply, pace_alone, pace_shared
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile
 from slackfit.query import PLAIN, Decision, Query
@@ -159,15 +159,15 @@ class DrainFit:
         size = min(num_waiting, self._max_batch)
         return _Need(pace_s, reserved_s, slack_s, size, self._floor(head))
 
-    def _demands(self, view: View, now_s: float, memo: _Memo, slack_s: float) -> list[Demand]:
+    def _demands(self, view: View, now_s: float, memo: _Memo, slack_s: float) -> list[DueBy]:
         """Return the demands: beyond one SLO the queue and arrivals, up to it the queue's own."""
         num_waiting = len(view.queue)
-        demands = [Demand(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
+        demands = [DueBy(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
         if num_waiting > self._max_batch:
             step_s = max(memo.slo_s - slack_s, 0.0) / _QUEUE_DEMANDS
             for i in range(1, _QUEUE_DEMANDS + 1):
                 horizon_s = slack_s + i * step_s
-                demands.append(Demand(horizon_s, view.queue.count_due(now_s + horizon_s)))
+                demands.append(DueBy(horizon_s, view.queue.count_due(now_s + horizon_s)))
         return demands
 
     def _floor(self, head: Query) -> int:
@@ -208,9 +208,9 @@ class DrainFit:
         assert decision is not None, "something waits, in the queue or in a group"
         return decision
 
-    def _groups(self, view: View) -> list[Group]:
+    def _groups(self, view: View) -> list[ApartGroup]:
         """Return the wishes that this profile can grant, each with its subnet."""
-        groups: list[Group] = []
+        groups: list[ApartGroup] = []
         for wished in view.wishes:
             subnet_id, floor = wished.wish
             if subnet_id is None:
@@ -221,7 +221,7 @@ class DrainFit:
             row_s = self._rows.get(subnet_id)
             if row_s is not None:
                 query_s = row_s[self._max_batch] / self._max_batch
-                groups.append(Group(wished, subnet_id, row_s, query_s))
+                groups.append(ApartGroup(wished, subnet_id, row_s, query_s))
         return groups
 
     def _subnet_at(self, pace_s: float, size: int, credit_s: float) -> tuple[int, float]:

@@ -23,7 +23,7 @@ from slackfit.policies.others import Others
 from slackfit.policy import WorkerView
 
 
-class Demand(NamedTuple):
+class DueBy(NamedTuple):
     """Samples that must have left `horizon_s` from now; `arrivals` are those yet to come."""
 
     horizon_s: float
@@ -56,7 +56,7 @@ class Supply:
 
 
 def pace_alone(
-    demands: Sequence[Demand], supply: Supply, num_waiting: int, query_s: float, reserve: float
+    demands: Sequence[DueBy], supply: Supply, num_waiting: int, query_s: float, reserve: float
 ) -> Pace:
     """Return the pace of `num_waiting` queries; the fastest subnet takes `query_s` each."""
     pace_s = reserved_s = inf
@@ -72,7 +72,7 @@ def pace_alone(
 
 
 def pace_shared(
-    demands: Sequence[Demand],
+    demands: Sequence[DueBy],
     supply: Supply,
     num_waiting: int,
     query_s: float,

@@ -28,7 +28,7 @@ class WishGroups:
 
     def __init__(self, profile: LatencyProfile) -> None:
         self._accuracies = [subnet.accuracy for subnet in profile.subnets]
-        self._groups: dict[Wish, _Group] = {}
+        self._groups: dict[Wish, _WishGroup] = {}
         self.num_waiting = 0
 
     def wish_of(self, query: Query) -> Wish:
@@ -46,7 +46,7 @@ class WishGroups:
         wish = self.wish_of(query)
         group = self._groups.get(wish)
         if group is None:
-            group = self._groups[wish] = _Group()
+            group = self._groups[wish] = _WishGroup()
         group.add(query)
         self.num_waiting += 1
 
@@ -76,7 +76,7 @@ class WishGroups:
         return tuple(found)
 
 
-class _Group:
+class _WishGroup:
     """What waits of one wish, and when it arrived in the last second."""
 
     __slots__ = ("_times_s", "num_samples", "queue")

@@ -1,7 +1,8 @@
 """`supernet bench serving`: this system against what a user would pick instead, and its own limits.
 
 Parts: `peers` (against Ray Serve's batching), `overload` (goodput beyond capacity), `doors` (what
-each way in costs), `mixed` (several models, SLOs, priorities, pins), `soak` (memory and tail over a long run; only when asked for). The profile is
+each way in costs), `mixed` (several models, SLOs, priorities, pins), `soak` (memory and tail over a
+long run; only when asked for). The profile is
 measured first, on this machine, and the SLO follows from it. What is measured is kept at once: the
 same command goes on where it was stopped.
 """

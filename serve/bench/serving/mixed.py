@@ -7,34 +7,19 @@ eight devices are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.journal import Journal
+from serve.bench.serving.mixed_cell import Finding, MixedCell
+from serve.bench.serving.mixed_timed import timed_cells
+from serve.bench.serving.mixed_virtual import virtual_cells
 from slackfit.derive import densified
 from slackfit.profile import LatencyProfile
 
 PROFILE = Path(__file__).parents[3] / "profiles" / "superserve_resnet_2080ti.json"
 _NUM_SUBNETS = 66
-
-
-class Finding(NamedTuple):
-    """One figure of a cell: `name` follows `serving/mixed/`, `asked` is the bar (empty: none)."""
-
-    name: str
-    value: float
-    unit: str
-    asked: str
-    detail: str
-
-
-class MixedCell(NamedTuple):
-    """One cell: what is measured together."""
-
-    name: str
-    measure: Callable[[], Sequence[Finding]]
 
 
 class MixedBench:
@@ -70,8 +55,5 @@ def published() -> LatencyProfile:
 
 def mixed_cells(out: Path) -> list[MixedCell]:
     """Return all cells; what they need to write goes to `out`."""
-    from serve.bench.serving.mixed_timed import timed_cells
-    from serve.bench.serving.mixed_virtual import virtual_cells
-
     profile = published()
     return [*timed_cells(profile, out), *virtual_cells(profile)]

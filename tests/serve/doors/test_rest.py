@@ -234,7 +234,7 @@ def test_late_answer_is_sent_after_a_soft_deadline_and_not_after_a_hard_one(ask)
     assert (soft.status_code, soft.json()["parameters"]["status"]) == (200, "late")
     assert soft.json()["parameters"]["slack_s"] < 0
     assert (hard.status_code, hard.json()["reason"]) == (504, "expired")
-    assert hard.json()["status"] == "late"
+    assert hard.json()["status"] == "dropped", "told at the deadline, not when the batch ends"
 
 
 def test_full_queue_gets_429_with_retry_after(ask):

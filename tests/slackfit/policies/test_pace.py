@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slackfit.policies.apart import Apart, Group
+from slackfit.policies.apart import Apart, ApartGroup
 from slackfit.policies.forecast import Arrivals
 from slackfit.policies.others import Others
-from slackfit.policies.pace import Demand, Supply, pace_alone, pace_shared
+from slackfit.policies.pace import DueBy, Supply, pace_alone, pace_shared
 from slackfit.policy import ALONE, DeviceLoad, WishView, WorkerView
 from slackfit.query import Query, Wish
 
@@ -21,7 +21,7 @@ NOBODY = Apart([], SLO_S)
 floats = st.floats(0.0, 50.0)
 demands = st.lists(
     st.builds(
-        lambda slos, count, mean, sigma, is_queue: Demand(
+        lambda slos, count, mean, sigma, is_queue: DueBy(
             slos * SLO_S, count, None if is_queue else Arrivals(slos * SLO_S, count, mean, sigma)
         ),
         st.floats(0.1, 8.0), st.integers(1, 500), floats, floats, st.booleans(),
@@ -48,8 +48,8 @@ def test_where_nothing_is_shared_both_are_the_same(found, num_waiting):
     assert others.longest_batch_s == inf
 
 
-def later(count: int, slos: float = 2.0) -> list[Demand]:
-    return [Demand(slos * SLO_S, count, Arrivals(slos * SLO_S, 0.0, 0.0, 0.0))]
+def later(count: int, slos: float = 2.0) -> list[DueBy]:
+    return [DueBy(slos * SLO_S, count, Arrivals(slos * SLO_S, 0.0, 0.0, 0.0))]
 
 
 def test_others_that_wait_count_as_if_they_stood_in_the_queue():
@@ -70,7 +70,7 @@ def test_others_that_ask_for_everything_are_given_an_equal_part():
 def test_what_is_served_apart_is_off_the_supply_before_the_others_are_looked_at():
     head = Query(0, 0.0, SLO_S, subnet_id="large")
     view = WishView(Wish("large"), head, 4, 100.0)
-    apart = Apart([Group(view, "large", (0.0, 0.002), 0.002)], SLO_S)
+    apart = Apart([ApartGroup(view, "large", (0.0, 0.002), 0.002)], SLO_S)
     found = pace_shared(later(10), supply(), 10, QUERY_S, 0.0, Others(ALONE, SLO_S, QUERY_S), apart)
     left_s = supply().until(2 * SLO_S) - 4 * 0.002 - 100 * SLO_S * 0.002
     assert found.pace_s == pytest.approx(left_s / 6)
@@ -79,7 +79,9 @@ def test_what_is_served_apart_is_off_the_supply_before_the_others_are_looked_at(
 def test_the_group_that_must_start_soonest_is_the_most_urgent():
     rows = {"short": (0.0, 0.001, 0.002), "long": (0.0, 0.02, 0.03)}
     groups = [
-        Group(WishView(Wish(name), Query(i, 0.0, due_s, subnet_id=name), 2, 0.0), name, row, 0.01)
+        ApartGroup(
+            WishView(Wish(name), Query(i, 0.0, due_s, subnet_id=name), 2, 0.0), name, row, 0.01
+        )
         for i, (name, row, due_s) in enumerate(
             [("short", rows["short"], 0.03), ("long", rows["long"], 0.04)]
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.mixed import Finding, MixedBench, MixedCell, mixed_cells, published
+from serve.bench.serving.mixed import MixedBench, mixed_cells, published
+from serve.bench.serving.mixed_cell import Finding, MixedCell
 from serve.bench.serving.mixed_virtual import virtual_cells
 
 
