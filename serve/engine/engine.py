@@ -412,7 +412,7 @@ class Engine:
             if row is None:  # poisonous: its neighbours were served without it
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
-                ended.append(end(outcome, row, run.execution_s, batch.batch_id))
+                ended.append(end(outcome, row, run.execution_s, batch.batch_id, run.form))
         return ended
 
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from subnetact.cpu.graph_template import INPUT
@@ -129,3 +130,14 @@ def ranges_from_json(data: Mapping[str, Sequence[object]]) -> dict[str, Activati
                     f"range of {name} is {row!r}, expected lowest, highest and a list of means"
                 )
     return ranges
+
+
+def ranges_to_tensors(ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Return {tensor: lowest, highest, then the means of channels}, as a checkpoint keeps them."""
+    return {n: torch.tensor([a.low, a.high, *a.means]) for n, a in ranges.items()}
+
+
+def ranges_from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Activation]:
+    """Rebuild from what a checkpoint keeps."""
+    rows = {name: tensor.tolist() for name, tensor in tensors.items()}
+    return {n: Activation(low, high, tuple(means)) for n, (low, high, *means) in rows.items()}

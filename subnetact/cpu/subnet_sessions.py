@@ -25,8 +25,8 @@ from subnetact.cpu.ort_session import OrtSession, onnxruntime, return_freed_memo
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.subnet_graph import subnet_graph
 from subnetact.device import cpu_flags, device_name
-from subnetact.served_form import ServedForm
 from supernet.checkpoint import Checkpoint
+from supernet.served_form import ServedForm
 
 _GRAPH_VERSION = 1  # of what is written here: raise it when a graph of the same subnet changes
 
