@@ -4,8 +4,8 @@ The static peers are made by the book from the same extracted subnet, with norma
 since both get the bytes that arrive: torch's exporter and a session with its defaults; for int8 the
 library's pre-processing and static quantisation, per channel, on the same images. Rounds are
 interleaved; the order within one rotates, and every other round runs backwards, so that what ran
-before is shared out. The static engine stands twice in every round: its ratio to itself says what
-the machine allows to be seen.
+before is shared out. A second session of the same static file stands in every round: its ratio to
+the first says what the machine allows to be seen, where a session's memory came to lie included.
 """
 
 from __future__ import annotations
@@ -67,17 +67,22 @@ def graph_rows(
     for case in cases:
         for precision in precisions:
             with TemporaryDirectory() as folder:
-                ours, static = _engines(case, precision, Path(folder))
+                path = static_export(case, precision, Path(folder))
+                engines = {
+                    "ours": our_session(case, precision, Path(folder)),
+                    "static": static_session(path),
+                    "static again": static_session(path),
+                }
             for batch_size in sizes:
-                rows += _rows_of(case, precision, batch_size, ours, static, at_least_s)
+                rows += _rows_of(case, precision, batch_size, engines, at_least_s)
                 tell(
                     f"  {rows[-2]['figure']}: {rows[-2]['value']:.3f} (A/A {rows[-1]['value']:.3f})"
                 )
     return rows
 
 
-def static_session(case: GraphCase, precision: str, folder: Path) -> Call:
-    """Return a call of the subnet as one exports it by the book, in fp32 or int8."""
+def static_export(case: GraphCase, precision: str, folder: Path) -> Path:
+    """Write the subnet as one exports it by the book, in fp32 or int8."""
     path = folder / "static.onnx"
     net = extract(case.state, case.definition, case.arch, case.norm_statistics)
     whole = _WithInput(net, case.input, case.arch.resolution).eval()
@@ -94,8 +99,11 @@ def static_session(case: GraphCase, precision: str, folder: Path) -> Call:
             external_data=False,
             verbose=False,
         )
-    if precision == "int8":
-        path = _quantised_by_the_library(path, case.images, folder)
+    return path if precision == "fp32" else _by_the_library(path, case.images, folder)
+
+
+def static_session(path: Path) -> Call:
+    """Return a call of a model file in a session with the library's defaults, one thread."""
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -133,11 +141,7 @@ class _WithInput(nn.Module):
         return self._net(x)
 
 
-def _engines(case: GraphCase, precision: str, folder: Path) -> tuple[Call, Call]:
-    return our_session(case, precision, folder), static_session(case, precision, folder)
-
-
-def _quantised_by_the_library(path: Path, images: np.ndarray, folder: Path) -> Path:
+def _by_the_library(path: Path, images: np.ndarray, folder: Path) -> Path:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -166,13 +170,11 @@ def _rows_of(
     case: GraphCase,
     precision: str,
     batch_size: int,
-    ours: Call,
-    static: Call,
+    engines: Mapping[str, Call],
     at_least_s: float,
 ) -> list[Row]:
     repeated = np.resize(case.images, (batch_size, *case.images.shape[1:]))
-    calls = {"ours": ours, "static": static, "static again": static}
-    samples_s = rotated({name: _on(call, repeated) for name, call in calls.items()}, at_least_s)
+    samples_s = rotated({name: _on(call, repeated) for name, call in engines.items()}, at_least_s)
     figure = f"actuation/{case.net}/{case.size}/b{batch_size}/t1"
     times = ", ".join(f"{name} {median(s) * 1e3:.3f} ms" for name, s in samples_s.items())
     detail = f"medians {times}; {len(samples_s['ours'])} rounds; {case.arch.subnet_id}"

@@ -9,6 +9,7 @@ from serve.bench.actuation.graph_cases import (
     graph_rows,
     our_session,
     rotated,
+    static_export,
     static_session,
 )
 from serve.bench.actuation.random_supernet import random_state
@@ -34,7 +35,7 @@ def case() -> GraphCase:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("int8", 0.15)])
 def test_both_sides_compute_the_same(case, precision, tolerance, tmp_path):
     ours = our_session(case, precision, tmp_path)(case.images)
-    static = static_session(case, precision, tmp_path)(case.images)
+    static = static_session(static_export(case, precision, tmp_path))(case.images)
     assert ours.shape == (16, case.definition.config.num_classes)
     assert np.abs(ours - static).max() < tolerance * np.abs(static).max()
 
