@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from subnetact.cpu.activation_ranges import activation_ranges
 from subnetact.cpu.graph_template import write_template
-from subnetact.cpu.number_format import best_format
 from subnetact.cpu.ort_session import OrtSession, onnxruntime
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.subnet_graph import subnet_graph
+from subnetact.number_format import best_format
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
