@@ -21,11 +21,11 @@ from subnetact.cpu.activation_ranges import (
     ranges_to_json,
 )
 from subnetact.cpu.graph_template import write_template
-from subnetact.cpu.number_format import S8S8, U8S7, U8S8, best_format
 from subnetact.cpu.ort_session import OrtSession
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.rounding_plan import RoundingPlan
 from subnetact.cpu.subnet_graph import subnet_graph
+from subnetact.number_format import S8S8, U8S7, U8S8, best_format
 from supernet.definition import define_supernet
 from supernet.input import InputSpec
 from supernet.subnets.calibrate import calibrate
