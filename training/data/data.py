@@ -22,7 +22,7 @@ from training.data.image_files import load_image_files
 from training.data.samples import Dataset, Samples, Split, split_rows
 from training.data.text import load_texts
 
-_ORDER, _DECODE = 0, 4
+_ORDER, _DECODE, _CALIBRATION = 0, 4, 8
 
 
 def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
@@ -142,7 +142,21 @@ def epoch_batches(
             yield batch
 
 
-def batches_of(split: Samples, batch_size: int, limit: int | None = None) -> Iterator[Split]:
-    """Yield the samples in order, at most `limit` of them."""
-    for rows in torch.arange(min(len(split), limit or len(split))).split(batch_size):
+def batches_of(split: Samples, batch_size: int) -> Iterator[Split]:
+    """Yield the samples in order."""
+    for rows in torch.arange(len(split)).split(batch_size):
         yield split.take(rows)
+
+
+def drawn_batches(split: Samples, batch_size: int, count: int) -> Iterator[Split]:
+    """Yield `count` samples (all, where there are fewer), drawn without replacement, in batches.
+
+    A folder lists its files class by class, so the first samples would be of one class; and a
+    BatchNorm that is being calibrated normalises with its batch, so each batch must be mixed too.
+    The draw is the same in every call: subnets are compared on the same images. Batches are of
+    equal size within one, so that none has too few samples for moments.
+    """
+    order = np.random.default_rng(_CALIBRATION).permutation(len(split))[:count]
+    num_batches = -(-len(order) // batch_size)
+    for rows in np.array_split(order, num_batches) if num_batches else ():
+        yield split.take(torch.from_numpy(np.sort(rows)))

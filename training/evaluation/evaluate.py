@@ -16,7 +16,7 @@ import torch
 
 from supernet import Arch, InputSpec, ServedSubnet, SupernetDefinition, calibrate, cost, extract
 from supernet.space import SearchSpace
-from training.data.data import batches_of
+from training.data.data import batches_of, drawn_batches
 from training.data.samples import Samples
 from training.strategies.sampling import depth_width_grid
 
@@ -81,7 +81,7 @@ def evaluate(
     held_out: Samples,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Calibrate each arch on the first `calibration_images` of one set, measure it on another.
+    """Calibrate each arch on `calibration_images` drawn from one set, measure it on another.
 
     Raises ValueError when there is no image to calibrate or to measure on.
     """
@@ -126,7 +126,7 @@ def measure(
     device = next(iter(state.values())).device
     subnet = extract(state, definition, arch, statistics).to(device)
     if statistics is None and definition.buffer_shapes(arch):
-        images = batches_of(calibration, _BATCH_SIZE, calibration_images)
+        images = drawn_batches(calibration, _BATCH_SIZE, calibration_images)
         inputs = (network_input(b.images.to(device), input_spec, arch.resolution) for b in images)
         statistics = calibrate(subnet, inputs)
     correct = is_correct(subnet, held_out, input_spec, arch.resolution)
