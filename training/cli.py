@@ -64,6 +64,8 @@ def train(
         console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
         raise typer.Exit(_INTERRUPTED)
     Console().print(_table(checkpoint))
+    if failure := checkpoint.provenance.get("collapsed"):
+        console.print(f"[yellow]warning:[/] {failure}", highlight=False, soft_wrap=True)
     console.print(f"checkpoint: {out}")
 
 

@@ -49,7 +49,8 @@ class DataConfig:
     `randaugment` is how many of RandAugment's operations each image gets before that, of strength
     `randaugment_magnitude` (0 to 30). `mixup` and `cutmix` are the alphas of their beta
     distributions (0: off); with both, each batch gets one of the two.
-    `validation` is the share of a folder's training images that is held out.
+    `validation` is the share of the training samples that is held out, `split_seed` draws them
+    (-1: the run's seed; a run from a checkpoint of ours on the same data takes the checkpoint's).
     """
 
     name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text"] = "digits"
@@ -58,6 +59,7 @@ class DataConfig:
     size: int = 224
     limit: int = 0
     validation: float = 0.1
+    split_seed: int = -1
     batch_size: int = 32
     augment: float = 1.0
     augmentation: Literal["affine", "crop_flip", "random_resized_crop"] = "affine"
@@ -142,14 +144,16 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Which subnets are measured besides the space's ladder, and on how many images calibrated.
+    """Which subnets are measured when a run ends, and on how many images each is calibrated.
 
-    `grid` measures every combination of a uniform width and a depth too. `every_epochs` above 0
-    measures the smallest, middle and largest subnet during training too.
+    Every uniform shape (depth, width, expand, kernel, heads), the space's ladder, `random_archs`
+    drawn ones, and on top of these `search` that a predictor fitted to them finds best (0: no
+    search). Served is the front on the validation samples, told are accuracies on the test samples.
+    `every_epochs` above 0 measures the smallest, middle and largest subnet during training too.
     """
 
-    random_archs: int = 0
-    grid: bool = False
+    random_archs: int = 16
+    search: int = 16
     calibration_images: int = 512
     every_epochs: int = 0
 
@@ -179,6 +183,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("data", "mixup", *_FROM_0),
     ("data", "cutmix", *_FROM_0),
     ("data", "validation", lambda x: 0 < x < 1, "allowed between 0 and 1"),
+    ("data", "split_seed", lambda x: x >= -1, "allowed -1 (the run's seed) or more"),
     ("schedule", "epochs", *_ABOVE_0),
     ("schedule", "steps", *_FROM_0),
     ("schedule", "delay", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
@@ -194,6 +199,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
     ("evaluation", "calibration_images", *_ABOVE_0),
+    ("evaluation", "random_archs", *_FROM_0),
+    ("evaluation", "search", *_FROM_0),
     ("evaluation", "every_epochs", *_FROM_0),
 )
 

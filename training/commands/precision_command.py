@@ -32,7 +32,7 @@ def precision(
         loaded = load_checkpoint(checkpoint)
         samples = dataset_of(loaded, data)
         measured = measure_precision(loaded, samples)
-        source = f"{samples.name}: {len(samples.test)} test images"
+        source = f"{samples.name}: {len(samples.validation)} images held out of training"
         save_checkpoint(
             replace(loaded, provenance=with_precision(loaded, measured, source)), checkpoint
         )
@@ -74,7 +74,7 @@ def measure_precision(checkpoint: Checkpoint, data: Dataset) -> dict[str, Precis
                     input_spec=checkpoint.input,
                     calibration=data.train,
                     calibration_images=0,
-                    held_out=data.test,
+                    held_out=data.validation,
                     statistics=statistics,
                 )
                 accuracies.append(m.accuracy)

@@ -19,21 +19,32 @@ from training.config import DataConfig
 from training.data.array_folder import ArrayFolder, read_array_folder
 from training.data.cifar import LAYOUTS, load_cifar
 from training.data.image_files import load_image_files
-from training.data.samples import Dataset, Samples, Split, split_rows
+from training.data.samples import (
+    Dataset,
+    Samples,
+    Split,
+    SplitRecord,
+    digest_of,
+    split_rows,
+)
 from training.data.text import load_texts
 
 _ORDER, _DECODE, _CALIBRATION = 0, 4, 8
+_DIGESTED = 256  # images that a data set is known by, besides its labels
 
 
 def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
-    """Load the data set that a config (or just its name) names, split by `seed`.
+    """Load the data set that a config (or just its name) names.
 
-    Raises DataError, or ValueError listing the known names.
+    It is split by `data.split_seed`, or by `seed` where that is left to the run. Raises DataError,
+    or ValueError listing the known names.
     """
     if isinstance(options, str):
         if options != "digits":
             raise ValueError(f"unknown data set {options!r}; known by its name alone: digits")
         options = DataConfig()
+    if options.split_seed >= 0:
+        seed = options.split_seed
     if options.name == "digits":
         return _load_digits(options.limit, seed)
     if options.name == "images":
@@ -72,6 +83,13 @@ def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -
         train=splits[0],
         validation=splits[1],
         test=test,
+        split=SplitRecord(
+            seed=seed,
+            validation=options.validation,
+            digest=digest_of(
+                labels, (image.tobytes() for image in images[:: max(1, len(images) // _DIGESTED)])
+            ),
+        ),
     )
 
 
@@ -103,6 +121,7 @@ def _load_digits(limit: int, seed: int) -> Dataset:
         train=train.take(torch.arange(min(len(train), limit or len(train)))),
         validation=validation,
         test=test,
+        split=SplitRecord(seed=seed, validation=0.2, digest=digest_of(labels, [images.tobytes()])),
     )
 
 

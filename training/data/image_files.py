@@ -3,7 +3,8 @@
 The layout of ImageNet and of torchvision's ImageFolder. Files are listed once and decoded when a
 batch takes them, by a few threads and one batch ahead, so memory does not grow with the data set.
 A training image is a random resized crop, mirrored every other time, drawn by the batch's key; an
-evaluation image is resized by its shorter side (8/7 of the size) and cropped at its centre.
+evaluation image is the centre square of 7/8 of the shorter side, resized bilinearly: or what the
+weights that are to be trained or measured expect instead.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from supernet.input import InputSpec
 from training.config import DataConfig
-from training.data.array_folder import DataError
-from training.data.samples import Dataset, Split, split_rows
+from training.data.class_folders import read_class_folders
+from training.data.pictures import read_picture
+from training.data.samples import Dataset, Split, SplitRecord, digest_of, split_rows
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
-_MARGIN = 8 / 7  # 256 for 224, as is usual
+_CROP = 7 / 8  # 224 of 256, as is usual
 _MEAN_OF = 256  # images that mean and deviation are taken from
 _SCALE, _RATIO = (0.25, 1.0), (3 / 4, 4 / 3)
 
@@ -39,6 +39,16 @@ class ImageFiles:
     labels: torch.Tensor
     size: int
     is_cropped_randomly: bool
+    crop: float = _CROP
+    interpolation: str = "bilinear"
+
+    def read_for(self, expected: InputSpec) -> ImageFiles:
+        """The same files, cropped and resized as weights expect it, where they say so."""
+        return replace(
+            self,
+            crop=expected.crop or self.crop,
+            interpolation=expected.interpolation or self.interpolation,
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,19 +65,12 @@ class ImageFiles:
 
     def _read(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
         """(size, size, 3) uint8."""
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise DataError(f"{path}: {image.width} x {image.height} pixels is too large")
-                wanted = math.ceil(self.size * _MARGIN)
-                if rng is None:  # the decoder may skip detail that will not be seen
-                    image.draft("RGB", (wanted, wanted))
-                rgb = image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as bad:
-            raise DataError(f"{path}: not a readable image ({bad})") from None
-        box = _centre_box(rgb.size) if rng is None else _random_box(rgb.size, rng)
-        square = (self.size, self.size)
-        resized = rgb.resize(square, Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+        # The decoder may skip detail that will not be seen.
+        wanted = 0 if rng is not None else math.ceil(self.size / self.crop)
+        rgb = read_picture(path, str(path), at_least=wanted)
+        box = _centre_box(rgb.size, self.crop) if rng is None else _random_box(rgb.size, rng)
+        square, kind = (self.size, self.size), Image.Resampling[self.interpolation.upper()]
+        resized = rgb.resize(square, kind, box, reducing_gap=2.0)
         pixels = np.asarray(resized)
         return pixels[:, ::-1] if rng is not None and rng.random() < 0.5 else pixels
 
@@ -78,15 +81,8 @@ def load_image_files(options: DataConfig, seed: int) -> Dataset:
     Raises DataError: no such layout, an empty class, classes that differ between the splits.
     """
     root = Path(options.path)
-    test_folder = root / "test" if (root / "test").is_dir() else root / "val"
-    classes = _class_names(root / "train")
-    if _class_names(test_folder) != classes:
-        raise DataError(
-            f"{root}: train/ and {test_folder.name}/ must have the same class folders; "
-            f"{len(classes)} and {len(_class_names(test_folder))} are there"
-        )
+    classes, (paths, labels), (test_paths, test_labels) = read_class_folders(root)
     random_crop = options.augmentation == "random_resized_crop" and options.augment > 0
-    paths, labels = _list(root / "train", classes)
     train_rows, held_out = split_rows(len(paths), options, seed, str(root))
 
     def files(rows: Sequence[int], of: list[Path], their: list[int], crop: bool) -> ImageFiles:
@@ -94,7 +90,6 @@ def load_image_files(options: DataConfig, seed: int) -> Dataset:
         return ImageFiles(tuple(of[i] for i in rows), known, options.size, crop)
 
     train = files(train_rows.tolist(), paths, labels, random_crop)
-    test_paths, test_labels = _list(test_folder, classes)
     return Dataset(
         name=root.name,
         input=_input_of(train),
@@ -102,6 +97,13 @@ def load_image_files(options: DataConfig, seed: int) -> Dataset:
         train=train,
         validation=files(held_out.tolist(), paths, labels, False),
         test=files(range(len(test_paths)), test_paths, test_labels, False),
+        split=SplitRecord(
+            seed=seed,
+            validation=options.validation,
+            digest=digest_of(
+                np.array(labels), (str(p.relative_to(root / "train")).encode() for p in paths)
+            ),
+        ),
     )
 
 
@@ -118,31 +120,10 @@ def _input_of(train: ImageFiles) -> InputSpec:
     )
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected train/CLASS/* and val/ or test/")
-    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    if not classes:
-        raise DataError(f"{folder}: no class folder in it")
-    return classes
-
-
-def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / name}: no image in it ({', '.join(SUFFIXES)})")
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels
-
-
-def _centre_box(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The centre square that 7/8 of the shorter side span."""
+def _centre_box(size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """The centre square that a share of the shorter side spans."""
     width, height = size
-    side = min(width, height) / _MARGIN
+    side = min(width, height) * crop
     left, top = (width - side) / 2, (height - side) / 2
     return (left, top, left + side, top + side)
 

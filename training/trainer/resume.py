@@ -123,9 +123,11 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
 def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
     """Keys that did not exist when a state was saved had the value that is their default now.
 
-    But for `schedule.parts`, which was 1 before it existed.
+    But for `schedule.parts`, which was 1 before it existed. How a run is evaluated is free to
+    change, so what was said of it then does not matter.
     """
-    return {**config, "schedule": {"parts": 1, **config["schedule"]}}
+    known = {name: value for name, value in config.items() if name != "evaluation"}
+    return {**known, "schedule": {"parts": 1, **config["schedule"]}}
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import nn
 
 from supernet import InputSpec, define_supernet, extract
-from supernet.weights.import_network import imported_checkpoint, input_of
+from supernet.weights.expected_input import input_of
+from supernet.weights.import_network import imported_checkpoint
 from supernet.weights.import_weights import import_supernet
 from supernet.weights.ofa_files import arch_from_ofa
 

@@ -11,12 +11,13 @@ import torch
 from typer import Exit
 
 from subnetact.cpu.precision import bits_of
-from supernet import ServedSubnet, load_checkpoint, save_checkpoint
+from supernet import ServedSubnet, cost, load_checkpoint, save_checkpoint
 from training.commands.calibrate_command import calibrate
 from training.commands.precision_command import precision
 from training.config import config_from_json
 from training.data.array_folder import ArraySplit, write_array_folder
 from training.data.data import load_dataset
+from training.evaluation.evaluate import measure
 from training.run import train
 
 
@@ -48,15 +49,24 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     checkpoint = train(config, out / "trained")
     assert checkpoint is not None
-    largest = checkpoint.subnets[-1]
+    data, largest = load_dataset("digits"), checkpoint.definition.space.largest
+    statistics = measure(
+        checkpoint.state,
+        checkpoint.definition,
+        largest,
+        input_spec=checkpoint.input,
+        calibration=data.train,
+        calibration_images=512,
+        held_out=data.validation,
+    ).statistics
     unknown = ServedSubnet(
-        arch=largest.arch, accuracy=0.0, ci95=(0.0, 1.0), macs=largest.macs, params=largest.params
+        arch=largest, accuracy=0.0, ci95=(0.0, 1.0), **cost(checkpoint.definition, largest)._asdict()
     )
     save_checkpoint(
         replace(
             checkpoint,
             subnets=(unknown,),
-            norm_statistics={largest.subnet_id: checkpoint.norm_statistics[largest.subnet_id]},
+            norm_statistics={largest.subnet_id: statistics},
             classes=(),
             provenance={"origin": "test"},
         ),
@@ -151,10 +161,11 @@ def test_precision_is_measured_written_down_and_used(
     after = load_checkpoint(tmp_path / "out")
     assert after.fingerprint == before.fingerprint
     record = after.provenance["precision"]
-    assert "359 test images" in record["source"]
+    assert "539 images held out of training" in record["source"], "test images choose nothing"
     for subnet in after.subnets:
         row = record["subnets"][subnet.subnet_id]
-        assert row["wide"] == pytest.approx(subnet.accuracy)
+        low, high = subnet.ci95
+        assert low - 0.02 < row["wide"] < high + 0.02, "the same subnet, on other images"
         assert abs(row["all16"] - row["wide"]) < 0.02
         assert subnet.subnet_id in printed
     bits = bits_of(after)
