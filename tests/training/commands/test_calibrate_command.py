@@ -60,7 +60,10 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         held_out=data.validation,
     ).statistics
     unknown = ServedSubnet(
-        arch=largest, accuracy=0.0, ci95=(0.0, 1.0), **cost(checkpoint.definition, largest)._asdict()
+        arch=largest,
+        accuracy=0.0,
+        ci95=(0.0, 1.0),
+        **cost(checkpoint.definition, largest)._asdict(),
     )
     save_checkpoint(
         replace(
