@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -32,6 +33,7 @@ _WRAPPERS = (
     "state_dict", "model", "model_state_dict", "module", "net", "network", "weights", "params",
     "state_dict_ema", "model_ema", "ema",
 )  # fmt: skip
+_STATE_OF_TRAINERS = re.compile("optim|sched|scaler|config|args|param_groups|loops|callbacks", re.I)
 _MAX_WRAPPED = 8
 
 
@@ -165,6 +167,14 @@ def _only_tensors(data: Any, path: Path, depth: int = 0) -> dict[str, torch.Tens
         for wrapper in _WRAPPERS:
             if isinstance(data.get(wrapper), Mapping):
                 return _only_tensors(data[wrapper], path, depth + 1)
+        # Under a name of somebody's own: the only dictionary there that is no trainer's state.
+        inner = [
+            value
+            for key, value in data.items()
+            if isinstance(value, Mapping) and not _STATE_OF_TRAINERS.search(str(key))
+        ]
+        if len(inner) == 1:
+            return _only_tensors(inner[0], path, depth + 1)
     held = ", ".join(map(str, list(data)[:10])) if isinstance(data, Mapping) else ""
     raise WeightsError(
         f"{path}: expected tensors by name, alone or under {', '.join(_WRAPPERS)}; "
