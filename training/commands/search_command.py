@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from slackfit.profile import LatencyProfile
 from supernet import load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.evaluation.journal import Journal
 from training.evaluation.search import (
     Comparison,
     Search,
@@ -47,6 +48,10 @@ def search(
     plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write a checkpoint folder that serves what was found.")
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep measurements in this file, and go on from those in it."),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Measured latency is the cost, instead of MACs.")
@@ -87,9 +92,22 @@ def search(
         )
         images = dataset_of(loaded, data, choose_on=choose_on)
         table = None if profile is None else LatencyProfile.load(profile)
+        about = {
+            "checkpoint": loaded.fingerprint,
+            "data": images.split.digest if images.split else images.name,
+            "chosen_on": choose_on,
+            "images": [len(images.train), len(images.validation), len(images.test)],
+            "calibration_images": calibration_images,
+        }
         with _Bars() as bars:
             task = Search(
-                loaded, images, options, profile=table, batch_size=batch_size, progress=bars.show
+                loaded,
+                images,
+                options,
+                profile=table,
+                batch_size=batch_size,
+                journal=Journal(keep, about),
+                progress=bars.show,
             )
             result = task.run()
             comparison = task.compare(result)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ import torch
 from slackfit.profile import LatencyProfile
 from supernet import Arch, Checkpoint, ServedSubnet, cost
 from supernet.subnets.cost import Cost
-from training.data.samples import Dataset, Samples
-from training.evaluation.evaluate import measure, uniform_archs, wilson_interval
+from training.data.samples import Dataset, Samples, Subset
+from training.evaluation.evaluate import Measurement, measure, uniform_archs, wilson_interval
 from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
+from training.evaluation.journal import Journal
 from training.evaluation.predictor import (
     MIN_MEASURED,
     AccuracyPredictor,
@@ -97,10 +98,12 @@ class Search:
         *,
         profile: LatencyProfile | None = None,
         batch_size: int = 1,
+        journal: Journal | None = None,
         progress: Progress = lambda what, done, total: None,
     ):
         """`profile` makes latency at `batch_size` the cost instead of MACs.
 
+        What a `journal` holds is not measured again.
         Raises ValueError when the profile is of another space or has too few subnets.
         """
         self._checkpoint, self._data, self._options = checkpoint, data, options
@@ -108,7 +111,7 @@ class Search:
         self._space = self._definition.space
         self._progress = progress
         self._statistics: dict[str, dict[str, torch.Tensor]] = {}
-        self._tested: dict[Arch, np.ndarray] = {}
+        self._journal = journal or Journal()
         self._latency: LatencyPredictor | None = None
         if profile is not None:
             measured_s = _latencies(checkpoint, profile, batch_size)
@@ -141,7 +144,7 @@ class Search:
             measured=measured,
             quality=predictor.quality if predictor else None,
             latency_error=self._latency.relative_error if self._latency else None,
-            statistics={a.subnet_id: self._statistics[a.subnet_id] for a in best},
+            statistics={a.subnet_id: self._statistics_of(a) for a in best},
         )
 
     def compare(self, result: SearchResult) -> Comparison:
@@ -169,7 +172,7 @@ class Search:
     def _validate(self, what: str, archs: Sequence[Arch]) -> dict[Arch, float]:
         accuracy: dict[Arch, float] = {}
         for done, arch in enumerate(archs, start=1):
-            accuracy[arch] = float(self._correct(arch, self._data.validation).mean())
+            accuracy[arch] = float(self._correct(arch, "validation").mean())
             self._progress(what, done, len(archs))
         return accuracy
 
@@ -198,13 +201,25 @@ class Search:
         return tuple(found)
 
     def _test(self, arch: Arch) -> np.ndarray:
-        """(N,) whether each test sample is classified correctly; each subnet is measured once."""
-        if arch not in self._tested:
-            self._tested[arch] = self._correct(arch, self._data.test)
-        return self._tested[arch]
+        return self._correct(arch, "test")
 
-    def _correct(self, arch: Arch, split: Samples) -> np.ndarray:
-        """(N,) whether each sample is classified correctly, with the subnet's own statistics."""
+    def _correct(self, arch: Arch, split: Literal["validation", "test"]) -> np.ndarray:
+        """(N,) whether each sample is classified correctly, with the subnet's own statistics.
+
+        Each subnet is measured once on each split.
+        """
+        known = self._journal.get(arch.subnet_id, split)
+        if known is None:
+            known = self._measured(arch, getattr(self._data, split)).correct.numpy()
+            self._journal.add(arch.subnet_id, split, known)
+        return known
+
+    def _statistics_of(self, arch: Arch) -> dict[str, torch.Tensor]:
+        if arch.subnet_id not in self._statistics:  # its answers came from the journal
+            self._measured(arch, Subset(self._data.train, torch.arange(1)))
+        return self._statistics[arch.subnet_id]
+
+    def _measured(self, arch: Arch, samples: Samples) -> Measurement:
         measured = measure(
             self._checkpoint.state,
             self._definition,
@@ -212,11 +227,11 @@ class Search:
             input_spec=self._checkpoint.input,
             calibration=self._data.train,
             calibration_images=self._options.calibration_images,
-            held_out=split,
+            held_out=samples,
             statistics=self._statistics.get(arch.subnet_id),
         )
         self._statistics[arch.subnet_id] = measured.statistics
-        return measured.correct.numpy()
+        return measured
 
     def _ceiling(self) -> float:
         """The cost up to which volume is counted: the limit, or the largest subnet's."""
