@@ -65,7 +65,7 @@ def train(
         raise typer.Exit(_INTERRUPTED)
     Console().print(_table(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):
-        console.print(f"[yellow]warning:[/] {failure}", highlight=False, soft_wrap=True)
+        _warn(failure)
     console.print(f"checkpoint: {out}")
 
 
@@ -96,7 +96,12 @@ def train_with_progress(
             ),
             should_stop=lambda: bool(stopped),
             workers=workers,
+            tell=_warn,
         )
+
+
+def _warn(text: str) -> None:
+    console.print(f"[yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
 
 
 def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:

@@ -28,6 +28,7 @@ from training.data.samples import Dataset
 from training.evaluation.collapse import collapsed
 from training.evaluation.evaluate import evaluate, watched_archs
 from training.evaluation.search import Search, SearchOptions, reported_on, with_found
+from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import RESUME_FILE
 from training.trainer.run_log import RunLog
@@ -49,10 +50,12 @@ def train(
     evaluation_progress: EvaluationProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     workers: ProcessGroup | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Checkpoint | None:
     """Run `config` into folder `out` and return the checkpoint, None when stopped before the end.
 
-    Of several `workers` the first evaluates, writes and returns the checkpoint.
+    `tell` takes what a user should know before it begins. Of several `workers` the first
+    evaluates, writes and returns the checkpoint.
 
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
@@ -69,6 +72,8 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     workers = workers or ProcessGroup()
+    if (doubt := few_samples(config, definition, workers.size)) and workers.is_first:
+        tell(doubt)
     trainer = Trainer(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
     )

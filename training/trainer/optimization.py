@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from training.config import OptimizerConfig
-from training.trainer.adamw import AdamW
+from training.trainer.adamw import AdamW, is_decayed
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,8 +58,11 @@ class Optimization:
         )
         self._sgd = torch.optim.SGD(
             [
-                {"params": [p for p in parameters.values() if p.dim() > 1]},
-                {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+                {"params": [p for n, p in parameters.items() if is_decayed(n, p)]},
+                {
+                    "params": [p for n, p in parameters.items() if not is_decayed(n, p)],
+                    "weight_decay": 0.0,
+                },
             ],
             lr=options.lr,
             momentum=options.momentum,
@@ -94,8 +97,8 @@ class Optimization:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self._options.ema_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-        for name, parameter in self._parameters.items():
-            self.average[name].lerp_(parameter, 1.0 - decay)
+        averages = [self.average[name] for name in self._parameters]
+        torch._foreach_lerp_(averages, list(self._parameters.values()), 1.0 - decay)
         self._num_averaged += 1
 
     def state(self) -> OptimizationState:

@@ -36,6 +36,7 @@ from training.data.data import epoch_batches, steps_per_epoch
 from training.data.samples import Dataset, Split
 from training.strategies.make_strategy import make_strategy, total_steps
 from training.strategies.strategy import Event, SubnetTask
+from training.trainer.batch_shares import check_shares
 from training.trainer.crop_kernels import crop_kernels
 from training.trainer.distributed import ProcessGroup
 from training.trainer.hidden_states import HiddenStates, hidden_loss
@@ -83,7 +84,8 @@ class Trainer:
 
         `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
         `resume` is asked for and the saved state does not fit, ValueError for a device that is not
-        there.
+        there, or
+        a batch that the workers can't share evenly.
         """
         device_name(config.device)  # refuses one that is not there, before anything is made
         self.config, self.data, self._out = config, data, out
@@ -98,6 +100,7 @@ class Trainer:
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
         self._teacher: Tensors = {}
         self._workers = workers or ProcessGroup()
+        check_shares(config.data.batch_size, self._workers.size)
         self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
@@ -145,10 +148,11 @@ class Trainer:
                     progress(reports[-1])
             self.save()
             seconds = time.perf_counter() - started_s
+            num_images = len(reports) * self.config.data.batch_size
             epoch = math.ceil(self.step / self._steps_per_epoch)
             if self._workers.is_first:
                 also = epoch_end(epoch) if epoch_end else {}
-                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, also))
+                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
         return True
 
     def save(self, name: str | None = None) -> None:
@@ -190,8 +194,7 @@ class Trainer:
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
         images, labels = self._inputs(batch)
         soft = self._teacher_targets(images, plan)  # 3.
-        full_loss: float | None = None
-        subnet_losses: list[float] = []
+        losses: list[torch.Tensor] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
         for task in plan:  # 4.
@@ -204,25 +207,25 @@ class Trainer:
             loss = self._loss(task, logits, labels[mine], soft)
             if states is not None:
                 loss = loss + task.hidden * hidden_loss(states, soft.hidden)
-            value = self._finite(float(loss.detach()), task)
+            losses.append(loss.detach().float())
             if task.target == "labels":
                 own = soft_targets(logits, self.config.loss.temperature)
-                soft, full_loss = soft._replace(full_model=own), value
-            else:
-                subnet_losses.append(value)
+                soft = soft._replace(full_model=own)
             (loss * task.weight).backward()
             if task.target == "labels" and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
         # 5.
+        values = self._finite(torch.stack(losses).tolist(), plan)
         self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr, self._unweighted(full_gradients, plan))
         self.step += 1
+        by_labels = [v for v, task in zip(values, plan, strict=True) if task.target == "labels"]
+        others = [v for v, task in zip(values, plan, strict=True) if task.target != "labels"]
+        full_loss = by_labels[-1] if by_labels else None
         if self._strategy.watches_loss:  # 6.
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
-        return StepReport(
-            self.step, self.total_steps, lr, full_loss, mean(subnet_losses), len(plan)
-        )
+        return StepReport(self.step, self.total_steps, lr, full_loss, mean(others), len(plan))
 
     def _loss(
         self, task: SubnetTask, logits: torch.Tensor, labels: torch.Tensor, soft: _Soft
@@ -273,14 +276,23 @@ class Trainer:
         total, beta = _gradients(self.weights.parameters), plan[-1].weight
         return {name: full[name] + (total[name] - full[name]) / beta for name in total}
 
-    def _finite(self, loss: float, task: SubnetTask) -> float:
-        if math.isfinite(loss):
-            return loss
+    def _finite(self, losses: list[float], plan: tuple[SubnetTask, ...]) -> list[float]:
+        """The losses of a step, of which none may be infinite or NaN, on any process.
+
+        All processes agree on it before weights change, so that all raise and none waits.
+        """
+        wrong = [(loss, t) for loss, t in zip(losses, plan, strict=True) if not math.isfinite(loss)]
+        if not self._workers.any(bool(wrong)):
+            return losses
         self.save(DIVERGED_FILE)
+        said = "a loss on another process is not finite"
+        if wrong:
+            loss, task = wrong[0]
+            said = f"the loss of subnet {task.arch.subnet_id} is {loss}"
         raise TrainingDivergedError(
-            f"the loss of subnet {task.arch.subnet_id} is {loss} at step {self.step}; lower "
-            f"optimizer.lr or look at the data. {self._out} keeps the state before that step in "
-            f"{DIVERGED_FILE}, and of the last whole epoch for --resume"
+            f"{said} at step {self.step}; lower optimizer.lr or look at the data. {self._out} "
+            f"keeps the state before that step in {DIVERGED_FILE}, and of the last whole epoch for "
+            "--resume"
         )
 
     def _apply(self, event: Event) -> None:
