@@ -183,9 +183,17 @@ def _print(result: SearchResult, comparison: Comparison, unit: str) -> None:
             f"{low:.1f} to {high:.1f}",
         )  # fmt: skip
     Console().print(table)
-    for name, volume in comparison._asdict().items():
+    volumes = {"found": comparison.found, "ladder": comparison.ladder, "gain": comparison.gain}
+    for name, volume in volumes.items():
         low, high = volume.ci95
         Console().print(f"hyper-volume, {name}: {volume.value:.4f} ({low:.4f} to {high:.4f})")
+    for d in comparison.dominated:
+        Console().print(
+            f"{d.subnet.subnet_id} is beaten by {d.by.subnet_id}, no more expensive: "
+            f"{100 * d.gain:.2f} points ({100 * d.ci95[0]:.2f} to {100 * d.ci95[1]:.2f})",
+            highlight=False,
+            soft_wrap=True,
+        )
     if result.quality is None:
         return
     Console().print(

@@ -5,7 +5,8 @@
 2. Fit an accuracy predictor to them and let evolution find the predicted front.
 3. Measure the most promising of that front too, and take the front of all that was measured.
 4. Measure that front once on the test images, which nothing was chosen on. Reported are those
-   accuracies with their intervals; `compare` adds the hyper-volume with a bootstrap interval.
+   accuracies with their intervals; `compare` adds the hyper-volume with a bootstrap interval, and
+   what a uniform shape beats.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from slackfit.profile import LatencyProfile
 from supernet import Arch, Checkpoint, ServedSubnet, cost
 from supernet.subnets.cost import Cost
 from training.data.samples import Dataset, Samples, Subset
+from training.evaluation.domination import Domination, dominated
 from training.evaluation.evaluate import Measurement, measure, uniform_archs, wilson_interval
 from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
@@ -80,11 +82,15 @@ class SearchResult(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Volumes on the test images: of the front found, of the ladder, and the difference."""
+    """On the test images: volumes of the front found, of the ladder, and the difference.
+
+    `dominated` are those found that a uniform shape beats at no higher cost.
+    """
 
     found: HyperVolume
     ladder: HyperVolume
     gain: HyperVolume
+    dominated: list[Domination]
 
 
 class Search:
@@ -148,15 +154,25 @@ class Search:
         )
 
     def compare(self, result: SearchResult) -> Comparison:
-        """Measure the ladder on the test images too, where it is not, and compare volumes."""
-        ladder = [a for a in self._space.ladder() if self._cost(a) <= self._options.limit]
-        volumes: list[HyperVolume] = []
-        for archs in ([s.arch for s in result.subnets], ladder):
-            costs = np.array([self._cost(arch) for arch in archs])
-            hits = np.stack([self._test(arch) for arch in archs])
-            volumes.append(hyper_volume(costs, hits, self._ceiling()))
-        found, of_ladder = volumes
-        return Comparison(found, of_ladder, found.minus(of_ladder))
+        """Measure the uniform shapes and the ladder on the test images too, and compare."""
+        limit, found = self._options.limit, [s.arch for s in result.subnets]
+        uniforms = [a for a in uniform_archs(self._space) if self._cost(a) <= limit]
+        correct: dict[Arch, np.ndarray] = {}
+        for done, arch in enumerate(dict.fromkeys((*found, *uniforms)), start=1):
+            correct[arch] = self._correct(arch, "test")
+            self._progress("compare", done, len({*found, *uniforms}))
+        aims = {a: Aim(self._cost(a), float(hits.mean())) for a, hits in correct.items()}
+        ladder = [a for a in self._space.ladder() if a in aims]
+        volumes = [
+            hyper_volume(
+                np.array([aims[a].cost for a in archs]),
+                np.stack([correct[a] for a in archs]),
+                self._ceiling(),
+            )
+            for archs in (found, ladder)
+        ]
+        beaten = dominated({a: aims[a] for a in found}, {a: aims[a] for a in uniforms}, correct)
+        return Comparison(volumes[0], volumes[1], volumes[0].minus(volumes[1]), beaten)
 
     def _draw(self, rng: np.random.Generator) -> list[Arch]:
         """Tilted draws, so that all sizes are about as frequent, within the limit."""
@@ -185,7 +201,7 @@ class Search:
         predicted = predictor(archs) if predictor else None
         found: list[FoundSubnet] = []
         for i, arch in enumerate(archs):
-            hits = self._test(arch)
+            hits = self._correct(arch, "test")
             found.append(
                 FoundSubnet(
                     arch,
@@ -199,9 +215,6 @@ class Search:
             )
             self._progress("test", i + 1, len(archs))
         return tuple(found)
-
-    def _test(self, arch: Arch) -> np.ndarray:
-        return self._correct(arch, "test")
 
     def _correct(self, arch: Arch, split: Literal["validation", "test"]) -> np.ndarray:
         """(N,) whether each sample is classified correctly, with the subnet's own statistics.
@@ -292,6 +305,10 @@ def to_json(result: SearchResult, comparison: Comparison, **header: Any) -> dict
             "ladder": comparison.ladder.to_json(),
             "gain": comparison.gain.to_json(),
         },
+        "dominated": [
+            {"subnet_id": d.subnet.subnet_id, "by": d.by.subnet_id, "gain": d.gain, "ci95": d.ci95}
+            for d in comparison.dominated
+        ],
         "num_measured": len(result.measured),
         "subnets": [
             {

@@ -104,8 +104,8 @@ def test_each_subnet_is_measured_once_on_test(
     task = Search(trained, data, SearchOptions(num_samples=0, num_final=0, calibration_images=64))
     result = task.run()
     comparison = task.compare(result)
-    ladder = trained.definition.space.ladder()
-    measured = {*(s.arch for s in result.subnets), *ladder}
+    space = trained.definition.space
+    measured = {*(s.arch for s in result.subnets), *space.ladder(), *space.uniforms()}
     assert sum(taken) == len(measured) * len(data.test)
     assert comparison.gain.value == comparison.found.value - comparison.ladder.value
 
