@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from slackfit.profile import LatencyProfile
 from supernet import load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import ChooseOn, dataset_of
-from training.evaluation.journal import Journal
+from training.evaluation.journal import SearchJournal
 from training.evaluation.search import (
     Comparison,
     Search,
@@ -106,7 +106,7 @@ def search(
                 options,
                 profile=table,
                 batch_size=batch_size,
-                journal=Journal(keep, about),
+                journal=SearchJournal(keep, about),
                 progress=bars.show,
             )
             result = task.run()

