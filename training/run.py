@@ -28,6 +28,7 @@ from training.data.samples import Dataset
 from training.evaluation.collapse import collapsed
 from training.evaluation.evaluate import evaluate, watched_archs
 from training.evaluation.search import Search, SearchOptions, reported_on, with_found
+from training.strategies.make_strategy import trained_alone
 from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import RESUME_FILE
@@ -123,7 +124,9 @@ def _measured(
     progress: EvaluationProgress | None,
 ) -> Checkpoint:
     """The checkpoint with the front on the validation samples, reported on the test samples."""
+    alone = trained_alone(config, trained.definition.space)
     options = SearchOptions(
+        also=() if alone is None else (alone,),
         num_samples=config.evaluation.random_archs,
         num_final=config.evaluation.search,
         calibration_images=config.evaluation.calibration_images,
@@ -134,8 +137,8 @@ def _measured(
         trained, data, options, progress=lambda what, done, total: tell(done, total)
     ).run()
     accuracies = {arch: aim.accuracy for arch, aim in result.measured.items()}
-    watched = {arch: accuracies[arch] for arch in watched_archs(trained.definition.space)}
-    failure = collapsed(watched, data.validation.labels)
+    watched = watched_archs(trained.definition.space) if alone is None else [alone]
+    failure = collapsed({arch: accuracies[arch] for arch in watched}, data.validation.labels)
     RunLog(out, tensorboard=False).add_line(
         {
             "accuracy": {arch.subnet_id: accuracy for arch, accuracy in accuracies.items()},

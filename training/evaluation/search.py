@@ -43,9 +43,11 @@ Progress = Callable[[str, int, int], None]
 class SearchOptions:
     """How much is measured, and within which limit; `limit` is in MACs, or in seconds.
 
-    `num_samples` random subnets besides the uniform ones, `num_final` of the predicted front (0:
-    nothing is predicted).
+    `num_samples` random subnets besides the uniform ones and `also`, `num_final` of the predicted
+    front (0: nothing is predicted).
     """
+
+    also: tuple[Arch, ...] = ()
 
     num_samples: int = 48
     num_final: int = 16
@@ -132,7 +134,8 @@ class Search:
                 f"no subnet is within the limit: the smallest, {space.smallest.subnet_id}, costs "
                 f"{self._cost(space.smallest):g}, allowed {options.limit:g}"
             )
-        sample = [a for a in uniform_archs(space) if self._cost(a) <= options.limit]
+        sample = [*options.also, *uniform_archs(space)]
+        sample = [a for a in sample if self._cost(a) <= options.limit]
         sample = list(dict.fromkeys((*sample, *self._draw(rng))))
         accuracy = self._validate("measure", sample)
         predictor: AccuracyPredictor | None = None

@@ -21,12 +21,8 @@ from training.config import TrainConfig, config_from_json
 from training.trainer.optimization import OptimizationState
 
 RESUME_FILE = "resume.safetensors"
-_FREE_TO_CHANGE = {
-    "threads",
-    "device",
-    "evaluation",
-    "log",
-}  # they do not bend the trajectory's meaning
+# They do not bend the trajectory's meaning.
+_FREE_TO_CHANGE = {"threads", "device", "evaluation", "log", "data.workers"}
 
 
 class ResumeError(ValueError):
@@ -139,7 +135,7 @@ def _check_same_config(path: Path, saved: dict[str, Any], asked: dict[str, Any])
     differing = [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key.partition(".")[0] not in _FREE_TO_CHANGE
+        if then.get(key) != now.get(key) and not {key, key.partition(".")[0]} & _FREE_TO_CHANGE
     ]
     if differing:
         raise ResumeError(

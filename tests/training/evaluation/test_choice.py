@@ -225,3 +225,19 @@ def test_a_collapsed_run_is_said(
             resume=False)  # fmt: skip
     assert "collapsed" not in load_checkpoint(tmp_path / "fine").provenance
     assert "warning" not in capsys.readouterr().err
+
+
+def test_one_subnet_trains_alone_and_is_the_one_that_is_watched(
+    tmp_path: Path, make_config: Callable[..., TrainConfig]
+) -> None:
+    """Alone, at the same recipe: what a shape of the supernet is compared with."""
+    alone = {"strategy": "single", "subnet": "d=1,w=0.5,e=1", "epochs": 12}
+    checkpoint = train(make_config(schedule=alone), tmp_path / "alone")
+    assert checkpoint is not None
+    arch = checkpoint.definition.space.uniform(depth=1, width=0.5, expand=1.0)
+    served = {s.arch: s.accuracy for s in checkpoint.subnets}
+    assert served[arch] > 0.6
+    assert served[arch] == max(served.values())
+    assert "collapsed" not in checkpoint.provenance, "the others are at chance, as they must be"
+    with pytest.raises(ValueError, match=r"schedule.subnet is d=1, allowed with .* single"):
+        make_config(schedule={"subnet": "d=1"})
