@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from supernet.input import InputSpec
 from training.config import DataConfig
@@ -138,27 +140,44 @@ def epoch_batches(
     *,
     first: int = 0,
     part: slice = slice(None),
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Split]:
     """Yield the shuffled whole batches of one epoch from the `first` on, of each the `part`.
 
-    The next batch is read while one is in use.
+    What is not in memory is read ahead: by a thread, or by `workers` processes, each a batch at a
+    time, into pinned memory if asked for. Draws are keyed by epoch, step and row, so batches are
+    the same whoever reads them.
     """
-    order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
-
-    def read(step: int) -> Split:
-        rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size][part])
-        return split.take(rows, (seed, _DECODE, epoch, step))
-
+    batches = _EpochBatches(split, batch_size, seed, epoch, part)
     steps = range(first, steps_per_epoch(split, batch_size))
     if isinstance(split, Split):
-        yield from map(read, steps)
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(read, step) for step in steps[:1]]
-        for step in steps:
-            batch = coming.pop().result()
-            coming = [reader.submit(read, s) for s in steps[1:] if s == step + 1]
-            yield batch
+        yield from map(batches.__getitem__, steps)
+    elif workers:
+        loader = DataLoader(
+            batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory
+        )
+        yield from loader
+    else:
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(batches.__getitem__, step) for step in steps[:1]]
+            for step in steps:
+                batch = coming.pop().result()
+                coming = [reader.submit(batches.__getitem__, s) for s in steps[1:] if s == step + 1]
+                yield batch
+
+
+class _EpochBatches(TorchDataset[Split]):
+    """The batches of an epoch by step, each read by itself."""
+
+    def __init__(self, split: Samples, batch_size: int, seed: int, epoch: int, part: slice):
+        self._split, self._size, self._part = split, batch_size, part
+        self._order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
+        self._key = (seed, _DECODE, epoch)
+
+    def __getitem__(self, step: int) -> Split:
+        rows = self._order[step * self._size : (step + 1) * self._size][self._part]
+        return self._split.take(torch.from_numpy(rows), (*self._key, step))
 
 
 def batches_of(split: Samples, batch_size: int) -> Iterator[Split]:

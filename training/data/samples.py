@@ -48,6 +48,10 @@ class Split:
         """Return the rows; nothing is drawn."""
         return Split(self.images[rows], self.labels[rows])
 
+    def pin_memory(self) -> Split:
+        """The same in pinned memory, from where copies to a device need not be waited for."""
+        return Split(self.images.pin_memory(), self.labels.pin_memory())
+
 
 class Subset:
     """Some rows of other samples."""

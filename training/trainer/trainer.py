@@ -183,6 +183,8 @@ class Trainer:
             epoch,
             first=offset,
             part=self._workers.part,
+            workers=self.config.data.workers,
+            pin_memory=self.config.device.startswith("cuda"),
         )
         left = self.total_steps - self.step
         return (batch for _, batch in zip(range(left), batches, strict=False))
@@ -318,7 +320,7 @@ class Trainer:
         """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""
         device, options = self.config.device, self.config.data
         x = augment(
-            batch.images.to(device),
+            batch.images.to(device, non_blocking=True),
             self.data.input,
             self._largest.resolution,
             options,
@@ -326,7 +328,7 @@ class Trainer:
         )
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(device)
+        labels = batch.labels.to(device, non_blocking=True)
         return mix(x, labels, self._definition.config.num_classes, options, self._key())
 
     def _sort_channels(self) -> None:
