@@ -152,12 +152,13 @@ class LossConfig:
 class EvaluationConfig:
     """Which subnets are measured when a run ends, and on how many images each is calibrated.
 
-    Every uniform shape (depth, width, expand, kernel, heads), the space's ladder, `random_archs`
-    drawn ones, and on top of these `search` that a predictor fitted to them finds best (0: no
-    search). Served is the front on the validation samples, told are accuracies on the test samples.
+    Every uniform shape (depth, width, expand, kernel, heads; not with `uniform` false), the space's
+    ladder, `random_archs` drawn ones, and on top of these `search` that a predictor fitted to them
+    finds best (0: no search). Served is the front on the validation samples, told are accuracies on the test samples.
     `every_epochs` above 0 measures the smallest, middle and largest subnet during training too.
     """
 
+    uniform: bool = True
     random_archs: int = 16
     search: int = 16
     calibration_images: int = 512

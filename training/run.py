@@ -127,6 +127,7 @@ def _measured(
     alone = trained_alone(config, trained.definition.space)
     options = SearchOptions(
         also=() if alone is None else (alone,),
+        uniform=config.evaluation.uniform,
         num_samples=config.evaluation.random_archs,
         num_final=config.evaluation.search,
         calibration_images=config.evaluation.calibration_images,

@@ -43,11 +43,13 @@ Progress = Callable[[str, int, int], None]
 class SearchOptions:
     """How much is measured, and within which limit; `limit` is in MACs, or in seconds.
 
-    `num_samples` random subnets besides the uniform ones and `also`, `num_final` of the predicted
+    `num_samples` random subnets besides the uniform ones (only the ladder where `uniform` is false)
+    and `also`, `num_final` of the predicted
     front (0: nothing is predicted).
     """
 
     also: tuple[Arch, ...] = ()
+    uniform: bool = True
 
     num_samples: int = 48
     num_final: int = 16
@@ -134,7 +136,7 @@ class Search:
                 f"no subnet is within the limit: the smallest, {space.smallest.subnet_id}, costs "
                 f"{self._cost(space.smallest):g}, allowed {options.limit:g}"
             )
-        sample = [*options.also, *uniform_archs(space)]
+        sample = [*options.also, *(uniform_archs(space) if options.uniform else space.ladder())]
         sample = [a for a in sample if self._cost(a) <= options.limit]
         sample = list(dict.fromkeys((*sample, *self._draw(rng))))
         accuracy = self._validate("measure", sample)

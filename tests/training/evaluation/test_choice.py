@@ -88,6 +88,12 @@ def test_no_uniform_shape_that_is_cheaper_is_more_accurate_where_it_was_chosen(
         )
 
 
+def test_the_ladder_alone_can_be_asked_for(trained: Checkpoint) -> None:
+    options = SearchOptions(uniform=False, num_samples=0, num_final=0, calibration_images=64)
+    result = Search(trained, dataset_of(trained), options).run()
+    assert set(result.measured) == set(trained.definition.space.ladder())
+
+
 def test_each_subnet_is_measured_once_on_test(
     trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
