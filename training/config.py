@@ -154,7 +154,8 @@ class EvaluationConfig:
 
     Every uniform shape (depth, width, expand, kernel, heads; not with `uniform` false), the space's
     ladder, `random_archs` drawn ones, and on top of these `search` that a predictor fitted to them
-    finds best (0: no search). Served is the front on the validation samples, told are accuracies on the test samples.
+    finds best (0: no search). Served is the front on the validation samples, told are accuracies
+    on the test samples.
     `every_epochs` above 0 measures the smallest, middle and largest subnet during training too.
     """
 
