@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
         "training.commands.calibrate_command", "calibrate", "Measure subnets on your data."
     ),
     "precision": Verb(
-        "training.commands.precision_command", "precision", "Measure subnets in 16 bit."
+        "training.commands.precision_command", "precision", "Measure subnets in int8."
     ),
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
     "serve": Verb(

@@ -34,18 +34,6 @@ class Activation(NamedTuple):
 Ranges = Mapping[str, Activation]
 
 
-def draw_calibration(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return `count` of `images` (N, ...), drawn at random over all of them, in order.
-
-    Drawing over all keeps the classes' shares, whatever the order of the data. The generator is
-    private: nobody else's draws change what is drawn. Returns all where there are no more.
-    """
-    if count < 1:
-        raise ValueError(f"count is {count}, allowed 1 or more")
-    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-    return images[np.sort(chosen)]
-
-
 def activation_ranges(
     model: onnx.ModelProto, batches: Iterable[np.ndarray], *, threads: int = 1
 ) -> dict[str, Activation]:
@@ -116,20 +104,6 @@ def _with_reductions(model: onnx.ModelProto, plan: RoundingPlan) -> onnx.ModelPr
 def ranges_to_json(ranges: Ranges) -> dict[str, list[object]]:
     """Return plain data, which `ranges_from_json` reads."""
     return {name: [a.low, a.high, list(a.means)] for name, a in ranges.items()}
-
-
-def ranges_from_json(data: Mapping[str, Sequence[object]]) -> dict[str, Activation]:
-    """Rebuild. Raises ValueError for a row of another form."""
-    ranges: dict[str, Activation] = {}
-    for name, row in data.items():
-        match row:
-            case [int() | float() as low, int() | float() as high, list() as means]:
-                ranges[name] = Activation(float(low), float(high), tuple(map(float, means)))
-            case _:
-                raise ValueError(
-                    f"range of {name} is {row!r}, expected lowest, highest and a list of means"
-                )
-    return ranges
 
 
 def ranges_to_tensors(ranges: Ranges) -> dict[str, torch.Tensor]:
