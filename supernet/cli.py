@@ -17,7 +17,7 @@ from supernet.definition import define_supernet
 from supernet.spec import parse_arch
 from supernet.subnets.cost import cost as count
 
-_ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
+ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
 
 
 def cost(
@@ -64,7 +64,7 @@ def cost(
 
 def import_(
     source: Annotated[str, typer.Argument(help="A file or folder; for timm, torchvision a name.")],
-    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {_ORIGINS}.")],
+    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {ORIGINS}.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
     supernet: Annotated[
         str | None, typer.Option(help="Which named supernet; timm and torchvision tell.")
@@ -141,7 +141,7 @@ def export(
     format: Annotated[
         str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
     ] = "state_dict",
-    naming: Annotated[str, typer.Option(help=f"For state_dict: {_ORIGINS}.")] = "supernet",
+    naming: Annotated[str, typer.Option(help=f"For state_dict: {ORIGINS}.")] = "supernet",
 ) -> None:
     """Write one subnet as a plain state_dict or as a program."""
     from supernet.subnets.extract import extract
