@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
         "training.commands.calibrate_command", "calibrate", "Measure subnets on your data."
     ),
     "precision": Verb(
-        "training.commands.precision_command", "precision", "Measure subnets in 16 bit."
+        "training.commands.precision_command", "precision", "Measure subnets in int8."
     ),
     "profile": Verb("subnetact.cli", "profile", "Measure the latency of every subnet here."),
     "serve": Verb(
@@ -52,7 +52,9 @@ VERBS: dict[str, Verb] = {
     ),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
     "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
-    "export": Verb("supernet.cli", "export", "Write a subnet as a state_dict or a program."),
+    "export": Verb(
+        "subnetact.export_command", "export", "Write a subnet as a state_dict or a program."
+    ),
 }
 
 

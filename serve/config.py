@@ -33,7 +33,7 @@ class ModelConfig(BaseModel):
     policy: str | None = None
     slo_ms: Milliseconds | None = None
     subnets: tuple[str, ...] | None = None
-    packing: Literal["folded", "shared", "views"] | None = None
+    packing: Literal["graph", "views", "folded", "shared"] | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] | None = None
     max_queue: Annotated[int, Field(ge=1)] | None = None
@@ -125,7 +125,7 @@ class ServeConfig(BaseModel):
     reply_allowance_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     device: Literal["cpu", "cuda", "timed"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
-    packing: Literal["folded", "shared", "views"] | None = None
+    packing: Literal["graph", "views", "folded", "shared"] | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     graph_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

@@ -106,8 +106,7 @@ def demo(
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: one supernet, four policies")
     Console().print(report_table(reports, title=f"{len(arrivals)} queries, {spec}"))
-    num_profiled = len(load_dataset(DATASET, load_config(TRAIN_CONFIG).seed).validation)
-    _print_agreement(reports, num_profiled, len(payloads.images))
+    _print_agreement(reports, len(payloads.images))
     console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
 
 
@@ -232,10 +231,10 @@ async def _replay(
     )
 
 
-def _print_agreement(reports: Sequence[dict[str, Any]], num_profiled: int, num_sent: int) -> None:
+def _print_agreement(reports: Sequence[dict[str, Any]], num_sent: int) -> None:
     """Compare measured and profiled accuracy over the same answers, with their sampling error.
 
-    Accuracy was profiled on `num_profiled` images and measured on `num_sent` others.
+    Accuracy was profiled on the `num_sent` test images that are sent, each as often as it is drawn.
     """
     for report in reports:
         measured, answered = report["measured_accuracy"], list(report["subnets"].values())
@@ -243,7 +242,7 @@ def _print_agreement(reports: Sequence[dict[str, Any]], num_profiled: int, num_s
             continue
         total = sum(subnet["queries"] for subnet in answered)
         profiled = sum(subnet["queries"] * subnet["accuracy"] for subnet in answered) / total
-        error = 1.96 * math.sqrt(profiled * (1 - profiled) * (1 / num_profiled + 1 / num_sent))
+        error = 1.96 * math.sqrt(profiled * (1 - profiled) / num_sent)
         console.print(
             f"{report['policy']}: measured - profiled accuracy of the answers "
             f"{(measured - profiled) * 100:+.2f} points (sampling error {error * 100:.2f})",

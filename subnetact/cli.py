@@ -14,7 +14,6 @@ from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from subnetact.load import load_executor, mebibytes
 from subnetact.profiling.profiler import measure_profile
-from subnetact.profiling.resident_profile import measure_resident_profile
 from supernet.checkpoint import load_checkpoint
 
 console = Console(stderr=True)
@@ -28,11 +27,11 @@ def profile(
     repeats: Annotated[int, typer.Option(help="Runs per (subnet, batch size).")] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads of the device.")] = 1,
     packing: Annotated[
-        str | None, typer.Option(help="folded, shared or views; default: the fastest here.")
+        str | None, typer.Option(help="CPU: graph or views; CUDA: folded, shared or views.")
     ] = None,
     cache_mib: Annotated[
         float | None,
-        typer.Option(help="Most that is packed (CUDA: all weights), in MiB; default: no limit."),
+        typer.Option(help="Most that graphs hold (CUDA: all weights), in MiB; default: no limit."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="On CUDA bfloat16 (default), float16 or float32.")
@@ -46,7 +45,7 @@ def profile(
         typer.Option(
             metavar="MIB",
             min=0,
-            help="Measure on views, and beside subgraphs of at most this size (CPU).",
+            help="Measure on views, and beside sets of graphs of at most this size (CPU).",
         ),
     ] = None,
 ) -> None:
@@ -63,12 +62,19 @@ def profile(
                 progress.update(task, completed=done, total=total)
 
             if residency is not None:
+                from subnetact.cpu.graph_executor import GraphExecutor
+                from subnetact.profiling.resident_profile import measure_resident_profile
+
+                graphs = load_executor(
+                    loaded, threads=threads, max_batch_size=max(sizes), packing="graph"
+                )
+                assert isinstance(graphs, GraphExecutor), "the packing asked for"
                 measured = measure_resident_profile(
+                    graphs,
                     loaded,
                     int(residency * 2**20),
                     batch_sizes=sizes,
                     repeats=repeats,
-                    threads=threads,
                     progress=show,
                 )
             else:

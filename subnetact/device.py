@@ -8,6 +8,11 @@ from pathlib import Path
 
 import torch
 
+# oneDNN keeps 1,024 compiled primitives, one per shape and batch size: fewer than six subnets at
+# sixteen batch sizes have, and what has fallen out is compiled again within a batch. It reads this
+# at its first primitive, so after torch's import is early enough.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
 
 def device_name(device: str) -> str:
     """Return a short stable name: the GPU's, or the CPU's with its number of cores.

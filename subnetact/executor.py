@@ -11,14 +11,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from supernet.sample import SampleSpec
 
 Slot = Any
-Launched = Any
+
+
+class Launched(Protocol):
+    """A batch under way, or done where `launch` computes; `form` says in which form it ran."""
+
+    @property
+    def form(self) -> str: ...
+
+
+class HostLaunched(NamedTuple):
+    """A batch that was computed at its launch: (B, num_classes) logits, and the form it ran in."""
+
+    logits: np.ndarray
+    form: str
+
 
 CACHE_COUNTS = ("hits", "misses", "loads", "evictions", "held_bytes")
 NO_CACHE: Mapping[str, int] = dict.fromkeys(CACHE_COUNTS, 0)
@@ -67,15 +81,15 @@ class Executor(Protocol):
         """
         ...
 
-    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Launched:
+    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Any:
         """Start the samples of `slots` as one batch on a subnet.
 
         Raises KeyError for an unknown subnet, ValueError for more samples than `max_batch_size`.
-        A slot may be launched again, should its batch have failed.
+        A slot may be launched again, should its batch have failed. Returns a `Launched`.
         """
         ...
 
-    def result(self, launched: Launched) -> np.ndarray:
+    def result(self, launched: Any) -> np.ndarray:
         """Wait for a batch; float32 (B, num_classes) logits in the order of its slots. Once."""
         ...
 
@@ -107,11 +121,11 @@ class StagingExecutor(ABC):
     sample: SampleSpec
 
     @abstractmethod
-    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Launched:
+    def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Any:
         """See `Executor`."""
 
     @abstractmethod
-    def result(self, launched: Launched) -> np.ndarray:
+    def result(self, launched: Any) -> np.ndarray:
         """See `Executor`."""
 
     def stage(self, payload: np.ndarray) -> np.ndarray:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from subnetact.cache import SLICE_PACKINGS
-from subnetact.cpu.packing import is_available
 from subnetact.executor import Executor
 from subnetact.views.eager_executor import EagerExecutor
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
-PACKINGS = (*SLICE_PACKINGS, "views")
+PACKINGS = {"cpu": ("graph", "views"), "cuda": (*SLICE_PACKINGS, "views")}
+"""In which form weights may be read, by kind of device; the first that there is is the default."""
+_DTYPES = {"cuda": ("bfloat16", "float16", "float32")}  # of slices; all else is float32
 
 
 def mebibytes(number: float | None) -> int | None:
     """Return a limit in bytes; None, which is no limit, stays."""
     return None if number is None else int(number * 2**20)
+
+
+def graph_folder() -> Path:
+    """Where compiled graphs are kept: `SUPERNET_CACHE_DIR`, else the user's cache folder."""
+    named = os.environ.get("SUPERNET_CACHE_DIR")
+    if named:
+        return Path(named) / "graphs"
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "supernet" / "graphs"
 
 
 def load_executor(
@@ -36,25 +48,30 @@ def load_executor(
 ) -> Executor:
     """Load a checkpoint folder (or take a loaded one) and make its subnets runnable.
 
-    `packing` is `folded`, `shared` or `views`; None takes what measured fastest: `folded` on a
-    CPU that can pack (docs/decisions/020-folded-first.md) and on CUDA, else `views`.
-    `budget_bytes` limits what is packed, on CUDA all weights on the device. `dtype` is `float32`
-    or, for packed CUDA slices, `bfloat16` (the default there) or `float16`. `batch_sizes` and
-    `graph_budget_bytes` say which CUDA graphs to capture (`CudaExecutor`); a CPU has none.
+    `packing` is `graph` or `views` on a CPU (docs/decisions/110-whole-graphs-on-the-cpu.md),
+    `folded`, `shared` or `views` on CUDA; None takes the first, on a CPU without onnxruntime
+    `views`. Subnets in int8 run as graphs only, and are left out elsewhere. `budget_bytes` limits
+    what is resident, on CUDA all weights on the device. `dtype` is `float32` or, for CUDA slices,
+    `bfloat16` (the default there) or `float16`. `batch_sizes` and `graph_budget_bytes` say which
+    CUDA graphs to capture (`CudaExecutor`).
+
     Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
     another packing or dtype, or a device that is not there.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    packing = packing or _default_packing(device, checkpoint)
-    if packing not in PACKINGS:
-        raise ValueError(f"packing is {packing!r}, allowed {', '.join(PACKINGS)}")
     kind = torch.device(device).type
-    allowed = ("bfloat16", "float16", "float32") if _is_sliced(kind, packing) else ("float32",)
-    if dtype is not None and dtype not in allowed:
+    allowed = PACKINGS.get(kind, ("views",))
+    packing = packing or default_packing(kind)
+    if packing not in allowed:
+        raise ValueError(f"packing is {packing!r}, allowed {', '.join(allowed)} on {device}")
+    dtypes = _DTYPES.get(kind, ("float32",)) if packing != "views" else ("float32",)
+    if dtype is not None and dtype not in dtypes:
         raise ValueError(
-            f"dtype is {dtype!r}, allowed {', '.join(allowed)} on {device} with packing {packing}"
+            f"dtype is {dtype!r}, allowed {', '.join(dtypes)} on {device} with packing {packing}"
         )
+    if packing == "graph":
+        return _graphs(checkpoint, threads, max_batch_size, subnet_ids, budget_bytes)
     if packing == "views":
         return EagerExecutor(
             checkpoint,
@@ -63,39 +80,52 @@ def load_executor(
             max_batch_size=max_batch_size,
             subnet_ids=subnet_ids,
         )
-    if kind != "cpu":
-        from subnetact.cuda.cuda_accelerator import CudaAccelerator
-        from subnetact.cuda.cuda_executor import CudaExecutor
+    from subnetact.cuda.cuda_accelerator import CudaAccelerator
+    from subnetact.cuda.cuda_executor import CudaExecutor
 
-        return CudaExecutor(
-            checkpoint,
-            CudaAccelerator(device),
-            packing=packing,
-            dtype=getattr(torch, dtype or allowed[0]),
-            max_batch_size=max_batch_size,
-            batch_sizes=batch_sizes,
-            subnet_ids=subnet_ids,
-            budget_bytes=budget_bytes,
-            graph_budget_bytes=graph_budget_bytes,
-        )
-    from subnetact.cpu.packed_executor import PackedExecutor
-
-    return PackedExecutor(
+    return CudaExecutor(
         checkpoint,
+        CudaAccelerator(device),
         packing=packing,
-        threads=threads,
+        dtype=getattr(torch, dtype or dtypes[0]),
         max_batch_size=max_batch_size,
+        batch_sizes=batch_sizes,
         subnet_ids=subnet_ids,
         budget_bytes=budget_bytes,
+        graph_budget_bytes=graph_budget_bytes,
     )
 
 
-def _is_sliced(kind: str, packing: str) -> bool:
-    return kind != "cpu" and packing != "views"
+def default_packing(kind: str) -> str:
+    """Return the packing that a kind of device gets here; `graph` needs onnxruntime."""
+    allowed = PACKINGS.get(kind, ("views",))
+    can_compile = find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+    return allowed[0] if allowed[0] != "graph" or can_compile else "views"
 
 
-def _default_packing(device: str, checkpoint: Checkpoint) -> str:
-    """Packing pays for convolutions on a CPU, token models have none; on CUDA graphs pay."""
-    if torch.device(device).type != "cpu":
-        return "folded"
-    return "folded" if is_available() and checkpoint.input.kind == "image" else "views"
+def _graphs(
+    checkpoint: Checkpoint,
+    threads: int | None,
+    max_batch_size: int,
+    subnet_ids: Iterable[str] | None,
+    budget_bytes: int | None,
+) -> Executor:
+    from subnetact.cpu.graph_executor import GraphExecutor
+
+    wanted = None if subnet_ids is None else tuple(subnet_ids)
+    float_ids = None
+    if wanted is not None:
+        archs = [checkpoint.subnet(subnet_id).arch for subnet_id in wanted]
+        float_ids = tuple(dict.fromkeys(arch.subnet_id for arch in archs))
+    views = EagerExecutor(
+        checkpoint, threads=threads, max_batch_size=max_batch_size, subnet_ids=float_ids
+    )
+    return GraphExecutor(
+        checkpoint,
+        views,
+        threads=threads,
+        max_batch_size=max_batch_size,
+        subnet_ids=wanted,
+        budget_bytes=budget_bytes,
+        cache_folder=graph_folder(),
+    )

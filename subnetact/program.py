@@ -45,14 +45,6 @@ _ACTIVATIONS: dict[Any, str] = {
     F.hardswish: "hard_swish",
     F.hardsigmoid: "hard_sigmoid",
 }
-IN_PLACE: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
-    None: lambda y: y,
-    "relu": torch.relu_,
-    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
-    "hard_swish": lambda y: F.hardswish(y, inplace=True),
-    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
-}
-"""How the activation behind a site is computed where nothing else reads what it overwrites."""
 _ADDITIONS = (operator.add, torch.add)
 
 

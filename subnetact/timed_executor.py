@@ -23,6 +23,7 @@ class TimedLaunched(NamedTuple):
 
     labels: np.ndarray
     finish_s: float
+    form: str = "timed"
 
 
 class TimedExecutor(StagingExecutor):

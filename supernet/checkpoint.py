@@ -15,7 +15,6 @@ mixed from two, is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from supernet.arch import Arch
+from supernet.checkpoint_files import (
+    ACCURACY,
+    HEADER,
+    NORMS,
+    RANGES,
+    WEIGHTS,
+    CheckpointError,
+    by_path,
+    by_subnet,
+    checked_digests,
+    digest,
+    fingerprint_of,
+    read_json,
+    read_tensors,
+)
 from supernet.definition import SupernetDefinition
 from supernet.input import InputSpec
 from supernet.sample import SampleSpec
@@ -35,13 +47,6 @@ from supernet.served_form import ServedForm
 from supernet.tensor_file import save_tensors
 
 FORMAT = 1
-_WEIGHTS, _NORMS = "supernet.safetensors", "norm_statistics.safetensors"
-_RANGES = "activation_ranges.safetensors"
-_ACCURACY, _HEADER = "accuracy.json", "supernet.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder is incomplete, inconsistent or does not fit its own description."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,27 +150,27 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
         if not target.exists():
             whole.rename(target)
         else:
-            for name in (_WEIGHTS, _NORMS, _RANGES, _ACCURACY, _HEADER):
+            for name in (WEIGHTS, NORMS, RANGES, ACCURACY, HEADER):
                 if (whole / name).exists():
                     (whole / name).replace(target / name)
             if not checkpoint.activation_ranges:
-                (target / _RANGES).unlink(missing_ok=True)
+                (target / RANGES).unlink(missing_ok=True)
     return fingerprint
 
 
 def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
-    names = [_WEIGHTS, _NORMS, _ACCURACY]
+    names = [WEIGHTS, NORMS, ACCURACY]
     if checkpoint.activation_ranges:
-        save_tensors(_by_path(checkpoint.activation_ranges), folder / _RANGES)
-        names.append(_RANGES)
+        save_tensors(by_path(checkpoint.activation_ranges), folder / RANGES)
+        names.append(RANGES)
     weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
-    save_tensors(weights, folder / _WEIGHTS)
-    save_tensors(_by_path(checkpoint.norm_statistics), folder / _NORMS)
-    (folder / _ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
-    digests = {name: _digest(folder / name) for name in names}
-    fingerprint = _fingerprint(digests)
+    save_tensors(weights, folder / WEIGHTS)
+    save_tensors(by_path(checkpoint.norm_statistics), folder / NORMS)
+    (folder / ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
+    digests = {name: digest(folder / name) for name in names}
+    fingerprint = fingerprint_of(digests)
     header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
-    (folder / _HEADER).write_text(json.dumps(header, indent=1) + "\n")
+    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n")
     return fingerprint
 
 
@@ -176,25 +181,23 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     tensor, a shape that does not fit the definition, a subnet outside the space.
     """
     source = Path(folder)
-    header = _read_json(source / _HEADER)
+    header = read_json(source / HEADER)
     if header.get("format") != FORMAT:
         raise CheckpointError(
-            f"{source / _HEADER}: format is {header.get('format')!r}, allowed {FORMAT}"
+            f"{source / HEADER}: format is {header.get('format')!r}, allowed {FORMAT}"
         )
-    digests = _checked_digests(source, header)
+    digests = checked_digests(source, header)
     try:
         definition = SupernetDefinition.from_json(header)
         input_spec = InputSpec.from_json(header["input"])
-        forms = _subnets(definition, _read_json(source / _ACCURACY))
+        forms = _subnets(definition, read_json(source / ACCURACY))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
-    state = _read_tensors(source / _WEIGHTS)
-    check_state(state, definition, where=str(source / _WEIGHTS))
+    state = read_tensors(source / WEIGHTS)
+    check_state(state, definition, where=str(source / WEIGHTS))
     subnets = tuple(form for form in forms if form.precision == "fp32")
     if not subnets:
-        raise CheckpointError(
-            f"{source / _ACCURACY}: no float subnet is listed, none can be served"
-        )
+        raise CheckpointError(f"{source / ACCURACY}: no float subnet is listed, none can be served")
     norms = _norm_statistics(source, definition, subnets)
     int8_subnets = tuple(form for form in forms if form.precision == "int8")
     ranges = _activation_ranges(source, digests)
@@ -206,11 +209,11 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         state=state,
         norm_statistics=norms,
         subnets=subnets,
-        accuracy_source=_read_json(source / _ACCURACY).get("source", ""),
+        accuracy_source=read_json(source / ACCURACY).get("source", ""),
         classes=tuple(header.get("classes", ())),
         permutation=header.get("permutation"),
         provenance=header.get("provenance", {}),
-        fingerprint=_fingerprint(digests),
+        fingerprint=fingerprint_of(digests),
         int8_subnets=int8_subnets,
         activation_ranges=ranges,
     )
@@ -278,7 +281,7 @@ def _subnets(
         precision = row.get("precision", "fp32")
         form_id = ServedForm(arch.subnet_id, precision).form_id
         if row["id"] != form_id:
-            raise CheckpointError(f"{_ACCURACY}: id {row['id']!r} names arch {form_id!r}")
+            raise CheckpointError(f"{ACCURACY}: id {row['id']!r} names arch {form_id!r}")
         low, high = row["ci95"]
         subnets.append(
             ServedSubnet(
@@ -291,7 +294,7 @@ def _subnets(
             )
         )
     if not subnets:
-        raise CheckpointError(f"{_ACCURACY}: no subnet is listed, nothing can be served")
+        raise CheckpointError(f"{ACCURACY}: no subnet is listed, nothing can be served")
     return tuple(sorted(subnets, key=lambda s: (s.macs, s.subnet_id)))
 
 
@@ -299,11 +302,11 @@ def _norm_statistics(
     source: Path, definition: SupernetDefinition, subnets: Sequence[ServedSubnet]
 ) -> dict[str, dict[str, torch.Tensor]]:
     norms: dict[str, dict[str, torch.Tensor]] = {subnet.subnet_id: {} for subnet in subnets}
-    for subnet_id, tensors in _by_subnet(source / _NORMS).items():
+    for subnet_id, tensors in by_subnet(source / NORMS).items():
         if subnet_id not in norms:
             raise CheckpointError(
-                f"{source / _NORMS}: {subnet_id}/{next(iter(tensors))} is of a subnet not listed "
-                f"in {_ACCURACY}"
+                f"{source / NORMS}: {subnet_id}/{next(iter(tensors))} is of a subnet not listed "
+                f"in {ACCURACY}"
             )
         norms[subnet_id] = tensors
     for subnet in subnets:
@@ -326,7 +329,7 @@ def _check_norms(
     wrong += [n for n, s in expected.items() if n in statistics and statistics[n].shape != s]
     if wrong:
         raise CheckpointError(
-            f"{source / _NORMS}: statistics of {subnet.subnet_id} are missing, extra or of "
+            f"{source / NORMS}: statistics of {subnet.subnet_id} are missing, extra or of "
             f"another shape: {', '.join(wrong)}"
         )
 
@@ -334,7 +337,7 @@ def _check_norms(
 def _activation_ranges(
     source: Path, digests: Mapping[str, str]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    return _by_subnet(source / _RANGES) if _RANGES in digests else {}
+    return by_subnet(source / RANGES) if RANGES in digests else {}
 
 
 def _check_int8(
@@ -347,78 +350,12 @@ def _check_int8(
         float_id = subnet.arch.subnet_id
         if float_id not in norms or not ranges.get(float_id):
             raise CheckpointError(
-                f"{source / _ACCURACY}: {subnet.subnet_id} needs {float_id} beside it and its "
-                f"ranges in {_RANGES}; measure them with `supernet precision`"
+                f"{source / ACCURACY}: {subnet.subnet_id} needs {float_id} beside it and its "
+                f"ranges in {RANGES}; measure them with `supernet precision`"
             )
     for subnet_id, tensors in ranges.items():
         wrong = [n for n, t in tensors.items() if t.ndim != 1 or len(t) < 2 or not t[0] <= t[1]]
         if wrong:
             raise CheckpointError(
-                f"{source / _RANGES}: {subnet_id}/{wrong[0]} holds no lowest and highest value"
+                f"{source / RANGES}: {subnet_id}/{wrong[0]} holds no lowest and highest value"
             )
-
-
-def _by_path(
-    tensors: Mapping[str, Mapping[str, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
-    """{`<subnet id>/<name>`: tensor}: how a tensor file keeps what belongs to subnets."""
-    return {
-        f"{subnet_id}/{name}": tensor.contiguous()
-        for subnet_id, own in tensors.items()
-        for name, tensor in own.items()
-    }
-
-
-def _by_subnet(path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Read what `_by_path` made."""
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in _read_tensors(path).items():
-        subnet_id, _, name = key.partition("/")
-        tensors.setdefault(subnet_id, {})[name] = tensor
-    return tensors
-
-
-def _checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:
-    digests: dict[str, str] = {}
-    told: Mapping[str, str] = header.get("files", {})
-    names = [_WEIGHTS, _NORMS, _ACCURACY] + ([_RANGES] if _RANGES in told else [])
-    for name in names:
-        path = source / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete")
-        digests[name] = _digest(path)
-        if told.get(name) != digests[name]:
-            raise CheckpointError(
-                f"{path}: its digest is not the one in {_HEADER}; the file was altered, "
-                "truncated or belongs to another checkpoint"
-            )
-    return digests
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; is this a checkpoint folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fingerprint(digests: Mapping[str, str]) -> str:
-    """Short name of the tensors: what a profile or a recorded run was made with."""
-    return hashlib.sha256((digests[_WEIGHTS] + digests[_NORMS]).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from supernet.definition import define_supernet
 from supernet.spec import parse_arch
 from supernet.subnets.cost import cost as count
 
-_ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
+ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
 
 
 def cost(
@@ -64,13 +64,21 @@ def cost(
 
 def import_(
     source: Annotated[str, typer.Argument(help="A file or folder; for timm, torchvision a name.")],
-    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {_ORIGINS}.")],
+    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {ORIGINS}.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
     supernet: Annotated[
         str | None, typer.Option(help="Which named supernet; timm and torchvision tell.")
     ] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Default: the variant's own.")] = None,
-    new_head: Annotated[bool, typer.Option(help="Initialise a classifier that is absent.")] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Your own file of the timm or torchvision network that SOURCE names."),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Default: as the file's classifier, or the variant's own.")
+    ] = None,
+    new_head: Annotated[
+        bool, typer.Option(help="Draw a classifier that is absent or has other classes.")
+    ] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of keys to leave out.")] = None,
     sort: Annotated[bool, typer.Option(help="Put important channels first.")] = True,
     subnets: Annotated[
@@ -82,17 +90,20 @@ def import_(
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
     from supernet.weights.import_network import imported_checkpoint
-    from supernet.weights.import_weights import import_supernet
+    from supernet.weights.import_weights import check_finite, import_supernet
 
     with _user_errors(ValueError, OSError, RuntimeError):
         if origin == "supernet":
             checkpoint = load_checkpoint(source)
+            for tensors in (checkpoint.state, *checkpoint.norm_statistics.values()):
+                check_finite(tensors, source)
         else:
             overrides = {} if num_classes is None else {"num_classes": num_classes}
             definition, state = import_supernet(
                 source,
                 origin=origin,
                 supernet=supernet,
+                weights=weights,
                 new_head=new_head,
                 ignore=ignore or (),
                 **overrides,
@@ -102,11 +113,16 @@ def import_(
                 definition,
                 state,
                 name=supernet or Path(source).name.partition(".")[0],
+                origin=origin,
                 archs=ladder[-subnets:] if subnets > 1 else (),
                 sort=sort,
                 accuracy=accuracy,
                 accuracy_source="given at import" if accuracy is not None else "not measured",
-                provenance={"origin": origin, "source": Path(source).name},
+                provenance={
+                    "origin": origin,
+                    "source": Path(source).name,
+                    **({"weights": weights.name} if weights else {}),
+                },
             )
         save_checkpoint(checkpoint, out)
     Console().print(
@@ -125,7 +141,7 @@ def export(
     format: Annotated[
         str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
     ] = "state_dict",
-    naming: Annotated[str, typer.Option(help=f"For state_dict: {_ORIGINS}.")] = "supernet",
+    naming: Annotated[str, typer.Option(help=f"For state_dict: {ORIGINS}.")] = "supernet",
 ) -> None:
     """Write one subnet as a plain state_dict or as a program."""
     from supernet.subnets.extract import extract

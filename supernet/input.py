@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,8 @@ class InputSpec:
     """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255.
 
     With `kind="tokens"` a sample is up to `width` token ids (channels and height are 1).
+    `crop` is the share of a picture's shorter side that becomes the sample, `interpolation` how it
+    is resized (Pillow's names): what the weights were evaluated with, None where nothing says so.
     """
 
     channels: int
@@ -27,6 +31,8 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kind: str = "image"
+    crop: float | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -37,6 +43,13 @@ class InputSpec:
                 )
         if self.kind not in ("image", "tokens"):
             raise ValueError(f"input kind is {self.kind!r}, allowed image, tokens")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"input crop is {self.crop}, allowed above 0 to 1")
+        if self.interpolation not in (None, *INTERPOLATIONS):
+            raise ValueError(
+                f"input interpolation is {self.interpolation!r}, allowed "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"input std is {self.std}, expected positive values")
 
@@ -78,8 +91,8 @@ class InputSpec:
         return x if self.kind == "tokens" else x.contiguous(memory_format=torch.channels_last)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; `kind` only where it is not an image."""
-        data = asdict(self)
+        """Return plain data; `kind` only where it is not an image, and what is known."""
+        data = {name: value for name, value in asdict(self).items() if value is not None}
         return data if self.kind != "image" else {n: v for n, v in data.items() if n != "kind"}
 
     @classmethod

@@ -132,12 +132,7 @@ class SearchSpace:
         The next dimension raised is the one that is least far along, so that depth, width and
         expand grow together (the coupling of CompOFA, ICLR 2021, in small steps).
         """
-        stages = range(len(self.depth))
-        sizes = {n: max(len(self.block_choices(n, s)) for s in stages) for n in _PER_BLOCK}
-        sizes["width"] = max((len(c) for c in self.width), default=0)
-        sizes["depth"] = max(len(c) for c in self.depth)
-        sizes["resolution"] = len(self.resolution)
-        last = {name: size - 1 for name, size in sizes.items() if size > 1}
+        last = self._last_levels()
         reached = dict.fromkeys(last, 0)
         archs = [self.smallest]
         while reached != last:
@@ -146,6 +141,18 @@ class SearchSpace:
             reached[name] += 1
             archs.append(self._at({n: reached[n] / last[n] for n in last}))
         return tuple(dict.fromkeys(archs))
+
+    def uniforms(self) -> tuple[Arch, ...]:
+        """Return every combination of one level each of depth, width, expand, kernel and heads.
+
+        All at the largest resolution. Stages with fewer choices take their nearest. The ladder
+        raises one dimension after the other and so misses most of these.
+        """
+        last = self._last_levels()
+        last.pop("resolution", None)
+        levels = [[i / top for i in range(top + 1)] for top in last.values()]
+        combined = (dict(zip(last, chosen, strict=True)) for chosen in itertools.product(*levels))
+        return tuple(dict.fromkeys(self._at({**one, "resolution": 1.0}) for one in combined))
 
     def sample(self, rng: np.random.Generator, tilt: float | None = None) -> Arch:
         """Draw each choice independently: uniformly, or the binomial(n - 1, `tilt`)-th of n."""
@@ -220,6 +227,15 @@ class SearchSpace:
             self._check_length(name, entries, len(stages) if getattr(self, name) else 0, "blocks")
             for i, (stage, value) in enumerate(zip(stages, entries, strict=False)):
                 self._check(f"{name}[{i}]", value, self.block_choices(name, stage))
+
+    def _last_levels(self) -> dict[str, int]:
+        """Of each elastic dimension the index of its last choice, in the stage that has most."""
+        stages = range(len(self.depth))
+        sizes = {n: max(len(self.block_choices(n, s)) for s in stages) for n in _PER_BLOCK}
+        sizes["width"] = max((len(c) for c in self.width), default=0)
+        sizes["depth"] = max(len(c) for c in self.depth)
+        sizes["resolution"] = len(self.resolution)
+        return {name: size - 1 for name, size in sizes.items() if size > 1}
 
     def _at(self, fractions: Mapping[str, float]) -> Arch:
         """Take each dimension at its fraction of the way from first to last choice (default 0)."""

@@ -35,6 +35,14 @@ def random_statistics(
     }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled graphs are kept in a folder of the tests' own, and made there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""

@@ -63,6 +63,8 @@ def train(
         console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
         raise typer.Exit(_INTERRUPTED)
     Console().print(_table(checkpoint))
+    if failure := checkpoint.provenance.get("collapsed"):
+        _warn(failure)
     console.print(f"checkpoint: {out}")
 
 
@@ -93,7 +95,12 @@ def train_with_progress(
             ),
             should_stop=lambda: bool(stopped),
             workers=workers,
+            tell=_warn,
         )
+
+
+def _warn(text: str) -> None:
+    console.print(f"[yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
 
 
 def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:

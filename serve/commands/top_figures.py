@@ -25,7 +25,7 @@ Reading = Mapping[str, Mapping[Key, float]]
 class Figures(NamedTuple):
     """One model over one time span; NaN where there was nothing to measure.
 
-    `attainment`, `accuracy`, `busy` and `packed` are fractions, `subnets` and `reasons` count
+    `attainment`, `accuracy`, `busy` and `resident` are fractions, `subnets` and `reasons` count
     queries, quantiles are seconds. `span_s` is None for the time since the server's start where
     that is not known, and so is `qps`.
     """
@@ -41,7 +41,7 @@ class Figures(NamedTuple):
     replicas: float
     busy: float | None
     batch_size: float
-    packed: float
+    resident: float
     subnets: dict[str, float]
     reasons: dict[str, float]
     slack_s: tuple[float, float]
@@ -130,7 +130,7 @@ def _figures(model: str, grown: Grown, span_s: float | None) -> Figures:
         replicas=replicas,
         busy=_ratio(busy_s, span_s * max(1.0, replicas)) if span_s else None,
         batch_size=_ratio(sum(subnets.values()), batches),
-        packed=_ratio(hits, hits + misses),
+        resident=_ratio(hits, hits + misses),
         subnets=subnets,
         reasons=_reasons(outcomes),
         slack_s=_quantiles(grown, "supernet_slack_seconds", 0.01, 0.5),

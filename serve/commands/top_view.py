@@ -60,7 +60,7 @@ def _dials(figures: Figures) -> Table:
         "latency p50, p99": _pair(figures.latency_s),
         "lateness p99": _milliseconds(figures.lateness_s),
         "decision p50": _number(figures.decision_s * 1e6, "{:.0f} us"),
-        "slices packed": _percent(figures.packed),
+        "found resident": _percent(figures.resident),
     }
     table = Table.grid(padding=(0, 2))
     cells = [Text.assemble((name, "dim"), " ", (value, "bold")) for name, value in dials.items()]

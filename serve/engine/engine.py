@@ -434,7 +434,8 @@ class Engine:
             if len(output) < outcome.samples:  # poisonous: its neighbours were served without it
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
-                ended.append(end(outcome, np.stack(output), run.execution_s, batch.batch_id))
+                logits = np.stack(output)
+                ended.append(end(outcome, logits, run.execution_s, batch.batch_id, run.form))
         return ended
 
     def _is_open(self, outcome: Outcome) -> bool:

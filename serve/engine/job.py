@@ -93,9 +93,10 @@ class Ledger:
         output: np.ndarray | None = None,
         execution_s: float = 0.0,
         batch_id: int | None = None,
+        form: str = "",
     ) -> EndedQuery:
         """Close a query."""
-        reply = Reply(outcome, output, execution_s, batch_id)
+        reply = Reply(outcome, output, execution_s, batch_id, form)
         return EndedQuery(self.open.pop(outcome.query_id), reply)
 
     def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:

@@ -29,12 +29,16 @@ class RequestOptions(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The end of one query: its outcome, and the logits (samples, classes) if it was executed."""
+    """The end of one query: its outcome, and the logits (samples, classes) if it was executed.
+
+    `form` says in which form of its weights the subnet ran: a graph and its precision, or views.
+    """
 
     outcome: Outcome
     output: np.ndarray | None = None
     execution_s: float = 0.0
     batch_id: int | None = None
+    form: str = ""
 
     @property
     def is_executed(self) -> bool:
@@ -83,6 +87,7 @@ def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | flo
         "subnet": version_of(replies),
         "accuracy": _mean_accuracy(outcomes),
         "batch_id": str(replies[0].batch_id),
+        "form": ",".join(dict.fromkeys(reply.form for reply in replies)),
         "batch_size": max(outcome.batch_size for outcome in outcomes),
         "queue_s": max(reply.queue_s for reply in replies),
         "execution_s": max(reply.execution_s for reply in replies),

@@ -28,12 +28,14 @@ _MAX_FAILURES = 9  # two poisonous inputs in a batch of 16
 class BatchResult(NamedTuple):
     """What came of a batch: a row of logits for each sample, None where the model failed.
 
-    `failure` says why for those; it is empty when there are none.
+    `failure` says why for those; it is empty when there are none. `form` is in which form of its
+    weights the subnet ran (of the last part of a batch that was run in parts).
     """
 
     rows: Sequence[np.ndarray | None]
     execution_s: float
     failure: str
+    form: str = ""
 
     @property
     def is_failed(self) -> bool:
@@ -48,6 +50,7 @@ class BatchRunner:
         self.executor = executor
         self._clock = clock
         self._failures: list[str] = []  # of the batch that runs
+        self._form = ""
 
     def run(self, batch: Batch, tickets: Sequence[Ticket]) -> BatchResult:
         """Execute a batch on its subnet; an exception of the executor ends as `failure`."""
@@ -56,7 +59,7 @@ class BatchRunner:
         self._failures = []
         rows = self._rows(batch, slots)
         failure = f"execution failed: {self._failures[0]}" if self._failures else ""
-        return BatchResult(rows, self._clock() - start_s, failure)
+        return BatchResult(rows, self._clock() - start_s, failure, self._form)
 
     def probe(self, subnet_id: str) -> None:
         """Run a sample of zeros that nobody asked about. Raises what the executor raises."""
@@ -67,7 +70,8 @@ class BatchRunner:
         if len(self._failures) >= _MAX_FAILURES:
             return [None] * len(slots)
         try:
-            outputs = self.executor.result(self.executor.launch(batch.subnet_id, slots))
+            launched = self.executor.launch(batch.subnet_id, slots)
+            outputs, self._form = self.executor.result(launched), launched.form
             if len(outputs) != len(slots):
                 raise RuntimeError(f"{len(outputs)} outputs for {len(slots)} inputs")
             return list(outputs)

@@ -73,10 +73,13 @@ def load(config: ServeConfig) -> LoadedDevice:
     offer(config, given or _stand_in(checkpoint))  # before anything slow
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
-    if given is not None and given.device == device:
+    if given is not None and given.device == device and _is_readable(given, config):
         executor.warm_up()  # a profile is of a warm device: graphs captured, algorithms chosen
         return LoadedDevice(executor, _revalidated(executor, given), name)
-    if given is not None:
+    if given is not None and given.device == device:
+        text = "profile %s was measured with packing %s, which there is no more"
+        logger.warning(text, config.profile, given.packing)
+    elif given is not None:
         text = "profile %s was measured on %r, this device is %r"
         logger.warning(text, config.profile, given.device, device)
     logger.warning("no profile of this device is at hand: measuring a short one")
@@ -108,7 +111,8 @@ def _load_executor(
     from subnetact.load import load_executor, mebibytes
 
     packing, dtype = config.packing, config.dtype
-    if given is not None and given.device == device and packing in (None, given.packing):
+    fits = given is not None and given.device == device and _is_readable(given, config)
+    if given is not None and fits and packing in (None, given.packing):
         packing = given.packing
         dtype = dtype or given.dtype
     try:
@@ -127,6 +131,14 @@ def _load_executor(
         raise ServeConfigError(str(error)) from None
 
 
+def _is_readable(given: LatencyProfile, config: ServeConfig) -> bool:
+    """Whether weights can still be read in the form that a profile of this device names."""
+    from subnetact.load import PACKINGS
+
+    kind = config.device.partition(":")[0]
+    return given.packing is None or given.packing in PACKINGS.get(kind, ())
+
+
 def _device_name(config: ServeConfig) -> str:
     from subnetact.device import device_name
 
@@ -142,7 +154,7 @@ def _check_fit(given: LatencyProfile | None, checkpoint: Checkpoint, config: Ser
             checkpoint=checkpoint.fingerprint,
             device=given.device,
             threads=config.threads if config.device == "cpu" else None,
-            subnet_ids=checkpoint.subnet_ids,
+            subnet_ids=[form.subnet_id for form in checkpoint.forms],
         )
 
 
@@ -173,7 +185,7 @@ def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:
                 macs=subnet.macs,
                 latency_s={"p50": (1e-3 * (1 + subnet.macs / max(most, 1)),)},
             )
-            for subnet in checkpoint.subnets
+            for subnet in checkpoint.forms
         ),
     )
 

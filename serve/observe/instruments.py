@@ -31,7 +31,7 @@ class Instruments:
             "on_time_accuracy", "Sum of profiled accuracy over on-time queries."
         )
         self.busy = counter("busy_seconds", "Seconds that the device executed.")
-        self.cache = counter("cache_events", "What happened to packed slices of weights.", "event")
+        self.cache = counter("cache_events", "What happened to resident graphs or slices.", "event")
         self.latency = histogram("latency_seconds", "Arrival to end of execution.")
         self.queue = histogram("queue_seconds", "Arrival to launch.")
         self.slack = histogram("slack_seconds", "What was left when an answer was on time.")
@@ -47,7 +47,7 @@ class Instruments:
         self.attainment = gauge("recent_attainment", "On-time share of the last ten seconds.")
         self.served = gauge("recent_accuracy", "Mean accuracy of those on time in that time.")
         self.factor = gauge("latency_factor", "Measured over profiled latency, corrected online.")
-        self.cache_bytes = gauge("cache_bytes", "Bytes of packed slices held.")
+        self.cache_bytes = gauge("cache_bytes", "Bytes of resident graphs or slices.")
         self.device = gauge(
             "device",
             "What the executor did and holds: graphs, slices, times without memory.",

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from subnetact.cpu.graph_template import INPUT
@@ -31,18 +32,6 @@ class Activation(NamedTuple):
 
 
 Ranges = Mapping[str, Activation]
-
-
-def draw_calibration(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return `count` of `images` (N, ...), drawn at random over all of them, in order.
-
-    Drawing over all keeps the classes' shares, whatever the order of the data. The generator is
-    private: nobody else's draws change what is drawn. Returns all where there are no more.
-    """
-    if count < 1:
-        raise ValueError(f"count is {count}, allowed 1 or more")
-    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-    return images[np.sort(chosen)]
 
 
 def activation_ranges(
@@ -117,15 +106,12 @@ def ranges_to_json(ranges: Ranges) -> dict[str, list[object]]:
     return {name: [a.low, a.high, list(a.means)] for name, a in ranges.items()}
 
 
-def ranges_from_json(data: Mapping[str, Sequence[object]]) -> dict[str, Activation]:
-    """Rebuild. Raises ValueError for a row of another form."""
-    ranges: dict[str, Activation] = {}
-    for name, row in data.items():
-        match row:
-            case [int() | float() as low, int() | float() as high, list() as means]:
-                ranges[name] = Activation(float(low), float(high), tuple(map(float, means)))
-            case _:
-                raise ValueError(
-                    f"range of {name} is {row!r}, expected lowest, highest and a list of means"
-                )
-    return ranges
+def ranges_to_tensors(ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Return {tensor: lowest, highest, then the means of channels}, as a checkpoint keeps them."""
+    return {n: torch.tensor([a.low, a.high, *a.means]) for n, a in ranges.items()}
+
+
+def ranges_from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Activation]:
+    """Rebuild from what a checkpoint keeps."""
+    rows = {name: tensor.tolist() for name, tensor in tensors.items()}
+    return {n: Activation(low, high, tuple(means)) for n, (low, high, *means) in rows.items()}

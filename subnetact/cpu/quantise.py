@@ -18,8 +18,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from subnetact.cpu.activation_ranges import Activation, Ranges
-from subnetact.cpu.number_format import U8S8, NumberFormat
 from subnetact.cpu.rounding_plan import WEIGHTED, RoundingPlan
+from subnetact.number_format import U8S8, NumberFormat
 
 _SMALLEST_SCALE = 1e-12  # of what is zero throughout
 

@@ -1,9 +1,9 @@
 """`ResidencyKeeper`: changes what is resident while a server serves, off the request path.
 
 A thread of its own is given which subnet each batch ran, asks a residency policy what to keep, and
-loads one slice at a time: in the gap between two batches, or, when there has been none for
-`patience_s`, beside one. So no batch waits for more than the interpreter's turn; packing itself
-runs without it. What was wanted and is not resident yet is served by views, with the same results.
+loads one session at a time: in the gap between two batches, or, when there has been none for
+`patience_s`, beside one. What was wanted and is not resident yet is served by views, with the same
+results.
 """
 
 from __future__ import annotations
@@ -11,47 +11,52 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import Protocol
 
 from slackfit.residency import Keys, ResidencyPolicy, Savings
-from subnetact.cache import SliceKey
-from subnetact.cpu.packed_supernet import PackedSlice, PackedSupernet
 
 _PATIENCE_S = 0.05
 _MAX_REFUSALS = 3
 _MAX_UNHEARD = 4096  # batches that a keeper may lag behind; older ones say little about the mix
 
 
+class ResidentStore(Protocol):
+    """What holds things resident by the keys that the savings name them by."""
+
+    @property
+    def resident(self) -> frozenset[str]: ...
+
+    def load(self, key: Hashable) -> bool:
+        """Make one resident; False where there is no room for it."""
+        ...
+
+    def evict_others(self, keep: Iterable[Hashable]) -> int: ...
+
+
 class ResidencyKeeper:
-    """Drives one supernet's cache by one policy; see the module."""
+    """Drives one store by one policy; see the module."""
 
     def __init__(
         self,
-        net: PackedSupernet,
+        store: ResidentStore,
         policy: ResidencyPolicy,
         savings: Savings,
-        slices: Mapping[SliceKey, PackedSlice],
         *,
         patience_s: float = _PATIENCE_S,
-        prepare: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Keep `policy`'s choice of `slices` resident; `prepare` runs first on the thread.
-
-        `savings` says in which order to load: most seconds per byte first.
+        """Keep `policy`'s choice resident; `savings` says in which order to load it: most seconds
+        per byte first.
         """
-        self._net = net
+        self._store = store
         self._policy = policy
         self._savings = savings
-        self._slices = slices
         self._patience_s = patience_s
-        self._prepare = prepare
         self._clock = clock
         self._heard: deque[str] = deque(maxlen=_MAX_UNHEARD)
-        self._missing: deque[tuple[PackedSlice, int]] = deque()  # and how often it was refused
+        self._missing: deque[tuple[Hashable, int]] = deque()  # and how often it was refused
         self._running = 0  # batches
         self._changed = threading.Condition()
         self._is_closed = False
@@ -63,7 +68,7 @@ class ResidencyKeeper:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after the slice that it loads."""
+        """End the thread, after what it loads."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -84,35 +89,30 @@ class ResidencyKeeper:
                 self._changed.notify_all()
 
     def step(self) -> bool:
-        """Hear what ran, and load one slice; return whether more is to be done."""
+        """Hear what ran, and load one; return whether more is to be done."""
         while self._heard:
             wanted = self._policy.observe(self._heard.popleft())
             if wanted is not None:
                 self._plan(wanted)
         if self._missing:
-            form, refusals = self._missing.popleft()
-            if not self._net.load([form]) and refusals < _MAX_REFUSALS:
-                # What was evicted counts until the batch that reads it has ended.
-                self._missing.append((form, refusals + 1))
+            key, refusals = self._missing.popleft()
+            if not self._store.load(key) and refusals < _MAX_REFUSALS:
+                self._missing.append((key, refusals + 1))
         return bool(self._missing or self._heard)
 
     def _plan(self, wanted: Keys) -> None:
         """Evict what is wanted no more, and queue what is missing."""
-        chosen = [self._slices[key] for key in wanted if isinstance(key, SliceKey)]
-        self._net.evict_others(form.key for form in chosen)
-        resident = self._net.cache.resident
-        missing = [form for form in chosen if form.key not in resident]
-        self._missing = deque((form, 0) for form in sorted(missing, key=self._rank))
+        self._store.evict_others(wanted)
+        missing = wanted - self._store.resident
+        self._missing = deque((key, 0) for key in sorted(missing, key=self._rank))
 
-    def _rank(self, form: PackedSlice) -> tuple[float, str]:
-        mean_s = sum(self._savings.candidates[form.key].saved_s.values())
-        return -mean_s / form.num_bytes, form.key.layer
+    def _rank(self, key: Hashable) -> tuple[float, str]:
+        candidate = self._savings.candidates[key]
+        return -sum(candidate.saved_s.values()) / candidate.num_bytes, str(key)
 
     def _main(self) -> None:
-        self._prepare()
-        with torch.inference_mode():
-            while self._wait():
-                self.step()
+        while self._wait():
+            self.step()
 
     def _wait(self) -> bool:
         """Wait for work, then for a gap between batches, not for ever; False when closed."""

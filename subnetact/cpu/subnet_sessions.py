@@ -20,13 +20,13 @@ import onnx
 from subnetact.cpu.activation_ranges import Ranges, ranges_to_json
 from subnetact.cpu.graph_cache import GraphCache
 from subnetact.cpu.graph_template import GraphTemplate, topology, write_template
-from subnetact.cpu.number_format import best_format
 from subnetact.cpu.ort_session import OrtSession, onnxruntime, return_freed_memory
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.subnet_graph import subnet_graph
 from subnetact.device import cpu_flags, device_name
-from subnetact.served_form import ServedForm
+from subnetact.number_format import best_format
 from supernet.checkpoint import Checkpoint
+from supernet.served_form import ServedForm
 
 _GRAPH_VERSION = 1  # of what is written here: raise it when a graph of the same subnet changes
 

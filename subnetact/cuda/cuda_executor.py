@@ -113,11 +113,11 @@ class CudaExecutor(StagingExecutor):
         room = self.ring.acquire()
         try:
             self.sample.stacked(slots, into=room.host_input.numpy())
-            mark = self._enqueue(subnet_id, num_samples, room)
+            mark, form = self._enqueue(subnet_id, num_samples, room)
         except BaseException:
             self.ring.release(room)
             raise
-        return CudaLaunched(room, mark, num_samples)
+        return CudaLaunched(room, mark, num_samples, form)
 
     def result(self, launched: CudaLaunched) -> np.ndarray:
         """Wait for the output's event, the only place where the host waits for the device."""
@@ -189,7 +189,7 @@ class CudaExecutor(StagingExecutor):
 
     # --- launching, with the device held ---------------------------------------------------------
 
-    def _enqueue(self, subnet_id: str, num_samples: int, room: BatchRoom) -> Mark:
+    def _enqueue(self, subnet_id: str, num_samples: int, room: BatchRoom) -> tuple[Mark, str]:
         accelerator = self._accelerator
         padded = next(size for size in self._padded_sizes if size >= num_samples)
         with self._launching:
@@ -198,18 +198,18 @@ class CudaExecutor(StagingExecutor):
                 arrived = accelerator.mark()
             with accelerator.computing():
                 accelerator.after(arrived)
-                logits = self._compute(subnet_id, room.device_input[:padded])
+                logits, form = self._compute(subnet_id, room.device_input[:padded])
                 accelerator.copy(room.host_output[:num_samples], logits[:num_samples])
-                return accelerator.mark()
+                return accelerator.mark(), form
 
-    def _compute(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
+    def _compute(self, subnet_id: str, samples: torch.Tensor) -> tuple[torch.Tensor, str]:
         lease = self.graphs.lease(subnet_id, len(samples))
         if lease is None:
-            return self._eager_with_room(subnet_id, samples)
+            return self._eager_with_room(subnet_id, samples), "eager"
         with lease:
             self._static_input[: len(samples)].copy_(samples)
             lease.graph.replay()
-        return self._static_output[: len(samples)]
+        return self._static_output[: len(samples)], "graph"
 
     def _eager_with_room(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
         """Run eagerly; where memory runs out, again with less resident, at last with nothing."""
@@ -268,11 +268,12 @@ class CudaExecutor(StagingExecutor):
 
 
 class CudaLaunched(NamedTuple):
-    """A batch under way: where its output arrives, and the mark behind it."""
+    """A batch under way: where its output arrives, the mark behind it, graph or eager."""
 
     room: BatchRoom
     mark: Mark
     num_samples: int
+    form: str
 
 
 class _Capturing:

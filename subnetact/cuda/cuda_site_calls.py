@@ -12,12 +12,20 @@ import torch
 from torch.nn import functional as F
 
 from subnetact.norms import Affine
-from subnetact.program import IN_PLACE, ConvSite
+from subnetact.program import ConvSite
 
 # (weight, bias, x, other or None) -> output; all channels-last.
 SiteKernel = Callable[
     [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor
 ]
+
+_FINISH: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu_,
+    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
+    "hard_swish": lambda y: F.hardswish(y, inplace=True),
+    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
+}
 
 
 def site_kernel(site: ConvSite, norm: Affine | None, *, may_fuse: bool) -> SiteKernel:
@@ -25,7 +33,7 @@ def site_kernel(site: ConvSite, norm: Affine | None, *, may_fuse: bool) -> SiteK
 
     With `may_fuse`, convolution, bias, addition and ReLU are one cuDNN kernel where that works.
     """
-    finish = IN_PLACE[site.act]
+    finish = _FINISH[site.act]
     geometry = site.geometry
     normalise = _normalisation(norm)
 

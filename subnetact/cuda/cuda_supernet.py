@@ -27,7 +27,7 @@ from subnetact.cuda.slice_layout import SliceLayout, fill_slice, slice_layout
 from subnetact.cuda.slice_stream import SliceStream
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
-from subnetact.traced_supernet import TracedSupernet
+from subnetact.subnet_registry import SubnetRegistry
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -79,7 +79,7 @@ class CudaBinding:
         return len(self.calls) - len(self.weights)
 
 
-class CudaSupernet(TracedSupernet[CudaBinding]):
+class CudaSupernet:
     """Registered subnets on a CUDA device, their slices resident or streamed layer by layer."""
 
     def __init__(
@@ -105,15 +105,30 @@ class CudaSupernet(TracedSupernet[CudaBinding]):
         if dtype not in DTYPES:
             names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, allowed {names}")
-        super().__init__(definition, state, norms, cache, max_programs=max_programs)
+        if max_programs < 1:
+            raise ValueError(f"max_programs is {max_programs}, allowed 1 or more")
+        self.cache = cache
+        self.norms = norms
         self.packing = packing
         self.dtype = dtype
         self.stream = SliceStream(accelerator, dtype)
+        self._definition = definition
+        self._state = state
         self._accelerator = accelerator
         self._keep_host_slices = keep_host_slices
+        self._max_programs = max_programs
+        self._archs = SubnetRegistry[Arch]()
         self._slices: dict[str, tuple[CudaSlice, ...]] = {}
         self._fixed: dict[str, torch.Tensor] = {}
         self._host: dict[SliceKey, _HostSlice] = {}
+        self._programs: dict[str, Program] = {}
+        self._bindings: dict[str, CudaBinding] = {}
+        cache.on_eviction(self._bindings.clear)
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        """Registered subnets, in order of registration."""
+        return tuple(self._archs)
 
     @property
     def fixed_bytes(self) -> int:
@@ -125,6 +140,10 @@ class CudaSupernet(TracedSupernet[CudaBinding]):
     def host_bytes(self) -> int:
         """Bytes of the slices kept in page-locked memory."""
         return sum(kept.flat.nbytes for kept in list(self._host.values()))  # read by any thread
+
+    def arch(self, subnet_id: str) -> Arch:
+        """Return a registered subnet's arch. Raises KeyError naming the registered ids."""
+        return self._archs[subnet_id]
 
     @torch.inference_mode()
     def register(self, arch: Arch, norm_statistics: Mapping[str, torch.Tensor]) -> str:
@@ -155,6 +174,17 @@ class CudaSupernet(TracedSupernet[CudaBinding]):
     def load(self, slices: Iterable[CudaSlice]) -> int:
         """Make slices resident, in order, as far as the budget has room; return how many are."""
         return sum(self._load(wanted) for wanted in slices)
+
+    def evict_others(self, keep: Iterable[SliceKey]) -> int:
+        """Evict what is not in `keep`; return how many slices."""
+        return self.cache.evict(self.cache.resident - frozenset(keep))
+
+    def actuate(self, subnet_id: str) -> CudaBinding:
+        """Return what runs a subnet now; one look-up unless residency changed or it is new."""
+        binding = self._bindings.get(subnet_id)
+        if binding is None or binding.version != self.cache.version:
+            binding = self._bind(subnet_id)
+        return binding
 
     def run(self, binding: CudaBinding, x: torch.Tensor) -> torch.Tensor:
         """Run a subnet on its input on the device; (B, num_classes) logits. One run at a time."""
@@ -231,6 +261,19 @@ class CudaSupernet(TracedSupernet[CudaBinding]):
 
     # --- programs --------------------------------------------------------------------------------
 
+    def _program(self, subnet_id: str) -> Program:
+        """Return a subnet's program; the least recently used ones are forgotten."""
+        arch = self.arch(subnet_id)
+        program = self._programs.pop(subnet_id, None)
+        if program is None:
+            program = Program(self._definition, arch, {**self._state, **self._fixed})
+        self._programs[subnet_id] = program  # youngest last
+        while len(self._programs) > self._max_programs:
+            oldest = next(iter(self._programs))
+            del self._programs[oldest]
+            self._bindings.pop(oldest, None)
+        return program
+
     def _bind(self, subnet_id: str) -> CudaBinding:
         program = self._program(subnet_id)
         version, resident = self.cache.snapshot()
@@ -250,10 +293,11 @@ class CudaSupernet(TracedSupernet[CudaBinding]):
                 else:
                     calls.append(partial(kernel, found.weight, found.bias))
                     weights[wanted.key] = found.weight
-        return CudaBinding(program, calls, weights, version)
-
-    def _trace(self, arch: Arch) -> Program:
-        return Program(self._definition, arch, {**self._state, **self._fixed})
+        binding = CudaBinding(program, calls, weights, version)
+        self._bindings[subnet_id] = binding
+        if self.cache.version != version:  # evicted meanwhile: do not keep slices alive
+            self._bindings.pop(subnet_id, None)
+        return binding
 
     def _norms_on_device(self, subnet_id: str) -> dict[str, Affine]:
         if self.packing == "folded":  # a norm always stands behind a convolution

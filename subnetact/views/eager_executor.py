@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from subnetact.device import device_name, synchronize
-from subnetact.executor import NO_CACHE, StagingExecutor, check_batch, warm_up
+from subnetact.executor import NO_CACHE, HostLaunched, StagingExecutor, check_batch, warm_up
 from subnetact.threads import ThreadCount
 from subnetact.views.actuator import Actuator
 from supernet.checkpoint import Checkpoint
@@ -65,18 +65,18 @@ class EagerExecutor(StagingExecutor):
         return self.actuator.subnet_ids
 
     @torch.inference_mode()
-    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> np.ndarray:
+    def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> HostLaunched:
         """See `Executor`: run the batch and return its logits, on the host."""
         samples = self.sample.stacked(slots)
         check_batch(len(samples), self.max_batch_size)
         self._thread_count.use()
         arch = self.actuator.actuate(subnet_id)
         x = self._input.as_served(torch.from_numpy(samples).to(self.device), arch.resolution)
-        return self._net(x).float().cpu().numpy()
+        return HostLaunched(self._net(x).float().cpu().numpy(), "views")
 
-    def result(self, launched: np.ndarray) -> np.ndarray:
+    def result(self, launched: HostLaunched) -> np.ndarray:
         """See `Executor`."""
-        return launched
+        return launched.logits
 
     def warm_up(self) -> None:
         """Run every subnet at the largest and the smallest batch size."""

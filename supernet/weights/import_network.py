@@ -16,28 +16,13 @@ import torch
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint, ServedSubnet
 from supernet.definition import SupernetDefinition
-from supernet.input import InputSpec
 from supernet.slicing import leading_slice
 from supernet.subnets.cost import cost
 from supernet.subnets.sort import importance_order, permute_channels
+from supernet.weights.expected_input import input_of
 from supernet.weights.naming import State
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5,) * 3, (0.5,) * 3)
 _STATISTICS = ("running_mean", "running_var")
-
-
-def input_of(definition: SupernetDefinition, supernet: str) -> InputSpec:
-    """The input that the published weights of a variant expect.
-
-    TensorFlow's networks and timm's ViTs map pixels to [-1, 1]; the others use ImageNet's mean
-    and deviation; BERT takes token ids.
-    """
-    size = definition.space.largest.resolution
-    if definition.family_name == "bert":
-        return InputSpec(channels=1, height=1, width=size, mean=(0.0,), std=(1.0,), kind="tokens")
-    mean, std = _HALF if supernet.startswith(("tf_", "vit")) else _IMAGENET
-    return InputSpec(channels=3, height=size, width=size, mean=mean, std=std)
 
 
 def imported_checkpoint(
@@ -45,6 +30,7 @@ def imported_checkpoint(
     state: State,
     *,
     name: str,
+    origin: str = "",
     archs: Sequence[Arch] = (),
     sort: bool = True,
     accuracy: float | None = None,
@@ -53,7 +39,8 @@ def imported_checkpoint(
 ) -> Checkpoint:
     """Return a checkpoint that serves the largest subnet and `archs`.
 
-    `accuracy` is the largest subnet's. `state` is sorted in place unless `sort` is false; the
+    `name` is that of the network as its `origin` calls it, which tells its input. `accuracy` is the
+    largest subnet's. `state` is sorted in place unless `sort` is false; the
     permutation is kept in the checkpoint. Raises ValueError for further archs in a family whose
     normalisation needs calibration.
     """
@@ -73,7 +60,7 @@ def imported_checkpoint(
     return Checkpoint(
         name=name,
         definition=definition,
-        input=input_of(definition, name),
+        input=input_of(definition, name, origin),
         state=state,
         norm_statistics={
             subnet.subnet_id: _statistics(definition, state, subnet.arch) for subnet in served

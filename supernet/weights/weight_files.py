@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -22,10 +23,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from supernet.weights.wrapped_names import without_wrappers
+
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # NumPy may compress; trained weights shrink by about a tenth, so a factor of 20 is no weight file.
 _MAX_GROWTH = 20
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+# Where trainers put the weights beside their own state; the first that is there is taken.
+_WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "module", "net", "network", "weights", "params",
+    "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
+_STATE_OF_TRAINERS = re.compile("optim|sched|scaler|config|args|param_groups|loops|callbacks", re.I)
+_MAX_WRAPPED = 8
 
 
 class WeightsError(ValueError):
@@ -35,9 +44,9 @@ class WeightsError(ValueError):
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, or of `model.safetensors` in a folder, by name.
 
-    A `state_dict` inside a dictionary and the `module.` prefix of data parallel training are
-    unwrapped. Raises WeightsError: no such file, a format that is not known, a truncated or
-    compressed archive, a pickle that holds more than tensors.
+    A `state_dict` inside dictionaries is unwrapped, and what wrappers of modules put into names
+    (`wrapped_names.py`). Raises WeightsError: no such file, a format that is not known, a truncated
+    or compressed archive, a pickle that holds more than tensors, a malformed index.
     """
     source = Path(path)
     if source.is_dir():
@@ -56,18 +65,19 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{source}: not a weight file; allowed are .safetensors, torch.save files and .npz"
         )
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
-    return tensors
+    return without_wrappers(tensors)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return `config.json` of a Hugging Face-format folder. Raises WeightsError."""
-    path = Path(folder) / "config.json"
+    return _read_json(Path(folder) / "config.json", "is this a Hugging Face-format folder?")
+
+
+def _read_json(path: Path, where_missing: str) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; is this a Hugging Face-format folder?") from None
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{path}: no such file; {where_missing}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict):
@@ -81,12 +91,24 @@ def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
         return read_tensors(single)
     if not index.is_file():
         raise WeightsError(f"{folder}: holds no model.safetensors")
-    files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    weight_map = _read_json(index, "").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            f"{index}: expected weight_map, an object that says for each tensor in which file it "
+            f"is; got {type(weight_map).__name__ if weight_map is not None else 'none'}"
+        )
+    named = list(weight_map.values())
+    if not all(isinstance(name, str) for name in named):
+        raise WeightsError(f"{index}: weight_map must name a file, as text, for each tensor")
+    files = sorted(set(named))
     tensors: dict[str, torch.Tensor] = {}
     for name in files:
         if Path(name).name != name:
             raise WeightsError(f"{index}: names {name!r}, which is outside the folder")
         tensors |= read_tensors(folder / name)
+    absent = sorted(without_wrappers(weight_map).keys() - tensors.keys())
+    if absent:
+        raise WeightsError(f"{index}: names {', '.join(absent[:20])}, which no file holds")
     return tensors
 
 
@@ -138,14 +160,23 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     return _only_tensors(data, path)
 
 
-def _only_tensors(data: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(data, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(data.get(wrapper), Mapping):
-                return _only_tensors(data[wrapper], path)
+def _only_tensors(data: Any, path: Path, depth: int = 0) -> dict[str, torch.Tensor]:
+    if isinstance(data, Mapping) and depth < _MAX_WRAPPED:
         if data and all(isinstance(value, torch.Tensor) for value in data.values()):
             return {str(name): tensor for name, tensor in data.items()}
+        for wrapper in _WRAPPERS:
+            if isinstance(data.get(wrapper), Mapping):
+                return _only_tensors(data[wrapper], path, depth + 1)
+        # Under a name of somebody's own: the only dictionary there that is no trainer's state.
+        inner = [
+            value
+            for key, value in data.items()
+            if isinstance(value, Mapping) and not _STATE_OF_TRAINERS.search(str(key))
+        ]
+        if len(inner) == 1:
+            return _only_tensors(inner[0], path, depth + 1)
+    held = ", ".join(map(str, list(data)[:10])) if isinstance(data, Mapping) else ""
     raise WeightsError(
         f"{path}: expected tensors by name, alone or under {', '.join(_WRAPPERS)}; "
-        f"got {type(data).__name__}"
+        f"got {type(data).__name__}{f' of {held}' if held else ''}"
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import threading
 
 import numpy as np
@@ -7,8 +8,7 @@ import pytest
 import torch
 
 from subnetact import load_executor, measure_profile
-from subnetact.cpu.packed_executor import PackedExecutor
-from subnetact.cpu.packing import is_available
+from subnetact.cpu.graph_executor import GraphExecutor
 from subnetact.load import PACKINGS
 from supernet import Checkpoint, CheckpointError, extract
 
@@ -17,7 +17,7 @@ def samples(rng: np.random.Generator, batch_size: int) -> np.ndarray:
     return rng.integers(0, 256, size=(batch_size, 1, 8, 8), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", PACKINGS["cpu"])
 def test_a_batch_gives_the_logits_of_the_extracted_subnet(
     checkpoint: Checkpoint, rng: np.random.Generator, packing: str
 ) -> None:
@@ -40,7 +40,7 @@ def test_a_batch_gives_the_logits_of_the_extracted_subnet(
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", PACKINGS["cpu"])
 def test_two_threads_on_two_subnets_do_not_disturb_each_other(
     checkpoint: Checkpoint, rng: np.random.Generator, packing: str
 ) -> None:
@@ -75,41 +75,37 @@ def test_wrong_inputs_and_subnets_are_refused(
         executor.run("d9", samples(rng, 1))
     with pytest.raises(CheckpointError, match="subnet 'd9' is not served by 'tiny'"):
         load_executor(checkpoint, subnet_ids=["d9"])
-    with pytest.raises(ValueError, match="packing is 'tight', allowed folded, shared, views"):
+    with pytest.raises(ValueError, match="packing is 'tight', allowed graph, views on cpu"):
         load_executor(checkpoint, packing="tight")
     with pytest.raises(ValueError, match="threads is 0, allowed 1 or more"):
         load_executor(checkpoint, threads=0)
 
 
-@pytest.mark.skipif(not is_available(), reason="this torch packs no oneDNN weights")
-def test_a_cpu_packs_by_default_within_its_budget_and_closing_frees_it(
+def test_a_cpu_runs_graphs_by_default_within_its_budget_and_closing_frees_them(
     checkpoint: Checkpoint,
 ) -> None:
     executor = load_executor(checkpoint)
-    assert isinstance(executor, PackedExecutor)
-    assert executor.packing == "folded"
-    held = executor.net.cache.held_bytes
+    assert isinstance(executor, GraphExecutor)
+    held = executor.counts()["held_bytes"]
     assert held > 0
     executor.close()
-    assert executor.net.cache.held_bytes == 0
+    assert executor.counts()["held_bytes"] == 0
     half = load_executor(checkpoint, budget_bytes=held // 2)
-    assert isinstance(half, PackedExecutor)
     half.warm_up()
-    assert half.net.cache.peak_bytes <= held // 2
+    assert half.counts()["held_bytes"] <= held // 2
     half.close()
-    assert half.net.cache.held_bytes == 0
+    assert half.counts()["held_bytes"] == 0
 
 
-def test_without_packing_an_executor_runs_on_views_with_one_warning(
-    checkpoint: Checkpoint, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("absent", ["onnxruntime", "onnx"])
+def test_without_onnxruntime_a_cpu_runs_views(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
-    for module in ("load", "cpu.packed_executor", "cpu.packed_supernet"):
-        monkeypatch.setattr(f"subnetact.{module}.is_available", lambda: False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "subnetact.load.find_spec", lambda name: None if name == absent else found(name)
+    )
     assert load_executor(checkpoint).packing == "views"
-    with pytest.warns(RuntimeWarning, match="cannot pack for oneDNN") as seen:
-        executor = load_executor(checkpoint, packing="folded")
-    assert len(seen) == 1
-    assert executor.run(checkpoint.subnet_ids[0], samples(rng, 1)).shape == (1, 10)
 
 
 def test_a_measured_profile_says_what_was_measured(checkpoint: Checkpoint) -> None:

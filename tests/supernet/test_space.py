@@ -34,6 +34,21 @@ def test_smallest_and_largest_bound_every_entry() -> None:
     assert set(SPACE.largest.expand) == {1.0}
 
 
+def test_every_uniform_shape_is_listed_once() -> None:
+    space = define_supernet("resnet20_cifar").space
+    uniforms = space.uniforms()
+    assert len(uniforms) == 27
+    assert set(uniforms) == {
+        space.uniform(depth=d, width=w, expand=e)
+        for d in (1, 2, 3)
+        for w in (0.5, 0.75, 1.0)
+        for e in (0.5, 0.75, 1.0)
+    }
+    elastic = define_supernet("ofa_mobilenet_v3_w1.0").space.uniforms()
+    assert len(elastic) == 27, "depth, expand and kernel; one resolution"
+    assert {arch.resolution for arch in elastic} == {224}
+
+
 def test_a_ladder_climbs_one_dimension_at_a_time() -> None:
     ladder = SPACE.ladder()
     assert len(ladder) == 7

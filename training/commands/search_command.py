@@ -23,8 +23,17 @@ from slackfit.output_files import write_text
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import dataset_of
-from training.evaluation.search import Search, SearchOptions, SearchResult, to_json, with_found
+from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.evaluation.journal import SearchJournal
+from training.evaluation.search import (
+    Comparison,
+    Search,
+    SearchOptions,
+    SearchResult,
+    reported_on,
+    to_json,
+    with_found,
+)
 
 console = Console(stderr=True)
 
@@ -41,14 +50,29 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="Write a checkpoint folder that serves what was found.")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep measurements in this file, and go on from those in it."),
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Measured latency is the cost, instead of MACs.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Of the latencies.")] = 1,
     max_macs: Annotated[float | None, typer.Option(help="In millions.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="With --profile.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Subnets to fit the predictor on.")] = 48,
-    final: Annotated[int, typer.Option(min=1, help="Predicted subnets to measure.")] = 16,
+    choose_on: Annotated[
+        ChooseOn,
+        typer.Option(
+            help="Images held out of training, or half of the test images (the others report): "
+            "for weights that were trained on all training images."
+        ),
+    ] = "validation",
+    samples: Annotated[
+        int, typer.Option(min=0, help="Random subnets to measure besides the uniform ones.")
+    ] = 48,
+    final: Annotated[
+        int, typer.Option(min=0, help="Predicted subnets to measure; 0 predicts nothing.")
+    ] = 16,
     calibration_images: Annotated[int, typer.Option(min=1, help="Per subnet.")] = 512,
     generations: Annotated[int, typer.Option(min=0, help="Of the evolution.")] = 20,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
@@ -67,16 +91,30 @@ def search(
             limit=limit,
             seed=seed,
         )
-        images = dataset_of(loaded, data)
+        images = dataset_of(loaded, data, choose_on=choose_on)
         table = None if profile is None else LatencyProfile.load(profile)
+        about = {
+            "checkpoint": loaded.fingerprint,
+            "data": images.split.digest if images.split else images.name,
+            "chosen_on": choose_on,
+            "images": [len(images.train), len(images.validation), len(images.test)],
+            "calibration_images": calibration_images,
+        }
         with _Bars() as bars:
             task = Search(
-                loaded, images, options, profile=table, batch_size=batch_size, progress=bars.show
+                loaded,
+                images,
+                options,
+                profile=table,
+                batch_size=batch_size,
+                journal=SearchJournal(keep, about),
+                progress=bars.show,
             )
             result = task.run()
+            comparison = task.compare(result)
         unit = "MACs" if profile is None else "ms"
         if out is not None:
-            source = f"{images.name}: {len(images.test)} test images, subnets chosen on others"
+            source = reported_on(images, calibration_images)
             save_checkpoint(with_found(loaded, result, source), out)
         if plot is not None:
             from training.evaluation.search_plot import plot_search
@@ -85,17 +123,18 @@ def search(
         header = {
             "checkpoint": loaded.fingerprint,
             "data": images.name,
+            "chosen_on": choose_on,
             "num_validation": len(images.validation),
             "num_test": len(images.test),
             "cost": "macs" if profile is None else f"latency_s of batch {batch_size}",
             "limit": None if limit == float("inf") else limit,
             "seed": seed,
         }
-        text = json.dumps(to_json(result, **header), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(to_json(result, comparison, **header), indent=1, allow_nan=False) + "\n"
         if json_ is not None:
             write_text(json_, text)
     if json_ != "-":
-        _print(result, unit)
+        _print(result, comparison, unit)
 
 
 def _limit(profile: Path | None, max_macs: float | None, max_latency_ms: float | None) -> float:
@@ -128,7 +167,7 @@ class _Bars(Progress):
         self.update(self._rows[what], completed=done)
 
 
-def _print(result: SearchResult, unit: str) -> None:
+def _print(result: SearchResult, comparison: Comparison, unit: str) -> None:
     scale = 1e3 if unit == "ms" else 1e-6
     table = Table(title=f"{len(result.subnets)} of {len(result.measured)} measured subnets")
     for name in ("subnet", "ms" if unit == "ms" else "MMACs", "accuracy (%)", "95 % interval"):
@@ -140,9 +179,19 @@ def _print(result: SearchResult, unit: str) -> None:
             f"{low:.1f} to {high:.1f}",
         )  # fmt: skip
     Console().print(table)
-    for name, volume in (("found", result.found), ("ladder", result.ladder), ("gain", result.gain)):
+    volumes = {"found": comparison.found, "ladder": comparison.ladder, "gain": comparison.gain}
+    for name, volume in volumes.items():
         low, high = volume.ci95
         Console().print(f"hyper-volume, {name}: {volume.value:.4f} ({low:.4f} to {high:.4f})")
+    for d in comparison.dominated:
+        Console().print(
+            f"{d.subnet.subnet_id} is beaten by {d.by.subnet_id}, no more expensive: "
+            f"{100 * d.gain:.2f} points ({100 * d.ci95[0]:.2f} to {100 * d.ci95[1]:.2f})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if result.quality is None:
+        return
     Console().print(
         f"predictor: Kendall's tau {result.quality.tau:.2f}, mean error "
         f"{100 * result.quality.mean_error:.2f} points"

@@ -7,8 +7,10 @@ cutmix are torchvision's, which draw from torch's global generator: they run ins
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from supernet.input import InputSpec
 from training.config import DataConfig
 
 _AUGMENT, _MIX = 1, 5
+_generator = threading.RLock()
 
 
 class DrawKey(NamedTuple):
@@ -41,8 +44,9 @@ def augment(
     """
     if spec.kind == "tokens":
         return spec.normalise(samples, resolution)
-    if options.randaugment:
-        samples = _randaugment(samples, options, key)
+    if options.randaugment and options.name != "images":  # of which they are done on reading
+        keys = [(*key, _AUGMENT)] * len(samples)
+        samples = rand_augment(samples, options.randaugment, options.randaugment_magnitude, keys)
     if options.augment == 0.0 or options.augmentation == "random_resized_crop":  # done on reading
         return spec.normalise(samples, resolution)
     rng = np.random.default_rng((key.seed, _AUGMENT, key.step, key.rank))
@@ -65,23 +69,35 @@ def mix(
 
     kind = kinds[int(np.random.default_rng((*key, _MIX)).integers(len(kinds)))]
     mixer = v2.MixUp if kind == "mixup" else v2.CutMix
-    with _keyed(key):
+    with _keyed((*key, _AUGMENT)):
         return mixer(alpha=float(getattr(options, kind)), num_classes=num_classes)(x, labels)
 
 
-def _randaugment(samples: torch.Tensor, options: DataConfig, key: DrawKey) -> torch.Tensor:
+def rand_augment(
+    samples: torch.Tensor, count: int, magnitude: int, keys: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Do `count` of RandAugment's operations on each of (B, C, H, W) uint8 images.
+
+    Each image draws by its key; images that follow each other with the same key share a stream.
+    """
     from torchvision.transforms import v2
 
-    transform = v2.RandAugment(options.randaugment, options.randaugment_magnitude)
-    with _keyed(key):
-        return torch.stack([transform(image) for image in samples])
+    transform = v2.RandAugment(count, magnitude)
+    done: list[torch.Tensor] = []
+    for key, images in groupby(zip(keys, samples, strict=True), key=lambda pair: tuple(pair[0])):
+        with _keyed(key):
+            done += [transform(image) for _, image in images]
+    return torch.stack(done)
 
 
 @contextmanager
-def _keyed(key: DrawKey) -> Iterator[None]:
-    """Seed torch's global generator for a while; it is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng((*key, _AUGMENT)).integers(2**62)))
+def _keyed(key: Sequence[int]) -> Iterator[None]:
+    """Seed torch's global generator for a while; it is as before afterwards.
+
+    One thread at a time: batches are read on another one than they are mixed on.
+    """
+    with _generator, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng(key).integers(2**62)))
         yield
 
 

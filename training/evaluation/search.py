@@ -1,17 +1,19 @@
 """Search a trained supernet for its Pareto subnets.
 
-1. Measure a sample of subnets, spread over sizes: calibrated, on the validation images.
+1. Measure every uniform shape and a sample of others, spread over sizes: calibrated, on the
+   validation images.
 2. Fit an accuracy predictor to them and let evolution find the predicted front.
 3. Measure the most promising of that front too, and take the front of all that was measured.
 4. Measure that front once on the test images, which nothing was chosen on. Reported are those
-   accuracies with their intervals, and the hyper-volume with a bootstrap interval.
+   accuracies with their intervals; `compare` adds the hyper-volume with a bootstrap interval, and
+   what a uniform shape beats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +21,18 @@ import torch
 from slackfit.profile import LatencyProfile
 from supernet import Arch, Checkpoint, ServedSubnet, cost
 from supernet.subnets.cost import Cost
-from training.data.samples import Dataset, Samples
-from training.evaluation.evaluate import measure, wilson_interval
+from training.data.samples import Dataset, Samples, Subset
+from training.evaluation.domination import Domination, dominated
+from training.evaluation.evaluate import Measurement, measure, uniform_archs, wilson_interval
 from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
-from training.evaluation.predictor import AccuracyPredictor, LatencyPredictor, Quality
+from training.evaluation.journal import SearchJournal
+from training.evaluation.predictor import (
+    MIN_MEASURED,
+    AccuracyPredictor,
+    LatencyPredictor,
+    Quality,
+)
 
 _SEARCH = 7
 
@@ -32,7 +41,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How much is measured, and within which limit; `limit` is in MACs, or in seconds."""
+    """How much is measured, and within which limit; `limit` is in MACs, or in seconds.
+
+    `num_samples` random subnets besides the uniform ones (only the ladder where `uniform` is false)
+    and `also`, `num_final` of the predicted
+    front (0: nothing is predicted).
+    """
+
+    also: tuple[Arch, ...] = ()
+    uniform: bool = True
 
     num_samples: int = 48
     num_final: int = 16
@@ -49,23 +66,35 @@ class FoundSubnet(NamedTuple):
     arch: Arch
     size: Cost
     cost: float
-    predicted: float
+    predicted: float | None
     validation: float
     test: float
     ci95: tuple[float, float]
 
 
 class SearchResult(NamedTuple):
-    """The measured front, what all measured subnets scored on validation, and how sure it is."""
+    """The measured front, and what all measured subnets scored on validation.
+
+    `quality` is the predictor's, None where nothing was predicted.
+    """
 
     subnets: tuple[FoundSubnet, ...]
     measured: dict[Arch, Aim]
-    quality: Quality
+    quality: Quality | None
     latency_error: float | None
+    statistics: dict[str, dict[str, torch.Tensor]]
+
+
+class Comparison(NamedTuple):
+    """On the test images: volumes of the front found, of the ladder, and the difference.
+
+    `dominated` are those found that a uniform shape beats at no higher cost.
+    """
+
     found: HyperVolume
     ladder: HyperVolume
     gain: HyperVolume
-    statistics: dict[str, dict[str, torch.Tensor]]
+    dominated: list[Domination]
 
 
 class Search:
@@ -79,10 +108,12 @@ class Search:
         *,
         profile: LatencyProfile | None = None,
         batch_size: int = 1,
+        journal: SearchJournal | None = None,
         progress: Progress = lambda what, done, total: None,
     ):
         """`profile` makes latency at `batch_size` the cost instead of MACs.
 
+        What a `journal` holds is not measured again.
         Raises ValueError when the profile is of another space or has too few subnets.
         """
         self._checkpoint, self._data, self._options = checkpoint, data, options
@@ -90,6 +121,7 @@ class Search:
         self._space = self._definition.space
         self._progress = progress
         self._statistics: dict[str, dict[str, torch.Tensor]] = {}
+        self._journal = journal or SearchJournal()
         self._latency: LatencyPredictor | None = None
         if profile is not None:
             measured_s = _latencies(checkpoint, profile, batch_size)
@@ -104,30 +136,48 @@ class Search:
                 f"no subnet is within the limit: the smallest, {space.smallest.subnet_id}, costs "
                 f"{self._cost(space.smallest):g}, allowed {options.limit:g}"
             )
-        ladder = [a for a in space.ladder() if self._cost(a) <= options.limit]
-        sample = list(dict.fromkeys((*ladder, *self._draw(rng))))
+        sample = [*options.also, *(uniform_archs(space) if options.uniform else space.ladder())]
+        sample = [a for a in sample if self._cost(a) <= options.limit]
+        sample = list(dict.fromkeys((*sample, *self._draw(rng))))
         accuracy = self._validate("measure", sample)
-        predictor = AccuracyPredictor(space, self._size, accuracy)
-        settings = EvolutionSettings(options.population, options.generations, options.limit)
-        predicted = evolve(space, sample, self._cost, predictor, settings, rng)
-        unseen = [arch for arch in predicted if arch not in accuracy]
-        finalists = spread_over_cost(unseen, self._cost, options.num_final)
-        accuracy |= self._validate("measure the best", finalists)
+        predictor: AccuracyPredictor | None = None
+        if options.num_final and len(accuracy) >= MIN_MEASURED:
+            predictor = AccuracyPredictor(space, self._size, accuracy)
+            settings = EvolutionSettings(options.population, options.generations, options.limit)
+            predicted = evolve(space, sample, self._cost, predictor, settings, rng)
+            unseen = [arch for arch in predicted if arch not in accuracy]
+            finalists = spread_over_cost(unseen, self._cost, options.num_final)
+            accuracy |= self._validate("measure the best", finalists)
         measured = {arch: Aim(self._cost(arch), a) for arch, a in accuracy.items()}
         best = front(measured)
-        found = self._test(best, predictor, accuracy)
-        hits = self._hits(found, ladder)
-        volumes = [hyper_volume(*hits(archs), self._ceiling()) for archs in (best, ladder)]
         return SearchResult(
-            subnets=found,
+            subnets=self._found(best, predictor, accuracy),
             measured=measured,
-            quality=predictor.quality,
+            quality=predictor.quality if predictor else None,
             latency_error=self._latency.relative_error if self._latency else None,
-            found=volumes[0],
-            ladder=volumes[1],
-            gain=volumes[0].minus(volumes[1]),
-            statistics={a.subnet_id: self._statistics[a.subnet_id] for a in best},
+            statistics={a.subnet_id: self._statistics_of(a) for a in best},
         )
+
+    def compare(self, result: SearchResult) -> Comparison:
+        """Measure the uniform shapes and the ladder on the test images too, and compare."""
+        limit, found = self._options.limit, [s.arch for s in result.subnets]
+        uniforms = [a for a in uniform_archs(self._space) if self._cost(a) <= limit]
+        correct: dict[Arch, np.ndarray] = {}
+        for done, arch in enumerate(dict.fromkeys((*found, *uniforms)), start=1):
+            correct[arch] = self._correct(arch, "test")
+            self._progress("compare", done, len({*found, *uniforms}))
+        aims = {a: Aim(self._cost(a), float(hits.mean())) for a, hits in correct.items()}
+        ladder = [a for a in self._space.ladder() if a in aims]
+        volumes = [
+            hyper_volume(
+                np.array([aims[a].cost for a in archs]),
+                np.stack([correct[a] for a in archs]),
+                self._ceiling(),
+            )
+            for archs in (found, ladder)
+        ]
+        beaten = dominated({a: aims[a] for a in found}, {a: aims[a] for a in uniforms}, correct)
+        return Comparison(volumes[0], volumes[1], volumes[0].minus(volumes[1]), beaten)
 
     def _draw(self, rng: np.random.Generator) -> list[Arch]:
         """Tilted draws, so that all sizes are about as frequent, within the limit."""
@@ -143,44 +193,51 @@ class Search:
     def _validate(self, what: str, archs: Sequence[Arch]) -> dict[Arch, float]:
         accuracy: dict[Arch, float] = {}
         for done, arch in enumerate(archs, start=1):
-            accuracy[arch] = float(self._correct(arch, self._data.validation).mean())
+            accuracy[arch] = float(self._correct(arch, "validation").mean())
             self._progress(what, done, len(archs))
         return accuracy
 
-    def _test(
-        self, archs: Sequence[Arch], predictor: AccuracyPredictor, accuracy: Mapping[Arch, float]
+    def _found(
+        self,
+        archs: Sequence[Arch],
+        predictor: AccuracyPredictor | None,
+        accuracy: Mapping[Arch, float],
     ) -> tuple[FoundSubnet, ...]:
-        predicted = predictor(archs)
+        predicted = predictor(archs) if predictor else None
         found: list[FoundSubnet] = []
-        for done, arch in enumerate(archs, start=1):
-            hits = self._correct(arch, self._data.test)
-            interval = wilson_interval(int(hits.sum()), len(hits))
+        for i, arch in enumerate(archs):
+            hits = self._correct(arch, "test")
             found.append(
                 FoundSubnet(
                     arch,
                     self._size(arch),
                     self._cost(arch),
-                    float(predicted[done - 1]),
+                    None if predicted is None else float(predicted[i]),
                     accuracy[arch],
                     float(hits.mean()),
-                    interval,
+                    wilson_interval(int(hits.sum()), len(hits)),
                 )
             )
-            self._progress("test", done, len(archs))
+            self._progress("test", i + 1, len(archs))
         return tuple(found)
 
-    def _hits(
-        self, found: Sequence[FoundSubnet], ladder: Sequence[Arch]
-    ) -> Callable[[Sequence[Arch]], tuple[np.ndarray, np.ndarray]]:
-        archs = dict.fromkeys([*(s.arch for s in found), *ladder])
-        correct = {arch: self._correct(arch, self._data.test) for arch in archs}
-        return lambda chosen: (
-            np.array([self._cost(arch) for arch in chosen]),
-            np.stack([correct[arch] for arch in chosen]),
-        )
+    def _correct(self, arch: Arch, split: Literal["validation", "test"]) -> np.ndarray:
+        """(N,) whether each sample is classified correctly, with the subnet's own statistics.
 
-    def _correct(self, arch: Arch, split: Samples) -> np.ndarray:
-        """(N,) whether each sample is classified correctly, with the subnet's own statistics."""
+        Each subnet is measured once on each split.
+        """
+        known = self._journal.get(arch.subnet_id, split)
+        if known is None:
+            known = self._measured(arch, getattr(self._data, split)).correct.numpy()
+            self._journal.add(arch.subnet_id, split, known)
+        return known
+
+    def _statistics_of(self, arch: Arch) -> dict[str, torch.Tensor]:
+        if arch.subnet_id not in self._statistics:  # its answers came from the journal
+            self._measured(arch, Subset(self._data.train, torch.arange(1)))
+        return self._statistics[arch.subnet_id]
+
+    def _measured(self, arch: Arch, samples: Samples) -> Measurement:
         measured = measure(
             self._checkpoint.state,
             self._definition,
@@ -188,11 +245,11 @@ class Search:
             input_spec=self._checkpoint.input,
             calibration=self._data.train,
             calibration_images=self._options.calibration_images,
-            held_out=split,
+            held_out=samples,
             statistics=self._statistics.get(arch.subnet_id),
         )
         self._statistics[arch.subnet_id] = measured.statistics
-        return measured.correct.numpy()
+        return measured
 
     def _ceiling(self) -> float:
         """The cost up to which volume is counted: the limit, or the largest subnet's."""
@@ -218,6 +275,15 @@ def _latencies(
     return {archs[i]: profile.latency_s(i, batch_size) for i in profile.subnet_ids}
 
 
+def reported_on(data: Dataset, calibration_images: int) -> str:
+    """What accuracies of a search were measured on, in words."""
+    return (
+        f"{data.name}: {len(data.test)} test images that nothing was chosen on; chosen on "
+        f"{len(data.validation)} others, statistics calibrated on "
+        f"{min(calibration_images, len(data.train))} training images"
+    )
+
+
 def with_found(checkpoint: Checkpoint, result: SearchResult, source: str) -> Checkpoint:
     """The same supernet, serving what was found; accuracies are those on the test images."""
     return replace(
@@ -232,17 +298,22 @@ def with_found(checkpoint: Checkpoint, result: SearchResult, source: str) -> Che
     )
 
 
-def to_json(result: SearchResult, **header: Any) -> dict[str, Any]:
+def to_json(result: SearchResult, comparison: Comparison, **header: Any) -> dict[str, Any]:
     """Plain data of a result; MACs and parameters are counts, accuracies fractions."""
+    quality = result.quality
     return {
         **header,
-        "predictor": {"kendall_tau": result.quality.tau, "mean_error": result.quality.mean_error},
+        "predictor": quality and {"kendall_tau": quality.tau, "mean_error": quality.mean_error},
         "latency_error": result.latency_error,
         "hyper_volume": {
-            "found": result.found.to_json(),
-            "ladder": result.ladder.to_json(),
-            "gain": result.gain.to_json(),
+            "found": comparison.found.to_json(),
+            "ladder": comparison.ladder.to_json(),
+            "gain": comparison.gain.to_json(),
         },
+        "dominated": [
+            {"subnet_id": d.subnet.subnet_id, "by": d.by.subnet_id, "gain": d.gain, "ci95": d.ci95}
+            for d in comparison.dominated
+        ],
         "num_measured": len(result.measured),
         "subnets": [
             {

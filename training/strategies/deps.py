@@ -14,10 +14,10 @@ from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Ta
 
 
 class SingleStrategy(StepwiseStrategy):
-    """The full model alone, for the whole run."""
+    """One subnet alone, the full model for instance, for the whole run."""
 
-    def __init__(self, space: SearchSpace, schedule: CosineSchedule):
-        self._full = (SubnetTask(space.largest, 1.0, "labels"),)
+    def __init__(self, arch: Arch, schedule: CosineSchedule):
+        self._full = (SubnetTask(arch, 1.0, "labels"),)
         self._schedule = schedule
 
     def lr(self, step: int) -> float:
@@ -29,7 +29,7 @@ class SingleStrategy(StepwiseStrategy):
         return ()
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
-        """The full model, from labels."""
+        """That one, from labels."""
         return self._full
 
 

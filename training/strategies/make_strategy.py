@@ -6,7 +6,10 @@ distils in place, the full model's task comes first, so its outputs can teach th
 
 from __future__ import annotations
 
+from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
+from supernet.space import SearchSpace
+from supernet.spec import parse_arch
 from training.config import TrainConfig
 from training.strategies.delay import FixedDelay, PlateauDelay
 from training.strategies.deps import DepsStrategy, Shrinking, SingleStrategy
@@ -30,8 +33,9 @@ def make_strategy(
         total_steps=total,
         warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
     )
-    if options.strategy == "single":
-        return SingleStrategy(space, schedule)
+    alone = trained_alone(config, space)
+    if alone is not None:
+        return SingleStrategy(alone, schedule)
     if options.strategy in _PHASED:
         return _PHASED[options.strategy](config, space, total)
     is_deps = options.strategy == "deps"
@@ -51,6 +55,16 @@ def make_strategy(
         delay = FixedDelay(round(options.delay * total) if is_deps else 0)
     sampler = SAMPLERS[options.sampler](definition, config.seed)
     return DepsStrategy(space, schedule, sampler, delay, shrinking)
+
+
+def trained_alone(config: TrainConfig, space: SearchSpace) -> Arch | None:
+    """The one subnet that a run trains; None where there are several.
+
+    Raises ValueError naming what is wrong in `schedule.subnet`.
+    """
+    if config.schedule.strategy != "single":
+        return None
+    return parse_arch(config.schedule.subnet or "largest", space)
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:

@@ -10,14 +10,23 @@ gradients that come after the ramp. With equal gradients this is torch.optim.Ada
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 Tensors = dict[str, torch.Tensor]
 
+_kernels: Any = torch  # what torch.optim itself runs on, without declaring it
+_PLACES = frozenset({"pos_embed", "cls_token"})  # which timm's ViTs don't decay either
+
+
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weights decay: matrices and kernels, but for embeddings of places and classes."""
+    return parameter.dim() > 1 and not _PLACES & set(name.split("."))
+
 
 class AdamW:
-    """Moments by parameter name, and the update. Weight decay only on matrices and kernels."""
+    """Moments by parameter name, and the update. What decays: `is_decayed`."""
 
     def __init__(
         self,
@@ -39,18 +48,25 @@ class AdamW:
     def step(self, lr: float, unweighted: Mapping[str, torch.Tensor] | None = None) -> None:
         """Update parameters that have a gradient; `unweighted` gradients feed the second moment."""
         self.num_updates += 1
-        correction1 = 1.0 - self._beta1**self.num_updates
-        correction2 = 1.0 - self._beta2**self.num_updates
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            for_square = gradient if unweighted is None else unweighted[name]
-            mean = self.momentum.setdefault(name, torch.zeros_like(parameter))
-            square = self.square.setdefault(name, torch.zeros_like(parameter))
-            mean.lerp_(gradient, 1.0 - self._beta1)
-            square.mul_(self._beta2).addcmul_(for_square, for_square, value=1.0 - self._beta2)
-            if parameter.dim() > 1:
-                parameter.mul_(1.0 - lr * self._weight_decay)
-            size = (square / correction2).sqrt_().add_(self._eps)
-            parameter.addcdiv_(mean, size, value=-lr / correction1)
+        named = [(n, p, p.grad) for n, p in self._parameters.items() if p.grad is not None]
+        if not named:
+            return
+        for name, parameter, _ in named:
+            self.momentum.setdefault(name, torch.zeros_like(parameter))
+            self.square.setdefault(name, torch.zeros_like(parameter))
+        parameters, gradients = [p for _, p, _ in named], [g for _, _, g in named]
+        means = [self.momentum[n] for n, _, _ in named]
+        squares = [self.square[n] for n, _, _ in named]
+        observed = gradients if unweighted is None else [unweighted[n] for n, _, _ in named]
+        decayed = [p for n, p, _ in named if is_decayed(n, p)]
+        # One kernel for all tensors of each operation, where there are such kernels (CUDA).
+        _kernels._foreach_lerp_(means, gradients, 1.0 - self._beta1)
+        _kernels._foreach_mul_(squares, self._beta2)
+        _kernels._foreach_addcmul_(squares, observed, observed, 1.0 - self._beta2)
+        if decayed:
+            _kernels._foreach_mul_(decayed, 1.0 - lr * self._weight_decay)
+        sizes = _kernels._foreach_div(squares, 1.0 - self._beta2**self.num_updates)
+        _kernels._foreach_sqrt_(sizes)
+        _kernels._foreach_add_(sizes, self._eps)
+        rate = -lr / (1.0 - self._beta1**self.num_updates)
+        _kernels._foreach_addcdiv_(parameters, means, sizes, rate)

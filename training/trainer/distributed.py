@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from subnetact.device import device_name
+
+# The others wait in a collective while the first evaluates: hours for a large data set on a slow
+# disk, where the backends' own 10 and 30 minutes would end the run.
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +39,14 @@ class ProcessGroup:
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return cls()
         if not device.startswith("cuda"):
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         else:
             if device != "cuda":
                 raise ValueError(f"device is {device!r}, allowed under torchrun: cpu, cuda")
             device_name(device)
             local = torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(local)  # "cuda" means this one from now on
-            dist.init_process_group("nccl", device_id=local)
+            dist.init_process_group("nccl", device_id=local, timeout=_PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
 from training.config import LossConfig
 
-_RATIO_CLIP = 5.0
+_WEIGHT_CLIP = 5.0
+_ALPHAS = (-1.0, 1.0)
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -26,9 +29,8 @@ def distillation_loss(
     """The loss of (B, K) logits against (B, K) teacher probabilities, times temperature squared."""
     log_q = torch.log_softmax(logits.float() / options.temperature, dim=1)
     if options.distillation == "alpha":
-        per_sample = torch.maximum(
-            alpha_divergence(targets, log_q, -1.0), alpha_divergence(targets, log_q, 1.0)
-        )
+        low, high = (alpha_divergence(targets, log_q, alpha) for alpha in _ALPHAS)
+        per_sample = torch.where(low.detach() > high.detach(), low, high)
     elif options.distillation == "kl":
         per_sample = alpha_divergence(targets, log_q, 1.0)
     else:
@@ -39,12 +41,21 @@ def distillation_loss(
 def alpha_divergence(p: torch.Tensor, log_q: torch.Tensor, alpha: float) -> torch.Tensor:
     """D_alpha(p || q) per sample, (B, K) each; alpha 1 is the Kullback-Leibler divergence.
 
-    D = 1 / (alpha (alpha - 1)) * sum q [(p / q)^alpha - 1] (AlphaNet, ICML 2021). p / q is clipped
-    at 5 as published, so that a class which q has almost ruled out can't dominate the gradient.
+    With the importance weight w = (p / q)^alpha, clipped at 5 after the power as published, so that
+    a class which one side has almost ruled out cannot dominate:
+
+        value     c sum q (w - 1), with c = 1 / (alpha (alpha - 1))
+        gradient  that of -sum q (w / alpha + c) log q, where q and w before the logarithm are fixed
+
+    Without the clip the second is the first's gradient. Source: AlphaNet (Wang et al., ICML 2021),
+    equation 7 and the published loss_ops.py.
     """
-    q = log_q.exp()
-    ratio = (p / q.clamp_min(1e-12)).clamp_max(_RATIO_CLIP)
     if alpha == 1.0:
         return (p * (p.clamp_min(1e-12).log() - log_q)).sum(1)
-    ratio = ratio.clamp_min(1e-6) if alpha < 0 else ratio
-    return (q * (ratio**alpha - 1.0)).sum(1) / (alpha * (alpha - 1.0))
+    with torch.no_grad():
+        q, base = log_q.exp(), 1.0 / (alpha * (alpha - 1.0))
+        log_weight = alpha * (p.clamp_min(1e-38).log() - log_q)
+        weight = log_weight.clamp_max(math.log(_WEIGHT_CLIP)).exp()
+        value = (q * (weight - 1.0)).sum(1) * base
+    surrogate = -(q * (weight / alpha + base) * log_q).sum(1)
+    return value + surrogate - surrogate.detach()

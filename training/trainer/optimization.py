@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import OptimizerConfig
-from training.trainer.adamw import AdamW
+from training.trainer.adamw import AdamW, is_decayed
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,8 +59,11 @@ class Optimization:
         )
         self._sgd = torch.optim.SGD(
             [
-                {"params": [p for p in parameters.values() if p.dim() > 1]},
-                {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+                {"params": [p for n, p in parameters.items() if is_decayed(n, p)]},
+                {
+                    "params": [p for n, p in parameters.items() if not is_decayed(n, p)],
+                    "weight_decay": 0.0,
+                },
             ],
             lr=options.lr,
             momentum=options.momentum,
@@ -94,8 +98,8 @@ class Optimization:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self._options.ema_decay, (1 + self._num_averaged) / (10 + self._num_averaged))
-        for name, parameter in self._parameters.items():
-            self.average[name].lerp_(parameter, 1.0 - decay)
+        averages = [self.average[name] for name in self._parameters]
+        get_ema_multi_avg_fn(decay)(averages, [*self._parameters.values()], self._num_averaged)
         self._num_averaged += 1
 
     def state(self) -> OptimizationState:

@@ -21,12 +21,8 @@ from training.config import TrainConfig, config_from_json
 from training.trainer.optimization import OptimizationState
 
 RESUME_FILE = "resume.safetensors"
-_FREE_TO_CHANGE = {
-    "threads",
-    "device",
-    "evaluation",
-    "log",
-}  # they do not bend the trajectory's meaning
+# They do not bend the trajectory's meaning.
+_FREE_TO_CHANGE = {"threads", "device", "evaluation", "log", "data.workers"}
 
 
 class ResumeError(ValueError):
@@ -123,9 +119,11 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
 def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
     """Keys that did not exist when a state was saved had the value that is their default now.
 
-    But for `schedule.parts`, which was 1 before it existed.
+    But for `schedule.parts`, which was 1 before it existed. How a run is evaluated is free to
+    change, so what was said of it then does not matter.
     """
-    return {**config, "schedule": {"parts": 1, **config["schedule"]}}
+    known = {name: value for name, value in config.items() if name != "evaluation"}
+    return {**known, "schedule": {"parts": 1, **config["schedule"]}}
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -137,7 +135,7 @@ def _check_same_config(path: Path, saved: dict[str, Any], asked: dict[str, Any])
     differing = [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key.partition(".")[0] not in _FREE_TO_CHANGE
+        if then.get(key) != now.get(key) and not {key, key.partition(".")[0]} & _FREE_TO_CHANGE
     ]
     if differing:
         raise ResumeError(

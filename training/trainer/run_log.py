@@ -25,11 +25,15 @@ class StepReport(NamedTuple):
 
 
 class EpochReport(NamedTuple):
-    """One epoch, or the part of one that a resumed run did; `also` are further figures by name."""
+    """One epoch, or the part of one that a resumed run did; `also` are further figures by name.
+
+    `num_images` are those read by all processes together.
+    """
 
     epoch: int
     steps: tuple[StepReport, ...]
     seconds: float
+    num_images: int
     also: Mapping[str, float]
 
 
@@ -70,6 +74,7 @@ class RunLog:
                 "subnet_loss": mean([step.subnet_loss for step in report.steps]),
                 "subnets_per_step": last.num_subnets,
                 "seconds": round(report.seconds, 3),
+                "images_per_s": round(report.num_images / report.seconds, 1),
                 **report.also,
             }
         )

@@ -36,6 +36,7 @@ from training.data.data import epoch_batches, steps_per_epoch
 from training.data.samples import Dataset, Split
 from training.strategies.make_strategy import make_strategy, total_steps
 from training.strategies.strategy import Event, SubnetTask
+from training.trainer.batch_shares import check_shares
 from training.trainer.crop_kernels import crop_kernels
 from training.trainer.distributed import ProcessGroup
 from training.trainer.hidden_states import HiddenStates, hidden_loss
@@ -83,7 +84,8 @@ class Trainer:
 
         `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
         `resume` is asked for and the saved state does not fit, ValueError for a device that is not
-        there.
+        there, or
+        a batch that the workers can't share evenly.
         """
         device_name(config.device)  # refuses one that is not there, before anything is made
         self.config, self.data, self._out = config, data, out
@@ -98,6 +100,7 @@ class Trainer:
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
         self._teacher: Tensors = {}
         self._workers = workers or ProcessGroup()
+        check_shares(config.data.batch_size, self._workers.size)
         self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
@@ -145,10 +148,11 @@ class Trainer:
                     progress(reports[-1])
             self.save()
             seconds = time.perf_counter() - started_s
+            num_images = len(reports) * self.config.data.batch_size
             epoch = math.ceil(self.step / self._steps_per_epoch)
             if self._workers.is_first:
                 also = epoch_end(epoch) if epoch_end else {}
-                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, also))
+                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
         return True
 
     def save(self, name: str | None = None) -> None:
@@ -179,6 +183,8 @@ class Trainer:
             epoch,
             first=offset,
             part=self._workers.part,
+            workers=self.config.data.workers,
+            pin_memory=self.config.device.startswith("cuda"),
         )
         left = self.total_steps - self.step
         return (batch for _, batch in zip(range(left), batches, strict=False))
@@ -192,8 +198,7 @@ class Trainer:
         images, labels = self._inputs(batch)
         # 3. what a model teaches that stands still meanwhile
         soft = self._teacher_targets(images, plan)
-        full_loss: float | None = None
-        subnet_losses: list[float] = []
+        losses: list[torch.Tensor] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
         # 4. gradients of each pass, which add up in the shared weights
@@ -207,26 +212,26 @@ class Trainer:
             loss = self._loss(task, logits, labels[mine], soft)
             if states is not None:
                 loss = loss + task.hidden * hidden_loss(states, soft.hidden)
-            value = self._finite(float(loss.detach()), task)
+            losses.append(loss.detach().float())
             if task.target == "labels":
                 own = soft_targets(logits, self.config.loss.temperature)
-                soft, full_loss = soft._replace(full_model=own), value
-            else:
-                subnet_losses.append(value)
+                soft = soft._replace(full_model=own)
             (loss * task.weight).backward()
             if task.target == "labels" and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
         # 5. one step for all passes and processes
+        values = self._finite(torch.stack(losses).tolist(), plan)
         self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr, self._unweighted(full_gradients, plan))
         self.step += 1
+        by_labels = [v for v, task in zip(values, plan, strict=True) if task.target == "labels"]
+        others = [v for v, task in zip(values, plan, strict=True) if task.target != "labels"]
+        full_loss = by_labels[-1] if by_labels else None
         # 6. a delay ends when the full model's loss says so
         if self._strategy.watches_loss:
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
-        return StepReport(
-            self.step, self.total_steps, lr, full_loss, mean(subnet_losses), len(plan)
-        )
+        return StepReport(self.step, self.total_steps, lr, full_loss, mean(others), len(plan))
 
     def _loss(
         self, task: SubnetTask, logits: torch.Tensor, labels: torch.Tensor, soft: _Soft
@@ -277,14 +282,23 @@ class Trainer:
         total, beta = _gradients(self.weights.parameters), plan[-1].weight
         return {name: full[name] + (total[name] - full[name]) / beta for name in total}
 
-    def _finite(self, loss: float, task: SubnetTask) -> float:
-        if math.isfinite(loss):
-            return loss
+    def _finite(self, losses: list[float], plan: tuple[SubnetTask, ...]) -> list[float]:
+        """The losses of a step, of which none may be infinite or NaN, on any process.
+
+        All processes agree on it before weights change, so that all raise and none waits.
+        """
+        wrong = [(loss, t) for loss, t in zip(losses, plan, strict=True) if not math.isfinite(loss)]
+        if not self._workers.any(bool(wrong)):
+            return losses
         self.save(DIVERGED_FILE)
+        said = "a loss on another process is not finite"
+        if wrong:
+            loss, task = wrong[0]
+            said = f"the loss of subnet {task.arch.subnet_id} is {loss}"
         raise TrainingDivergedError(
-            f"the loss of subnet {task.arch.subnet_id} is {loss} at step {self.step}; lower "
-            f"optimizer.lr or look at the data. {self._out} keeps the state before that step in "
-            f"{DIVERGED_FILE}, and of the last whole epoch for --resume"
+            f"{said} at step {self.step}; lower optimizer.lr or look at the data. {self._out} "
+            f"keeps the state before that step in {DIVERGED_FILE}, and of the last whole epoch for "
+            "--resume"
         )
 
     def _apply(self, event: Event) -> None:
@@ -310,7 +324,7 @@ class Trainer:
         """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""
         device, options = self.config.device, self.config.data
         x = augment(
-            batch.images.to(device),
+            batch.images.to(device, non_blocking=True),
             self.data.input,
             self._largest.resolution,
             options,
@@ -318,7 +332,7 @@ class Trainer:
         )
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(device)
+        labels = batch.labels.to(device, non_blocking=True)
         return mix(x, labels, self._definition.config.num_classes, options, self._key())
 
     def _sort_channels(self) -> None:

@@ -1,8 +1,8 @@
 """`supernet bench serving`: this system against what a user would pick instead, and its own limits.
 
 Parts: `peers` (against Ray Serve's batching), `overload` (goodput beyond capacity), `doors` (what
-each way in costs), `mixed` (several models, SLOs, priorities, pins), `soak` (memory and tail over a
-long run; only when asked for). The profile is
+each way in costs); and when asked for `static` (against one exported network), `mixed` (several
+models, SLOs, priorities, pins) and `soak` (memory and tail over a long run). The profile is
 measured first, on this machine, and the SLO follows from it. What is measured is kept at once: the
 same command goes on where it was stopped.
 """
@@ -18,8 +18,8 @@ from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 
-PARTS = ("peers", "overload", "doors", "mixed", "soak")
-DEFAULT_PARTS = PARTS[:-1]
+PARTS = ("peers", "static", "overload", "doors", "mixed", "soak")
+DEFAULT_PARTS = ("peers", "overload", "doors")
 _THREADS = 1  # of the device: client, proxy and replica share the cores with it
 
 
@@ -61,7 +61,7 @@ class ServingBench:
         )
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
-        """Run the parts (None: all but `soak`). Raises ServeConfigError for an unknown one."""
+        """Run the parts (None: the default ones). Raises ServeConfigError for an unknown one."""
         wanted = DEFAULT_PARTS if parts is None else tuple(parts)
         unknown = sorted(set(wanted) - set(PARTS))
         if unknown:
@@ -84,6 +84,12 @@ class ServingBench:
 
         scale = FULL if self._full else QUICK
         return PeersBench(self._setting, self._journal("peers"), scale=scale, tell=self._tell)
+
+    def _static(self) -> Part:
+        from serve.bench.serving.static_front import FULL, QUICK, StaticBench
+
+        scale = FULL if self._full else QUICK
+        return StaticBench(self._setting, self._journal("static"), scale=scale, tell=self._tell)
 
     def _overload(self) -> Part:
         from serve.bench.serving.overload import FULL, QUICK, OverloadBench

@@ -23,7 +23,7 @@ def bench_serving(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: peers, overload, doors, mixed, soak. Default: all but soak.",
+            help="Of peers, static, overload, doors, mixed, soak. Default: peers, overload, doors.",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -1,7 +1,7 @@
 """The peer of the serving benchmark: Ray Serve's own batching around one extracted subnet.
 
 What a user would pick instead: `@serve.batch`, FIFO, one batch size, one wait. It is given what it
-can be given: our packed executor, a device thread of its own, so that requests are parsed while a
+can be given: our executor, a device thread of its own, so that requests are parsed while a
 batch runs, our parser and binary tensors, a listener in the replica like ours beside Ray's proxy,
 no limit on ongoing requests, and Ray's request timeout set to the SLO where that helps it (Ray then
 cancels what is late, and `@serve.batch` leaves it out). Subnet and tuning are switched between

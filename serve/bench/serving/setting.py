@@ -93,7 +93,13 @@ def measured(
 
     checkpoint = load_checkpoint(folder)
     profile = LatencyProfile.load(profile_path) if profile_path.exists() else None
-    if profile is None or profile.checkpoint != checkpoint.fingerprint:
+    forms = {form.subnet_id for form in checkpoint.forms}
+    fits = profile is not None and profile.packing not in ("folded", "shared")
+    if (
+        profile is None
+        or not fits
+        or (profile.checkpoint != checkpoint.fingerprint or set(profile.subnet_ids) != forms)
+    ):
         tell("measuring the latency profile")
         executor = load_executor(checkpoint, threads=threads, max_batch_size=_BATCH_SIZES[-1])
         profile = measure_profile(executor, checkpoint, batch_sizes=_BATCH_SIZES)

@@ -10,7 +10,7 @@ from supernet.subnets.extract import extract
 
 
 class StaticSubnet:
-    """An independent module, channels last, BatchNorm and all; the specification, not packed."""
+    """An independent module, channels last, BatchNorm and all; the specification, not compiled."""
 
     def __init__(self, checkpoint: Checkpoint, subnet_id: str, *, threads: int) -> None:
         self._arch = checkpoint.subnet(subnet_id).arch

@@ -20,7 +20,7 @@ from serve.hosts.load_device import check, load
 from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor
-from subnetact.cpu.packed_executor import PackedExecutor
+from subnetact.cpu.graph_executor import GraphExecutor
 from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint
 
@@ -69,7 +69,7 @@ def test_a_profile_is_checked_against_a_warm_device(configure, measured, monkeyp
     """On CUDA a cold one runs eagerly, several times slower than the graphs that were profiled."""
     calls: list[str] = []
 
-    class Watched(PackedExecutor):
+    class Watched(GraphExecutor):
         def __init__(self, *args: object, **options: object) -> None:
             super().__init__(*args, **options)
             calls.append("loaded")
@@ -82,7 +82,7 @@ def test_a_profile_is_checked_against_a_warm_device(configure, measured, monkeyp
         calls.append("checked")
         return profile
 
-    monkeypatch.setattr("subnetact.cpu.packed_executor.PackedExecutor", Watched)
+    monkeypatch.setattr("subnetact.cpu.graph_executor.GraphExecutor", Watched)
     monkeypatch.setattr("subnetact.profiling.revalidation.revalidated", recheck)
     load(configure(measured)).executor.close()
     assert calls == ["loaded", "warm", "checked"]

@@ -16,16 +16,15 @@ from onnxruntime.quantization import (
 from subnetact.cpu.activation_ranges import (
     Activation,
     activation_ranges,
-    draw_calibration,
-    ranges_from_json,
-    ranges_to_json,
+    ranges_from_tensors,
+    ranges_to_tensors,
 )
 from subnetact.cpu.graph_template import write_template
-from subnetact.cpu.number_format import S8S8, U8S7, U8S8, best_format
 from subnetact.cpu.ort_session import OrtSession
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.rounding_plan import RoundingPlan
 from subnetact.cpu.subnet_graph import subnet_graph
+from subnetact.number_format import S8S8, U8S7, U8S8, best_format
 from supernet.definition import define_supernet
 from supernet.input import InputSpec
 from supernet.subnets.calibrate import calibrate
@@ -148,7 +147,10 @@ def test_ranges_hold_extremes_and_means_of_all_batches(tmp_path):
     assert ranges[first].low == pytest.approx(x.min(), rel=1e-5)
     assert ranges[first].high == pytest.approx(x.max(), rel=1e-5)
     assert ranges[first].means == pytest.approx(x.mean(axis=(0, 2, 3)), rel=1e-4)
-    assert ranges_from_json(ranges_to_json(ranges)) == ranges
+    kept = ranges_from_tensors(ranges_to_tensors(ranges))
+    assert list(kept) == list(ranges)
+    assert kept[first].means == pytest.approx(ranges[first].means, rel=1e-6)
+    assert kept[first][:2] == pytest.approx(ranges[first][:2], rel=1e-6)
 
 
 def test_faulty_ranges_are_named():
@@ -159,8 +161,6 @@ def test_faulty_ranges_are_named():
     name, *_ = RoundingPlan(model).rounded
     with pytest.raises(ValueError, match=f"no range of {name}"):
         quantise(model, {})
-    with pytest.raises(ValueError, match="range of x is"):
-        ranges_from_json({"x": ["low", 1.0, []]})
 
 
 def test_zero_is_exact_and_a_dead_tensor_is_no_division_by_zero():
@@ -172,18 +172,6 @@ def test_zero_is_exact_and_a_dead_tensor_is_no_division_by_zero():
             bottom, top = (0, 255) if number_format.unsigned else (-128, 127)
             assert bottom <= zero <= top
             assert scale > 0
-
-
-def test_calibration_images_are_drawn_over_all_by_a_private_generator():
-    labels = np.repeat(np.arange(10), 100).reshape(-1, 1)  # sorted by class, as files are
-    state = np.random.get_state()[1].copy()
-    drawn = draw_calibration(labels, 200, seed=3)
-    assert (np.random.get_state()[1] == state).all()
-    assert np.bincount(drawn[:, 0], minlength=10).min() >= 8
-    np.testing.assert_array_equal(drawn, draw_calibration(labels, 200, seed=3))
-    assert len(draw_calibration(labels, 5000, seed=0)) == 1000
-    with pytest.raises(ValueError, match="count is 0"):
-        draw_calibration(labels, 0, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,12 @@ import torch
 
 from subnetact.cpu.activation_ranges import activation_ranges
 from subnetact.cpu.graph_cache import GraphCache
-from subnetact.cpu.graph_executor import GraphExecutor
 from subnetact.cpu.ort_session import OrtSession
 from subnetact.cpu.subnet_sessions import SubnetSessions
-from subnetact.served_form import ServedForm
-from subnetact.views.eager_executor import EagerExecutor
-from supernet.checkpoint import Checkpoint, CheckpointError, ServedSubnet
+from supernet.checkpoint import Checkpoint, ServedSubnet
 from supernet.definition import define_supernet
 from supernet.input import InputSpec
+from supernet.served_form import ServedForm
 from supernet.subnets.calibrate import calibrate
 from supernet.subnets.extract import extract
 
@@ -63,32 +61,6 @@ def ranges(checkpoint, samples):
         subnet_id: activation_ranges(sessions.graph(ServedForm(subnet_id)), [samples])
         for subnet_id in checkpoint.subnet_ids
     }
-
-
-def test_the_executor_answers_as_its_plain_twin(checkpoint, samples):
-    graphs, eager = GraphExecutor(checkpoint), EagerExecutor(checkpoint)
-    assert graphs.subnet_ids == eager.subnet_ids
-    for subnet_id in graphs.subnet_ids:
-        expected = eager.run(subnet_id, samples)
-        np.testing.assert_allclose(graphs.run(subnet_id, samples), expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(KeyError, match="registered"):
-        graphs.run("d9", samples)
-    with pytest.raises(ValueError, match="expected uint8"):
-        graphs.run(graphs.subnet_ids[0], samples.astype(np.float32))
-    graphs.close()
-
-
-def test_forms_of_both_precisions_stand_side_by_side(checkpoint, samples, ranges):
-    ids = [i + suffix for i in checkpoint.subnet_ids for suffix in ("", "-i8")]
-    graphs = GraphExecutor(checkpoint, form_ids=ids, ranges=ranges)
-    assert graphs.subnet_ids == tuple(ids)
-    for subnet_id in checkpoint.subnet_ids:
-        wide, narrow = (graphs.run(subnet_id + s, samples) for s in ("", "-i8"))
-        assert 0 < np.abs(wide - narrow).max() < 0.2 * np.abs(wide).max()
-    with pytest.raises(ValueError, match="needs the ranges"):
-        GraphExecutor(checkpoint, form_ids=ids)
-    with pytest.raises(CheckpointError, match="not served"):
-        GraphExecutor(checkpoint, form_ids=["d7-r8"])
 
 
 def test_a_second_start_reads_what_the_first_one_kept(
@@ -213,8 +185,8 @@ def test_sessions_have_the_threads_that_were_asked_for(threads, more, checkpoint
 def test_faulty_arguments_are_named(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="threads is 0"):
         SubnetSessions(checkpoint, threads=0)
-    with pytest.raises(ValueError, match="max_batch_size is 0"):
-        GraphExecutor(checkpoint, max_batch_size=0)
+    with pytest.raises(ValueError, match="needs the ranges"):
+        SubnetSessions(checkpoint).open(ServedForm(checkpoint.subnet_ids[0], "int8"))
     (tmp_path / "no.onnx").write_bytes(b"none")
     with pytest.raises(ValueError, match="can't load it"):
         OrtSession(tmp_path / "no.onnx")

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import nn
 
 from supernet import Arch, InputSpec, SupernetDefinition, define_supernet, extract
-from supernet.weights.import_network import imported_checkpoint, input_of
+from supernet.weights.expected_input import input_of
+from supernet.weights.import_network import imported_checkpoint
 from supernet.weights.import_weights import import_supernet
 
 

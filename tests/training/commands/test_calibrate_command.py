@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from subnetact.cpu.precision import bits_of
-from supernet import ServedSubnet, load_checkpoint, save_checkpoint
+from subnetact import load_executor
+from supernet import ServedSubnet, cost, load_checkpoint, save_checkpoint
 from training.commands.calibrate_command import calibrate
 from training.commands.precision_command import precision
 from training.config import config_from_json
 from training.data.array_folder import ArraySplit, write_array_folder
 from training.data.data import load_dataset
+from training.evaluation.evaluate import measure
 from training.run import train
 
 
@@ -47,15 +48,27 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     checkpoint = train(config, out / "trained")
     assert checkpoint is not None
-    largest = checkpoint.subnets[-1]
+    data, largest = load_dataset("digits"), checkpoint.definition.space.largest
+    statistics = measure(
+        checkpoint.state,
+        checkpoint.definition,
+        largest,
+        input_spec=checkpoint.input,
+        calibration=data.train,
+        calibration_images=512,
+        held_out=data.validation,
+    ).statistics
     unknown = ServedSubnet(
-        arch=largest.arch, accuracy=0.0, ci95=(0.0, 1.0), macs=largest.macs, params=largest.params
+        arch=largest,
+        accuracy=0.0,
+        ci95=(0.0, 1.0),
+        **cost(checkpoint.definition, largest)._asdict(),
     )
     save_checkpoint(
         replace(
             checkpoint,
             subnets=(unknown,),
-            norm_statistics={largest.subnet_id: checkpoint.norm_statistics[largest.subnet_id]},
+            norm_statistics={largest.subnet_id: statistics},
             classes=(),
             provenance={"origin": "test"},
         ),
@@ -139,22 +152,29 @@ def test_data_of_other_classes_is_refused(
     assert "has 10 classes, two has 2" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_precision_is_measured_written_down_and_used(
+def test_int8_is_measured_and_offered_where_it_loses_little(
     imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(imported, digits, tmp_path / "out", min_accuracy=0.3)
-    before = load_checkpoint(tmp_path / "out")
-    capsys.readouterr()
-    precision(checkpoint=tmp_path / "out", data=digits)
-    printed = capsys.readouterr().out
-    after = load_checkpoint(tmp_path / "out")
+    run(imported, digits, tmp_path / "measured")
+    before = load_checkpoint(tmp_path / "measured")
+    precision(checkpoint=tmp_path / "measured", data=digits, tolerance=2.0)
+    after = load_checkpoint(tmp_path / "measured")
     assert after.fingerprint == before.fingerprint
-    record = after.provenance["precision"]
-    assert "359 test images" in record["source"]
-    for subnet in after.subnets:
-        row = record["subnets"][subnet.subnet_id]
-        assert row["wide"] == pytest.approx(subnet.accuracy)
-        assert abs(row["all16"] - row["wide"]) < 0.02
-        assert subnet.subnet_id in printed
-    bits = bits_of(after)
-    assert f"weights in {bits.weights} bit, norms in {bits.norms} bit" in printed
+    assert after.subnets == before.subnets
+    for subnet, int8 in zip(after.subnets, after.int8_subnets, strict=True):
+        assert int8.subnet_id == f"{subnet.subnet_id}-i8"
+        assert abs(int8.accuracy - subnet.accuracy) < 0.03
+        assert int8.accuracy != 0.5, "measured, not copied"
+        assert after.activation_ranges[subnet.subnet_id]
+    executor = load_executor(after)
+    assert set(executor.subnet_ids) == {form.subnet_id for form in after.forms}
+    int8_id = after.int8_subnets[-1].subnet_id
+    test = load_dataset("digits").test.take(torch.arange(16))
+    hits = executor.run(int8_id, test.images.numpy()).argmax(axis=1) == test.labels.numpy()
+    assert hits.mean() > 0.6
+    precision(checkpoint=tmp_path / "measured", data=digits, tolerance=0.0)
+    strict = load_checkpoint(tmp_path / "measured")
+    offered = {form.arch for form in strict.int8_subnets}
+    printed = capsys.readouterr().out
+    assert strict.subnets == before.subnets
+    assert printed.count("no") >= len(before.subnets) - len(offered)

@@ -104,7 +104,7 @@ def test_a_tiny_encoder_learns_the_texts_and_logs_every_subnet(texts: Path, tmp_
             "schedule": {"strategy": "dynabert", "epochs": 12},
             "optimizer": {"name": "adamw", "lr": 0.003},
             "loss": {"dropout": 0.1, "distillation": "kl"},
-            "evaluation": {"grid": True},
+            "evaluation": {"random_archs": 0, "search": 0},
         }
     )  # fmt: skip
     checkpoint = train(config, tmp_path / "out")

@@ -23,7 +23,7 @@ from supernet import (
 from training.commands.search_command import search
 from training.config import config_from_json
 from training.data.checkpoint_data import dataset_of
-from training.evaluation.evaluate import count_correct, evaluate, measure
+from training.evaluation.evaluate import evaluate, is_correct, measure
 from training.evaluation.evolution import (
     Aim,
     EvolutionSettings,
@@ -262,5 +262,5 @@ def test_the_largest_subnet_scores_the_same_by_search_and_by_hand(trained: Path)
     )  # fmt: skip
     net = extract(checkpoint.state, checkpoint.definition, arch, measured.statistics)
     with torch.inference_mode():
-        correct = count_correct(net, data.validation, data.input, arch.resolution)
+        correct = int(is_correct(net, data.validation, data.input, arch.resolution).sum())
     assert measured.accuracy == pytest.approx(correct / len(data.validation))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -174,9 +175,76 @@ def test_alpha_divergence_is_kl_at_one_and_zero_between_equals() -> None:
     log_q = torch.log_softmax(torch.randn(6, 5, generator=generator), 1)
     kl = torch.nn.functional.kl_div(log_q, p, reduction="none").sum(1)
     torch.testing.assert_close(alpha_divergence(p, log_q, 1.0), kl)
+    near = torch.log_softmax(p.log() + 0.3 * torch.randn(6, 5, generator=generator), 1)
     for alpha in (-1.0, 1.0, 2.0):
         assert alpha_divergence(p, p.log(), alpha).abs().max() < 1e-5
-        assert alpha_divergence(p, log_q, alpha).min() >= -1e-5
+        assert alpha_divergence(p, near, alpha).min() > 0, "no weight is large enough to be clipped"
+
+
+# Worked out with Python's own arithmetic from the published formulas: five logits of a teacher that
+# is sure of a class (9 above the others), of a student that is half-way there, and of one that is
+# sure of another class.
+TEACHER = [9.0, 0.0, 0.0, 0.0, 0.0]
+STUDENTS = {"half-way": [2.0, 0.0, 1.0, 0.0, -1.0], "wrong": [0.0, 8.0, 0.0, 0.0, 0.0]}
+
+
+def published(student: list[float], alpha: float) -> tuple[float, list[float]]:
+    """AlphaNet's divergence and its gradient at the logits, by hand."""
+
+    def softmax(logits: list[float]) -> list[float]:
+        total = sum(math.exp(x) for x in logits)
+        return [math.exp(x) / total for x in logits]
+
+    p, q = softmax(TEACHER), softmax(student)
+    base = 1 / (alpha * (alpha - 1)) if alpha != 1 else 0.0
+    if alpha == 1:
+        value = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        rho = [a / b for a, b in zip(p, q, strict=True)]
+    else:
+        weight = [min(5.0, (a / b) ** alpha) for a, b in zip(p, q, strict=True)]
+        value = base * sum(b * (w - 1) for b, w in zip(q, weight, strict=True))
+        rho = [w / alpha + base for w in weight]
+    # d log q_i / d logit_k = [i = k] - q_k
+    pull = [b * r for b, r in zip(q, rho, strict=True)]
+    return value, [-a + b * sum(pull) for a, b in zip(pull, q, strict=True)]
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize("alpha", [-1.0, 1.0, 2.0])
+def test_alpha_divergence_is_the_published_one_at_a_confident_teacher(
+    student: list[float], alpha: float
+) -> None:
+    value, gradient = published(student, alpha)
+    logits = torch.tensor([student], requires_grad=True)
+    p = torch.softmax(torch.tensor([TEACHER]), 1)
+    divergence = alpha_divergence(p, torch.log_softmax(logits, 1), alpha)
+    divergence.sum().backward()
+    assert divergence.item() == pytest.approx(value, rel=1e-4)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(gradient, rel=1e-3, abs=1e-5)
+    assert logits.grad.norm() < 10.0, "no class dominates"
+
+
+def test_the_alpha_loss_takes_the_larger_divergence_with_its_gradient() -> None:
+    for student in STUDENTS.values():
+        larger = max((published(student, alpha) for alpha in (-1.0, 1.0)), key=lambda pair: pair[0])
+        logits = torch.tensor([student], requires_grad=True)
+        options = LossConfig(distillation="alpha")
+        loss = distillation_loss(logits, torch.softmax(torch.tensor([TEACHER]), 1), options)
+        loss.backward()
+        assert loss.item() == pytest.approx(larger[0], rel=1e-4)
+        assert logits.grad is not None
+        assert logits.grad[0].tolist() == pytest.approx(larger[1], rel=1e-3, abs=1e-5)
+
+
+def test_the_alpha_loss_is_finite_where_probabilities_vanish() -> None:
+    logits = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    targets = torch.softmax(torch.tensor([[-200.0, 0.0, 200.0]]), 1)
+    loss = distillation_loss(logits, targets, LossConfig(distillation="alpha"))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_distillation_losses_are_least_at_the_teacher() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from supernet import define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset
-from training.trainer.adamw import AdamW
+from training.trainer.adamw import AdamW, is_decayed
 from training.trainer.trainer import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
@@ -47,6 +47,49 @@ def test_with_one_gradient_it_is_torchs() -> None:
         reference.step()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-6)
+
+
+def plain_step(p: dict[str, nn.Parameter], unweighted: dict[str, torch.Tensor], state: dict,
+               lr: float, number: int) -> None:  # fmt: skip
+    """Tensor by tensor, as the paper writes it."""
+    for name, parameter in p.items():
+        assert parameter.grad is not None
+        mean, square = state.setdefault(
+            name, (torch.zeros_like(parameter), torch.zeros_like(parameter))
+        )
+        mean.lerp_(parameter.grad, 1.0 - 0.9)
+        square.mul_(0.99).addcmul_(unweighted[name], unweighted[name], value=1.0 - 0.99)
+        if is_decayed(name, parameter):
+            parameter.mul_(1.0 - lr * 0.1)
+        size = (square / (1.0 - 0.99**number)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(mean, size, value=-lr / (1.0 - 0.9**number))
+
+
+def test_all_tensors_at_once_are_tensor_by_tensor() -> None:
+    ours, theirs, state = parameters(), parameters(), {}
+    adamw = AdamW(ours, beta1=0.9, beta2=0.99, **OPTIONS)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(1, 20):
+        unweighted: dict[str, torch.Tensor] = {}
+        for name in ours:
+            gradient = torch.randn(ours[name].shape, generator=generator)
+            unweighted[name] = 2.0 * gradient
+            ours[name].grad, theirs[name].grad = gradient.clone(), gradient.clone()
+        adamw.step(0.01, unweighted)
+        with torch.no_grad():
+            plain_step(theirs, unweighted, state, 0.01, number)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name])
+
+
+def test_places_and_class_tokens_do_not_decay() -> None:
+    shapes = define_supernet("vit_tiny_patch16_224").parameter_shapes()
+    decayed = {n for n, s in shapes.items() if is_decayed(n, torch.empty(s, device="meta"))}
+    assert decayed
+    assert all(name.endswith("weight") for name in decayed)
+    assert not any("pos_embed" in name or "cls_token" in name for name in decayed)
+    assert "patch_embed.pos_embed.weight" in shapes
+    assert not any(".norm" in name for name in decayed)
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.5])

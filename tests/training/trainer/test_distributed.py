@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ import torch
 from supernet import define_supernet
 from training.config import config_from_json
 from training.data.data import Split, epoch_batches, load_dataset
+from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
 from training.trainer.run_log import StepReport
-from training.trainer.trainer import Trainer
+from training.trainer.trainer import DIVERGED_FILE, Trainer, TrainingDivergedError
 
 STEPS = 20
 BASE = {
@@ -65,10 +68,30 @@ def stop_after(steps: int):
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     workers = ProcessGroup.from_torchrun(os.environ, "cpu")
+    if names == ["diverging"]:
+        diverge(out, workers)
+        return
     for name in names:
         running = trainer(name, out / name / str(workers.rank), workers)
         running.run(should_stop=stop_after(STEPS))
         torch.save(weights_of(running), out / f"{name}{workers.rank}.pt")
+    workers.close()
+
+
+def diverge(out: Path, workers: ProcessGroup) -> None:
+    """The second process alone sees a NaN, at step 3; both write down what was raised."""
+    running = trainer("cnn", out / "diverging", workers)
+    forward = running.weights.forward
+
+    def broken(arch, x, *rest, **options):
+        logits = forward(arch, x, *rest, **options)
+        return logits * float("nan") if workers.rank == 1 and running.step == 3 else logits
+
+    running.weights.forward = broken  # type: ignore[method-assign]
+    try:
+        running.run(should_stop=stop_after(STEPS))
+    except TrainingDivergedError as error:
+        (out / f"diverged{workers.rank}").write_text(str(error))
     workers.close()
 
 
@@ -80,14 +103,57 @@ def weights_of(run: Trainer) -> dict[str, torch.Tensor]:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train everything on two processes, once."""
     out = tmp_path_factory.mktemp("ranks")
+    on_two_processes(out, *CONFIGS)
+    return out
+
+
+def on_two_processes(out: Path, *names: str) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        __file__, str(out), *CONFIGS,
+        __file__, str(out), *names,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, timeout=120, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
-    return out
+
+
+def test_a_loss_that_is_not_finite_on_one_process_ends_all(tmp_path: Path) -> None:
+    on_two_processes(tmp_path, "diverging")
+    first, second = ((tmp_path / f"diverged{rank}").read_text() for rank in (0, 1))
+    assert first.startswith("a loss on another process is not finite at step 3")
+    assert second.startswith("the loss of subnet d2-w1-e1-r8 is nan at step 3")
+    assert (tmp_path / "diverging" / DIVERGED_FILE).exists()
+
+
+def test_processes_that_would_get_unequal_shares_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 128, which 3 processes can't share"):
+        trainer("cnn", tmp_path, ProcessGroup(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "parts", "processes", "said"),
+    [
+        ("cnn", 128, 3, 1, ""),
+        ("cnn", 64, 3, 1, "sees 21 samples a step"),
+        ("cnn", 256, 3, 8, "sees 10 samples a step"),
+        ("cnn", 256, 1, 8, ""),
+        ("cnn", 16, 1, 1, ""),
+        ("vit", 126, 3, 8, ""),
+    ],
+)
+def test_too_few_samples_for_a_batch_norm_are_said(
+    name: str, batch_size: int, parts: int, processes: int, said: str
+) -> None:
+    config = config_from_json(CONFIGS[name])
+    config = replace(
+        config,
+        data=replace(config.data, batch_size=batch_size),
+        schedule=replace(config.schedule, parts=parts),
+    )
+    definition = define_supernet(config.supernet.variant, **config.supernet.overrides)
+    doubt = few_samples(config, definition, processes)
+    assert said in doubt
+    assert bool(doubt) == bool(said)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -175,13 +241,14 @@ def test_on_cuda_every_process_takes_the_gpu_of_its_local_rank(
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(
         "training.trainer.distributed.dist.init_process_group",
-        lambda backend, device_id: calls.append((backend, device_id)),
+        lambda backend, device_id, timeout: calls.append((backend, device_id, timeout)),
     )
     monkeypatch.setattr("training.trainer.distributed.dist.get_rank", lambda: 5)
     monkeypatch.setattr("training.trainer.distributed.dist.get_world_size", lambda: 8)
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert ProcessGroup.from_torchrun(environment, "cuda") == ProcessGroup(5, 8)
-    assert calls == [torch.device("cuda:1"), ("nccl", torch.device("cuda:1"))]
+    place = torch.device("cuda:1")
+    assert calls == [place, ("nccl", place, timedelta(hours=6))], "the first may evaluate for long"
     with pytest.raises(ValueError, match="device is 'cuda:0', allowed under torchrun: cpu, cuda"):
         ProcessGroup.from_torchrun(environment, "cuda:0")
 

@@ -1,0 +1,55 @@
+"""`supernet export`: one subnet as a file that others load; in int8 as an ONNX graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from slackfit.output_files import replacing
+from slackfit.user_errors import user_errors
+from supernet import cli, load_checkpoint
+from supernet.served_form import ServedForm
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    arch: Annotated[
+        str, typer.Option(help="A served subnet's id, largest, smallest, letters, JSON, or whole.")
+    ] = "largest",
+    format: Annotated[
+        str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
+    ] = "state_dict",
+    naming: Annotated[str, typer.Option(help=f"For state_dict: {cli.ORIGINS}.")] = "supernet",
+) -> None:
+    """Write one subnet as a plain state_dict or as a program."""
+    if ServedForm.parse(arch).precision == "fp32":
+        cli.export(checkpoint, out, arch, format, naming)
+        return
+    with user_errors(ValueError, OSError, ImportError):
+        if format != "onnx":
+            raise ValueError(f"{arch} in {format}: int8 is an ONNX graph, give --format onnx")
+        write_int8(checkpoint, arch, out)
+    Console().print(f"{out}: onnx of {arch}", highlight=False)
+
+
+def write_int8(checkpoint: Path, form_id: str, out: Path) -> None:
+    """Write the int8 graph of a served entry: uint8 samples in, normalisation inside, logits out.
+
+    Raises CheckpointError for an entry that the checkpoint does not have, OSError when the file
+    can't be written, OrtMissingError without onnx.
+    """
+    import onnx
+
+    from subnetact.cpu.activation_ranges import ranges_from_tensors
+    from subnetact.cpu.subnet_sessions import SubnetSessions
+
+    loaded = load_checkpoint(checkpoint)
+    loaded.subnet(form_id)
+    ranges = {i: ranges_from_tensors(t) for i, t in loaded.activation_ranges.items()}
+    model = SubnetSessions(loaded, ranges=ranges).graph(ServedForm.parse(form_id))
+    with replacing(out) as temporary:
+        onnx.save(model, temporary)
