@@ -2,7 +2,8 @@
 
 A server's door shares the interpreter with the device's thread. Here a second thread of the process
 reads request bodies for a share of its time, none, 30 % or all of it, and the largest subnet runs
-beside it, in every form; the levels take turns within every round.
+beside it, in every form; the levels take turns within every round. The process is tuned as one that
+serves is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 
 from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
 from serve.bench.rows import Row, Tell, row
+from serve.hosts.tuned_process import tuned_process
 
 _LEVELS = {"alone": 0, "beside_30_percent": 30, "beside_100_percent": 100}
 _VALUES = 3072  # of a CIFAR image as numbers of JSON, a tenth of a millisecond to parse
@@ -69,11 +71,14 @@ def busy_rows(
     for form, call in calls.items():
         thread = BusyThread()
 
-        def set_level(name: str, thread: BusyThread = thread) -> None:
+        def set_level(
+            name: str, thread: BusyThread = thread, call: Callable[[], object] = call
+        ) -> None:
             thread.percent = _LEVELS[name]
             time.sleep(_SETTLE_S)
+            call()  # what sleeping made slow is over
 
-        with thread.running():
+        with tuned_process(), thread.running():
             samples_s = rotated(dict.fromkeys(_LEVELS, call), at_least_s, prepare=set_level)
         detail = f"a thread of the same process parses JSON; {medians_text(samples_s)}"
         for name in list(_LEVELS)[1:]:
