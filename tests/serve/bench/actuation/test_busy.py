@@ -1,4 +1,4 @@
-"""The busy thread is busy for the share of its time that it is told, and the process is put back."""
+"""The busy thread is busy for the share of time that it is told; the process is put back after."""
 
 import sys
 import time
