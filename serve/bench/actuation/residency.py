@@ -130,6 +130,7 @@ class ResidencyTable:
                 self.store.evict_others(keys)
                 for key in keys:
                     self.store.load(key)
+                assert self.store.resident == keys, "every candidate was opened before"
             self._ratio[keys, subnet_id] = self._over_views(subnet_id)
         return self._ratio[keys, subnet_id]
 
