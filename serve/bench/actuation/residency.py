@@ -94,7 +94,7 @@ class ResidencyTable:
         self.budget_bytes = int(_BUDGET * self.all_bytes)
         self.store.evict_others(())
         self.savings = executor.measure_savings()
-        self.base_s = {i: self._on_views_s(i) for i in executor.subnet_ids}
+        self.base_s = self._on_views_s()
         self._ratio: dict[tuple[Keys, str], float] = {}
 
     def nearest_average(self) -> NearestAverage:
@@ -138,16 +138,19 @@ class ResidencyTable:
         slots = [self._executor.stage(self._samples)]
         calls: dict[str, Callable[[], object]] = {
             "resident": lambda: self._executor.launch(subnet_id, slots),
-            "views": lambda: self._views.run(ServedForm.parse(subnet_id).subnet_id, self._samples),
+            "views": self._on_views(subnet_id),
         }
         return paired_ratio(rotated(calls, self._at_least_s, _ROUNDS), "resident", "views")
 
-    def _on_views_s(self, subnet_id: str) -> float:
+    def _on_views_s(self) -> dict[str, float]:
+        """Seconds of each subnet on views; all in turn, as they weigh against each other."""
+        calls = {i: self._on_views(i) for i in self._executor.subnet_ids}
+        samples_s = rotated(calls, len(calls) * self._at_least_s, _ROUNDS)
+        return {i: median(taken_s) for i, taken_s in samples_s.items()}
+
+    def _on_views(self, subnet_id: str) -> Callable[[], object]:
         float_id = ServedForm.parse(subnet_id).subnet_id
-        samples_s = rotated(
-            {"views": lambda: self._views.run(float_id, self._samples)}, self._at_least_s, _ROUNDS
-        )
-        return median(samples_s["views"])
+        return lambda: self._views.run(float_id, self._samples)
 
 
 def _rows_of(figure: str, table: ResidencyTable, stream: list[str], tell: Tell) -> list[Row]:
