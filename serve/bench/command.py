@@ -63,25 +63,22 @@ def actuation(
         str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of rows.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Compile every subnet, not the middle ones only.")
+        bool, typer.Option("--full", help="Two threads as well, and the start of 100 subnets.")
     ] = False,
     part: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: resnet, mobilenet, compile, switch, memory, sgs, default.",
+            help="Only these: graph, int8, switch, residency, memory, startup, busy.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs per median.")] = 7,
 ) -> None:
-    """Measure switching, packed slices, memory and residency policies on this CPU."""
+    """Measure compiled subnets: against static exports, switching, residency, memory, starting."""
     from serve.bench.actuation.bench import ActuationBench
     from traces.commands.output import trace_errors
 
     with trace_errors():
-        bench = ActuationBench(
-            repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True)
-        )
+        bench = ActuationBench(full=full, tell=lambda text: typer.echo(text, err=True))
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))

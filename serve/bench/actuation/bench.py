@@ -1,35 +1,76 @@
-"""`supernet bench actuation`: what actuation costs on this CPU, against the same networks alone.
+"""`supernet bench actuation`: what a CPU's served subnets cost, against the same networks alone.
 
-Every figure is a ratio or a median measured in one process, in interleaved order. Weights are
-random: time does not depend on them. Rows name packing, threads, batch size and bytes.
+Every figure is a ratio or a median of interleaved rounds in one process, or of a process of its own
+where memory and starting are measured. One thread, unless the figure says another number.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from statistics import median
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
-import numpy as np
 import torch
-from torch import nn
 
-from serve.bench.actuation.default_packing import default_rows
-from serve.bench.actuation.memory import memory_rows
-from serve.bench.actuation.random_supernet import random_state, statistics_of
+from serve.bench.actuation.bench_net import (
+    BenchNet,
+    cifar10_resnet20,
+    ofa_mobilenet_v3,
+    ofa_resnet50,
+)
+from serve.bench.actuation.busy import busy_rows
+from serve.bench.actuation.graph_rows import graph_rows
 from serve.bench.actuation.residency import residency_rows
-from serve.bench.rows import Row, Tell, row
-from subnetact.cache import SubgraphCache
-from subnetact.cpu.packed_supernet import PackedSupernet
+from serve.bench.actuation.servable_memory import servable_memory_rows
+from serve.bench.actuation.served_memory import served_memory_rows
+from serve.bench.actuation.startup import form_ids, startup_rows
+from serve.bench.actuation.switch import switch_rows
+from serve.bench.rows import Row, Tell
+from subnetact.cpu.graph_executor import GraphExecutor
+from subnetact.cpu.ort_session import onnxruntime
 from subnetact.device import device_name
-from subnetact.norms import FoldedNorms
-from supernet.arch import Arch
-from supernet.definition import SupernetDefinition, define_supernet
-from supernet.subnets.extract import extract
+from subnetact.profiling.sushi_encoding import widths_of
+from subnetact.views.eager_executor import EagerExecutor
+from supernet.checkpoint import Checkpoint, load_checkpoint
 
-NETS = {"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"}
-PARTS = ("resnet", "mobilenet", "compile", "switch", "memory", "sgs", "default")
-_PACKINGS = ("views", "shared", "folded")
+PARTS = ("graph", "int8", "switch", "residency", "memory", "startup", "busy")
+_STARTED, _STARTED_FULL = 14, 100  # subnets
+_SERVABLE = 500
+_BUSY_BATCH = 8
+
+
+class BenchNets(Protocol):
+    """The networks that the parts measure."""
+
+    @property
+    def cifar(self) -> BenchNet: ...
+
+    @property
+    def mobilenet(self) -> BenchNet: ...
+
+    @property
+    def resnet(self) -> BenchNet: ...
+
+
+class PublishedNets:
+    """The released CIFAR-10 supernet, and OFA's two with random weights; made when asked for."""
+
+    @cached_property
+    def cifar(self) -> BenchNet:
+        """See `cifar10_resnet20`."""
+        return cifar10_resnet20()
+
+    @cached_property
+    def mobilenet(self) -> BenchNet:
+        """See `ofa_mobilenet_v3`."""
+        return ofa_mobilenet_v3()
+
+    @cached_property
+    def resnet(self) -> BenchNet:
+        """See `ofa_resnet50`."""
+        return ofa_resnet50()
 
 
 class ActuationBench:
@@ -37,22 +78,23 @@ class ActuationBench:
 
     def __init__(
         self,
+        nets: BenchNets | None = None,
         *,
-        repeats: int = 7,
-        threads: Iterable[int] = (1, 2),
-        batch_sizes: Iterable[int] = (1, 8),
         full: bool = False,
+        thoroughness: float = 1.0,
+        servable: int = _SERVABLE,
         tell: Tell = print,
     ):
-        """`full` compiles every subnet instead of the middle ones, and lengthens streams."""
-        if repeats < 1:
-            raise ValueError(f"repeats is {repeats}, allowed 1 or more")
-        self._repeats = repeats
-        self._threads = tuple(threads)
-        self._batch_sizes = tuple(batch_sizes)
+        """`full` measures two threads as well, and the start of a hundred subnets.
+
+        `thoroughness` stretches the seconds that every figure is given.
+        """
+        self._nets = nets or PublishedNets()
         self._full = full
+        self._thoroughness = thoroughness
+        self._servable = servable
         self._tell = tell
-        self._rng = np.random.default_rng(0)
+        self._folder = Path()
 
     def run(self, parts: Iterable[str] | None = None) -> list[Row]:
         """Run the named parts (default: all). Raises ValueError for an unknown one."""
@@ -62,239 +104,109 @@ class ActuationBench:
             raise ValueError(f"unknown part {', '.join(unknown)}; allowed {', '.join(PARTS)}")
         before = torch.get_num_threads()
         rows: list[Row] = []
+        torch.set_num_threads(1)
         try:
-            with torch.inference_mode():
+            with TemporaryDirectory() as folder:
+                self._folder = Path(folder)
                 for part in (p for p in PARTS if p in wanted):
                     self._tell(f"{part} ...")
                     rows += getattr(self, f"_{part}")()
         finally:
             torch.set_num_threads(before)
-        return [row | {"device": device_name("cpu"), "torch": torch.__version__} for row in rows]
+        where = {
+            "device": device_name("cpu"),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime().__version__,
+        }
+        return [row | where for row in rows]
 
-    def _resnet(self) -> list[Row]:
-        return self._latency("ofa_resnet50")
+    def _graph(self) -> list[Row]:
+        return self._against_static("fp32")
 
-    def _mobilenet(self) -> list[Row]:
-        return self._latency("ofa_mobilenet_v3")
+    def _int8(self) -> list[Row]:
+        return self._against_static("int8")
 
-    def _latency(self, net_name: str) -> list[Row]:
-        definition = define_supernet(NETS[net_name])
-        state = random_state(definition)
-        rows: list[Row] = []
-        for size, arch in _sizes(definition).items():
-            rows += self._latency_of(net_name, size, definition, state, arch)
-        return rows + _medians(rows)
-
-    def _latency_of(
-        self,
-        net_name: str,
-        size: str,
-        definition: SupernetDefinition,
-        state: Mapping[str, torch.Tensor],
-        arch: Arch,
-    ) -> list[Row]:
-        rows: list[Row] = []
-        static = _static(definition, state, arch)
-        for threads in self._threads:
-            torch.set_num_threads(threads)  # first: packed layouts depend on it
-            nets = {packing: prepared(definition, state, arch, packing) for packing in _PACKINGS}
-            calls = {m: _runner(net, arch.subnet_id) for m, net in nets.items()}
-            for batch_size in self._batch_sizes:
-                x = _input(definition, arch, batch_size)
-                samples_s = interleaved({"static": static, **calls}, x, self._repeats)
-                for packing in _PACKINGS:
-                    name = "views" if packing == "views" else f"resident_{packing}"
-                    held = nets[packing].cache.held_bytes
-                    rows.append(
-                        row(
-                            f"actuation/{net_name}/{size}/b{batch_size}/t{threads}/{name}_over_static_eager",
-                            paired_ratio(samples_s, packing, "static"),
-                            "ratio",
-                            f"medians {_brief(samples_s, packing, 'static')}; "
-                            f"{len(samples_s[packing])} rounds, {held} bytes packed, "
-                            f"no budget; {arch.subnet_id}",
-                        )
-                    )
-                ratios = {m: round(paired_ratio(samples_s, m, "static"), 3) for m in _PACKINGS}
-                self._tell(f"  {net_name} {size} b{batch_size} t{threads}: {ratios}")
-        return rows
-
-    def _compile(self) -> list[Row]:
-        rows: list[Row] = []
-        for net_name, variant in NETS.items():
-            definition = define_supernet(variant)
-            state = random_state(definition)
-            for size, arch in _sizes(definition).items():
-                if self._full or size == "mid":
-                    rows += self._compile_of(net_name, size, definition, state, arch)
-        return rows
-
-    def _compile_of(
-        self,
-        net_name: str,
-        size: str,
-        definition: SupernetDefinition,
-        state: Mapping[str, torch.Tensor],
-        arch: Arch,
-    ) -> list[Row]:
-        import torch._dynamo
-        import torch._inductor.config as inductor
-
-        rows: list[Row] = []
-        torch.set_num_threads(1)
-        net = prepared(definition, state, arch, "folded")
-        for batch_size in self._batch_sizes:
-            x = _input(definition, arch, batch_size)
-            torch._dynamo.reset()
-            with inductor.patch(freezing=True), torch.no_grad():
-                compiled = torch.compile(_static(definition, state, arch), dynamic=False)
-                start_s = time.perf_counter()
-                compiled(x)
-                compile_s = time.perf_counter() - start_s
-                calls = {"compiled": compiled, "folded": _runner(net, arch.subnet_id)}
-                samples_s = interleaved(calls, x, self._repeats)
-            figure = f"{net_name}/{size}/b{batch_size}/t1"
-            times = _brief(samples_s, "folded", "compiled")
-            detail = f"medians {times}; torch.compile with freezing, dynamic=False"
-            ratio = paired_ratio(samples_s, "folded", "compiled")
-            rows.append(
-                row(f"actuation/{figure}/resident_folded_over_compiled", ratio, "ratio", detail)
-            )
-            rows.append(
-                row(f"actuation/{figure}/compile_time", compile_s, "s", "once per subnet and batch")
-            )
-            self._tell(f"  {figure}: {ratio:.3f}, {times}, compiled in {compile_s:.1f} s")
-        return rows
+    def _against_static(self, precision: str) -> list[Row]:
+        nets = (self._nets.cifar, self._nets.mobilenet, self._nets.resnet)
+        return graph_rows(
+            (net.case(size) for net in nets for size in net.sizes),
+            precisions=[precision],
+            threads=(1, 2) if self._full else (1,),
+            at_least_s=3.0 * self._thoroughness,
+            tell=self._tell,
+        )
 
     def _switch(self) -> list[Row]:
         rows: list[Row] = []
-        for net_name, variant in NETS.items():
-            definition = define_supernet(variant)
-            net = PackedSupernet(
-                definition,
-                state := random_state(definition),
-                FoldedNorms(definition, state),
-                SubgraphCache(),
+        for net in (self._nets.cifar, self._nets.mobilenet, self._nets.resnet):
+            checkpoint, views = self._views(net)
+            executor = self._graphs(checkpoint, views, form_ids(checkpoint, "both"))
+            at_least_s = 20.0 * self._thoroughness
+            rows += switch_rows(net.name, executor, at_least_s=at_least_s, tell=self._tell)
+            executor.close()
+        return rows
+
+    def _residency(self) -> list[Row]:
+        net = self._nets.resnet
+        checkpoint, views = self._views(net)
+        rows: list[Row] = []
+        for precision in ("int8", "fp32"):
+            ids = form_ids(checkpoint, precision)
+            executor = self._graphs(checkpoint, views, ids)
+            rows += residency_rows(
+                net.name,
+                precision,
+                executor,
+                views,
+                {i: widths_of(net.definition, checkpoint.subnet(i).arch) for i in ids},
+                at_least_s=0.5 * self._thoroughness,
+                tell=self._tell,
             )
-            archs = list(_sizes(definition).values())
-            ids = [net.register(a, statistics_of(definition, a, self._rng)) for a in archs]
-            for subnet_id in ids:
-                net.load(net.slices(subnet_id))
-            for subnet_id in ids:
-                net.actuate(subnet_id)
-            taken_s = []
-            for i in self._rng.integers(len(ids), size=20_000):
-                start_s = time.perf_counter()
-                net.actuate(ids[i])
-                taken_s.append(time.perf_counter() - start_s)
-            layers = ", ".join(str(net.actuate(i).lookups) for i in ids)
-            p50, p99 = np.percentile(taken_s, [50, 99]) * 1e6
-            detail = f"20,000 switches among resident subnets of {layers} convolutions"
-            rows.append(row(f"actuation/{net_name}/switch_p50", p50, "us", detail))
-            rows.append(row(f"actuation/{net_name}/switch_p99", p99, "us", detail))
+            executor.close()
         return rows
 
     def _memory(self) -> list[Row]:
-        return memory_rows(define_supernet(NETS["ofa_resnet50"]), tell=self._tell)
+        rows: list[Row] = []
+        for net in (self._nets.cifar, self._nets.resnet):
+            folder = net.saved(net.served, self._folder)
+            rows += served_memory_rows(net.name, folder, self._folder, tell=self._tell)
+        resnet = self._nets.resnet
+        return [*rows, *servable_memory_rows(resnet, servable=self._servable, tell=self._tell)]
 
-    def _sgs(self) -> list[Row]:
-        definition = define_supernet(NETS["ofa_resnet50"])
-        return residency_rows(definition, random_state(definition), tell=self._tell)
+    def _startup(self) -> list[Row]:
+        wanted = [(self._nets.cifar, _STARTED), (self._nets.resnet, _STARTED)]
+        if self._full:
+            wanted.append((self._nets.mobilenet, _STARTED_FULL))
+        rows: list[Row] = []
+        for net, count in wanted:
+            rows += startup_rows(
+                net.name, net.saved(net.archs(count), self._folder), tell=self._tell
+            )
+        return rows
 
-    def _default(self) -> list[Row]:
-        definition = define_supernet(NETS["ofa_resnet50"])
-        state = random_state(definition)
-        return default_rows(definition, state, repeats=self._repeats, tell=self._tell)
+    def _busy(self) -> list[Row]:
+        net = self._nets.cifar
+        checkpoint, views = self._views(net)
+        largest = net.sizes["max"].subnet_id
+        graphs = self._graphs(checkpoint, views, (largest, f"{largest}-i8"))
+        samples = graphs.sample.zeros(_BUSY_BATCH)
+        calls: dict[str, Callable[[], object]] = {
+            "fp32": lambda: graphs.run(largest, samples),
+            "int8": lambda: graphs.run(f"{largest}-i8", samples),
+            "views": lambda: views.run(largest, samples),
+        }
+        at_least_s = 15.0 * self._thoroughness
+        figure = f"{net.name}/max/b{_BUSY_BATCH}/t1"
+        return busy_rows(figure, calls, at_least_s=at_least_s, tell=self._tell)
 
+    def _views(self, net: BenchNet) -> tuple[Checkpoint, EagerExecutor]:
+        """Return the checkpoint of what a network serves, and an executor of it on views."""
+        checkpoint = load_checkpoint(net.saved(net.served, self._folder))
+        return checkpoint, EagerExecutor(checkpoint)
 
-def prepared(
-    definition: SupernetDefinition, state: Mapping[str, torch.Tensor], arch: Arch, packing: str
-) -> PackedSupernet:
-    """Return a supernet with one subnet, all of its slices resident in `packing` (views: none)."""
-    norms = FoldedNorms(definition, state)
-    net = PackedSupernet(definition, state, norms, SubgraphCache())
-    net.register(arch, statistics_of(definition, arch, np.random.default_rng(0)))
-    if packing != "views":
-        net.load(net.slices(arch.subnet_id, packing))
-    return net
-
-
-Samples = dict[str, list[float]]
-
-
-def interleaved(
-    calls: Mapping[str, Callable[[torch.Tensor], object]],
-    x: torch.Tensor,
-    repeats: int,
-    at_least_s: float = 2.0,
-) -> Samples:
-    """Return the seconds of each call on `x` in each round, after two rounds that do not count.
-
-    Every round runs each call once. There are `repeats` rounds at least, and more of what is
-    quick: until `at_least_s` have passed, thirty at most.
-    """
-    samples_s: Samples = {name: [] for name in calls}
-    start_s = time.perf_counter()
-    for round_number in range(-2, 30):
-        for name, call in calls.items():
-            before_s = time.perf_counter()
-            call(x)
-            if round_number >= 0:
-                samples_s[name].append(time.perf_counter() - before_s)
-        if round_number + 1 >= repeats and time.perf_counter() - start_s >= at_least_s:
-            break
-    return samples_s
-
-
-def paired_ratio(samples_s: Samples, name: str, over: str) -> float:
-    """Return the median over rounds of one call's time over another's in the same round.
-
-    A machine that slows down for a while slows both, so this stands when medians do not.
-    """
-    pairs = zip(samples_s[name], samples_s[over], strict=True)
-    return median(a / b for a, b in pairs)
-
-
-def _sizes(definition: SupernetDefinition) -> dict[str, Arch]:
-    space = definition.space
-    if space.family == "ofa_resnet50":
-        middle = space.uniform(depth=1, expand=0.25, width=1, resolution=176)
-    else:
-        middle = space.uniform(depth=3, expand=4, kernel=5, resolution=176)
-    return {"min": space.smallest, "mid": middle, "max": space.largest}
-
-
-def _static(
-    definition: SupernetDefinition, state: Mapping[str, torch.Tensor], arch: Arch
-) -> nn.Module:
-    statistics = statistics_of(definition, arch, np.random.default_rng(0))
-    return extract(state, definition, arch, statistics).to(memory_format=torch.channels_last)
-
-
-def _runner(net: PackedSupernet, subnet_id: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: net.run(subnet_id, x)
-
-
-def _input(definition: SupernetDefinition, arch: Arch, batch_size: int) -> torch.Tensor:
-    x = definition.example_input(arch, batch_size)
-    return torch.randn(x.shape).contiguous(memory_format=torch.channels_last)
-
-
-def _medians(rows: list[Row]) -> list[Row]:
-    """Median and worst ratio per net and packing."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for one in rows:
-        _, net_name, *_, figure = one["figure"].split("/")
-        groups.setdefault((net_name, figure), []).append(one["value"])
-    summary: list[Row] = []
-    for (net_name, figure), values in groups.items():
-        detail = f"over {len(values)} settings of size, batch and threads"
-        summary.append(
-            row(f"actuation/{net_name}/median/{figure}", median(values), "ratio", detail)
+    def _graphs(
+        self, checkpoint: Checkpoint, views: EagerExecutor, subnet_ids: Iterable[str]
+    ) -> GraphExecutor:
+        return GraphExecutor(
+            checkpoint, views, subnet_ids=subnet_ids, cache_folder=self._folder / "graphs"
         )
-        summary.append(row(f"actuation/{net_name}/worst/{figure}", max(values), "ratio", detail))
-    return summary
-
-
-def _brief(samples_s: Samples, *names: str) -> str:
-    return ", ".join(f"{name} {median(samples_s[name]) * 1e3:.2f} ms" for name in names)
