@@ -4,11 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from serve.bench.actuation.bench import PARTS, ActuationBench
 from serve.bench.actuation.fresh_process import FreshLoad, FreshReport, run_fresh
 from serve.bench.actuation.servable_memory import servable_memory_rows
 from serve.bench.actuation.startup import form_ids
+from serve.bench.command import bench_app
 from supernet.checkpoint import load_checkpoint
 
 FORMS = ("fp32", "int8", "views")
@@ -31,6 +33,15 @@ def values(bench, part):
 def test_an_unknown_part_is_named_with_those_that_there_are(bench):
     with pytest.raises(ValueError, match="unknown part speed; allowed graph, int8, .*busy"):
         bench.run(["speed", "graph"])
+
+
+@pytest.mark.parametrize("bench_name", ["actuation", "policies"])
+def test_the_command_says_so_in_a_line(bench_name):
+    result = CliRunner().invoke(bench_app, [bench_name, "--part", "speeed"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "speeed" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(("part", "precision"), [("graph", "fp32"), ("int8", "int8")])
