@@ -46,7 +46,7 @@ def policies(
     from serve.bench.policies.bench import FULL, QUICK, PoliciesBench, summary
     from traces.commands.output import trace_errors
 
-    with trace_errors():
+    with trace_errors(ValueError):
         bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
@@ -75,9 +75,9 @@ def actuation(
 ) -> None:
     """Measure compiled subnets: against static exports, switching, residency, memory, starting."""
     from serve.bench.actuation.bench import ActuationBench
-    from traces.commands.output import trace_errors
+    from slackfit.user_errors import user_errors
 
-    with trace_errors():
+    with user_errors(ValueError, ImportError, OSError):
         bench = ActuationBench(full=full, tell=lambda text: typer.echo(text, err=True))
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)

@@ -42,11 +42,16 @@ class FreshLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class FreshReport:
-    """Seconds from the start of the process, and bytes of its resident set above its imports."""
+    """Seconds from the start of the process, and bytes of its resident set above its imports.
+
+    `file_bytes` of them are pages of files, of the checkpoint for instance, which the system may
+    take back.
+    """
 
     imported_s: float
     loaded_s: float
     num_bytes: int
+    file_bytes: int
 
 
 def run_fresh(load: FreshLoad, cache_folder: Path) -> FreshReport:
@@ -71,11 +76,16 @@ def run_fresh(load: FreshLoad, cache_folder: Path) -> FreshReport:
 def _main(order: dict[str, Any]) -> FreshReport:
     start_s = order.pop("start_s")
     import_all()
-    before_bytes, imported_s = _resident_bytes(), time.monotonic() - start_s
+    (before_bytes, files_before), imported_s = _resident_bytes(), time.monotonic() - start_s
     held = _load(FreshLoad(**order))  # noqa: F841  # alive until its bytes are counted
     loaded_s = time.monotonic() - start_s
-    num_bytes = _resident_bytes() - before_bytes
-    return FreshReport(imported_s=imported_s, loaded_s=loaded_s, num_bytes=num_bytes)
+    num_bytes, file_bytes = _resident_bytes()
+    return FreshReport(
+        imported_s=imported_s,
+        loaded_s=loaded_s,
+        num_bytes=num_bytes - before_bytes,
+        file_bytes=file_bytes - files_before,
+    )
 
 
 def import_all() -> None:
@@ -112,9 +122,11 @@ def _sessions(checkpoint: Checkpoint, load: FreshLoad) -> object:
     return sessions
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _resident_bytes() -> tuple[int, int]:
+    """Return all of the resident set, and what of it is pages of files."""
+    _, all_pages, file_pages, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return int(all_pages) * page_bytes, int(file_pages) * page_bytes
 
 
 if __name__ == "__main__":

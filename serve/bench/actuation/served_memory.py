@@ -39,7 +39,10 @@ def served_memory_rows(
         load = FreshLoad(checkpoint=str(folder), subnet_ids=ids, holds=holds, runs=True)
         report: FreshReport = run_fresh(load, cache_folder)
         megabytes[name] = report.num_bytes / 1e6
-        detail = f"resident set above imports, {count} subnets, each run once at batch 1"
+        detail = (
+            f"resident set above imports, {count} subnets, each run once at batch 1; of it "
+            f"{report.file_bytes / 1e6:.1f} MB are pages of files"
+        )
         rows.append(
             row(f"actuation/{net}/memory/{count}_subnets/{name}", megabytes[name], "MB", detail)
         )
