@@ -21,7 +21,7 @@ from slackfit.policy import DeviceLoad
 _FANO = 4.0  # of the others' arrivals: what a forecast assumes before it has seen any
 _SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
 _LEAD = 0.5  # of a full batch, that each other model's batch may cut off a deadline
-_OF_SLO = 0.7  # of the tightest SLO, that all models' batches may take one after the other
+_OF_SLO = 0.5  # of the tightest SLO, that all models' batches may take one after the other
 
 
 class Others:
