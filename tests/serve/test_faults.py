@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,11 +142,11 @@ def make_failing(device: Any, is_bad: Callable[[Sequence[np.ndarray]], bool]) ->
     launch, result = device.launch, device.result
 
     def launch_with_slots(subnet_id: str, slots: Sequence[np.ndarray]) -> Any:
-        return launch(subnet_id, slots), slots
+        return SimpleNamespace(launched=launch(subnet_id, slots), slots=slots, form="timed")
 
     def failing_result(launched: Any) -> np.ndarray:
-        logits = result(launched[0])
-        if is_bad(launched[1]):
+        logits = result(launched.launched)
+        if is_bad(launched.slots):
             raise RuntimeError("device-side assert")
         return logits
 
