@@ -6,7 +6,8 @@ ours as it takes device time at the least. Where they ask for more than their pa
 order gives them no more than that; so neither does the plan.
 
 A batch can't be interrupted: the others wait for its end. It takes at most its part of the
-tightest SLO, and a deadline may cut off a part of each other model's batch as well as of our own.
+tightest SLO, and a deadline may cut off a part of each other model's batch as well as of our own;
+the busier the others are, the shorter their batches.
 
 With one model it counts nothing, and the plan is what it is without.
 """
@@ -20,8 +21,8 @@ from slackfit.policy import DeviceLoad
 
 _FANO = 4.0  # of the others' arrivals: what a forecast assumes before it has seen any
 _SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
-_LEAD = 0.5  # of a full batch, that each other model's batch may cut off a deadline
-_OF_SLO = 0.7  # of the tightest SLO, that all models' batches may take one after the other
+_LEAD = 0.7  # of a full batch, that each other model's batch may cut off a deadline, if idle
+_OF_SLO = 0.5  # of the tightest SLO, that all models' batches may take one after the other
 
 
 class Others:
@@ -37,7 +38,7 @@ class Others:
         self.num_waiting = waiting_s / query_s
         self._arriving_qps = arriving / query_s
         #: Full batches per worker that a deadline may cut off.
-        self.lead = 1.0 + _LEAD * self.num_models
+        self.lead = 1.0 + _LEAD * self.num_models * max(1.0 - arriving, 0.0) ** 2
         is_shared = self.num_models > 0
         #: How long a batch may take for the others' sake, in seconds.
         self.longest_batch_s = (
