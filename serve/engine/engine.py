@@ -27,6 +27,7 @@ import numpy as np
 from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.earliest_answer import EarliestAnswer, earliest_answer
+from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchResult, BatchRunner
@@ -81,7 +82,7 @@ class Engine:
         self._fallback = ""
         self._fault = ""
         self._ledger = Ledger(observer)
-        self._on_decision = on_decision
+        self._on_decision = None if on_decision is None else Guarded(on_decision)
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
         self._slot = (turn or DeviceTurn()).slot(self._due_s)

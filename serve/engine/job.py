@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
 from slackfit.query import Outcome, Query, Status
 from slackfit.scheduling.outcomes import unserved
@@ -63,13 +64,13 @@ class Ledger:
     """The open queries of an engine and the count of the ended ones.
 
     Opening and ending happen under the engine's lock, delivering on one thread. `observer` is
-    called with every reply.
+    called with every reply once its job is answered; what it raises costs nobody an answer.
     """
 
     def __init__(self, observer: Callable[[Reply], None] | None) -> None:
         self.open: dict[int, Ticket] = {}
         self.counts: Counter[Status] = Counter()
-        self._observer = observer
+        self._observer = None if observer is None else Guarded(observer)
 
     def admit(self, ticket: Ticket) -> None:
         """Open a query."""
@@ -93,12 +94,13 @@ class Ledger:
         return [self.end(unserved(query, "failed", reason, now_s)) for query in queries]
 
     def deliver(self, ended: Sequence[EndedQuery]) -> None:
-        """Count the ends and answer the jobs."""
+        """Count the ends and answer the jobs; then let the observer look."""
         for ticket, reply in ended:
             self.counts[reply.outcome.status] += 1
-            if self._observer is not None:
-                self._observer(reply)
             ticket.job.answer(ticket.row, reply)
+        if self._observer is not None:
+            for _, reply in ended:
+                self._observer(reply)
 
 
 class EngineStatus(NamedTuple):

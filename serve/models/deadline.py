@@ -41,13 +41,15 @@ def resolve_deadline(
     *,
     arrival_s: float,
     default_slo_s: float,
-    unix_now_s: float,
+    unix_arrival_s: float,
     reply_allowance_s: float = 0.0,
     call_timeout_s: float | None = None,
 ) -> Deadlines:
     """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
 
     `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
+    `unix_arrival_s` is the arrival on the wall clock: by when the request is parsed, its body may
+    have taken a part of an absolute deadline.
     """
     hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
     soft_s: list[float] = []
@@ -55,7 +57,7 @@ def resolve_deadline(
         hard_s.append(_number("parameter timeout", parameters["timeout"]) * 1e-6)
     if "deadline_unix_us" in parameters:
         unix_us = _number("parameter deadline_unix_us", parameters["deadline_unix_us"])
-        hard_s.append(unix_us * 1e-6 - unix_now_s)
+        hard_s.append(unix_us * 1e-6 - unix_arrival_s)
     if TIMEOUT_HEADER in headers:
         timeout_s = _parsed(TIMEOUT_HEADER, headers[TIMEOUT_HEADER])
         if timeout_s > 0:

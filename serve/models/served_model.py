@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
+from serve.engine.guarded import Guarded
 from serve.engine.job import EngineStatus
 from serve.engine.reply import Reply, RequestOptions, cause_of
 from serve.models.deadline import resolve_deadline
@@ -21,8 +21,6 @@ from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
-
-logger = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -60,7 +58,7 @@ class ServedModel:
         self._reply_allowance_s = reply_allowance_s
         self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
-        self._request_observers = request_observers
+        self._request_observers = [Guarded(observer) for observer in request_observers]
 
     @property
     def policy_name(self) -> str:
@@ -85,7 +83,7 @@ class ServedModel:
             headers,
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
-            unix_now_s=self._unix_clock(),
+            unix_arrival_s=self._unix_clock() - (self.engine.clock() - arrival_s),
             reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
             call_timeout_s=call_timeout_s,
         )
@@ -107,21 +105,14 @@ class ServedModel:
             if self._request_observers:
                 ids = (request_id, request.request_id)
                 ended_s = self.engine.clock()
-                self._observe(
-                    RequestRecord(
-                        self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies
-                    )
+                record = RequestRecord(
+                    self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies
                 )
+                for observer in self._request_observers:
+                    observer(record)
         self._refuse(replies, deadlines.hard_deadline_s)
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
-
-    def _observe(self, record: RequestRecord) -> None:
-        for observer in self._request_observers:
-            try:
-                observer(record)
-            except Exception:  # a log or an exporter that fails must not cost an answer
-                logger.exception("a request observer failed")
 
     def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]
