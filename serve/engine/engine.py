@@ -193,13 +193,14 @@ class Engine:
                     options.min_accuracy,
                     options.query_class,
                     options.subnet_id,
+                    tenant=options.tenant,
                 )
                 ticket = Ticket(job, index, query)
                 outcome = self._admit(query, now_s)
                 if outcome is None:
                     self._ledger.admit(ticket)
                 else:
-                    refused.append(EndedQuery(ticket, Reply(outcome)))
+                    refused.append(EndedQuery(ticket, Reply(outcome, tenant=query.tenant)))
             self._touch()
         self._ledger.deliver(refused)
         if refused and not job.is_done:

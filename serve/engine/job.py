@@ -85,8 +85,10 @@ class Ledger:
         batch_id: int | None = None,
     ) -> EndedQuery:
         """Close a query."""
-        reply = Reply(outcome, output, execution_s, batch_id)
-        return EndedQuery(self.open.pop(outcome.query_id), reply)
+        ticket = self.open.pop(outcome.query_id)
+        return EndedQuery(
+            ticket, Reply(outcome, output, execution_s, batch_id, ticket.query.tenant)
+        )
 
     def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:
         """Close every query as failed, past a scheduler that can no longer be asked."""

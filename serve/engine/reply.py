@@ -22,6 +22,7 @@ class RequestOptions(NamedTuple):
     min_accuracy: float = 0.0
     query_class: int = 0
     subnet_id: str | None = None
+    tenant: str = ""
 
 
 class Reply(NamedTuple):
@@ -31,6 +32,7 @@ class Reply(NamedTuple):
     output: np.ndarray | None = None
     execution_s: float = 0.0
     batch_id: int | None = None
+    tenant: str = ""
 
     @property
     def is_executed(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig
+from serve.doors.body_budget import BodyBudget
 from serve.doors.server import Server
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
@@ -51,6 +52,8 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
         metrics=metrics,
         guard=guard,
         max_body_bytes=config.max_body_bytes,
+        max_json_bytes=config.max_json_bytes,
+        budget=BodyBudget(config.max_inflight_bytes),
         drain_timeout_s=config.drain_timeout_s,
     )
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serve.models.limits import RefusedError
+from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.proto.names import SLO_HEADER, TIMEOUT_HEADER
 
 MAX_ALLOWANCE = 0.15  # of the time given
@@ -44,12 +45,14 @@ def resolve_deadline(
     unix_arrival_s: float,
     reply_allowance_s: float = 0.0,
     call_timeout_s: float | None = None,
+    tenant: TenantLimits = NO_LIMITS,
 ) -> Deadlines:
     """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
 
     `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
-    `unix_arrival_s` is the arrival on the wall clock: by when the request is parsed, its body may
-    have taken a part of an absolute deadline.
+    What only has time-outs, or nothing, has the tenant's longest SLO besides. `unix_arrival_s` is
+    the arrival on the wall clock: by when the request is parsed, its body may have taken a part of
+    an absolute deadline.
     """
     hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
     soft_s: list[float] = []
@@ -66,6 +69,10 @@ def resolve_deadline(
         soft_s.append(_parsed(SLO_HEADER, headers[SLO_HEADER]) * 1e-3)
     if "slo_ms" in parameters:
         soft_s.append(_number("parameter slo_ms", parameters["slo_ms"]) * 1e-3)
+    asked_s = min(soft_s, default=None)
+    tenant.check_slo(asked_s)
+    if asked_s is None and tenant.longest_slo_s < math.inf:
+        soft_s.append(min(tenant.longest_slo_s, math.inf if hard_s else default_slo_s))
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")

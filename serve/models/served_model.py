@@ -16,6 +16,7 @@ from serve.models.images import ImageDecoder
 from serve.models.limits import RefusedError, refusal_of
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
+from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.observe.demand import Demand, Signals
 from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
@@ -73,6 +74,7 @@ class ServedModel:
         arrival_s: float,
         call_timeout_s: float | None = None,
         request_id: str = "",
+        tenant: TenantLimits = NO_LIMITS,
     ) -> list[Reply]:
         """Serve the samples of one request. Raises RefusedError when one gets no output.
 
@@ -86,12 +88,15 @@ class ServedModel:
             unix_arrival_s=self._unix_clock() - (self.engine.clock() - arrival_s),
             reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
             call_timeout_s=call_timeout_s,
+            tenant=tenant,
         )
+        tenant.check_wishes(request.query_class(), request.subnet_id())
         options = RequestOptions(
             *deadlines,
             min_accuracy=request.min_accuracy(),
             query_class=request.query_class(),
             subnet_id=request.subnet_id(),
+            tenant=tenant.name,
         )
         samples = request.samples
         if isinstance(samples, tuple):
@@ -105,8 +110,9 @@ class ServedModel:
             if self._request_observers:
                 ids = (request_id, request.request_id)
                 ended_s = self.engine.clock()
+                times_s = (arrival_s, submitted_s, ended_s)
                 record = RequestRecord(
-                    self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies
+                    self.spec.name, *ids, headers, *times_s, replies, tenant.name
                 )
                 for observer in self._request_observers:
                     observer(record)

@@ -26,6 +26,7 @@ class RequestRecord(NamedTuple):
     submitted_s: float
     ended_s: float
     replies: Sequence[Reply]
+    tenant: str = ""
 
     @property
     def decisive(self) -> Outcome | None:
@@ -39,6 +40,8 @@ class RequestRecord(NamedTuple):
         facts: dict[str, str | int | float] = {"model": self.model, "request_id": self.request_id}
         if self.client_id is not None:
             facts["id"] = self.client_id[:_LONGEST_TEXT]
+        if self.tenant:
+            facts["tenant"] = self.tenant
         outcome = self.decisive
         if outcome is None:
             return facts | {"status": "dropped", "reason": "cancelled"}

@@ -41,7 +41,7 @@ def reason_of(call: Callable[[], object]) -> str:
 
 def identify(guard: Guard, scope: str, secret: str | None = None, peer: str = "10.1.2.3", **more):
     authorization = None if secret is None else f"Bearer {secret}"
-    return guard.identify(scope, authorization=authorization, peer=peer, **more)
+    return guard.identify(scope, authorization=authorization, peer=peer, **more).principal
 
 
 def test_token_opens_its_scope_and_admin_opens_all(tokens: Tokens):
