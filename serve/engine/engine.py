@@ -241,6 +241,11 @@ class Engine:
         """The offered subnets, as profiled."""
         return self._scheduler.offered
 
+    @property
+    def drops_hopeless(self) -> bool:
+        """Whether what cannot be in time is refused, not served late."""
+        return self._scheduler.drop_hopeless
+
     def scheduler_settings(self) -> dict[str, int | bool | None]:
         """Return how the scheduler is set, whatever of it was left to the policy."""
         with self._lock:

@@ -19,7 +19,7 @@ from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
 from serve.hosts.load_device import LoadedDevice, load, offer
 from serve.hosts.several_models import each_model
-from serve.models.images import ImageDecoder
+from serve.models.image_decoder import ImageDecoder
 from serve.models.models import Models
 from serve.models.request import ModelSpec
 from serve.models.served_model import ServedModel
@@ -96,7 +96,9 @@ def build_model(
         device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
-    decoder = ImageDecoder(max_pixels=config.max_image_pixels, max_waiting=config.max_queue)
+    decoder = ImageDecoder(
+        max_pixels=config.max_image_pixels, max_waiting=config.max_queue, clock=engine.clock
+    )
     resources.callback(decoder.close)
     allowance_s = config.reply_allowance_ms * 1e-3
     return ServedModel(

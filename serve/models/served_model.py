@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
@@ -12,7 +15,7 @@ from serve.engine.guarded import Guarded
 from serve.engine.job import EngineStatus
 from serve.engine.reply import Reply, RequestOptions, cause_of
 from serve.models.deadline import resolve_deadline
-from serve.models.images import ImageDecoder
+from serve.models.image_decoder import ImageDecoder
 from serve.models.limits import RefusedError, refusal_of
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
@@ -100,7 +103,7 @@ class ServedModel:
         )
         samples = request.samples
         if isinstance(samples, tuple):
-            samples = await self._decoder.decode(samples, self.spec.sample.shape)
+            samples = await self._decode(samples, options.deadline_s)
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
@@ -119,6 +122,14 @@ class ServedModel:
         self._refuse(replies, deadlines.hard_deadline_s)
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
+
+    async def _decode(self, files: Sequence[bytes], deadline_s: float) -> np.ndarray:
+        """Return images as samples, in time for the device to answer. Raises RefusedError."""
+        until_s = math.inf
+        if self.engine.drops_hopeless:
+            until_s = deadline_s - self.engine.earliest_answer().idle_finish_s
+        shape = self.spec.sample.shape
+        return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
     def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]

@@ -267,7 +267,7 @@ def test_draining_server_refuses_and_says_so(timed_door):
         asyncio.run(_serve(door, use))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(caught.value.trailing_metadata() or ())["reason"] == "draining"
-    counted = {"door": "grpc", "reason": "draining"}
+    counted = {"door": "grpc", "reason": "draining", "tenant": ""}
     name = "supernet_refused_requests_total"
     assert door.server.metrics.registry.get_sample_value(name, counted) == 1
 

@@ -26,15 +26,18 @@ class Told:
         options: dict[str, Any] = {"buckets": bounds} if kind == "histogram" else {}
         metric: Any = classes[kind](name, text, labels, registry=self.registry, **options)
 
+        def child(tags: dict[str, str]) -> Any:
+            return metric.labels(**tags) if tags else metric
+
         class Made:
             def inc(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).inc(value)
+                child(tags).inc(value)
 
             def set(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).set(value)
+                child(tags).set(value)
 
             def observe(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).observe(value)
+                child(tags).observe(value)
 
         return Made()
 
