@@ -3,7 +3,7 @@
 A request takes its bytes as they come and gives them back when it is answered. Where they run out,
 the request that has been arriving for longest makes room, once it has had `GRACE_S`: slow clients
 can't keep others out, and who sends at once never waits for long. Where only whole requests hold
-them, a newcomer is refused: that is load.
+them for as long, a newcomer is refused: that is load.
 
 gRPC hands a message over whole and does not say how long it is: there a call takes what the largest
 one needs while its message arrives, and gives the rest back.
@@ -16,7 +16,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from serve.models.limits import RefusedError
 
@@ -32,7 +32,7 @@ class BodyBudget:
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._arriving: dict[InflightBody, None] = {}  # in the order of their first byte
-        self._waiting: deque[tuple[asyncio.Future[None], InflightBody, int]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._eviction: asyncio.TimerHandle | None = None
 
     def body(self) -> InflightBody:
@@ -44,15 +44,15 @@ class BodyBudget:
         if not self._waiting and self.used_bytes + count <= self.max_bytes:
             self._grant(body, count)
             return
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (granted, body, count)
-        self._waiting.append(entry)
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(loop.create_future(), body, count, loop.time() + GRACE_S)
+        self._waiting.append(waiting)
         self._make_room()
         try:
-            await granted
+            await waiting.granted
         except asyncio.CancelledError:
             with contextlib.suppress(ValueError):
-                self._waiting.remove(entry)
+                self._waiting.remove(waiting)
             raise
 
     def give(self, body: InflightBody, count: int) -> None:
@@ -65,8 +65,6 @@ class BodyBudget:
     def arrived(self, body: InflightBody) -> None:
         """Note that a request arrives no more: it is whole, or over."""
         self._arriving.pop(body, None)
-        if self._waiting:
-            self._make_room()
 
     def refusal(self) -> RefusedError:
         """Return what a request gets for which there is no room."""
@@ -85,15 +83,13 @@ class BodyBudget:
     def _make_room(self) -> None:
         """Let in who fits, first come first served; have the slowest make room for the others."""
         while self._waiting:
-            granted, body, count = self._waiting[0]
-            if granted.done():
-                self._waiting.popleft()
-            elif self.used_bytes + count <= self.max_bytes:
-                self._waiting.popleft()
-                self._grant(body, count)
-                granted.set_result(None)
-            else:
-                break
+            first = self._waiting[0]
+            if not first.granted.done():
+                if self.used_bytes + first.count > self.max_bytes:
+                    break
+                self._grant(first.body, first.count)
+                first.granted.set_result(None)
+            self._waiting.popleft()
         if self._eviction is not None:
             self._eviction.cancel()
             self._eviction = None
@@ -101,23 +97,31 @@ class BodyBudget:
             self._evict()
 
     def _evict(self) -> None:
+        """Evict the slowest arrival when it is time, or refuse who waits: there is none."""
         self._eviction = None
-        slowest = next((body for body in self._arriving if not body.is_evicted), None)
-        if slowest is None:
-            if not self._arriving:  # else one is about to go
-                self._refuse_waiting()
-            return
         loop = asyncio.get_running_loop()
-        if loop.time() < slowest.start_s + GRACE_S:
-            self._eviction = loop.call_at(slowest.start_s + GRACE_S, self._evict)
+        slowest = next((body for body in self._arriving if not body.is_evicted), None)
+        if slowest is not None and loop.time() >= slowest.start_s + GRACE_S:
+            slowest.evict()
             return
-        slowest.evict()
+        first = self._waiting[0]
+        if slowest is None and loop.time() >= first.refused_at_s:
+            self._waiting.popleft()
+            if not first.granted.done():
+                first.granted.set_exception(self.refusal())
+            self._eviction = loop.call_at(loop.time(), self._make_room)
+            return
+        at_s = first.refused_at_s if slowest is None else slowest.start_s + GRACE_S
+        self._eviction = loop.call_at(at_s, self._make_room)
 
-    def _refuse_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for granted, _, _ in waiting:
-            if not granted.done():
-                granted.set_exception(self.refusal())
+
+class _Waiting(NamedTuple):
+    """A request that waits for bytes; refused at a time, unless somebody slower makes room."""
+
+    granted: asyncio.Future[None]
+    body: InflightBody
+    count: int
+    refused_at_s: float
 
 
 class InflightBody:

@@ -163,7 +163,8 @@ def test_images_that_wait_are_bounded(work: Work):
         with pytest.raises(RefusedError, match="too many images wait"):
             await decoder.decode([b"one more"], GREY)
         work.gate.set()
-        return await ended(first, *waits, await begin(decoder, b"again"))
+        before = await ended(first, *waits)
+        return [*before, *await ended(await begin(decoder, b"again"))]
 
     assert run(work, use, max_waiting=3) == ["ok"] * 5
 
