@@ -10,6 +10,7 @@ import typer
 from serve.bench.rows import write_rows
 from serve.bench.serving.command import bench_serving
 from serve.bench.training.command import bench_training
+from slackfit.output_files import check_outputs
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +48,7 @@ def policies(
     from traces.commands.output import trace_errors
 
     with trace_errors():
+        check_outputs(json_out)
         bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
@@ -79,6 +81,7 @@ def actuation(
     from traces.commands.output import trace_errors
 
     with trace_errors():
+        check_outputs(json_out)
         bench = ActuationBench(
             repeats=repeats, full=full, tell=lambda text: typer.echo(text, err=True)
         )

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from subnetact.cpu.precision import Bits, Precision, allowed_bits, store, with_precision
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ def precision(
     """Measure every subnet in 16 bit; a server keeps in 16 bit what loses 0.1 point or less."""
     with user_errors(ValueError, OSError, SafetensorError):
         loaded = load_checkpoint(checkpoint)
+        check_outputs(folders=[checkpoint])
         samples = dataset_of(loaded, data)
         measured = measure_precision(loaded, samples)
         source = f"{samples.name}: {len(samples.test)} test images"

@@ -20,7 +20,7 @@ import torch
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
-from slackfit.output_files import write_text
+from slackfit.output_files import check_outputs, write_text
 
 _ROOT = Path(__file__).parents[3]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    check_outputs(out)
     is_whole = True
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
