@@ -136,6 +136,8 @@ class Engine:
         if self._thread is not None and not self._fault:  # a hung thread is never joined
             await asyncio.to_thread(self._thread.join, timeout_s)
         with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                self._fault = self._fault or "the device did not end its batch in time"
             ended = self._end_waiting("draining")
             ended += self._ledger.abandon("device_failed", self.clock())
         self._ledger.deliver(ended)
