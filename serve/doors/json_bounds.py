@@ -25,15 +25,19 @@ def check_json(text: bytes, spec: ModelSpec, max_bytes: int) -> None:
     batch, shape = spec.max_batch_size, spec.sample.shape
     numbers = batch * math.prod(shape)
     rows = batch * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
-    num_values = text.count(b",")
-    if len(text) > max_bytes and num_values > _FIELDS:
+    check_begun(text, max_bytes)
+    _check("values", text.count(b","), numbers + rows + _FIELDS)
+    _check("lists or objects", text.count(b"[") + text.count(b"{"), rows + _FIELDS)
+
+
+def check_begun(text: bytes, max_bytes: int) -> None:
+    """Raise RefusedError when the beginning of a JSON text shows that it is too large a tensor."""
+    if len(text) > max_bytes and text.count(b",") > _FIELDS:
         raise RefusedError(
             "too_large",
-            f"the tensor is {len(text)} bytes of JSON, allowed {max_bytes} (max_json_bytes): "
-            f"send it binary ({BINARY_HEADER}), or the image files",
+            f"the tensor is {len(text)} bytes of JSON or more, allowed {max_bytes} "
+            f"(max_json_bytes): send it binary ({BINARY_HEADER}), or the image files",
         )
-    _check("values", num_values, numbers + rows + _FIELDS)
-    _check("lists or objects", text.count(b"[") + text.count(b"{"), rows + _FIELDS)
 
 
 def _check(what: str, given: int, allowed: int) -> None:

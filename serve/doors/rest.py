@@ -29,6 +29,7 @@ from serve.access.guard import Caller
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
 from serve.doors.body_budget import InflightBody
+from serve.doors.json_bounds import check_begun
 from serve.doors.parse_turn import ParseTurn
 from serve.doors.request_body import read_body
 from serve.doors.request_id import RequestIds, naming, sent_id
@@ -117,6 +118,10 @@ class RestDoor:
                         await self.server.drain()  # while it listens: new requests get an answer
         finally:
             await self._models.stop()
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the lifespan as a context, for who runs the app without an ASGI server."""
+        return self._lifespan(self._app)
 
     def _routes(self) -> list[Route]:
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -229,14 +234,18 @@ class RestDoor:
     async def _parse(
         self, request: Request, model: ServedModel, inflight: InflightBody
     ) -> InferRequest:
-        body = await read_body(request, self.server.max_body_bytes, inflight)
-        request.scope[_IS_READ] = True
-        headers = request.headers
+        headers, max_json_bytes = request.headers, self.server.max_json_bytes
         form = rest_messages.BodyForm(headers.get("content-type", ""), headers.get(BINARY_HEADER))
+        body = await read_body(
+            request,
+            self.server.max_body_bytes,
+            inflight,
+            check_after_bytes=max_json_bytes if form.is_json else None,
+            check=functools.partial(check_begun, max_bytes=max_json_bytes),
+        )
+        request.scope[_IS_READ] = True
         async with self._parse_turn.of(form.json_length(body)):
-            return rest_messages.parse_infer(
-                body, form, model.spec, max_json_bytes=self.server.max_json_bytes
-            )
+            return rest_messages.parse_infer(body, form, model.spec, max_json_bytes=max_json_bytes)
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params

@@ -61,6 +61,11 @@ class BodyForm(NamedTuple):
         """Whether the body is an image file."""
         return self.content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES
 
+    @property
+    def is_json(self) -> bool:
+        """Whether all of the body is JSON."""
+        return self.binary_header is None and not self.is_image
+
     def json_length(self, body: bytes) -> int:
         """Return how much of a body is JSON. Raises RefusedError."""
         return 0 if self.is_image else _json_length(body, self.binary_header)

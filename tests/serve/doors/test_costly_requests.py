@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -77,6 +78,25 @@ def test_a_large_tensor_in_json_is_refused_and_told_to_come_binary(costly, servi
     assert (answer.status_code, answer.json()["reason"]) == (413, "too_large")
     assert "allowed 9000 (max_json_bytes): send it binary" in answer.json()["error"]
     assert post(costly(9_000), serving_door, {"inputs": [tensor(1)]}).status_code == 200
+
+
+def test_the_rest_of_a_large_tensor_is_not_read(costly, serving_door):
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'{"inputs": [{"name": "input", "data": ['
+        while sent < 10_000_000:
+            sent += 5000
+            yield b"123, " * 1000
+
+    async def main() -> httpx.Response:
+        async with serving_door(costly(9_000)) as client:
+            return await client.post(URL, content=endless())
+
+    answer = asyncio.run(main())
+    assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+    assert sent < 20_000
 
 
 def test_an_image_file_in_json_may_be_larger(costly, serving_door, rng):
