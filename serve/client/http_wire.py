@@ -71,7 +71,7 @@ class HttpWire:
             await self._session.close()
 
 
-class _Answer(aiohttp.ClientResponse):
+class _DroppingAnswer(aiohttp.ClientResponse):
     """An answer that gives its connection up when the server says that another should be asked.
 
     A replica that drains or hangs would keep its clients: the retry would go to it again.
@@ -99,7 +99,7 @@ def _session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
         headers=bearer(),
-        response_class=_Answer,
+        response_class=_DroppingAnswer,
         skip_auto_headers=_NOT_SENT,
         auto_decompress=False,
     )

@@ -35,7 +35,7 @@ _MARGIN = 1.3  # times what is predicted: files and neighbours differ
 
 
 @dataclass(order=True)
-class _Job:
+class _DecodeJob:
     """One request's files; ordered by urgency."""
 
     deadline_s: float
@@ -68,7 +68,7 @@ class ImageDecoder:
         self._num_threads = num_threads or min(_MOST_THREADS, os.cpu_count() or 1)
         self._clock = clock
         self._lock = threading.Lock()
-        self._jobs: list[_Job] = []  # a heap
+        self._jobs: list[_DecodeJob] = []  # a heap
         self._numbers = itertools.count()
         self._num_files = 0
         self._running: dict[int, tuple[float, int]] = {}  # job: start, bytes
@@ -90,7 +90,7 @@ class ImageDecoder:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[np.ndarray] = loop.create_future()
-        job = _Job(deadline_s, next(self._numbers), until_s, files, shape, done)
+        job = _DecodeJob(deadline_s, next(self._numbers), until_s, files, shape, done)
         with self._lock:
             self._admit(job)
             heapq.heappush(self._jobs, job)
@@ -102,7 +102,7 @@ class ImageDecoder:
             job.is_withdrawn = True
             raise
 
-    def predicted_wait_s(self, job: _Job) -> float:
+    def predicted_wait_s(self, job: _DecodeJob) -> float:
         """Return how long a job is predicted to take, the more urgent ones before it."""
         if self._s_per_byte is None:
             return 0.0
@@ -120,7 +120,7 @@ class ImageDecoder:
         """End the threads; what still waits is cancelled."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: _DecodeJob) -> None:
         if self._num_files + len(job.files) > self._max_waiting:
             raise RefusedError("queue_full", "too many images wait to be decoded")
         if job.until_s == inf or not (self._jobs or self._running):
