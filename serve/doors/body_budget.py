@@ -85,9 +85,9 @@ class BodyBudget:
         while self._waiting:
             first = self._waiting[0]
             if not first.granted.done():
-                if self.used_bytes + first.count > self.max_bytes:
+                if self.used_bytes + first.num_bytes > self.max_bytes:
                     break
-                self._grant(first.body, first.count)
+                self._grant(first.body, first.num_bytes)
                 first.granted.set_result(None)
             self._waiting.popleft()
         if self._eviction is not None:
@@ -120,7 +120,7 @@ class _Waiting(NamedTuple):
 
     granted: asyncio.Future[None]
     body: InflightBody
-    count: int
+    num_bytes: int
     refused_at_s: float
 
 
