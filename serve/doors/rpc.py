@@ -43,7 +43,6 @@ _ONLY_IDENTITY = 1 << grpc.Compression.NoCompression.value
 _MOST_STREAMS = 1024  # calls at once on one connection; the next one waits at its client
 _MOST_CONNECTIONS = 2**16
 _PATIENCE = (  # with connections on which nothing comes, in milliseconds
-    ("grpc.http2.lookahead_bytes", 32_768),  # of a message that nobody reads yet
     ("grpc.server_handshake_timeout_ms", 30_000),
     ("grpc.keepalive_time_ms", 60_000),  # is somebody there?
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from serve.bench.serving.hostile_clients import attacks, send_message
 from serve.client import Client
 from serve.proto import open_inference_pb2 as pb
 from serve.proto.names import SERVICE
@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 SECRET = "s" * 20
 MIB = 2**20
-MESSAGE_BYTES = 15 * MIB
+CONNECTIONS = 40
+ATTACKS = attacks("tiny")
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)
 
 
@@ -59,95 +60,6 @@ def asking(url: str, token: str | None) -> Iterator[list[float]]:
         thread.join()
 
 
-def hold(
-    server: Any, head: bytes, piece: bytes, count: int, connections: int
-) -> list[socket.socket]:
-    """Open connections that send a head and then pieces, as much as is taken."""
-    opened = []
-    host, port = server.address.split(":")
-    for _ in range(connections):
-        sock = socket.create_connection((host, int(port)), timeout=1.0)
-        opened.append(sock)
-        with contextlib.suppress(OSError):
-            sock.sendall(head)
-            for _ in range(count):
-                sock.sendall(piece)
-    return opened
-
-
-def hold_messages(server: Any, connections: int, method: str) -> list[socket.socket]:
-    """Open HTTP/2 connections, each with one message of 15 MiB less 1,000 bytes."""
-    opened = []
-    host, port = server.rpc_address.split(":")
-    for _ in range(connections):
-        sock = socket.create_connection((host, int(port)), timeout=1.0)
-        opened.append(sock)
-        sender = Http2Sender(sock)
-        with contextlib.suppress(OSError):
-            sender.send_message(f"/{SERVICE}/{method}", MESSAGE_BYTES, MESSAGE_BYTES - 1000)
-    return opened
-
-
-class Http2Sender:
-    """As much of HTTP/2 as one slow gRPC message takes."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._window = {0: 65_535, 1: 65_535}
-        self._unread = b""
-        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
-
-    def send_message(self, path: str, declared: int, count: int) -> None:
-        """Send the first `count` bytes of a message of `declared`, as the windows allow."""
-        fields = {
-            ":method": "POST", ":scheme": "http", ":path": path, ":authority": "x",
-            "content-type": "application/grpc", "te": "trailers",
-        }  # fmt: skip
-        head = b"".join(
-            b"\x00" + bytes([len(k)]) + k.encode() + bytes([len(v)]) + v.encode()
-            for k, v in fields.items()
-        )
-        self._sock.sendall(frame(1, 4, 1, head))
-        left = b"\x00" + struct.pack(">I", declared) + bytes(count)
-        while left:
-            room = min(16_384, *self._window.values(), len(left))
-            if room <= 0:
-                self._read()
-                continue
-            self._sock.sendall(frame(0, 0, 1, left[:room]))
-            left = left[room:]
-            self._window = {key: value - room for key, value in self._window.items()}
-
-    def _read(self) -> None:
-        self._unread += self._sock.recv(65_536) or self._ended()
-        while len(self._unread) >= 9:
-            length = int.from_bytes(self._unread[:3], "big")
-            if len(self._unread) < 9 + length:
-                return
-            kind, flags = self._unread[3], self._unread[4]
-            stream = int.from_bytes(self._unread[5:9], "big")
-            body, self._unread = self._unread[9 : 9 + length], self._unread[9 + length :]
-            if kind == 8:
-                self._window[stream] += int.from_bytes(body, "big")
-            elif kind == 4 and not flags & 1:
-                for at in range(0, length, 6):
-                    if int.from_bytes(body[at : at + 2], "big") == 4:
-                        self._window[1] += int.from_bytes(body[at + 2 : at + 6], "big") - 65_535
-                self._sock.sendall(frame(4, 1, 0, b""))
-            elif kind == 6 and not flags & 1:
-                self._sock.sendall(frame(6, 1, 0, body))
-            elif kind in (3, 7):
-                self._ended()
-
-    def _ended(self) -> bytes:
-        raise OSError("the server ended it")
-
-
-def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
-    head = len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
-    return head + body
-
-
 @pytest.fixture
 def server(running, profile_file, tmp_path) -> Iterator[Any]:
     tokens = tmp_path / "tokens"
@@ -156,32 +68,23 @@ def server(running, profile_file, tmp_path) -> Iterator[Any]:
         yield process
 
 
-INFER = b"POST /v2/models/tiny/infer HTTP/1.1\r\nhost: x\r\n"
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-ATTACKS = {
-    "trailers": (LIVE + b"0\r\n", b"x-trailer: " + b"a" * 65_000 + b"\r\n", 160),
-    "one trailer": (LIVE + b"0\r\nx: ", b"a" * 65_536, 160),
-    "heads": (INFER, b"x-more: " + b"a" * 65_000 + b"\r\n", 160),
-    "bodies": (INFER + b"content-length: 15728640\r\n\r\n", b"b" * 65_536, 239),
-}
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if "messages" not in name])
 def test_clients_without_a_token_cost_64_kib_a_connection(server: Any, attack: str):
-    check(server, lambda: hold(server, *ATTACKS[attack], connections=40), most_mib=40 / 16 + 8)
+    check(server, attack, most_mib=CONNECTIONS / 16 + 8)
 
 
-@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive", "ModelMetadata"])
-def test_messages_of_clients_without_a_token_are_not_read(server: Any, method: str):
-    check(server, lambda: hold_messages(server, 40, method), most_mib=40 / 4 + 16)
+@pytest.mark.parametrize("attack", ["messages", "open_messages"])
+def test_messages_of_clients_without_a_token_are_not_read(server: Any, attack: str):
+    check(server, attack, most_mib=CONNECTIONS / 8 + 8)
 
 
-def check(server: Any, attack: Any, *, most_mib: float) -> None:
+def check(server: Any, attack: str, *, most_mib: float) -> None:
     with asking(server.url, SECRET) as latencies_s:
         time.sleep(2)
         quiet, before_mib = list(latencies_s), resident_mib(server)
         latencies_s.clear()
-        opened = attack()
+        flood = ATTACKS[attack]
+        opened = [flood(server.address, server.rpc_address) for _ in range(CONNECTIONS)]
         time.sleep(1)
         grown_mib = resident_mib(server) - before_mib
         busy = list(latencies_s)
@@ -206,7 +109,7 @@ def test_slow_messages_of_anybody_stay_within_the_budget(running, profile_file):
         message.inputs.add(name="input", datatype="UINT8", shape=[1, 1, 2, 2])
         infer(message, timeout=10)
         before_mib = resident_mib(server)
-        opened = hold_messages(server, 40, "ModelInfer")
+        opened = [send_message(server.rpc_address, "ModelInfer") for _ in range(CONNECTIONS)]
         grown_mib = resident_mib(server) - before_mib
         start_s = time.monotonic()
         infer(message, timeout=10)  # the slowest makes room
