@@ -12,6 +12,7 @@ from serve.config import ServeConfig
 
 _MOST_FILES = 2**16  # as many as are asked for where the system has no limit
 _OWN_FILES = 64  # logs, weights, the loop, what is open for a moment
+_RPC_PART = 8  # one of so many is for gRPC, where a connection carries many calls
 _LEAST = 8
 
 
@@ -28,7 +29,8 @@ def most_connections(config: ServeConfig) -> tuple[int, int]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
     free = max(files - _OWN_FILES, 2 * _LEAST)
-    http = free if config.grpc_port is None else free // 2
+    rpc = 0 if config.grpc_port is None else max(free // _RPC_PART, _LEAST)
+    http = free - rpc
     if config.max_connections is not None:
         http = min(http, config.max_connections)
-    return http, max(free - http, _LEAST)
+    return http, max(rpc, _LEAST)
