@@ -6,6 +6,7 @@ Unknown keys are refused with a list of the known ones, so that a typo can't be 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import tomllib
 from collections.abc import Mapping
@@ -77,6 +78,37 @@ class Autoscaling(BaseModel):
         return self
 
 
+class TenantConfig(BaseModel):
+    """What one tenant of a shared server may ask for; see `models/tenant_limits.py`.
+
+    `rate_limit_qps` samples per second in all, `rate_limit_burst` at once. `share`: the fraction of
+    device time that it is owed under overload. `highest_priority`: 1 any, 2 any but 1, 0 none.
+    `may_pin`: whether it may choose subnets. `longest_slo_ms`: how late a deadline it may name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate_limit_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rate_limit_burst: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    highest_priority: Annotated[int, Field(ge=0)] = 1
+    may_pin: bool = True
+    longest_slo_ms: Milliseconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            check_keys(data, cls.model_fields, "setting of a tenant")
+        return data
+
+    @model_validator(mode="after")
+    def _check_burst(self) -> TenantConfig:
+        if self.rate_limit_burst is not None and self.rate_limit_qps is None:
+            raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
+        return self
+
+
 class ServeConfig(BaseModel):
     """Settings of a server.
 
@@ -87,6 +119,10 @@ class ServeConfig(BaseModel):
     `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
+    `max_body_bytes` bounds one request, `max_json_bytes` a tensor that is written as JSON numbers
+    (each costs the server as much as a hundred bytes), `max_inflight_bytes` all requests together,
+    at both doors, from their first byte to their answer; `max_connections` those open at once over
+    HTTP (null: what the process may open as files leaves room for).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
     `hung_after_s`: a batch that runs longer (and 50 times longer than predicted) means that the
     device hangs: its queries fail, the server says that it is not live.
@@ -99,6 +135,9 @@ class ServeConfig(BaseModel):
     `tls_cert` and `tls_key`: PEM files; with them every port speaks TLS only.
     `rate_limit_qps`: samples that one principal (a token's name, else an address) may send per
     second, `rate_limit_burst` of them at once (null: what a second allows, at least one).
+    `trusted_proxies`: addresses or networks of proxies whose `X-Forwarded-For` says who asks.
+    `tenants`: by name, what each may ask for (`TenantConfig`); `tenant_header` is the header where
+    callers whose token is of no tenant may name theirs (null: none).
     `autoscaling` (on Ray): how many replicas, and when there are more.
     `models`: several models by name, which take turns on the device; each has settings of its own
     (`ModelConfig`) before those in common.
@@ -132,6 +171,9 @@ class ServeConfig(BaseModel):
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    max_json_bytes: Annotated[int, Field(ge=1)] = 256 * 2**10
+    max_inflight_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    max_connections: Annotated[int, Field(ge=1)] | None = None
     max_image_pixels: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -144,6 +186,9 @@ class ServeConfig(BaseModel):
     tls_key: str | None = None
     rate_limit_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     rate_limit_burst: Annotated[int, Field(ge=1)] | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    tenants: dict[ModelName, TenantConfig] | None = None
+    tenant_header: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
@@ -163,10 +208,17 @@ class ServeConfig(BaseModel):
             check_keys(data, cls.model_fields, "setting")
         return data
 
-    @field_validator("subnets", "input_shape", mode="before")
+    @field_validator("subnets", "input_shape", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            ipaddress.ip_network(proxy)  # its ValueError says what is wrong
+        return value
 
     @model_validator(mode="after")
     def _check_device(self) -> ServeConfig:
@@ -200,6 +252,9 @@ class ServeConfig(BaseModel):
             raise ValueError("replicas and autoscaling exclude each other: give min_replicas")
         if self.rate_limit_burst is not None and self.rate_limit_qps is None:
             raise ValueError("rate_limit_burst without rate_limit_qps: give the rate, too")
+        if self.max_inflight_bytes < self.max_body_bytes:
+            text = f"max_inflight_bytes is {self.max_inflight_bytes}, allowed max_body_bytes"
+            raise ValueError(f"{text} ({self.max_body_bytes}) or more")
         return self
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from slackfit.output_files import check_outputs
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from subnetact.load import load_executor, mebibytes
@@ -54,6 +55,7 @@ def profile(
         sizes = _parse_sizes(batch_sizes)
         if residency is not None and (device != "cpu" or packing or cache_mib is not None):
             raise ValueError("--residency goes with a CPU, without --packing and --cache-mib")
+        check_outputs(out)
         loaded = load_checkpoint(checkpoint)
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)

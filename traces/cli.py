@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slackfit.output_files import write_text
+from slackfit.output_files import check_outputs, write_text
 from traces.commands.fetch_command import trace_fetch
 from traces.commands.fit_command import trace_fit
 from traces.commands.output import finish, trace_errors
@@ -50,6 +50,7 @@ def trace_info(
         from traces.burstiness import describe
         from traces.spec.spec import parse_spec
 
+        check_outputs(json_out)
         info = describe(parse_spec(spec, seed=seed))
         if json_out is None:
             rates = info.pop("rate_over_time")["qps"]
@@ -71,6 +72,7 @@ def trace_convert(
         from traces.files import write_trace
         from traces.spec.spec import parse_spec
 
+        check_outputs(out)
         trace = parse_spec(spec, seed=seed)
         write_trace(out, trace)
         typer.echo(f"{out}: {len(trace):,} queries over {trace.duration_s:g} s", err=True)
@@ -87,6 +89,7 @@ def trace_plot(
         from traces.report.rate_plot import save_trace_rate
         from traces.spec.spec import parse_spec
 
+        check_outputs(out)
         save_trace_rate(out, parse_spec(spec, seed=seed))
         typer.echo(str(out), err=True)
 
@@ -115,6 +118,7 @@ def report_command(
     with trace_errors():
         from traces.report.report import read_reports
 
+        check_outputs(json_out, html_out)
         reports = [
             {**report, "run": str(run)} if len(runs) > 1 else report
             for run in runs

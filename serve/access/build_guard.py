@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 
 from serve.access.guard import Guard, is_loopback
 from serve.access.rate_limits import RateLimits
+from serve.access.tenants import build_tenants
 from serve.access.tls import tls_files
 from serve.access.tokens import VARIABLE, read_tokens
 from serve.config import ServeConfig, ServeConfigError
@@ -29,4 +31,17 @@ def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
     if config.rate_limit_qps is not None:
         burst = config.rate_limit_burst or max(1.0, config.rate_limit_qps)
         rates = RateLimits(config.rate_limit_qps, burst, clock)
-    return Guard(tokens, rates)
+    tenants = build_tenants(config, clock)
+    unknown = sorted((set() if tokens is None else tokens.tenants()) - tenants.limits.keys())
+    if unknown:
+        known = ", ".join(tenants.limits) or "none"
+        raise ServeConfigError(
+            f"a token names tenant {', '.join(unknown)}, which tenants lacks (it has: {known})"
+        )
+    return Guard(
+        tokens,
+        rates,
+        tenants=tenants,
+        trusted_proxies=[ipaddress.ip_network(proxy) for proxy in config.trusted_proxies],
+        tenant_header=config.tenant_header,
+    )

@@ -2,8 +2,9 @@
 
 They come from a file (setting `tokens_file`) or from the environment variable SUPERNET_TOKENS,
 never from a command line, which every user of the machine can read. One token per line, or behind
-a semicolon: `NAME SCOPES SECRET`, with scopes joined by commas. A line that begins with `#` is a
-comment. Nothing here prints or logs a secret.
+a semicolon: `NAME SCOPES SECRET [TENANT]`, with scopes joined by commas; calls with a token that
+names a tenant are that tenant's. A line that begins with `#` is a comment. Nothing here prints or
+logs a secret.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ SCOPES = ("infer", "metrics", "admin")
 
 _MIN_SECRET = 16  # characters: what is shorter can be guessed
 _SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{_MIN_SECRET},}}=*")  # RFC 6750's b64token
-_FORM = "NAME SCOPES SECRET"
+_FORM = "NAME SCOPES SECRET [TENANT]"
 
 
 class Token(NamedTuple):
-    """One token: whose it is and what it opens."""
+    """One token: whose it is, what it opens, and for which tenant, if that is said."""
 
     name: str
     scopes: frozenset[str]
     secret: str
+    tenant: str | None = None
 
     def allows(self, scope: str) -> bool:
         """Whether the token opens `scope`."""
@@ -54,6 +56,10 @@ class Tokens:
             if hmac.compare_digest(given, digest):
                 found = token
         return found
+
+    def tenants(self) -> set[str]:
+        """Return the tenants that tokens name."""
+        return {token.tenant for token in self._tokens if token.tenant is not None}
 
     def secret_for(self, scope: str) -> str | None:
         """Return the secret of the first token that opens `scope`, for a host that asks itself."""
@@ -89,11 +95,12 @@ def _parse(text: str, source: str) -> list[Token]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) != 3:
+        if len(words) not in (3, 4):
             raise ServeConfigError(
-                f"{source}, line {number}: {len(words)} words, allowed 3: {_FORM}"
+                f"{source}, line {number}: {len(words)} words, allowed 3 or 4: {_FORM}"
             )
-        name, scopes, secret = words
+        name, scopes, secret = words[:3]
+        tenant = words[3] if len(words) == 4 else None
         unknown = set(scopes.split(",")) - set(SCOPES)
         if unknown:
             text = f"scope {', '.join(sorted(unknown))} is unknown, allowed {', '.join(SCOPES)}"
@@ -101,7 +108,7 @@ def _parse(text: str, source: str) -> list[Token]:
         if not _SECRET.fullmatch(secret):
             text = f"the secret is no token of {_MIN_SECRET} letters, digits, ._~+/- or more"
             raise ServeConfigError(f"{source}, line {number}: {text}")
-        tokens.append(Token(name, frozenset(scopes.split(",")), secret))
+        tokens.append(Token(name, frozenset(scopes.split(",")), secret, tenant))
     return tokens
 
 

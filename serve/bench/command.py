@@ -10,6 +10,7 @@ import typer
 from serve.bench.rows import write_rows
 from serve.bench.serving.command import bench_serving
 from serve.bench.training.command import bench_training
+from slackfit.output_files import check_outputs
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +48,7 @@ def policies(
     from traces.commands.output import trace_errors
 
     with trace_errors(ValueError):
+        check_outputs(json_out)
         bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
@@ -78,6 +80,7 @@ def actuation(
     from slackfit.user_errors import user_errors
 
     with user_errors(ValueError, ImportError, OSError):
+        check_outputs(json_out)
         bench = ActuationBench(full=full, tell=lambda text: typer.echo(text, err=True))
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)

@@ -35,7 +35,7 @@ def rows_json(rows: Sequence[Row]) -> str:
 
 def write_rows(rows: Sequence[Row], json_out: str | None, text_for_people: str) -> None:
     """Write the rows as JSON to a file, or instead of the text to stdout (`-`)."""
+    if json_out != "-":
+        print(text_for_people)  # first: it is there whatever becomes of the file
     if json_out is not None:
         write_text(json_out, rows_json(rows))
-    if json_out != "-":
-        print(text_for_people)

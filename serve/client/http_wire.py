@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
 import aiohttp
+from aiohttp.connector import Connection
 
 from serve.client.environment import bearer
 
@@ -69,6 +71,23 @@ class HttpWire:
             await self._session.close()
 
 
+class _DroppingAnswer(aiohttp.ClientResponse):
+    """An answer that gives its connection up when the server says that another should be asked.
+
+    A replica that drains or hangs would keep its clients: the retry would go to it again.
+    """
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE and protocol is not None:
+            if self.content.is_eof():
+                protocol.close()  # it lies with the kept ones already
+            else:
+                protocol.force_close()  # once the answer is read
+        return self
+
+
 def _session() -> aiohttp.ClientSession:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = allowed == resource.RLIM_INFINITY
@@ -80,6 +99,7 @@ def _session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
         headers=bearer(),
+        response_class=_DroppingAnswer,
         skip_auto_headers=_NOT_SENT,
         auto_decompress=False,
     )

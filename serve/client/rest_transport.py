@@ -11,6 +11,7 @@ import base64
 import json
 import ssl
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -153,6 +154,8 @@ class RestTransport:
             raise timed_out(timeout_s) from None
         except httpx.HTTPError as error:
             raise connection_lost(f"{post.url}: {type(error).__name__}: {error}") from error
+        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            answer.extensions["network_stream"].close()  # another server may answer the retry
         return Response(answer.status_code, answer.headers, answer.content)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from traces.open_loop.result import ReplayResult
     from traces.trace import Trace
 
+_OUTPUTS = ("report.json", "report.html", "timeline.parquet")
 _INTERRUPTED = 130
 
 
@@ -66,6 +67,7 @@ def replay(
     """
     from serve.client.rest_answers import ClientError
     from serve.commands.live_replay import LiveReplay
+    from slackfit.output_files import check_outputs
     from slackfit.profile import LatencyProfile
     from traces.commands.command_line import command_line
     from traces.commands.output import trace_errors
@@ -78,6 +80,7 @@ def replay(
     with trace_errors(ClientError, SenderError):
         if also_simulate != (profile is not None):
             raise TraceError("--also-simulate and --profile FILE go together")
+        check_outputs(*(out / name for name in _OUTPUTS))
         live = LiveReplay(
             trace=parse_spec(trace, seed=seed),
             url=url,
@@ -107,17 +110,20 @@ def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult,
     """Write report.json, report.html and timeline.parquet into a folder; print the figures."""
     from rich.console import Console
 
+    from slackfit.output_files import write_each
     from traces.open_loop.timeline import write_timeline
     from traces.report.report import write_report_html, write_report_json
     from traces.report.table import report_table
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_report_json(out / "report.json", reports)
-    write_report_html(out / "report.html", reports, title="Replay report")
-    write_timeline(out / "timeline.parquet", trace, result)
     Console(width=None if sys.stdout.isatty() else 140).print(report_table(reports))
     for line in _about_generator(reports[0]) + _about_fidelity(reports[0]):
         typer.echo(line)
+    report, page, timeline = (out / name for name in _OUTPUTS)
+    write_each(
+        lambda: write_report_json(report, reports),
+        lambda: write_timeline(timeline, trace, result),
+        lambda: write_report_html(page, reports, title="Replay report"),
+    )
     typer.echo(f"report: {out / 'report.html'}", err=True)
 
 

@@ -1,9 +1,10 @@
 """The HTTP door: an ASGI app that speaks the Open Inference Protocol V2.
 
-The same app runs under uvicorn and inside a Ray Serve replica. Arrival is stamped when the server
-hands us the request (its headers are parsed, its body is not read yet). Every refusal is a JSON
-object with the protocol's `error` string and a machine-readable `reason`; statuses come from
-`models/limits.py` alone.
+The same app runs under uvicorn and inside a Ray Serve replica. A request arrives with its first
+byte, where the listener says when that was, else when the server hands it to us; what the event
+loop kept waiting counts either way (`observe/loop_lag.py`). Every refusal is a JSON object with the
+protocol's `error` string and a machine-readable `reason`; statuses come from `models/limits.py`
+alone.
 """
 
 from __future__ import annotations
@@ -14,20 +15,27 @@ import functools
 import json
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.access.guard import Caller
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
+from serve.doors.body_budget import InflightBody
+from serve.doors.json_bounds import check_begun
+from serve.doors.parse_turn import ParseTurn
+from serve.doors.request_body import read_body
 from serve.doors.request_id import RequestIds, naming, sent_id
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
+from serve.models.request import InferRequest, bad
 from serve.models.served_model import ServedModel
 from serve.observe.metrics import CONTENT_TYPE
 from serve.proto.names import BINARY_HEADER
@@ -36,10 +44,17 @@ logger = logging.getLogger(__name__)
 
 ARRIVAL = "supernet.arrival_s"
 REQUEST_ID = "supernet.request_id"
-PRINCIPAL = "supernet.principal"
+CALLER = "supernet.caller"
+FIRST_BYTE = "supernet.first_byte_s"
+"""When a request's first byte was there, on `time.monotonic`; a listener of ours puts it there."""
 _OPEN = ""  # the scope of what needs no token
 _ADMIN_BODY_BYTES = 64 * 2**10
-_BODY_TIMEOUT_S = 30.0  # a client that writes byte by byte does not hold its connection for ever
+
+_IS_READ = "supernet.is_read"
+_READ_ON_BYTES = 64 * 2**10  # of a body that is not wanted, to keep its connection
+_ELSEWHERE = ("device_failed", "draining", "not_ready")  # another server may: over a new connection
+_CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
+_NOBODY = Caller()
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -62,6 +77,7 @@ class RestDoor:
         self._while_ready = while_ready
         self._clock = server.models.clock
         self._request_ids = RequestIds()
+        self._parse_turn = ParseTurn()
         self._answer_infer = self._refusing(self._guarded(self._infer, "infer"))
         self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
@@ -73,7 +89,7 @@ class RestDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[ARRIVAL] = self._clock()
+        scope[ARRIVAL] = self._clock() - self._waited_s(scope)
         request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
         send = naming(_while_open(send), request_id)
         path_params = _infer_path(scope)
@@ -84,17 +100,28 @@ class RestDoor:
         answer = await self._answer_infer(Request(scope, receive))
         await answer(scope, receive, send)
 
+    def _waited_s(self, scope: Scope) -> float:
+        first_byte_s = scope.get(FIRST_BYTE)
+        if first_byte_s is None:
+            return self.server.loop_lag.now_s()
+        return max(0.0, time.monotonic() - first_byte_s)
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         await self._models.start()
         try:
-            async with self._while_ready():
-                try:
-                    yield
-                finally:
-                    await self.server.drain()  # while it listens: new requests get an answer
+            with self.server.loop_lag.running():
+                async with self._while_ready():
+                    try:
+                        yield
+                    finally:
+                        await self.server.drain()  # while it listens: new requests get an answer
         finally:
             await self._models.stop()
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the lifespan as a context, for who runs the app without an ASGI server."""
+        return self._lifespan(self._app)
 
     def _routes(self) -> list[Route]:
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -128,11 +155,15 @@ class RestDoor:
 
         @functools.wraps(handle)
         async def answer(request: Request) -> Response:
-            request.scope[PRINCIPAL] = self._guard.identify(
+            headers, tenant_header = request.headers, self._guard.tenant_header
+            request.scope[CALLER] = self._guard.identify(
                 scope,
-                authorization=request.headers.get("authorization"),
+                authorization=headers.get("authorization"),
                 peer=request.client.host if request.client else "",
-                origin=request.headers.get("origin"),
+                origin=headers.get("origin"),
+                forwarded=",".join(headers.getlist("x-forwarded-for")) or None,
+                host=headers.get("host"),
+                tenant=None if tenant_header is None else headers.get(tenant_header),
             )
             return await handle(request)
 
@@ -146,39 +177,50 @@ class RestDoor:
             try:
                 return await handle(request)
             except RefusedError as error:
-                return self._refuse(error)
+                return self._refuse(request, error)
             except Exception:  # the door's boundary: the client learns that it failed, the log why
                 logger.exception("%s %s failed", request.method, request.url.path)
                 text = "an internal error; the server's log has it"
-                return self._refuse(RefusedError("internal", text))
+                return self._refuse(request, RefusedError("internal", text))
 
         return answer
 
-    def _refuse(self, error: RefusedError, request_id: str | None = None) -> Response:
-        self.server.metrics.refused("http", error.reason)
-        return _refusal(error, request_id)
+    def _refuse(
+        self, request: Request, error: RefusedError, request_id: str | None = None
+    ) -> Response:
+        caller: Caller = request.scope.get(CALLER, _NOBODY)
+        self.server.metrics.refused("http", error.reason, caller.tenant.name)
+        is_closing = error.reason in _CLOSING or not _is_kept(request)
+        return _refusal(error, request_id, is_closing=is_closing)
 
     # --- inference -------------------------------------------------------------------------------
 
     async def _infer(self, request: Request) -> Response:
         model = self._find(request)
-        principal = request.scope[PRINCIPAL]
-        self._guard.admit(principal)
-        body = await _read_body(request, self.server.max_body_bytes)
-        binary_header = request.headers.get(BINARY_HEADER)
-        content_type = request.headers.get("content-type", "")
-        parsed = rest_messages.parse_infer(body, binary_header, model.spec, content_type)
-        self._guard.charge(principal, len(parsed.samples))
+        self._guard.admit(request.scope[CALLER])
+        async with self.server.budget.body() as inflight:
+            return await self._infer_whole(request, model, inflight)
+
+    async def _infer_whole(
+        self, request: Request, model: ServedModel, inflight: InflightBody
+    ) -> Response:
+        scope = request.scope
+        caller: Caller = scope[CALLER]
+        parsed = await self._parse(request, model, inflight)
+        self._guard.charge(caller, len(parsed.samples))
         if "version" in request.path_params:
             parsed.parameters["subnet"] = request.path_params["version"]
-        scope = request.scope
         inferring = model.infer(
-            parsed, request.headers, arrival_s=scope[ARRIVAL], request_id=scope[REQUEST_ID]
+            parsed,
+            request.headers,
+            arrival_s=scope[ARRIVAL],
+            request_id=scope[REQUEST_ID],
+            tenant=caller.tenant,
         )
         try:
             replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
-            return self._refuse(error, parsed.request_id)
+            return self._refuse(request, error, parsed.request_id)
         policy = model.policy_name
         answer, json_length = rest_messages.build_response(parsed, model.spec, policy, replies)
         if json_length is None:
@@ -188,6 +230,22 @@ class RestDoor:
             media_type="application/octet-stream",
             headers={BINARY_HEADER: str(json_length)},
         )
+
+    async def _parse(
+        self, request: Request, model: ServedModel, inflight: InflightBody
+    ) -> InferRequest:
+        headers, max_json_bytes = request.headers, self.server.max_json_bytes
+        form = rest_messages.BodyForm(headers.get("content-type", ""), headers.get(BINARY_HEADER))
+        body = await read_body(
+            request,
+            self.server.max_body_bytes,
+            inflight,
+            check_after_bytes=max_json_bytes if form.is_json else None,
+            check=functools.partial(check_begun, max_bytes=max_json_bytes),
+        )
+        request.scope[_IS_READ] = True
+        async with self._parse_turn.of(form.json_length(body)):
+            return rest_messages.parse_infer(body, form, model.spec, max_json_bytes=max_json_bytes)
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params
@@ -221,7 +279,8 @@ class RestDoor:
         return JSONResponse(rest_messages.model_config(model.spec, model.policy_name))
 
     async def _index(self, request: Request) -> Response:
-        body = await _read_body(request, _ADMIN_BODY_BYTES)
+        async with self.server.budget.body() as inflight:
+            body = await read_body(request, _ADMIN_BODY_BYTES, inflight)
         try:
             fields = json.loads(body or b"{}")
         except (ValueError, RecursionError):
@@ -248,10 +307,13 @@ class RestDoor:
         return JSONResponse({m.spec.name: m.live_settings() for m in self._models})
 
     async def _change_config(self, request: Request) -> Response:
-        body = await _read_body(request, _ADMIN_BODY_BYTES)
+        async with self.server.budget.body() as inflight:
+            body = await read_body(request, _ADMIN_BODY_BYTES, inflight)
         try:
             fields = json.loads(body)
             name = fields.pop("model", None) if isinstance(fields, dict) else None
+            if name is not None and not isinstance(name, str):
+                raise bad("bad_request", "model", name, "the name of a model")
             change = parse_live_config(fields)
             if name is None:
                 settings = self._models.reconfigure(change)
@@ -259,7 +321,7 @@ class RestDoor:
                 settings = {name: self._models.find(name).reconfigure(change)}
         except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RefusedError("bad_request", f"the request is not JSON: {error}") from None
         return JSONResponse(settings)
 
@@ -297,47 +359,28 @@ def _while_open(send: Send) -> Send:
     return send_while_open
 
 
-def _refusal(error: RefusedError, request_id: str | None = None) -> Response:
+def _is_kept(request: Request) -> bool:
+    """Whether what is unread of a request is short enough to keep its connection."""
+    if _IS_READ in request.scope:
+        return True
+    length = request.headers.get("content-length", "0")
+    is_short = length.isdigit() and int(length) <= _READ_ON_BYTES
+    return is_short and "transfer-encoding" not in request.headers
+
+
+def _refusal(error: RefusedError, request_id: str | None, *, is_closing: bool) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
     if error.reason == "unauthenticated":
         headers["www-authenticate"] = "Bearer"
-    if error.reason in ("too_large", "too_slow", "unauthenticated"):
-        headers["connection"] = "close"  # the rest of the body is not read
+    if is_closing:
+        headers["connection"] = "close"
     return Response(
         rest_messages.build_error(error, request_id),
         status_code=error.http_status,
         media_type="application/json",
         headers=headers,
-    )
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the body, refusing it before it is read whole when it is larger than allowed."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(int(declared), max_bytes)
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise _too_large(size, max_bytes)
-                chunks.append(chunk)
-    except ClientDisconnect:
-        raise RefusedError("cancelled", "the client has gone", status="dropped") from None
-    except TimeoutError:
-        text = f"{size} bytes of the body arrived within {_BODY_TIMEOUT_S:g} s, and not its end"
-        raise RefusedError("too_slow", text) from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(size: int, max_bytes: int) -> RefusedError:
-    return RefusedError(
-        "too_large", f"the body has {size} bytes or more, allowed {max_bytes} (max_body_bytes)"
     )
 
 

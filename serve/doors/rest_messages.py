@@ -13,7 +13,7 @@ import binascii
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -47,21 +47,45 @@ IMAGE_CONTENT_TYPES = ("image/jpeg", "image/png")
 _BASE64 = "base64"
 
 
-def parse_infer(
-    body: bytes, binary_header: str | None, spec: ModelSpec, content_type: str = ""
-) -> InferRequest:
-    """Parse the body of an inference request; `binary_header` is the extension's header, if sent.
+class BodyForm(NamedTuple):
+    """What the headers say of a body: its content type, and the binary extension's header if sent.
 
-    A `content_type` of an image says that the body is one image file and nothing else. Raises
-    RefusedError that says what was given, and what is allowed.
+    A content type of an image says that the body is one image file and nothing else.
     """
-    if content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES:
+
+    content_type: str = ""
+    binary_header: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the body is an image file."""
+        return self.content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES
+
+    @property
+    def is_json(self) -> bool:
+        """Whether all of the body is JSON."""
+        return self.binary_header is None and not self.is_image
+
+    def json_length(self, body: bytes) -> int:
+        """Return how much of a body is JSON. Raises RefusedError."""
+        return 0 if self.is_image else _json_length(body, self.binary_header)
+
+
+def parse_infer(
+    body: bytes, form: BodyForm, spec: ModelSpec, *, max_json_bytes: int
+) -> InferRequest:
+    """Parse the body of an inference request; tensors in JSON have at most `max_json_bytes`.
+
+    Raises RefusedError that says what was given, and what is allowed.
+    """
+    if form.is_image:
         if spec.sample.is_text:
-            raise bad("bad_tensor", "content-type", content_type, "application/json: token ids")
+            allowed = "application/json: token ids"
+            raise bad("bad_tensor", "content-type", form.content_type, allowed)
         return InferRequest((body,), None, {}, is_binary_output=False)
-    json_length = _json_length(body, binary_header)
+    json_length = form.json_length(body)
     text = body[:json_length]
-    check_json(text, spec)
+    check_json(text, spec, max_json_bytes)
     fields = _object(_decode(text), "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
@@ -99,6 +123,9 @@ def build_response(
         tensor["parameters"] = {"binary_data_size": len(data)}
         head = json.dumps(answer).encode()
         return head + data, len(head)
+    if not np.isfinite(logits).all():
+        text = "the output holds NaN or infinity, which JSON has no word for: ask for it as binary"
+        raise RefusedError("execution_failed", text, status="failed")
     tensor["data"] = logits.ravel().tolist()
     return json.dumps(answer).encode(), None
 

@@ -36,11 +36,17 @@ from serve.proto.names import (
     VERSION,
 )
 
+_JSON_NUMBER_BYTES = 4
 _CONTENTS = {"UINT8": "uint_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 
 
-def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
-    """Read an inference request. Raises RefusedError: what was given, and what is allowed."""
+def parse_infer(
+    message: pb.ModelInferRequest, spec: ModelSpec, *, max_json_bytes: int
+) -> InferRequest:
+    """Read an inference request. Raises RefusedError: what was given, and what is allowed.
+
+    Typed contents cost what JSON costs, so they have its limit, at four bytes a number.
+    """
     if len(message.inputs) != 1:
         given = [tensor.name for tensor in message.inputs]
         raise bad("bad_request", "inputs", given, f"one tensor, {INPUT_NAME!r}")
@@ -53,7 +59,9 @@ def parse_infer(message: pb.ModelInferRequest, spec: ModelSpec) -> InferRequest:
     shape = check_tensor(tensor.name, tensor.datatype, tuple(tensor.shape), spec)
     is_raw = bool(message.raw_input_contents)
     return InferRequest(
-        _read_raw(message, tensor, shape, spec) if is_raw else _read_typed(tensor, shape, spec),
+        _read_raw(message, tensor, shape, spec)
+        if is_raw
+        else _read_typed(tensor, shape, spec, max_json_bytes // _JSON_NUMBER_BYTES),
         message.id or None,
         _parameters(message.parameters),
         is_binary_output=is_raw,
@@ -144,12 +152,19 @@ def _read_raw(
 
 
 def _read_typed(
-    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], spec: ModelSpec
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    shape: tuple[int, ...],
+    spec: ModelSpec,
+    most_numbers: int,
 ) -> Samples:
     if tensor.datatype == IMAGE_TYPE:
         return check_images(tensor.contents.bytes_contents, shape)
     field = _CONTENTS[tensor.datatype]
-    values = np.array(getattr(tensor.contents, field), dtype=np.int64)
+    numbers = getattr(tensor.contents, field)
+    if len(numbers) > most_numbers:
+        text = f"{field} has {len(numbers)} numbers, allowed {most_numbers} (max_json_bytes / 4)"
+        raise RefusedError("too_large", f"{text}: send raw_input_contents")
+    values = np.array(numbers, dtype=np.int64)
     size = int(np.prod(shape))
     if values.size != size:
         raise bad("bad_tensor", f"the length of {field}", values.size, f"{size} for the shape")

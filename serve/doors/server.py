@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from serve.access.guard import Guard
+from serve.doors.body_budget import BodyBudget
 from serve.models.models import Models
+from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
 
+_LAST_WORDS_S = 1.0
 _BODY_BYTES = 16 * 2**20
+_JSON_BYTES = 256 * 2**10
+_INFLIGHT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """The served models, who may ask them, and what is counted of it.
 
-    `max_body_bytes` bounds a request at every door, `drain_timeout_s` how long queued queries are
-    finished for once the server ends.
+    `max_body_bytes` bounds a request at every door, `max_json_bytes` a tensor in JSON, `budget` all
+    requests at once; `loop_lag` is how long the doors' loop keeps them waiting. `drain_timeout_s`
+    is how long queued queries are finished for once the server ends.
     """
 
     models: Models
     metrics: Metrics = field(default_factory=Metrics)
     guard: Guard = field(default_factory=Guard)
     max_body_bytes: int = _BODY_BYTES
+    max_json_bytes: int = _JSON_BYTES
+    budget: BodyBudget = field(default_factory=lambda: BodyBudget(_INFLIGHT_BYTES))
+    loop_lag: LoopLag = field(default_factory=LoopLag)
     drain_timeout_s: float = 10.0
+    _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
 
     async def drain(self) -> bool:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""
+        self._drain_began.append(time.monotonic())
         return await self.models.drain(self.drain_timeout_s)
+
+    def drain_left_s(self) -> float:
+        """Return what is left of `drain_timeout_s`, which every step of the end shares.
+
+        At least as much as the last answers need to be written.
+        """
+        began_s = self._drain_began[0] if self._drain_began else time.monotonic()
+        return max(_LAST_WORDS_S, began_s + self.drain_timeout_s - time.monotonic())
 
     def refresh_metrics(self) -> None:
         """Set what is a state and not an event; called when the metrics are read."""
         self.metrics.refresh(self.models.engines())
+        self.metrics.refresh_doors(self.loop_lag.longest_s(), self.budget.used_bytes)

@@ -28,6 +28,7 @@ import numpy as np
 from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.earliest_answer import EarliestAnswer, earliest_answer
+from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchResult, BatchRunner
@@ -82,7 +83,7 @@ class Engine:
         self._fallback = ""
         self._fault = ""
         self._ledger = Ledger(observer)
-        self._on_decision = on_decision
+        self._on_decision = None if on_decision is None else Guarded(on_decision)
         self._runner = BatchRunner(executor, clock)
         self._ids = itertools.count()
         self._slot = (turn or DeviceTurn()).slot(self._due_s, self._load)
@@ -137,6 +138,8 @@ class Engine:
         if self._thread is not None and not self._fault:  # a hung thread is never joined
             await asyncio.to_thread(self._thread.join, timeout_s)
         with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                self._fault = self._fault or "the device did not end its batch in time"
             ended = self._end_waiting("draining")
             ended += self._ledger.abandon("device_failed", self.clock())
         self._ledger.deliver(ended)
@@ -204,7 +207,7 @@ class Engine:
                 if outcome is None:
                     self._ledger.admit(ticket)
                 else:
-                    refused.append(EndedQuery(ticket, Reply(outcome)))
+                    refused.append(EndedQuery(ticket, Reply(outcome, tenant=query.tenant)))
             self._touch()
         self._ledger.deliver(refused)
         if refused and not job.is_done:
@@ -252,6 +255,11 @@ class Engine:
     def profile(self) -> LatencyProfile:
         """The offered subnets, as profiled."""
         return self._scheduler.offered
+
+    @property
+    def drops_hopeless(self) -> bool:
+        """Whether what cannot be in time is refused, not served late."""
+        return self._scheduler.drop_hopeless
 
     def scheduler_settings(self) -> dict[str, int | bool | None]:
         """Return how the scheduler is set, whatever of it was left to the policy."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
 from slackfit.query import Outcome, Query, Status
 from slackfit.scheduling.outcomes import unserved
@@ -74,13 +75,14 @@ class Ledger:
     """The open queries of an engine and the count of the ended ones.
 
     Opening and ending happen under the engine's lock, delivering on one thread. Counts are of
-    samples; `observer` is called with every reply, once for each of its samples.
+    samples; `observer` is called with every reply, once for each of its samples, when its job is
+    answered; what it raises costs nobody an answer.
     """
 
     def __init__(self, observer: Callable[[Reply], None] | None) -> None:
         self.open: dict[int, Ticket] = {}
         self.counts: Counter[Status] = Counter()
-        self._observer = observer
+        self._observer = None if observer is None else Guarded(observer)
 
     def admit(self, ticket: Ticket) -> None:
         """Open a query."""
@@ -96,8 +98,9 @@ class Ledger:
         form: str = "",
     ) -> EndedQuery:
         """Close a query."""
-        reply = Reply(outcome, output, execution_s, batch_id, form)
-        return EndedQuery(self.open.pop(outcome.query_id), reply)
+        ticket = self.open.pop(outcome.query_id)
+        tenant = ticket.query.tenant
+        return EndedQuery(ticket, Reply(outcome, output, execution_s, batch_id, form, tenant))
 
     def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:
         """Close every query as failed, past a scheduler that can no longer be asked."""

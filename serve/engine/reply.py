@@ -39,6 +39,7 @@ class Reply(NamedTuple):
     execution_s: float = 0.0
     batch_id: int | None = None
     form: str = ""
+    tenant: str = ""
 
     @property
     def is_executed(self) -> bool:

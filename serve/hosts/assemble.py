@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from serve.access.build_guard import build_guard
-from serve.config import LiveConfig, ServeConfig, ServeConfigError
+from serve.config import LiveConfig, ServeConfig
+from serve.doors.body_budget import BodyBudget
 from serve.doors.server import Server
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
+from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
 from serve.hosts.load_device import LoadedDevice, load, offer
 from serve.hosts.several_models import each_model
-from serve.models.images import ImageDecoder
+from serve.models.image_decoder import ImageDecoder
 from serve.models.models import Models
 from serve.models.request import ModelSpec
 from serve.models.served_model import ServedModel
 from serve.observe.demand import Demand
 from serve.observe.metrics import Metrics
+from serve.observe.record_file import RecordFile
 from serve.observe.request_observers import build_request_observers
 from serve.observe.statistics import Statistics
 from slackfit.policy import Policy
@@ -50,6 +52,8 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
         metrics=metrics,
         guard=guard,
         max_body_bytes=config.max_body_bytes,
+        max_json_bytes=config.max_json_bytes,
+        budget=BodyBudget(config.max_inflight_bytes),
         drain_timeout_s=config.drain_timeout_s,
     )
 
@@ -68,10 +72,11 @@ def build_model(
     demand = Demand(offered, config.slo_ms * 1e-3)
     model_metrics = metrics.of(name)
 
+    observers = [Guarded(o.observe) for o in (model_metrics, statistics, demand)]
+
     def observe(reply: Reply) -> None:
-        model_metrics.observe(reply)
-        statistics.observe(reply)
-        demand.observe(reply)
+        for observer in observers:
+            observer(reply)
 
     engine = Engine(
         _build_scheduler(config, offered, policy, resources),
@@ -91,7 +96,9 @@ def build_model(
         device=profile.device,
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
-    decoder = ImageDecoder(max_pixels=config.max_image_pixels, max_waiting=config.max_queue)
+    decoder = ImageDecoder(
+        max_pixels=config.max_image_pixels, max_waiting=config.max_queue, clock=engine.clock
+    )
     resources.callback(decoder.close)
     allowance_s = config.reply_allowance_ms * 1e-3
     return ServedModel(
@@ -118,12 +125,5 @@ def _build_scheduler(
     }
     if config.record is None:
         return Scheduler(offered, policy, **settings)
-    log = resources.enter_context(_open_log(config.record))
+    log = resources.enter_context(contextlib.closing(RecordFile(config.record)))
     return RecordingScheduler(offered, policy, sink=log, **settings)
-
-
-def _open_log(path: str) -> TextIO:
-    try:
-        return Path(path).open("w", encoding="utf-8")
-    except OSError as error:
-        raise ServeConfigError(f"record {path}: can't be written ({error.strerror})") from None

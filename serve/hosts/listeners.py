@@ -1,13 +1,15 @@
 """`Listeners`: the ports that a host opens beside its own while the models are ready.
 
 Without Ray that is gRPC; a Ray replica also listens itself for HTTP, because a request through
-Ray's proxy costs milliseconds, of latency and of CPU.
+Ray's proxy costs milliseconds, of latency and of CPU. Once the server drains, or its device has
+failed, they are closed: new connections go to another replica.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.types import ASGIApp
 
@@ -15,7 +17,10 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.doors.server import Server
+from serve.hosts.connection_limits import most_connections
 from serve.hosts.uvicorn_listener import listening
+
+_WATCH_S = 0.05
 
 
 class Listeners:
@@ -36,27 +41,54 @@ class Listeners:
 
         `app` is what a replica answers HTTP with.
         """
-        config = self._config
+        config, server = self._config, self.server
         tls = tls_files(config)
+        most_http, most_rpc = most_connections(config)
         async with contextlib.AsyncExitStack() as stack:
+            closing: list[Callable[[], object]] = []
             if config.grpc_port is not None:
                 rpc = rpc_listening(
-                    RpcDoor(self.server),
+                    RpcDoor(server),
                     config.host,
                     config.grpc_port,
-                    max_body_bytes=config.max_body_bytes,
-                    drain_timeout_s=config.drain_timeout_s,
+                    max_connections=most_rpc,
                     is_shared=self._is_replica,
                     tls=tls,
                 )
-                self.rpc_port = await stack.enter_async_context(rpc)
+                port = await stack.enter_async_context(rpc)
+                self.rpc_port = port.port
+                closing.append(lambda: asyncio.ensure_future(port.close()))
             if app is not None and config.door_port is not None:
                 http = listening(
                     app,
                     config.host,
                     config.door_port,
-                    drain_timeout_s=config.drain_timeout_s,
+                    drain_left_s=server.drain_left_s,
                     tls=tls,
+                    max_connections=most_http,
+                    lag_s=server.loop_lag.now_s,
                 )
-                await stack.enter_async_context(http)
-            yield
+                closing.append(await stack.enter_async_context(http))
+            with _closed_when_gone(server, closing):
+                yield
+
+
+@contextlib.contextmanager
+def _closed_when_gone(server: Server, closing: list[Callable[[], object]]) -> Iterator[None]:
+    """Close ports as soon as the server takes no queries any more: others may.
+
+    A replica whose device hangs would still get its share of new connections, and keep those of
+    gRPC, until it is replaced.
+    """
+
+    async def watch() -> None:
+        while server.models.takes_queries():
+            await asyncio.sleep(_WATCH_S)
+        for close in closing:
+            close()
+
+    task = asyncio.ensure_future(watch())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -17,6 +17,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
+from serve.engine.guarded import Guarded
+
 INTERVAL_S = 1.0
 
 Labels = tuple[tuple[str, str], ...]
@@ -49,9 +51,10 @@ class RayMirror:
     def _export_counter(self, metric: Metric) -> None:
         for sample in metric.samples:
             if sample.name.endswith("_total"):
+                ours = self._ours(metric, sample.labels)  # may fail: before growth is noted
                 grown = self._grown(sample.name, sample.labels, sample.value)
                 if grown > 0:
-                    self._ours(metric, sample.labels).inc(grown, sample.labels)
+                    ours.inc(grown, sample.labels)
 
     def _export_histogram(self, metric: Metric) -> None:
         bounds = _bounds(metric)
@@ -105,26 +108,29 @@ async def exporting_to_ray(
     make: Callable[..., Any] = make_ray_metric,
     interval_s: float = INTERVAL_S,
 ) -> AsyncIterator[None]:
-    """Mirror `registry` to Ray for the length of an `async with` block, `refresh`ed before."""
-    mirror = RayMirror(registry, make)
+    """Mirror `registry` to Ray for the length of an `async with` block, `refresh`ed before.
 
-    def export() -> None:
-        refresh()
-        mirror.export()
+    `refresh` runs on the event loop. What it or Ray raises is logged, and telling goes on.
+    """
+    mirror = Guarded(RayMirror(registry, make).export)
+    guarded_refresh = Guarded(refresh)
+    is_over = asyncio.Event()
 
     async def repeat() -> None:
-        while True:
-            await asyncio.to_thread(export)
-            await asyncio.sleep(interval_s)
+        while not is_over.is_set():
+            guarded_refresh()  # on the loop, where what it reads is written
+            await asyncio.to_thread(mirror)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(is_over.wait(), interval_s)
 
     task = asyncio.ensure_future(repeat())
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        export()  # the last second counts too
+        is_over.set()
+        await task  # two threads that tell at once would tell some of it twice
+        guarded_refresh()
+        mirror()  # the last second counts too
 
 
 def _bounds(metric: Metric) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from serve.hosts.ray_metrics import exporting_to_ray
 from serve.hosts.tuned_process import tuned_process
 from serve.observe.logs import configure_logs
 
+_END_S = 3.0  # beyond a drain: last answers, ports, threads
 _ROUTER_HEADROOM = 1000  # requests beyond a full queue, so that ours is the one that refuses
 
 
@@ -101,7 +102,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
     deployment = SupernetReplica.options(
         **_scaling(args),
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
-        graceful_shutdown_timeout_s=args.drain_timeout_s,
+        graceful_shutdown_timeout_s=args.drain_timeout_s + _END_S,
         ray_actor_options={
             "num_cpus": args.threads,
             "num_gpus": 1 if args.device == "cuda" else 0,

@@ -7,6 +7,8 @@ device thread waits tenths of a millisecond instead; the price, more switches, i
 
 Garbage: what exists once warm-up is over lives as long as the process. Freezing it keeps full
 collections, pauses of tens of milliseconds with a framework loaded, off the hot path.
+
+Open files: as many as the system allows, since every connection is one; that one is left so.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
+
+from serve.hosts.connection_limits import raise_file_limit
 
 SWITCH_INTERVAL_S = 2e-4
 
@@ -26,6 +30,7 @@ def tuned_process(switch_interval_s: float = SWITCH_INTERVAL_S) -> Iterator[None
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(switch_interval_s)
+    raise_file_limit()
     try:
         yield
     finally:

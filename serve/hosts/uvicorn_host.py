@@ -15,9 +15,10 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_server
+from serve.hosts.connection_limits import most_connections
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
-from serve.hosts.uvicorn_listener import bind, uvicorn_config
+from serve.hosts.uvicorn_listener import bind, end_within, uvicorn_config
 
 
 class _DrainingHost(uvicorn.Server):
@@ -40,6 +41,7 @@ class _DrainingHost(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._server.drain()
+        end_within(self, self._server.drain_left_s())
         await super().shutdown(sockets)
 
 
@@ -52,7 +54,14 @@ def serve_forever(config: ServeConfig) -> None:
         server = build_server(config, resources)
         listeners = Listeners(config, server, is_replica=False)
         door = RestDoor(server, while_ready=listeners.opened)
-        host = _DrainingHost(uvicorn_config(door, tls_files(config), lifespan="on"), listeners)
         resources.enter_context(tuned_process())
+        options = uvicorn_config(
+            door,
+            tls_files(config),
+            max_connections=most_connections(config)[0],
+            lag_s=server.loop_lag.now_s,
+            lifespan="on",
+        )
+        host = _DrainingHost(options, listeners)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has drained
             host.run(sockets=[sock])

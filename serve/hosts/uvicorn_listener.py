@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp
 
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
-from serve.hosts.bounded_request_head import BoundedHead
+from serve.hosts.bounded_connection import bounded
 
 
 class _Listener(uvicorn.Server):
@@ -26,24 +27,41 @@ class _Listener(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, host: str, port: int, *, drain_timeout_s: float, tls: TlsFiles | None = None
-) -> AsyncIterator[None]:
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    drain_left_s: Callable[[], float],
+    tls: TlsFiles | None = None,
+    **limits: Any,
+) -> AsyncIterator[Callable[[], None]]:
     """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
     Replicas on one host may share the port (the kernel spreads the connections), and a replica
-    that replaces a dead one gets it at once.
+    that replaces a dead one gets it at once. Yields what closes the port early, so that new
+    connections go to the others; `limits` are those of `uvicorn_config`.
     """
     sock = bind(host, port, is_shared=True)
-    timeout_s = max(1, round(drain_timeout_s))
-    options = {"lifespan": "off", "timeout_graceful_shutdown": timeout_s}
-    server = _Listener(uvicorn_config(app, tls, **options))
+    server = _Listener(uvicorn_config(app, tls, lifespan="off", **limits))
     task = asyncio.ensure_future(server.serve(sockets=[sock]))
     try:
-        yield
+        yield lambda: stop_listening(server)
     finally:
+        end_within(server, drain_left_s())
         server.should_exit = True
         await task
         sock.close()
+
+
+def stop_listening(server: uvicorn.Server) -> None:
+    """Close a server's port and leave its connections open."""
+    for listener in getattr(server, "servers", ()):
+        listener.close()
+
+
+def end_within(server: uvicorn.Server, timeout_s: float) -> None:
+    """Give the open requests of a server that is told to end so long, in whole seconds."""
+    server.config.timeout_graceful_shutdown = max(1, math.ceil(timeout_s))
 
 
 def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port") -> socket.socket:
@@ -62,11 +80,20 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     return sock
 
 
-def uvicorn_config(app: ASGIApp, tls: TlsFiles | None, **options: Any) -> uvicorn.Config:
-    """Return the options of every uvicorn of ours.
+def uvicorn_config(
+    app: ASGIApp,
+    tls: TlsFiles | None,
+    *,
+    max_connections: int,
+    lag_s: Callable[[], float] = lambda: 0.0,
+    **options: Any,
+) -> uvicorn.Config:
+    """Return the options of every uvicorn of ours; see `BoundedConnection` for the two limits.
 
     No logging configuration of its own: that would close the handlers of all others in the process.
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
+    Whoever sends `X-Forwarded-For` is who it says to a proxy's server only: the guard reads it.
     """
-    options |= {"http": BoundedHead} | ({} if tls is None else tls.uvicorn_options())
+    options |= {"http": bounded(max_connections, lag_s), "proxy_headers": False}
+    options |= {} if tls is None else tls.uvicorn_options()
     return uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, **options)

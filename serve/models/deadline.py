@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serve.models.limits import RefusedError
+from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.proto.names import SLO_HEADER, TIMEOUT_HEADER
 
 MAX_ALLOWANCE = 0.15  # of the time given
@@ -46,13 +47,17 @@ def resolve_deadline(
     *,
     arrival_s: float,
     default_slo_s: float,
-    unix_now_s: float,
+    unix_arrival_s: float,
     reply_allowance_s: float = 0.0,
     call_timeout_s: float | None = None,
+    tenant: TenantLimits = NO_LIMITS,
 ) -> Deadlines:
     """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
 
     `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
+    What only has time-outs, or nothing, has the tenant's longest SLO besides. `unix_arrival_s` is
+    the arrival on the wall clock: by when the request is parsed, its body may have taken a part of
+    an absolute deadline.
     """
     hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
     soft_s: list[float] = []
@@ -60,7 +65,7 @@ def resolve_deadline(
         hard_s.append(_number("parameter timeout", parameters["timeout"]) * 1e-6)
     if "deadline_unix_us" in parameters:
         unix_us = _number("parameter deadline_unix_us", parameters["deadline_unix_us"])
-        hard_s.append(unix_us * 1e-6 - unix_now_s)
+        hard_s.append(unix_us * 1e-6 - unix_arrival_s)
     if TIMEOUT_HEADER in headers:
         timeout_s = _parsed(TIMEOUT_HEADER, headers[TIMEOUT_HEADER])
         if timeout_s > 0:
@@ -69,6 +74,10 @@ def resolve_deadline(
         soft_s.append(_parsed(SLO_HEADER, headers[SLO_HEADER]) * 1e-3)
     if "slo_ms" in parameters:
         soft_s.append(_number("parameter slo_ms", parameters["slo_ms"]) * 1e-3)
+    asked_s = min(soft_s, default=None)
+    tenant.check_slo(asked_s)
+    if asked_s is None and tenant.longest_slo_s < math.inf:
+        soft_s.append(min(tenant.longest_slo_s, math.inf if hard_s else default_slo_s))
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")

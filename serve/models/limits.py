@@ -41,6 +41,7 @@ REASONS: dict[str, ReasonCode] = {
     "expired": ReasonCode(504, "DEADLINE_EXCEEDED"),
 }
 
+_LONGEST_TEXT = 4000  # what a request held comes back in it; gRPC's trailers have 8 KiB
 _RESTART_S = 1.0  # how soon another replica, or this one once it is warm, may answer
 _TEXTS = {
     "queue_full": "the queue is full",
@@ -71,6 +72,7 @@ class RefusedError(Exception):
         retry_after_s: float = 0.0,
         earliest_finish_s: float | None = None,
     ) -> None:
+        message = message if len(message) <= _LONGEST_TEXT else f"{message[:_LONGEST_TEXT]}..."
         super().__init__(message)
         self.reason = reason
         self.message = message

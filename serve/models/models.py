@@ -53,6 +53,10 @@ class Models:
         for model in self:
             model.check_ready()
 
+    def takes_queries(self) -> bool:
+        """Whether every model is ready, or about to be: neither drains nor has failed."""
+        return all(model.engine.status().state in ("starting", "ready") for model in self)
+
     def index(self, *, is_ready: bool = False) -> list[dict[str, str]]:
         """Return name, state and reason of each model, or (`is_ready`) of those that are ready."""
         rows: list[dict[str, str]] = []

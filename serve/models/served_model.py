@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from serve.config import LiveConfig, ServeConfigError
 from serve.engine.engine import Engine
+from serve.engine.guarded import Guarded
 from serve.engine.job import EngineStatus
 from serve.engine.reply import Reply, RequestOptions, cause_of
 from serve.models.deadline import resolve_deadline
-from serve.models.images import ImageDecoder
+from serve.models.image_decoder import ImageDecoder
 from serve.models.limits import RefusedError, refusal_of
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
+from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.observe.demand import Demand, Signals
 from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
-
-logger = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -60,7 +62,7 @@ class ServedModel:
         self._reply_allowance_s = reply_allowance_s
         self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
-        self._request_observers = request_observers
+        self._request_observers = [Guarded(observer) for observer in request_observers]
 
     @property
     def policy_name(self) -> str:
@@ -75,6 +77,7 @@ class ServedModel:
         arrival_s: float,
         call_timeout_s: float | None = None,
         request_id: str = "",
+        tenant: TenantLimits = NO_LIMITS,
     ) -> list[Reply]:
         """Serve the samples of one request. Raises RefusedError when one gets no output.
 
@@ -85,10 +88,12 @@ class ServedModel:
             headers,
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
-            unix_now_s=self._unix_clock(),
+            unix_arrival_s=self._unix_clock() - (self.engine.clock() - arrival_s),
             reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
             call_timeout_s=call_timeout_s,
+            tenant=tenant,
         )
+        tenant.check_wishes(request.query_class(), request.subnet_id())
         options = RequestOptions(
             deadlines.deadline_s,
             deadlines.hard_deadline_s,
@@ -96,10 +101,11 @@ class ServedModel:
             min_accuracy=request.min_accuracy(),
             query_class=request.query_class(),
             subnet_id=request.subnet_id(),
+            tenant=tenant.name,
         )
         samples = request.samples
         if isinstance(samples, tuple):
-            samples = await self._decoder.decode(samples, self.spec.sample.shape)
+            samples = await self._decode(samples, options.deadline_s)
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
@@ -109,21 +115,23 @@ class ServedModel:
             if self._request_observers:
                 ids = (request_id, request.request_id)
                 ended_s = self.engine.clock()
-                self._observe(
-                    RequestRecord(
-                        self.spec.name, *ids, headers, arrival_s, submitted_s, ended_s, replies
-                    )
+                times_s = (arrival_s, submitted_s, ended_s)
+                record = RequestRecord(
+                    self.spec.name, *ids, headers, *times_s, replies, tenant.name
                 )
+                for observer in self._request_observers:
+                    observer(record)
         self._refuse(replies, deadlines.hard_deadline_s)
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
 
-    def _observe(self, record: RequestRecord) -> None:
-        for observer in self._request_observers:
-            try:
-                observer(record)
-            except Exception:  # a log or an exporter that fails must not cost an answer
-                logger.exception("a request observer failed")
+    async def _decode(self, files: Sequence[bytes], deadline_s: float) -> np.ndarray:
+        """Return images as samples, in time for the device to answer. Raises RefusedError."""
+        until_s = math.inf
+        if self.engine.drops_hopeless:
+            until_s = deadline_s - self.engine.earliest_answer().idle_finish_s
+        shape = self.spec.sample.shape
+        return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
     def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]

@@ -67,7 +67,9 @@ class Demand:
     def observe(self, reply: Reply) -> None:
         """Count the end of one query."""
         outcome = reply.outcome
-        if outcome.reason in _NOT_LOAD or outcome.status == "failed":
+        # A client that hung up at its own time limit missed its deadline: that is load.
+        is_given_up = outcome.reason == "cancelled" and outcome.finish_s >= outcome.deadline_s
+        if (outcome.reason in _NOT_LOAD and not is_given_up) or outcome.status == "failed":
             return
         second = math.floor(outcome.finish_s)
         if not self._seconds or self._seconds[-1][0] < second:

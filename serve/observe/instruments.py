@@ -19,7 +19,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Instruments:
-    """The metrics in one registry; all but `refused` have the label `model`."""
+    """The metrics in one registry; all but those of the doors have the label `model`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -55,8 +55,25 @@ class Instruments:
         )
         self.refused = Counter(
             "supernet_refused_requests",
-            "Requests answered with an error, by door and reason.",
-            ["door", "reason"],
+            "Requests answered with an error, by door, reason and tenant.",
+            ["door", "reason", "tenant"],
+            registry=registry,
+        )
+        self.tenant_queries = counter(
+            "tenant_queries", "Queries by tenant and how they ended.", "tenant", "status"
+        )
+        self.tenant_accuracy = counter(
+            "tenant_on_time_accuracy", "As on_time_accuracy, by tenant.", "tenant"
+        )
+        self.fallback = gauge("fallback", "1 while another policy serves than the one that is set.")
+        self.lag = Gauge(
+            "supernet_loop_lag_seconds",
+            "The longest that the doors' event loop kept anything waiting in ten seconds.",
+            registry=registry,
+        )
+        self.inflight = Gauge(
+            "supernet_inflight_bytes",
+            "Bytes of requests from arrival to answer.",
             registry=registry,
         )
 

@@ -32,9 +32,14 @@ class Metrics:
             self._models[model] = ModelMetrics(self._instruments, model)
         return self._models[model]
 
-    def refused(self, door: str, reason: str) -> None:
+    def refused(self, door: str, reason: str, tenant: str = "") -> None:
         """Count a request that got an error at the `http` or the `grpc` door."""
-        self._instruments.refused.labels(door, reason).inc()
+        self._instruments.refused.labels(door, reason, tenant).inc()
+
+    def refresh_doors(self, loop_lag_s: float, inflight_bytes: int) -> None:
+        """Set the state of the doors; called when the metrics are read."""
+        self._instruments.lag.set(loop_lag_s)
+        self._instruments.inflight.set(inflight_bytes)
 
     def refresh(self, engines: Iterable[tuple[str, Engine]]) -> None:
         """Set what is a state and not an event, by model; called when the metrics are read."""
@@ -58,6 +63,10 @@ class ModelMetrics:
         self._queries = functools.cache(functools.partial(instruments.queries.labels, model))
         self._subnets = functools.cache(functools.partial(instruments.subnets.labels, model))
         self._batches = functools.cache(functools.partial(instruments.batches.labels, model))
+        self._tenants = functools.cache(functools.partial(instruments.tenant_queries.labels, model))
+        self._tenant_accuracy = functools.cache(
+            functools.partial(instruments.tenant_accuracy.labels, model)
+        )
         self._accuracy = instruments.accuracy.labels(model)
         self._busy = instruments.busy.labels(model)
         self._latency = instruments.latency.labels(model)
@@ -79,6 +88,7 @@ class ModelMetrics:
         is_free = outcome.status == "failed" and outcome.reason != "device_failed"
         reason = "execution_failed" if is_free else outcome.reason
         self._queries(outcome.status, reason).inc()
+        self._tenants(reply.tenant, outcome.status).inc()
         if not reply.is_executed:
             return
         self._subnets(outcome.subnet_id).inc()
@@ -87,6 +97,7 @@ class ModelMetrics:
         if outcome.status == "on_time":
             self._slack.observe(reply.slack_s)
             self._accuracy.inc(outcome.accuracy)
+            self._tenant_accuracy(reply.tenant).inc(outcome.accuracy)
         else:
             self._lateness.observe(-reply.slack_s)
         if reply.batch_id != self._last_batch_id:
@@ -107,6 +118,7 @@ class ModelMetrics:
         instruments.depth.labels(name).set(status.queue_depth)
         instruments.running.labels(name).set(status.num_running)
         instruments.ready.labels(name).set(status.state == "ready")
+        instruments.fallback.labels(name).set(bool(status.fallback))
         instruments.factor.labels(name).set(status.latency_factor or 1.0)
         instruments.attainment.labels(name).set(self._recent.attainment(now_s))
         instruments.served.labels(name).set(self._recent.accuracy(now_s))

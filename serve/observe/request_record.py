@@ -8,6 +8,8 @@ from typing import NamedTuple
 from serve.engine.reply import Reply, cause_of
 from slackfit.query import Outcome
 
+_LONGEST_TEXT = 128  # of what a client or a model wrote: a line of a log stays a line
+
 
 class RequestRecord(NamedTuple):
     """A request's ids, its times on the engine's clock, and how its queries ended.
@@ -24,6 +26,7 @@ class RequestRecord(NamedTuple):
     submitted_s: float
     ended_s: float
     replies: Sequence[Reply]
+    tenant: str = ""
 
     @property
     def decisive(self) -> Outcome | None:
@@ -36,14 +39,16 @@ class RequestRecord(NamedTuple):
         """Return what there is to say of it, by name; times in milliseconds."""
         facts: dict[str, str | int | float] = {"model": self.model, "request_id": self.request_id}
         if self.client_id is not None:
-            facts["id"] = self.client_id
+            facts["id"] = self.client_id[:_LONGEST_TEXT]
+        if self.tenant:
+            facts["tenant"] = self.tenant
         outcome = self.decisive
         if outcome is None:
             return facts | {"status": "dropped", "reason": "cancelled"}
         facts["query_id"] = outcome.query_id
         facts["status"] = outcome.status
         if outcome.reason:
-            facts["reason"] = outcome.reason
+            facts["reason"] = outcome.reason[:_LONGEST_TEXT]
         if outcome.start_s is not None:
             facts["subnet"] = str(outcome.subnet_id)
             facts["accuracy"] = round(outcome.accuracy, 4)

@@ -26,6 +26,7 @@ import pytest
 
 from serve.client import Client
 from serve.client.errors import InferError
+from serve.doors import body_budget
 
 pytestmark = pytest.mark.alone
 
@@ -180,9 +181,7 @@ def test_slow_writers_hold_up_nobody(server):
 
 
 def test_body_that_does_not_come_ends_in_a_refusal(serve_timed, monkeypatch):
-    from serve.doors import rest
-
-    monkeypatch.setattr(rest, "_BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body_budget, "BODY_TIMEOUT_S", 0.05)
 
     async def drop_by_drop() -> Any:
         while True:

@@ -29,6 +29,7 @@ from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc
 
 ADMIN, INFER = "a" * 16, "b" * 20
+LIMITS: dict[str, Any] = {"drain_left_s": lambda: 1.0, "max_connections": 100}
 SECRET_PATH = "/srv/private/weights.bin"
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
 URL = "/v2/models/tiny/infer"
@@ -54,10 +55,8 @@ async def stub_of(door: RestDoor, **options: Any) -> AsyncIterator[Any]:
         RpcDoor(door.server),
         "127.0.0.1",
         0,
-        max_body_bytes=4096,
-        drain_timeout_s=1.0,
     )
-    async with listening as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}", **options) as c:
+    async with listening as rpc, grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}", **options) as c:
         yield pb_grpc.GRPCInferenceServiceStub(c)
 
 
@@ -176,7 +175,7 @@ def test_both_doors_speak_tls_and_nothing_else(
         port = free_port()
         async with door._lifespan(door._app), listeners.opened():
             tls = config_tls(config)
-            async with listening(door, "127.0.0.1", port, drain_timeout_s=1.0, tls=tls):
+            async with listening(door, "127.0.0.1", port, **LIMITS, tls=tls):
                 async with httpx.AsyncClient(verify=trust) as client:
                     answer = await client.post(f"https://127.0.0.1:{port}{URL}", json=BODY)
                     assert answer.status_code == 200
@@ -245,7 +244,7 @@ def test_our_clients_trust_a_ca_that_the_environment_names(
     async def main() -> tuple[bytes, bytes]:
         listeners = Listeners(config, door.server, is_replica=False)
         port, tls = free_port(), config_tls(config)
-        https = listening(door, "127.0.0.1", port, drain_timeout_s=1.0, tls=tls)
+        https = listening(door, "127.0.0.1", port, **LIMITS, tls=tls)
         async with door._lifespan(door._app), listeners.opened(), https:
             urls = [f"https://127.0.0.1:{port}", f"grpcs://127.0.0.1:{listeners.rpc_port}"]
             client = await asyncio.create_subprocess_exec(
@@ -464,16 +463,14 @@ def test_our_commands_bring_the_token_of_the_environment(timed_door, tokens_file
             RpcDoor(door.server),
             "127.0.0.1",
             0,
-            max_body_bytes=4096,
-            drain_timeout_s=1.0,
         )
         said = []
         async with (
             door._lifespan(door._app),
-            listening(door, "127.0.0.1", port, drain_timeout_s=1.0),
-            rpc as rpc_port,
+            listening(door, "127.0.0.1", port, drain_left_s=lambda: 1.0, max_connections=100),
+            rpc as opened,
         ):
-            for url in (f"http://127.0.0.1:{port}", f"grpc://127.0.0.1:{rpc_port}"):
+            for url in (f"http://127.0.0.1:{port}", f"grpc://127.0.0.1:{opened.port}"):
                 target, model = await dial(url, "tiny")
                 payload = np.zeros((1, 2, 2), dtype=np.uint8)
                 request = ReplayRequest(query_id=0, payload=payload, slo_s=5.0, timeout_s=5.0)

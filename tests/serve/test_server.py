@@ -116,7 +116,7 @@ def test_a_listener_leaves_the_logging_of_the_process_alone(timed_door):
     """Ray asks the handlers of its replicas for their file when its controller was restarted."""
     target = logging.NullHandler()
     theirs = logging.handlers.MemoryHandler(1, target=target)
-    uvicorn_config(timed_door(), None)
+    uvicorn_config(timed_door(), None, max_connections=10)
     assert theirs.target is target
     theirs.close()
 

@@ -27,20 +27,23 @@ def trace_fit(
     ] = None,
 ) -> None:
     """Fit a generator to a trace and check it on a held-out part: rate, dispersion, tail."""
-    from slackfit.output_files import write_text
+    from slackfit.output_files import check_outputs, write_each, write_text
     from traces.commands.output import trace_errors
 
     with trace_errors():
         from traces.generators.fit import check_fit, fit
         from traces.spec.spec import parse_spec
 
+        check_outputs(out, json_out)
         trace = parse_spec(spec, seed=seed)
         check = check_fit(trace, holdout=holdout, blocks=blocks, seed=seed)
+        text = json.dumps(check, indent=1, allow_nan=False) + "\n"
+        write_each(
+            lambda: None if json_out is None else write_text(json_out, text),
+            lambda: None if out is None else write_text(out, fit(trace).to_json() + "\n"),
+        )
         if out is not None:
-            write_text(out, fit(trace).to_json() + "\n")
             typer.echo(f"{out}: use it as fitted:path={out}", err=True)
-        if json_out is not None:
-            write_text(json_out, json.dumps(check, indent=1, allow_nan=False) + "\n")
         if json_out != "-":
             _print(check)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from slackfit.output_files import write_text
+from slackfit.output_files import write_each, write_text
 from slackfit.profile import ProfileError
 from slackfit.user_errors import user_errors
 from traces.trace import TraceError
@@ -30,11 +30,11 @@ def finish(
     from traces.report.report import report_json, write_report_html
     from traces.report.table import report_table
 
-    if html_out is not None:
-        write_report_html(html_out, reports, title=title)
-    if json_out is not None:
-        write_text(json_out, report_json(reports))
     console = Console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
     console.print(report_table(reports))
+    write_each(
+        lambda: None if json_out is None else write_text(json_out, report_json(reports)),
+        lambda: None if html_out is None else write_report_html(html_out, reports, title=title),
+    )
     if html_out is not None:
         typer.echo(f"report: {html_out}", err=True)

@@ -114,12 +114,14 @@ def simulate_command(
     from traces.commands.output import finish, trace_errors
 
     with trace_errors():
+        from slackfit.output_files import check_outputs, write_each
         from slackfit.profile import LatencyProfile
         from slackfit.simulation.devices import DeviceModel
         from traces.report.chrome_trace import ChromeTrace
         from traces.simulation.simulation import SimulationOptions
 
         _check_stream(context.params)
+        check_outputs(json_out, html_out, chrome_out)
         table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
         model = DeviceModel(
@@ -153,9 +155,12 @@ def simulate_command(
         config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
         command = command_line(context, "supernet simulate", without=OUTPUTS)
         reports = [{**report, "command": command, "config": config} for report in reports]
-        if chrome is not None and chrome_out is not None:
-            chrome.write(chrome_out)
-        finish(reports, json_out=json_out, html_out=html_out, title="Simulation report")
+        write_each(
+            lambda: finish(
+                reports, json_out=json_out, html_out=html_out, title="Simulation report"
+            ),
+            lambda: None if chrome is None or chrome_out is None else chrome.write(chrome_out),
+        )
 
 
 def _reports(

@@ -45,7 +45,7 @@ def sweep_command(
     ] = None,
 ) -> None:
     """Simulate a grid of loads x policies on gamma traffic; draw attainment against accuracy."""
-    from slackfit.output_files import write_text
+    from slackfit.output_files import check_outputs, write_each, write_text
     from traces.commands.output import trace_errors
 
     with trace_errors():
@@ -53,6 +53,7 @@ def sweep_command(
         from traces.commands.simulate_command import derived
         from traces.simulation.cells import Cell, run_cells
 
+        check_outputs(json_out, folders=[out])
         derived(LatencyProfile.load(profile), overhead_ms, subnets)  # reports what is wrong, once
         cells = [
             Cell(
@@ -72,20 +73,24 @@ def sweep_command(
         ]
         scores = run_cells(cells, processes=processes, progress=_show)
         rows = _rows(cells, scores)
-        if out is not None:
-            from traces.report.sweep_plots import save_heat_map, save_plane
-
-            out.mkdir(parents=True, exist_ok=True)
-            save_plane(out / "plane.svg", rows)
-            save_heat_map(out / "heatmap.svg", rows)
-        if json_out is not None:
-            write_text(json_out, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+        write_each(
+            lambda: None if json_out is None else write_text(json_out, text),
+            lambda: None if out is None else _draw(out, rows),
+        )
         for row in rows if json_out != "-" else []:
             typer.echo(
                 f"{row['rate_qps']:8g} qps  CV2 {row['cv2']:4g}  {row['policy']:32}"
                 f" attainment {row['slo_attainment']:.4f}  accuracy"
                 f" {row['mean_serving_accuracy']:.4f}  utility {row['utility']:.4f}"
             )
+
+
+def _draw(out: Path, rows: list[dict[str, Any]]) -> None:
+    from traces.report.sweep_plots import save_heat_map, save_plane
+
+    save_plane(out / "plane.svg", rows)
+    save_heat_map(out / "heatmap.svg", rows)
 
 
 def _rows(cells: list[Cell], scores: list[CellScore]) -> list[dict[str, Any]]:

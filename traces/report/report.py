@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slackfit.output_files import replacing
+from slackfit.output_files import write_text
 from traces.trace import TraceError
 
 Report = Mapping[str, Any]
@@ -85,8 +85,4 @@ def read_reports(path: Path | str) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be written ({error})") from None
+    write_text(path, text)

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
@@ -65,6 +66,7 @@ def calibrate(
         loaded = load_checkpoint(checkpoint)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
+        check_outputs(folders=[checkpoint if out is None else out.parent])
         space = loaded.definition.space
         extra = [parse_arch(text, space) for text in arch or ()]
         archs = [

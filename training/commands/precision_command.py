@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
+from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import ChooseOn, dataset_of
@@ -43,6 +44,7 @@ def precision(
         from training.evaluation.int8 import measure_int8, with_int8
 
         loaded = load_checkpoint(checkpoint)
+        check_outputs(folders=[checkpoint])
         samples = dataset_of(loaded, data, choose_on=choose_on)
         with tracked(loaded.subnets, "measure", console) as following:
             measured = measure_int8(

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from safetensors import SafetensorError
 
-from slackfit.output_files import write_text
+from slackfit.output_files import check_outputs, write_each, write_text
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
@@ -82,6 +82,7 @@ def search(
         limit = _limit(profile, max_macs, max_latency_ms)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
+        check_outputs(json_, plot, folders=[None if out is None else out.parent])
         loaded = load_checkpoint(checkpoint)
         options = SearchOptions(
             num_samples=samples,
@@ -113,13 +114,6 @@ def search(
             result = task.run()
             comparison = task.compare(result)
         unit = "MACs" if profile is None else "ms"
-        if out is not None:
-            source = reported_on(images, calibration_images)
-            save_checkpoint(with_found(loaded, result, source), out)
-        if plot is not None:
-            from training.evaluation.search_plot import plot_search
-
-            plot_search(result, plot, loaded.name, unit)
         header = {
             "checkpoint": loaded.fingerprint,
             "data": images.name,
@@ -131,10 +125,20 @@ def search(
             "seed": seed,
         }
         text = json.dumps(to_json(result, comparison, **header), indent=1, allow_nan=False) + "\n"
-        if json_ is not None:
-            write_text(json_, text)
+        source = reported_on(images, calibration_images)
+        write_each(
+            lambda: None if json_ is None else write_text(json_, text),
+            lambda: out is None or save_checkpoint(with_found(loaded, result, source), out),
+            lambda: plot is None or _plot(result, plot, loaded.name, unit),
+        )
     if json_ != "-":
         _print(result, comparison, unit)
+
+
+def _plot(result: SearchResult, plot: Path, name: str, unit: str) -> None:
+    from training.evaluation.search_plot import plot_search
+
+    plot_search(result, plot, name, unit)
 
 
 def _limit(profile: Path | None, max_macs: float | None, max_latency_ms: float | None) -> float:

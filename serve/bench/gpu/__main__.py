@@ -22,7 +22,7 @@ from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
 from serve.bench.gpu.smoke import smoke
-from slackfit.output_files import write_text
+from slackfit.output_files import check_outputs, write_text
 
 _RUN = Path("runs") / "gpu"
 
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    check_outputs(out)
     is_whole = True
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

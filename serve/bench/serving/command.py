@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.bench.rows import write_rows
+from slackfit.output_files import OutputError, check_outputs
 from slackfit.user_errors import user_errors
 
 
@@ -51,7 +52,9 @@ def bench_serving(
     from traces.trace import TraceError
 
     bench, is_stopped = None, False
-    with user_errors(ServeConfigError, CheckpointError, ClientError, ProfileError, TraceError):
+    kinds = (ServeConfigError, CheckpointError, ClientError, ProfileError, TraceError, OutputError)
+    with user_errors(*kinds):
+        check_outputs(json_out, folders=[out])
         try:
             bench = ServingBench(
                 out,
@@ -66,7 +69,8 @@ def bench_serving(
             typer.echo("stopped; the same command goes on where it was", err=True)
             is_stopped = True
     if bench is not None:
-        _write(bench.rows, bench.picture, json_out)
+        with user_errors(OutputError):
+            _write(bench.rows, bench.picture, json_out)
     if is_stopped:
         raise typer.Exit(130)
 

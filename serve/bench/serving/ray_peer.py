@@ -81,7 +81,7 @@ class FixedPeer:
         )
         self._resources = contextlib.AsyncExitStack()
         await self._resources.enter_async_context(
-            listening(self._app, "127.0.0.1", port, drain_timeout_s=1.0)
+            listening(self._app, "127.0.0.1", port, drain_left_s=lambda: 1.0, max_connections=100)
         )
         self._resources.enter_context(tuned_process())
 
@@ -116,9 +116,9 @@ class FixedPeer:
         tuning = self._tuning
         run: Any = self._run  # one sample in, one result out: @serve.batch makes the lists
         try:
-            parsed = rest_messages.parse_infer(
-                await request.body(), request.headers.get(BINARY_HEADER), self._spec
-            )
+            body = await request.body()
+            form = rest_messages.BodyForm(binary_header=request.headers.get(BINARY_HEADER))
+            parsed = rest_messages.parse_infer(body, form, self._spec, max_json_bytes=len(body))
         except RefusedError as error:
             return JSONResponse({"error": error.message}, error.http_status)
         try:

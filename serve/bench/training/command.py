@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from serve.bench.rows import write_rows
+from slackfit.output_files import OutputError, check_outputs
 from slackfit.user_errors import user_errors
 
 
@@ -45,6 +46,7 @@ def bench_training(
     previous = signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
     try:
         with user_errors(ValueError, OSError, RuntimeError):
+            check_outputs(json_out, folders=[out])
             if threads:
                 torch.set_num_threads(threads)
             names = CASES if case == "all" else tuple(case.split(",")) if case else QUICK
@@ -65,7 +67,8 @@ def bench_training(
         f"{row['detail'].get('spread', 0):.4f}"
         for row in rows
     )
-    write_rows(rows, json_out, "\n".join(lines))
+    with user_errors(OutputError):
+        write_rows(rows, json_out, "\n".join(lines))
     if stopped:
         typer.echo("stopped; the same command goes on where it was", err=True)
         raise typer.Exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.access.build_guard import build_guard
-from serve.access.guard import Guard, address_of
+from serve.access.guard import Guard, address_of, client_address
 from serve.access.rate_limits import RateLimits
 from serve.access.tokens import VARIABLE, Tokens, read_tokens
 from serve.config import ServeConfig, ServeConfigError
@@ -41,7 +42,7 @@ def reason_of(call: Callable[[], object]) -> str:
 
 def identify(guard: Guard, scope: str, secret: str | None = None, peer: str = "10.1.2.3", **more):
     authorization = None if secret is None else f"Bearer {secret}"
-    return guard.identify(scope, authorization=authorization, peer=peer, **more)
+    return guard.identify(scope, authorization=authorization, peer=peer, **more).principal
 
 
 def test_token_opens_its_scope_and_admin_opens_all(tokens: Tokens):
@@ -91,7 +92,7 @@ def test_tokens_come_from_the_environment_too(monkeypatch, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alice infer", "line 1: 2 words, allowed 3: NAME SCOPES SECRET"),
+        ("alice infer", "line 1: 2 words, allowed 3 or 4: NAME SCOPES SECRET"),
         (f"\nalice root {ADMIN}", "line 2: scope root is unknown, allowed infer, metrics, admin"),
         ("alice infer short", "line 1: the secret is no token of 16 letters"),
         (f"a infer {ADMIN}\na infer {INFER}", "the same name"),
@@ -195,3 +196,48 @@ def test_open_address_without_tokens_is_refused_unless_that_is_meant(
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.9"])
 def test_loopback_needs_no_tokens(timed_config: ServeConfig, host):
     build_guard(timed_config.model_copy(update={"host": host}), Now())
+
+
+PROXIES = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("127.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", "8.8.8.8", "8.8.8.8"),
+        ("10.0.0.1", "1.1.1.1, 8.8.8.8", "8.8.8.8"),  # what the client wrote itself is not read
+        ("10.0.0.1", "8.8.8.8, 10.2.3.4", "8.8.8.8"),
+        ("10.0.0.1", "8.8.8.8:4711", "8.8.8.8"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+        ("10.0.0.1", "nonsense", "10.0.0.1"),
+        ("9.9.9.9", "8.8.8.8", "9.9.9.9"),
+        ("::ffff:10.0.0.1", "8.8.8.8", "8.8.8.8"),
+        ("", "8.8.8.8", ""),
+    ],
+)
+def test_a_trusted_proxy_says_who_asks(peer: str, forwarded: str | None, client: str):
+    assert client_address(peer, forwarded, PROXIES) == client
+
+
+def test_nobody_is_trusted_unless_said():
+    assert client_address("127.0.0.1", "8.8.8.8", ()) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("more", "is_let_in"),
+    [
+        ({}, True),
+        ({"host": "localhost:8000"}, True),
+        ({"host": "127.0.0.1:8000"}, True),
+        ({"host": "[::1]:8000"}, True),
+        ({"host": "evil.example:8000"}, False),  # a name that was bound to this host meanwhile
+        ({"origin": "http://evil.example"}, False),
+        ({"forwarded": "8.8.8.8"}, False),  # a proxy on this host asks for somebody else
+    ],
+)
+def test_without_tokens_only_this_host_itself_administers(more: dict[str, str], is_let_in: bool):
+    def ask() -> str:
+        return identify(Guard(), "admin", peer="127.0.0.1", **more)
+
+    assert (ask() == "127.0.0.1") if is_let_in else (reason_of(ask) == "forbidden")

@@ -169,13 +169,11 @@ REFUSALS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURC
 
 def check_rpc(door: RestDoor, script: list[bytes]) -> None:
     async def main() -> None:
-        listening = rpc_listening(
-            RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
-        )
+        listening = rpc_listening(RpcDoor(door.server), "127.0.0.1", 0)
         async with (
             door._lifespan(door._app),
-            listening as port,
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+            listening as rpc,
+            grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel,
         ):
             call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             for message in script:

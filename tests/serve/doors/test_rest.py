@@ -360,7 +360,7 @@ def test_metrics_count_how_queries_end(ask):
     assert 'supernet_subnet_queries_total{model="tiny",subnet="large"} 1.0' in text
     assert 'supernet_latency_seconds_bucket{le="0.00025",model="tiny"}' in text
     assert 'supernet_queue_depth{model="tiny"} 0.0' in text
-    assert 'supernet_refused_requests_total{door="http",reason="infeasible"} 1.0' in text
+    assert 'supernet_refused_requests_total{door="http",reason="infeasible",tenant=""} 1.0' in text
     assert 'supernet_recent_attainment{model="tiny"} 0.5' in text
     assert 'supernet_decision_seconds_count{model="tiny"} 1.0' in text
 

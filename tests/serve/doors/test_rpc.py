@@ -42,10 +42,8 @@ async def _serve(door: RestDoor, use: Use) -> Any:
 
 @contextlib.asynccontextmanager
 async def stub_of(door: RestDoor) -> AsyncIterator[Any]:
-    listening = rpc_listening(
-        RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
-    )
-    async with listening as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    listening = rpc_listening(RpcDoor(door.server), "127.0.0.1", 0)
+    async with listening as rpc, grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
 
 
@@ -269,7 +267,7 @@ def test_draining_server_refuses_and_says_so(timed_door):
         asyncio.run(_serve(door, use))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(caught.value.trailing_metadata() or ())["reason"] == "draining"
-    counted = {"door": "grpc", "reason": "draining"}
+    counted = {"door": "grpc", "reason": "draining", "tenant": ""}
     name = "supernet_refused_requests_total"
     assert door.server.metrics.registry.get_sample_value(name, counted) == 1
 
@@ -295,12 +293,12 @@ def test_answers_and_refusals_name_the_request(ask):
 def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):
     async def main() -> None:
         door = RpcDoor(timed_door().server)
-        limits = {"max_body_bytes": 4096, "drain_timeout_s": 1.0}
-        async with rpc_listening(door, "127.0.0.1", 0, **limits) as port:
+        async with rpc_listening(door, "127.0.0.1", 0) as rpc:
+            port = rpc.port
             with pytest.raises(
                 ServeConfigError, match=f"gRPC port {port} on 127.0.0.1 is not free"
             ):
-                async with rpc_listening(door, "127.0.0.1", port, **limits):
+                async with rpc_listening(door, "127.0.0.1", port):
                     pytest.fail("two servers on one port")
 
     asyncio.run(main())

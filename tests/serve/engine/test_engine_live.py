@@ -334,3 +334,33 @@ def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: Late
         assert (await ask(engine)).outcome.status == "on_time"
 
     run_live(profile, use, executor=PoisonedExecutor(profile, SAMPLE, 10))
+
+
+def test_a_batch_that_outlives_the_end_is_answered_once_and_raises_nothing(
+    profile: LatencyProfile, caplog: pytest.LogCaptureFixture
+):
+    """Its queries were answered at the end; their tickets had been missed when it came back."""
+    released = threading.Event()
+
+    def sleep(_: float) -> None:
+        released.wait(10)
+
+    executor = TimedExecutor(profile, SAMPLE, 10, sleep=sleep)
+    engine = Engine(Scheduler(profile, create_policy("slackfit", profile)), executor)
+
+    async def main() -> list[str]:
+        await engine.start()
+        options = RequestOptions(engine.clock() + 5.0)
+        asked = asyncio.ensure_future(
+            engine.infer([PAYLOAD], arrival_s=engine.clock(), options=options)
+        )
+        await asyncio.sleep(0.05)
+        await engine.stop(timeout_s=0.05)
+        replies = await asked
+        released.set()
+        assert engine._thread is not None
+        await asyncio.to_thread(engine._thread.join, 5)
+        return [f"{reply.outcome.status} {reply.outcome.reason}" for reply in replies]
+
+    assert asyncio.run(main()) == ["failed device_failed"]
+    assert "Traceback" not in caplog.text

@@ -129,3 +129,12 @@ def test_settings_are_checked():
         parse_config({"checkpoint": "x", "autoscaling": {"min_replicas": 2, "max_replicas": 1}})
     with pytest.raises(ServeConfigError, match=r"autoscaling.max_replicas"):
         parse_config({"checkpoint": "x", "autoscaling": {}})
+
+
+def test_clients_that_hang_up_at_their_own_limit_are_load(profile: LatencyProfile):
+    """They had not counted, so that nobody's patience brought a replica."""
+    demand = Demand(profile, slo_s=0.1, window_s=10)
+    for finish_s in (0.05, 0.15):  # before, and after the deadline
+        outcome = Outcome(0, "dropped", "cancelled", 0.0, 0.1, None, finish_s, None, 0.0, 0)
+        demand.observe(Reply(outcome))
+    assert demand.signals(1.0, (), 0.0).missed == pytest.approx(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -25,15 +26,18 @@ class Told:
         options: dict[str, Any] = {"buckets": bounds} if kind == "histogram" else {}
         metric: Any = classes[kind](name, text, labels, registry=self.registry, **options)
 
+        def child(tags: dict[str, str]) -> Any:
+            return metric.labels(**tags) if tags else metric
+
         class Made:
             def inc(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).inc(value)
+                child(tags).inc(value)
 
             def set(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).set(value)
+                child(tags).set(value)
 
             def observe(self, value: float, tags: dict[str, str]) -> None:
-                metric.labels(**tags).observe(value)
+                child(tags).observe(value)
 
         return Made()
 
@@ -90,4 +94,47 @@ def test_telling_repeats_and_ends_with_the_last_word(told: Told):
             observe(metrics, "a", 0.003)
 
     asyncio.run(main())
+    assert samples(told.registry) == samples(metrics.registry) != {}
+
+
+def test_telling_goes_on_after_a_failure_and_refreshes_on_the_loop(told: Told, caplog):
+    """A refresh that raised once had ended all telling, and left the block with its error."""
+    metrics = Metrics()
+    threads: set[int] = set()
+    count = 0
+
+    def refresh() -> None:
+        nonlocal count
+        count += 1
+        threads.add(threading.get_ident())
+        if count in (1, 2, 3):
+            raise RuntimeError("deque mutated during iteration")
+
+    async def main() -> None:
+        async with exporting_to_ray(metrics.registry, refresh, make=told.make, interval_s=0.001):
+            observe(metrics, "a", 0.003)
+            while count < 10:
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert threads == {threading.get_ident()}
+    assert samples(told.registry) == samples(metrics.registry) != {}
+    assert caplog.text.count("refresh failed") == 1  # the next line comes with the tenth
+
+
+def test_what_ray_refused_once_is_told_later(told: Told):
+    metrics = Metrics()
+    refuses = True
+
+    def make(*args: Any) -> Any:
+        if refuses:
+            raise RuntimeError("Ray is not there")
+        return told.make(*args)
+
+    mirror = RayMirror(metrics.registry, make)
+    metrics.refused("http", "too_large")
+    with pytest.raises(RuntimeError):
+        mirror.export()
+    refuses = False
+    mirror.export()
     assert samples(told.registry) == samples(metrics.registry) != {}

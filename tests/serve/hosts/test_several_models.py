@@ -129,10 +129,11 @@ def test_both_doors_serve_both_models_by_name(two):
                 ("fast", "READY"),
                 ("slow", "READY"),
             ]
-            rpc = rpc_listening(
-                RpcDoor(door.server), "127.0.0.1", 0, max_body_bytes=4096, drain_timeout_s=1.0
-            )
-            async with rpc as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            rpc = rpc_listening(RpcDoor(door.server), "127.0.0.1", 0)
+            async with (
+                rpc as opened,
+                grpc.aio.insecure_channel(f"127.0.0.1:{opened.port}") as channel,
+            ):
                 stub = pb_grpc.GRPCInferenceServiceStub(channel)
                 for name, shape in SHAPES.items():
                     message = pb.ModelInferRequest(model_name=name)

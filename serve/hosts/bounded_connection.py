@@ -1,0 +1,177 @@
+"""`BoundedConnection`: uvicorn's HTTP/1.1 protocol, bounded in what nobody reads.
+
+uvicorn waits for ever for a head and keeps all of it, takes trailers of any length, and reads on
+when a request has been answered before its end. Here whatever reaches no reader has 64 KiB: a head,
+the lines between chunks and behind them, a body that comes after its answer. A head has 30
+seconds (from the connection, or from its first byte), the rest of a message 35: bodies that are
+read have time limits of their own (`doors/request_body.py`), which end before. Then the client gets
+408 or 431 if nothing was answered, and the connection is closed. At `max_connections` the one that
+has asked for nothing the longest makes room, idle or with an unfinished head; where every other is
+being answered, the newcomer gets 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.doors.rest import FIRST_BYTE
+
+HEAD_TIMEOUT_S = 30.0
+MESSAGE_TIMEOUT_S = 35.0
+MOST_UNREAD_BYTES = 64 * 2**10
+_LINGER_S = 0.5
+_LINGER_BYTES = 4 * MOST_UNREAD_BYTES
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """One connection. A message that comes whole costs a few additions: no timer runs for it.
+
+    Class attributes, set by `bounded`: `max_connections`, and `lag_s`, how long the event loop
+    has kept waiting what it now hands over.
+    """
+
+    max_connections: int = 2**31
+    lag_s: Callable[[], float] = staticmethod(lambda: 0.0)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_in_head = False
+        self._is_in_message = False
+        self._is_refused = False
+        self._unread_bytes = 0
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.waits_since_s: float | None = None  # for a whole head; None while one is answered
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections and not self._make_room():
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
+        self.waits_since_s = time.monotonic()
+        self._start_timer(HEAD_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
+        if self.transport.is_closing():
+            return
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._is_refused or self.transport.is_closing() or not self._is_in_message:
+            return
+        if self._unread_bytes > MOST_UNREAD_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._timer is None:
+            self._start_timer(HEAD_TIMEOUT_S if self._is_in_head else MESSAGE_TIMEOUT_S)
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = self._is_in_message = True
+        self._unread_bytes = self._head_bytes = 0
+        super().on_message_begin()
+        self.scope[FIRST_BYTE] = time.monotonic() - self.lag_s()  # type: ignore[literal-required]
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_head:
+            return  # a trailer: nobody reads those
+        self._count_head(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._unread_bytes = 0
+        self.waits_since_s = None
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_message = False
+        self._stop_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._is_in_message:
+            self.waits_since_s = time.monotonic()
+
+    def _count_head(self, count: int) -> None:
+        """Bound a head whatever the packets it comes in. Raises what makes uvicorn answer 400."""
+        self._head_bytes += count
+        if self._head_bytes > MOST_UNREAD_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            raise httptools.HttpParserError("the head is too large")
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_refused:  # else it has its answer
+            super().send_400_response(msg)
+
+    def _make_room(self) -> bool:
+        """Close the connection that asks for nothing the longest; return whether there was one."""
+        others = (c for c in self.connections if isinstance(c, BoundedConnection) and c is not self)
+        waiting = [
+            (c.waits_since_s, c.transport)
+            for c in others
+            if c.waits_since_s is not None and not c.transport.is_closing()
+        ]
+        if waiting:
+            min(waiting, key=lambda waits: waits[0])[1].close()
+        return bool(waiting)
+
+    def _start_timer(self, timeout_s: float) -> None:
+        self._timer = self.loop.call_later(timeout_s, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self._stop_timer()
+        cycle = self.cycle  # of the message, or in a head of the one before
+        is_answered = cycle is not None and cycle.response_started
+        if not is_answered or (self._is_in_head and cycle.response_complete):
+            line = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            self.transport.write(line.encode() + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read on for a moment: with bytes unread a close takes back what was sent."""
+        self._is_refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # who still works on it is told, and sends no more
+            self.cycle.message_event.set()
+        self.flow.resume_reading()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def bounded(max_connections: int, lag_s: Callable[[], float]) -> type[BoundedConnection]:
+    """Return the protocol with its limits, as uvicorn wants it: a class."""
+    limits = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
+    return type("BoundedConnection", (BoundedConnection,), limits)

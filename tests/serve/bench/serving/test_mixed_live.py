@@ -1,0 +1,49 @@
+"""The live cells of part `mixed`: what they send, and how they judge it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from serve.bench.serving import mixed_live
+from serve.bench.serving.mixed_live import CELLS, config_of, image_files, in_time
+
+
+@pytest.mark.alone
+def test_a_query_is_in_time_from_its_intended_send():
+    """One that is held up by the sender itself is late, too."""
+
+    async def ask(index: int) -> bool:
+        await asyncio.sleep(0.15 if index % 4 == 0 else 0.0)
+        return index % 4 != 1
+
+    share = asyncio.run(in_time(ask, rate_qps=100, duration_s=0.4, slo_s=0.1))
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_files_are_jpegs_of_the_named_size():
+    first, second = image_files(2)
+    assert first != second
+    with Image.open(io.BytesIO(first)) as image:
+        assert (image.format, image.size) == ("JPEG", mixed_live._IMAGE_SIZE)
+
+
+def test_one_of_the_json_requests_is_refused_and_the_other_just_passes():
+    limit = config_of().max_json_bytes
+    large = mixed_live._json_request(mixed_live._SHAPE, 16)
+    below = mixed_live._json_request(mixed_live._BELOW_SHAPE, 1)
+    assert len(large) > 10 * limit
+    assert 0.9 * limit < len(below) <= limit
+    assert json.loads(below)["inputs"][0]["shape"] == [1, *mixed_live._BELOW_SHAPE]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_no_client_of_a_sick_replica_is_lost():
+    (row,) = CELLS["sick_replica"](print)
+    assert row["figure"] == "serving/mixed/sick_replica/clients_lost"
+    assert row["value"] == 0

@@ -1,0 +1,184 @@
+"""Clients that send what nobody reads, without end: they are told so, and their connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+import serve.hosts.bounded_connection
+from serve.hosts.uvicorn_listener import bind, uvicorn_config
+
+pytestmark = pytest.mark.alone
+
+TIMEOUT_S = 0.3
+MOST_CONNECTIONS = 8
+CHUNKED = b"GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def app(scope, receive, send) -> None:
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Serve `app` as our doors are served, with little patience."""
+    monkeypatch.setattr(serve.hosts.bounded_connection, "HEAD_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(serve.hosts.bounded_connection, "MESSAGE_TIMEOUT_S", TIMEOUT_S)
+    config = uvicorn_config(app, None, max_connections=MOST_CONNECTIONS, lifespan="off")
+    config.timeout_keep_alive = 1  # `talk` reads until the server closes an idle connection
+    server = uvicorn.Server(config)
+    with contextlib.closing(bind("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=server.run, args=([sock],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield sock.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def talk(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[bytes, float]:
+    """Send the pieces with a pause after each; return all that came back, and when it ended."""
+
+    async def run() -> tuple[bytes, float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reading = asyncio.ensure_future(reader.read())
+        start_s = time.perf_counter()
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+            if reading.done():
+                break
+        came = await asyncio.wait_for(reading, 10)
+        writer.close()
+        return came, time.perf_counter() - start_s
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n"])
+def test_a_head_that_does_not_end_is_given_up(port: int, sent: bytes) -> None:
+    came, after_s = talk(port, sent)
+    assert came.startswith(b"HTTP/1.1 408 ")
+    assert TIMEOUT_S * 0.9 < after_s < TIMEOUT_S + 3
+
+
+def test_a_head_that_drips_gets_no_more_time(port: int) -> None:
+    came, after_s = talk(port, WHOLE[:5], WHOLE[5:8], WHOLE[8:11], WHOLE[11:12], pause_s=0.12)
+    assert came.startswith(b"HTTP/1.1 408 ")
+    assert after_s < 4 * 0.12 + 3
+
+
+def test_a_second_head_has_a_time_of_its_own(port: int) -> None:
+    came, after_s = talk(port, WHOLE, b"GET / HT", pause_s=0.7 * TIMEOUT_S)
+    assert came.startswith(b"HTTP/1.1 200 ")
+    assert b"okHTTP/1.1 408 " in came
+    assert after_s > 1.6 * TIMEOUT_S
+
+
+def test_a_head_beyond_64_kib_is_refused(port: int) -> None:
+    line = b"x-many: " + b"a" * 8000 + b"\r\n"
+    came, _ = talk(port, b"GET / HTTP/1.1\r\n", line * 9, pause_s=0.05)
+    assert came.startswith(b"HTTP/1.1 431 ")
+
+
+def test_whole_heads_are_answered_also_in_two_pieces_and_a_row(port: int) -> None:
+    came, _ = talk(port, WHOLE[:9], WHOLE[9:] + WHOLE + WHOLE, pause_s=0.01)
+    assert came.count(b"HTTP/1.1 200 ") == 3
+    assert b"408" not in came
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param([b"0\r\n", *[b"x-trailer: " + b"a" * 8000 + b"\r\n"] * 400], id="trailers"),
+        pytest.param([b"0\r\nx: ", *[b"a" * 8000] * 400], id="one trailer"),
+        pytest.param([b"1;", *[b"e" * 8000] * 400], id="extension of a chunk"),
+        pytest.param([b"FFFFFF\r\n", *[b"b" * 8000] * 400], id="body after the answer"),
+    ],
+)
+def test_what_nobody_reads_is_bounded_in_bytes(port: int, rest: list[bytes]) -> None:
+    """400 MiB of trailers behind a request that was answered had been kept: 400 MiB of memory."""
+    sent = 0
+
+    async def run() -> bytes:
+        nonlocal sent
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED)
+        with contextlib.suppress(ConnectionError):
+            for piece in rest:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.001)
+                sent += len(piece)
+        came = b""
+        with contextlib.suppress(ConnectionError):
+            came = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return came
+
+    came = asyncio.run(run())
+    assert came.count(b"HTTP/1.1 ") <= 1
+    assert sent < 1_000_000
+
+
+@pytest.mark.parametrize("sent", [b"", b"3\r\nab", b"0\r\nx: "])
+def test_a_message_that_nobody_reads_has_a_time(port: int, sent: bytes) -> None:
+    came, after_s = talk(port, CHUNKED, sent)
+    assert came.startswith(b"HTTP/1.1 200 ")
+    assert came.count(b"HTTP/1.1 ") == 1
+    assert after_s < TIMEOUT_S + 3
+
+
+def test_a_message_that_drips_gets_no_more_time(port: int) -> None:
+    pieces = [b"0\r\n", *[b"x: y\r\n"] * 12]
+    came, after_s = talk(port, CHUNKED, *pieces, pause_s=0.1)
+    assert came.count(b"HTTP/1.1 ") == 1
+    assert after_s < TIMEOUT_S + 0.5
+
+
+def test_short_trailers_and_one_byte_chunks_pass(port: int) -> None:
+    pieces = [b"1\r\nx\r\n"] * 30
+    end = b"0\r\nx-trailer: y\r\n\r\n"
+    came, _ = talk(port, CHUNKED, *pieces, end, WHOLE)
+    assert came.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_head_beyond_64_kib_is_refused_in_one_piece_too(port: int) -> None:
+    line = b"x-many: " + b"a" * 8000 + b"\r\n"
+    came, _ = talk(port, b"GET / HTTP/1.1\r\n" + line * 16 + b"\r\n")
+    assert came.startswith(b"HTTP/1.1 431 ")
+    assert came.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", WHOLE])
+def test_at_the_limit_the_longest_idle_connection_makes_room(port: int, sent: bytes) -> None:
+    async def run() -> list[bool]:
+        idle = []
+        for _ in range(MOST_CONNECTIONS):
+            idle.append(await asyncio.open_connection("127.0.0.1", port))
+            idle[-1][1].write(sent)
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(WHOLE)
+        came = await asyncio.wait_for(reader.readuntil(b"ok"), 2)
+        assert came.startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(0.01)
+        ended = [reader.at_eof() for reader, _ in idle]
+        if sent == WHOLE:  # an answer lies before the end
+            ended = [(await reader.readuntil(b"ok") and reader.at_eof()) for reader, _ in idle]
+        for _, opened in [*idle, (reader, writer)]:
+            opened.close()
+        return ended
+
+    assert asyncio.run(run()) == [True] + [False] * (MOST_CONNECTIONS - 1)
