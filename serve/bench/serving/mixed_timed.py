@@ -85,25 +85,30 @@ def _models(
 
 
 def _first_loose(path: Path) -> list[Finding]:
+    loose, usual = (_after_a_first_query(path, slo_s) for slo_s in (_LOOSE_SLO_S, _SLO_S))
+    detail = (
+        f"{loose}, after a first query with the usual SLO {usual}; live, TIMED device, "
+        f"{_LOOSE_QPS:g} queries/s, CV^2 {_LOOSE_CV2}, the first with an SLO of {_LOOSE_SLO_S:g} s"
+    )
+    return [Finding("first_loose/attainment", loose.attainment, "fraction", ">= 0.995", detail)]
+
+
+def _after_a_first_query(path: Path, slo_s: float) -> Score:
+    """Return the score of a trace that a fresh server gets after one query with this SLO."""
     name = "model0"
     spec = f"gamma:rate={_LOOSE_QPS:g},cv2={_LOOSE_CV2},duration={_DURATION_S:g}"
+
+    async def run(url: str) -> Score:
+        target, model = await dial(url, name)
+        try:
+            sample = samples(None, model)[0]
+            await target.infer(ReplayRequest(query_id=0, payload=sample, slo_s=slo_s))
+        finally:
+            await target.close()
+        return await _replayed(url, [name], [spec], warmup_s=0.0)
+
     with server_process(_config(path, _POLICIES[0], [name])) as server:
-
-        async def run() -> Score:
-            target, model = await dial(server.url, name)
-            try:
-                sample = samples(None, model)[0]
-                await target.infer(ReplayRequest(query_id=0, payload=sample, slo_s=_LOOSE_SLO_S))
-            finally:
-                await target.close()
-            return await _replayed(server.url, [name], [spec], warmup_s=0.0)
-
-        score = asyncio.run(run())
-    detail = (
-        f"{score}; live, TIMED device, {_LOOSE_QPS:g} queries/s, CV^2 {_LOOSE_CV2}, after one "
-        f"query with an SLO of {_LOOSE_SLO_S:g} s"
-    )
-    return [Finding("first_loose/attainment", score.attainment, "fraction", ">= 0.995", detail)]
+        return asyncio.run(run(server.url))
 
 
 def _config(path: Path, policy: str, names: Sequence[str]) -> ServeConfig:
