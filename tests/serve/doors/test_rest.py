@@ -226,11 +226,11 @@ def test_late_answer_is_sent_after_a_soft_deadline_and_not_after_a_hard_one(ask)
         late = {"policy": "fixed:largest"}
         await client.post("/admin/config", json=late)
         return [
-            await client.post(URL, json=body(), headers={"x-slo-ms": "2"}),
-            await client.post(URL, json=body(parameters={"timeout": 2000})),
+            await client.post(URL, json=body(), headers={"x-slo-ms": "60"}),
+            await client.post(URL, json=body(parameters={"timeout": 60_000})),
         ]
 
-    soft, hard = ask(use, drop_hopeless=False)
+    soft, hard = ask(use, scale_s=0.03, drop_hopeless=False)  # 120 ms on the largest
     assert (soft.status_code, soft.json()["parameters"]["status"]) == (200, "late")
     assert soft.json()["parameters"]["slack_s"] < 0
     assert (hard.status_code, hard.json()["reason"]) == (504, "expired")
