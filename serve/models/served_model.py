@@ -93,7 +93,7 @@ class ServedModel:
             call_timeout_s=call_timeout_s,
             tenant=tenant,
         )
-        tenant.check_wishes(request.query_class(), request.subnet_id())
+        tenant.check_wishes(request.priority(), request.subnet_id())
         options = RequestOptions(
             deadlines.deadline_s,
             deadlines.hard_deadline_s,

@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.bench.serving.hostile_clients import attacks, send_message
+from serve.bench.mixed.hostile_clients import attacks, send_message
 from serve.client import Client
 from serve.proto import open_inference_pb2 as pb
 from serve.proto.names import SERVICE

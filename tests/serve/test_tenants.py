@@ -121,10 +121,10 @@ def test_a_time_out_is_no_slo_and_the_default_is_cut_to_the_longest():
             tenant=limits,
         )  # fmt: skip
 
-    assert resolved({"timeout": 5_000_000}) == (pytest.approx(10.5), pytest.approx(15.0))
-    assert resolved({}, default_slo_s=2.0) == (pytest.approx(10.5), None)
-    assert resolved({}) == (pytest.approx(10.1), None)
-    assert resolved({"slo_ms": 500}) == (pytest.approx(10.5), None)
+    assert resolved({"timeout": 5_000_000})[:2] == (pytest.approx(10.5), pytest.approx(15.0))
+    assert resolved({}, default_slo_s=2.0)[:2] == (pytest.approx(10.5), None)
+    assert resolved({})[:2] == (pytest.approx(10.1), None)
+    assert resolved({"slo_ms": 500})[:2] == (pytest.approx(10.5), None)
 
 
 def test_priorities_between_the_highest_and_the_default_are_allowed():

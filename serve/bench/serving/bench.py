@@ -104,9 +104,10 @@ class ServingBench:
         return DoorsBench(self._setting, self._journal("doors"), count=count, tell=self._tell)
 
     def _mixed(self) -> Part:
-        from serve.bench.serving.mixed import MixedBench, mixed_cells
+        from serve.bench.mixed.bench import MixedBench, mixed_cells
 
-        return MixedBench(mixed_cells(self._out), self._journal("mixed"), tell=self._tell)
+        cells = mixed_cells(self._out, self._tell)
+        return MixedBench(cells, self._journal("mixed"), tell=self._tell)
 
     def _soak(self) -> Part:
         from serve.bench.serving.soak import SoakBench

@@ -32,7 +32,7 @@ from supernet import load_checkpoint
 _MAX_BATCH = 16
 
 
-class _Waiting(NamedTuple):
+class _QueuedSample(NamedTuple):
     sample: np.ndarray
     since_s: float
     answer: asyncio.Future[np.ndarray | None]
@@ -46,7 +46,7 @@ class LeanServer:
     ) -> None:
         self._executor, self._subnet_id = executor, subnet_id
         self._drop_s = drop_s
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_QueuedSample] = deque()
         self._device = ThreadPoolExecutor(1)
         self._is_busy = False
         about = {"subnet": subnet_id, "accuracy": accuracy, "policy": "lean", "status": "on_time"}
@@ -75,7 +75,7 @@ class LeanServer:
         pixels = np.frombuffer(body, np.uint8, offset=int(request.headers[BINARY_HEADER]))
         answer = asyncio.get_running_loop().create_future()
         sample = pixels.reshape(1, *self._executor.sample.shape)
-        self._queue.append(_Waiting(sample, time.monotonic(), answer))
+        self._queue.append(_QueuedSample(sample, time.monotonic(), answer))
         if not self._is_busy:
             self._next()
         logits = await answer
@@ -106,7 +106,7 @@ class LeanServer:
                 lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result())
             )
 
-    def _finish(self, batch: list[_Waiting], logits: np.ndarray) -> None:
+    def _finish(self, batch: list[_QueuedSample], logits: np.ndarray) -> None:
         for waiting, row in zip(batch, logits, strict=True):
             _settle(waiting.answer, row)
         self._next()

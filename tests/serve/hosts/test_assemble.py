@@ -65,6 +65,18 @@ def test_answers_are_the_logits_of_the_subnet_that_is_named(configure, checkpoin
         asyncio.run(main(RestDoor(build_server(configure(measured), resources))))
 
 
+def test_the_scheduler_is_told_the_tenants_shares(configure, measured, tmp_path):
+    """Tenants without one share what is left, so they are no shares of zero."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a infer gold-secret-token gold\n")
+    tenants = {"gold": {"share": 0.6}, "free": {"rate_limit_qps": 5}}
+    config = configure(measured, tokens_file=str(tokens), tenants=tenants)
+    with contextlib.ExitStack() as resources:
+        (model,) = build_server(config, resources).models
+        scheduler = model.engine._scheduler
+        assert dict(scheduler.tenant_settings["tenant_shares"]) == {"gold": 0.6}
+
+
 def test_a_profile_is_checked_against_a_warm_device(configure, measured, monkeypatch):
     """On CUDA a cold one runs eagerly, several times slower than the graphs that were profiled."""
     calls: list[str] = []

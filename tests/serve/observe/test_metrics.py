@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,9 +127,9 @@ def test_the_policys_decision_is_timed_by_the_engines_clock(metrics: Metrics, ma
     bench = make_bench(profile)
     poll = bench.scheduler.poll
 
-    def slow_poll(now_s: float):
+    def slow_poll(now_s: float, *rest: Any):
         bench.clock.now_s += 3e-5
-        return poll(now_s)
+        return poll(now_s, *rest)
 
     bench.scheduler.poll = slow_poll
     bench.engine._on_decision = metrics.of("m").decided

@@ -16,6 +16,7 @@ def parsed_within(thread: BusyThread, percent: int, seconds: float) -> int:
     return thread.parsed - before
 
 
+@pytest.mark.alone
 def test_the_thread_parses_as_much_as_it_is_told():
     thread = BusyThread()
     with thread.running():
@@ -24,6 +25,7 @@ def test_the_thread_parses_as_much_as_it_is_told():
     assert 0.05 * all_ < some < 0.6 * all_  # 0.3 on a quiet machine
 
 
+@pytest.mark.alone
 def test_work_in_python_is_slowed_down_by_the_thread():
     """A call that needs the interpreter's lock throughout takes longer beside one that holds it."""
 

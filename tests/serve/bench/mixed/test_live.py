@@ -9,8 +9,8 @@ import json
 import pytest
 from PIL import Image
 
-from serve.bench.serving import mixed_live
-from serve.bench.serving.mixed_live import CELLS, config_of, image_files, in_time
+from serve.bench.mixed import live
+from serve.bench.mixed.live import CELLS, config_of, image_files, in_time
 
 
 @pytest.mark.alone
@@ -29,21 +29,20 @@ def test_files_are_jpegs_of_the_named_size():
     first, second = image_files(2)
     assert first != second
     with Image.open(io.BytesIO(first)) as image:
-        assert (image.format, image.size) == ("JPEG", mixed_live._IMAGE_SIZE)
+        assert (image.format, image.size) == ("JPEG", live._IMAGE_SIZE)
 
 
 def test_one_of_the_json_requests_is_refused_and_the_other_just_passes():
     limit = config_of().max_json_bytes
-    large = mixed_live._json_request(mixed_live._SHAPE, 16)
-    below = mixed_live._json_request(mixed_live._BELOW_SHAPE, 1)
+    large = live._json_request(live._SHAPE, 16)
+    below = live._json_request(live._BELOW_SHAPE, 1)
     assert len(large) > 10 * limit
     assert 0.9 * limit < len(below) <= limit
-    assert json.loads(below)["inputs"][0]["shape"] == [1, *mixed_live._BELOW_SHAPE]
+    assert json.loads(below)["inputs"][0]["shape"] == [1, *live._BELOW_SHAPE]
 
 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_no_client_of_a_sick_replica_is_lost():
-    (row,) = CELLS["sick_replica"](print)
-    assert row["figure"] == "serving/mixed/sick_replica/clients_lost"
-    assert row["value"] == 0
+    (found,) = CELLS["sick_replica"](print)
+    assert (found.name, found.value) == ("sick_replica/clients_lost", 0)

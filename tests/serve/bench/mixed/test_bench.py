@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve.bench.mixed.bench import MixedBench, mixed_cells, published
+from serve.bench.mixed.cell import Finding, MixedCell
+from serve.bench.mixed.virtual import virtual_cells
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.mixed import MixedBench, mixed_cells, published
-from serve.bench.serving.mixed_cell import Finding, MixedCell
-from serve.bench.serving.mixed_virtual import virtual_cells
 
 
 def test_cells_are_measured_once_and_their_rows_say_what_is_asked(tmp_path: Path) -> None:
@@ -34,9 +34,9 @@ def test_a_cell_that_is_not_measured_yet_has_no_row(tmp_path: Path) -> None:
 
 
 def test_every_cell_has_a_name_of_its_own(tmp_path: Path) -> None:
-    names = [cell.name for cell in mixed_cells(tmp_path)]
+    names = [cell.name for cell in mixed_cells(tmp_path, print)]
     assert len(set(names)) == len(names)
-    assert {"models2", "models4", "load60/models2", "first_loose", "pinned20"} <= set(names)
+    assert {"models2", "load60/models2", "first_loose", "pinned20", "json16", "open"} <= set(names)
 
 
 def test_priorities_and_pins_meet_their_bars_in_virtual_time() -> None:

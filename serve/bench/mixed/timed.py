@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.bench.mixed.cell import Finding, MixedCell
 from serve.bench.serving.load import samples
-from serve.bench.serving.mixed_cell import Finding, MixedCell
 from serve.bench.serving.server_process import server_process
 from serve.client.dial import dial
 from serve.commands.live_replay import LiveReplay

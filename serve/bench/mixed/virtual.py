@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from serve.bench.serving.mixed_cell import Finding, MixedCell
+from serve.bench.mixed.cell import Finding, MixedCell
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query

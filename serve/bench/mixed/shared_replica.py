@@ -1,6 +1,6 @@
 """A replica on ports that others share, in a process of its own, whose device hangs on a signal.
 
-`python -m serve.bench.serving.shared_replica SETTINGS`, a JSON file of `ServeConfig`. It prints
+`python -m serve.bench.mixed.shared_replica SETTINGS`, a JSON file of `ServeConfig`. It prints
 `ready`; SIGUSR1 makes its device hang, as one does that no call of ours can end.
 """
 

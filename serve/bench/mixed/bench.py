@@ -1,8 +1,8 @@
 """Part `mixed`: does the promise hold where traffic is mixed: models, SLOs, priorities, pins.
 
-A list of cells, each of which measures some figures by itself: `mixed_timed.py` against a live
-server whose device is timed, `mixed_virtual.py` in virtual time with the server's scheduler, where
-eight devices are asked for.
+A list of cells, each of which measures some figures by itself: `timed.py` against a live
+server whose device is timed, `virtual.py` in virtual time with the server's scheduler, where
+eight devices are asked for, `live.py` beside costly, hostile and sick neighbours.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.bench.mixed.cell import Finding, MixedCell
+from serve.bench.mixed.live import live_cells
+from serve.bench.mixed.timed import timed_cells
+from serve.bench.mixed.virtual import virtual_cells
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.mixed_cell import Finding, MixedCell
-from serve.bench.serving.mixed_timed import timed_cells
-from serve.bench.serving.mixed_virtual import virtual_cells
 from slackfit.derive import densified
 from slackfit.profile import LatencyProfile
 
@@ -53,7 +54,7 @@ def published() -> LatencyProfile:
     return densified(LatencyProfile.load(PROFILE), _NUM_SUBNETS)
 
 
-def mixed_cells(out: Path) -> list[MixedCell]:
+def mixed_cells(out: Path, tell: Tell) -> list[MixedCell]:
     """Return all cells; what they need to write goes to `out`."""
     profile = published()
-    return [*timed_cells(profile, out), *virtual_cells(profile)]
+    return [*timed_cells(profile, out), *virtual_cells(profile), *live_cells(tell)]

@@ -1,8 +1,8 @@
 """Cells of part `mixed` that need a live server: costly JSON, images, a sick replica, open floods.
 
-Each is a function that returns its rows. The device is the labelled timed executor (it sleeps for
-the latency that was profiled on an RTX 2080 Ti and computes nothing); client and server share the
-machine. The client judges every query from its intended send.
+Each is a function that returns what it found. The device is the labelled timed executor (it sleeps
+for the latency that was profiled on an RTX 2080 Ti and computes nothing); client and server share
+the machine. The client judges every query from its intended send.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.hostile_clients import attacks
+from serve.bench.mixed.cell import Finding, MixedCell
+from serve.bench.mixed.hostile_clients import attacks
+from serve.bench.rows import Tell
 from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.client import AsyncClient, Client, InferError
 from serve.config import ServeConfig, parse_config
@@ -84,13 +86,13 @@ async def in_time(ask: Ask, *, rate_qps: float, duration_s: float, slo_s: float)
     return sum(ends) / len(ends)
 
 
-def json16(tell: Tell) -> list[Row]:
+def json16(tell: Tell) -> list[Finding]:
     """Binary queries beside JSON: one batch of 16 a second, and eight just below the limit."""
     cells = {
         "json16/in_time": (_SHAPE, 16, 1, "one JSON batch of 16 a second"),
         "json16/just_below/in_time": (_BELOW_SHAPE, 1, 8, "eight of one a second, at once"),
     }
-    rows: list[Row] = []
+    found: list[Finding] = []
     for figure, (shape, count, times, what) in cells.items():
         text = _json_request(shape, count)
         with server_process(config_of(input_shape=shape, slo_ms=_JSON_SLO_S * 1e3)) as server:
@@ -100,11 +102,11 @@ def json16(tell: Tell) -> list[Row]:
         )
         detail = f"{detail} answered {codes}); {_TIMED}"
         tell(f"{figure}: {share:.3f}")
-        rows.append(row(f"serving/mixed/{figure}", share, "fraction", detail))
-    return rows
+        found.append(Finding(figure, share, "fraction", ">= 0.98", detail))
+    return found
 
 
-def images(tell: Tell) -> list[Row]:
+def images(tell: Tell) -> list[Finding]:
     """Goodput of JPEG files at 2.5 times the highest rate that the decoder serves in time."""
     files = image_files(8)
     with server_process(config_of(slo_ms=_IMAGE_SLO_S * 1e3)) as server:
@@ -129,12 +131,12 @@ def images(tell: Tell) -> list[Row]:
     detail = f"{detail}capacity {capacity_qps:.0f}/s ({_IMAGE_GOOD:g} in time); {_TIMED}"
     tell(f"images: goodput over capacity {goodput:.3f} at {_OVERLOAD:g} x {capacity_qps:.0f}/s")
     return [
-        row("serving/mixed/images/decode_capacity", capacity_qps, "queries/s", detail),
-        row("serving/mixed/images/goodput_over_decode_capacity", goodput, "ratio", detail),
+        Finding("images/decode_capacity", capacity_qps, "queries/s", "", detail),
+        Finding("images/goodput_over_decode_capacity", goodput, "ratio", ">= 0.9", detail),
     ]
 
 
-def sick_replica(tell: Tell) -> list[Row]:
+def sick_replica(tell: Tell) -> list[Finding]:
     """Clients with kept connections to two replicas on one port, of which one comes to hang."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -148,12 +150,12 @@ def sick_replica(tell: Tell) -> list[Row]:
         f"{_TIMED}"
     )
     tell(f"sick_replica: {lost} of {_SICK_CLIENTS} clients lost a query, {lost_before} before")
-    return [row("serving/mixed/sick_replica/clients_lost", lost, "count", detail)]
+    return [Finding("sick_replica/clients_lost", lost, "count", "0", detail)]
 
 
-def open_floods(tell: Tell) -> list[Row]:
+def open_floods(tell: Tell) -> list[Finding]:
     """What a client without a token costs: memory, and the others' latency."""
-    rows: list[Row] = []
+    found: list[Finding] = []
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         tokens.write_text(f"bench infer {_SECRET}\n")
@@ -164,12 +166,14 @@ def open_floods(tell: Tell) -> list[Row]:
                 f"{_CONNECTIONS} connections; others' p99 {before_s * 1e3:.1f} ms before, "
                 f"{during_s * 1e3:.1f} ms meanwhile; {_TIMED}"
             )
-            figure = f"serving/mixed/open/{name}"
+            figure = f"open/{name}"
             per_connection = grown / _CONNECTIONS / 1024
             tell(f"{figure}: {per_connection:.1f} KiB a connection, {detail}")
-            rows.append(row(f"{figure}/memory_per_connection", per_connection, "KiB", detail))
-            rows.append(row(f"{figure}/p99_over_quiet", during_s / before_s, "ratio", detail))
-    return rows
+            memory = f"{figure}/memory_per_connection"
+            found.append(Finding(memory, per_connection, "KiB", "<= 64", detail))
+            ratio = during_s / before_s
+            found.append(Finding(f"{figure}/p99_over_quiet", ratio, "ratio", "<= 2", detail))
+    return found
 
 
 CELLS = {
@@ -178,7 +182,12 @@ CELLS = {
     "sick_replica": sick_replica,
     "open": open_floods,
 }
-"""The cells by name: each a function that returns its rows."""
+"""The cells by name: each a function that returns what it found."""
+
+
+def live_cells(tell: Tell) -> list[MixedCell]:
+    """Return the cells; `tell` hears of each step."""
+    return [MixedCell(name, partial(measure, tell)) for name, measure in CELLS.items()]
 
 
 def image_files(count: int) -> list[bytes]:
@@ -275,7 +284,7 @@ def _replica(config: ServeConfig) -> Iterator[subprocess.Popen[str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "serve.json"
         path.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
-        command = [sys.executable, "-m", "serve.bench.serving.shared_replica", str(path)]
+        command = [sys.executable, "-m", "serve.bench.mixed.shared_replica", str(path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None, "asked for"

@@ -1,0 +1,1 @@
+"""Part `mixed` of `supernet bench serving`: mixed, hostile and shared traffic; imports anything."""
