@@ -3,7 +3,7 @@
 Samples are staged when they arrive, launched when they are chosen, and waited for last; on a CPU
 `launch` computes and `result` hands over. What a slot and a launched batch are is the executor's
 own business: who passes them on never looks inside. Which subnet and which samples is the
-scheduler's. Implementations: `views.eager_executor`, `cpu.packed_executor`, `cuda.cuda_executor`
+scheduler's. Implementations: `views.eager_executor`, `cpu.graph_executor`, `cuda.cuda_executor`
 and `timed_executor`; `load.load_executor` chooses.
 """
 

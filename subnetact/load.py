@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,12 +118,16 @@ def _graphs(
     if wanted is not None:
         archs = [checkpoint.subnet(subnet_id).arch for subnet_id in wanted]
         float_ids = tuple(dict.fromkeys(arch.subnet_id for arch in archs))
-    views = EagerExecutor(
-        checkpoint, threads=threads, max_batch_size=max_batch_size, subnet_ids=float_ids
+    make_views = partial(
+        EagerExecutor,
+        checkpoint,
+        threads=threads,
+        max_batch_size=max_batch_size,
+        subnet_ids=float_ids,
     )
     return GraphExecutor(
         checkpoint,
-        views,
+        make_views,
         threads=threads,
         max_batch_size=max_batch_size,
         subnet_ids=wanted,

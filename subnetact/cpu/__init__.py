@@ -1,1 +1,1 @@
-"""Packed slices for oneDNN on a CPU; imports `subnetact`'s root, nothing of views or cuda."""
+"""Subnets as compiled graphs on a CPU; imports `subnetact`'s root, nothing of views or cuda."""

@@ -4,15 +4,16 @@ One call per batch, outside the interpreter's lock, in float32 or, for ids that 
 Without a budget, or with one that has room, every subnet's session is opened at the start. With
 less room, what each saves is measured first, what saves most is opened, and a `ResidencyKeeper`
 changes it with the mix of subnets that is served; a subnet whose session is not resident is served
-by its float twin's, else by views. The plain twin of it all is `EagerExecutor`, which holds the
-views.
+by its float twin's, else by views, which are made at the start where that can happen: they hold
+the whole supernet once more. The plain twin of it all is `EagerExecutor`, which holds the views.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +51,7 @@ class GraphExecutor(StagingExecutor):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        views: Views,
+        make_views: Callable[[], Views],
         *,
         threads: int | None = 1,
         max_batch_size: int = 16,
@@ -60,9 +61,10 @@ class GraphExecutor(StagingExecutor):
     ):
         """Open the sessions (default: of every form that the checkpoint serves), or what fits.
 
-        `views` serves what has none. Graphs are kept in `cache_folder`, where one is given, so that
-        they are made once. Raises CheckpointError for a subnet that the checkpoint does not serve,
-        ValueError for a number that is out of range, OrtMissingError without onnxruntime.
+        What `make_views` returns serves what has none. Graphs are kept in `cache_folder`, where one
+        is given, so that they are made once. Raises CheckpointError for a subnet that the
+        checkpoint does not serve, ValueError for a number that is out of range, OrtMissingError
+        without onnxruntime.
         """
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
@@ -71,7 +73,7 @@ class GraphExecutor(StagingExecutor):
         self.max_batch_size = max_batch_size
         self.sample = checkpoint.sample
         self.num_classes = checkpoint.num_classes
-        self._views = views
+        self._views = cache(make_views)
         wanted = [form.subnet_id for form in checkpoint.forms] if subnet_ids is None else subnet_ids
         served = {subnet_id: checkpoint.subnet(subnet_id) for subnet_id in wanted}
         self._forms = SubnetRegistry({i: ServedForm.parse(i) for i in served})
@@ -88,6 +90,8 @@ class GraphExecutor(StagingExecutor):
         }
         self.store = SessionStore(sessions.open, num_bytes, budget_bytes)
         self._keeper = self._fill(budget_bytes)
+        if len(self.store.resident) < len(self._forms):
+            self._views()  # now, not while a batch waits
 
     def _fill(self, budget_bytes: int | None) -> ResidencyKeeper | None:
         """Open everything, or, where the budget has no room for it, what saves most seconds.
@@ -118,7 +122,7 @@ class GraphExecutor(StagingExecutor):
             self._forms.values(),
             self.store.open_session,
             self.store.num_bytes,
-            lambda form, samples: self._views.run(form.subnet_id, samples),
+            lambda form, samples: self._views().run(form.subnet_id, samples),
             self.sample.zeros(_SAVINGS_BATCH),
             self._inputs,
         )
@@ -142,7 +146,7 @@ class GraphExecutor(StagingExecutor):
         with nullcontext() if self._keeper is None else self._keeper.batch(subnet_id):
             found = self.store.find(form)
             if found is None:
-                return HostLaunched(self._views.run(form.subnet_id, samples), "views")
+                return HostLaunched(self._views().run(form.subnet_id, samples), "views")
             logits = found.session.run(self._inputs(form, samples))
             return HostLaunched(logits, f"graph {found.form.precision}")
 

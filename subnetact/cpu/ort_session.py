@@ -14,7 +14,7 @@ server wants differs from the library's defaults:
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import sys
 import threading
 from importlib import import_module
 from pathlib import Path
@@ -97,8 +97,8 @@ def open_session(
 
 def return_freed_memory() -> None:
     """Give memory that loading needed back to the system, where the C library can (glibc)."""
-    library = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    # The process's own symbols: looking for a library by name may start a compiler.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 

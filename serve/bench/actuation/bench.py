@@ -208,5 +208,5 @@ class ActuationBench:
         self, checkpoint: Checkpoint, views: EagerExecutor, subnet_ids: Iterable[str]
     ) -> GraphExecutor:
         return GraphExecutor(
-            checkpoint, views, subnet_ids=subnet_ids, cache_folder=self._folder / "graphs"
+            checkpoint, lambda: views, subnet_ids=subnet_ids, cache_folder=self._folder / "graphs"
         )

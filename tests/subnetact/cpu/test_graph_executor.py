@@ -34,7 +34,7 @@ def rounded(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def make(checkpoint: Checkpoint, **options: object) -> GraphExecutor:
-    return GraphExecutor(checkpoint, EagerExecutor(checkpoint), **options)  # type: ignore[arg-type]
+    return GraphExecutor(checkpoint, lambda: EagerExecutor(checkpoint), **options)  # type: ignore[arg-type]
 
 
 def test_every_form_is_served_by_its_own_graph(
@@ -55,6 +55,21 @@ def test_every_form_is_served_by_its_own_graph(
     counts = executor.counts()
     assert set(counts) >= set(CACHE_COUNTS)
     assert (counts["hits"], counts["misses"]) == (len(rounded.forms), 0)
+
+
+def test_views_are_made_only_where_something_is_not_resident(rounded: Checkpoint) -> None:
+    """They hold the whole supernet beside the sessions; a miss must not wait for them."""
+    made: list[EagerExecutor] = []
+
+    def views() -> EagerExecutor:
+        made.append(EagerExecutor(rounded))
+        return made[-1]
+
+    executor = GraphExecutor(rounded, views)
+    executor.run(rounded.subnet_ids[0], rounded.sample.zeros(1))
+    assert not made
+    GraphExecutor(rounded, views, budget_bytes=0)
+    assert len(made) == 1
 
 
 def test_what_is_not_resident_is_served_by_its_float_twin_else_by_views(
