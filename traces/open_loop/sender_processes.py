@@ -58,8 +58,11 @@ class _SenderProcess:
 
 def processes_for(trace: Trace) -> int:
     """Return how many senders a trace's busiest second asks for, at most one per core."""
-    seconds = np.bincount(trace.arrival_s.astype(np.int64)) if len(trace) else np.zeros(1)
-    wanted = math.ceil(float(seconds.max()) / QPS_PER_SENDER)
+    if not len(trace):
+        return 1
+    # Only seconds in which something arrives: a trace may be mostly silence.
+    _, counts = np.unique(trace.arrival_s.astype(np.int64), return_counts=True)
+    wanted = math.ceil(float(counts.max()) / QPS_PER_SENDER)
     return max(1, min(wanted, os.cpu_count() or 1))
 
 
