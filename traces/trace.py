@@ -8,9 +8,9 @@ traffic. Everything is linear in the number of arrivals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -173,8 +173,8 @@ class Trace:
 
 
 def _noted(metadata: Mapping[str, Any], note: str) -> dict[str, Any]:
-    before: Any = metadata.get("transforms", ())
-    noted: list[Any] = list(before) if isinstance(before, list | tuple) else [before]
+    before = metadata.get("transforms", ())
+    noted = cast(Sequence[Any], before) if isinstance(before, list | tuple) else [before]
     return {**metadata, "transforms": [*noted, note]}
 
 

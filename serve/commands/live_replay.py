@@ -35,6 +35,7 @@ from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.sender_processes import processes_for, replay_in_processes
 from traces.open_loop.target import Model, Target
 from traces.report.burst_zoom import burst_zoom
+from traces.report.figures import with_figures
 from traces.report.intervals import attainment_intervals
 from traces.trace import Trace, TraceError
 
@@ -166,7 +167,7 @@ class LiveReplay:
         )
         report["slo_attainment_95"] = attainment_intervals(report)
         report["zoom"] = burst_zoom(result.outcomes, result.duration_s)
-        return report
+        return with_figures(report, result.outcomes, self.trace)
 
     def _with_twin(
         self, live: dict[str, Any], server: LiveServer, result: ReplayResult

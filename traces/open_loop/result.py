@@ -13,6 +13,9 @@ from slackfit.query import Outcome, Status
 from traces.open_loop.target import REPLY_STATUSES, ReplayReply
 from traces.trace import Trace
 
+INVALID_LAG_PER_SLO = 0.1
+"""The 99th percentile of lag over SLO above which a run's figures are not to be believed."""
+
 
 class Answer(NamedTuple):
     """One query's end as the replayer saw it; seconds from the run's start.
@@ -110,19 +113,20 @@ def make_result(
     slo_s: np.ndarray,
     warmup_s: float,
     ended_s: float | None,
-    max_lag_s: float,
+    max_lag_s: float | None,
     cpu_s: Sequence[float] = (),
 ) -> ReplayResult:
     """Judge the answers.
 
     `cpu_s` is the processor time of each sender; `ended_s` is when an interrupted run stopped, None
-    for a whole one.
+    for a whole one. `max_lag_s` bounds the 99th percentile of the lag; None judges each query by
+    its own SLO instead, a tenth of which its lag may be.
     """
     kept = sorted((a for a in answers if a.intended_s >= warmup_s), key=lambda a: a.query_id)
     batch_of = _batches(kept)
     outcomes = [_outcome(a, float(slo_s[a.query_id]), warmup_s, batch_of) for a in kept]
     judged = [a.is_right for a in kept if a.is_right is not None]
-    lag_s = np.array([a.sent_s - a.intended_s for a in kept])
+    lag_s = np.array([a.sent_s - a.intended_s for a in kept], dtype=np.float64)
     end_s = trace.duration_s if ended_s is None else min(ended_s, trace.duration_s)
     return ReplayResult(
         outcomes=outcomes,
@@ -130,7 +134,9 @@ def make_result(
         num_judged=len(judged),
         duration_s=max(end_s - warmup_s, 1e-9),
         lag_s=lag_s,
-        invalid_reason=_invalid_reason(lag_s, max_lag_s),
+        invalid_reason=_invalid_reason(
+            lag_s, slo_s[np.array([a.query_id for a in kept], dtype=np.int64)], max_lag_s
+        ),
         is_partial=ended_s is not None,
         num_warmup=len(answers) - len(kept),
         answers=kept,
@@ -196,13 +202,23 @@ def _batches(answers: Sequence[Answer]) -> dict[int, tuple[int, float]]:
     return starts
 
 
-def _invalid_reason(lag_s: np.ndarray, max_lag_s: float) -> str:
+def _invalid_reason(lag_s: np.ndarray, slo_s: np.ndarray, max_lag_s: float | None) -> str:
     if lag_s.size == 0:
         return "nothing was sent"
+    way_out = "lower the rate, give the generator a core of its own, or send from more processes"
+    if max_lag_s is None:
+        # By each query's own SLO: one query of 1 ms says nothing about those of a second.
+        share = float(np.quantile(lag_s / slo_s, 0.99))
+        if share <= INVALID_LAG_PER_SLO:
+            return ""
+        return (
+            f"the generator sent late: lag p99 is {share:.0%} of the query's own SLO, above "
+            f"{INVALID_LAG_PER_SLO:.0%}; {way_out}"
+        )
     p99_s = float(np.quantile(lag_s, 0.99))
     if p99_s <= max_lag_s:
         return ""
     return (
         f"the generator sent late: lag p99 {p99_s * 1e3:.1f} ms is above {max_lag_s * 1e3:.1f} ms; "
-        "lower the rate, give the generator a core of its own, or send from more processes"
+        f"{way_out}"
     )

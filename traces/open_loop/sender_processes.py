@@ -23,7 +23,6 @@ import numpy as np
 
 from traces.open_loop.pacing import MonotonicClock
 from traces.open_loop.payloads import Payloads
-from traces.open_loop.replay import allowed_lag_s
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult, make_result
 from traces.open_loop.sender import (
@@ -107,7 +106,7 @@ async def replay_in_processes(
         slo_s=plan.slo_s,
         warmup_s=options.warmup_s,
         ended_s=max(at_s for _, _, at_s, _ in ended) if is_partial else None,
-        max_lag_s=allowed_lag_s(plan, options.max_lag_s),
+        max_lag_s=options.max_lag_s,
         cpu_s=[cpu_s for _, _, _, cpu_s in ended],
     )
 

@@ -45,6 +45,10 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_PLANE_POINTS = (330.0, 210.0)  # the axes of the plane, in points
+_LETTER_POINTS = 6.0
+_LEAST_BARS = 5  # one bar alone is not as wide as the picture
+_NAMED_BARS = 5
 _FONT = "font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
 
@@ -95,7 +99,7 @@ def plane(
         front = pareto_front(points)
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=MUTED, lw=1, ls=":", zorder=2)
-        _pad_limits(axes, points)
+        _pad_limits(axes, points, intervals)
         _label_points(axes, points, labels)
         axes.set_xlabel("mean accuracy of on-time answers (%)")
         axes.set_ylabel("answered on time (%)")
@@ -176,9 +180,11 @@ def served_accuracy(report: Report, colour: str, limits: tuple[float, float]) ->
 def queue_depth(report: Report, colour: str) -> str:
     """How many admitted queries wait, over time."""
     with _time_axes(report, "Queue depth over time") as (axes, edges, out):
-        axes.stairs(report["series"]["queue_depth"], edges, fill=True, color=colour, alpha=0.25)
-        axes.stairs(report["series"]["queue_depth"], edges, color=colour, lw=1.2)
-        axes.set_ylim(bottom=0)
+        depth = report["series"].get("queue_max", report["series"]["queue_depth"])
+        axes.stairs(depth, edges, fill=True, color=colour, alpha=0.25)
+        axes.stairs(depth, edges, color=colour, lw=1.2)
+        axes.set_ylim(0, max(*depth, 1) * 1.05)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylabel("waiting")
     return out[0]
 
@@ -202,11 +208,18 @@ def subnet_queries(report: Report, colours: Mapping[str, str]) -> str:
     with _figure(5.2, 1.75, "Queries per subnet") as (axes, out):
         counts = [report["subnets"][s]["queries"] for s in used]
         axes.bar(range(len(used)), counts, color=[colours[s] for s in used], width=0.8)
-        axes.set_xticks([])
+        axes.set_xlim(-0.5, max(len(used), _LEAST_BARS) - 0.5)
+        step = -(-len(used) // _NAMED_BARS)  # of many subnets every so manyth is named
+        named = range(0, len(used), step)
+        axes.set_xticks(list(named), [_short(used[i]) for i in named], fontsize=8)
         axes.set_xlabel("subnets, from the least to the most accurate")
         axes.set_ylabel("queries")
         axes.grid(axis="x", visible=False)
     return out[0]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:6]}\N{HORIZONTAL ELLIPSIS}{name[-6:]}"
 
 
 def attainment(report: Report, colour: str) -> str:
@@ -256,10 +269,16 @@ def _percent_stairs(
     axes.stairs(percent, edges, baseline=None, color=colour, lw=1.6)
 
 
-def _pad_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+def _pad_limits(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    intervals: Sequence[tuple[float, float]] | None,
+) -> None:
+    """Leave room around the points for labels, and for the whole of the intervals."""
+    heights = [y for _, y in points] + [end * 100 for pair in intervals or () for end in pair]
     for values, set_limits, floor in (
         ([x for x, _ in points], axes.set_xlim, 1.0),
-        ([y for _, y in points], axes.set_ylim, 2.0),
+        (heights, axes.set_ylim, 2.0),
     ):
         span = max(max(values) - min(values), floor)
         set_limits(min(values) - 0.2 * span, max(values) + 0.2 * span)
@@ -268,22 +287,54 @@ def _pad_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
-    """Write each label beside its point, on the first side where it hits nothing."""
+    """Write each label beside its point where it hits no point, no other label and no edge.
+
+    Tried are places to the right, left, above and below, further and further away; a label that is
+    away from its point has a line to it.
+    """
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
-    at = [((x - x0) / (x1 - x0) * 330, (y - y0) / (y1 - y0) * 210) for x, y in points]  # ~points
+    width, height = _PLANE_POINTS
+    at = [((x - x0) / (x1 - x0) * width, (y - y0) / (y1 - y0) * height) for x, y in points]
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in at]
     for (x, y), point, label in zip(at, points, labels, strict=True):
-        width = 6.0 * len(label)
-        sides = [(10, -4), (-10 - width, -4), (-width / 2, 9), (-width / 2, -18), (10, 10)]
-        boxes = [(x + dx, x + dx + width, y + dy, y + dy + 10) for dx, dy in sides]
-        free = [
-            i
-            for i, box in enumerate(boxes)
-            if box[0] >= 0 and box[1] <= 330 and not any(_overlap(box, t) for t in taken)
-        ]
-        best = free[0] if free else 2
-        taken.append(boxes[best])
-        axes.annotate(label, point, xytext=sides[best], textcoords="offset points", color=INK)
+        long = _LETTER_POINTS * len(label)
+        dx, dy = _free_place(x, y, long, taken)
+        taken.append(_box(x + dx, y + dy, long))
+        is_away = abs(dy + 4) > 16 or dx > 14 or dx < -14 - long
+        line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6} if is_away else None
+        axes.annotate(
+            label, point, (dx, dy), textcoords="offset points", color=INK, arrowprops=line
+        )
+
+
+def _free_place(
+    x: float, y: float, long: float, taken: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """Return the offset of a label's lower left corner: a free place, or what covers least."""
+    width, height = _PLANE_POINTS
+    best, least = (10.0, -4.0), float("inf")
+    for distance in range(8):
+        far = 12.0 * distance
+        for dx, dy in (
+            *((10, -4 + far), (-10 - long, -4 + far), (10, -4 - far), (-10 - long, -4 - far)),
+            *((-long / 2, 9 + far), (-long / 2, -18 - far)),
+            *((2 - x, 9 + far), (2 - x, -18 - far)),  # along the left edge
+            *((width - 2 - long - x, 9 + far), (width - 2 - long - x, -18 - far)),
+        ):
+            box = _box(x + dx, y + dy, long)
+            outside = max(-box[0], 0) + max(box[1] - width, 0) + max(-box[2], 0)
+            outside += max(box[3] - height, 0)
+            hits = sum(_overlap(box, other) for other in taken)
+            cost = hits + outside / 10
+            if cost < least:
+                best, least = (dx, dy), cost
+            if not cost:
+                return dx, dy
+    return best
+
+
+def _box(left: float, bottom: float, long: float) -> tuple[float, float, float, float]:
+    return left, left + long, bottom - 1, bottom + 10
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -12,6 +12,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from subnetact.cpu.packed_supernet import PackedSupernet
 from torch import nn
 
 from serve.bench.actuation.default_packing import default_rows
@@ -20,7 +21,6 @@ from serve.bench.actuation.random_supernet import random_state, statistics_of
 from serve.bench.actuation.residency import residency_rows
 from serve.bench.rows import Row, Tell, row
 from subnetact.cache import SubgraphCache
-from subnetact.cpu.packed_supernet import PackedSupernet
 from subnetact.device import device_name
 from subnetact.norms import FoldedNorms
 from supernet.arch import Arch

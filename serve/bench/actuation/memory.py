@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from subnetact.cpu.packed_supernet import PackedSupernet
+from subnetact.cpu.resident_weights import resident_weights
 
 from serve.bench.actuation.random_supernet import random_state, statistics_of
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
 from serve.bench.rows import Row, Tell, row
 from subnetact.cache import SubgraphCache
-from subnetact.cpu.packed_supernet import PackedSupernet
-from subnetact.cpu.resident_weights import resident_weights
 from subnetact.norms import FoldedNorms
 from subnetact.program import Program
 from supernet.arch import Arch

@@ -18,6 +18,8 @@ from statistics import median
 
 import numpy as np
 import torch
+from subnetact.cpu.packed_supernet import PackedSupernet
+from subnetact.cpu.savings import measure_savings
 
 from serve.bench.actuation.six_subnets import SIX_SUBNETS
 from serve.bench.rows import Row, Tell, row
@@ -32,8 +34,6 @@ from slackfit.residency import (
     run_stream,
 )
 from subnetact.cache import SliceKey, SubgraphCache
-from subnetact.cpu.packed_supernet import PackedSupernet
-from subnetact.cpu.savings import measure_savings
 from subnetact.norms import FoldedNorms
 from subnetact.profiling.sushi_encoding import encode, layers_of
 from supernet.definition import SupernetDefinition
