@@ -86,6 +86,23 @@ class LiveReplay:
             return [report], result
         return self._with_twin(report, server, result), result
 
+    async def run_repeatedly(
+        self, count: int, progress: Callable[[Progress], None] | None = None
+    ) -> list[tuple[list[dict[str, Any]], ReplayResult]]:
+        """Return what `run` does, `count` times; a report then says which `repeat` it is of.
+
+        An interrupted run is the last. Raises what `run` raises.
+        """
+        runs: list[tuple[list[dict[str, Any]], ReplayResult]] = []
+        for number in range(1, count + 1):
+            reports, result = await self.run(progress)
+            if count > 1:
+                reports = [{**report, "repeat": number} for report in reports]
+            runs.append((reports, result))
+            if result.is_partial:
+                break
+        return runs
+
     def _payloads(self, model: Model) -> tuple[Payloads, str]:
         if self.data is None:
             payloads = noise_payloads(model, self.options.seed)

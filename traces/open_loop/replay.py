@@ -62,4 +62,5 @@ async def replay(
         ended_s=sender.ended_s if is_partial else None,
         max_lag_s=options.max_lag_s,
         cpu_s=[sender.cpu_s],
+        loop_lag_s=sender.loop_lag_s,
     )

@@ -56,6 +56,7 @@ class ReplayResult:
     slo_s: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     warmup_s: float = 0.0
     cpu_s: tuple[float, ...] = ()
+    loop_lag_s: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
     def capacity_qps(self) -> float | None:
@@ -80,14 +81,16 @@ class ReplayResult:
     @property
     def lag_ms(self) -> dict[str, float | None]:
         """The generator's lag in milliseconds: p50, p99, max (None when nothing was sent)."""
-        if self.lag_s.size == 0:
-            return dict.fromkeys(("p50", "p99", "max"))
-        p50, p99 = np.quantile(self.lag_s, [0.5, 0.99])
-        return {
-            "p50": float(p50) * 1e3,
-            "p99": float(p99) * 1e3,
-            "max": float(self.lag_s.max()) * 1e3,
-        }
+        return _quantiles_ms(self.lag_s)
+
+    @property
+    def loop_lag_ms(self) -> dict[str, float | None]:
+        """How late the senders' event loops came back from a sleep, in milliseconds.
+
+        Sends are stamped before they are encoded and answers when the loop reads them: a client
+        short of processor time shows here, and else would pass for a slow server.
+        """
+        return _quantiles_ms(self.loop_lag_s)
 
     def extra(self) -> dict[str, Any]:
         """Return the keys that a replay adds to a report of `slackfit.metrics.summarize`."""
@@ -96,6 +99,7 @@ class ReplayResult:
             "num_judged": self.num_judged,
             "is_served_accuracy_known": self.is_served_accuracy_known,
             "generator_lag_ms": self.lag_ms,
+            "generator_loop_lag_ms": self.loop_lag_ms,
             "generator_capacity_qps": self.capacity_qps,
             "generator_processes": len(self.cpu_s),
             "num_retries": sum(a.attempts - 1 for a in self.answers),
@@ -104,6 +108,13 @@ class ReplayResult:
             "is_partial": self.is_partial,
             "num_warmup": self.num_warmup,
         }
+
+
+def _quantiles_ms(lag_s: np.ndarray) -> dict[str, float | None]:
+    if lag_s.size == 0:
+        return dict.fromkeys(("p50", "p99", "max"))
+    p50, p99, most = np.quantile(lag_s, [0.5, 0.99, 1.0]) * 1e3
+    return {"p50": float(p50), "p99": float(p99), "max": float(most)}
 
 
 def make_result(
@@ -115,6 +126,7 @@ def make_result(
     ended_s: float | None,
     max_lag_s: float | None,
     cpu_s: Sequence[float] = (),
+    loop_lag_s: Sequence[float] = (),
 ) -> ReplayResult:
     """Judge the answers.
 
@@ -143,6 +155,7 @@ def make_result(
         slo_s=slo_s,
         warmup_s=warmup_s,
         cpu_s=tuple(cpu_s),
+        loop_lag_s=np.array(loop_lag_s, dtype=np.float64),
     )
 
 

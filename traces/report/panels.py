@@ -161,7 +161,7 @@ def _describe_subnets(report: Report) -> str:
         return f"Subnet that served each query: always {first} (grey: not executed)."
     share = used[first]["queries"] / executed
     return (
-        f"Subnet that served each query, dark for small to light for large: {len(used)} used, "
+        f"Subnet that served each query, in the colours of the legend: {len(used)} used, "
         f"most often {first} ({share:.0%}); grey: not executed."
     )
 

@@ -20,12 +20,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from traces.report.point_labels import INK, MUTED, label_points
+from traces.report.validity import valid_ones
+
 Report = Mapping[str, Any]
 
 POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 POLICY_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NOT_SERVED = "#d9d9d9"
-INK, MUTED, GRID = "#1d2733", "#5b6776", "#e3e7ec"
+GRID = "#e3e7ec"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "traces",  # ids that repeat from run to run
@@ -45,8 +48,6 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_PLANE_POINTS = (330.0, 210.0)  # the axes of the plane, in points
-_LETTER_POINTS = 6.0
 _LEAST_BARS = 5  # one bar alone is not as wide as the picture
 _NAMED_BARS = 5
 _FONT = "font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
@@ -96,11 +97,12 @@ def plane(
             if intervals is not None:
                 low, high = intervals[i]
                 axes.vlines(x, low * 100, high * 100, color=colour, lw=1.6, alpha=0.6)
-        front = pareto_front(points)
+        believed = [points[i] for i in valid_ones(reports)]
+        front = pareto_front(believed)
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=MUTED, lw=1, ls=":", zorder=2)
         _pad_limits(axes, points, intervals)
-        _label_points(axes, points, labels)
+        label_points(axes, points, labels)
         axes.set_xlabel("mean accuracy of on-time answers (%)")
         axes.set_ylabel("answered on time (%)")
     return out[0]
@@ -284,61 +286,6 @@ def _pad_limits(
         set_limits(min(values) - 0.2 * span, max(values) + 0.2 * span)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
-
-
-def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
-    """Write each label beside its point where it hits no point, no other label and no edge.
-
-    Tried are places to the right, left, above and below, further and further away; a label that is
-    away from its point has a line to it.
-    """
-    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
-    width, height = _PLANE_POINTS
-    at = [((x - x0) / (x1 - x0) * width, (y - y0) / (y1 - y0) * height) for x, y in points]
-    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in at]
-    for (x, y), point, label in zip(at, points, labels, strict=True):
-        long = _LETTER_POINTS * len(label)
-        dx, dy = _free_place(x, y, long, taken)
-        taken.append(_box(x + dx, y + dy, long))
-        is_away = abs(dy + 4) > 16 or dx > 14 or dx < -14 - long
-        line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6} if is_away else None
-        axes.annotate(
-            label, point, (dx, dy), textcoords="offset points", color=INK, arrowprops=line
-        )
-
-
-def _free_place(
-    x: float, y: float, long: float, taken: Sequence[Sequence[float]]
-) -> tuple[float, float]:
-    """Return the offset of a label's lower left corner: a free place, or what covers least."""
-    width, height = _PLANE_POINTS
-    best, least = (10.0, -4.0), float("inf")
-    for distance in range(8):
-        far = 12.0 * distance
-        for dx, dy in (
-            *((10, -4 + far), (-10 - long, -4 + far), (10, -4 - far), (-10 - long, -4 - far)),
-            *((-long / 2, 9 + far), (-long / 2, -18 - far)),
-            *((2 - x, 9 + far), (2 - x, -18 - far)),  # along the left edge
-            *((width - 2 - long - x, 9 + far), (width - 2 - long - x, -18 - far)),
-        ):
-            box = _box(x + dx, y + dy, long)
-            outside = max(-box[0], 0) + max(box[1] - width, 0) + max(-box[2], 0)
-            outside += max(box[3] - height, 0)
-            hits = sum(_overlap(box, other) for other in taken)
-            cost = hits + outside / 10
-            if cost < least:
-                best, least = (dx, dy), cost
-            if not cost:
-                return dx, dy
-    return best
-
-
-def _box(left: float, bottom: float, long: float) -> tuple[float, float, float, float]:
-    return left, left + long, bottom - 1, bottom + 10
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def _svg(figure: Figure, title: str) -> str:
