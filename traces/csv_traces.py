@@ -106,7 +106,7 @@ def _read_head(path: Path, stream: TextIO) -> tuple[dict[str, Any], int, tuple[s
     for line_number, line in enumerate(iter(stream.readline, ""), start=1):
         text = line.strip()
         where = f"{path}, line {line_number}"
-        if not text.startswith("#"):
+        if text and not text.startswith("#"):
             names = tuple(name.strip().strip('"') for name in text.split(","))
             return header, line_number, checked_names(names, where)
         key, _, value = text[1:].partition(":")

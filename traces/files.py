@@ -61,18 +61,18 @@ def write_trace(path: Path | str, trace: Trace) -> None:
     write = write_parquet if _suffix(path) == ".parquet" else write_csv
     try:
         with replacing(path) as temporary:
-            write(temporary, trace, path.name.endswith(".gz"))
+            write(temporary, trace, path.name.lower().endswith(".gz"))
     except OSError as error:
         raise TraceError(f"{path}: cannot be written ({error})") from None
 
 
 def has_trace_suffix(name: str) -> bool:
     """Say whether a file name is one that `read_trace` understands."""
-    return name.endswith(SUFFIXES)
+    return name.lower().endswith(SUFFIXES)
 
 
 def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return suffix
     raise TraceError(f"{path}: unknown kind of trace file; known suffixes: {', '.join(SUFFIXES)}")

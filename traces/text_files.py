@@ -24,7 +24,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     """
     try:
         with path.open("rb") as raw:
-            file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
+            file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
             with io.BufferedReader(cast(io.RawIOBase, file)) as buffered:
                 head = buffered.peek(4)
                 encoding = next((e for mark, e in _MARKS if head.startswith(mark)), "utf-8")

@@ -192,7 +192,12 @@ def _frozen_floats(values: npt.ArrayLike, name: str) -> FloatArray:
 def _check_arrivals(arrival_s: FloatArray, duration_s: float) -> None:
     _check_positive(duration_s, "duration_s")
     if duration_s > MAX_DURATION_S:
-        raise TraceError(f"duration_s is {duration_s:.9g}, more than ten years; are these seconds?")
+        far = np.flatnonzero(arrival_s > MAX_DURATION_S)
+        raise TraceError(
+            f"duration_s is {duration_s:.9g}, more than ten years; expected seconds from the "
+            "trace's start (the log loader reads times since 1970, in any unit)",
+            index=int(far[0]) if far.size else None,
+        )
     _check_all(np.isfinite(arrival_s), arrival_s, "arrival_s", "finite")
     _check_all(arrival_s >= 0, arrival_s, "arrival_s", "non-negative seconds from the start")
     falls = np.flatnonzero(arrival_s[1:] < arrival_s[:-1])

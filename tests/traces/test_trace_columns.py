@@ -100,7 +100,11 @@ def test_columns_that_do_not_fit_are_refused(column, message):
         ("arrival_s,prompt_tokens\n1,2\n\n2,-7\n", r"line 4: prompt_tokens\[1\] = -7 must be"),
         ("# note\narrival_s\n3\n1\n", r"line 4: arrival_s\[1\] = 1 is before"),
         ("arrival_s,query_class\n1,\n", r"line 2: '1,' is not a row of numbers"),
-        ("arrival_s\n1e12\n", "more than ten years; are these seconds"),
+        (
+            "arrival_s\n0\n\n1e12\n",
+            "line 4: duration_s is 1e[+]12, more than ten years; expected seconds",
+        ),
+        ("\narrival_s,tenant\n2,a\n1,b\n", r"line 4: arrival_s\[1\] = 1 is before"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_by_its_line(tmp_path, text, message):

@@ -132,7 +132,7 @@ def _rows_of(path: Path) -> Iterator[tuple[int, list[str], list[int]]]:
     try:
         with open_text(path) as stream:
             reader = csv.reader(stream)
-            minutes = _minutes(next(reader, []), f"{path}, line 1")
+            minutes = _minutes(next(filter(None, reader), []), f"{path}, line 1")
             for row in reader:
                 line = reader.line_num
                 if any(map(str.strip, row)):  # not the blank lines that editors leave
@@ -231,6 +231,9 @@ def _joined(days: Sequence[InvocationCounts], source: str) -> InvocationCounts:
 
 def _minutes(header: Sequence[str], where: str) -> list[int]:
     """Return the numbers of the minute columns: at least one, consecutive."""
+    header = [name.strip() for name in header]
+    while header and not header[-1]:  # a comma at the end of the line
+        header.pop()
     names, minutes = tuple(header[: len(COLUMNS)]), header[len(COLUMNS) :]
     if names == COLUMNS and minutes and all(m.isascii() and m.isdigit() for m in minutes):
         numbers = [int(m) for m in minutes]
@@ -251,7 +254,7 @@ def _counts(row: Sequence[str], num_minutes: int, where: str) -> npt.NDArray[np.
             f"{where}: {len(row)} columns, expected {wanted} "
             f"({len(COLUMNS)} names and {num_minutes} minutes)"
         )
-    texts = row[len(COLUMNS) :]
+    texts = [text.strip() for text in row[len(COLUMNS) :]]
     joined = "".join(texts)
     if not (joined.isascii() and joined.isdigit() and all(texts)) or max(map(len, texts)) > 9:
         column, text = next(

@@ -68,7 +68,9 @@ def place_of(path: object, header: list[str], name: str) -> int:
     """Return where a column stands. Raises TraceError when it is missing, or there twice."""
     shown = ", ".join(header)[:200] or "-"
     if name not in header:
-        raise TraceError(f"{path}, line 1: no column {name!r}; the columns are {shown}")
+        other = next((c for c in (";", "\t", ",") if c in "".join(header)), None)
+        hint = f" (they hold {other!r}: is it the delimiter?)" if other else ""
+        raise TraceError(f"{path}, line 1: no column {name!r}; the columns are {shown}{hint}")
     if header.count(name) > 1:
         raise TraceError(f"{path}: two columns are called {name!r}: {shown}")
     return header.index(name)

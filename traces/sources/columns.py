@@ -86,7 +86,7 @@ def read_table(
     """
     path = Path(path)
     more = dict(optional or {})
-    bare = path.name.removesuffix(".gz")
+    bare = path.name.lower().removesuffix(".gz")
     try:
         if bare.endswith(".parquet"):
             table = Table(*read_parquet_columns(path, kinds, more))
@@ -122,9 +122,9 @@ def _read_csv(
 ) -> Table:
     with open_text(path) as stream:
         lines = _Lines(stream)
-        reader = csv.reader(iter(lines), delimiter=delimiter)
+        reader = csv.reader(iter(lines), delimiter=delimiter, skipinitialspace=True)
         try:
-            header = [name.strip() for name in next(reader, [])]
+            header = [name.strip() for name in next(filter(None, reader), [])]
             wanted = {**kinds, **{n: k for n, k in optional.items() if n in header}}
             at = [place_of(path, header, name) for name in wanted]
             columns, places = [Column(name, kind) for name, kind in wanted.items()], Places()

@@ -33,7 +33,7 @@ def daily_files(path: Path) -> list[Path]:
         )
     once: dict[str, Path] = {}
     for file in found:
-        once.setdefault(file.name.removesuffix(".gz"), file)  # the plain one comes first
+        once.setdefault(file.name.lower().removesuffix(".gz"), file)  # the plain one comes first
     days: dict[tuple[int, int] | None, Path] = {}
     for file in once.values():
         day = _DAY.search(file.name)
@@ -54,7 +54,11 @@ def daily_files(path: Path) -> list[Path]:
 
 
 def _is_counts(file: Path) -> bool:
-    return file.name.startswith("invocations") and file.name.endswith(_SUFFIXES) and file.is_file()
+    return (
+        file.name.startswith("invocations")
+        and file.name.lower().endswith(_SUFFIXES)
+        and file.is_file()
+    )
 
 
 def _numbers(name: str) -> list[tuple[int, int | str]]:

@@ -115,7 +115,7 @@ def mooncake(
 
     input_length and output_length become `prompt_tokens` and `output_tokens`.
     """
-    is_json = Path(path).name.removesuffix(".gz").endswith(JSON_SUFFIXES)
+    is_json = Path(path).name.lower().removesuffix(".gz").endswith(JSON_SUFFIXES)
     column = "timestamp" if is_json else "timestamp_ms"
     lengths = {"input_length": "prompt_tokens", "output_length": "output_tokens"}
     table = read_table(path, {column: "number"}, optional=dict.fromkeys(lengths, "count"))

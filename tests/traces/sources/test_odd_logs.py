@@ -240,3 +240,27 @@ def test_servegen_has_the_recorded_rate_whatever_the_fitted_gaps_say(tmp_path, d
     )
     cv2 = {0.2: 5.0, 0.5: 5.0, 3.0: 1 / 3}[shape]
     assert abs(len(trace) - 120_000) < 4 * (120_000 * cv2) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\ntimestamp,user\n1,a\n2,b\n",
+        'timestamp, user\n1, "a, x"\n2, "b"\n',
+        "timestamp,user,\n1,a,\n2,b,\n,,\n",
+        "timestamp,user\n1,a,,\n2,b\n \n\n",
+        "# from a tool\n timestamp ,user\n1,a\n# half\n2,b\n",
+        "timestamp,user\r1,a\r2,b\r",
+    ],
+)
+def test_what_editors_and_spreadsheets_leave_is_read(tmp_path, text):
+    trace = parse_spec(f"log:path={write(tmp_path / 'T.CSV', text)},classes=user")
+    np.testing.assert_allclose(trace.arrival_s, [0.0, 1.0])
+    assert trace.tenant.names[0][0] == "a"
+
+
+def test_another_delimiter_is_guessed_at_in_the_error(tmp_path):
+    path = write(tmp_path / "t.csv", "timestamp;user\n1;a\n2;b\n")
+    with pytest.raises(TraceError, match="they hold ';': is it the delimiter"):
+        parse_spec(f"log:path={path}")
+    assert len(parse_spec(f"log:path={path},delimiter=semicolon")) == 2
