@@ -8,38 +8,49 @@ traffic. Everything is linear in the number of arrivals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from traces.texts import Texts
+from traces.trace_columns import OPTIONAL_COLUMNS, checked_column, joined_columns
+from traces.trace_error import TraceError
+
+__all__ = ["FloatArray", "IntArray", "Texts", "Trace", "TraceError"]
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-
-class TraceError(ValueError):
-    """A trace, a trace file or what is asked of one is malformed."""
+MAX_DURATION_S = 10 * 366 * 86400.0
+"""Longer than any log of requests: more is a wrong unit, or a time that is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
     """Sorted arrival times, in seconds from the trace's start, within `[0, duration_s]`.
 
-    `slo_s` (relative deadline, seconds) and `query_class` (priority class) are per query or absent.
-    `metadata` says what was synthetic (`synthetic`, `generator`, its parameters, the seed) and
-    which transforms were applied. The arrays are read only.
+    The other columns are per query or absent: `slo_s` (relative deadline, seconds), `query_class`
+    (priority class), `tenant` and `session` (names), `prompt_tokens`, `output_tokens` and `size`;
+    see `trace_columns` for what an unknown value is. `metadata` says what was synthetic
+    (`synthetic`, `generator`, its parameters, the seed) and which transforms were applied. The
+    arrays are read only.
 
     Raises:
         TraceError: times not sorted, negative, not finite or past `duration_s` (names the index),
-            or a per-query array of another length.
+            more than ten years, or a per-query array of another length.
     """
 
     arrival_s: FloatArray
     duration_s: float
     slo_s: FloatArray | None = None
     query_class: IntArray | None = None
+    tenant: Texts | None = None
+    session: Texts | None = None
+    prompt_tokens: IntArray | None = None
+    output_tokens: IntArray | None = None
+    size: FloatArray | None = None
     source: str = ""
     licence: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -49,16 +60,13 @@ class Trace:
         object.__setattr__(self, "arrival_s", arrival_s)
         object.__setattr__(self, "duration_s", float(self.duration_s))
         _check_arrivals(arrival_s, self.duration_s)
-        if self.slo_s is not None:
-            slo_s = _frozen_floats(self.slo_s, "slo_s")
-            _check_length(slo_s.size, arrival_s.size, "slo_s")
-            _check_all(np.isfinite(slo_s) & (slo_s > 0), slo_s, "slo_s", "finite and above 0")
-            object.__setattr__(self, "slo_s", slo_s)
-        if self.query_class is not None:
-            query_class = np.array(self.query_class, dtype=np.int64)
-            _check_length(query_class.size, arrival_s.size, "query_class")
-            query_class.flags.writeable = False
-            object.__setattr__(self, "query_class", query_class)
+        for name, values in self.columns().items():
+            object.__setattr__(self, name, checked_column(name, values, arrival_s.size))
+
+    def columns(self) -> dict[str, Any]:
+        """Return the optional columns that this trace has, by name."""
+        every = {name: getattr(self, name) for name in OPTIONAL_COLUMNS}
+        return {name: column for name, column in every.items() if column is not None}
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -127,13 +135,19 @@ class Trace:
 
     def _join(self, other: Trace, verb: str, arrival_s: FloatArray, duration_s: float) -> Trace:
         order = np.argsort(arrival_s, kind="stable")
-        slo_s = _joined(self.slo_s, other.slo_s, f"{verb}: slo_s")
-        query_class = _joined(self.query_class, other.query_class, f"{verb}: query_class")
+        columns: dict[str, Any] = {}
+        for name in OPTIONAL_COLUMNS:
+            pair = (getattr(self, name), getattr(other, name))
+            try:
+                both = joined_columns(name, *pair, (len(self), len(other)))
+            except TraceError as error:
+                raise TraceError(f"{verb}: {error}") from None
+            if both is not None:
+                columns[name] = both[order]
         return Trace(
             arrival_s=np.minimum(arrival_s[order], duration_s),
             duration_s=duration_s,
-            slo_s=None if slo_s is None else slo_s[order],
-            query_class=None if query_class is None else query_class[order],
+            **columns,
             source=" + ".join(dict.fromkeys(s for s in (self.source, other.source) if s)),
             licence=" + ".join(dict.fromkeys(s for s in (self.licence, other.licence) if s)),
             metadata={verb: [dict(self.metadata), dict(other.metadata)]},
@@ -153,24 +167,15 @@ class Trace:
             self,
             arrival_s=arrival_s,
             duration_s=self.duration_s if duration_s is None else duration_s,
-            slo_s=None if self.slo_s is None else self.slo_s[keep],
-            query_class=None if self.query_class is None else self.query_class[keep],
+            **{name: column[keep] for name, column in self.columns().items()},
             metadata=_noted(self.metadata, note),
         )
 
 
 def _noted(metadata: Mapping[str, Any], note: str) -> dict[str, Any]:
-    return {**metadata, "transforms": [*metadata.get("transforms", ()), note]}
-
-
-def _joined(
-    a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None, what: str
-) -> npt.NDArray[Any] | None:
-    if a is None and b is None:
-        return None
-    if a is None or b is None:
-        raise TraceError(f"{what} is given for one of the traces only; give it for both or none")
-    return np.concatenate([a, b])
+    before = metadata.get("transforms", ())
+    noted = cast(Sequence[Any], before) if isinstance(before, list | tuple) else [before]
+    return {**metadata, "transforms": [*noted, note]}
 
 
 def _frozen_floats(values: npt.ArrayLike, name: str) -> FloatArray:
@@ -186,6 +191,13 @@ def _frozen_floats(values: npt.ArrayLike, name: str) -> FloatArray:
 
 def _check_arrivals(arrival_s: FloatArray, duration_s: float) -> None:
     _check_positive(duration_s, "duration_s")
+    if duration_s > MAX_DURATION_S:
+        far = np.flatnonzero(arrival_s > MAX_DURATION_S)
+        raise TraceError(
+            f"duration_s is {duration_s:.9g}, more than ten years; expected seconds from the "
+            "trace's start (the log loader reads times since 1970, in any unit)",
+            index=int(far[0]) if far.size else None,
+        )
     _check_all(np.isfinite(arrival_s), arrival_s, "arrival_s", "finite")
     _check_all(arrival_s >= 0, arrival_s, "arrival_s", "non-negative seconds from the start")
     falls = np.flatnonzero(arrival_s[1:] < arrival_s[:-1])
@@ -193,7 +205,8 @@ def _check_arrivals(arrival_s: FloatArray, duration_s: float) -> None:
         i = int(falls[0]) + 1
         raise TraceError(
             f"arrival_s[{i}] = {arrival_s[i]:.9g} is before arrival_s[{i - 1}] = "
-            f"{arrival_s[i - 1]:.9g}; arrivals must be sorted"
+            f"{arrival_s[i - 1]:.9g}; arrivals must be sorted",
+            index=i,
         )
     _check_all(arrival_s <= duration_s, arrival_s, "arrival_s", f"at most duration_s {duration_s}")
 
@@ -202,12 +215,7 @@ def _check_all(is_good: npt.NDArray[np.bool_], values: FloatArray, name: str, wa
     bad = np.flatnonzero(~is_good)
     if bad.size:
         i = int(bad[0])
-        raise TraceError(f"{name}[{i}] = {values[i]:.9g} must be {wanted}")
-
-
-def _check_length(got: int, wanted: int, name: str) -> None:
-    if got != wanted:
-        raise TraceError(f"{name} has {got} values for {wanted} arrivals; give one per arrival")
+        raise TraceError(f"{name}[{i}] = {values[i]:.9g} must be {wanted}", index=i)
 
 
 def _check_positive(value: float, name: str) -> None:

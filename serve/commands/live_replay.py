@@ -35,6 +35,7 @@ from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.sender_processes import processes_for, replay_in_processes
 from traces.open_loop.target import Model, Target
 from traces.report.burst_zoom import burst_zoom
+from traces.report.figures import with_figures
 from traces.report.intervals import attainment_intervals
 from traces.trace import Trace, TraceError
 
@@ -84,6 +85,23 @@ class LiveReplay:
         if server is None or not result.outcomes:
             return [report], result
         return self._with_twin(report, server, result), result
+
+    async def run_repeatedly(
+        self, count: int, progress: Callable[[Progress], None] | None = None
+    ) -> list[tuple[list[dict[str, Any]], ReplayResult]]:
+        """Return what `run` does, `count` times; a report then says which `repeat` it is of.
+
+        An interrupted run is the last. Raises what `run` raises.
+        """
+        runs: list[tuple[list[dict[str, Any]], ReplayResult]] = []
+        for number in range(1, count + 1):
+            reports, result = await self.run(progress)
+            if count > 1:
+                reports = [{**report, "repeat": number} for report in reports]
+            runs.append((reports, result))
+            if result.is_partial:
+                break
+        return runs
 
     def _payloads(self, model: Model) -> tuple[Payloads, str]:
         if self.data is None:
@@ -166,7 +184,7 @@ class LiveReplay:
         )
         report["slo_attainment_95"] = attainment_intervals(report)
         report["zoom"] = burst_zoom(result.outcomes, result.duration_s)
-        return report
+        return with_figures(report, result.outcomes, self.trace)
 
     def _with_twin(
         self, live: dict[str, Any], server: LiveServer, result: ReplayResult

@@ -60,6 +60,9 @@ def replay(
         Path | None,
         typer.Option(metavar="FILE", help="The server's profile, for --also-simulate."),
     ] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Runs of the same trace, which show how far they vary.")
+    ] = 1,
 ) -> None:
     """Replay a trace against a live server; write report.json, report.html and timeline.parquet.
 
@@ -99,10 +102,12 @@ def replay(
             twin=None if profile is None else LatencyProfile.load(profile),
         )
         with replay_progress("replay") as show:
-            reports, result = asyncio.run(live.run(show))
+            runs = asyncio.run(live.run_repeatedly(repeat, show))
         command = command_line(context, "supernet replay")
-        write_run([{**r, "command": command} for r in reports], live.trace, result, out)
-    if result.is_partial:
+        reports = [{**r, "command": command} for found, _ in runs for r in found]
+        write_run(reports, live.trace, runs[0][1], out)
+        _write_repeats(live.trace, [result for _, result in runs], reports, out)
+    if runs[-1][1].is_partial:
         raise typer.Exit(_INTERRUPTED)
 
 
@@ -127,6 +132,20 @@ def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult,
     typer.echo(f"report: {out / 'report.html'}", err=True)
 
 
+def _write_repeats(
+    trace: Trace, results: list[ReplayResult], reports: list[dict[str, Any]], out: Path
+) -> None:
+    """Write the timelines of the second run and on; say how far the valid runs vary."""
+    from traces.open_loop.timeline import write_timeline
+    from traces.report.group_tables import repeats
+
+    for number, result in enumerate(results[1:], start=2):
+        write_timeline(out / f"timeline-{number}.parquet", trace, result)
+    for row in repeats(reports):
+        named = f"{row['label']}: {row['figure'].lower()} over {row['count']} runs"
+        typer.echo(f"{named}: {row['mean']} ({row['range']})")
+
+
 def _about_generator(report: Mapping[str, Any]) -> list[str]:
     lag, capacity = report["generator_lag_ms"], report["generator_capacity_qps"]
     if lag["p99"] is None:
@@ -134,6 +153,9 @@ def _about_generator(report: Mapping[str, Any]) -> list[str]:
     line = f"generator: lag p50 {lag['p50']:.2f}, p99 {lag['p99']:.2f}, max {lag['max']:.2f} ms"
     if capacity is not None:
         line += f"; {report['generator_processes']} sending could do {capacity:,.0f} queries/s"
+    loop = report.get("generator_loop_lag_ms") or {}
+    if loop.get("p99") is not None:
+        line += f"; its event loop is late by p99 {loop['p99']:.2f} ms"
     invalid = report["invalid_reason"]
     return [line, *([f"INVALID: {invalid}"] if invalid else [])]
 

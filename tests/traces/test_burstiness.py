@@ -11,6 +11,7 @@ from traces.burstiness import count_moments, counts_per_window, describe, scales
 from traces.files import write_trace
 from traces.generators.arrivals import gamma, poisson
 from traces.generators.patterns import mmpp
+from traces.trace import Trace
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,3 +104,10 @@ def test_reading_parquet_holds_no_second_copy(tmp_path):
     read = read_trace(path)
     np.testing.assert_array_equal(read.arrival_s, trace.arrival_s)
     assert not read.arrival_s.flags.writeable
+
+
+def test_the_peak_counts_the_last_second_though_the_end_cuts_it_off():
+    burst = Trace(arrival_s=np.concatenate([np.arange(10.0), np.full(50, 10.2)]), duration_s=10.4)
+    assert describe(burst)["peak_qps"] == 50.0
+    short = Trace(arrival_s=np.full(3, 0.25), duration_s=0.5)
+    assert describe(short)["peak_qps"] == 6.0

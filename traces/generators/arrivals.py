@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from traces.memory import check_arrivals
 from traces.trace import FloatArray, Trace, TraceError
+
+GENERATOR_VERSION = 2
+"""Of what a seed gives. 2: renewals start in equilibrium; 1 began with a fresh gap at time 0."""
+TOO_MANY = (
+    "lower the rate or the duration, or simulate it as a stream (supernet simulate --stream), "
+    "which keeps no arrivals"
+)
 
 
 def poisson(rate_qps: float, duration_s: float, *, seed: int = 0) -> Trace:
     """Return Poisson arrivals at a mean of `rate_qps` for `duration_s` seconds."""
     check_above_zero(rate=rate_qps, duration=duration_s)
+    check_arrivals(rate_qps * duration_s, TOO_MANY)
     rng = np.random.default_rng(seed)
     count = rng.poisson(rate_qps * duration_s)
     arrival_s = np.sort(rng.uniform(0.0, duration_s, count))
@@ -28,8 +37,8 @@ def poisson(rate_qps: float, duration_s: float, *, seed: int = 0) -> Trace:
 def gamma(rate_qps: float, cv2: float, duration_s: float, *, seed: int = 0) -> Trace:
     """Return a renewal stream with gamma gaps of mean 1/`rate_qps` and squared CV `cv2`.
 
-    `cv2` 0 is evenly spaced, 1 is Poisson. It starts with a fresh gap (not the equilibrium one),
-    so the expected count exceeds rate x duration by (cv2 - 1)/2 arrivals.
+    `cv2` 0 is evenly spaced from the start, 1 is Poisson. Others start in equilibrium, as if they
+    had gone on for ever: the expected count of any stretch is rate x its length.
     """
     check_above_zero(rate=rate_qps, duration=duration_s)
     check_cv2(cv2)
@@ -48,6 +57,7 @@ def bursty(
     check_above_zero(base=base_qps, variant=variant_qps, duration=duration_s)
     check_cv2(cv2)
     rng = np.random.default_rng(seed)
+    check_arrivals((base_qps + variant_qps) * duration_s, TOO_MANY)
     base_s = np.arange(math.floor(base_qps * duration_s)) / base_qps
     variant_s = renewals(variant_qps * duration_s, cv2, rng) / variant_qps
     arrival_s = np.sort(np.concatenate([base_s, variant_s]))
@@ -102,11 +112,20 @@ def ramp(
 
 
 def renewals(end: float, cv2: float, rng: np.random.Generator) -> FloatArray:
-    """Return the renewal times below `end` of a unit-rate stream with gamma gaps."""
+    """Return the renewal times below `end` of a unit-rate stream with gamma gaps, in equilibrium.
+
+    The gap that covers time 0 is drawn in proportion to its length, which is gamma with one more in
+    its shape, and 0 lies uniformly inside it (Cox 1962, "Renewal Theory"): the expected count up
+    to any time is that time. With `cv2` 0 the renewals are 0, 1, 2 ...
+
+    Raises:
+        TraceError: so many would not fit into memory.
+    """
+    check_arrivals(end, TOO_MANY)
     if cv2 == 0:
         return np.arange(math.floor(end), dtype=np.float64)
-    parts: list[FloatArray] = []
-    reached = 0.0
+    reached = rng.random() * float(rng.gamma(1 / cv2 + 1, cv2))
+    parts: list[FloatArray] = [np.array([reached])]
     while reached < end:
         missing = end - reached
         size = int(missing + 4 * math.sqrt(missing * cv2)) + 16
@@ -123,6 +142,7 @@ def synthetic(
     metadata: dict[str, Any] = {
         "synthetic": True,
         "generator": generator,
+        "generator_version": GENERATOR_VERSION,
         **parameters,
         "duration_s": duration_s,
         "seed": seed,

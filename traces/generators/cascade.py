@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.memory import check_arrivals
 from traces.trace import FloatArray, IntArray, Trace, TraceError
 
 FORMAT = 1
@@ -89,6 +90,8 @@ class Cascade:
         for name, value in (("duration", duration_s), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise TraceError(f"{name} must be a finite number above 0, got {value:g}")
+        bins_needed = duration_s / self.top_s
+        check_arrivals(max(rate * duration_s, bins_needed), "lower the rate or the duration")
         rng = np.random.default_rng(seed)
         # 1. coarse counts; empty bins stay empty and are left out
         counts = self._top_counts(math.ceil(duration_s / self.top_s), rate, rng)

@@ -15,6 +15,7 @@ import numpy as np
 
 from traces.burstiness import counts_per_window, gap_cv2, scales_s
 from traces.generators.cascade import MIN_PAIRS, Cascade, Division, division_of, grid_s, top_of
+from traces.memory import check_memory
 from traces.trace import FloatArray, IntArray, Trace, TraceError
 
 FINEST_S = 0.001
@@ -41,6 +42,8 @@ def fit(trace: Trace) -> Cascade:
     widths = grid_s(trace.duration_s, finest_s, MIN_COARSE_WINDOWS)
     divisions: list[Division] = []
     wanted: list[float] = []
+    num_windows = trace.duration_s / finest_s
+    check_memory(16 * num_windows, f"{num_windows:,.0f} windows", "fit a shorter part of the trace")
     children = counts_per_window(trace, finest_s)
     for (part_s, _), (_, parts) in pairwise(widths):
         whole = children[: children.size // parts * parts]

@@ -12,7 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from traces.generators.arrivals import check_above_zero, check_cv2, renewals, synthetic
+from traces.generators.arrivals import (
+    TOO_MANY,
+    check_above_zero,
+    check_cv2,
+    renewals,
+    synthetic,
+)
+from traces.memory import check_arrivals
 from traces.trace import FloatArray, Trace, TraceError
 
 _GRID = 4096
@@ -36,6 +43,9 @@ def mmpp(
     check_above_zero(high=high_qps, low_s=low_s, high_s=high_s, duration=duration_s)
     if not (math.isfinite(low_qps) and 0 <= low_qps <= high_qps):
         raise TraceError(f"low must be from 0 to high = {high_qps:g} queries/s, got {low_qps:g}")
+    mean_qps = (low_qps * low_s + high_qps * high_s) / (low_s + high_s)
+    states = duration_s / (low_s + high_s)
+    check_arrivals(max(mean_qps * duration_s, 4 * states), TOO_MANY)
     rng = np.random.default_rng(seed)
     is_high = rng.random() < high_s / (low_s + high_s)
     edges, rates = [0.0], []

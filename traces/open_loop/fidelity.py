@@ -27,6 +27,7 @@ from traces.burstiness import trace_summary
 from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult
 from traces.report.burst_zoom import burst_zoom
+from traces.report.figures import with_figures
 from traces.trace import Trace, TraceError
 
 _FIGURES = ("p50_ms", "p95_ms", "slo_attainment", "mean_serving_accuracy")
@@ -109,7 +110,7 @@ def simulated_report(
     outcomes: Sequence[Outcome], live: dict[str, Any], trace: Trace
 ) -> dict[str, Any]:
     """Return the report of a simulated twin of the live run whose report is `live`."""
-    return summarize(
+    report = summarize(
         outcomes,
         policy=live["policy"],
         slo_s=live["slo_ms"] * 1e-3,
@@ -121,6 +122,7 @@ def simulated_report(
         trace=trace_summary(trace),
         zoom=burst_zoom(outcomes, live["duration_s"]),
     )
+    return with_figures(report, outcomes, trace)
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | None]:

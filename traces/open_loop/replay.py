@@ -14,7 +14,7 @@ from traces.open_loop.pacing import Clock, MonotonicClock
 from traces.open_loop.payloads import Payloads
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.result import ReplayResult, make_result
-from traces.open_loop.sender import Progress, Sender, SendPlan, make_plan
+from traces.open_loop.sender import Progress, Sender, make_plan
 from traces.open_loop.target import ReplayReply, ReplayRequest, Target
 from traces.trace import Trace
 
@@ -28,7 +28,6 @@ __all__ = [
     "replay",
 ]
 
-INVALID_LAG_PER_SLO = 0.1
 START_DELAY_S = 0.02
 
 
@@ -61,11 +60,7 @@ async def replay(
         slo_s=plan.slo_s,
         warmup_s=options.warmup_s,
         ended_s=sender.ended_s if is_partial else None,
-        max_lag_s=allowed_lag_s(plan, options.max_lag_s),
+        max_lag_s=options.max_lag_s,
         cpu_s=[sender.cpu_s],
+        loop_lag_s=sender.loop_lag_s,
     )
-
-
-def allowed_lag_s(plan: SendPlan, max_lag_s: float | None) -> float:
-    """Return the 99th percentile of lag above which a run is invalid (s)."""
-    return INVALID_LAG_PER_SLO * float(plan.slo_s.min()) if max_lag_s is None else max_lag_s

@@ -13,7 +13,8 @@ class ReplayOptions:
     in which samples are sent. A query unanswered after `timeout_s` (from its send; None: never) is
     `failed`. Queries that arrive in the first `warmup_s` seconds are sent but left out of the
     result, whose times then count from the end of the warm-up. The run is invalid when the 99th
-    percentile of the generator's lag passes `max_lag_s` (None: a tenth of the smallest SLO). A
+    percentile of the generator's lag passes `max_lag_s`, or (None) that of lag over the query's own
+    SLO passes a tenth. A
     query that was refused, or whose connection broke, is sent again up to `max_retries` times while
     its deadline leaves room, with what is left of it; all retries together stay below a tenth of
     the queries.

@@ -27,6 +27,7 @@ from traces.trace import Trace, TraceError
 PROGRESS_PERIOD_S = 0.5
 INTERRUPT_GRACE_S = 1.0
 RETRY_AFTER_S = 0.005
+_WATCH_PERIOD_S = 0.01
 RETRY_SHARE = 0.1
 """Cap on retries over queries so far: retries add load to a server that has too much."""
 
@@ -71,6 +72,7 @@ class Sender:
         self.answers: list[Answer] = []
         self.ended_s = 0.0
         self.cpu_s = 0.0
+        self.loop_lag_s: list[float] = []
         self._plan = plan
         self._target = target
         self._clock = clock
@@ -89,10 +91,12 @@ class Sender:
         """
         self._start_s = start_s
         cpu_before_s = time.thread_time()
+        watching = asyncio.create_task(self._watch_loop())
         try:
             with _short_collections():
                 return await self._execute()
         finally:
+            watching.cancel()
             self.cpu_s = time.thread_time() - cpu_before_s
 
     async def _execute(self) -> bool:
@@ -107,6 +111,14 @@ class Sender:
             return True
         self._report_progress(is_last=True)
         return False
+
+    async def _watch_loop(self) -> None:
+        """Note how late the event loop comes back: answers are read that much too late as well."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _WATCH_PERIOD_S
+            await asyncio.sleep(_WATCH_PERIOD_S)
+            self.loop_lag_s.append(max(loop.time() - due_s, 0.0))
 
     async def _send_all(self) -> None:
         ids = self._plan.query_ids

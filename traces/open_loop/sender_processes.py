@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from traces.open_loop.pacing import MonotonicClock
 from traces.open_loop.payloads import Payloads
-from traces.open_loop.replay import allowed_lag_s
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
 from traces.open_loop.result import Answer, ReplayResult, make_result
 from traces.open_loop.sender import (
@@ -48,18 +47,31 @@ class SenderError(RuntimeError):
     """A sender process did not start or died."""
 
 
+class _Ended(NamedTuple):
+    """What a sender hands over when it has ended."""
+
+    answers: list[Answer]
+    is_partial: bool
+    ended_s: float
+    cpu_s: float
+    loop_lag_s: list[float]
+
+
 @dataclass(slots=True)
 class _SenderProcess:
     process: Any
     pipe: Any  # a Connection, whose class depends on the platform
     progress: Progress = Progress(0, 0, 0, 0)  # noqa: RUF009 # immutable
-    ended: tuple[list[Answer], bool, float, float] | None = None
+    ended: _Ended | None = None
 
 
 def processes_for(trace: Trace) -> int:
     """Return how many senders a trace's busiest second asks for, at most one per core."""
-    seconds = np.bincount(trace.arrival_s.astype(np.int64)) if len(trace) else np.zeros(1)
-    wanted = math.ceil(float(seconds.max()) / QPS_PER_SENDER)
+    if not len(trace):
+        return 1
+    # Only seconds in which something arrives: a trace may be mostly silence.
+    _, counts = np.unique(trace.arrival_s.astype(np.int64), return_counts=True)
+    wanted = math.ceil(float(counts.max()) / QPS_PER_SENDER)
     return max(1, min(wanted, os.cpu_count() or 1))
 
 
@@ -97,15 +109,16 @@ async def replay_in_processes(
                 sender.process.kill()
             sender.pipe.close()
     ended = [s.ended for s in senders if s.ended is not None]
-    is_partial = any(is_partial for _, is_partial, _, _ in ended)
+    is_partial = any(end.is_partial for end in ended)
     return make_result(
         trace,
-        [answer for answers, _, _, _ in ended for answer in answers],
+        [answer for end in ended for answer in end.answers],
         slo_s=plan.slo_s,
         warmup_s=options.warmup_s,
-        ended_s=max(at_s for _, _, at_s, _ in ended) if is_partial else None,
-        max_lag_s=allowed_lag_s(plan, options.max_lag_s),
-        cpu_s=[cpu_s for _, _, _, cpu_s in ended],
+        ended_s=max(end.ended_s for end in ended) if is_partial else None,
+        max_lag_s=options.max_lag_s,
+        cpu_s=[end.cpu_s for end in ended],
+        loop_lag_s=[lag_s for end in ended for lag_s in end.loop_lag_s],
     )
 
 
@@ -204,7 +217,9 @@ async def _sender(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> 
         loop.add_reader(pipe.fileno(), _stop, pipe, task)
         is_partial = await sending.execute(start_s)
         loop.remove_reader(pipe.fileno())
-        pipe.send((sending.answers, is_partial, sending.ended_s, sending.cpu_s))
+        pipe.send(
+            _Ended(sending.answers, is_partial, sending.ended_s, sending.cpu_s, sending.loop_lag_s)
+        )
     finally:
         await target.close()
 

@@ -18,6 +18,7 @@ from traces.trace import Trace, TraceError
 COLUMNS = (
     "query_id",
     "query_class",
+    "tenant",
     "intended_s",
     "sent_s",
     "received_s",
@@ -48,12 +49,14 @@ def write_timeline(path: Path | str, trace: Trace, result: ReplayResult) -> None
     replies = [a.reply for a in answers]
     ids = np.array([a.query_id for a in answers], dtype=np.int64)
     classes = np.zeros(len(trace), np.int64) if trace.query_class is None else trace.query_class
+    tenants = [""] * len(ids) if trace.tenant is None else trace.tenant[ids].tolist()
     at_s = np.array([(a.intended_s, a.sent_s, a.finish_s) for a in answers]).reshape(-1, 3)
     at_s = at_s - result.warmup_s
     is_known = [r.status == "ok" and bool(r.subnet_id) for r in replies]
     columns = {
         "query_id": ids,
         "query_class": classes[ids],
+        "tenant": pa.array(tenants, pa.string()).dictionary_encode(),
         "intended_s": at_s[:, 0],
         "sent_s": at_s[:, 1],
         "received_s": at_s[:, 2],

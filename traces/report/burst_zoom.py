@@ -9,6 +9,7 @@ import numpy as np
 
 from slackfit.metrics import summarize
 from slackfit.query import Outcome
+from traces.report.figures import most_waiting
 
 _SHARE = 0.08  # of the run that is looked at
 _BINS = 80
@@ -16,16 +17,19 @@ _WINDOWS = 200  # places tried
 
 
 def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any] | None:
-    """Return the busiest stretch of a run: `start_s`, `length_s` and a fine `series`.
+    """Return the stretch with the most misses: `start_s`, `length_s`, `missed`, a fine `series`.
 
-    The series has the form of a report's own, its times counted from the run's start. None when
-    fewer than 100 queries arrived: there is nothing finer to see.
+    A miss is a query that was not answered on time, however it ended. Of stretches with as many
+    misses it is the one with the most arrivals. The series has the form of a report's own, its
+    times counted from the run's start. None when fewer than 100 queries arrived: there is nothing
+    finer to see.
     """
     if len(outcomes) < 100:
         return None
     arrival_s = np.array([o.arrival_s for o in outcomes])
+    missed_s = np.array([o.arrival_s for o in outcomes if o.status != "on_time"])
     length_s = _SHARE * duration_s
-    start_s = _busiest_s(np.sort(arrival_s), duration_s, length_s)
+    start_s = _worst_s(np.sort(arrival_s), np.sort(missed_s), duration_s, length_s)
     inside = np.flatnonzero((arrival_s >= start_s) & (arrival_s < start_s + length_s))
     moved = [_moved(outcomes[i], start_s) for i in inside.tolist()]
     series = summarize(
@@ -37,19 +41,24 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
         profile="",
         bin_s=length_s / _BINS,
     )["series"]
-    offsets_s = np.asarray(series["t_s"])
-    ends_s = start_s + np.append(offsets_s[1:], length_s)
-    series["queue_depth"] = _queue_depth(outcomes, arrival_s, ends_s)
-    series["t_s"] = (start_s + offsets_s).tolist()
-    return {"start_s": start_s, "length_s": length_s, "series": series}
+    edges_s = start_s + np.append(np.asarray(series["t_s"]), length_s)
+    series["queue_depth"] = _queue_depth(outcomes, arrival_s, edges_s[1:])
+    series["queue_max"] = most_waiting(outcomes, edges_s)
+    series["t_s"] = edges_s[:-1].tolist()
+    missed = sum(outcome.status != "on_time" for outcome in moved)
+    return {"start_s": start_s, "length_s": length_s, "missed": missed, "series": series}
 
 
-def _busiest_s(arrival_s: np.ndarray, duration_s: float, length_s: float) -> float:
-    """Return where the stretch with the most arrivals starts, on a grid of `_WINDOWS` places."""
+def _worst_s(
+    arrival_s: np.ndarray, missed_s: np.ndarray, duration_s: float, length_s: float
+) -> float:
+    """Return where the stretch with the most misses starts, on a grid of `_WINDOWS` places."""
     starts_s = np.linspace(0.0, duration_s - length_s, _WINDOWS)
-    ends = np.searchsorted(arrival_s, starts_s + length_s)
-    counts = ends - np.searchsorted(arrival_s, starts_s)
-    return float(starts_s[int(np.argmax(counts))])
+    misses, arrivals = (
+        np.searchsorted(times_s, starts_s + length_s) - np.searchsorted(times_s, starts_s)
+        for times_s in (missed_s, arrival_s)
+    )
+    return float(starts_s[np.lexsort((arrivals, misses))[-1]])
 
 
 def _queue_depth(outcomes: Sequence[Outcome], arrival_s: np.ndarray, at_s: np.ndarray) -> list[int]:

@@ -9,9 +9,11 @@ import jinja2
 
 from slackfit.query import STATUSES
 from traces.report import plots
+from traces.report.group_tables import groups, repeats
 from traces.report.intervals import attainment_intervals, widest
 from traces.report.page_tables import comparison, fidelity, misses
 from traces.report.panels import ms, percent, picture, run_panels
+from traces.report.validity import marked, name_of, valid_ones
 
 Report = Mapping[str, Any]
 
@@ -33,7 +35,8 @@ MAX_LEGEND = 9
 _SHOWN_ELSEWHERE = {
     *("outcomes", "latency_ms", "subnets", "reasons", "batch_sizes", "series", "latency_cdf"),
     *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
-    *("fidelity", "fidelity_at_live_speed"),
+    *("fidelity", "fidelity_at_live_speed", "latency_all_ms", "classes", "tenants", "repeat"),
+    *("max_waiting", "slos_ms"),
     *("slo_attainment", "mean_serving_accuracy", "measured_accuracy", "utility", "goodput_qps"),
 }
 
@@ -64,6 +67,8 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
         warnings=_warnings(reports, labels),
         rows=[_row(i, r, labels[i], intervals[i]) for i, r in enumerate(reports)],
         comparison=comparison(reports, labels, intervals),
+        groups=groups(reports, labels),
+        repeats=repeats(reports),
         misses=misses(reports),
         fidelity=fidelity(reports, labels),
         has_measured=any(r.get("measured_accuracy") is not None for r in reports),
@@ -80,33 +85,45 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
 
 def unique_labels(reports: Sequence[Report]) -> list[str]:
     """Return a name per report: its label or policy, with its run where names repeat."""
-    names = [str(r.get("label") or r["policy"]) for r in reports]
+    names = [name_of(r) for r in reports]
     named = [
         f"{name} ({r['run']})" if names.count(name) > 1 and r.get("run") else name
         for name, r in zip(names, reports, strict=True)
     ]
-    return [
+    told_apart = [
         f"{name} #{named[:i].count(name) + 1}" if named.count(name) > 1 else name
         for i, name in enumerate(named)
     ]
+    return [marked(name, report) for name, report in zip(told_apart, reports, strict=True)]
 
 
 def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:
-    order = sorted(range(len(reports)), key=lambda i: -reports[i]["utility"])
+    order = sorted(valid_ones(reports), key=lambda i: -reports[i]["utility"])
+    if not order:
+        which = "This run is" if len(reports) == 1 else f"All {len(reports)} runs are"
+        return f"{which} invalid: the generator did not keep its times, see below."
     best = reports[order[0]]
     text = (
         f"{labels[order[0]]} answered {percent(best['slo_attainment'])} of "
-        f"{best['num_queries']:,} queries within {best['slo_ms']:g} ms, at "
+        f"{best['num_queries']:,} queries within {_slo(best)}, at "
         f"{percent(best['mean_serving_accuracy'])} mean accuracy."
     )
-    if len(reports) == 1:
-        return text
+    if len(order) == 1:
+        left_out = len(reports) - 1
+        return text if not left_out else f"{text} No other run of {len(reports)} is valid."
     second = reports[order[1]]
     return (
         f"{text} That is the highest utility (attainment \N{MULTIPLICATION SIGN} accuracy) "
-        f"of {len(reports)}: "
+        f"of {len(order)}{'' if len(order) == len(reports) else ' valid runs'}: "
         f"{best['utility']:.3f} against {second['utility']:.3f} for {labels[order[1]]}."
     )
+
+
+def _slo(report: Report) -> str:
+    shortest, longest = report.get("slos_ms") or [report["slo_ms"]] * 2
+    if longest - shortest <= 1e-3 * longest:
+        return f"{report['slo_ms']:g} ms"
+    return f"their SLOs ({shortest:g} to {longest:g} ms)"
 
 
 def _warnings(reports: Sequence[Report], labels: Sequence[str]) -> list[str]:
@@ -144,7 +161,17 @@ def _row(index: int, report: Report, label: str, interval: tuple[float, float]) 
             for status in STATUSES
         ],
         "reasons": reasons,
+        "p95": ms(report["latency_ms"].get("p95")),
+        "p99_all": _of_all(report, "p99"),
     }
+
+
+def _of_all(report: Report, quantile: str) -> str:
+    """Return a latency quantile of all queries; one that falls on an unanswered query says so."""
+    found = report.get("latency_all_ms")
+    if not found or not report["num_queries"]:
+        return "-"
+    return "no answer" if found[quantile] is None else ms(found[quantile])
 
 
 def _accuracies(reports: Sequence[Report]) -> dict[str, float]:

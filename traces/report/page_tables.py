@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from traces.report.paired import FIGURES, Difference, paired_differences
 from traces.report.panels import ms, percent
+from traces.report.validity import is_valid
 
 Report = Mapping[str, Any]
 
@@ -25,6 +27,7 @@ FIGURE_NAMES = {
     "slo_attainment": "Attainment",
     "mean_serving_accuracy": "Accuracy",
 }
+_SHORT = dict(zip(FIGURES, ("attainment", "accuracy", "utility"), strict=True))
 _SIMULATIONS = {
     "fidelity": "batch times from the profile",
     "fidelity_at_live_speed": "a device as slow as the live one was",
@@ -34,11 +37,14 @@ _SIMULATIONS = {
 def comparison(
     reports: Sequence[Report], labels: Sequence[str], intervals: Sequence[tuple[float, float]]
 ) -> list[dict[str, str]]:
-    """Return each further run's differences from the first."""
+    """Return each further run's differences from the first, with what of them is beyond chance.
+
+    Runs of one trace are compared bin by bin; of others only the attainments' intervals tell.
+    """
     first = reports[0]
     rows: list[dict[str, str]] = []
     for report, label, interval in zip(reports[1:], labels[1:], intervals[1:], strict=True):
-        are_apart = interval[0] > intervals[0][1] or interval[1] < intervals[0][0]
+        paired = paired_differences(first, report)
         rows.append(
             {
                 "label": label,
@@ -47,12 +53,40 @@ def comparison(
                     report["mean_serving_accuracy"] - first["mean_serving_accuracy"]
                 ),
                 "utility": f"{report['utility'] - first['utility']:+.4f}",
+                **_intervals(paired),
                 "p50": _relative(report["latency_ms"]["p50"], first["latency_ms"]["p50"]),
                 "p99": _relative(report["latency_ms"]["p99"], first["latency_ms"]["p99"]),
-                "verdict": "beyond chance" if are_apart else "within chance",
+                "verdict": _verdict(paired, interval, intervals[0])
+                if is_valid(first) and is_valid(report)
+                else "nothing: a run is invalid",
             }
         )
     return rows
+
+
+def _intervals(paired: Mapping[str, Difference] | None) -> dict[str, str]:
+    """Return the paired intervals as texts, empty for runs of other traces."""
+    if paired is None:
+        return dict.fromkeys(("attainment_95", "accuracy_95", "utility_95"), "")
+    shown = [
+        f"{difference.low * scale:+.{digits}f} to {difference.high * scale:+.{digits}f}"
+        for difference, scale, digits in zip(
+            (paired[name] for name in FIGURES), (100, 100, 1), (2, 2, 4), strict=True
+        )
+    ]
+    return dict(zip(("attainment_95", "accuracy_95", "utility_95"), shown, strict=True))
+
+
+def _verdict(
+    paired: Mapping[str, Difference] | None,
+    interval: tuple[float, float],
+    first: tuple[float, float],
+) -> str:
+    if paired is None:
+        are_apart = interval[0] > first[1] or interval[1] < first[0]
+        return "attainment (other traffic)" if are_apart else "nothing (other traffic)"
+    beyond = [_SHORT[name] for name in FIGURES if paired[name].is_beyond_chance]
+    return ", ".join(beyond) or "nothing"
 
 
 def misses(reports: Sequence[Report]) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def _zoom_figures(
     return [
         ("Offered rate (line), on time (filled).", plots.offered_rate(zoom, colour, top_qps)),
         ("Subnets chosen (grey: not executed).", plots.subnets_chosen(zoom, colours)),
-        ("Queries that wait.", plots.queue_depth(zoom, colour)),
+        ("The most queries that wait at once.", plots.queue_depth(zoom, colour)),
     ]
 
 
@@ -105,15 +105,25 @@ def _describe_zoom(report: Report) -> str:
     zoom = report["zoom"]
     arrived, on_time = sum(zoom["series"]["arrived"]), sum(zoom["series"]["on_time"])
     rate = arrived / zoom["length_s"]
+    total = report["num_queries"] - report["outcomes"]["on_time"]
+    missed = arrived - on_time
+    which = (
+        f"The {zoom['length_s']:.3g} s with the most misses" if missed else "No miss; the busiest"
+    )
+    which += "" if missed else f" {zoom['length_s']:.3g} s"
+    share = f", {missed:,} of the run's {total:,}" if missed else ""
     return (
-        f"The busiest {zoom['length_s']:.3g} s, from {zoom['start_s']:.4g} s on: {rate:,.0f} "
-        f"queries/s, {percent(on_time / max(arrived, 1))} on time."
+        f"{which}{share}, from {zoom['start_s']:.4g} s on: {rate:,.0f} queries/s, "
+        f"{percent(on_time / max(arrived, 1))} on time."
     )
 
 
 def _describe_queue(report: Report) -> str:
-    depths = report["series"]["queue_depth"]
-    return f"Queries that were admitted and wait: at most {max(depths, default=0):,}."
+    most = report.get("max_waiting")
+    if most is None:  # a report of before, whose series has the depth at the ends of its bins
+        depths = report["series"]["queue_depth"]
+        return f"Queries that were admitted and wait, at the ends of intervals: {max(depths):,}."
+    return f"Queries that were admitted and wait: at most {most:,} at any moment."
 
 
 def _describe_histogram(report: Report) -> str:
@@ -151,7 +161,7 @@ def _describe_subnets(report: Report) -> str:
         return f"Subnet that served each query: always {first} (grey: not executed)."
     share = used[first]["queries"] / executed
     return (
-        f"Subnet that served each query, dark for small to light for large: {len(used)} used, "
+        f"Subnet that served each query, in the colours of the legend: {len(used)} used, "
         f"most often {first} ({share:.0%}); grey: not executed."
     )
 

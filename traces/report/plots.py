@@ -20,12 +20,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from traces.report.point_labels import INK, MUTED, label_points
+from traces.report.validity import valid_ones
+
 Report = Mapping[str, Any]
 
 POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 POLICY_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NOT_SERVED = "#d9d9d9"
-INK, MUTED, GRID = "#1d2733", "#5b6776", "#e3e7ec"
+GRID = "#e3e7ec"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "traces",  # ids that repeat from run to run
@@ -45,6 +48,8 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_LEAST_BARS = 5  # one bar alone is not as wide as the picture
+_NAMED_BARS = 5
 _FONT = "font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
 
@@ -92,11 +97,12 @@ def plane(
             if intervals is not None:
                 low, high = intervals[i]
                 axes.vlines(x, low * 100, high * 100, color=colour, lw=1.6, alpha=0.6)
-        front = pareto_front(points)
+        believed = [points[i] for i in valid_ones(reports)]
+        front = pareto_front(believed)
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=MUTED, lw=1, ls=":", zorder=2)
-        _pad_limits(axes, points)
-        _label_points(axes, points, labels)
+        _pad_limits(axes, points, intervals)
+        label_points(axes, points, labels)
         axes.set_xlabel("mean accuracy of on-time answers (%)")
         axes.set_ylabel("answered on time (%)")
     return out[0]
@@ -176,9 +182,11 @@ def served_accuracy(report: Report, colour: str, limits: tuple[float, float]) ->
 def queue_depth(report: Report, colour: str) -> str:
     """How many admitted queries wait, over time."""
     with _time_axes(report, "Queue depth over time") as (axes, edges, out):
-        axes.stairs(report["series"]["queue_depth"], edges, fill=True, color=colour, alpha=0.25)
-        axes.stairs(report["series"]["queue_depth"], edges, color=colour, lw=1.2)
-        axes.set_ylim(bottom=0)
+        depth = report["series"].get("queue_max", report["series"]["queue_depth"])
+        axes.stairs(depth, edges, fill=True, color=colour, alpha=0.25)
+        axes.stairs(depth, edges, color=colour, lw=1.2)
+        axes.set_ylim(0, max(*depth, 1) * 1.05)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylabel("waiting")
     return out[0]
 
@@ -202,11 +210,18 @@ def subnet_queries(report: Report, colours: Mapping[str, str]) -> str:
     with _figure(5.2, 1.75, "Queries per subnet") as (axes, out):
         counts = [report["subnets"][s]["queries"] for s in used]
         axes.bar(range(len(used)), counts, color=[colours[s] for s in used], width=0.8)
-        axes.set_xticks([])
+        axes.set_xlim(-0.5, max(len(used), _LEAST_BARS) - 0.5)
+        step = -(-len(used) // _NAMED_BARS)  # of many subnets every so manyth is named
+        named = range(0, len(used), step)
+        axes.set_xticks(list(named), [_short(used[i]) for i in named], fontsize=8)
         axes.set_xlabel("subnets, from the least to the most accurate")
         axes.set_ylabel("queries")
         axes.grid(axis="x", visible=False)
     return out[0]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:6]}\N{HORIZONTAL ELLIPSIS}{name[-6:]}"
 
 
 def attainment(report: Report, colour: str) -> str:
@@ -256,38 +271,21 @@ def _percent_stairs(
     axes.stairs(percent, edges, baseline=None, color=colour, lw=1.6)
 
 
-def _pad_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+def _pad_limits(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    intervals: Sequence[tuple[float, float]] | None,
+) -> None:
+    """Leave room around the points for labels, and for the whole of the intervals."""
+    heights = [y for _, y in points] + [end * 100 for pair in intervals or () for end in pair]
     for values, set_limits, floor in (
         ([x for x, _ in points], axes.set_xlim, 1.0),
-        ([y for _, y in points], axes.set_ylim, 2.0),
+        (heights, axes.set_ylim, 2.0),
     ):
         span = max(max(values) - min(values), floor)
         set_limits(min(values) - 0.2 * span, max(values) + 0.2 * span)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
-
-
-def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
-    """Write each label beside its point, on the first side where it hits nothing."""
-    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
-    at = [((x - x0) / (x1 - x0) * 330, (y - y0) / (y1 - y0) * 210) for x, y in points]  # ~points
-    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in at]
-    for (x, y), point, label in zip(at, points, labels, strict=True):
-        width = 6.0 * len(label)
-        sides = [(10, -4), (-10 - width, -4), (-width / 2, 9), (-width / 2, -18), (10, 10)]
-        boxes = [(x + dx, x + dx + width, y + dy, y + dy + 10) for dx, dy in sides]
-        free = [
-            i
-            for i, box in enumerate(boxes)
-            if box[0] >= 0 and box[1] <= 330 and not any(_overlap(box, t) for t in taken)
-        ]
-        best = free[0] if free else 2
-        taken.append(boxes[best])
-        axes.annotate(label, point, xytext=sides[best], textcoords="offset points", color=INK)
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def _svg(figure: Figure, title: str) -> str:

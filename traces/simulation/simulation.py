@@ -20,6 +20,7 @@ from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.report.burst_zoom import burst_zoom
+from traces.report.figures import with_figures
 from traces.simulation.capacity import Goal, find_capacity
 from traces.simulation.progress import simulation_progress
 from traces.spec.streamed import stream_spec
@@ -113,6 +114,7 @@ def simulate_policies(
             zoom=burst_zoom(outcomes, trace.duration_s),
             **extra,
         )
+        report = with_figures(report, outcomes, trace)
         reports.append(report if bound is None else report | _share(report["utility"], bound))
     return reports
 

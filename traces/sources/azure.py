@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from traces.files import open_text
+from traces.sources.daily_files import daily_files
+from traces.text_files import open_text
 from traces.trace import IntArray, TraceError
 
 COLUMNS = ("HashOwner", "HashApp", "HashFunction", "Trigger")
-_PATTERN = "invocations*.csv*"
 Function = tuple[str, ...]
 
 
@@ -30,13 +30,14 @@ class InvocationCounts:
     """Invocations per (function, minute): `counts` is int32 (functions, minutes).
 
     `functions` holds (owner, app, function, trigger) per row; `first_minute` is the number of the
-    first minute column (minute of the day, 1-based in the original files).
+    first minute column (minute of the day, 1-based in the original files); `files` were read.
     """
 
     functions: tuple[Function, ...]
     counts: npt.NDArray[np.int32]
     first_minute: int
     source: str
+    files: tuple[str, ...] = ()
 
     @property
     def per_minute(self) -> IntArray:
@@ -93,7 +94,7 @@ def read_counts(path: Path | str, choice: Choice | None = None) -> InvocationCou
             fulfils.
     """
     choice = choice or Choice()
-    files = _daily_files(Path(path))
+    files = daily_files(Path(path))
     if len(files) == 1:
         whole = _read_file(files[0], choice)
         _check_found(len(whole.functions), files[0], choice)
@@ -110,7 +111,7 @@ def read_totals(path: Path | str, choice: Choice | None = None) -> InvocationCou
     The result's single row has the trigger `all`; see `read_counts` for the choice and the errors.
     """
     choice = choice or Choice()
-    files = _daily_files(Path(path))
+    files = daily_files(Path(path))
     if len(files) == 1:
         return read_counts(path, choice)
     kept = _chosen_over_days(files, choice) if choice.is_ranking else None
@@ -125,27 +126,22 @@ def read_totals(path: Path | str, choice: Choice | None = None) -> InvocationCou
     return _joined(days, Path(path).name)
 
 
-def _daily_files(path: Path) -> list[Path]:
-    """Return the file itself, or a folder's counts files in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob(_PATTERN))
-    if not files:
-        raise TraceError(f"{path}: holds no {_PATTERN}; give a counts file or a folder of them")
-    return files
-
-
 def _rows_of(path: Path) -> Iterator[tuple[int, list[str], list[int]]]:
     """Yield (line number, row, minute numbers) of a counts file."""
+    line = 1
     try:
         with open_text(path) as stream:
             reader = csv.reader(stream)
-            minutes = _minutes(next(reader, []), f"{path}, line 1")
+            minutes = _minutes(next(filter(None, reader), []), f"{path}, line 1")
             for row in reader:
-                yield reader.line_num, row, minutes
+                line = reader.line_num
+                if any(map(str.strip, row)):  # not the blank lines that editors leave
+                    yield line, row, minutes
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise TraceError(f"{path}, after line {line}: not CSV ({error})") from None
+    except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error})") from None
 
 
@@ -167,7 +163,11 @@ def _read_file(
         raise TraceError(f"{path}: holds no functions; expected one row per function")
     counts = np.stack(rows) if rows else np.empty((0, len(minutes)), dtype=np.int32)
     return InvocationCounts(
-        functions=tuple(functions), counts=counts, first_minute=minutes[0], source=path.name
+        functions=tuple(functions),
+        counts=counts,
+        first_minute=minutes[0],
+        source=path.name,
+        files=(path.name,),
     )
 
 
@@ -221,12 +221,19 @@ def _joined(days: Sequence[InvocationCounts], source: str) -> InvocationCounts:
         np.add.at(counts[:, start : start + length], places, day.counts)
         start += length
     return InvocationCounts(
-        functions=tuple(rows), counts=counts, first_minute=days[0].first_minute, source=source
+        functions=tuple(rows),
+        counts=counts,
+        first_minute=days[0].first_minute,
+        source=source,
+        files=tuple(name for day in days for name in day.files),
     )
 
 
 def _minutes(header: Sequence[str], where: str) -> list[int]:
     """Return the numbers of the minute columns: at least one, consecutive."""
+    header = [name.strip() for name in header]
+    while header and not header[-1]:  # a comma at the end of the line
+        header.pop()
     names, minutes = tuple(header[: len(COLUMNS)]), header[len(COLUMNS) :]
     if names == COLUMNS and minutes and all(m.isascii() and m.isdigit() for m in minutes):
         numbers = [int(m) for m in minutes]
@@ -240,12 +247,14 @@ def _minutes(header: Sequence[str], where: str) -> list[int]:
 
 def _counts(row: Sequence[str], num_minutes: int, where: str) -> npt.NDArray[np.int32]:
     wanted = len(COLUMNS) + num_minutes
+    while len(row) > wanted and not row[-1].strip():
+        row = row[:-1]
     if len(row) != wanted:
         raise TraceError(
             f"{where}: {len(row)} columns, expected {wanted} "
             f"({len(COLUMNS)} names and {num_minutes} minutes)"
         )
-    texts = row[len(COLUMNS) :]
+    texts = [text.strip() for text in row[len(COLUMNS) :]]
     joined = "".join(texts)
     if not (joined.isascii() and joined.isdigit() and all(texts)) or max(map(len, texts)) > 9:
         column, text = next(

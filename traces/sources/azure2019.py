@@ -1,4 +1,4 @@
-"""Azure Functions 2019 as a trace: chosen functions, squeezed, with classes and deadlines.
+"""Azure Functions 2019 as a trace: chosen functions, squeezed, with tenants and deadlines.
 
 Counts are real; the times inside a bin are not, and the metadata says so. Which function an arrival
 belongs to is drawn inside its bin in proportion to the functions' counts there, so that the total
@@ -15,19 +15,21 @@ import numpy as np
 from traces.sources.azure import Choice, InvocationCounts, read_counts, read_totals
 from traces.sources.columns import read_table
 from traces.sources.counts import squeeze
+from traces.sources.tenants import about, priorities_of, slos_of
+from traces.texts import Texts
 from traces.trace import FloatArray, IntArray, Trace, TraceError
 
 LICENCE = "CC-BY 4.0, Microsoft Azure Functions 2019 (Shahrad et al., USENIX ATC 2020)"
 CLASSES = ("function", "app", "owner", "trigger")
 _FIELD = {"owner": 0, "app": 1, "function": 2, "trigger": 3}
 _MIN_SLO_S = 1e-3  # durations are whole milliseconds, many of them 0
-_NAMED_CLASSES = 32
+_MINUTE_S = 60.0
 
 
 def azure2019(
     path: Path | str,
-    rate_qps: float,
-    duration_s: float,
+    rate_qps: float | None = None,
+    duration_s: float | None = None,
     *,
     function: str | None = None,
     trigger: str | None = None,
@@ -36,6 +38,7 @@ def azure2019(
     placement: str = "uniform",
     cv2: float | None = None,
     classes: str | None = None,
+    priorities: str | None = None,
     slos: str | None = None,
     durations: Path | str | None = None,
     slo_scale: float = 1.0,
@@ -43,14 +46,18 @@ def azure2019(
 ) -> Trace:
     """Return the genuine counts of `path` squeezed into `duration_s` at mean `rate_qps`.
 
-    `classes` makes each function, app, owner or trigger a class, numbered in file order. Deadlines:
-    `slos` gives milliseconds by class name (`http:50/timer:1000/*:200`), or `durations` is the
+    Without them the length and the rate are the trace's own: a minute is 60 s. `classes` makes each
+    function, app, owner or trigger a tenant; `priorities` gives tenants a class by name
+    (`http:1/*:0`), without which all have the same. Deadlines: `slos` gives milliseconds by name
+    (`http:50/timer:1000/*:200`), or `durations` is the
     trace's file of execution times, and a function's SLO is its average x `slo_scale`, at least
     1 ms (functions that it lacks take the median).
 
     Raises:
         TraceError: names file and line, or the choice that does not fit.
     """
+    if priorities is not None and classes is None:
+        raise TraceError("priorities needs classes, which names the tenants that have them")
     if slos is not None and (classes is None or durations is not None):
         raise TraceError("slos needs classes, and does not go together with durations")
     choice = Choice(function=function, trigger=trigger, top=top, share=share)
@@ -63,10 +70,16 @@ def azure2019(
         "functions": len(counts.functions),
         "minutes": int(counts.counts.shape[1]),
         "first_minute": counts.first_minute,
+        "files": list(counts.files),
         "invocations": int(counts.per_minute.sum()),
     }
+    per_minute = counts.per_minute
+    duration_s = _MINUTE_S * per_minute.size if duration_s is None else duration_s
+    rate_qps = float(per_minute.sum()) / duration_s if rate_qps is None else rate_qps
+    if not per_minute.any():
+        raise TraceError(f"{path}: the functions chosen were never called")
     trace = squeeze(
-        counts.per_minute,
+        per_minute,
         rate_qps=rate_qps,
         duration_s=duration_s,
         placement=placement,
@@ -79,7 +92,7 @@ def azure2019(
     if not needs_functions:
         return trace
     rows = _functions_of(trace, counts, np.random.default_rng([seed, 1]))
-    return _with_tenants(trace, counts, rows, classes, slos, durations, slo_scale)
+    return _with_tenants(trace, counts, rows, classes, priorities, slos, durations, slo_scale)
 
 
 def _functions_of(trace: Trace, counts: InvocationCounts, rng: np.random.Generator) -> IntArray:
@@ -101,6 +114,7 @@ def _with_tenants(
     counts: InvocationCounts,
     rows: IntArray,
     classes: str | None,
+    priorities: str | None,
     slos: str | None,
     durations: Path | str | None,
     slo_scale: float,
@@ -111,49 +125,23 @@ def _with_tenants(
     metadata["synthetic_part"] += ", and which function an arrival inside a minute belongs to"
     query_class: IntArray | None = None
     slo_s: FloatArray | None = None
+    tenant: Texts | None = None
     if classes is not None:
-        names = [f[_FIELD[classes]] for f in counts.functions]
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        query_class = np.array([numbers[name] for name in names])[rows]
-        metadata["class_is"] = classes
-        metadata["num_classes"] = len(numbers)
-        if len(numbers) <= _NAMED_CLASSES:
-            metadata["classes"] = {str(i): name[:16] for name, i in numbers.items()}
+        tenant = Texts.of(f[_FIELD[classes]] for f in counts.functions)[rows]
+        metadata |= {"tenant_is": classes, **about(tenant)}
+        if priorities is not None:
+            query_class = priorities_of(tenant, priorities)
+            metadata["priorities"] = priorities
         if slos is not None:
-            slo_s = np.array([_slo_by_name(slos, list(numbers))[n] for n in names])[rows]
+            slo_s = slos_of(tenant, slos)
             metadata["slos_ms"] = slos
     if durations is not None:
         per_function, num_missing = _slo_by_duration(durations, counts, slo_scale)
         slo_s = per_function[rows]
         metadata |= {"slo_from": f"average duration x {slo_scale:g}", "slo_missing": num_missing}
-    return dataclasses.replace(trace, slo_s=slo_s, query_class=query_class, metadata=metadata)
-
-
-def _slo_by_name(slos: str, names: list[str]) -> dict[str, float]:
-    """Read `name:ms/name:ms/*:ms`; a name may be the start of a hash.
-
-    >>> _slo_by_name("http:50/*:200", ["http", "timer"])
-    {'http': 0.05, 'timer': 0.2}
-    """
-    given: dict[str, float] = {}
-    for pair in slos.split("/"):
-        name, _, text = pair.rpartition(":")
-        try:
-            given[name] = float(text) * 1e-3
-        except ValueError:
-            raise TraceError(
-                f"slos: {pair!r} is not NAME:MILLISECONDS, as in http:50/*:200"
-            ) from None
-    found: dict[str, float] = {}
-    for name in names:
-        fits = [key for key in given if key and key != "*" and name.startswith(key)]
-        key = max(fits, key=len) if fits else "*"
-        if key not in given:
-            raise TraceError(
-                f"slos names no SLO for class {name[:16]!r}; add it, or *:MILLISECONDS for the rest"
-            )
-        found[name] = given[key]
-    return found
+    return dataclasses.replace(
+        trace, slo_s=slo_s, query_class=query_class, tenant=tenant, metadata=metadata
+    )
 
 
 def _slo_by_duration(
@@ -164,7 +152,7 @@ def _slo_by_duration(
     table = read_table(path, kinds)
     names = table.texts["HashFunction"]
     average_ms = dict(
-        zip((names.names[c] for c in names.codes), table.numbers["Average"].tolist(), strict=True)
+        zip(names.tolist(), (table.seconds("Average", 1e-3) * 1e3).tolist(), strict=True)
     )
     known = [average_ms.get(f[2]) for f in counts.functions]
     there = [a for a in known if a is not None]

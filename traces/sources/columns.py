@@ -9,194 +9,182 @@ from __future__ import annotations
 
 import csv
 import json
-import math
-from array import array
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from traces.files import open_text
+from traces.places import Places
+from traces.sources.cells import Column, place_of
+from traces.sources.parquet_columns import read_parquet_columns
+from traces.text_files import open_text
+from traces.texts import Texts
 from traces.trace import FloatArray, IntArray, TraceError
 
-KINDS = {
-    "number": "a finite number",
-    "time": "a time such as 2023-11-16 18:17:03.97",
-    "text": "a text",
-}
-
-
-class Texts(NamedTuple):
-    """A column of texts: `names[codes[i]]` is the text of row i; names in order of appearance."""
-
-    codes: IntArray
-    names: tuple[str, ...]
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 class Table(NamedTuple):
-    """The columns asked for: numbers and times (s since 1970) as float64, and texts."""
+    """The columns asked for: numbers and times (s since 1970) as float64, and texts.
+
+    `in_seconds` are the columns whose type says its own unit, such as timestamps of Parquet: they
+    are in seconds already, whatever unit a log is said to have.
+    """
 
     numbers: dict[str, FloatArray]
     texts: dict[str, Texts]
+    in_seconds: frozenset[str] = frozenset()
+    places: Places = Places()  # empty: rows, as Parquet has them
 
     @property
     def num_rows(self) -> int:
         """Rows of the table; every column has as many."""
         columns = [c.size for c in self.numbers.values()]
-        columns += [t.codes.size for t in self.texts.values()]
+        columns += [len(t) for t in self.texts.values()]
         return columns[0]
 
+    def seconds(self, name: str, unit_s: float) -> FloatArray:
+        """Return a column of times or lengths in seconds; the unit is for plain numbers."""
+        return self.numbers[name] * (1.0 if name in self.in_seconds else unit_s)
 
-def read_table(path: Path | str, kinds: Mapping[str, str], *, delimiter: str = ",") -> Table:
-    """Read columns by name; `kinds` maps each to `number`, `time` (ISO 8601) or `text`.
+    def has(self, name: str) -> bool:
+        """Say whether an optional column is there."""
+        return name in self.numbers or name in self.texts
 
+    def counts(self, name: str) -> IntArray:
+        """Return a column of the kind `count` as whole numbers."""
+        return self.numbers[name].astype(np.int64)
+
+    def refuse(self, path: Path | str, is_bad: Any, column: str, wanted: str) -> None:
+        """Refuse the first row that is bad. Raises TraceError with file, line and column."""
+        bad = np.flatnonzero(is_bad)
+        if not bad.size:
+            return
+        row = int(bad[0])
+        texts = self.texts.get(column)
+        value = f"{self.numbers[column][row]:.12g}" if texts is None else repr(texts.tolist()[row])
+        raise TraceError(
+            f"{path}, {self.places.of(row)}, column {column}: {value}, expected {wanted}"
+        )
+
+
+def read_table(
+    path: Path | str,
+    kinds: Mapping[str, str],
+    *,
+    optional: Mapping[str, str] | None = None,
+    delimiter: str = ",",
+) -> Table:
+    """Read columns by name; `kinds` maps each to one of `cells.KINDS`.
+
+    `optional` columns are read where they are there; of JSON lines single fields may be missing.
     The suffix says the format: `.parquet`, `.jsonl` or `.json` (an object a line), else CSV.
 
     Raises:
         TraceError: names file, line and column, and what is expected there.
     """
     path = Path(path)
-    bare = path.name.removesuffix(".gz")
+    more = dict(optional or {})
+    bare = path.name.lower().removesuffix(".gz")
     try:
         if bare.endswith(".parquet"):
-            table = _read_parquet(path, kinds)
+            table = Table(*read_parquet_columns(path, kinds, more))
+        elif bare.endswith(JSON_SUFFIXES):
+            table = _read_json(path, kinds, more)
         else:
-            is_json = bare.endswith((".jsonl", ".json"))
-            with open_text(path) as stream:
-                lines = _json_rows(path, stream, kinds) if is_json else None
-                table = _gather(path, lines or _csv_rows(path, stream, kinds, delimiter), kinds)
+            table = _read_csv(path, kinds, more, delimiter)
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error})") from None
     if table.num_rows == 0:
         raise TraceError(f"{path}: holds no rows; expected at least one with {', '.join(kinds)}")
     return table
 
 
-_Row = tuple[int, list[Any]]  # line number, values in the order of `kinds`
+class _Lines:
+    """The lines of a stream without its comments, with the number of the last one read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._stream:
+            self.number += 1
+            if line[0] != "#":
+                yield line
 
 
-def _csv_rows(path: Path, stream: Any, kinds: Mapping[str, str], delimiter: str) -> Iterator[_Row]:
-    reader = csv.reader((line for line in stream if line[0] != "#"), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
-    places = [_place(path, header, name) for name in kinds]
-    for row in reader:
-        if len(row) == len(header):
-            yield reader.line_num, [row[i] for i in places]
-        elif row:
-            raise TraceError(
-                f"{path}, line {reader.line_num}: {len(row)} values, expected {len(header)}: "
-                f"{', '.join(header)[:120]}"
-            )
-
-
-def _place(path: Path, header: list[str], name: str) -> int:
-    if name not in header:
-        raise TraceError(
-            f"{path}, line 1: no column {name!r}; the columns are {', '.join(header)[:200] or '-'}"
-        )
-    return header.index(name)
-
-
-def _json_rows(path: Path, stream: Any, kinds: Mapping[str, str]) -> Iterator[_Row]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
+def _read_csv(
+    path: Path, kinds: Mapping[str, str], optional: Mapping[str, str], delimiter: str
+) -> Table:
+    with open_text(path) as stream:
+        lines = _Lines(stream)
+        reader = csv.reader(iter(lines), delimiter=delimiter, skipinitialspace=True)
         try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise TraceError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(fields, dict):
-            raise TraceError(f"{path}, line {number}: expected an object a line, got {line[:40]!r}")
-        for name in kinds:
-            if name not in fields:
-                raise TraceError(
-                    f"{path}, line {number}: no field {name!r}; there are {', '.join(fields)[:200]}"
-                )
-        yield number, [fields[name] for name in kinds]
+            header = [name.strip() for name in next(filter(None, reader), [])]
+            wanted = {**kinds, **{n: k for n, k in optional.items() if n in header}}
+            at = [place_of(path, header, name) for name in wanted]
+            columns, places = [Column(name, kind) for name, kind in wanted.items()], Places()
+            for row in reader:
+                if not any(map(str.strip, row)):  # as a spreadsheet leaves them at the end
+                    continue
+                where = f"{path}, line {lines.number}"
+                cells = _fitted(row, header, where)
+                for column, i in zip(columns, at, strict=True):
+                    column.add(cells[i], where)
+                places.add(lines.number)
+        except csv.Error as error:
+            raise TraceError(f"{path}, line {lines.number}: not CSV ({error})") from None
+    return _table(columns, places)
 
 
-def _gather(path: Path, rows: Iterator[_Row], kinds: Mapping[str, str]) -> Table:
-    codes: dict[str, dict[str, int]] = {n: {} for n, kind in kinds.items() if kind == "text"}
-    columns = [array("q" if name in codes else "d") for name in kinds]
-    converts = [_converter(kind, codes.get(name)) for name, kind in kinds.items()]
-    for line_number, values in rows:
-        for column, convert, value, name in zip(columns, converts, values, kinds, strict=True):
-            try:
-                column.append(convert(value))
-            except (ValueError, TypeError, OverflowError):
-                raise TraceError(
-                    f"{path}, line {line_number}, column {name}: {str(value)[:40]!r} is not "
-                    f"{KINDS[kinds[name]]}"
-                ) from None
-    arrays = {
-        name: np.frombuffer(c, c.typecode) if c else np.empty(0, c.typecode)
-        for name, c in zip(kinds, columns, strict=True)
-    }
-    return Table(
-        {n: a for n, a in arrays.items() if n not in codes},
-        {n: Texts(arrays[n], tuple(names)) for n, names in codes.items()},
-    )
+def _fitted(row: list[str], header: list[str], where: str) -> list[str]:
+    """Return a row of the header's length; empty cells beyond it are left out."""
+    while len(row) > len(header) and not row[-1].strip():
+        row.pop()
+    if len(row) != len(header):
+        raise TraceError(
+            f"{where}: {len(row)} values, expected {len(header)}: {', '.join(header)[:120]}"
+        )
+    return row
 
 
-def _converter(kind: str, codes: dict[str, int] | None) -> Callable[[Any], float]:
-    if codes is not None:
-        return lambda text: codes.setdefault(str(text), len(codes))
-    return seconds_since_1970 if kind == "time" else _finite
+def _read_json(path: Path, kinds: Mapping[str, str], optional: Mapping[str, str]) -> Table:
+    columns = [Column(name, kind) for name, kind in {**kinds, **optional}.items()]
+    places = Places()
+    seen: set[str] = set()
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            fields = _fields(line, where)
+            seen.update(name for name in optional if name in fields)
+            for column in columns:
+                if column.name in kinds and column.name not in fields:
+                    raise TraceError(
+                        f"{where}: no field {column.name!r}; there are {', '.join(fields)[:200]}"
+                    )
+                column.add(fields.get(column.name), where)
+            places.add(number)
+    return _table([c for c in columns if c.name in kinds or c.name in seen], places)
 
 
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
-
-
-def seconds_since_1970(text: str) -> float:
-    """Return an ISO 8601 time in seconds since 1970, UTC where it names no zone.
-
-    >>> seconds_since_1970("1970-01-01 00:01:00.5")
-    60.5
-    """
-    moment = datetime.fromisoformat(text.strip())
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _read_parquet(path: Path, kinds: Mapping[str, str]) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _fields(line: str, where: str) -> dict[str, Any]:
     try:
-        with pq.ParquetFile(path) as file:
-            for name in kinds:
-                _place(path, list(file.schema_arrow.names), name)
-            loaded = file.read(columns=list(kinds))
-    except pa.ArrowInvalid as error:
-        raise TraceError(f"{path}: not a Parquet file ({error})") from None
-    numbers: dict[str, FloatArray] = {}
-    texts: dict[str, Texts] = {}
-    for name, kind in kinds.items():
-        column = loaded.column(name)
-        if kind == "text":
-            names, codes = np.unique(np.array(column.to_pylist(), dtype=str), return_inverse=True)
-            texts[name] = Texts(codes.astype(np.int64), tuple(names.tolist()))
-            continue
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("ns")).cast(pa.int64())
-            values = column.to_numpy().astype(np.float64) * 1e-9
-        elif kind == "number" and (
-            pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        ):
-            values = column.to_numpy().astype(np.float64)
-        else:
-            raise TraceError(
-                f"{path}, column {name}: holds {column.type}, expected {KINDS[kind]} a row"
-            )
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            raise TraceError(f"{path}, row {bad[0] + 1}, column {name}: is not {KINDS[kind]}")
-        numbers[name] = values
-    return Table(numbers, texts)
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{where}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise TraceError(f"{where}: expected an object a line, got {line[:40]!r}")
+    return fields
+
+
+def _table(columns: list[Column], places: Places) -> Table:
+    numbers = {c.name: c.numbers() for c in columns if c.kind != "text"}
+    texts = {c.name: c.texts() for c in columns if c.kind == "text"}
+    in_seconds = frozenset(c.name for c in columns if c.kind == "time")
+    return Table(numbers, texts, in_seconds, places)

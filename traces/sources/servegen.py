@@ -2,7 +2,8 @@
 
 A table with one row per client and ten-minute window: category, model, client, window_start_s,
 rate_rps, cv, dist (Gamma or Weibull), shape, scale (s). Gaps are drawn from each window's own
-distribution, so rate and burstiness are the clients', and single arrival times are synthetic.
+distribution, scaled to the window's own rate (the fitted gaps' mean is not quite its inverse), so
+rate and burstiness are the clients', and single arrival times are synthetic.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from traces.memory import check_arrivals
 from traces.sources.columns import Table, read_table
+from traces.sources.tenants import about, priorities_of
+from traces.texts import Texts
 from traces.trace import FloatArray, Trace, TraceError
 
 LICENCE = "Apache-2.0, ServeGen (Xiang et al., arXiv 2505.09999)"
@@ -31,22 +35,27 @@ def servegen(
     length_s: float = WINDOW_S,
     clients: int | None = None,
     rate_qps: float | None = None,
-    classes: str = "no",
+    classes: str | None = None,
+    priorities: str | None = None,
     seed: int = 0,
 ) -> Trace:
     """Return the traffic of one model's clients from `start_s` on for `length_s` seconds.
 
     `clients` keeps those with the most requests in that time; `rate_qps` rescales time to that mean
-    rate; `classes` `client` makes each client a class.
+    rate; `classes` `client` makes each client a tenant, and `priorities` gives them classes.
 
     Raises:
         TraceError: names the file and row, or what is asked for and not there.
     """
+    if priorities is not None and classes is None:
+        raise TraceError("priorities needs classes, which names the tenants that have them")
     table = read_table(path, _KINDS)
     _check(path, table)
     rows = _rows(path, table, model, start_s, length_s, clients)
     rng = np.random.default_rng(seed)
-    code_of = {code: i for i, code in enumerate(np.unique(table.texts["client"].codes[rows]))}
+    expected = float(table.numbers["rate_rps"][rows].sum()) * WINDOW_S
+    check_arrivals(expected, "take a shorter part (length=SECONDS), or fewer clients (clients=N)")
+    clients_of = table.texts["client"]
     times: list[FloatArray] = []
     owners: list[np.ndarray] = []
     for row in rows.tolist():
@@ -55,13 +64,24 @@ def servegen(
         arrival_s = window_s + gaps_s - start_s
         arrival_s = arrival_s[(arrival_s >= 0) & (arrival_s < length_s)]
         times.append(arrival_s)
-        owners.append(np.full(arrival_s.size, code_of[table.texts["client"].codes[row]]))
+        owners.append(np.full(arrival_s.size, clients_of.codes[row]))
     arrival_s = np.concatenate(times)
+    if not arrival_s.size:
+        raise TraceError(
+            f"{path}: {model} has no request in [{start_s:g}, {start_s + length_s:g}) s"
+        )
     order = np.argsort(arrival_s, kind="stable")
+    tenant = None
+    if classes is not None:
+        owner = np.concatenate(owners)[order]
+        tenant = Texts.of(clients_of.names[code] for code in owner.tolist())
     trace = Trace(
         arrival_s=arrival_s[order],
         duration_s=length_s,
-        query_class=np.concatenate(owners)[order] if classes == "client" else None,
+        tenant=tenant,
+        query_class=None
+        if priorities is None or tenant is None
+        else priorities_of(tenant, priorities),
         source=f"ServeGen, {Path(path).name}, {model}",
         licence=LICENCE,
         metadata={
@@ -69,10 +89,11 @@ def servegen(
             "synthetic_part": "single arrival times, drawn from each client's fitted gaps",
             "loader": "servegen",
             "model": model,
-            "clients": len(code_of),
+            "clients": int(np.unique(clients_of.codes[rows]).size),
             "windows": int(rows.size),
             "start_s": start_s,
             "seed": seed,
+            **({} if tenant is None else about(tenant)),
         },
     )
     return trace if rate_qps is None else trace.rescale_rate(rate_qps)
@@ -80,20 +101,10 @@ def servegen(
 
 def _check(path: Path | str, table: Table) -> None:
     for name in ("rate_rps", "shape", "scale"):
-        bad = np.flatnonzero(table.numbers[name] <= 0)
-        if bad.size:
-            value = table.numbers[name][bad[0]]
-            raise TraceError(
-                f"{path}, row {bad[0] + 1}, column {name}: {value:g}, expected above 0"
-            )
+        table.refuse(path, table.numbers[name] <= 0, name, "above 0")
     dist = table.texts["dist"]
-    unknown = [i for i, name in enumerate(dist.names) if name not in ("Gamma", "Weibull")]
-    if unknown:
-        row = int(np.flatnonzero(dist.codes == unknown[0])[0])
-        raise TraceError(
-            f"{path}, row {row + 1}, column dist: {dist.names[unknown[0]]!r}, expected Gamma or "
-            "Weibull"
-        )
+    is_unknown = np.array([name not in ("Gamma", "Weibull") for name in dist.names])
+    table.refuse(path, is_unknown[dist.codes], "dist", "Gamma or Weibull")
 
 
 def _rows(
@@ -129,16 +140,23 @@ def _rows(
 
 
 def _renewals(table: Table, row: int, rng: np.random.Generator) -> FloatArray:
-    """Return the arrivals inside one window, with gaps of the window's distribution.
+    """Return the arrivals inside one window, with gaps of the window's distribution and rate.
 
-    The first arrival lies uniformly inside its gap: windows start at no client's arrival.
+    They start in equilibrium, since windows start at no client's arrival: the gap that covers a
+    window's start is drawn in proportion to its length, and the start lies uniformly inside it
+    (Cox 1962, "Renewal Theory"). A gamma gap drawn so has one more in its shape; of a Weibull gap
+    (X/scale)^shape is then gamma with shape 1 + 1/shape.
     """
     shape, scale = (float(table.numbers[name][row]) for name in ("shape", "scale"))
     dist = table.texts["dist"]
     is_gamma = dist.names[dist.codes[row]] == "Gamma"
-    mean_s = shape * scale if is_gamma else scale * math.gamma(1 + 1 / shape)
-    parts: list[FloatArray] = []
-    reached = -rng.random() * mean_s
+    mean_s = 1.0 / float(table.numbers["rate_rps"][row])
+    scale *= mean_s / (shape * scale if is_gamma else scale * math.gamma(1 + 1 / shape))
+    covering_s = (
+        rng.gamma(shape + 1, scale) if is_gamma else scale * rng.gamma(1 + 1 / shape) ** (1 / shape)
+    )
+    reached = rng.random() * covering_s
+    parts: list[FloatArray] = [np.array([reached])]
     while reached < WINDOW_S:
         size = int(1.5 * (WINDOW_S - reached) / mean_s) + 16
         gaps = rng.gamma(shape, scale, size) if is_gamma else scale * rng.weibull(shape, size)

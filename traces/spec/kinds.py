@@ -12,8 +12,9 @@ from traces.generators.cascade import fitted
 from traces.generators.patterns import diurnal, flash, mmpp, step
 from traces.sources.azure2019 import CLASSES, azure2019
 from traces.sources.counts import PLACEMENTS, counts_trace
-from traces.sources.request_logs import UNITS, azure2021, azure_llm, mooncake, request_log
+from traces.sources.request_logs import azure2021, azure_llm, mooncake, request_log
 from traces.sources.servegen import servegen
+from traces.sources.units import UNITS
 from traces.trace import Trace
 
 
@@ -59,11 +60,13 @@ _CUT = {
     "length": _optional("length_s", "number", "take this much of the log's own time (s)"),
     "qps": _optional("rate_qps", "number", "rescale time to this mean rate (queries/s)"),
 }
+_PRIORITIES = _optional("priorities", "text", "class by tenant, as in http:1/*:0")
 COMMON_KEYS = {
     "slo_ms": _optional("slo_ms", "number", "deadline of every query (ms)"),
     "class": _optional("class", "number", "priority class of every query"),
+    "tenant": _optional("tenant", "text", "who sends every query"),
 }
-"""Keys that every kind takes: they tag its queries, so that `+` makes tenants."""
+"""Keys that every kind takes: they tag its queries, and `+` adds tenants and classes up."""
 
 _MADE: dict[str, Generator] = {
     "poisson": Generator(poisson, "Poisson arrivals", {"rate": _RATE, "duration": _DURATION}),
@@ -158,18 +161,19 @@ _MADE: dict[str, Generator] = {
 _READ: dict[str, Generator] = {
     "azure2019": Generator(
         azure2019,
-        "Azure Functions 2019 counts of a file or a folder of days, squeezed",
+        "Azure Functions 2019 counts of a file or a folder of days",
         {
             "path": SpecKey("path", "text", "counts file (.csv or .csv.gz), or a folder of them"),
-            "qps": _QPS,
-            "duration": _DURATION,
+            "qps": _optional("rate_qps", "number", "mean rate (queries/s), the trace's own"),
+            "duration": _optional("duration_s", "number", "length (s), the trace's own"),
             "function": _optional("function", "text", "only this function (start of its hash)"),
             "trigger": _optional("trigger", "text", "only this trigger (http, timer, queue ...)"),
             "top": _optional("top", "count", "only the busiest functions"),
             "share": _optional("share", "number", "the busiest that make up this fraction"),
             **_PLACEMENT,
-            "classes": _optional("classes", "text", "what makes a class", CLASSES),
-            "slos": _optional("slos", "text", "SLO by class (ms), as in http:50/*:200"),
+            "classes": _optional("classes", "text", "what makes a tenant", CLASSES),
+            "priorities": _PRIORITIES,
+            "slos": _optional("slos", "text", "SLO by tenant (ms), as in http:50/*:200"),
             "durations": _optional("durations", "text", "durations file: SLO per function"),
             "slo_scale": _optional("slo_scale", "number", "SLO over average duration, 1"),
         },
@@ -180,7 +184,8 @@ _READ: dict[str, Generator] = {
         {
             "path": SpecKey("path", "text", "file: app,func,end_timestamp,duration"),
             **_CUT,
-            "classes": _optional("classes", "text", "what makes a class", ("func", "app")),
+            "classes": _optional("classes", "text", "what makes a tenant", ("func", "app")),
+            "priorities": _PRIORITIES,
             "slo_scale": _optional("slo_scale", "number", "SLO over the query's own duration"),
         },
     ),
@@ -207,7 +212,8 @@ _READ: dict[str, Generator] = {
             "length": _optional("length_s", "number", "length (s), 600 if left out"),
             "clients": _optional("clients", "count", "only the busiest clients"),
             "qps": _CUT["qps"],
-            "classes": _optional("classes", "text", "what makes a class", ("client",)),
+            "classes": _optional("classes", "text", "what makes a tenant", ("client",)),
+            "priorities": _PRIORITIES,
         },
     ),
     "counts": Generator(
@@ -217,6 +223,10 @@ _READ: dict[str, Generator] = {
             "path": SpecKey("path", "text", "CSV, JSON lines or Parquet"),
             "bin": SpecKey("bin_s", "number", "length of a bin (s): 1, 60 ..."),
             "column": _optional("column", "text", "column of counts, `count` if left out"),
+            "time": _optional("time", "text", "column of the bins' times: any order, gaps, series"),
+            "unit": _optional("unit", "text", "unit of the times", tuple(UNITS)),
+            "start": _CUT["start"],
+            "length": _CUT["length"],
             "qps": _optional("rate_qps", "number", "mean rate (queries/s), the log's own"),
             "duration": _optional("duration_s", "number", "length (s), the log's own"),
             **_PLACEMENT,
@@ -231,7 +241,17 @@ _READ: dict[str, Generator] = {
             "unit": _optional("unit", "text", "unit of the times", tuple(UNITS)),
             "slo": _optional("slo", "text", "column of relative deadlines"),
             "slo_unit": _optional("slo_unit", "text", "their unit", tuple(UNITS)[:-1]),
-            "classes": _optional("query_class", "text", "column whose texts become classes"),
+            "slo_min": _optional(
+                "slo_min_ms", "number", "least deadline (ms); shorter ones are lifted"
+            ),
+            "classes": _optional("classes", "text", "column whose texts are tenants"),
+            "priorities": _PRIORITIES,
+            "session": _optional("session", "text", "column of sessions, kept"),
+            "prompt_tokens": _optional("prompt_tokens", "text", "column of counts, kept"),
+            "output_tokens": _optional("output_tokens", "text", "column of counts, kept"),
+            "size": _optional("size", "text", "column of sizes, kept"),
+            "where": _optional("where", "text", "rows kept: COLUMN=VALUE|VALUE & COLUMN!=VALUE"),
+            "spread": _optional("spread", "text", "draw times inside a clock's steps: step, or s"),
             "delimiter": _optional(
                 "delimiter", "text", "between CSV values", ("comma", "tab", "semicolon")
             ),

@@ -22,6 +22,7 @@ import numpy as np
 
 from traces.files import SUFFIXES, has_trace_suffix, read_trace
 from traces.spec.kinds import COMMON_KEYS, GENERATORS, Generator, SpecKey
+from traces.texts import Texts
 from traces.trace import Trace, TraceError
 
 __all__ = ["GENERATORS", "SpecError", "describe_generators", "parse_spec"]
@@ -112,13 +113,18 @@ def _build(spec: str, seed: int) -> Trace:
     )
 
 
-def _tagged(trace: Trace, **tags: float | None) -> Trace:
-    """Give every query the deadline and the class that the common keys name."""
+def _tagged(trace: Trace, **tags: Any) -> Trace:
+    """Give every query the deadline, class and tenant that the common keys name."""
     slo_ms, query_class = tags["slo_ms"], tags["class"]
     if slo_ms is not None:
         trace = replace(trace, slo_s=np.full(len(trace), slo_ms * 1e-3))
     if query_class is not None:
+        if query_class != int(query_class):
+            raise TraceError(f"class is a whole number of at least 0, got {query_class:g}")
         trace = replace(trace, query_class=np.full(len(trace), int(query_class), dtype=np.int64))
+    if tags["tenant"] is not None:
+        tenants = Texts(np.zeros(len(trace), dtype=np.int64), (tags["tenant"],))
+        trace = replace(trace, tenant=tenants)
     return trace
 
 

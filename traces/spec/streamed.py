@@ -1,8 +1,9 @@
 """A generator's arrivals piece by piece, for traces that do not fit in memory.
 
 Pieces of stationary traffic (poisson, gamma, bursty) are drawn with seeds of their own: renewals
-start afresh at each piece, every `PIECE_S` seconds. The squeezed Azure shape has a rate per minute
-of the original, and its pieces are Poisson at those rates, as in memory.
+start in equilibrium at each piece, every `PIECE_S` seconds, so the rate is the same throughout. The
+squeezed Azure shape has a rate per minute of the original, and its pieces are Poisson at those
+rates, as in memory.
 """
 
 from __future__ import annotations

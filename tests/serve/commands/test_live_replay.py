@@ -94,6 +94,23 @@ def test_another_profile_than_the_servers_is_refused(url, profile_file, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_repeats_of_a_run_are_told_apart_and_their_range_is_said(url, tmp_path):
+    trace = ["--trace", "poisson:rate=60,duration=1,slo_ms=400,tenant=web"]
+    done = replay(url, tmp_path, *trace, "--repeat", "2", "--max-lag-ms", "1000")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"attainment over 2 runs: [\d.]+.% \(", done.stdout)
+    reports = json.loads((tmp_path / "report.json").read_text())
+    assert [report["repeat"] for report in reports] == [1, 2]
+    for report, name in zip(reports, ("timeline", "timeline-2"), strict=True):
+        rows = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert len(rows) == report["num_queries"] == report["tenants"]["web"]["num_queries"]
+        assert {row["tenant"] for row in rows} == {"web"}
+        assert report["generator_loop_lag_ms"]["p99"] >= 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Repeats</h2>" in page
+    assert "repeat 2" in page
+
+
 @pytest.mark.parametrize("settings", [["--max-queue", "3", "--subnets", "small"]])
 def test_the_twin_has_the_settings_of_the_server(url, profile_file, tmp_path):
     trace = ["--trace", "poisson:rate=400,duration=1,slo_ms=400"]

@@ -25,6 +25,16 @@ def test_gamma_has_the_rate_and_variability_asked_for(rate, cv2):
     assert abs(cv2_of(trace.arrival_s) / cv2 - 1) < 4 * ((2 + 10 * cv2) / expected) ** 0.5
 
 
+@pytest.mark.parametrize("cv2", [0.25, 4.0, 16.0])
+def test_renewals_start_in_equilibrium(cv2):
+    """The expected count of any stretch is rate x length, and nothing heaps up at the start."""
+    runs = [gamma(1.0, cv2, 40.0, seed=seed).arrival_s for seed in range(4000)]
+    for start_s, end_s in ((0.0, 1.0), (0.0, 10.0), (0.0, 40.0)):
+        counts = np.array([np.sum((run >= start_s) & (run < end_s)) for run in runs])
+        error = counts.std() / len(runs) ** 0.5
+        assert abs(counts.mean() - (end_s - start_s)) < 4 * error, (start_s, end_s)
+
+
 def test_poisson_has_the_rate_asked_for_and_dispersion_one():
     trace = poisson(1000.0, 100.0, seed=3)
     assert abs(len(trace) - 100_000) < 4 * 100_000**0.5
@@ -68,6 +78,7 @@ def test_the_seed_decides_the_trace_and_metadata_says_synthetic():
     assert first.metadata == {
         "synthetic": True,
         "generator": "poisson",
+        "generator_version": 2,
         "rate_qps": 50.0,
         "duration_s": 10.0,
         "seed": 1,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections import Counter
 
 import numpy as np
@@ -202,3 +203,17 @@ def test_an_empty_trace_or_no_payload_is_refused(fake_target, payloads):
         run(Trace(arrival_s=np.empty(0), duration_s=1.0), fake_target(), payloads)
     with pytest.raises(TraceError, match="payloads is empty"):
         run(gamma(10.0, 0.0, 1.0), fake_target(), payloads[:0], labels=None)
+
+
+def test_a_client_short_of_time_shows_in_its_loops_lag(fake_target, payloads):
+    """A target that keeps the event loop busy for 30 ms at a time: a slow client, not a server."""
+    trace = gamma(20.0, 0.0, 0.5)
+    quiet = run(trace, fake_target(), payloads)
+
+    def work(_request):
+        time.sleep(0.03)
+
+    busy = run(trace, fake_target(script=work), payloads)
+    assert busy.loop_lag_ms["max"] > 15
+    assert busy.loop_lag_ms["p99"] > quiet.loop_lag_ms["p50"]
+    assert busy.extra()["generator_loop_lag_ms"] == busy.loop_lag_ms

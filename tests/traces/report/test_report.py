@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,7 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from traces.report.page import unique_labels
+from traces.report.plots import plane
 from traces.report.report import read_reports, write_report_html, write_report_json
+from traces.report.table import report_table
 from traces.trace import TraceError
 
 TRACE = {"source": "generator poisson", "rate_qps": 50.0, "metadata": {"rate_qps": 51.0}}
@@ -148,3 +151,84 @@ def test_a_server_that_names_no_subnet_is_not_called_idle(tmp_path, make_report)
     report["series"] |= {"subnets": {}}
     write_report_html(tmp_path / "r.html", [report])
     assert "the server did not say which" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_an_invalid_run_is_marked_everywhere_and_never_the_headline(tmp_path, make_report):
+    best = make_report("fast", invalid_reason="the generator sent late", is_valid=False)
+    other = make_report("slow") | {"utility": best["utility"] / 2}
+    for name, reports in (("two", [best, other]), ("one", [best])):
+        write_report_html(tmp_path / f"{name}.html", reports)
+    two = (tmp_path / "two.html").read_text(encoding="utf-8")
+    lead = re.search(r'<p class="lead">(.*?)</p>', two).group(1)
+    assert "slow answered" in lead
+    assert "fast" not in lead
+    assert "No other run of 2 is valid" in lead
+    named = re.findall(r"fast[^<]{0,12}", two)
+    assert len(named) > 5
+    assert all(text.startswith("fast (INVALID)") for text in named)
+    one = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert re.search(r'<p class="lead">This run is invalid', one)
+
+
+def test_the_terminal_marks_what_the_page_marks(make_report):
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    invalid = make_report("fast", invalid_reason="late", is_valid=False)
+    console.print(report_table([invalid, make_report("slow", is_partial=True)]))
+    text = console.export_text()
+    assert "fast (INVALID)" in text
+    assert "slow (partial)" in text
+    assert "p95 ms" in text
+    assert "latencies are of executed queries" in text
+
+
+def test_classes_repeats_and_quantiles_of_all_stand_on_the_page(tmp_path, make_report):
+    figures = {
+        "num_queries": 10, "slo_attainment": 0.25, "mean_serving_accuracy": 0.9, "slo_ms": 20.0,
+        "utility": 0.225, "latency_ms": {"p50": 1.0, "p90": 2.0, "p95": 3.0, "p99": None},
+        "p99_all_ms": None,
+    }  # fmt: skip
+    runs = [
+        make_report(
+            "slackfit",
+            repeat=k,
+            tenants={"web": figures, "<job>": figures},
+            latency_all_ms={"p50": 1.0, "p90": 2.0, "p95": None, "p99": None},
+            max_waiting=17,
+            slos_ms=[20.0, 50.0],
+        )
+        for k in (1, 2)
+    ]
+    write_report_html(tmp_path / "r.html", runs)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "within their SLOs (20 to 50 ms)" in page
+    assert "slackfit, repeat 2" in page
+    assert "&lt;job&gt;" in page
+    assert "no answer" in page
+    assert "at most 17 at any moment" in page
+    assert re.search(r"<h2>Repeats</h2>.*Attainment.*66.00.*to 66.00", page, flags=re.DOTALL)
+
+
+def test_labels_of_close_points_do_not_collide():
+    """Six runs at one spot near the left edge, with long names."""
+    names = [f"fixed:d1-w0.25-e0.25 number {i}" for i in range(6)]
+    reports = [
+        {"mean_serving_accuracy": 0.9 + 0.0001 * i, "slo_attainment": 1.0 - 0.001 * i}
+        for i in range(6)
+    ]
+    svg = plane(reports, names, [(0.5, 1.0)] * 6)
+    boxes = []
+    for name in names:
+        found = re.search(rf'x="([\d.-]+)" y="([\d.-]+)"[^>]*>{name}<', svg)
+        x, y = float(found[1]), float(found[2])
+        boxes.append((x, x + 5.0 * len(name), y - 8, y + 2))
+    for i, a in enumerate(boxes):
+        assert a[0] >= 0
+        for b in boxes[:i]:
+            assert not (a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3])
+
+
+def test_the_page_has_a_dark_mode(page):
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "figure svg" in page

@@ -38,3 +38,19 @@ def test_its_queue_knows_of_those_that_waited_before():
 @pytest.mark.parametrize("count", [0, 99])
 def test_a_handful_of_queries_has_no_zoom(count):
     assert burst_zoom(outcomes(np.linspace(0, 1, count)), 1.0) is None
+
+
+def missed(outcome: Outcome) -> Outcome:
+    return outcome._replace(status="dropped", start_s=None, subnet_id=None, accuracy=0.0)
+
+
+def test_the_zoom_lies_on_the_misses_not_on_the_arrivals():
+    """A burst that all survive at 60 s, and a quiet stretch at 20 s where everything is missed."""
+    even, burst = np.arange(0, 100, 0.5), np.linspace(60, 62, 400, endpoint=False)
+    ended = outcomes(np.sort(np.concatenate([even, burst])))
+    ended = [missed(o) if 20 <= o.arrival_s < 24 else o for o in ended]
+    zoom = burst_zoom(ended, 100.0)
+    assert zoom["start_s"] <= 20
+    assert zoom["start_s"] + zoom["length_s"] >= 24
+    assert zoom["missed"] == 8
+    assert sum(zoom["series"]["arrived"]) - sum(zoom["series"]["on_time"]) == 8

@@ -166,16 +166,21 @@ def test_a_choice_that_nothing_fulfils_says_what_there_is(counts_file, tmp_path)
         read_counts(tmp_path.parent / tmp_path.name / "..", Choice())
 
 
-def test_functions_become_classes_with_deadlines(days):
+def test_functions_become_tenants_with_deadlines(days):
     spec = {"rate_qps": 3000.0, "duration_s": 4.0, "classes": "trigger", "seed": 1}
     trace = azure2019(days, **spec, slos="http:50/timer:100/*:200")
-    assert trace.metadata["classes"] == {"0": "http", "1": "timer", "2": "queue"}
-    shares = np.bincount(trace.query_class) / len(trace)
+    assert trace.metadata["tenants"] == {"0": "http", "1": "timer", "2": "queue"}
+    assert trace.query_class is None  # who sends a query says nothing about its priority
+    shares = np.bincount(trace.tenant.codes) / len(trace)
     np.testing.assert_allclose(shares, np.array([3, 17, 100]) / 120, atol=0.01)
-    np.testing.assert_allclose(trace.slo_s, np.array([0.05, 0.1, 0.2])[trace.query_class])
-    # Each class keeps its own shape: queue calls come in the last minute only.
-    assert trace.arrival_s[trace.query_class == 2].min() >= 3.0
-    with pytest.raises(TraceError, match="names no SLO for class 'queue'"):
+    np.testing.assert_allclose(trace.slo_s, np.array([0.05, 0.1, 0.2])[trace.tenant.codes])
+    # Each tenant keeps its own shape: queue calls come in the last minute only.
+    assert trace.arrival_s[trace.tenant.codes == 2].min() >= 3.0
+    ranked = azure2019(days, **spec, priorities="queue:2/*:0")
+    np.testing.assert_array_equal(ranked.query_class, np.where(trace.tenant.codes == 2, 2, 0))
+    with pytest.raises(TraceError, match="priorities needs classes"):
+        azure2019(days, 3000.0, 4.0, priorities="*:1")
+    with pytest.raises(TraceError, match="names no SLO for tenant 'queue'"):
         azure2019(days, **spec, slos="http:50/timer:100")
     with pytest.raises(TraceError, match="'x' is not NAME:MILLISECONDS"):
         azure2019(days, **spec, slos="x")
@@ -200,3 +205,51 @@ def test_gamma_placement_keeps_the_shape_the_total_and_the_cv(cv2):
     assert gaps.var() / gaps.mean() ** 2 == pytest.approx(cv2, rel=0.06, abs=1e-6)
     with pytest.raises(TraceError, match="cv2 goes with placement=gamma"):
         squeeze([1, 2], rate_qps=5.0, duration_s=1.0, placement="gamma")
+
+
+def test_the_length_and_the_rate_are_the_traces_own(days):
+    trace = azure2019(days)
+    counts = read_counts(days).per_minute
+    assert trace.duration_s == 60.0 * counts.size
+    found = np.histogram(trace.arrival_s, np.arange(counts.size + 1) * 60.0)[0]
+    np.testing.assert_array_equal(found, counts)
+    assert azure2019(days, duration_s=6.0).rate_qps == pytest.approx(counts.sum() / 6.0)
+
+
+HEADER = "HashOwner,HashApp,HashFunction,Trigger,1,2\n"
+
+
+def folder_of(path: Path, names: dict[str, int]) -> Path:
+    """A folder of daily files, each with one function called so often in its first minute."""
+    path.mkdir()
+    for name, count in names.items():
+        data = f"{HEADER}o,a,f,http,{count},0\n".encode()
+        (path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def test_days_are_read_in_order_and_each_once(tmp_path):
+    names = {"invocations.d10.csv": 10, "invocations.d2.csv": 2, "invocations.d2.csv.gz": 2}
+    names |= {"invocations.d9.csv": 9, "invocations.d9.csv.bak": 99, ".invocations.d1.csv": 1}
+    counts = read_counts(folder_of(tmp_path / "days", names))
+    np.testing.assert_array_equal(counts.per_minute, [2, 0, 9, 0, 10, 0])
+    assert counts.files == ("invocations.d2.csv", "invocations.d9.csv", "invocations.d10.csv")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("invocations.d02 (1).csv", r"day 2 is there twice, .*d02 \(1\)\.csv"),
+        ("invocations-copy.csv", "the day of invocations-copy.csv is not known"),
+    ],
+)
+def test_a_day_is_not_counted_twice_because_of_its_name(tmp_path, other, message):
+    folder = folder_of(tmp_path / "days", {"invocations.d02.csv": 1, other: 1})
+    with pytest.raises(TraceError, match=message):
+        read_counts(folder)
+
+
+def test_blank_lines_at_the_end_are_no_functions(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(f"{HEADER}o,a,f,http,1,2,\n\n  \n,,,,,\n", encoding="utf-8")
+    np.testing.assert_array_equal(read_counts(path).counts, [[1, 2]])

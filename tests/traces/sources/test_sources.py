@@ -38,7 +38,8 @@ def test_azure2021_starts_a_request_at_its_end_less_its_duration(tmp_path):
     trace = parse_spec(f"azure2021:path={path},classes=app,slo_scale=2")
     np.testing.assert_allclose(trace.arrival_s, [0.0, 0.5, 4.0])
     np.testing.assert_allclose(trace.slo_s, [0.16, 17.0, 0.001])
-    np.testing.assert_array_equal(trace.query_class, [0, 0, 1])
+    assert trace.tenant.tolist() == ["a", "a", "b"]
+    assert trace.query_class is None
     assert trace.metadata["synthetic"] is False
     assert "synthetic_part" not in trace.metadata
     assert "CC-BY" in trace.licence
@@ -74,8 +75,8 @@ def test_servegen_draws_each_clients_gaps(tmp_path):
     path = write(tmp_path / "t.csv", SERVEGEN + rows + "x,other,0,0,9,1,Gamma,1,1\n")
     trace = parse_spec(f"servegen:path={path},model=m,length=1200,classes=client", seed=2)
     counts = [
-        np.sum((trace.query_class == c) & (trace.arrival_s // 600 == w))
-        for c, w in ((0, 0), (1, 0), (0, 1), (1, 1))
+        np.sum((np.array(trace.tenant.tolist()) == c) & (trace.arrival_s // 600 == w))
+        for c, w in (("0", 0), ("1", 0), ("0", 1), ("1", 1))
     ]
     # Poisson for client 0; the Weibull of shape 0.5 has squared CV 5 and mean gap 0.2 s.
     for count, wanted, cv2 in zip(counts, (12_000, 3_000, 24_000, 0), (1, 5, 1, 1), strict=True):
@@ -89,8 +90,12 @@ def test_servegen_draws_each_clients_gaps(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "spec", "message"),
     [
-        ("x,m,0,0,20,1,Gauss,1,1\n", "m", "row 1, column dist: 'Gauss', expected Gamma or Weibull"),
-        ("x,m,0,0,20,1,Gamma,0,1\n", "m", "row 1, column shape: 0, expected above 0"),
+        (
+            "x,m,0,0,20,1,Gauss,1,1\n",
+            "m",
+            "line 2, column dist: 'Gauss', expected Gamma or Weibull",
+        ),
+        ("x,m,0,0,20,1,Gamma,0,1\n", "m", "line 2, column shape: 0, expected above 0"),
         ("x,m,0,0,2,1,Gamma,x,1\n", "m", "line 2, column shape: 'x' is not a finite number"),
         ("x,m,0,0,2,1,Gamma,1,1\n", "n", "no model 'n'; there are m"),
         ("x,m,0,0,2,1,Gamma,1,1\n", "m,start=600", "m has no traffic in .*; it spans 0 to 600 s"),
@@ -106,13 +111,14 @@ def test_a_log_has_columns_units_and_classes_of_its_own(tmp_path):
     text = "when\tkind\tlimit\n2000\tb\t50\n1500\ta\t20\n4000\tb\t50\n"
     path = write(tmp_path / "t.tsv", text)
     spec = f"log:path={path},time=when,unit=ms,slo=limit,classes=kind,delimiter=tab"
-    with pytest.raises(TraceError, match="row 2: is earlier than the row before; .*order=sort"):
+    with pytest.raises(TraceError, match="line 3: is earlier than the row before; .*order=sort"):
         parse_spec(spec)
     trace = parse_spec(f"{spec},order=sort")
     np.testing.assert_allclose(trace.arrival_s, [0.0, 0.5, 2.5])
     np.testing.assert_allclose(trace.slo_s, [0.02, 0.05, 0.05])
-    np.testing.assert_array_equal(trace.query_class, [1, 0, 0])
-    assert trace.metadata["classes"] == {"0": "b", "1": "a"}
+    assert trace.tenant.tolist() == ["a", "b", "b"]
+    assert trace.query_class is None
+    assert trace.metadata["tenants"] == {"0": "b", "1": "a"}
     part = parse_spec(f"{spec},order=sort,start=0.4,length=1,qps=4")
     assert len(part) == 1
     assert part.duration_s == pytest.approx(0.25)
@@ -129,7 +135,7 @@ def test_a_log_may_be_parquet(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     trace = parse_spec(f"log:path={tmp_path / 't.parquet'},time=at,unit=iso,classes=who")
     np.testing.assert_allclose(trace.arrival_s, [0.0, 1.0, 3.0])
-    np.testing.assert_array_equal(trace.query_class, [0, 1, 0])
+    assert trace.tenant.tolist() == ["a", "b", "a"]
     with pytest.raises(TraceError, match="no column 'when'; the columns are at, who"):
         parse_spec(f"log:path={tmp_path / 't.parquet'},time=when")
 
@@ -183,8 +189,8 @@ def test_counts_keep_their_rate_or_are_squeezed(tmp_path):
     squeezed = parse_spec(f"counts:path={path},bin=60,qps=1000,duration=3,placement=gamma,cv2=4")
     assert len(squeezed) == 3000
     assert not np.any((squeezed.arrival_s > 1) & (squeezed.arrival_s < 2))
-    bad = write(tmp_path / "bad.csv", "count\n5\n2.5\n")
-    with pytest.raises(TraceError, match="row 2, column count: 2.5 is not a count"):
+    bad = write(tmp_path / "bad.csv", "count\n5\n-2.5\n")
+    with pytest.raises(TraceError, match="line 3, column count: -2.5, expected a count"):
         parse_spec(f"counts:path={bad},bin=1")
 
 
@@ -225,7 +231,7 @@ def test_the_genuine_functions_have_classes_and_deadlines():
         f"azure2019:path={path},qps=500,duration=20,durations={durations},classes=trigger"
     )
     assert trace.metadata["slo_missing"] < 50
-    assert trace.metadata["num_classes"] == 7
+    assert trace.metadata["num_tenants"] == 7
     assert len(trace) == 10_000
 
 

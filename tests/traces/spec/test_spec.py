@@ -79,5 +79,5 @@ def test_quoted_paths_may_hold_commas(tmp_path):
 def test_every_generator_is_described():
     text = describe_generators()
     assert len(text.splitlines()) == len(GENERATORS)
-    assert "azure2019:path=PATH,qps=QPS,duration=DURATION,[function=FUNCTION]" in text
+    assert "azure2019:path=PATH,[qps=QPS],[duration=DURATION],[function=FUNCTION]" in text
     assert "[placement=uniform|poisson|gamma],[cv2=CV2]" in text
