@@ -211,20 +211,22 @@ def test_classes_repeats_and_quantiles_of_all_stand_on_the_page(tmp_path, make_r
 
 
 def test_labels_of_close_points_do_not_collide():
-    """Six runs at one spot near the left edge, with long names."""
-    names = [f"fixed:d1-w0.25-e0.25 number {i}" for i in range(6)]
+    """Eight runs at one spot, with long names: none on another, on the ticks or off the picture."""
+    names = [f"fixed:d1-w0.25-e0.25 number {i}" for i in range(8)]
     reports = [
-        {"mean_serving_accuracy": 0.9 + 0.0001 * i, "slo_attainment": 1.0 - 0.001 * i}
-        for i in range(6)
+        {"mean_serving_accuracy": 0.9 + 0.00001 * i, "slo_attainment": 1.0 - 0.0001 * i}
+        for i in range(8)
     ]
-    svg = plane(reports, names, [(0.5, 1.0)] * 6)
+    svg = plane(reports, names, [(0.9, 1.0)] * 8)
     boxes = []
     for name in names:
         found = re.search(rf'x="([\d.-]+)" y="([\d.-]+)"[^>]*>{name}<', svg)
         x, y = float(found[1]), float(found[2])
         boxes.append((x, x + 5.0 * len(name), y - 8, y + 2))
     for i, a in enumerate(boxes):
-        assert a[0] >= 0
+        assert a[0] >= 35, "left of the axes stand the ticks"
+        assert a[1] <= 374
+        assert a[2] >= 0
         for b in boxes[:i]:
             assert not (a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3])
 
