@@ -83,7 +83,8 @@ def replay(
     with trace_errors(ClientError, SenderError):
         if also_simulate != (profile is not None):
             raise TraceError("--also-simulate and --profile FILE go together")
-        check_outputs(*(out / name for name in _OUTPUTS))
+        timelines = (f"timeline-{number}.parquet" for number in range(2, repeat + 1))
+        check_outputs(*(out / name for name in (*_OUTPUTS, *timelines)))
         live = LiveReplay(
             trace=parse_spec(trace, seed=seed),
             url=url,
