@@ -40,6 +40,8 @@ from traces.open_loop.progress import replay_progress
 from traces.open_loop.replay import replay
 from traces.open_loop.replay_options import ReplayOptions
 from traces.report.burst_zoom import burst_zoom
+from traces.report.figures import with_figures
+from traces.report.intervals import attainment_intervals
 from traces.report.report import write_report_html, write_report_json
 from traces.report.table import report_table
 from training.cli import train_with_progress
@@ -218,7 +220,7 @@ async def _replay(
             )
     finally:
         await client.close()
-    return summarize(
+    report = summarize(
         result.outcomes,
         zoom=burst_zoom(result.outcomes, result.duration_s),
         policy=about["parameters"]["policy"],
@@ -229,6 +231,8 @@ async def _replay(
         wall_s=time.monotonic() - started_s,
         **result.extra(),
     )
+    report["slo_attainment_95"] = attainment_intervals(report)
+    return with_figures(report, result.outcomes, trace)
 
 
 def _print_agreement(reports: Sequence[dict[str, Any]], num_sent: int) -> None:

@@ -42,7 +42,7 @@ def test_answer_is_a_function_of_the_sample(executor):
 def test_unknown_subnet_wrong_shape_and_unprofiled_batch_are_refused(executor):
     with pytest.raises(ProfileError, match="it has small, middle, large"):
         executor.run("huge", np.zeros((1, 1, 2, 2), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"allowed uint8 \(B, 1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(B, 1, 2, 2\)"):
         executor.run("small", np.zeros((1, 1, 3, 3), dtype=np.uint8))
     with pytest.raises(ProfileError, match="allowed 1 to 4"):
         executor.run("small", np.zeros((5, 1, 2, 2), dtype=np.uint8))
