@@ -53,6 +53,9 @@ _PATIENCE = (  # with connections on which nothing comes, in milliseconds
 Context = Any  # grpc.aio.ServicerContext; grpc comes without types
 
 
+_NOBODY = Caller()
+
+
 @dataclass(slots=True)
 class Call:
     """One call: its context, when its headers were there (on the engine's clock), its id.
@@ -63,7 +66,7 @@ class Call:
     context: Context
     arrival_s: float
     request_id: str
-    caller: Caller = Caller()  # noqa: RUF009
+    caller: Caller = _NOBODY
     message: Any = None
 
     def headers(self) -> dict[str, str]:

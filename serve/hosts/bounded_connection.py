@@ -83,7 +83,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_head = self._is_in_message = True
         self._unread_bytes = self._head_bytes = 0
         super().on_message_begin()
-        self.scope[FIRST_BYTE] = time.monotonic() - self.lag_s()  # type: ignore[literal-required]
+        self.scope[FIRST_BYTE] = time.monotonic() - self.lag_s()  # type: ignore[literal-required]  # ours
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))

@@ -5,8 +5,9 @@ Importing this module registers them. In comments `B, C, H, W` are batch, channe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def _conv2d(graph: GraphWriter, node: fx.Node) -> str:
     follower = normed_by(node)
     if follower is not None:
         norm = graph.tensor_name(follower.args[1]).removesuffix(".weight")
-        eps = float(follower.args[7])  # type: ignore[arg-type]
+        eps = cast(float, follower.args[7])
     inputs = [graph.value(node.args[0]), graph.fill("weight", tensor, norm, eps)]
     if norm or own_bias:
         inputs.append(graph.fill("bias", own_bias, norm, eps))
@@ -195,7 +196,7 @@ def _avg_pool2d(graph: GraphWriter, node: fx.Node) -> str:
 
 @rule("aten.pad.default", "aten.constant_pad_nd.default")
 def _pad(graph: GraphWriter, node: fx.Node) -> str:
-    pads = list(node.args[1])  # type: ignore[arg-type]
+    pads = list(cast(Sequence[int], node.args[1]))
     mode, value = arguments(node, None, "constant", None)[1:]
     if "constant_pad_nd" in str(node.target):
         mode, value = "constant", arguments(node, None, 0)[1]
@@ -242,14 +243,15 @@ def _flatten(graph: GraphWriter, node: fx.Node) -> str:
 
 @rule("aten.permute.default")
 def _permute(graph: GraphWriter, node: fx.Node) -> str:
-    return graph.emit("Transpose", graph.value(node.args[0]), perm=list(node.args[1]))  # type: ignore[arg-type]
+    order = list(cast(Sequence[int], node.args[1]))
+    return graph.emit("Transpose", graph.value(node.args[0]), perm=order)
 
 
 @rule("aten.transpose.int")
 def _transpose(graph: GraphWriter, node: fx.Node) -> str:
     order = list(range(len(shape_of(node.args[0]))))
-    first, second = node.args[1], node.args[2]
-    order[first], order[second] = order[second], order[first]  # type: ignore[index]
+    first, second = cast(int, node.args[1]), cast(int, node.args[2])
+    order[first], order[second] = order[second], order[first]
     return graph.emit("Transpose", graph.value(node.args[0]), perm=order)
 
 
