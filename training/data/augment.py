@@ -40,7 +40,9 @@ def augment(
     `affine`: a random small rotation, scaling and shift per image, in one resampling together
     with the resize; strength 1 means up to 12 degrees, 10 % and 8 % of the image.
     `crop_flip`: reflect-pad by an eighth of the side times strength, crop, mirror every other
-    image on average (the standard for CIFAR). Strength 0: the plain input, as are token ids.
+    image on average (the standard for CIFAR). `crop_alternating_flip`: the crop alone, of images
+    that come mirrored in every other epoch (`epoch_batches`). `cutout` then blanks a square.
+    Strength 0: the plain input, as are token ids.
     """
     if spec.kind == "tokens":
         return spec.normalise(samples, resolution)
@@ -50,8 +52,10 @@ def augment(
     if options.augment == 0.0 or options.augmentation == "random_resized_crop":  # done on reading
         return spec.normalise(samples, resolution)
     rng = np.random.default_rng((key.seed, _AUGMENT, key.step, key.rank))
-    if options.augmentation == "crop_flip":
-        return _crop_flip(spec.normalise(samples, resolution), options.augment, rng)
+    if options.augmentation != "affine":
+        mirrors = options.augmentation == "crop_flip"
+        cropped = _crop(spec.normalise(samples, resolution), options.augment, mirrors, rng)
+        return _cut_out(cropped, options.cutout, rng)
     return _affine(spec.normalise(samples, samples.shape[-1]), resolution, options.augment, rng)
 
 
@@ -116,16 +120,30 @@ def _affine(
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _crop_flip(x: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+def _crop(
+    x: torch.Tensor, strength: float, mirrors: bool, rng: np.random.Generator
+) -> torch.Tensor:
     side = x.shape[-1]
     pad = max(1, round(side / 8 * strength))
     padded = F.pad(x, (pad,) * 4, mode="reflect")  # (B, C, side + 2 pad, side + 2 pad)
     top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, len(x))) for _ in range(2))
     columns = left[:, None] + torch.arange(side)  # (B, side)
-    mirrored = torch.from_numpy(rng.random(len(x)) < 0.5)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    if mirrors:
+        mirrored = torch.from_numpy(rng.random(len(x)) < 0.5)
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     rows = top[:, None] + torch.arange(side)
     image = torch.arange(len(x))[:, None, None]
     # Advanced indices around a slice put their axes first: (B, side, side, C).
     cropped = padded[image, :, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)
+
+
+def _cut_out(x: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Blank a square of `size` pixels a side, whose centre lies anywhere (DeVries, 2017)."""
+    if size == 0:
+        return x
+    side = x.shape[-1]
+    first = rng.integers(0, side, (2, len(x), 1)) - size // 2
+    inside = (np.arange(side) >= first) & (np.arange(side) < first + size)  # (2, B, side)
+    blank = torch.from_numpy(inside[0][:, :, None] & inside[1][:, None, :])  # (B, side, side)
+    return x.masked_fill(blank[:, None].to(x.device), 0.0)

@@ -31,7 +31,7 @@ from training.data.samples import (
 )
 from training.data.text import load_texts
 
-_ORDER, _DECODE, _CALIBRATION = 0, 4, 8
+_ORDER, _DECODE, _CALIBRATION, _FLIP = 0, 4, 8, 9
 _DIGESTED = 256  # images that a data set is known by, besides its labels
 
 
@@ -142,14 +142,19 @@ def epoch_batches(
     part: slice = slice(None),
     workers: int = 0,
     pin_memory: bool = False,
+    alternating_flip: bool = False,
 ) -> Iterator[Split]:
     """Yield the shuffled whole batches of one epoch from the `first` on, of each the `part`.
 
     What is not in memory is read ahead: by a thread, or by `workers` processes, each a batch at a
     time, into pinned memory if asked for. Draws are keyed by epoch, step and row, so batches are
-    the same whoever reads them.
+    the same whoever reads them. With `alternating_flip` each image is mirrored in every other
+    epoch: within two both its sides are seen, where independent draws show half of the images
+    twice from the same side (Jordan, 94 % on CIFAR-10 in 3.29 seconds, 2024).
     """
     batches = _EpochBatches(split, batch_size, seed, epoch, part)
+    if alternating_flip:
+        batches.mirror_every_other_epoch()
     steps = range(first, steps_per_epoch(split, batch_size))
     if isinstance(split, Split):
         yield from map(batches.__getitem__, steps)
@@ -174,10 +179,21 @@ class _EpochBatches(TorchDataset[Split]):
         self._split, self._size, self._part = split, batch_size, part
         self._order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
         self._key = (seed, _DECODE, epoch)
+        self._mirrored: torch.Tensor | None = None
+
+    def mirror_every_other_epoch(self) -> None:
+        """Mirror the images whose turn it is; which begin is drawn."""
+        seed, _, epoch = self._key
+        first = np.random.default_rng((seed, _FLIP)).integers(0, 2, len(self._split))
+        self._mirrored = torch.from_numpy((first + epoch) % 2 == 1)
 
     def __getitem__(self, step: int) -> Split:
         rows = self._order[step * self._size : (step + 1) * self._size][self._part]
-        return self._split.take(torch.from_numpy(rows), (*self._key, step))
+        batch = self._split.take(torch.from_numpy(rows), (*self._key, step))
+        if self._mirrored is None:
+            return batch
+        turns = self._mirrored[rows][:, None, None, None]
+        return Split(torch.where(turns, batch.images.flip(-1), batch.images), batch.labels)
 
 
 def batches_of(split: Samples, batch_size: int) -> Iterator[Split]:

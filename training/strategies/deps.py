@@ -9,14 +9,14 @@ from supernet.arch import Arch
 from supernet.space import SearchSpace
 from training.strategies.delay import Delay
 from training.strategies.sampling import Sampler
-from training.strategies.schedule import CosineSchedule, EpsilonRamp
+from training.strategies.schedule import RateSchedule, EpsilonRamp
 from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Target
 
 
 class SingleStrategy(StepwiseStrategy):
     """One subnet alone, the full model for instance, for the whole run."""
 
-    def __init__(self, arch: Arch, schedule: CosineSchedule):
+    def __init__(self, arch: Arch, schedule: RateSchedule):
         self._full = (SubnetTask(arch, 1.0, "labels"),)
         self._schedule = schedule
 
@@ -59,7 +59,7 @@ class DepsStrategy:
     def __init__(
         self,
         space: SearchSpace,
-        schedule: CosineSchedule,
+        schedule: RateSchedule,
         sampler: Sampler,
         delay: Delay,
         shrinking: Shrinking,

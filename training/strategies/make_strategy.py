@@ -15,7 +15,7 @@ from training.strategies.delay import FixedDelay, PlateauDelay
 from training.strategies.deps import DepsStrategy, Shrinking, SingleStrategy
 from training.strategies.phases import compound, dynabert, is_elastic, progressive
 from training.strategies.sampling import SAMPLERS
-from training.strategies.schedule import CosineSchedule
+from training.strategies.schedule import RateSchedule
 from training.strategies.strategy import Event, Strategy
 
 _PHASED = {"progressive": progressive, "compound": compound, "dynabert": dynabert}
@@ -27,9 +27,10 @@ def make_strategy(
     """The strategy that a config names."""
     options, space = config.schedule, definition.space
     total = total_steps(config, steps_per_epoch)
-    schedule = CosineSchedule(
+    schedule = RateSchedule(
         lr=config.optimizer.lr,
         min_lr=config.optimizer.min_lr,
+        decay=config.optimizer.decay,
         total_steps=total,
         warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
     )

@@ -21,7 +21,7 @@ from training.strategies.sampling import (
     depth_width_grid,
     width_grid,
 )
-from training.strategies.schedule import CosineSchedule
+from training.strategies.schedule import RateSchedule
 from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Target
 
 
@@ -31,7 +31,7 @@ class Phase(NamedTuple):
     start_step: int
     sampler: Sampler | None
     subnets_per_step: int
-    schedule: CosineSchedule
+    schedule: RateSchedule
     events: tuple[Event, ...]
     target: Target = "labels_and_teacher"
     hidden: float = 0.0
@@ -155,7 +155,7 @@ def _phase(
     rate: float,
     events: tuple[Event, ...],
 ) -> Phase:
-    schedule = CosineSchedule(
+    schedule = RateSchedule(
         lr=config.optimizer.lr * rate,
         min_lr=config.optimizer.min_lr * rate,
         total_steps=max(1, end - start),

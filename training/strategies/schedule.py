@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineSchedule:
-    """Cosine from `lr` to `min_lr` over the run, after a linear warm-up."""
+class RateSchedule:
+    """From `lr` to `min_lr` over the run by a cosine or a line, after a linear warm-up."""
 
     lr: float
     total_steps: int
     min_lr: float = 0.0
     warmup_steps: int = 0
+    decay: Literal["cosine", "linear"] = "cosine"
 
     def at(self, step: float) -> float:
         """Learning rate at a step (fractions are allowed; the end's value stands after it)."""
@@ -34,14 +36,16 @@ class CosineSchedule:
             return self.lr * (step + 1) / self.warmup_steps
         span = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / span)
-        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1.0 + math.cos(math.pi * progress))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        share = cosine if self.decay == "cosine" else 1.0 - progress
+        return self.min_lr + share * (self.lr - self.min_lr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpsilonRamp:
     """Weight of the subnets' gradients: 0 before `start_step`, 1 from `end_step` on."""
 
-    schedule: CosineSchedule
+    schedule: RateSchedule
     start_step: int
     end_step: int
     steps_per_epoch: int

@@ -185,6 +185,7 @@ class Trainer:
             part=self._workers.part,
             workers=self.config.data.workers,
             pin_memory=self.config.device.startswith("cuda"),
+            alternating_flip=self.config.data.augmentation == "crop_alternating_flip",
         )
         left = self.total_steps - self.step
         return (batch for _, batch in zip(range(left), batches, strict=False))

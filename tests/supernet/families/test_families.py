@@ -18,6 +18,7 @@ from supernet.subnets.sort import importance_order, permute_channels
 # One member of each family, narrow in classes so that heads do not dominate.
 MEMBERS = {
     "resnet": define_supernet("resnet_tiny"),
+    "pooled_resnet": define_supernet("pooled_resnet_tiny"),
     "ofa_resnet50": define_supernet("ofa_resnet50", num_classes=10),
     "ofa_mobilenet_v3": define_supernet("ofa_mobilenet_v3", num_classes=10),
     "ofa_proxyless": define_supernet("ofa_proxyless_w1.0", num_classes=10),

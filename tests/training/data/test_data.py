@@ -94,3 +94,37 @@ def test_the_interval_of_a_proportion_is_wilsons() -> None:
     low, high = wilson_interval(95, 100)
     assert (round(low, 4), round(high, 4)) == (0.8882, 0.9785)
     assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_every_image_is_mirrored_in_every_other_epoch() -> None:
+    split = load_dataset("digits").train
+    plain, *epochs = (
+        list(epoch_batches(split, 50, seed=0, epoch=epoch, alternating_flip=flip))
+        for epoch, flip in ((0, False), (0, True), (1, True), (2, True))
+    )
+    sides = torch.cat([a.images for a in plain]), torch.cat([b.images for b in epochs[0]])
+    is_mirrored = (sides[0] != sides[1]).flatten(1).any(1)
+    assert torch.equal(sides[1][is_mirrored], sides[0][is_mirrored].flip(-1))
+    assert 0.4 < float(is_mirrored.float().mean()) < 0.6
+    by_row = [sorted(bytes(i.numpy().tobytes()) for b in e for i in b.images) for e in epochs]
+    assert by_row[0] != by_row[1]
+    # What was shown from one side is shown from the other in the next epoch.
+    shown = {bytes(i.flip(-1).numpy().tobytes()) for b in epochs[1] for i in b.images}
+    both = sum(image in shown for image in by_row[0])
+    assert both > 0.9 * len(by_row[0])  # an epoch leaves out what fills no batch
+
+
+def test_cutout_blanks_one_square_and_nothing_else() -> None:
+    data = load_dataset("digits")
+    images = torch.full_like(data.train.images[:200], 255)
+    options = DataConfig(augmentation="crop_alternating_flip", cutout=3)
+    x = augment(images, data.input, 8, options, DrawKey(0, 0))
+    white = float(data.input.normalise(images[:1], 8).max())
+    blank = (x == 0.0)[:, 0]
+    assert bool(((x == 0.0) | (x == white)).all())
+    areas = blank.flatten(1).sum(1)
+    assert int(areas.max()) == 9 and int(areas.min()) >= 1  # at a border a part is outside
+    for image in blank:
+        rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
+        assert int(image.sum()) == len(rows) * len(columns)
+        assert int(rows.max() - rows.min()) < 3 and int(columns.max() - columns.min()) < 3

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from training.strategies.schedule import CosineSchedule, EpsilonRamp
+from training.strategies.schedule import RateSchedule, EpsilonRamp
 
 STEPS_PER_EPOCH = 625
-PUBLISHED = CosineSchedule(lr=2.6, total_steps=270 * STEPS_PER_EPOCH)
+PUBLISHED = RateSchedule(lr=2.6, total_steps=270 * STEPS_PER_EPOCH)
 RAMP = EpsilonRamp(
     schedule=PUBLISHED,
     start_step=145 * STEPS_PER_EPOCH,
@@ -44,7 +44,7 @@ def test_the_ramp_is_zero_before_and_one_after() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 100, 1000])
 def test_the_effective_rate_climbs_evenly_for_any_number_of_epochs(epochs: int) -> None:
-    schedule = CosineSchedule(lr=0.1, total_steps=epochs * 10)
+    schedule = RateSchedule(lr=0.1, total_steps=epochs * 10)
     start, length = epochs * 5, max(2, epochs // 10 * 10)
     ramp = EpsilonRamp(
         schedule=schedule, start_step=start, end_step=start + length, steps_per_epoch=10
@@ -61,7 +61,7 @@ def test_no_ramp_switches_at_once() -> None:
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_floor() -> None:
-    schedule = CosineSchedule(lr=1.0, min_lr=0.1, total_steps=100, warmup_steps=4)
+    schedule = RateSchedule(lr=1.0, min_lr=0.1, total_steps=100, warmup_steps=4)
     assert [schedule.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert schedule.at(4) == 1.0
     assert schedule.at(100) == pytest.approx(0.1)
@@ -70,7 +70,7 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor() -> None:
 @pytest.mark.parametrize("total_steps", [4, 10, 33, 1000])
 def test_in_a_short_run_the_ramp_still_reaches_the_subnets(total_steps: int) -> None:
     # One epoch, or less: the rate one epoch after the ramp is that of the end, zero.
-    schedule = CosineSchedule(lr=0.1, total_steps=total_steps)
+    schedule = RateSchedule(lr=0.1, total_steps=total_steps)
     start = total_steps // 2
     ramp = EpsilonRamp(
         schedule=schedule,
@@ -83,3 +83,11 @@ def test_in_a_short_run_the_ramp_still_reaches_the_subnets(total_steps: int) -> 
     assert betas == sorted(betas)
     assert betas[total_steps // 4 - 1] > 0.2
     assert betas[-1] == 1.0
+
+
+def test_a_linear_decay_with_a_warm_up_is_a_triangle() -> None:
+    schedule = RateSchedule(lr=1.0, min_lr=0.1, total_steps=100, warmup_steps=20, decay="linear")
+    assert schedule.at(9) == pytest.approx(0.5)
+    assert schedule.at(20) == pytest.approx(1.0)
+    assert schedule.at(60) == pytest.approx(0.55)
+    assert schedule.at(100) == schedule.at(200) == pytest.approx(0.1)
