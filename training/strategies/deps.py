@@ -9,7 +9,7 @@ from supernet.arch import Arch
 from supernet.space import SearchSpace
 from training.strategies.delay import Delay
 from training.strategies.sampling import Sampler
-from training.strategies.schedule import RateSchedule, EpsilonRamp
+from training.strategies.schedule import EpsilonRamp, RateSchedule
 from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Target
 
 

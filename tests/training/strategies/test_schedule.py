@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from training.strategies.schedule import RateSchedule, EpsilonRamp
+from training.strategies.schedule import EpsilonRamp, RateSchedule
 
 STEPS_PER_EPOCH = 625
 PUBLISHED = RateSchedule(lr=2.6, total_steps=270 * STEPS_PER_EPOCH)
