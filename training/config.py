@@ -47,8 +47,8 @@ class DataConfig:
 
     `augment` is the strength of the augmentation (0: none) and `augmentation` its kind
     (training/data/augment.py); a random resized crop is at least `crop_scale` of the area.
-    `cutout` blanks a square of so many pixels a side in each image (0: off). `workers` is how many processes read
-    and augment image files ahead (0: threads of this one, one batch ahead).
+    `cutout` blanks a square of so many pixels a side in each image (0: off). `workers` is how many
+    processes read and augment image files ahead (0: threads of this one, one batch ahead).
     `randaugment` is how many of RandAugment's operations each image gets before that, of strength
     `randaugment_magnitude` (0 to 30). `mixup` and `cutmix` are the alphas of their beta
     distributions (0: off); with both, each batch gets one of the two.

@@ -75,7 +75,8 @@ class _Tuned:
         """The statistics that do the same with the shared vectors."""
         made: Statistics = {}
         for name, norm in self._norms.items():
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             movable = norm.weight.abs() > _SMALLEST_SCALE
             deviation = (norm.running_var.double() + norm.eps).sqrt()
             # A variance is not negative, so no deviation is below that of eps.
