@@ -24,6 +24,11 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "train": Verb("training.cli", "train", "Train a supernet and write its checkpoint folder."),
+    "bootstrap": Verb(
+        "training.commands.bootstrap_command",
+        "bootstrap_command",
+        "Make a supernet of a pretrained network.",
+    ),
     "search": Verb(
         "training.commands.search_command", "search", "Find a supernet's Pareto subnets."
     ),

@@ -44,7 +44,7 @@ from traces.report.figures import with_figures
 from traces.report.intervals import attainment_intervals
 from traces.report.report import write_report_html, write_report_json
 from traces.report.table import report_table
-from training.cli import train_with_progress
+from training.commands.shown_training import train_with_progress
 from training.config import TrainConfig, load_config
 from training.data.data import load_dataset
 from training.trainer.resume import RESUME_FILE, ResumeError

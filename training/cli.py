@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from safetensors import SafetensorError
 
 from slackfit.user_errors import user_errors
-from supernet import Checkpoint
-from training.config import TrainConfig, load_config
-from training.run import train as run_training
+from training.commands.shown_training import table_of, train_with_progress, warn
+from training.config import load_config
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
-from training.trainer.run_log import StepReport
 from training.trainer.trainer import TrainingDivergedError
 
 _INTERRUPTED = 130
@@ -62,89 +47,7 @@ def train(
     if checkpoint is None:
         console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
         raise typer.Exit(_INTERRUPTED)
-    Console().print(_table(checkpoint))
+    Console().print(table_of(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):
-        _warn(failure)
+        warn(failure)
     console.print(f"checkpoint: {out}")
-
-
-def train_with_progress(
-    config: TrainConfig, out: Path, *, resume: bool, workers: ProcessGroup | None = None
-) -> Checkpoint | None:
-    """Train with a progress bar; Ctrl-C finishes the step, saves, and returns None."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    is_shown = workers is None or workers.is_first
-    bar = Progress(*columns, console=console, disable=not is_shown)
-    with bar as progress, _stop_on_interrupt() as stopped:
-        steps = progress.add_task("full model", total=None, note="")
-        archs = progress.add_task("evaluate", total=None, note="", visible=False)
-        return run_training(
-            config,
-            out,
-            resume=resume,
-            progress=lambda report: _show_step(progress, steps, report),
-            evaluation_progress=lambda done, total: progress.update(
-                archs, completed=done, total=total, visible=True
-            ),
-            should_stop=lambda: bool(stopped),
-            workers=workers,
-            tell=_warn,
-        )
-
-
-def _warn(text: str) -> None:
-    console.print(f"[yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
-
-
-def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:
-    losses = {"loss": report.full_loss, "subnets": report.subnet_loss}
-    note = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
-    progress.update(
-        task,
-        completed=report.step,
-        total=report.total_steps,
-        description="full model" if report.subnet_loss is None else "shrinking",
-        note=note,
-    )
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[list[int]]:
-    """Collect interrupts instead of raising in the middle of a step; the second one raises."""
-    received: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        console.print("stopping after this step (once more: at once)")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _table(checkpoint: Checkpoint) -> Table:
-    table = Table(title=f"{checkpoint.name}: subnets on {checkpoint.accuracy_source}")
-    for name in ("subnet", "MMACs", "params (M)", "accuracy (%)", "95 % interval"):
-        table.add_column(name, justify="left" if name == "subnet" else "right")
-    for s in checkpoint.subnets:
-        low, high = s.ci95
-        table.add_row(
-            s.subnet_id,
-            f"{s.macs / 1e6:.1f}",
-            f"{s.params / 1e6:.3f}",
-            f"{s.accuracy:.2%}".rstrip("%"),
-            f"{low * 100:.1f} to {high * 100:.1f}",
-        )
-    return table

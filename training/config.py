@@ -144,7 +144,8 @@ class LossConfig:
     `soft_ce`: cross-entropy with the teacher's probabilities. `kl`: the same less the teacher's
     entropy, so the same gradients and a loss that is zero at the teacher. `alpha`: the larger of
     two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
-    `average`: subnets learn from the full model at the averaged weights (needs ema_decay).
+    `average`: subnets learn from the full model at the averaged weights (needs ema_decay);
+    `frozen`: from the full model as it was when shrinking began, of a deps or sandwich run.
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     """
 
@@ -152,7 +153,7 @@ class LossConfig:
     dropout: float = 0.0
     distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
-    teacher: Literal["full_model", "average"] = "full_model"
+    teacher: Literal["full_model", "average", "frozen"] = "full_model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

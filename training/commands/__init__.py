@@ -1,1 +1,1 @@
-"""The verbs search, calibrate and precision; imports the rest of `training`."""
+"""The verbs bootstrap, search, calibrate and precision; imports the rest of `training`."""

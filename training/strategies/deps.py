@@ -39,6 +39,7 @@ class Shrinking:
 
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
+    `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
     """
 
     ramp_steps: int
@@ -47,6 +48,7 @@ class Shrinking:
     focus_steps: int = 0
     parts: int = 1
     prepares: tuple[Event, ...] = ()
+    target: Target = "full_model"
 
 
 class DepsStrategy:
@@ -89,7 +91,7 @@ class DepsStrategy:
         return self._schedule.at(step)
 
     def events(self, step: int) -> tuple[Event, ...]:
-        """Channels are sorted when shrinking begins, the teacher is frozen when focus does."""
+        """What shrinking begins with, sorted channels for instance; focus with a frozen teacher."""
         events = self._shrinking.prepares if step == self._delay.start_step else ()
         return (*events, "freeze_teacher") if step == self._focus_step() else events
 
@@ -104,7 +106,8 @@ class DepsStrategy:
         focus = self._focus_step()
         if focus is not None and step >= focus:
             return tuple(self._task(step, i, arch, 1.0, "teacher") for i, arch in enumerate(archs))
-        smaller = (self._task(step, i, a, weight, "full_model") for i, a in enumerate(archs))
+        target = self._shrinking.target
+        smaller = (self._task(step, i, a, weight, target) for i, a in enumerate(archs))
         return (full, *smaller)
 
     def _task(self, step: int, i: int, arch: Arch, weight: float, target: Target) -> SubnetTask:

@@ -42,13 +42,16 @@ def make_strategy(
     is_deps = options.strategy == "deps"
     crop: tuple[Event, ...] = ("crop_kernels",) if is_elastic(space, "kernel") else ()
     sort: tuple[Event, ...] = ("sort_channels",) if options.sort_channels else ()
+    is_frozen = config.loss.teacher == "frozen"
+    freeze: tuple[Event, ...] = ("freeze_teacher",) if is_frozen else ()
     shrinking = Shrinking(
         ramp_steps=round(options.ramp_epochs * steps_per_epoch) if is_deps else 0,
         steps_per_epoch=steps_per_epoch,
         random_subnets=options.random_subnets,
         focus_steps=round(options.focus * total),
         parts=options.parts,
-        prepares=(*crop, *sort) if is_deps else (),
+        prepares=(*(crop + sort if is_deps else ()), *freeze),
+        target="teacher" if is_frozen else "full_model",
     )
     if is_deps and options.delay_rule == "plateau":
         delay = PlateauDelay(total)
