@@ -115,8 +115,8 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int:
-        """Number of logits."""
-        return self.definition.config.num_classes
+        """Numbers per sample of the output: logits, or an embedding's."""
+        return self.definition.output.size
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -64,6 +64,14 @@ class SupernetDefinition:
         """Return {buffer name: shape at `arch`} (normalisation statistics)."""
         return _description(self, arch).buffers
 
+    @property
+    def output(self) -> OutputSpec:
+        """What the network gives for one sample: logits, or without classes its embedding."""
+        if self.config.num_classes:
+            return OutputSpec("logits", self.config.num_classes)
+        size: int = self.config.embedding_size  # type: ignore[attr-defined]
+        return OutputSpec("embedding", size)
+
     def example_input(self, arch: Arch, batch_size: int = 1) -> torch.Tensor:
         """Return zeros of the network's input at `arch`, on the current default device."""
         return self.family.example_input(self.config, arch, batch_size)
@@ -80,6 +88,13 @@ class SupernetDefinition:
             raise ValueError(f"supernet definition lacks {', '.join(missing)}")
         family = get_family(str(data["family"]))
         return cls(family.name, family.make_config(data["config"]))
+
+
+class OutputSpec(NamedTuple):
+    """The (B, size) float32 output: `logits` of classes, or an `embedding`."""
+
+    kind: Literal["logits", "embedding"]
+    size: int
 
 
 def define_supernet(name: str, **overrides: Any) -> SupernetDefinition:

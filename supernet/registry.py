@@ -34,6 +34,8 @@ _BUILT_IN = (
     "supernet.families.mobilenet_v3",
     "supernet.families.efficientnet_lite",
     "supernet.families.vit",
+    "supernet.families.image_tower",
+    "supernet.families.convnext",
     "supernet.families.bert",
 )
 _ENTRY_POINTS = "supernet.families"

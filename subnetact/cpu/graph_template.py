@@ -100,7 +100,7 @@ def write_template(
         ],
         [
             helper.make_tensor_value_info(
-                OUTPUT, TensorProto.FLOAT, ["batch", definition.config.num_classes]
+                OUTPUT, TensorProto.FLOAT, ["batch", definition.output.size]
             )
         ],
         list(writer.constants.values()),

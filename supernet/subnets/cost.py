@@ -39,8 +39,8 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
         macs.append(output[0].numel() * module.get_parameter("weight").shape[1])
 
     def count_attention(_module: nn.Module, inputs: Any, _output: torch.Tensor) -> None:
-        _, num_heads, num_tokens, head_dim = inputs[0].shape
-        macs.append(2 * num_heads * num_tokens**2 * head_dim)
+        _, num_heads, num_asking, head_dim = inputs[0].shape
+        macs.append(2 * num_heads * num_asking * inputs[1].shape[2] * head_dim)
 
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

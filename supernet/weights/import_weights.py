@@ -20,13 +20,14 @@ from supernet.checkpoint import check_state, load_checkpoint
 from supernet.definition import SupernetDefinition, define_supernet
 from supernet.weights.naming import Naming, State, find_naming
 from supernet.weights.ofa_files import materialise_kernels, matrix_names, to_static
+from supernet.weights.positions import with_positions
 from supernet.weights.weight_files import WeightsError, read_config, read_tensors
 from supernet.weights.wrapped_names import without_prefix, without_wrappers
 
 _POSITION_IDS = "bert.embeddings.position_ids"  # a constant that older encoder files hold
 _NUM_TOKENS = 128  # at which encoders are counted
 _MAX_LISTED = 20
-_HEADS = ("classifier", "fc", "head")
+_HEADS = ("classifier", "fc", "head", "head.fc")
 
 
 def import_supernet(
@@ -97,6 +98,7 @@ def import_state(
         given = _with_prefix(given)
     given = _completed(given, definition, naming, new_head)
     expected = naming.expected(definition)
+    given = with_positions(given, expected)
     _check_names(set(expected), set(given), definition, where)
     _check_shapes(expected, given, where)
     state = naming.to_ours(given, definition)

@@ -129,6 +129,14 @@ _EFFICIENTNET_PYTORCH = (
     (r"^head\.bn\.", "_bn1."),
     (r"^classifier\.", "_fc."),
 )
+_CONVNEXT_TIMM = (
+    (r"^(stem|stages\.\d+\.downsample)\.steps\.", r"\1."),
+    (r"\.gamma\.weight$", ".gamma"),
+)
+_TOWER_TIMM = (
+    (r"^patch_embed\.(cls_token|reg_token|pos_embed)\.weight$", r"\1"),
+    (r"\.(gamma|latent)\.weight$", r".\1"),
+)
 _VIT_TIMM = ((r"^patch_embed\.(cls_token|pos_embed)\.weight$", r"\1"),)
 _BERT = (
     (r"^embeddings\.(word|position|token_type)s\.", r"embeddings.\1_embeddings."),
@@ -202,6 +210,27 @@ def _vit_from_timm(state: State, definition: SupernetDefinition) -> State:
     return converted
 
 
+def _convnext_to_timm(state: State, definition: SupernetDefinition) -> State:
+    return {n: t.squeeze(0) if n.endswith("gamma.weight") else t for n, t in state.items()}
+
+
+def _convnext_from_timm(state: State, definition: SupernetDefinition) -> State:
+    return {n: t.unsqueeze(0) if n.endswith("gamma.weight") else t for n, t in state.items()}
+
+
+_ROWS = ("reg_token.weight", "latent.weight")
+
+
+def _tower_to_timm(state: State, definition: SupernetDefinition) -> State:
+    named = _vit_to_timm(_convnext_to_timm(state, definition), definition)
+    return {n: t.unsqueeze(0) if n.endswith(_ROWS) else t for n, t in named.items()}
+
+
+def _tower_from_timm(state: State, definition: SupernetDefinition) -> State:
+    named = _vit_from_timm(_convnext_from_timm(state, definition), definition)
+    return {n: t.squeeze(0) if n.endswith(_ROWS) else t for n, t in named.items()}
+
+
 _QKV = ("query", "key", "value")
 
 
@@ -248,6 +277,21 @@ _NAMINGS = (
         rules=_VIT_TIMM,
         before=_vit_to_timm,
         after=_vit_from_timm,
+    ),
+    Naming(
+        origin="timm",
+        family="image_tower",
+        rules=_TOWER_TIMM,
+        before=_tower_to_timm,
+        after=_tower_from_timm,
+    ),
+    Naming(
+        origin="timm",
+        family="convnext",
+        rules=_CONVNEXT_TIMM,
+        before=_convnext_to_timm,
+        after=_convnext_from_timm,
+        renumber=tuple(f"stages.{stage}.blocks" for stage in range(4)),
     ),
     Naming(
         origin="huggingface",

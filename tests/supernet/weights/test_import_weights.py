@@ -66,6 +66,58 @@ def assert_same_forward(definition: SupernetDefinition, theirs: nn.Module, origi
         assert torch.equal(exported[name], tensor), name
 
 
+# Towers and ConvNeXts at the smallest images that they take, as embeddings or with a classifier.
+SMALL = [
+    ("vit_small_patch14_dinov2", 28, 0),
+    ("vit_small_patch14_reg4_dinov2", 28, 5),
+    ("vit_base_patch32_clip_224", 64, 5),
+    ("vit_base_patch32_clip_quickgelu_224", 64, 0),
+    ("vit_base_patch16_siglip_224", 32, 0),
+    ("convnext_atto", 64, 0),
+    ("convnext_tiny", 64, 5),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "classes"), SMALL)
+def test_towers_and_convnexts_are_timms(name: str, size: int, classes: int) -> None:
+    sized = {} if name.startswith("convnext") else {"img_size": size}
+    theirs = randomise(timm.create_model(name, num_classes=classes, **sized))
+    definition = define_supernet(name, resolution=size, num_classes=classes)
+    assert_same_forward(definition, theirs, "timm", size)
+    macs, params = cost(definition, definition.space.largest)
+    assert params == sum(p.numel() for p in theirs.parameters())
+    assert macs > 1e6
+    assert definition.output.kind == ("logits" if classes else "embedding")
+
+
+@pytest.mark.parametrize(("name", "macs", "params"), [
+    # Published: ConvNeXt (Liu et al., CVPR 2022) 4.5 G and 28.6 M; timm's 0.55 G and 3.7 M (atto);
+    # DINOv2's ViT-S/14 with 22.1 M parameters, 46.8 G at 518 pixels in timm's table.
+    ("convnext_tiny", 4.46e9, 28.6e6),
+    ("convnext_atto", 0.55e9, 3.7e6),
+    ("vit_small_patch14_dinov2", 46.8e9, 22.1e6),
+])  # fmt: skip
+def test_costs_are_the_published_ones(name: str, macs: float, params: float) -> None:
+    definition = define_supernet(name)
+    counted = cost(definition, definition.space.largest)
+    assert counted.macs == pytest.approx(macs, rel=0.02)
+    assert counted.params == pytest.approx(params, rel=0.01)
+
+
+def test_positions_are_resampled_to_another_resolution_as_timm_does() -> None:
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    theirs = randomise(timm.create_model("vit_small_patch14_dinov2", img_size=56))
+    definition = define_supernet("vit_small_patch14_dinov2", resolution=28)
+    naming = find_naming("timm", "image_tower")
+    state = import_state(theirs.state_dict(), definition, naming)
+    expected = resample_abs_pos_embed(theirs.state_dict()["pos_embed"], [2, 2])
+    torch.testing.assert_close(state["patch_embed.pos_embed.weight"], expected[0])
+    oblong = theirs.state_dict() | {"pos_embed": torch.zeros(1, 16, 384)}
+    with pytest.raises(WeightsError, match=r"pos_embed has shape \(1, 16, 384\)"):
+        import_state(oblong, definition, naming)
+
+
 @pytest.mark.parametrize(("name", "size"), TIMM)
 def test_the_largest_subnet_is_timms_network(name: str, size: int) -> None:
     assert_same_forward(define_supernet(name), randomise(timm.create_model(name)), "timm", size)
