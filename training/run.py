@@ -148,7 +148,7 @@ def _measured(
         }
     )
     checkpoint = with_found(
-        trained, result, reported_on(data, config.evaluation.calibration_images)
+        trained, result, reported_on(data, config.evaluation.calibration_images, trained.definition)
     )
     if not failure:
         return checkpoint

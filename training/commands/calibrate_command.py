@@ -23,6 +23,7 @@ from supernet.spec import parse_arch
 from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.data.samples import Dataset, Samples
 from training.evaluation.evaluate import Measurement, measure, pareto_of, uniform_archs
+from training.evaluation.retrieval import reference_neighbours
 from training.evaluation.search import reported_on
 from training.progress import tracked
 
@@ -123,8 +124,15 @@ def recalibrated(
             calibration_images=images,
             held_out=held_out,
             statistics=statistics,
+            reference=references[id(held_out)],
         )
 
+    references = {
+        id(split): reference_neighbours(
+            checkpoint.state, checkpoint.definition, split, checkpoint.input
+        )
+        for split in (data.validation, data.test)
+    }
     known = checkpoint.norm_statistics if keep_statistics else {}
     with tracked(archs, "measure", console) as following:
         measured = [judge(a, data.validation, known.get(a.subnet_id)) for a in following]
@@ -159,7 +167,7 @@ def recalibrated(
         ),
         norm_statistics={m.arch.subnet_id: m.statistics for m in kept},
         classes=data.classes,
-        accuracy_source=reported_on(data, images),
+        accuracy_source=reported_on(data, images, checkpoint.definition),
         fingerprint="",
     )
     return done, before

@@ -125,7 +125,7 @@ def search(
             "seed": seed,
         }
         text = json.dumps(to_json(result, comparison, **header), indent=1, allow_nan=False) + "\n"
-        source = reported_on(images, calibration_images)
+        source = reported_on(images, calibration_images, loaded.definition)
         write_each(
             lambda: None if json_ is None else write_text(json_, text),
             lambda: out is None or save_checkpoint(with_found(loaded, result, source), out),

@@ -86,7 +86,8 @@ def kind_of(path: Path) -> Any:
 
 
 def _check_fits(checkpoint: Checkpoint, data: Dataset) -> None:
-    if len(data.classes) != checkpoint.num_classes:
+    is_classifier = checkpoint.definition.output.kind == "logits"
+    if is_classifier and len(data.classes) != checkpoint.num_classes:
         raise DataError(
             f"checkpoint {checkpoint.name!r} has {checkpoint.num_classes} classes, {data.name} has "
             f"{len(data.classes)}; they must be the same classes in the same order"

@@ -17,6 +17,7 @@ from supernet import Arch, InputSpec, ServedSubnet, SupernetDefinition, calibrat
 from supernet.space import SearchSpace
 from training.data.data import batches_of, drawn_batches
 from training.data.samples import Samples
+from training.evaluation.retrieval import nearest_neighbours, reference_neighbours
 
 _BATCH_SIZE = 64
 
@@ -24,7 +25,10 @@ Progress = Callable[[int, int], None]
 
 
 class Measurement(NamedTuple):
-    """One subnet: which of the (N,) held-out samples it got right, and its statistics."""
+    """One subnet: which of the (N,) held-out samples it got right, and its statistics.
+
+    Right is the label, or for an embedding the neighbour that the largest subnet finds.
+    """
 
     arch: Arch
     correct: torch.Tensor
@@ -81,6 +85,7 @@ def evaluate(
         raise ValueError("evaluation needs held-out images, got none")
     served: list[ServedSubnet] = []
     statistics: dict[str, dict[str, torch.Tensor]] = {}
+    reference = reference_neighbours(state, definition, held_out, input_spec)
     for done, arch in enumerate(archs, start=1):
         m = measure(
             state,
@@ -90,6 +95,7 @@ def evaluate(
             calibration=calibration,
             calibration_images=calibration_images,
             held_out=held_out,
+            reference=reference,
         )
         size = cost(definition, arch)._asdict()
         served.append(ServedSubnet(arch=arch, accuracy=m.accuracy, ci95=m.ci95, **size))
@@ -110,10 +116,12 @@ def measure(
     calibration_images: int,
     held_out: Samples,
     statistics: Mapping[str, torch.Tensor] | None = None,
+    reference: torch.Tensor | None = None,
 ) -> Measurement:
     """Measure one subnet on held-out samples, with given statistics or calibrated ones.
 
-    Families without BatchNorm have none. Computed where `state` is.
+    Families without BatchNorm have none. `reference` are the largest's neighbours, which an
+    embedding's are compared with (retrieval.py). Computed where `state` is.
     """
     device = next(iter(state.values())).device
     subnet = extract(state, definition, arch, statistics).to(device)
@@ -121,7 +129,11 @@ def measure(
         images = drawn_batches(calibration, _BATCH_SIZE, calibration_images)
         inputs = (network_input(b.images.to(device), input_spec, arch.resolution) for b in images)
         statistics = calibrate(subnet, inputs)
-    correct = is_correct(subnet, held_out, input_spec, arch.resolution)
+    if reference is None:
+        correct = is_correct(subnet, held_out, input_spec, arch.resolution)
+    else:
+        found = nearest_neighbours(subnet, held_out, input_spec, arch.resolution)
+        correct = found == reference
     return Measurement(arch, correct, dict(statistics or {}))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from slackfit.profile import LatencyProfile
-from supernet import Arch, Checkpoint, ServedSubnet, cost
+from supernet import Arch, Checkpoint, ServedSubnet, SupernetDefinition, cost
 from supernet.subnets.cost import Cost
 from training.data.samples import Dataset, Samples, Subset
 from training.evaluation.domination import Domination, dominated
@@ -33,6 +33,7 @@ from training.evaluation.predictor import (
     LatencyPredictor,
     Quality,
 )
+from training.evaluation.retrieval import reference_neighbours
 
 _SEARCH = 7
 
@@ -121,6 +122,7 @@ class Search:
         self._space = self._definition.space
         self._progress = progress
         self._statistics: dict[str, dict[str, torch.Tensor]] = {}
+        self._references: dict[int, torch.Tensor | None] = {}
         self._journal = journal or SearchJournal()
         self._latency: LatencyPredictor | None = None
         if profile is not None:
@@ -247,9 +249,20 @@ class Search:
             calibration_images=self._options.calibration_images,
             held_out=samples,
             statistics=self._statistics.get(arch.subnet_id),
+            reference=self._reference(samples),
         )
         self._statistics[arch.subnet_id] = measured.statistics
         return measured
+
+    def _reference(self, samples: Samples) -> torch.Tensor | None:
+        """What the largest's embeddings are nearest to, once per split; None for logits."""
+        if self._definition.output.kind == "logits" or len(samples) < 3:
+            return None
+        if id(samples) not in self._references:
+            self._references[id(samples)] = reference_neighbours(
+                self._checkpoint.state, self._definition, samples, self._checkpoint.input
+            )
+        return self._references[id(samples)]
 
     def _ceiling(self) -> float:
         """The cost up to which volume is counted: the limit, or the largest subnet's."""
@@ -275,10 +288,12 @@ def _latencies(
     return {archs[i]: profile.latency_s(i, batch_size) for i in profile.subnet_ids}
 
 
-def reported_on(data: Dataset, calibration_images: int) -> str:
-    """What accuracies of a search were measured on, in words."""
+def reported_on(data: Dataset, calibration_images: int, definition: SupernetDefinition) -> str:
+    """What accuracies of a search were measured on, in words, and of embeddings what they are."""
+    is_embedding = definition.output.kind == "embedding"
+    what = "nearest neighbours that agree with the largest's; " if is_embedding else ""
     return (
-        f"{data.name}: {len(data.test)} test images that nothing was chosen on; chosen on "
+        f"{what}{data.name}: {len(data.test)} test images that nothing was chosen on; chosen on "
         f"{len(data.validation)} others, statistics calibrated on "
         f"{min(calibration_images, len(data.train))} training images"
     )
