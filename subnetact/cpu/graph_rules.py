@@ -132,6 +132,11 @@ def _tanh(graph: GraphWriter, node: fx.Node) -> str:
     return graph.emit("Tanh", graph.value(node.args[0]))
 
 
+@rule("aten.sigmoid.default")
+def _sigmoid(graph: GraphWriter, node: fx.Node) -> str:
+    return graph.emit("Sigmoid", graph.value(node.args[0]))
+
+
 @rule("aten.add.Tensor", "aten.mul.Tensor", "aten.__or__.Tensor")
 def _binary(graph: GraphWriter, node: fx.Node) -> str:
     if node.kwargs.get("alpha", 1) != 1:
@@ -155,6 +160,16 @@ def _mean(graph: GraphWriter, node: fx.Node) -> str:
     if len(shape_of(node.args[0])) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
         return graph.emit("ReduceMean", x, graph.constant(axes, np.int64), keepdims=int(keeps))
     pooled = graph.emit("GlobalAveragePool", x)
+    return pooled if keeps else graph.emit("Flatten", pooled, axis=1)
+
+
+@rule("aten.amax.default")
+def _largest(graph: GraphWriter, node: fx.Node) -> str:
+    axes, keeps = arguments(node, [], False)[:2]
+    x = graph.value(node.args[0])
+    if len(shape_of(node.args[0])) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
+        return graph.emit("ReduceMax", x, graph.constant(axes, np.int64), keepdims=int(keeps))
+    pooled = graph.emit("GlobalMaxPool", x)
     return pooled if keeps else graph.emit("Flatten", pooled, axis=1)
 
 

@@ -82,7 +82,7 @@ class ConvNeXtBlock(Block):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.mlp(self.norm(_last(self.conv_dw(x))))
-        rows = torch.zeros(len(x), 1, 1, dtype=torch.long, device=x.device)
+        rows = torch.zeros(x.shape[0], 1, 1, dtype=torch.long, device=x.device)
         return x + _first(y * self.gamma(rows))
 
 

@@ -148,6 +148,7 @@ class TowerEmbedding(Block):
             config.in_channels, config.width, size, size, bias=not config.pre_norm
         )
         self.cls_token = nn.Embedding(1, config.width) if config.pool == "token" else None
+        self._registers = config.registers
         self.reg_token = nn.Embedding(config.registers, config.width) if config.registers else None
         self.pos_embed = nn.Embedding(config.num_positions, config.width)
 
@@ -155,8 +156,8 @@ class TowerEmbedding(Block):
         tokens = self.proj(x).flatten(2).transpose(1, 2)
         first = [] if self.cls_token is None else [self.cls_token(_first(tokens))]
         if self.reg_token is not None:
-            rows = torch.arange(self.reg_token.weight.shape[0], device=x.device)
-            first.append(self.reg_token(rows.expand(len(tokens), -1)))
+            rows = torch.arange(self._registers, device=x.device)
+            first.append(self.reg_token(_first(tokens) + rows))  # (B, R, C)
             tokens = tokens + self._positions(tokens)
             return torch.cat((*first, tokens), 1)
         tokens = torch.cat((*first, tokens), 1)

@@ -63,7 +63,11 @@ class PooledResNetConfig:
 
 
 class PoolingBlock(Block):
-    """3x3 convolution, 2x2 max pooling, 3x3 convolution; each normalised, no shortcut."""
+    """3x3 convolution, 2x2 max pooling, 3x3 convolution; each normalised, no shortcut.
+
+    Pooling comes last of the first half, where the recipes have it first: so convolution,
+    normalisation and activation are one operation of a compiled graph.
+    """
 
     def __init__(self, in_channels: int, mid_channels: int, out_channels: int):
         super().__init__()
@@ -73,7 +77,7 @@ class PoolingBlock(Block):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) to (B, C', H / 2, W / 2)
-        x = F.relu(self.bn1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         return F.relu(self.bn2(self.conv2(x)))
 
 

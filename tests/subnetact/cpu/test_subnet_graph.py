@@ -38,6 +38,49 @@ _CASES = {
         (40, 40),
     ),
     "efficientnet_lite": ("tf_efficientnet_lite0", {"num_classes": 7}, (40, 40)),
+    "pooled_resnet": ("pooled_resnet_cifar", {"widths": (16, 24), "depths": (2, 2)}, (32, 32)),
+    "dinov2": (
+        "vit_small_patch14_reg4_dinov2",
+        {
+            "resolution": 28,
+            "width": 48,
+            "num_heads": 3,
+            "heads_choices": (1, 2, 3),
+            "depth": 3,
+            "depth_choices": (1, 2, 3),
+        },
+        (28, 28),
+    ),
+    "clip": (
+        "vit_base_patch32_clip_quickgelu_224",
+        {
+            "resolution": 64,
+            "width": 48,
+            "num_heads": 3,
+            "heads_choices": (1, 2, 3),
+            "depth": 3,
+            "depth_choices": (1, 2, 3),
+        },
+        (64, 64),
+    ),
+    "siglip": (
+        "vit_base_patch16_siglip_224",
+        {
+            "resolution": 32,
+            "width": 48,
+            "num_heads": 3,
+            "heads_choices": (1, 2, 3),
+            "depth": 3,
+            "depth_choices": (1, 2, 3),
+        },
+        (32, 32),
+    ),
+    "convnext": ("convnext_atto", {"resolution": 32, "num_classes": 7}, (32, 32)),
+    "convnext_linear": (
+        "convnext_tiny",
+        {"resolution": 32, "num_classes": 7, "widths": (8, 16), "depths": (2, 2)},
+        (32, 32),
+    ),
     "vit": (
         "vit_tiny_patch16_224",
         {

@@ -25,7 +25,8 @@ def test_a_forward_pass_is_what_the_recipe_says() -> None:
     for block in ("layer1.0", "layer1.1", "layer2.0"):
         pools, before = block.endswith(".0"), y
         y = F.conv2d(y, state[f"{block}.conv1.weight"], padding=1)
-        y = F.relu(_norm(F.max_pool2d(y, 2) if pools else y, state, f"{block}.bn1"))
+        y = F.relu(_norm(y, state, f"{block}.bn1"))
+        y = F.max_pool2d(y, 2) if pools else y
         y = _norm(F.conv2d(y, state[f"{block}.conv2.weight"], padding=1), state, f"{block}.bn2")
         y = F.relu(y if pools else y + before)
     assert y.shape == (2, 24, 7, 7)
