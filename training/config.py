@@ -147,6 +147,9 @@ class LossConfig:
     `average`: subnets learn from the full model at the averaged weights (needs ema_decay);
     `frozen`: from the full model as it was when shrinking began, of a deps or sandwich run.
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
+    `features` `layer_pairs` adds, `features_weight` times, how unlike a subnet's hidden layers are
+    to the full model's, over all pairs weighed by `pairs` (training/trainer/layer_pairs.py); for
+    deps and sandwich runs.
     """
 
     label_smoothing: float = 0.1
@@ -154,6 +157,9 @@ class LossConfig:
     distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
     teacher: Literal["full_model", "average", "frozen"] = "full_model"
+    features: Literal["none", "layer_pairs"] = "none"
+    features_weight: float = 1.0
+    pairs: Literal["attention", "uniform", "last"] = "attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +225,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("optimizer", "clip_norm", *_FROM_0),
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
+    ("loss", "features_weight", *_ABOVE_0),
     ("evaluation", "calibration_images", *_ABOVE_0),
     ("evaluation", "random_archs", *_FROM_0),
     ("evaluation", "search", *_FROM_0),
@@ -265,6 +272,12 @@ class TrainConfig:
             raise ConfigError(
                 f"schedule.parts is {self.schedule.parts}, allowed up to data.batch_size, "
                 f"{data.batch_size}"
+            )
+        if self.loss.features != "none" and self.schedule.strategy not in ("deps", "sandwich"):
+            raise ConfigError(
+                f"loss.features is {self.loss.features} with schedule.strategy "
+                f"{self.schedule.strategy}: allowed with deps and sandwich, whose steps train the "
+                "full model beside its subnets"
             )
         if self.loss.teacher == "average" and not self.optimizer.ema_decay:
             raise ConfigError(

@@ -42,6 +42,7 @@ from training.trainer.distributed import ProcessGroup
 from training.trainer.hidden_states import HiddenStates, hidden_loss
 from training.trainer.losses import distillation_loss, label_loss, soft_targets
 from training.trainer.optimization import Optimization, Tensors
+from training.trainer.pairs_training import PairsTraining
 from training.trainer.resume import ResumeState, load_resume_state, save_resume_state
 from training.trainer.run_log import EpochReport, RunLog, StepReport, mean
 from training.trainer.shared_weights import SharedWeights
@@ -98,6 +99,7 @@ class Trainer:
             definition, device=config.device, seed=config.seed, initial=initial
         )
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
+        self._pairs = PairsTraining(config, definition) if config.loss.features != "none" else None
         self._teacher: Tensors = {}
         self._workers = workers or ProcessGroup()
         check_shares(config.data.batch_size, self._workers.size)
@@ -151,7 +153,8 @@ class Trainer:
             num_images = len(reports) * self.config.data.batch_size
             epoch = math.ceil(self.step / self._steps_per_epoch)
             if self._workers.is_first:
-                also = epoch_end(epoch) if epoch_end else {}
+                also = dict(epoch_end(epoch)) if epoch_end else {}
+                also |= self._pairs.figures() if self._pairs else {}
                 self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
         return True
 
@@ -159,12 +162,18 @@ class Trainer:
         """Write the state to resume from, replacing the old one only when the new one is whole."""
         if not self._workers.is_first:
             return
+        optimization, pairs = self._optimization.state(), self._pairs
+        momentum, square = optimization.momentum, optimization.square
         state = ResumeState(
             step=self.step,
             permutation=self.permutation,
             strategy=self._strategy.state(),
-            parameters=self._detached(),
-            optimization=self._optimization.state(),
+            parameters=self._detached() | (pairs.detached() if pairs else {}),
+            optimization=optimization._replace(
+                momentum=momentum | pairs.state().momentum, square=square | pairs.state().square
+            )
+            if pairs
+            else optimization,
             teacher=self._teacher,
         )
         save_resume_state(self._out, self.config, state, *([name] if name else []))
@@ -204,15 +213,17 @@ class Trainer:
         self._optimization.zero_gradients()
         # 4. gradients of each pass, which add up in the shared weights
         for task in plan:
-            states: HiddenStates | None = {} if task.hidden else None
+            states: HiddenStates | None = {} if task.hidden or self._pairs else None
             mine, dropout = task.images(len(images)), self._dropout(task, len(images))
             with self._autocast():
                 logits = self.weights.forward(
                     task.arch, images[mine], dropout=dropout, hidden=states
                 )
             loss = self._loss(task, logits, labels[mine], soft)
-            if states is not None:
+            if states is not None and task.hidden:
                 loss = loss + task.hidden * hidden_loss(states, soft.hidden)
+            if states is not None and self._pairs:
+                loss = loss + self._pairs.loss(states, task, len(images))
             losses.append(loss.detach().float())
             if task.target == "labels":
                 own = soft_targets(logits, self.config.loss.temperature)
@@ -224,6 +235,9 @@ class Trainer:
         values = self._finite(torch.stack(losses).tolist(), plan)
         self._workers.average_gradients(self.weights.parameters.values())
         self._optimization.step(lr, self._unweighted(full_gradients, plan))
+        if self._pairs:
+            self._workers.average_gradients(self._pairs.parameters.values())
+            self._pairs.step(lr)
         self.step += 1
         by_labels = [v for v, task in zip(values, plan, strict=True) if task.target == "labels"]
         others = [v for v, task in zip(values, plan, strict=True) if task.target != "labels"]
@@ -357,6 +371,8 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.weights.parameters.items():
                 parameter.copy_(state.parameters[name])
+        if self._pairs:
+            state = self._pairs.restored(state)
         self._optimization.restore(state.optimization)
         # In the parameters' memory format: another layout is another kernel, and other last bits.
         like = self._detached()
