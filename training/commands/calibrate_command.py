@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from safetensors import SafetensorError
 
 from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
+from training.config import DataConfig
 from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.data.samples import Dataset, Samples
 from training.evaluation.evaluate import Measurement, measure, pareto_of, uniform_archs
 from training.evaluation.retrieval import reference_neighbours
 from training.evaluation.search import reported_on
+from training.evaluation.tune_norms import TuningOptions, tune_norms
 from training.progress import tracked
 
 console = Console(stderr=True)
@@ -61,6 +64,10 @@ def calibrate(
         bool,
         typer.Option("--recalibrate", help="Statistics of subnets that have some are made anew."),
     ] = False,
+    tune_epochs: Annotated[
+        float,
+        typer.Option(min=0.0, help="Then tune each served subnet's normalisation for so long."),
+    ] = 0.0,
 ) -> None:
     """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""
     with user_errors(ValueError, OSError, SafetensorError):
@@ -82,6 +89,7 @@ def calibrate(
             images=images,
             keep_statistics=not recalibrate,
             min_accuracy=min_accuracy,
+            tune_epochs=tune_epochs,
         )
         save_checkpoint(done, out or checkpoint)
     for s in done.subnets:
@@ -102,14 +110,16 @@ def recalibrated(
     images: int,
     keep_statistics: bool,
     min_accuracy: float,
+    tune_epochs: float = 0.0,
 ) -> tuple[Checkpoint, dict[str, float]]:
     """Return the checkpoint serving those of `archs` that pay.
 
     They are chosen on the validation images, and the test images report what was chosen, once.
     Statistics come from `images` drawn training images; `keep_statistics` keeps those that a
     subnet has. Beside it the test accuracies, by subnet id, of served subnets whose statistics are
-    new, with the ones before (its own, or slices of the supernet's). Raises ValueError when no
-    subnet reaches `min_accuracy`.
+    new, with the ones before (its own, or slices of the supernet's). With `tune_epochs` above 0 the
+    normalisation of each is tuned for so long where that helps on the validation images. Raises
+    ValueError when no subnet reaches `min_accuracy`, or when there is nothing to tune.
     """
 
     def judge(
@@ -145,6 +155,13 @@ def recalibrated(
             "its classes in the order of the network's?"
         )
     chosen = pareto_of(good, lambda m: cost(checkpoint.definition, m.arch).macs)
+    if tune_epochs:
+        largest = checkpoint.definition.space.largest
+        teacher = next((m for m in measured if m.arch == largest), None) or judge(
+            largest, data.validation, known.get(largest.subnet_id)
+        )
+        tuned = _tuned(checkpoint, data, [*chosen, teacher], tune_epochs)
+        chosen = [_better(m, judge(m.arch, data.validation, tuned[m.arch])) for m in chosen]
     kept: list[Measurement] = []
     before: dict[str, float] = {}
     with tracked(chosen, "test", console) as following:
@@ -171,6 +188,29 @@ def recalibrated(
         fingerprint="",
     )
     return done, before
+
+
+def _tuned(
+    checkpoint: Checkpoint, data: Dataset, measured: list[Measurement], epochs: float
+) -> dict[Arch, dict[str, torch.Tensor]]:
+    """Tuned statistics, on training images augmented as when the supernet was trained."""
+    recorded: Mapping[str, Any] = checkpoint.provenance.get("config", {})
+    options = DataConfig(**recorded["data"]) if "data" in recorded else DataConfig(augment=0.0)
+    with Progress(console=console) as bar:
+        task = bar.add_task("tune", total=None)
+        return tune_norms(
+            checkpoint.state,
+            checkpoint.definition,
+            {m.arch: m.statistics for m in measured},
+            data.train,
+            checkpoint.input,
+            TuningOptions(epochs, options),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _better(as_it_was: Measurement, tuned: Measurement) -> Measurement:
+    return tuned if tuned.accuracy > as_it_was.accuracy else as_it_was
 
 
 def _before_text(before: float | None) -> str:

@@ -104,6 +104,8 @@ def tune_norms(
     Raises ValueError when the largest's statistics are missing, or there is less than one batch.
     """
     largest = definition.space.largest
+    if not definition.buffer_shapes(largest):
+        raise ValueError(f"{definition.family_name} has no BatchNorm whose norms could be tuned")
     if largest not in statistics:
         raise ValueError(f"tuning needs the statistics of {largest.subnet_id}, which teaches")
     size = options.data.batch_size

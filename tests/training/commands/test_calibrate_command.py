@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from subnetact import load_executor
-from supernet import ServedSubnet, cost, load_checkpoint, save_checkpoint
-from training.commands.calibrate_command import calibrate
+from supernet import Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
+from training.commands.calibrate_command import calibrate, recalibrated
 from training.commands.precision_command import precision
 from training.config import config_from_json
 from training.data.array_folder import ArraySplit, write_array_folder
@@ -178,3 +178,28 @@ def test_int8_is_measured_and_offered_where_it_loses_little(
     printed = capsys.readouterr().out
     assert strict.subnets == before.subnets
     assert printed.count("no") >= len(before.subnets) - len(offered)
+
+
+def test_tuning_keeps_what_helps_on_held_out_images(imported: Path) -> None:
+    loaded = load_checkpoint(imported)
+    data, space = load_dataset("digits"), loaded.definition.space
+    archs = [space.smallest, space.largest]
+    plain, tuned = (
+        recalibrated(
+            loaded, data, archs, images=512, keep_statistics=False, min_accuracy=0.0,
+            tune_epochs=epochs,
+        )[0]
+        for epochs in (0.0, 3.0)
+    )  # fmt: skip
+
+    def on_validation(checkpoint: Checkpoint) -> float:
+        return measure(
+            loaded.state, loaded.definition, space.smallest, input_spec=loaded.input,
+            calibration=data.train, calibration_images=512, held_out=data.validation,
+            statistics=checkpoint.norm_statistics[space.smallest.subnet_id],
+        ).accuracy  # fmt: skip
+
+    assert on_validation(tuned) >= on_validation(plain)
+    large = space.largest.subnet_id
+    for name, tensor in plain.norm_statistics[large].items():
+        assert torch.equal(tuned.norm_statistics[large][name], tensor)
