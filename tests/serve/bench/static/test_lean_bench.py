@@ -1,4 +1,4 @@
-"""The static part measures ours and a lean server on one trace, and goes on where it stopped."""
+"""Part `static` measures ours and a lean server on one trace, and goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 
 from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, measured
-from serve.bench.serving.static_front import StaticBench, StaticScale, fastest_forms
+from serve.bench.static.lean_bench import LeanBench, LeanScale
+from serve.bench.static.networks import fastest_forms
 from slackfit.profile import LatencyProfile, SubnetProfile
 
-SCALE = StaticScale(
+SCALE = LeanScale(
     slos_s=(0.5,), loads=(0.1,), systems=("slackfit", "fixed_largest", "lean", "lean_with_drop"),
     duration_s=0.7, capacity_s=0.4,
 )  # fmt: skip
@@ -30,7 +31,7 @@ def setting(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_ours_and_a_lean_server_meet_the_same_trace(setting: Setting, tmp_path: Path) -> None:
     told: list[str] = []
     journal = Journal(tmp_path / "static.jsonl", {})
-    bench = StaticBench(setting, journal, scale=SCALE, tell=told.append)
+    bench = LeanBench(setting, journal, scale=SCALE, tell=told.append)
     bench.run()
     rows = {row["figure"]: row["value"] for row in bench.rows()}
     cell = "static/tiny/slo500/load10"
@@ -38,7 +39,7 @@ def test_ours_and_a_lean_server_meet_the_same_trace(setting: Setting, tmp_path: 
         assert rows[f"{cell}/{system}/attainment"] > 0.9
         assert 0 < rows[f"{cell}/{system}/accuracy"] <= 1
     assert rows["static/tiny/capacity"] > 0
-    again = StaticBench(setting, journal, scale=SCALE, tell=told.append)
+    again = LeanBench(setting, journal, scale=SCALE, tell=told.append)
     before = len(told)
     again.run()
     assert len(told) == before + 1, "nothing is measured twice"

@@ -1,4 +1,4 @@
-"""Part `static`: our front against static networks, behind our own door and behind a lean server.
+"""`LeanBench`: our front against one static network behind a lean server.
 
 What a user would deploy instead of a supernet is one well-exported network. Each size in its
 fastest precision is served behind our own door (`fixed:`), and the largest behind some lines of
@@ -20,6 +20,7 @@ from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting
+from serve.bench.static.networks import fastest_forms
 
 OURS = ("slackfit", "drainfit")
 FIXED = ("fixed_smallest", "fixed_middle", "fixed_largest")
@@ -30,7 +31,7 @@ _IN_FLIGHT = 64
 _STOP_S = 10.0
 
 
-class StaticScale(NamedTuple):
+class LeanScale(NamedTuple):
     """How much is run."""
 
     slos_s: tuple[float, ...] = (0.02, 0.05)
@@ -41,16 +42,14 @@ class StaticScale(NamedTuple):
     capacity_s: float = 4.0
 
 
-QUICK = StaticScale()
-FULL = StaticScale(systems=(*OURS, *FIXED, *LEAN), num_rounds=3, duration_s=15.0)
+QUICK = LeanScale()
+FULL = LeanScale(systems=(*OURS, *FIXED, *LEAN), num_rounds=3, duration_s=15.0)
 
 
-class StaticBench:
+class LeanBench:
     """One comparison; what is measured goes to the journal at once."""
 
-    def __init__(
-        self, setting: Setting, journal: Journal, *, scale: StaticScale, tell: Tell
-    ) -> None:
+    def __init__(self, setting: Setting, journal: Journal, *, scale: LeanScale, tell: Tell) -> None:
         self._setting = setting
         self._journal = journal
         self._scale = scale
@@ -144,26 +143,11 @@ class StaticBench:
             return load.closed_loop_qps(url, scale.capacity_s, in_flight=_IN_FLIGHT)
 
 
-def fastest_forms(setting: Setting) -> dict[str, str]:
-    """Return the smallest, middle and largest subnet, each in its fastest precision here."""
-    profile, size = setting.profile, setting.profile.max_batch_size
-    known = set(profile.subnet_ids)
-    floats = [i for i in sorted(known, key=profile.accuracy) if not i.endswith("-i8")]
-    wanted = {"smallest": floats[0], "middle": floats[len(floats) // 2], "largest": floats[-1]}
-    return {
-        name: min(
-            (i for i in (subnet_id, f"{subnet_id}-i8") if i in known),
-            key=lambda i: profile.latency_s(i, size),
-        )
-        for name, subnet_id in wanted.items()
-    }
-
-
 @contextlib.contextmanager
 def lean_server(setting: Setting, subnet_id: str, drop_s: float | None) -> Iterator[str]:
     """Run the lean server for the length of a `with` block and yield its URL."""
     command = [
-        sys.executable, "-m", "serve.bench.serving.lean_server", str(setting.checkpoint),
+        sys.executable, "-m", "serve.bench.static.lean_server", str(setting.checkpoint),
         subnet_id, *([] if drop_s is None else [f"{drop_s * 1e3:g}"]),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
