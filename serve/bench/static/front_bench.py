@@ -47,7 +47,7 @@ class FrontScale(NamedTuple):
 
 
 QUICK = FrontScale()
-FULL = FrontScale(num_rounds=3, duration_s=40.0, tuning_s=8.0, capacity_s=10.0)
+FULL = FrontScale(num_rounds=2, duration_s=40.0, tuning_s=4.0, capacity_s=10.0)
 
 
 class FrontBench:
