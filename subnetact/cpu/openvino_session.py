@@ -1,7 +1,8 @@
 """`OpenVinoSession`: a graph that OpenVINO runs; an extra, used for subnets that it runs faster.
 
 It is set to answer soon, on as many threads as the caller says, and to keep float in 32 bit: by
-default it computes in bfloat16 where the processor can, three digits off.
+default it computes in bfloat16 where the processor can, three digits off. Its threads, one of which
+runs what the caller waits for, are not pinned to cores: a door uses the same ones.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             if compiled:
