@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from serve.bench.rows import Row, Tell, row
@@ -85,13 +85,15 @@ class LeanBench:
 
     def _cell_rows(self, slo_s: float, share: float) -> list[Row]:
         rows: list[Row] = []
+        scores: dict[str, LoadScore] = {}
+        cell = f"{self._prefix}/slo{slo_s * 1e3:g}/load{share * 100:g}"
         for system in self._scale.systems:
             names = [_name(system, slo_s, share, n) for n in range(self._scale.num_rounds)]
             runs = [LoadScore(*self._journal.get(n)) for n in names if n in self._journal]
             if not runs:
                 continue
-            whole = pooled(runs)
-            figure = f"{self._prefix}/slo{slo_s * 1e3:g}/load{share * 100:g}/{system}"
+            whole = scores[system] = pooled(runs)
+            figure = f"{cell}/{system}"
             low, high = whole.interval
             detail = (
                 f"{whole.num_queries} queries in {len(runs)} runs, attainment {low:.4f} to "
@@ -102,6 +104,10 @@ class LeanBench:
                 row(f"{figure}/attainment", whole.attainment, "fraction", detail),
                 row(f"{figure}/accuracy", whole.accuracy, "fraction", "of answers on time"),
             ]
+        lean = {name: score for name, score in scores.items() if name in LEAN}
+        for policy in OURS if lean else ():
+            if policy in scores:
+                rows += against_lean(f"{cell}/{policy}", scores[policy], lean)
         return rows
 
     def _measure_all(self, system: str, slo_s: float, number: int, capacity_qps: float) -> None:
@@ -141,6 +147,23 @@ class LeanBench:
         with lean_server(self._setting, self._static["largest"], None) as url:
             load, scale = self._setting.load, self._scale
             return load.closed_loop_qps(url, scale.capacity_s, in_flight=_IN_FLIGHT)
+
+
+def against_lean(figure: str, ours: LoadScore, lean: Mapping[str, LoadScore]) -> list[Row]:
+    """Return ours less the better lean server by attainment, and utility over the best one's."""
+    best = max(lean, key=lambda name: lean[name].attainment)
+    useful = max(lean, key=lambda name: lean[name].utility)
+    rows = [
+        row(f"{figure}/attainment_less_lean", ours.attainment - lean[best].attainment, "fraction",
+            f"the better one is {best}; at least -0.005 asked for up to half of its capacity"),
+        row(f"{figure}/accuracy_less_lean", ours.accuracy - lean[best].accuracy, "fraction",
+            "within 0.002 asked for there"),
+    ]  # fmt: skip
+    if lean[useful].utility > 0:
+        ratio = ours.utility / lean[useful].utility
+        detail = f"the better one is {useful}; at least 0.97 asked for at 75 %"
+        rows.append(row(f"{figure}/utility_over_lean", ratio, "ratio", detail))
+    return rows
 
 
 @contextlib.contextmanager
