@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WIRE := .venv-wire
 WIRE_STAMP := $(WIRE)/.installed
+LITSERVE := .venv-litserve
+LITSERVE_STAMP := $(LITSERVE)/.installed
 PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install check audit test test-slow test-gpu bench demo proto
+.PHONY: install check audit test test-slow test-gpu bench litserve demo proto
 
 install: $(STAMP)
 
@@ -22,6 +24,11 @@ $(WIRE_STAMP): requirements-wire.txt
 	test -x $(WIRE)/bin/python || $(PYTHON) -m venv $(WIRE)
 	$(WIRE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-wire.txt
 	touch $(WIRE_STAMP)
+
+$(LITSERVE_STAMP): requirements-litserve.txt
+	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
+	$(LITSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-litserve.txt
+	touch $(LITSERVE_STAMP)
 
 check: $(STAMP) audit
 	$(BIN)/ruff format --check .
@@ -50,6 +57,9 @@ test-gpu: $(STAMP)
 bench: $(STAMP)
 	mkdir -p runs
 	$(BIN)/supernet bench policies --json runs/bench_policies.json
+
+# A peer of `supernet bench serving --part static`, which says so and goes on where it is absent.
+litserve: $(LITSERVE_STAMP)
 
 # Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)

@@ -68,7 +68,11 @@ def profile(
                 from subnetact.profiling.resident_profile import measure_resident_profile
 
                 graphs = load_executor(
-                    loaded, threads=threads, max_batch_size=max(sizes), packing="graph"
+                    loaded,
+                    threads=threads,
+                    max_batch_size=max(sizes),
+                    packing="graph",
+                    choose_engines=True,
                 )
                 assert isinstance(graphs, GraphExecutor), "the packing asked for"
                 measured = measure_resident_profile(
@@ -90,6 +94,7 @@ def profile(
                     dtype=dtype,
                     batch_sizes=sizes,
                     graph_budget_bytes=mebibytes(graph_mib),
+                    choose_engines=True,
                 )
                 measured = measure_profile(
                     executor, loaded, batch_sizes=sizes, repeats=repeats, progress=show

@@ -46,6 +46,7 @@ def load_executor(
     dtype: str | None = None,
     batch_sizes: Iterable[int] | None = None,
     graph_budget_bytes: int | None = None,
+    choose_engines: bool = False,
 ) -> Executor:
     """Load a checkpoint folder (or take a loaded one) and make its subnets runnable.
 
@@ -54,7 +55,8 @@ def load_executor(
     `views`. Subnets in int8 run as graphs only, and are left out elsewhere. `budget_bytes` limits
     what is resident, on CUDA all weights on the device. `dtype` is `float32` or, for CUDA slices,
     `bfloat16` (the default there) or `float16`. `batch_sizes` and `graph_budget_bytes` say which
-    CUDA graphs to capture (`CudaExecutor`).
+    CUDA graphs to capture (`CudaExecutor`). `choose_engines` measures which library runs each graph
+    on a CPU faster, where there are two (`GraphExecutor`); later calls go by what was found.
 
     Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
     another packing or dtype, or a device that is not there.
@@ -72,7 +74,9 @@ def load_executor(
             f"dtype is {dtype!r}, allowed {', '.join(dtypes)} on {device} with packing {packing}"
         )
     if packing == "graph":
-        return _graphs(checkpoint, threads, max_batch_size, subnet_ids, budget_bytes)
+        return _graphs(
+            checkpoint, threads, max_batch_size, subnet_ids, budget_bytes, choose_engines
+        )
     if packing == "views":
         return EagerExecutor(
             checkpoint,
@@ -110,6 +114,7 @@ def _graphs(
     max_batch_size: int,
     subnet_ids: Iterable[str] | None,
     budget_bytes: int | None,
+    choose_engines: bool,
 ) -> Executor:
     from subnetact.cpu.graph_executor import GraphExecutor
 
@@ -133,4 +138,5 @@ def _graphs(
         subnet_ids=wanted,
         budget_bytes=budget_bytes,
         cache_folder=graph_folder(),
+        choose_engines=choose_engines,
     )

@@ -71,11 +71,14 @@ def actuation(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: graph, int8, switch, residency, memory, startup, busy.",
+            help="Only these: graph, int8, switch, residency, memory, startup, busy, capacity.",
         ),
     ] = None,
 ) -> None:
-    """Measure compiled subnets: against static exports, switching, residency, memory, starting."""
+    """Measure compiled subnets: against static exports, switching, residency, memory, starting.
+
+    And what int8 adds to the capacity, simulated.
+    """
     from serve.bench.actuation.bench import ActuationBench
     from slackfit.user_errors import user_errors
 

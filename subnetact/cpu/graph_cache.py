@@ -54,6 +54,11 @@ class GraphCache:
             self._make_room(size)
             return partial.replace(self._folder / f"{key}.{_digest(partial)}.onnx")
 
+    def forget(self, key: str) -> None:
+        """Remove what is kept of `key`, so that something else may be."""
+        for path in self._folder.glob(f"{key}.*.onnx"):
+            path.unlink(missing_ok=True)
+
     def _make_room(self, wanted_bytes: int) -> None:
         """Remove the files that were not used for longest until `wanted_bytes` fit."""
         found: list[tuple[float, int, Path]] = []

@@ -21,6 +21,7 @@ import numpy as np
 
 from slackfit.residency import Savings, ValuePerByte
 from subnetact.cpu.activation_ranges import ranges_from_tensors
+from subnetact.cpu.compiled_session import CompiledSession
 from subnetact.cpu.graph_cache import GraphCache
 from subnetact.cpu.residency_keeper import ResidencyKeeper
 from subnetact.cpu.session_savings import measure_session_savings
@@ -33,6 +34,7 @@ from supernet.served_form import ServedForm
 
 _BYTES = {"fp32": 4, "int8": 1}
 _SAVINGS_BATCH = 1
+_CHOSEN_AT = (1, 8)  # batch sizes that engines are compared at
 
 
 class Views(Protocol):
@@ -58,13 +60,15 @@ class GraphExecutor(StagingExecutor):
         subnet_ids: Iterable[str] | None = None,
         budget_bytes: int | None = None,
         cache_folder: Path | None = None,
+        choose_engines: bool = False,
     ):
         """Open the sessions (default: of every form that the checkpoint serves), or what fits.
 
         What `make_views` returns serves what has none. Graphs are kept in `cache_folder`, where one
-        is given, so that they are made once. Raises CheckpointError for a subnet that the
-        checkpoint does not serve, ValueError for a number that is out of range, OrtMissingError
-        without onnxruntime.
+        is given, so that they are made once. `choose_engines` times each subnet in each engine that
+        is installed; later executors go by that (`SubnetSessions.choose`). Raises CheckpointError
+        for a subnet that the checkpoint does not serve, ValueError for a number that is out of
+        range, OrtMissingError without onnxruntime.
         """
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
@@ -88,7 +92,10 @@ class GraphExecutor(StagingExecutor):
             i: _BYTES[subnet.precision] * _num_parameters(checkpoint, subnet.arch.subnet_id)
             for i, subnet in served.items()
         }
-        self.store = SessionStore(sessions.open, num_bytes, budget_bytes)
+        self._sessions = sessions
+        self.store = SessionStore(
+            self._choose if choose_engines else sessions.open, num_bytes, budget_bytes
+        )
         self._keeper = self._fill(budget_bytes)
         if len(self.store.resident) < len(self._forms):
             self._views()  # now, not while a batch waits
@@ -136,7 +143,9 @@ class GraphExecutor(StagingExecutor):
     def details(self) -> str:
         """Which precisions there are, for a profile."""
         precisions = sorted({form.precision for form in self._forms.values()})
-        return f"whole graphs of onnxruntime, {' and '.join(precisions)}"
+        by_openvino = self.counts()["graphs_openvino"]
+        engines = f" ({by_openvino} by OpenVINO)" if by_openvino else ""
+        return f"whole graphs of onnxruntime{engines}, {' and '.join(precisions)}"
 
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> HostLaunched:
         """See `Executor`: run the batch and return its logits."""
@@ -167,6 +176,10 @@ class GraphExecutor(StagingExecutor):
         if self._keeper is not None:
             self._keeper.close()
         self.store.evict_others(())
+
+    def _choose(self, form: ServedForm) -> CompiledSession:
+        batches = [self._inputs(form, self.sample.zeros(size)) for size in _CHOSEN_AT]
+        return self._sessions.choose(form, batches)
 
     def _inputs(self, form: ServedForm, samples: np.ndarray) -> np.ndarray:
         """Return staged samples as the graph of a form takes them."""

@@ -48,6 +48,8 @@ def onnxruntime() -> Any:
 class OrtSession:
     """A loaded model: uint8 images (B, C, H, W) or int64 ids (B, N) in, float32 logits out."""
 
+    engine = "onnxruntime"
+
     def __init__(
         self,
         model: Path,

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 
 from slackfit.residency import Candidate, Savings
-from subnetact.cpu.ort_session import OrtSession
+from subnetact.cpu.compiled_session import CompiledSession
 from supernet.served_form import ServedForm
 
 Run = Callable[[ServedForm, np.ndarray], object]
@@ -17,7 +17,7 @@ Run = Callable[[ServedForm, np.ndarray], object]
 
 def measure_session_savings(
     forms: Iterable[ServedForm],
-    open_session: Callable[[ServedForm], OrtSession],
+    open_session: Callable[[ServedForm], CompiledSession],
     num_bytes: dict[str, int],
     run_on_views: Run,
     samples: np.ndarray,

@@ -13,16 +13,16 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from subnetact.cpu.ort_session import OrtSession
+from subnetact.cpu.compiled_session import CompiledSession
 from supernet.served_form import ServedForm
 
-Open = Callable[[ServedForm], OrtSession]
+Open = Callable[[ServedForm], CompiledSession]
 
 
 class Found(NamedTuple):
     """A resident session, and which form it is of."""
 
-    session: OrtSession
+    session: CompiledSession
     form: ServedForm
 
 
@@ -42,7 +42,7 @@ class SessionStore:
         self.num_bytes = num_bytes
         self.open_session = open_session
         self._lock = threading.Lock()
-        self._sessions: dict[str, OrtSession] = {}
+        self._sessions: dict[str, CompiledSession] = {}
         self._hits = self._misses = self._twins = 0
         self._loads = self._evictions = self._refusals = 0
         self._has_warned = False
@@ -115,6 +115,7 @@ class SessionStore:
                 "evictions": self._evictions,
                 "held_bytes": self._held_bytes(),
                 "graphs_resident": len(self._sessions),
+                "graphs_openvino": sum(s.engine == "openvino" for s in self._sessions.values()),
                 "graph_refusals": self._refusals,
                 "int8_by_float": self._twins,
             }

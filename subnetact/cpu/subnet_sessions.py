@@ -4,6 +4,11 @@ Making one: the template of its topology (recorded once per process), its initia
 the supernet, rounded where it is int8, optimised by onnxruntime. The optimised model is kept in a
 `GraphCache` under everything that it depends on: the checkpoint, this code's version, the
 library's, the processor, and the ranges.
+
+Where OpenVINO is installed, `open` takes it for the subnets that it was found to run faster, and
+`choose` finds that out: both engines' sessions are timed in turn. What was found is kept in the
+same cache, the compiled model or, where onnxruntime won, an empty file, so that a start measures
+nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 
 from subnetact.cpu.activation_ranges import Ranges, ranges_to_json
+from subnetact.cpu.compiled_session import CompiledSession, is_faster
 from subnetact.cpu.graph_cache import GraphCache
 from subnetact.cpu.graph_template import GraphTemplate, topology, write_template
+from subnetact.cpu.openvino_session import OpenVinoSession, openvino_version
 from subnetact.cpu.ort_session import OrtSession, onnxruntime, return_freed_memory
 from subnetact.cpu.quantise import quantise
 from subnetact.cpu.subnet_graph import subnet_graph
@@ -67,17 +75,31 @@ class SubnetSessions:
             ]
         )
 
-    def open(self, form: ServedForm) -> OrtSession:
+    def open(self, form: ServedForm) -> CompiledSession:
         """Return a session of a served subnet in a precision.
 
         Raises CheckpointError for an unknown subnet, ValueError for int8 without ranges,
         GraphError where the family uses an operator that no rule writes.
         """
-        session = self._from_cache(form)
-        if session is None:
-            session = self._made(form)
+        session = self._chosen(form) or self._by_onnxruntime(form)
         return_freed_memory()
         return session
+
+    def choose(self, form: ServedForm, batches: Sequence[np.ndarray]) -> CompiledSession:
+        """Return what runs these batches faster here, and keep that for `open`.
+
+        `batches` are as the graph takes them. Without OpenVINO, a cache, or its understanding of
+        the graph it is onnxruntime. Raises as `open`.
+        """
+        ours = self._by_onnxruntime(form)
+        other = self._by_openvino(form)
+        if other is None:
+            return ours
+        wins = is_faster(other, ours, batches)
+        if self._cache is not None:
+            self._cache.forget(self._openvino_key(form))
+            self._cache.keep(self._openvino_key(form), other.save if wins else Path.touch)
+        return other if wins else ours
 
     def graph(self, form: ServedForm) -> onnx.ModelProto:
         """Return the subnet's model as it is before onnxruntime optimises it; raises as `open`."""
@@ -109,6 +131,36 @@ class SubnetSessions:
                     self._checkpoint.definition, self._checkpoint.input, arch
                 )
             return self._templates[name]
+
+    def _chosen(self, form: ServedForm) -> CompiledSession | None:
+        """Return OpenVINO's session where it was found to be faster."""
+        if self._cache is None or openvino_version() is None:
+            return None
+        path = self._cache.find(self._openvino_key(form))
+        if path is None or path.stat().st_size == 0:
+            return None
+        try:
+            return OpenVinoSession(path, threads=self._threads, compiled=True)
+        except ValueError:
+            path.unlink(missing_ok=True)
+            return None
+
+    def _by_openvino(self, form: ServedForm) -> OpenVinoSession | None:
+        if openvino_version() is None:
+            return None
+        with TemporaryDirectory() as folder:
+            plain = Path(folder) / "plain.onnx"
+            onnx.save(self.graph(form), plain)
+            try:
+                return OpenVinoSession(plain, threads=self._threads)
+            except ValueError:  # an operator that it does not have
+                return None
+
+    def _openvino_key(self, form: ServedForm) -> str:
+        return f"{self._key(form)}-openvino-{openvino_version()}-{self._threads}"
+
+    def _by_onnxruntime(self, form: ServedForm) -> OrtSession:
+        return self._from_cache(form) or self._made(form)
 
     def _from_cache(self, form: ServedForm) -> OrtSession | None:
         path = self._cache.find(self._key(form)) if self._cache is not None else None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subnetact.cpu.activation_ranges import Ranges, activation_ranges, ranges_to_tensors
-from subnetact.cpu.ort_session import OrtSession
+from subnetact.cpu.compiled_session import CompiledSession
 from subnetact.cpu.subnet_sessions import SubnetSessions
 from supernet import Checkpoint, ServedSubnet
 from supernet.served_form import ServedForm
@@ -91,7 +91,7 @@ def with_int8(checkpoint: Checkpoint, measured: Sequence[Int8Measurement]) -> Ch
 
 
 def _is_correct(
-    checkpoint: Checkpoint, subnet: ServedSubnet, session: OrtSession, samples: Samples
+    checkpoint: Checkpoint, subnet: ServedSubnet, session: CompiledSession, samples: Samples
 ) -> np.ndarray:
     """(N,) booleans: which samples a session classifies correctly."""
     hits = [

@@ -22,6 +22,7 @@ from serve.bench.actuation.bench_net import (
 )
 from serve.bench.actuation.busy import busy_rows
 from serve.bench.actuation.graph_rows import graph_rows
+from serve.bench.actuation.int8_capacity import QUERIES, capacity_rows
 from serve.bench.actuation.residency import residency_rows
 from serve.bench.actuation.servable_memory import servable_memory_rows
 from serve.bench.actuation.served_memory import served_memory_rows
@@ -31,14 +32,16 @@ from serve.bench.rows import Row, Tell
 from subnetact.cpu.graph_executor import GraphExecutor
 from subnetact.cpu.ort_session import onnxruntime
 from subnetact.device import device_name
+from subnetact.profiling.profiler import measure_profile
 from subnetact.profiling.sushi_encoding import widths_of
 from subnetact.views.eager_executor import EagerExecutor
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
-PARTS = ("graph", "int8", "switch", "residency", "memory", "startup", "busy")
+PARTS = ("graph", "int8", "switch", "residency", "memory", "startup", "busy", "capacity")
 _STARTED, _STARTED_FULL = 14, 100  # subnets
 _SERVABLE = 500
 _BUSY_BATCH = 8
+_PROFILED = 5  # runs of each entry of the profile that capacity is simulated with
 
 
 class BenchNets(Protocol):
@@ -83,16 +86,19 @@ class ActuationBench:
         full: bool = False,
         thoroughness: float = 1.0,
         servable: int = _SERVABLE,
+        queries: int = QUERIES,
         tell: Tell = print,
     ):
         """`full` measures two threads as well, and the start of a hundred subnets.
 
-        `thoroughness` stretches the seconds that every figure is given.
+        `thoroughness` stretches the seconds that every figure is given, `servable` and `queries`
+        say how many subnets are counted in memory and queries simulated.
         """
         self._nets = nets or PublishedNets()
         self._full = full
         self._thoroughness = thoroughness
         self._servable = servable
+        self._queries = queries
         self._tell = tell
         self._folder = Path()
 
@@ -198,6 +204,15 @@ class ActuationBench:
         at_least_s = 15.0 * self._thoroughness
         figure = f"{net.name}/max/b{_BUSY_BATCH}/t1"
         return busy_rows(figure, calls, at_least_s=at_least_s, tell=self._tell)
+
+    def _capacity(self) -> list[Row]:
+        net = self._nets.resnet
+        checkpoint, views = self._views(net)
+        executor = self._graphs(checkpoint, views, form_ids(checkpoint, "both"))
+        repeats = max(1, round(_PROFILED * self._thoroughness))
+        profile = measure_profile(executor, checkpoint, repeats=repeats)
+        executor.close()
+        return capacity_rows(net.name, profile, queries=self._queries, tell=self._tell)
 
     def _views(self, net: BenchNet) -> tuple[Checkpoint, EagerExecutor]:
         """Return the checkpoint of what a network serves, and an executor of it on views."""

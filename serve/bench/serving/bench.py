@@ -10,6 +10,7 @@ same command goes on where it was stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from serve.config import ServeConfigError
 
 PARTS = ("peers", "static", "overload", "doors", "mixed", "soak")
 DEFAULT_PARTS = ("peers", "overload", "doors")
+_OF_PUBLISHED = "static"  # without a checkpoint it has networks of its own
 _THREADS = 1  # of the device: client, proxy and replica share the cores with it
 
 
@@ -44,31 +46,43 @@ class ServingBench:
         duration_s: float | None = None,
         tell: Tell,
     ) -> None:
-        """Keep cells in `out`; `duration_s` is the length of the soak. Raises ServeConfigError."""
+        """Keep cells in `out`; `duration_s` is the length of the soak.
+
+        Without a `checkpoint` it is the demo's, and for `static` the published networks.
+        """
         self.rows: list[Row] = []
         self.picture: dict[str, dict[str, Any]] = {}
         self._out = out
         self._full = full
         self._duration_s = duration_s
         self._tell = tell
-        folder = find_checkpoint(checkpoint)
-        self._setting = measured(
+        self._checkpoint = checkpoint
+        self._data = data
+
+    @cached_property
+    def _setting(self) -> Setting:
+        folder = find_checkpoint(self._checkpoint)
+        return measured(
             folder,
-            find_data(data, folder),
-            out / "profile.json",
+            find_data(self._data, folder),
+            self._out / "profile.json",
             threads=_THREADS,
-            tell=tell,
+            tell=self._tell,
         )
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
-        """Run the parts (None: the default ones). Raises ServeConfigError for an unknown one."""
+        """Run the parts (None: the default ones).
+
+        Raises ServeConfigError for an unknown one, or where there is no checkpoint to serve.
+        """
         wanted = DEFAULT_PARTS if parts is None else tuple(parts)
         unknown = sorted(set(wanted) - set(PARTS))
         if unknown:
             raise ServeConfigError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
-        slo = slo_row(self._setting)
-        self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
-        self.rows.append(slo)
+        if self._checkpoint is not None or set(wanted) != {_OF_PUBLISHED}:
+            slo = slo_row(self._setting)
+            self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
+            self.rows.append(slo)
         for name in (p for p in PARTS if p in wanted):
             self._tell(f"part {name}")
             part: Part = getattr(self, f"_{name}")()
@@ -86,10 +100,18 @@ class ServingBench:
         return PeersBench(self._setting, self._journal("peers"), scale=scale, tell=self._tell)
 
     def _static(self) -> Part:
-        from serve.bench.serving.static_front import FULL, QUICK, StaticBench
+        from serve.bench.static.bench import of_checkpoint, of_published
 
-        scale = FULL if self._full else QUICK
-        return StaticBench(self._setting, self._journal("static"), scale=scale, tell=self._tell)
+        if self._checkpoint is not None:
+            return of_checkpoint(self._setting, self._journal_of, full=self._full, tell=self._tell)
+        return of_published(
+            self._out,
+            self._journal_of,
+            data=self._data,
+            threads=_THREADS,
+            full=self._full,
+            tell=self._tell,
+        )
 
     def _overload(self) -> Part:
         from serve.bench.serving.overload import FULL, QUICK, OverloadBench
@@ -117,7 +139,9 @@ class ServingBench:
         return SoakBench(self._setting, journal, duration_s=duration_s, tell=self._tell)
 
     def _journal(self, part: str, **more: Any) -> Journal:
-        setting: Setting = self._setting
+        return self._journal_of(part, self._setting, **more)
+
+    def _journal_of(self, part: str, setting: Setting, **more: Any) -> Journal:
         settings = {
             "checkpoint": setting.profile.checkpoint,
             "profile": setting.profile.created,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -42,8 +42,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(config: ServeConfig, max_batch_size: int) -> Iterator[Cluster]:
-    """Serve ours, the peer and a no-op for the length of a `with` block."""
+def running(
+    config: ServeConfig, max_batch_size: int, peer_subnet_ids: Sequence[str] | None = None
+) -> Iterator[Cluster]:
+    """Serve ours, the peer and a no-op for the length of a `with` block.
+
+    The peer holds the named subnets; None: all, in fp32 and int8.
+    """
     with on_ray(config, num_cpus=_LOGICAL_CPUS) as host:
         from ray import serve as ray_serve
 
@@ -51,7 +56,9 @@ def running(config: ServeConfig, max_batch_size: int) -> Iterator[Cluster]:
 
         with contextlib.closing(bind(config.host, 0)) as sock:
             port = sock.getsockname()[1]
-        peer = FixedPeer.bind(config.checkpoint, config.threads, max_batch_size, port)
+        peer = FixedPeer.bind(
+            config.checkpoint, config.threads, max_batch_size, port, peer_subnet_ids
+        )
         ray_serve.run(peer, name=PEER_APP, route_prefix=PEER_PREFIX)
         ray_serve.run(NoOp.bind(), name="no_op", route_prefix="/no_op")
         rpc_url = f"grpc://{host.rpc_address}" if host.rpc_address else ""

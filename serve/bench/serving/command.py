@@ -29,7 +29,9 @@ def bench_serving(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Folder of the supernet; default: the demo's, runs/demo/checkpoint."),
+        typer.Option(
+            help="Folder of the supernet; default: the demo's, for static the published networks."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -43,7 +45,7 @@ def bench_serving(
         typer.Option(min=1, help="Length of the soak; default: 60 s, with --full an hour."),
     ] = None,
 ) -> None:
-    """Measure this system against Ray Serve's own batching, beyond capacity, and door by door."""
+    """Measure this system against others' batching, static networks, beyond capacity, by door."""
     from serve.bench.serving.bench import ServingBench
     from serve.client import ClientError
     from serve.config import ServeConfigError

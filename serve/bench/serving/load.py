@@ -53,6 +53,11 @@ class LoadScore(NamedTuple):
         """On-time over all arrived."""
         return self.on_time / self.num_queries if self.num_queries else 0.0
 
+    @property
+    def utility(self) -> float:
+        """Attainment x mean accuracy of the on-time answers."""
+        return self.attainment * self.accuracy
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:

@@ -14,6 +14,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,13 +60,23 @@ class _Ran(NamedTuple):
 @ray_serve.deployment(name=PEER_APP, max_ongoing_requests=_UNLIMITED)
 @ray_serve.ingress()
 class FixedPeer:
-    """One replica: every subnet loaded in both forms, one of them in use."""
+    """One replica: several subnets loaded (None: all), one of them in use."""
 
-    async def __init__(self, checkpoint: str, threads: int, max_batch_size: int, port: int) -> None:
+    async def __init__(
+        self,
+        checkpoint: str,
+        threads: int,
+        max_batch_size: int,
+        port: int,
+        subnet_ids: list[str] | None = None,
+    ) -> None:
         loaded = await asyncio.to_thread(load_checkpoint, checkpoint)
-        self._executor = load_executor(loaded, threads=threads, max_batch_size=max_batch_size)
-        self._eager = {i: StaticSubnet(loaded, i, threads=threads) for i in loaded.subnet_ids}
-        self._accuracy = {s.subnet_id: s.accuracy for s in loaded.subnets}
+        self._executor = load_executor(
+            loaded, threads=threads, max_batch_size=max_batch_size, subnet_ids=subnet_ids
+        )
+        self._make_eager = partial(StaticSubnet, loaded, threads=threads)
+        self._eager: dict[str, StaticSubnet] = {}
+        self._accuracy = {s.subnet_id: s.accuracy for s in loaded.forms}
         self._device = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="device")
         self._tuning = Tuning(loaded.subnet_ids[0], False, 1, 0.0, None)
         self._spec = ModelSpec(
@@ -90,7 +101,12 @@ class FixedPeer:
 
     async def tune(self, tuning: tuple[Any, ...]) -> None:
         """Serve like this from now on; what waits is finished first."""
-        self._tuning = Tuning(*tuning)
+        wanted = Tuning(*tuning)
+        if wanted.is_eager and wanted.subnet_id not in self._eager:
+            self._eager[wanted.subnet_id] = await asyncio.to_thread(
+                self._make_eager, wanted.subnet_id
+            )
+        self._tuning = wanted
         batching: Any = self._run  # Ray hangs the setters on the method
         batching.set_max_batch_size(self._tuning.max_batch_size)
         batching.set_batch_wait_timeout_s(self._tuning.wait_s)

@@ -73,21 +73,32 @@ def find_data(given: Path | None, checkpoint: Path) -> Path | None:
     return given or (beside if (beside / "images.npy").is_file() else None)
 
 
-def choose_slo_s(profile: LatencyProfile) -> float:
-    """Return the SLO: ten times the largest subnet's batch 1, up to the next 5 ms.
+def choose_slo_s(profile: LatencyProfile, largest: str | None = None) -> float:
+    """Return the SLO: ten times the batch 1 of the largest (None: most accurate) subnet.
+
+    Up to the next 5 ms.
 
     Then the largest fits alone but not in the batches that a burst asks for, so that accuracy and
     attainment are a choice.
     """
-    largest = max(profile.subnet_ids, key=profile.accuracy)
+    largest = largest or max(profile.subnet_ids, key=profile.accuracy)
     steps = -(-SLO_FACTOR * profile.latency_s(largest, 1) // _SLO_STEP_S)
     return max(steps, 1) * _SLO_STEP_S
 
 
 def measured(
-    folder: Path, data: Path | None, profile_path: Path, *, threads: int, tell: Tell
+    folder: Path,
+    data: Path | None,
+    profile_path: Path,
+    *,
+    threads: int,
+    repeats: int = 20,
+    tell: Tell,
 ) -> Setting:
-    """Return the setting, with the profile at `profile_path` or, if none fits, a fresh one."""
+    """Return the setting, with the profile at `profile_path` or, if none fits, a fresh one.
+
+    A fresh one has `repeats` runs of each entry.
+    """
     from subnetact import load_executor, measure_profile
     from supernet import load_checkpoint
 
@@ -102,7 +113,7 @@ def measured(
     ):
         tell("measuring the latency profile")
         executor = load_executor(checkpoint, threads=threads, max_batch_size=_BATCH_SIZES[-1])
-        profile = measure_profile(executor, checkpoint, batch_sizes=_BATCH_SIZES)
+        profile = measure_profile(executor, checkpoint, batch_sizes=_BATCH_SIZES, repeats=repeats)
         executor.close()
         profile_path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(profile_path)

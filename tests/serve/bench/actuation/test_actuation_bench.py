@@ -11,6 +11,7 @@ from serve.bench.actuation.fresh_process import FreshLoad, FreshReport, run_fres
 from serve.bench.actuation.servable_memory import servable_memory_rows
 from serve.bench.actuation.startup import form_ids
 from serve.bench.command import bench_app
+from slackfit.profile import LatencyProfile, SubnetProfile
 from supernet.checkpoint import load_checkpoint
 
 FORMS = ("fp32", "int8", "views")
@@ -21,7 +22,7 @@ SETS = ("views", "sessions_fp32", "sessions_int8", "served_fp32", "served_int8")
 def bench(tiny_net):
     unsized = replace(tiny_net, sizes={})
     nets = SimpleNamespace(cifar=tiny_net, mobilenet=unsized, resnet=unsized)
-    return ActuationBench(nets, thoroughness=0.0, servable=20, tell=lambda line: None)
+    return ActuationBench(nets, thoroughness=0.0, servable=20, queries=50, tell=lambda line: None)
 
 
 def values(bench, part):
@@ -31,7 +32,9 @@ def values(bench, part):
 
 
 def test_an_unknown_part_is_named_with_those_that_there_are(bench):
-    with pytest.raises(ValueError, match="unknown part speed; allowed graph, int8, .*busy"):
+    with pytest.raises(
+        ValueError, match="unknown part speed; allowed graph, int8, .*busy, capacity"
+    ):
         bench.run(["speed", "graph"])
 
 
@@ -75,6 +78,38 @@ def test_busy_names_form_and_level(bench):
         for form in FORMS
         for percent in (30, 100)
     }
+
+
+def test_capacity_is_simulated_with_what_the_profiler_measured(bench, monkeypatch):
+    """The subnets' real entries; other times, as those that a busy machine gives are no ladder."""
+
+    def measure(executor, checkpoint, *, repeats):
+        assert repeats == 1
+        return LatencyProfile(
+            name=checkpoint.name,
+            device="d",
+            dtype=executor.dtype,
+            batch_sizes=(1, 16),
+            source="measured by the test",
+            subnets=tuple(
+                SubnetProfile(
+                    subnet_id=subnet_id,
+                    accuracy=0.5 + 0.1 * at - 0.001 * subnet_id.endswith("-i8"),
+                    macs=1,
+                    latency_s={"p50": (0.001 * (1 + at), 0.012 * (1 + at))},
+                )
+                for at, float_id in enumerate(checkpoint.subnet_ids)
+                for subnet_id in (float_id, f"{float_id}-i8")
+            ),
+        )
+
+    monkeypatch.setattr("serve.bench.actuation.bench.measure_profile", measure)
+    rows = bench.run(["capacity"])
+    assert {row["figure"] for row in rows} == {
+        f"actuation/tiny/capacity/accuracy_{floor}/int8_on_over_off"
+        for floor in ("as_fp32_at_its_capacity", "0.600", "0.700")
+    }
+    assert all(row["detail"].endswith("measured by the test") for row in rows)
 
 
 @pytest.fixture

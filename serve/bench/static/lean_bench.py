@@ -1,4 +1,4 @@
-"""Part `static`: our front against static networks, behind our own door and behind a lean server.
+"""`LeanBench`: our front against one static network behind a lean server.
 
 What a user would deploy instead of a supernet is one well-exported network. Each size in its
 fastest precision is served behind our own door (`fixed:`), and the largest behind some lines of
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from serve.bench.rows import Row, Tell, row
@@ -20,6 +20,7 @@ from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting
+from serve.bench.static.networks import fastest_forms
 
 OURS = ("slackfit", "drainfit")
 FIXED = ("fixed_smallest", "fixed_middle", "fixed_largest")
@@ -30,7 +31,7 @@ _IN_FLIGHT = 64
 _STOP_S = 10.0
 
 
-class StaticScale(NamedTuple):
+class LeanScale(NamedTuple):
     """How much is run."""
 
     slos_s: tuple[float, ...] = (0.02, 0.05)
@@ -41,16 +42,14 @@ class StaticScale(NamedTuple):
     capacity_s: float = 4.0
 
 
-QUICK = StaticScale()
-FULL = StaticScale(systems=(*OURS, *FIXED, *LEAN), num_rounds=3, duration_s=15.0)
+QUICK = LeanScale()
+FULL = LeanScale(systems=(*OURS, *FIXED, *LEAN), num_rounds=3, duration_s=15.0)
 
 
-class StaticBench:
+class LeanBench:
     """One comparison; what is measured goes to the journal at once."""
 
-    def __init__(
-        self, setting: Setting, journal: Journal, *, scale: StaticScale, tell: Tell
-    ) -> None:
+    def __init__(self, setting: Setting, journal: Journal, *, scale: LeanScale, tell: Tell) -> None:
         self._setting = setting
         self._journal = journal
         self._scale = scale
@@ -86,13 +85,15 @@ class StaticBench:
 
     def _cell_rows(self, slo_s: float, share: float) -> list[Row]:
         rows: list[Row] = []
+        scores: dict[str, LoadScore] = {}
+        cell = f"{self._prefix}/slo{slo_s * 1e3:g}/load{share * 100:g}"
         for system in self._scale.systems:
             names = [_name(system, slo_s, share, n) for n in range(self._scale.num_rounds)]
             runs = [LoadScore(*self._journal.get(n)) for n in names if n in self._journal]
             if not runs:
                 continue
-            whole = pooled(runs)
-            figure = f"{self._prefix}/slo{slo_s * 1e3:g}/load{share * 100:g}/{system}"
+            whole = scores[system] = pooled(runs)
+            figure = f"{cell}/{system}"
             low, high = whole.interval
             detail = (
                 f"{whole.num_queries} queries in {len(runs)} runs, attainment {low:.4f} to "
@@ -103,6 +104,10 @@ class StaticBench:
                 row(f"{figure}/attainment", whole.attainment, "fraction", detail),
                 row(f"{figure}/accuracy", whole.accuracy, "fraction", "of answers on time"),
             ]
+        lean = {name: score for name, score in scores.items() if name in LEAN}
+        for policy in OURS if lean else ():
+            if policy in scores:
+                rows += against_lean(f"{cell}/{policy}", scores[policy], lean)
         return rows
 
     def _measure_all(self, system: str, slo_s: float, number: int, capacity_qps: float) -> None:
@@ -144,26 +149,28 @@ class StaticBench:
             return load.closed_loop_qps(url, scale.capacity_s, in_flight=_IN_FLIGHT)
 
 
-def fastest_forms(setting: Setting) -> dict[str, str]:
-    """Return the smallest, middle and largest subnet, each in its fastest precision here."""
-    profile, size = setting.profile, setting.profile.max_batch_size
-    known = set(profile.subnet_ids)
-    floats = [i for i in sorted(known, key=profile.accuracy) if not i.endswith("-i8")]
-    wanted = {"smallest": floats[0], "middle": floats[len(floats) // 2], "largest": floats[-1]}
-    return {
-        name: min(
-            (i for i in (subnet_id, f"{subnet_id}-i8") if i in known),
-            key=lambda i: profile.latency_s(i, size),
-        )
-        for name, subnet_id in wanted.items()
-    }
+def against_lean(figure: str, ours: LoadScore, lean: Mapping[str, LoadScore]) -> list[Row]:
+    """Return ours less the better lean server by attainment, and utility over the best one's."""
+    best = max(lean, key=lambda name: lean[name].attainment)
+    useful = max(lean, key=lambda name: lean[name].utility)
+    rows = [
+        row(f"{figure}/attainment_less_lean", ours.attainment - lean[best].attainment, "fraction",
+            f"the better one is {best}; at least -0.005 asked for up to half of its capacity"),
+        row(f"{figure}/accuracy_less_lean", ours.accuracy - lean[best].accuracy, "fraction",
+            "within 0.002 asked for there"),
+    ]  # fmt: skip
+    if lean[useful].utility > 0:
+        ratio = ours.utility / lean[useful].utility
+        detail = f"the better one is {useful}; at least 0.97 asked for at 75 %"
+        rows.append(row(f"{figure}/utility_over_lean", ratio, "ratio", detail))
+    return rows
 
 
 @contextlib.contextmanager
 def lean_server(setting: Setting, subnet_id: str, drop_s: float | None) -> Iterator[str]:
     """Run the lean server for the length of a `with` block and yield its URL."""
     command = [
-        sys.executable, "-m", "serve.bench.serving.lean_server", str(setting.checkpoint),
+        sys.executable, "-m", "serve.bench.static.lean_server", str(setting.checkpoint),
         subnet_id, *([] if drop_s is None else [f"{drop_s * 1e3:g}"]),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

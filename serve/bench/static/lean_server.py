@@ -1,6 +1,6 @@
 """What a user would write instead: uvicorn around one compiled network, first in, first out.
 
-`python -m serve.bench.serving.lean_server CHECKPOINT SUBNET [DROP_MS]` answers binary requests
+`python -m serve.bench.static.lean_server CHECKPOINT SUBNET [DROP_MS]` answers binary requests
 of the Open Inference Protocol on one subnet's session, whatever is queued in batches of up to 16,
 with no deadlines; with DROP_MS what has waited longer is answered 503. Parsing is the least that
 works.

@@ -1,0 +1,54 @@
+"""The capacity part: rates come from the simulator, at the accuracy asked for."""
+
+import pytest
+
+from serve.bench.actuation.int8_capacity import RateSweep, capacity_rows
+from slackfit.profile import LatencyProfile, SubnetProfile
+from traces.generators.arrivals import poisson
+
+
+def profile(int8_share: float, lost: float = 0.003) -> LatencyProfile:
+    """Four subnets of 4 to 32 ms in fp32; int8 takes a share of that and loses some accuracy."""
+    entries = [
+        (name, accuracy - loss, base_s * share)
+        for name, accuracy, base_s in zip(
+            "abcd", (0.70, 0.74, 0.77, 0.79), (0.004, 0.008, 0.016, 0.032), strict=True
+        )
+        for name, loss, share in ((name, 0.0, 1.0), (f"{name}-i8", lost, int8_share))
+    ]
+    return LatencyProfile(
+        name="p",
+        device="d",
+        dtype="float32",
+        batch_sizes=(1, 16),
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=i, accuracy=a, macs=1, latency_s={"p50": (one_s, 16 * 0.8 * one_s)}
+            )
+            for i, a, one_s in entries
+        ),
+    )
+
+
+def ratios(of: LatencyProfile) -> dict[str, float]:
+    rows = capacity_rows("net", of, queries=1000, tell=lambda line: None)
+    assert all(row["unit"] == "ratio" for row in rows)
+    return {row["figure"].removeprefix("actuation/net/capacity/"): row["value"] for row in rows}
+
+
+def test_an_int8_axis_three_times_as_fast_is_worth_more_than_twice_the_traffic():
+    found = ratios(profile(1 / 3))
+    assert len(found) == 3, "as fp32 at its capacity, and the two between"
+    assert found["accuracy_as_fp32_at_its_capacity/int8_on_over_off"] > 2.0
+    assert all(value > 1.5 for value in found.values()), found
+
+
+def test_an_int8_axis_that_is_no_faster_is_worth_nothing():
+    for figure, value in ratios(profile(1.0)).items():
+        assert value == pytest.approx(1.0, abs=0.11), figure  # two steps of the search
+
+
+def test_a_floor_that_no_rate_has_is_named():
+    sweep = RateSweep(poisson(100.0, 0.2), profile(1.0), slo_s=0.1)
+    with pytest.raises(ValueError, match="at an accuracy of 0.9000"):
+        sweep.capacity(0.9)
