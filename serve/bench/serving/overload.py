@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.bench.serving.setting import Setting

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from serve.bench.serving.journal import Journal
+from serve.bench.journal import Journal
 from serve.bench.serving.load import Load, LoadScore, pooled
 from serve.bench.serving.overload import forward_ratios, offered, recovery_s
 from serve.bench.serving.peers import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.bench.serving.journal import Journal
+from serve.bench.journal import Journal
 from serve.bench.serving.setting import Setting, measured
 from serve.bench.serving.static_front import StaticBench, StaticScale, fastest_forms
 from slackfit.profile import LatencyProfile, SubnetProfile
