@@ -21,7 +21,7 @@ from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.bench.serving.setting import Setting
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from traces.open_loop.result import Answer
+from traces.open_loop.answers import Answer
 
 MODES = {
     f"{device}{suffix}": (device, policy)

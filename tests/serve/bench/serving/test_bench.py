@@ -25,7 +25,7 @@ from serve.bench.serving.setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ServeConfigError
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome, Status
-from traces.open_loop.result import Answer
+from traces.open_loop.answers import Answer
 from traces.open_loop.target import ReplayReply
 
 
