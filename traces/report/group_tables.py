@@ -30,15 +30,17 @@ _TITLES = dict(
 
 
 def groups(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a table per column of a run's trace in which more than one group is told apart."""
-    tables: list[dict[str, Any]] = []
+    """Return for each run a table per column of its trace that tells more than one group apart."""
+    runs: list[dict[str, Any]] = []
     for report, label in zip(reports, labels, strict=True):
-        for key, what in _TITLES.items():
-            found = report.get(key) or {}
-            if len(found) > 1:
-                rows = [_row(name, figures) for name, figures in found.items()]
-                tables.append({"label": label, "what": what, "rows": rows})
-    return tables
+        tables = [
+            {"what": what, "rows": [_row(name, figures) for name, figures in found.items()]}
+            for key, what in _TITLES.items()
+            if len(found := report.get(key) or {}) > 1
+        ]
+        if tables:
+            runs.append({"label": label, "tables": tables})
+    return runs
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> dict[str, str]:

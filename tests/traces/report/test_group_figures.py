@@ -56,7 +56,8 @@ def test_each_column_that_a_trace_has_parts_the_run() -> None:
         "4,194,304 to below 16,777,216": 2, UNKNOWN: 2,
     }  # fmt: skip
     assert not {"classes", "tenants"} & set(report), "the trace has none"
-    tables = groups([report], ["run"])
+    ((label, tables),) = (run.values() for run in groups([report, report_of(outcomes)], "ab"))
+    assert label == "a"
     assert [t["what"] for t in tables] == ["Session", "Prompt tokens", "Output tokens", "Size"]
     assert [row["name"] for row in tables[0]["rows"]] == ["a", "b", UNKNOWN]
 
