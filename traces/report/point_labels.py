@@ -56,7 +56,7 @@ class _Box(NamedTuple):
         return enters < leaves
 
 
-class _Place(NamedTuple):
+class _LabelSpot(NamedTuple):
     """Where a label could be: its box, its line to the point (None: it is beside it), the way."""
 
     box: _Box
@@ -75,7 +75,7 @@ def label_points(axes: Axes, points: Sequence[_Point], labels: Sequence[str]) ->
         axes.annotate(label, point, offset, textcoords="offset points", color=INK, arrowprops=line)
 
 
-def places(at: Sequence[_Point], labels: Sequence[str]) -> list[_Place]:
+def places(at: Sequence[_Point], labels: Sequence[str]) -> list[_LabelSpot]:
     """Return a place for each label; points are in points from the lower left corner."""
     markers = [
         _Box(x - _MARKER_POINTS, x + _MARKER_POINTS, y - _MARKER_POINTS, y + _MARKER_POINTS)
@@ -85,7 +85,7 @@ def places(at: Sequence[_Point], labels: Sequence[str]) -> list[_Place]:
         list(_choices(point, _LETTER_POINTS * len(label)))
         for point, label in zip(at, labels, strict=True)
     ]
-    taken: list[_Place | None] = [None] * len(at)
+    taken: list[_LabelSpot | None] = [None] * len(at)
     for _ in range(_ROUNDS):
         before = list(taken)
         for i, mine in enumerate(choices):
@@ -97,7 +97,7 @@ def places(at: Sequence[_Point], labels: Sequence[str]) -> list[_Place]:
     return [place for place in taken if place is not None]
 
 
-def _choices(point: _Point, long: float) -> Iterator[_Place]:
+def _choices(point: _Point, long: float) -> Iterator[_LabelSpot]:
     (x, y), width = point, _PLANE_POINTS[0]
     for step in range(14):
         far = 12.0 * step
@@ -113,10 +113,12 @@ def _choices(point: _Point, long: float) -> Iterator[_Place]:
             box = _Box(x + dx, x + dx + long, y + dy - 1, y + dy + 10)
             is_away = abs(dy + 4) > 11 + 5 * (dx == -long / 2) or dx > 14 or dx < -14 - long
             middle = (box.left + long / 2, box.bottom + 5.5)
-            yield _Place(box, (middle, point) if is_away else None, step)
+            yield _LabelSpot(box, (middle, point) if is_away else None, step)
 
 
-def _cost(place: _Place, marker: _Box, foreign: Sequence[_Box], others: Sequence[_Place]) -> float:
+def _cost(
+    place: _LabelSpot, marker: _Box, foreign: Sequence[_Box], others: Sequence[_LabelSpot]
+) -> float:
     """Return what speaks against a place; 0 would be beside its point with nothing near."""
     box, line, distance = place
     width, height = _PLANE_POINTS

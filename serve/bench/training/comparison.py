@@ -34,7 +34,7 @@ class Tuned(NamedTuple):
         return self.lr in (min(self.tried), max(self.tried))
 
 
-class Difference(NamedTuple):
+class PairedGain(NamedTuple):
     """A case's accuracy less the reference's (a fraction), its 95 % interval, pairs of seeds."""
 
     value: float
@@ -50,7 +50,7 @@ class Difference(NamedTuple):
 
 def difference(
     runs: Sequence[FinishedRun], reference: Sequence[FinishedRun], points: Sequence[int]
-) -> Difference | None:
+) -> PairedGain | None:
     """Compare the mean accuracy over `points` of runs with the same seeds; None without a pair."""
     of_seed = {run.seed: run for run in reference}
     pairs = [(run, of_seed[run.seed]) for run in runs if run.seed in of_seed]
@@ -64,7 +64,7 @@ def difference(
     by_seed = estimate((mine - theirs).mean(axis=1).tolist())
     value, (low, high) = paired_difference(mine.mean(axis=0), theirs.mean(axis=0))
     half = math.hypot(by_seed.half_width, (high - low) / 2)
-    return Difference(value, value - half, value + half, len(pairs))
+    return PairedGain(value, value - half, value + half, len(pairs))
 
 
 def rows_of(
@@ -171,5 +171,5 @@ def _mean_row(figure: str, values: list[float], unit: str, **detail: Any) -> Row
     return row(f"training/{figure}", float(np.mean(values)), unit, detail, digits=9)
 
 
-def _points(gap: Difference) -> str:
+def _points(gap: PairedGain) -> str:
     return f"{gap.value * 100:+.1f} ({gap.low * 100:+.1f} to {gap.high * 100:+.1f})"
