@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from slackfit.metrics import summarize
 from slackfit.query import Outcome
 from traces.report.burst_zoom import burst_zoom
 from traces.report.figures import latency_all_ms, most_waiting, with_figures
-from traces.report.group_figures import OTHERS, UNKNOWN, bands
+from traces.report.group_figures import GROUP_KEYS, OTHERS, UNKNOWN, bands
 from traces.report.group_tables import groups
 from traces.texts import Texts
 from traces.trace import Trace
@@ -56,6 +59,11 @@ def test_each_column_that_a_trace_has_parts_the_run() -> None:
         "4,194,304 to below 16,777,216": 2, UNKNOWN: 2,
     }  # fmt: skip
     assert not {"classes", "tenants"} & set(report), "the trace has none"
+    schema = json.loads(Path("docs/schemas/report.schema.json").read_text(encoding="utf-8"))
+    assert set(GROUP_KEYS) <= set(schema["items"]["properties"])
+    parts = {key: report[key] for key in GROUP_KEYS if key in report}
+    for key, part in parts.items():
+        jsonschema.validate(part, schema["items"]["properties"][key])
     ((label, tables),) = (run.values() for run in groups([report, report_of(outcomes)], "ab"))
     assert label == "a"
     assert [t["what"] for t in tables] == ["Session", "Prompt tokens", "Output tokens", "Size"]
