@@ -10,44 +10,21 @@ outcomes give the same bytes: no dates, a fixed order of keys.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slackfit.outcome_columns import Floats, OutcomeColumns
 from slackfit.query import STATUSES, Outcome
 
 _CDF_POINTS = 200
 _MAX_BINS = 120
-_ON_TIME, _LATE, _, _REJECTED, _ = range(len(STATUSES))
+_ON_TIME = STATUSES.index("on_time")
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-
-class _Columns(NamedTuple):
-    """The outcomes, one array per field; subnets are numbered in order of (accuracy, id)."""
-
-    status: Ints  # index into STATUSES
-    reasons: tuple[str, ...]
-    arrival_s: Floats
-    start_s: Floats  # NaN: never ran
-    finish_s: Floats
-    subnet: Ints  # index into subnet_ids, -1: not executed
-    subnet_ids: tuple[str, ...]
-    accuracy: Floats
-    batch_size: Ints
-    worker: Ints  # -1: unknown
-
-    @property
-    def on_time(self) -> npt.NDArray[np.bool_]:
-        return self.status == _ON_TIME
-
-    @property
-    def executed(self) -> npt.NDArray[np.bool_]:
-        return (self.status == _ON_TIME) | (self.status == _LATE)
 
 
 def summarize(
@@ -79,7 +56,7 @@ def summarize(
     on_time = int(counts[_ON_TIME])
     attainment = on_time / arrived if arrived else 0.0
     accuracy = _mean(columns.accuracy[columns.on_time])
-    latency_s = np.sort((columns.finish_s - columns.arrival_s)[columns.executed])
+    latency_s = np.sort(columns.latency_s[columns.executed])
     first = _first_of_batch(columns)
     report: dict[str, Any] = {
         "policy": policy,
@@ -96,7 +73,7 @@ def summarize(
         "wall_s": wall_s,
         "slo_ms": slo_s * 1e3,
         "duration_s": duration_s,
-        "reasons": dict(sorted(Counter(r for r in columns.reasons if r).items())),
+        "reasons": _reasons(columns),
         "batch_sizes": _batch_sizes(columns, first),
         "series": _series(columns, duration_s, bin_s),
         "latency_cdf": _latency_cdf(latency_s),
@@ -115,35 +92,23 @@ def _mean(values: Floats) -> float:
     return float(base + (values - base).mean())
 
 
-def _columns(outcomes: Sequence[Outcome]) -> _Columns:
-    if any(outcome.samples != 1 for outcome in outcomes):
-        outcomes = [outcome for outcome in outcomes for _ in range(outcome.samples)]
-    fields = list(zip(*outcomes, strict=True)) or [()] * len(Outcome._fields)
-    _, status, reason, arrival_s, _, start_s, finish_s, subnet, accuracy, size, worker, _ = fields
-    number_of_status = {name: i for i, name in enumerate(STATUSES)}
-    statuses = np.array([number_of_status[s] for s in status], dtype=np.int64)
-    accuracies = np.array(accuracy, dtype=np.float64)
-    accuracy_of = {s: a for s, a in zip(subnet, accuracy, strict=True) if s is not None}
-    subnet_ids = tuple(sorted(accuracy_of, key=lambda s: (accuracy_of[s], s)))
-    number_of_subnet: dict[str | None, int] = {s: i for i, s in enumerate(subnet_ids)}
-    number_of_subnet[None] = -1
-    subnets = np.array([number_of_subnet[s] for s in subnet], dtype=np.int64)
-    subnets[(statuses != _ON_TIME) & (statuses != _LATE)] = -1
-    return _Columns(
-        status=statuses,
-        reasons=reason,
-        arrival_s=np.array(arrival_s, dtype=np.float64),
-        start_s=np.array(start_s, dtype=np.float64),  # None becomes NaN
-        finish_s=np.array(finish_s, dtype=np.float64),
-        subnet=subnets,
-        subnet_ids=subnet_ids,
-        accuracy=accuracies,
-        batch_size=np.array(size, dtype=np.int64),
-        worker=np.array([-1 if w is None else w for w in worker], dtype=np.int64),
-    )
+def _columns(outcomes: Sequence[Outcome]) -> OutcomeColumns:
+    """Return a row per sample, subnets numbered in order of (accuracy, id) where they answered."""
+    columns = OutcomeColumns.of(outcomes).per_sample()
+    named = columns.subnet >= 0
+    accuracy_of = np.zeros(len(columns.subnet_ids))
+    accuracy_of[columns.subnet[named]] = columns.accuracy[named]
+    ids = columns.subnet_ids
+    order = sorted(range(len(ids)), key=lambda i: (accuracy_of[i], ids[i]))
+    places = np.empty(len(ids) + 1, dtype=np.int32)
+    places[order] = np.arange(len(ids))
+    places[-1] = -1  # where there is none
+    subnet = places[columns.subnet]
+    subnet[~columns.executed] = -1
+    return replace(columns, subnet=subnet, subnet_ids=tuple(ids[i] for i in order))
 
 
-def _first_of_batch(columns: _Columns) -> Ints:
+def _first_of_batch(columns: OutcomeColumns) -> Ints:
     """Return one executed query of each batch; a batch is one (worker, start, subnet)."""
     ran = np.flatnonzero(columns.executed)
     keys = (columns.subnet[ran], columns.start_s[ran], columns.worker[ran])
@@ -152,6 +117,12 @@ def _first_of_batch(columns: _Columns) -> Ints:
     if len(ran):
         is_new[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
     return ran[order[is_new]]
+
+
+def _reasons(columns: OutcomeColumns) -> dict[str, int]:
+    counts = np.bincount(columns.reason, minlength=len(columns.reasons)).tolist()
+    found = {r: n for r, n in zip(columns.reasons, counts, strict=True) if r and n}
+    return dict(sorted(found.items()))
 
 
 def _latency_ms(latency_s: Floats) -> dict[str, float | None]:
@@ -167,7 +138,7 @@ def _latency_cdf(latency_s: Floats) -> dict[str, list[float]]:
     return {"ms": (latency_s[at] * 1e3).tolist(), "fraction": ((at + 1) / max(count, 1)).tolist()}
 
 
-def _subnets(columns: _Columns, first: Ints) -> dict[str, dict[str, float]]:
+def _subnets(columns: OutcomeColumns, first: Ints) -> dict[str, dict[str, float]]:
     kinds = len(columns.subnet_ids)
     queries = np.bincount(columns.subnet[columns.subnet >= 0], minlength=kinds).tolist()
     named = first[columns.subnet[first] >= 0]  # servers of others do not say which subnet ran
@@ -184,12 +155,12 @@ def _subnets(columns: _Columns, first: Ints) -> dict[str, dict[str, float]]:
     return report
 
 
-def _batch_sizes(columns: _Columns, first: Ints) -> dict[str, int]:
+def _batch_sizes(columns: OutcomeColumns, first: Ints) -> dict[str, int]:
     sizes, counts = np.unique(columns.batch_size[first], return_counts=True)
     return {str(b): n for b, n in zip(sizes.tolist(), counts.tolist(), strict=True)}
 
 
-def _series(columns: _Columns, duration_s: float, bin_s: float) -> dict[str, Any]:
+def _series(columns: OutcomeColumns, duration_s: float, bin_s: float) -> dict[str, Any]:
     """Return the time series; `t_s` are the bins' starts, arrivals at the very end count last."""
     bins = max(1, math.ceil(duration_s / bin_s - 1e-9))
     where = np.clip((columns.arrival_s / bin_s).astype(np.int64), 0, bins - 1)
@@ -215,12 +186,10 @@ def _series(columns: _Columns, duration_s: float, bin_s: float) -> dict[str, Any
     }
 
 
-def _queue_depth(columns: _Columns, at_s: Floats) -> list[int]:
+def _queue_depth(columns: OutcomeColumns, at_s: Floats) -> list[int]:
     """Return how many admitted queries wait just before each time: come, not started or ended."""
-    admitted = columns.status != _REJECTED
-    came_s = np.sort(columns.arrival_s[admitted])
-    left = np.where(np.isnan(columns.start_s), columns.finish_s, columns.start_s)
-    left_s = np.sort(left[admitted])
+    came_s = np.sort(columns.arrival_s[columns.admitted])
+    left_s = np.sort(columns.left_s[columns.admitted])
     came = np.searchsorted(came_s, at_s)
     return (came - np.searchsorted(left_s, at_s)).tolist()
 

@@ -21,8 +21,10 @@ class Texts:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        codes = np.array(self.codes, dtype=np.int64)
-        codes.flags.writeable = False
+        codes = np.asarray(self.codes, dtype=np.int64)
+        if codes.flags.writeable:  # somebody may write to it yet
+            codes = codes.copy()
+            codes.flags.writeable = False
         object.__setattr__(self, "codes", codes)
 
     def __len__(self) -> int:

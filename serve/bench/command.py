@@ -39,6 +39,10 @@ def policies(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one per core.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep finished cells here; a further run goes on."),
+    ] = None,
     profiles: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the published profiles.")
     ] = PROFILES,
@@ -48,12 +52,13 @@ def policies(
     from traces.commands.output import trace_errors
 
     with trace_errors(ValueError):
-        check_outputs(json_out)
+        check_outputs(json_out, folders=[out])
         bench = PoliciesBench(
             profiles,
             FULL if full else QUICK,
             processes=processes,
             tell=lambda text: typer.echo(text, err=True),
+            out=out,
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         write_rows(rows, json_out, summary(rows))

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from serve.client.environment import TOKEN, bearer
-from serve.commands.top_figures import Reading, figures, read
+from serve.commands.top_figures import Reading, figures, read, refusals
 from serve.commands.top_view import away, view
 from slackfit.user_errors import user_errors
 
@@ -37,7 +37,7 @@ def top(
         float, typer.Option(help="Seconds that the figures are about.", min=1.0)
     ] = 10.0,
 ) -> None:
-    """Watch a server live: attainment, accuracy, load, subnets, slack, what was missed and why.
+    """Watch a server live: attainment, accuracy, load, subnets, slack, misses, tenants.
 
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
@@ -107,13 +107,16 @@ class Top:
         before = self._readings[0] if self._readings else None
         self._readings.append((now_s, new))
         if before is None:
-            return view(self.where, figures(new, {}, None))
+            return self._view(new, {}, None)
         before_s, old = before
-        return view(self.where, figures(new, old, now_s - before_s))
+        return self._view(new, old, now_s - before_s)
 
     def totals(self) -> RenderableType:
         """Return the frame of the time since the server's start. Raises AwayError."""
-        return view(self.where, figures(self._read(), {}, None))
+        return self._view(self._read(), {}, None)
+
+    def _view(self, new: Reading, old: Reading, span_s: float | None) -> RenderableType:
+        return view(self.where, figures(new, old, span_s), refusals(new, old))
 
     def _read(self) -> Reading:
         try:

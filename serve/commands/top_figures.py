@@ -15,18 +15,29 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_LABELS = ("status", "reason", "subnet", "event", "le")  # others name replicas, nodes, scopes
+# Others name replicas, nodes, scopes, doors.
+_LABELS = ("tenant", "status", "reason", "subnet", "event", "le")
+_SERVER = ""  # what is no model's
 
 Key = tuple[str, ...]
 Reading = Mapping[str, Mapping[Key, float]]
-"""Sums by model, and in it by the sample's name and the values of its labels."""
+"""Sums by model, and in it by the sample's name and the values of its labels; "" is the server."""
+
+
+class TenantFigures(NamedTuple):
+    """One tenant of a model over one time span: counts, and fractions (NaN of nothing)."""
+
+    ended: float
+    attainment: float
+    accuracy: float
 
 
 class Figures(NamedTuple):
     """One model over one time span; NaN where there was nothing to measure.
 
     `attainment`, `accuracy`, `busy` and `resident` are fractions, `subnets` and `reasons` count
-    queries, quantiles are seconds. `span_s` is None for the time since the server's start where
+    queries, quantiles are seconds; `tenants` go by name, those with the most queries first.
+    `span_s` is None for the time since the server's start where
     that is not known, and so is `qps`.
     """
 
@@ -44,6 +55,7 @@ class Figures(NamedTuple):
     resident: float
     subnets: dict[str, float]
     reasons: dict[str, float]
+    tenants: dict[str, TenantFigures]
     slack_s: tuple[float, float]
     latency_s: tuple[float, float]
     lateness_s: float
@@ -56,9 +68,9 @@ def read(text: str) -> Reading:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removeprefix("ray_")
-            if name.startswith("supernet_") and "model" in sample.labels:
+            if name.startswith("supernet_"):
                 labels = [sample.labels[label] for label in _LABELS if label in sample.labels]
-                reading[sample.labels["model"]][name, *labels] += sample.value
+                reading[sample.labels.get("model", _SERVER)][name, *labels] += sample.value
     return reading
 
 
@@ -67,7 +79,23 @@ def figures(new: Reading, old: Reading, span_s: float | None) -> list[Figures]:
 
     Against an empty `old` they are those since the server's start.
     """
-    return [_figures(model, Grown(new[model], old.get(model, {})), span_s) for model in sorted(new)]
+    return [
+        _figures(model, Grown(new[model], old.get(model, {})), span_s)
+        for model in sorted(new)
+        if model != _SERVER
+    ]
+
+
+def refusals(new: Reading, old: Reading) -> dict[tuple[str, str], float]:
+    """Return how many requests got an error at the doors, by (tenant, reason), most first."""
+    grown = Grown(new.get(_SERVER, {}), old.get(_SERVER, {}))
+    found = {
+        (key[1], key[2]): grown.value(*key)
+        for key in grown.now
+        if key[0] == "supernet_refused_requests_total"
+    }
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return {who: count for who, count in ordered if count > 0}
 
 
 class Grown:
@@ -133,11 +161,27 @@ def _figures(model: str, grown: Grown, span_s: float | None) -> Figures:
         resident=_ratio(hits, hits + misses),
         subnets=subnets,
         reasons=_reasons(outcomes),
+        tenants=_tenants(grown),
         slack_s=_quantiles(grown, "supernet_slack_seconds", 0.01, 0.5),
         latency_s=_quantiles(grown, "supernet_latency_seconds", 0.5, 0.99),
         lateness_s=grown.quantile("supernet_lateness_seconds", 0.99),
         decision_s=grown.quantile("supernet_decision_seconds", 0.5),
     )
+
+
+def _tenants(grown: Grown) -> dict[str, TenantFigures]:
+    counts: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for key in grown.now:
+        if key[0] == "supernet_tenant_queries_total":
+            counts[key[1]][key[2]] = grown.value(*key)
+    found: dict[str, TenantFigures] = {}
+    for tenant, statuses in counts.items():
+        ended, on_time = sum(statuses.values()), statuses.get("on_time", 0.0)
+        accuracy = grown.value("supernet_tenant_on_time_accuracy_total", tenant)
+        if ended > 0:
+            shares = _ratio(on_time, ended), _ratio(accuracy, on_time)
+            found[tenant] = TenantFigures(ended, *shares)
+    return dict(sorted(found.items(), key=lambda item: (-item[1].ended, item[0])))
 
 
 def _reasons(outcomes: Mapping[Key, float]) -> dict[str, float]:

@@ -11,18 +11,26 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from serve.commands.top_figures import Figures
+from serve.commands.top_figures import Figures, TenantFigures
 
 _BAR_WIDTH = 30
 _MAX_ROWS = 12
 _NOTHING = "-"
 
 
-def view(where: str, models: Sequence[Figures]) -> RenderableType:
-    """Return the frame for the figures of a server at `where`."""
+def view(
+    where: str, models: Sequence[Figures], refused: Mapping[tuple[str, str], float]
+) -> RenderableType:
+    """Return the frame for the figures of a server at `where`; `refused` by (tenant, reason)."""
     if not models:
         return Panel(Text(f"{where} serves no model yet"), title="supernet top")
-    return Group(*(_panel(where, figures) for figures in models))
+    panels = [_panel(where, figures) for figures in models]
+    if refused:
+        named = {
+            f"{_tenant(tenant)}: {reason}": count for (tenant, reason), count in refused.items()
+        }
+        panels.append(Panel(_bars("answered with an error", named, "red", "requests")))
+    return Group(*panels)
 
 
 def away(where: str, why: str) -> RenderableType:
@@ -37,6 +45,8 @@ def _panel(where: str, figures: Figures) -> Panel:
     parts.append(_bars("subnet", figures.subnets, "cyan"))
     if figures.reasons:
         parts += [Text(""), _bars("not on time", figures.reasons, "red")]
+    if any(figures.tenants):  # a server that is not shared has only the nameless one
+        parts += [Text(""), _tenants(figures.tenants)]
     is_well = not figures.attainment < 0.99  # NaN, nothing ended, is well
     return Panel(
         Group(*parts),
@@ -69,11 +79,30 @@ def _dials(figures: Figures) -> Table:
     return table
 
 
-def _bars(title: str, counts: Mapping[str, float], color: str) -> Table:
+def _tenants(tenants: Mapping[str, TenantFigures]) -> Table:
+    """Return a row per tenant, those with the most queries first."""
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("tenant", style="bold")
+    for name in ("queries", "attainment", "accuracy"):
+        table.add_column(name, justify="right")
+    rows = list(tenants.items())
+    for name, found in rows[:_MAX_ROWS]:
+        cells = (f"{found.ended:.0f}", _percent(found.attainment), _percent(found.accuracy))
+        table.add_row(_tenant(name), *cells)
+    if rest := rows[_MAX_ROWS:]:
+        table.add_row(f"{len(rest)} more", f"{sum(found.ended for _, found in rest):.0f}", "", "")
+    return table
+
+
+def _tenant(name: str) -> str:
+    return name or "(none)"
+
+
+def _bars(title: str, counts: Mapping[str, float], color: str, counted: str = "queries") -> Table:
     """Return a bar for each count, scaled to the largest; the least are summed up."""
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column(title, style="bold")
-    table.add_column("queries", justify="right")
+    table.add_column(counted, justify="right")
     table.add_column("share", justify="right")
     table.add_column("", width=_BAR_WIDTH)
     total, largest = sum(counts.values()), max(counts.values(), default=1.0)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from slackfit.metrics import summarize
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
@@ -24,8 +25,9 @@ from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.devices import DeviceModel, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
+from traces.open_loop.answers import Answer
 from traces.open_loop.replay_options import ReplayOptions
-from traces.open_loop.result import Answer, ReplayResult
+from traces.open_loop.result import ReplayResult
 from traces.report.burst_zoom import burst_zoom
 from traces.report.figures import with_figures
 from traces.trace import Trace, TraceError
@@ -127,14 +129,14 @@ def simulated_report(
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     """Return P50 and P95 latency (ms, of executed queries), attainment and served accuracy."""
-    latency_s = [o.finish_s - o.arrival_s for o in outcomes if o.status in ("on_time", "late")]
-    p50, p95 = np.quantile(latency_s, [0.5, 0.95]) * 1e3 if latency_s else (None, None)
-    on_time = [o.accuracy for o in outcomes if o.status == "on_time"]
+    columns = OutcomeColumns.of(outcomes).per_sample()
+    latency_s, on_time = columns.latency_s[columns.executed], columns.accuracy[columns.on_time]
+    p50, p95 = np.quantile(latency_s, [0.5, 0.95]) * 1e3 if latency_s.size else (None, None)
     values = (
         p50,
         p95,
-        len(on_time) / len(outcomes) if outcomes else None,
-        float(np.mean(on_time)) if on_time else None,
+        on_time.size / len(columns) if len(columns) else None,
+        float(on_time.mean()) if on_time.size else None,
     )
     return {n: None if v is None else float(v) for n, v in zip(_FIGURES, values, strict=True)}
 

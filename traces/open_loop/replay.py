@@ -56,7 +56,7 @@ async def replay(
     is_partial = await sender.execute(clock.now_s() + START_DELAY_S)
     return make_result(
         trace,
-        sender.answers,
+        sender.answers.hand_over(),
         slo_s=plan.slo_s,
         warmup_s=options.warmup_s,
         ended_s=sender.ended_s if is_partial else None,

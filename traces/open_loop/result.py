@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from slackfit.query import Outcome, Status
-from traces.open_loop.target import REPLY_STATUSES, ReplayReply
+from slackfit.outcome_columns import OutcomeColumns
+from slackfit.query import STATUSES, Status
+from traces.open_loop.answers import Answer, AnswerColumns
+from traces.open_loop.target import REPLY_STATUSES
+from traces.texts import Texts
 from traces.trace import Trace
 
 INVALID_LAG_PER_SLO = 0.1
 """The 99th percentile of lag over SLO above which a run's figures are not to be believed."""
-
-
-class Answer(NamedTuple):
-    """One query's end as the replayer saw it; seconds from the run's start.
-
-    `is_right` is None when there was no answer or no label to compare it with; `attempts` counts
-    the sends, of which `sent_s` is the first and `finish_s` ends the last.
-    """
-
-    query_id: int
-    intended_s: float
-    sent_s: float
-    finish_s: float
-    reply: ReplayReply
-    is_right: bool | None
-    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +31,7 @@ class ReplayResult:
     are the sent queries behind the outcomes, without outputs, and `slo_s` is per query id.
     """
 
-    outcomes: list[Outcome]
+    outcomes: OutcomeColumns
     measured_accuracy: float | None
     num_judged: int
     duration_s: float
@@ -52,7 +39,7 @@ class ReplayResult:
     invalid_reason: str
     is_partial: bool
     num_warmup: int
-    answers: list[Answer] = field(default_factory=list, repr=False)
+    answers: AnswerColumns = field(repr=False)
     slo_s: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     warmup_s: float = 0.0
     cpu_s: tuple[float, ...] = ()
@@ -75,8 +62,8 @@ class ReplayResult:
     @property
     def is_served_accuracy_known(self) -> bool:
         """Whether the server says how accurate its answers are; others than ours do not."""
-        executed = [o for o in self.outcomes if o.status in ("on_time", "late")]
-        return not executed or any(o.accuracy > 0 for o in executed)
+        executed = self.outcomes.executed
+        return not executed.any() or bool((self.outcomes.accuracy[executed] > 0).any())
 
     @property
     def lag_ms(self) -> dict[str, float | None]:
@@ -102,7 +89,7 @@ class ReplayResult:
             "generator_loop_lag_ms": self.loop_lag_ms,
             "generator_capacity_qps": self.capacity_qps,
             "generator_processes": len(self.cpu_s),
-            "num_retries": sum(a.attempts - 1 for a in self.answers),
+            "num_retries": int((self.answers.attempts - 1).sum()),
             "is_valid": self.is_valid,
             "invalid_reason": self.invalid_reason,
             "is_partial": self.is_partial,
@@ -126,7 +113,7 @@ def make_result(
     ended_s: float | None,
     max_lag_s: float | None,
     cpu_s: Sequence[float] = (),
-    loop_lag_s: Sequence[float] = (),
+    loop_lag_s: npt.ArrayLike = (),
 ) -> ReplayResult:
     """Judge the answers.
 
@@ -134,23 +121,21 @@ def make_result(
     for a whole one. `max_lag_s` bounds the 99th percentile of the lag; None judges each query by
     its own SLO instead, a tenth of which its lag may be.
     """
-    kept = sorted((a for a in answers if a.intended_s >= warmup_s), key=lambda a: a.query_id)
-    batch_of = _batches(kept)
-    outcomes = [_outcome(a, float(slo_s[a.query_id]), warmup_s, batch_of) for a in kept]
-    judged = [a.is_right for a in kept if a.is_right is not None]
-    lag_s = np.array([a.sent_s - a.intended_s for a in kept], dtype=np.float64)
+    whole = AnswerColumns.of(answers)
+    kept = whole.take(slice(int(np.searchsorted(whole.intended_s, warmup_s)), None))
+    is_judged = kept.is_right >= 0
+    num_judged = int(is_judged.sum())
+    lag_s = kept.sent_s - kept.intended_s
     end_s = trace.duration_s if ended_s is None else min(ended_s, trace.duration_s)
     return ReplayResult(
-        outcomes=outcomes,
-        measured_accuracy=sum(judged) / len(judged) if judged else None,
-        num_judged=len(judged),
+        outcomes=_outcomes(kept, slo_s[kept.query_id], warmup_s),
+        measured_accuracy=int(kept.is_right[is_judged].sum()) / num_judged if num_judged else None,
+        num_judged=num_judged,
         duration_s=max(end_s - warmup_s, 1e-9),
         lag_s=lag_s,
-        invalid_reason=_invalid_reason(
-            lag_s, slo_s[np.array([a.query_id for a in kept], dtype=np.int64)], max_lag_s
-        ),
+        invalid_reason=_invalid_reason(lag_s, slo_s[kept.query_id], max_lag_s),
         is_partial=ended_s is not None,
-        num_warmup=len(answers) - len(kept),
+        num_warmup=len(whole) - len(kept),
         answers=kept,
         slo_s=slo_s,
         warmup_s=warmup_s,
@@ -159,60 +144,108 @@ def make_result(
     )
 
 
-def _outcome(
-    answer: Answer, slo_s: float, warmup_s: float, batch_of: Mapping[int, tuple[int, float]]
-) -> Outcome:
-    reply = answer.reply
-    status, reason = _status(answer, slo_s)
-    is_executed = status in ("on_time", "late")
-    worker_id, start_s = batch_of.get(answer.query_id, (None, None))
-    return Outcome(
-        query_id=answer.query_id,
+def _outcomes(
+    answers: AnswerColumns, slo_s: npt.NDArray[np.float64], warmup_s: float
+) -> OutcomeColumns:
+    """Judge each answer by its SLO; times count from the end of the warm-up."""
+    due_s = answers.intended_s + slo_s
+    executed = answers.is_ok
+    kinds = [STATUSES.index(_kind(name)) for name in answers.status.names]
+    status = np.array(kinds, dtype=np.int8)[answers.status.codes]
+    status[executed & (answers.finish_s > due_s)] = STATUSES.index("late")
+    reasons = _reasons(answers)
+    worker, start_s = _batches(answers)
+    subnet_ids = tuple(name for name in answers.subnet.names if name)
+    places = np.array([subnet_ids.index(n) if n else -1 for n in answers.subnet.names], np.int32)
+    return OutcomeColumns(
+        query_id=answers.query_id,
         status=status,
-        reason=reason,
-        arrival_s=answer.intended_s - warmup_s,
-        deadline_s=answer.intended_s + slo_s - warmup_s,
-        start_s=None if start_s is None else start_s - warmup_s,
-        finish_s=answer.finish_s - warmup_s,
-        subnet_id=reply.subnet_id if is_executed else None,
-        accuracy=reply.accuracy if is_executed else 0.0,
-        batch_size=reply.batch_size if is_executed else 0,
-        worker_id=worker_id,
+        reason=reasons.codes.astype(np.int32),
+        reasons=reasons.names,
+        arrival_s=answers.intended_s - warmup_s,
+        deadline_s=due_s - warmup_s,
+        start_s=start_s - warmup_s,
+        finish_s=answers.finish_s - warmup_s,
+        subnet=np.where(executed, places[answers.subnet.codes], -1).astype(np.int32),
+        subnet_ids=subnet_ids,
+        accuracy=np.where(executed, answers.accuracy, 0.0),
+        batch_size=np.where(executed, answers.batch_size, 0).astype(np.int32),
+        worker=worker,
+        samples=np.ones(len(answers), dtype=np.int32),
     )
 
 
-def _status(answer: Answer, slo_s: float) -> tuple[Status, str]:
-    status, reason = answer.reply.status, answer.reply.reason
-    if status == "ok":
-        return ("on_time" if answer.finish_s <= answer.intended_s + slo_s else "late"), ""
-    if status == "dropped":
-        return "dropped", reason
-    if status == "rejected":
-        return "rejected", reason
-    if status in REPLY_STATUSES:
-        return "failed", reason
-    return "failed", f"reply with unknown status {status!r}; known: {', '.join(REPLY_STATUSES)}"
+def _kind(reply_status: str) -> Status:
+    """Return how a query with such a reply ended, before its deadline is looked at."""
+    match reply_status:
+        case "ok":
+            return "on_time"
+        case "dropped" | "rejected":
+            return reply_status
+        case _:
+            return "failed"
 
 
-def _batches(answers: Sequence[Answer]) -> dict[int, tuple[int, float]]:
-    """Return {query_id: (worker 0, start_s)} with one common start per batch.
+def _reasons(answers: AnswerColumns) -> Texts:
+    """Return why each query was not answered: as the server says, or as its status alone does."""
+    said = Texts.of(map(_said, answers.status.names))[answers.status.codes]
+    both = Texts.joined([answers.reason, said])
+    is_servers = [name in REPLY_STATUSES and name != "ok" for name in answers.status.names]
+    chosen = np.array(is_servers, dtype=np.bool_)[answers.status.codes]
+    count = len(answers)
+    return Texts(np.where(chosen, both.codes[:count], both.codes[count:]), both.names)
+
+
+def _said(reply_status: str) -> str:
+    """Return the reason that a status gives by itself: none, or that nobody knows it."""
+    if reply_status in REPLY_STATUSES:
+        return ""
+    return f"reply with unknown status {reply_status!r}; known: {', '.join(REPLY_STATUSES)}"
+
+
+def _batches(answers: AnswerColumns) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Return worker (0; -1 unanswered) and start_s (NaN unanswered), one start per batch.
 
     The client sees a batch only through its members' replies: by `batch_id`, else members agree in
     subnet, batch size and execution time. Each group is cut, in order of completion, into runs of
     `batch_size`. The start is the first member's finish less its execution time, an estimate.
     """
-    groups: dict[object, list[Answer]] = defaultdict(list)
-    for a in sorted((a for a in answers if a.reply.status == "ok"), key=lambda a: a.finish_s):
-        reply = a.reply
-        groups[reply.batch_id or (reply.subnet_id, reply.batch_size, reply.execution_s)].append(a)
-    starts: dict[int, tuple[int, float]] = {}
-    for group in groups.values():
-        size = max(group[0].reply.batch_size, 1)
-        for first in range(0, len(group), size):
-            members = group[first : first + size]
-            start_s = members[0].finish_s - members[0].reply.execution_s
-            starts.update({a.query_id: (0, start_s) for a in members})
-    return starts
+    worker = np.where(answers.is_ok, 0, -1).astype(np.int32)
+    start_s = np.full(len(answers), np.nan)
+    rows = np.flatnonzero(answers.is_ok).astype(np.int32)
+    rows = rows[np.argsort(answers.finish_s[rows], kind="stable")]  # in order of completion
+    if not rows.size:
+        return worker, start_s
+    group = _groups(answers, rows)
+    order = np.argsort(group, kind="stable")
+    rows, group = rows[order], group[order]
+    begins = np.flatnonzero(np.append(True, group[1:] != group[:-1])).astype(np.int32)
+    lengths = np.diff(begins, append=np.int32(len(rows)))
+    first = np.repeat(begins, lengths)  # of each row its group's first
+    size = np.maximum(answers.batch_size[rows[first]], 1)
+    place = np.arange(len(rows), dtype=np.int32) - first
+    leader = rows[first + place // size * size]  # the first member of each row's batch
+    start_s[rows] = answers.finish_s[leader] - answers.execution_s[leader]
+    return worker, start_s
+
+
+def _groups(answers: AnswerColumns, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return a number per row: that of its batch id, or of its subnet, size and execution time."""
+    ids = answers.batch_id[rows]
+    group = np.unique(ids, return_inverse=True)[1].astype(np.int32)
+    unnamed = np.flatnonzero(ids == b"")
+    if unnamed.size:
+        keys = (
+            answers.execution_s[rows[unnamed]],
+            answers.batch_size[rows[unnamed]],
+            answers.subnet.codes[rows[unnamed]],
+        )
+        order = np.lexsort(keys)
+        differs = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+        numbers = np.empty(unnamed.size, dtype=np.int32)
+        numbers[order] = np.append(0, np.cumsum(differs))
+        group[unnamed] = int(group.max()) + 1 + numbers
+    return group
 
 
 def _invalid_reason(lag_s: np.ndarray, slo_s: np.ndarray, max_lag_s: float | None) -> str:

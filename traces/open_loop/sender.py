@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import gc
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.open_loop.answers import Answer, AnswerLog
 from traces.open_loop.pacing import Clock
 from traces.open_loop.payloads import Payloads
 from traces.open_loop.replay_options import ReplayOptions
-from traces.open_loop.result import Answer
 from traces.open_loop.target import ReplayReply, ReplayRequest, Target
 from traces.trace import Trace, TraceError
 
@@ -28,6 +29,7 @@ PROGRESS_PERIOD_S = 0.5
 INTERRUPT_GRACE_S = 1.0
 RETRY_AFTER_S = 0.005
 _WATCH_PERIOD_S = 0.01
+_CHUNK = 4096
 RETRY_SHARE = 0.1
 """Cap on retries over queries so far: retries add load to a server that has too much."""
 
@@ -69,10 +71,10 @@ class Sender:
         clock: Clock,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.answers: list[Answer] = []
+        self.answers = AnswerLog()
         self.ended_s = 0.0
         self.cpu_s = 0.0
-        self.loop_lag_s: list[float] = []
+        self.loop_lag_s = array("d")
         self._plan = plan
         self._target = target
         self._clock = clock
@@ -121,9 +123,7 @@ class Sender:
             self.loop_lag_s.append(max(loop.time() - due_s, 0.0))
 
     async def _send_all(self) -> None:
-        ids = self._plan.query_ids
-        times_s = self._plan.trace.arrival_s[ids]
-        for query_id, intended_s in zip(ids.tolist(), times_s.tolist(), strict=True):
+        for query_id, intended_s in self._due():
             await self._clock.sleep_until(self._start_s + intended_s)
             task = asyncio.create_task(self._send(query_id, intended_s))
             self._outstanding.add(task)
@@ -132,6 +132,13 @@ class Sender:
             if self._num_sent % 16 == 0:
                 await asyncio.sleep(0)  # a burst that is already due must not starve the sends
             self._report_progress()
+
+    def _due(self) -> Iterator[tuple[int, float]]:
+        """Yield each query with its intended time, some at a time: a long run has many."""
+        ids, arrival_s = self._plan.query_ids, self._plan.trace.arrival_s
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
+            yield from zip(part.tolist(), arrival_s[part].tolist(), strict=True)
 
     async def _send(self, query_id: int, intended_s: float) -> None:
         plan = self._plan
@@ -157,8 +164,6 @@ class Sender:
         is_ok = reply.status == "ok"
         self._num_on_time += is_ok and finish_s <= intended_s + slo_s
         is_right = self._judge(reply, payload_index)
-        if reply.output is not None:
-            reply = dataclasses.replace(reply, output=None)  # judged: a long run keeps no tensors
         self.answers.append(
             Answer(query_id, intended_s, sent_s, finish_s, reply, is_right, attempts)
         )
@@ -226,7 +231,7 @@ class Sender:
 
 @contextmanager
 def _short_collections() -> Iterator[None]:
-    """Keep the cyclic collector to young objects: a full pass over all answers takes long."""
+    """Keep the cyclic collector to young objects: a full pass takes longer than a send may wait."""
     before = gc.get_threshold()
     gc.set_threshold(before[0], before[1], 1_000_000_000)
     try:

@@ -20,11 +20,13 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from traces.open_loop.answers import AnswerColumns
 from traces.open_loop.pacing import MonotonicClock
 from traces.open_loop.payloads import Payloads
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions
-from traces.open_loop.result import Answer, ReplayResult, make_result
+from traces.open_loop.result import ReplayResult, make_result
 from traces.open_loop.sender import (
     INTERRUPT_GRACE_S,
     PROGRESS_PERIOD_S,
@@ -50,11 +52,11 @@ class SenderError(RuntimeError):
 class _Ended(NamedTuple):
     """What a sender hands over when it has ended."""
 
-    answers: list[Answer]
+    answers: AnswerColumns
     is_partial: bool
     ended_s: float
     cpu_s: float
-    loop_lag_s: list[float]
+    loop_lag_s: npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -108,18 +110,27 @@ async def replay_in_processes(
             if sender.process.is_alive():
                 sender.process.kill()
             sender.pipe.close()
-    ended = [s.ended for s in senders if s.ended is not None]
+    answers, ended = _taken(senders)
     is_partial = any(end.is_partial for end in ended)
     return make_result(
         trace,
-        [answer for end in ended for answer in end.answers],
+        answers,
         slo_s=plan.slo_s,
         warmup_s=options.warmup_s,
         ended_s=max(end.ended_s for end in ended) if is_partial else None,
         max_lag_s=options.max_lag_s,
         cpu_s=[end.cpu_s for end in ended],
-        loop_lag_s=[lag_s for end in ended for lag_s in end.loop_lag_s],
+        loop_lag_s=np.concatenate([end.loop_lag_s for end in ended]),
     )
+
+
+def _taken(senders: list[_SenderProcess]) -> tuple[AnswerColumns, list[_Ended]]:
+    """Return all answers, and how the senders ended without theirs: kept once, not twice."""
+    ended = [s.ended for s in senders if s.ended is not None]
+    answers = AnswerColumns.joined([end.answers for end in ended])
+    for sender in senders:
+        sender.ended = None
+    return answers, [end._replace(answers=AnswerColumns.of([])) for end in ended]
 
 
 def _start(make_target: MakeTarget, plan: SendPlan) -> _SenderProcess:
@@ -218,7 +229,13 @@ async def _sender(pipe: Connection, make_target: MakeTarget, plan: SendPlan) -> 
         is_partial = await sending.execute(start_s)
         loop.remove_reader(pipe.fileno())
         pipe.send(
-            _Ended(sending.answers, is_partial, sending.ended_s, sending.cpu_s, sending.loop_lag_s)
+            _Ended(
+                sending.answers.hand_over(),
+                is_partial,
+                sending.ended_s,
+                sending.cpu_s,
+                np.array(sending.loop_lag_s),
+            )
         )
     finally:
         await target.close()

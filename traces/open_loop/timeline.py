@@ -7,13 +7,17 @@ named none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slackfit.output_files import replacing
+from slackfit.query import STATUSES
 from traces.open_loop.result import ReplayResult
 from traces.trace import Trace, TraceError
+from traces.trace_columns import unknown_column
 
 COLUMNS = (
     "query_id",
@@ -46,38 +50,39 @@ def write_timeline(path: Path | str, trace: Trace, result: ReplayResult) -> None
     import pyarrow.parquet as pq
 
     answers, outcomes = result.answers, result.outcomes
-    replies = [a.reply for a in answers]
-    ids = np.array([a.query_id for a in answers], dtype=np.int64)
+    ids = answers.query_id
     classes = np.zeros(len(trace), np.int64) if trace.query_class is None else trace.query_class
-    tenants = [""] * len(ids) if trace.tenant is None else trace.tenant[ids].tolist()
-    at_s = np.array([(a.intended_s, a.sent_s, a.finish_s) for a in answers]).reshape(-1, 3)
-    at_s = at_s - result.warmup_s
-    is_known = [r.status == "ok" and bool(r.subnet_id) for r in replies]
+    tenants = unknown_column("tenant", len(ids)) if trace.tenant is None else trace.tenant[ids]
+    is_named = np.array([bool(name) for name in answers.subnet.names], dtype=bool)
+    is_known = answers.is_ok & is_named[answers.subnet.codes]
+
+    def texts(codes: np.ndarray, names: Sequence[str]) -> Any:
+        """A dictionary column; a code below 0 is no text."""
+        indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+
+    has_id = answers.batch_id != b""
     columns = {
         "query_id": ids,
         "query_class": classes[ids],
-        "tenant": pa.array(tenants, pa.string()).dictionary_encode(),
-        "intended_s": at_s[:, 0],
-        "sent_s": at_s[:, 1],
-        "received_s": at_s[:, 2],
-        "deadline_s": at_s[:, 0] + result.slo_s[ids],
-        "outcome": pa.array([o.status for o in outcomes], pa.string()).dictionary_encode(),
-        "reason": pa.array([o.reason for o in outcomes], pa.string()).dictionary_encode(),
-        "subnet": pa.array([o.subnet_id for o in outcomes], pa.string()).dictionary_encode(),
-        "batch_id": pa.array([r.batch_id for r in replies], pa.string()),
-        "batch_size": np.array([o.batch_size for o in outcomes], dtype=np.int32),
-        "queue_s": _where(is_known, [r.queue_s for r in replies]),
-        "execution_s": _where(is_known, [r.execution_s for r in replies]),
-        "accuracy": np.array([o.accuracy for o in outcomes], dtype=np.float64),
-        "is_right": pa.array([a.is_right for a in answers], pa.bool_()),
-        "attempts": np.array([a.attempts for a in answers], dtype=np.int32),
+        "tenant": texts(tenants.codes, tenants.names),
+        "intended_s": answers.intended_s - result.warmup_s,
+        "sent_s": answers.sent_s - result.warmup_s,
+        "received_s": answers.finish_s - result.warmup_s,
+        "deadline_s": answers.intended_s - result.warmup_s + result.slo_s[ids],
+        "outcome": texts(outcomes.status, STATUSES),
+        "reason": texts(outcomes.reason, outcomes.reasons),
+        "subnet": texts(outcomes.subnet, outcomes.subnet_ids),
+        "batch_id": pa.array(answers.batch_id, pa.binary(), mask=~has_id).cast(pa.string()),
+        "batch_size": outcomes.batch_size,
+        "queue_s": np.where(is_known, answers.queue_s, np.nan),
+        "execution_s": np.where(is_known, answers.execution_s, np.nan),
+        "accuracy": outcomes.accuracy,
+        "is_right": pa.array(answers.is_right == 1, mask=answers.is_right < 0),
+        "attempts": answers.attempts,
     }
     try:
         with replacing(Path(path)) as temporary:
             pq.write_table(pa.table(columns), temporary)
     except OSError as error:
         raise TraceError(f"{path}: cannot be written ({error})") from None
-
-
-def _where(is_known: list[bool], values: list[float]) -> np.ndarray:
-    return np.where(np.array(is_known, dtype=bool), np.array(values, dtype=np.float64), np.nan)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from slackfit.metrics import summarize
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.query import Outcome
 from traces.report.figures import most_waiting
 
@@ -26,14 +27,14 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
     """
     if len(outcomes) < 100:
         return None
-    arrival_s = np.array([o.arrival_s for o in outcomes])
-    missed_s = np.array([o.arrival_s for o in outcomes if o.status != "on_time"])
+    columns = OutcomeColumns.of(outcomes).per_sample()
+    missed_s = np.sort(columns.arrival_s[~columns.on_time])
     length_s = _SHARE * duration_s
-    start_s = _worst_s(np.sort(arrival_s), np.sort(missed_s), duration_s, length_s)
-    inside = np.flatnonzero((arrival_s >= start_s) & (arrival_s < start_s + length_s))
-    moved = [_moved(outcomes[i], start_s) for i in inside.tolist()]
+    start_s = _worst_s(np.sort(columns.arrival_s), missed_s, duration_s, length_s)
+    is_inside = (columns.arrival_s >= start_s) & (columns.arrival_s < start_s + length_s)
+    inside = columns.take(is_inside).moved(-start_s)
     series = summarize(
-        moved,
+        inside,
         policy="",
         slo_s=1.0,
         duration_s=length_s,
@@ -42,10 +43,10 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
         bin_s=length_s / _BINS,
     )["series"]
     edges_s = start_s + np.append(np.asarray(series["t_s"]), length_s)
-    series["queue_depth"] = _queue_depth(outcomes, arrival_s, edges_s[1:])
-    series["queue_max"] = most_waiting(outcomes, edges_s)
+    series["queue_depth"] = _queue_depth(columns, edges_s[1:])
+    series["queue_max"] = most_waiting(columns, edges_s)
     series["t_s"] = edges_s[:-1].tolist()
-    missed = sum(outcome.status != "on_time" for outcome in moved)
+    missed = int((~inside.on_time).sum())
     return {"start_s": start_s, "length_s": length_s, "missed": missed, "series": series}
 
 
@@ -61,18 +62,7 @@ def _worst_s(
     return float(starts_s[np.lexsort((arrivals, misses))[-1]])
 
 
-def _queue_depth(outcomes: Sequence[Outcome], arrival_s: np.ndarray, at_s: np.ndarray) -> list[int]:
+def _queue_depth(columns: OutcomeColumns, at_s: np.ndarray) -> list[int]:
     """Return how many admitted queries of the whole run wait at each time."""
-    admitted = np.array([o.status != "rejected" for o in outcomes])
-    left_s = np.array([o.finish_s if o.start_s is None else o.start_s for o in outcomes])
-    came = np.searchsorted(np.sort(arrival_s[admitted]), at_s)
-    return (came - np.searchsorted(np.sort(left_s[admitted]), at_s)).tolist()
-
-
-def _moved(outcome: Outcome, start_s: float) -> Outcome:
-    return outcome._replace(
-        arrival_s=outcome.arrival_s - start_s,
-        deadline_s=outcome.deadline_s - start_s,
-        start_s=None if outcome.start_s is None else outcome.start_s - start_s,
-        finish_s=outcome.finish_s - start_s,
-    )
+    came = np.searchsorted(np.sort(columns.arrival_s[columns.admitted]), at_s)
+    return (came - np.searchsorted(np.sort(columns.left_s[columns.admitted]), at_s)).tolist()

@@ -1,25 +1,22 @@
-"""Figures that a report has beyond `slackfit.metrics.summarize`: tails, maxima, classes, tenants.
+"""Figures that a report has beyond `slackfit.metrics.summarize`: tails, maxima, parts of the run.
 
 Latencies of executed queries flatter a policy that gives up the slow ones: beside them stand
 quantiles of all queries that arrived, in which one without an answer took for ever. A maximum is
-one over all moments, not over the ends of bins.
+one over all moments, not over the ends of bins. Every figure is per sample, as in `summarize`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.query import Outcome
-from traces.texts import Texts
-from traces.trace import FloatArray, IntArray, Trace
-
-QUANTILES = (50, 90, 95, 99)
-MAX_GROUPS = 32
-"""Classes or tenants that a report names one by one: those with the most queries."""
+from traces.report.group_figures import QUANTILES, groups
+from traces.trace import Trace
 
 
 def with_figures(
@@ -27,23 +24,24 @@ def with_figures(
 ) -> dict[str, Any]:
     """Return the report with `latency_ms.p95`, `latency_all_ms`, `max_waiting`, groups and SLOs.
 
-    `outcomes` are the report's own; their ids are places in `trace`, whose classes and tenants
-    give `classes` and `tenants` (absent where the trace has none). `latency_all_ms` is None at a
-    quantile that no answer reached. `series.queue_max` is the most that waited at any moment of a
-    bin. `slos_ms` is the shortest and the longest deadline.
+    `outcomes` are the report's own; their ids are places in `trace`, whose columns give `classes`,
+    `tenants`, `sessions`, `prompt_tokens`, `output_tokens` and `sizes` (absent where the trace has
+    none). `latency_all_ms` is None at a quantile that no answer reached. `series.queue_max` is the
+    most that waited at any moment of a bin. `slos_ms` is the shortest and the longest deadline.
     """
+    columns = OutcomeColumns.of(outcomes).per_sample()
     series = report["series"]
     edges_s = np.append(np.asarray(series["t_s"]), np.inf)
-    waiting = most_waiting(outcomes, edges_s)
-    slos_s = np.array([o.deadline_s - o.arrival_s for o in outcomes])
+    waiting = most_waiting(columns, edges_s)
+    slos_s = columns.deadline_s - columns.arrival_s
     detail: dict[str, Any] = {
-        "latency_ms": {**report["latency_ms"], "p95": _p95_ms(outcomes)},
-        "latency_all_ms": latency_all_ms(outcomes),
+        "latency_ms": {**report["latency_ms"], "p95": _p95_ms(columns)},
+        "latency_all_ms": latency_all_ms(columns),
         "max_waiting": max(waiting, default=0),
         "slos_ms": [round(float(f(slos_s)) * 1e3, 6) for f in (np.min, np.max)] if outcomes else [],
         "series": {**series, "queue_max": waiting},
     }
-    return {**report, **detail, **groups(outcomes, trace)}
+    return {**report, **detail, **groups(columns, trace)}
 
 
 def latency_all_ms(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
@@ -52,9 +50,10 @@ def latency_all_ms(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     A quantile is the least latency that at least so many per cent of the queries reached.
     """
     names = [f"p{q}" for q in QUANTILES]
-    if not outcomes:
+    columns = OutcomeColumns.of(outcomes).per_sample()
+    if not len(columns):
         return dict.fromkeys(names)
-    took_s = np.sort([o.latency_s if _is_answered(o) else np.inf for o in outcomes])
+    took_s = np.sort(np.where(columns.executed, columns.latency_s, np.inf))
     places = [max(int(np.ceil(len(took_s) * q / 100)) - 1, 0) for q in QUANTILES]
     return {
         name: float(took_s[i] * 1e3) if np.isfinite(took_s[i]) else None
@@ -66,101 +65,20 @@ def most_waiting(outcomes: Sequence[Outcome], edges_s: npt.NDArray[np.float64]) 
     """Return the most admitted queries that waited at any moment of each bin (E edges: E-1 bins).
 
     A query waits from its arrival until it starts, or ends unserved; at one moment those that go
-    go before others come.
+    go before others come. The most wait right after an arrival, or when the bin begins.
     """
-    admitted = [o for o in outcomes if o.status != "rejected"]
-    came_s = np.array([o.arrival_s for o in admitted])
-    left_s = np.array([o.finish_s if o.start_s is None else o.start_s for o in admitted])
-    times_s = np.concatenate([left_s, came_s])
-    change = np.concatenate([np.full(left_s.size, -1), np.ones(came_s.size, dtype=np.int64)])
-    order = np.argsort(times_s, kind="stable")  # at one moment: first those that leave
-    depth = np.concatenate([[0], np.cumsum(change[order])])
-    before = np.searchsorted(times_s[order], edges_s[:-1])  # changes before each bin
-    most = depth[before].astype(np.int64)
-    places = np.searchsorted(edges_s, times_s[order], side="right") - 1
+    columns = OutcomeColumns.of(outcomes).per_sample()
+    came_s = np.sort(columns.arrival_s[columns.admitted])
+    left_s = np.sort(columns.left_s[columns.admitted])
+    starts_s = edges_s[:-1]
+    most = np.searchsorted(came_s, starts_s) - np.searchsorted(left_s, starts_s)
+    depth = np.arange(1, came_s.size + 1) - np.searchsorted(left_s, came_s, side="right")
+    places = np.searchsorted(edges_s, came_s, side="right") - 1
     inside = (places >= 0) & (places < most.size)
-    np.maximum.at(most, places[inside], depth[1:][inside])
+    np.maximum.at(most, places[inside], depth[inside])
     return np.maximum(most, 0).tolist()
 
 
-def groups(outcomes: Sequence[Outcome], trace: Trace) -> dict[str, Any]:
-    """Return `classes` and `tenants`: the figures of each, and of the `(others)` beyond 32."""
-    ids = np.array([o.query_id for o in outcomes], dtype=np.int64)
-    found: dict[str, Any] = {}
-    if trace.query_class is not None:
-        numbers, codes = np.unique(trace.query_class[ids], return_inverse=True)
-        found["classes"] = _by_group(outcomes, [str(n) for n in numbers.tolist()], codes)
-    if trace.tenant is not None:
-        tenants: Texts = trace.tenant[ids]
-        names = [name or "(unknown)" for name in tenants.names]
-        found["tenants"] = _by_group(outcomes, names, tenants.codes)
-    return found
-
-
-def _by_group(
-    outcomes: Sequence[Outcome], names: Sequence[str], codes: IntArray
-) -> dict[str, dict[str, Any]]:
-    counts = np.bincount(codes, minlength=len(names))
-    largest = np.argsort(-counts, kind="stable")
-    shown = np.sort(largest[: MAX_GROUPS if len(names) > MAX_GROUPS else len(names)])
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(counts)
-    columns = _columns(outcomes)
-    table: dict[str, dict[str, Any]] = {}
-    rest: list[IntArray] = []
-    for code in range(len(names)):
-        rows = order[ends[code] - counts[code] : ends[code]]
-        if code in shown and rows.size:
-            table[names[code]] = _figures(columns, rows)
-        else:
-            rest.append(rows)
-    others = np.concatenate([np.empty(0, np.int64), *rest])
-    if others.size:
-        table["(others)"] = _figures(columns, others)
-    return table
-
-
-def _columns(outcomes: Sequence[Outcome]) -> dict[str, FloatArray]:
-    """Return on time (0 or 1), accuracy, latency (infinite without answer) and SLO per query."""
-    rows = [
-        (
-            float(o.status == "on_time"),
-            o.accuracy,
-            o.latency_s if _is_answered(o) else np.inf,
-            o.deadline_s - o.arrival_s,
-        )
-        for o in outcomes
-    ]
-    table = np.array(rows).reshape(-1, 4)
-    return dict(zip(("on_time", "accuracy", "latency_s", "slo_s"), table.T, strict=True))
-
-
-def _figures(columns: Mapping[str, FloatArray], rows: IntArray) -> dict[str, Any]:
-    on_time = columns["on_time"][rows] > 0
-    accuracy = columns["accuracy"][rows][on_time]
-    latency_s = columns["latency_s"][rows]
-    answered_ms = latency_s[np.isfinite(latency_s)] * 1e3
-    attainment = float(on_time.mean())
-    mean_accuracy = float(accuracy.mean()) if accuracy.size else 0.0
-    quantiles = np.percentile(answered_ms, QUANTILES).tolist() if answered_ms.size else ()
-    every = np.sort(latency_s)[max(int(np.ceil(0.99 * rows.size)) - 1, 0)]
-    return {
-        "num_queries": int(rows.size),
-        "slo_attainment": attainment,
-        "mean_serving_accuracy": mean_accuracy,
-        "utility": attainment * mean_accuracy,
-        "latency_ms": dict(
-            zip((f"p{q}" for q in QUANTILES), quantiles or [None] * len(QUANTILES), strict=True)
-        ),
-        "p99_all_ms": float(every * 1e3) if np.isfinite(every) else None,
-        "slo_ms": float(np.median(columns["slo_s"][rows]) * 1e3),
-    }
-
-
-def _p95_ms(outcomes: Sequence[Outcome]) -> float | None:
-    took_s = [o.latency_s for o in outcomes if _is_answered(o)]
-    return float(np.percentile(took_s, 95) * 1e3) if took_s else None
-
-
-def _is_answered(outcome: Outcome) -> bool:
-    return outcome.status in ("on_time", "late")
+def _p95_ms(columns: OutcomeColumns) -> float | None:
+    took_s = columns.latency_s[columns.executed]
+    return float(np.percentile(took_s, 95) * 1e3) if took_s.size else None

@@ -1,4 +1,4 @@
-"""The report page's tables of parts of runs: classes and tenants, and repeats of one run."""
+"""The report page's tables of parts of runs, such as tenants, and of repeats of one run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from traces.report.group_figures import GROUP_KEYS
 from traces.report.panels import ms, percent
 from traces.report.validity import valid_ones
 
@@ -19,16 +20,27 @@ _REPEATED = (
 )
 
 
+_TITLES = dict(
+    zip(
+        GROUP_KEYS,
+        ("Class", "Tenant", "Session", "Prompt tokens", "Output tokens", "Size"),
+        strict=True,
+    )
+)
+
+
 def groups(reports: Sequence[Report], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a table of classes and one of tenants for each run that has more than one."""
-    tables: list[dict[str, Any]] = []
+    """Return for each run a table per column of its trace that tells more than one group apart."""
+    runs: list[dict[str, Any]] = []
     for report, label in zip(reports, labels, strict=True):
-        for key, what in (("classes", "Class"), ("tenants", "Tenant")):
-            found = report.get(key) or {}
-            if len(found) > 1:
-                rows = [_row(name, figures) for name, figures in found.items()]
-                tables.append({"label": label, "what": what, "rows": rows})
-    return tables
+        tables = [
+            {"what": what, "rows": [_row(name, figures) for name, figures in found.items()]}
+            for key, what in _TITLES.items()
+            if len(found := report.get(key) or {}) > 1
+        ]
+        if tables:
+            runs.append({"label": label, "tables": tables})
+    return runs
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> dict[str, str]:

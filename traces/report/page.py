@@ -9,6 +9,7 @@ import jinja2
 
 from slackfit.query import STATUSES
 from traces.report import plots
+from traces.report.group_figures import GROUP_KEYS
 from traces.report.group_tables import groups, repeats
 from traces.report.intervals import attainment_intervals, widest
 from traces.report.page_tables import comparison, fidelity, misses
@@ -35,8 +36,8 @@ MAX_LEGEND = 9
 _SHOWN_ELSEWHERE = {
     *("outcomes", "latency_ms", "subnets", "reasons", "batch_sizes", "series", "latency_cdf"),
     *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
-    *("fidelity", "fidelity_at_live_speed", "latency_all_ms", "classes", "tenants", "repeat"),
-    *("max_waiting", "slos_ms"),
+    *("fidelity", "fidelity_at_live_speed", "latency_all_ms", "repeat", "max_waiting", "slos_ms"),
+    *GROUP_KEYS,
     *("slo_attainment", "mean_serving_accuracy", "measured_accuracy", "utility", "goodput_qps"),
 }
 

@@ -27,6 +27,8 @@ Report = Mapping[str, Any]
 
 POLICY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 POLICY_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINE_STYLES = ("-", "--", ":", "-.")
+"""Of the first seven policies, the next seven, and so on, whose colours come again."""
 NOT_SERVED = "#d9d9d9"
 GRID = "#e3e7ec"
 STYLE: dict[Any, Any] = {
@@ -63,8 +65,8 @@ def subnet_colours(subnet_ids: Sequence[str]) -> dict[str, str]:
 
 
 def policy_style(index: int) -> tuple[str, str]:
-    """Return (colour, marker) of the policy with this number."""
-    return POLICY_COLOURS[index % 7], POLICY_MARKERS[index % 7]
+    """Return (colour, marker) of the policy with this number, of 49 no two the same."""
+    return POLICY_COLOURS[index % 7], POLICY_MARKERS[(index + index // 7) % 7]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -116,7 +118,13 @@ def latency_cdf(reports: Sequence[Report], labels: Sequence[str]) -> str:
             cdf = report["latency_cdf"]
             if cdf["ms"]:
                 fractions = np.asarray(cdf["fraction"]) * 100
-                axes.step(cdf["ms"], fractions, where="post", color=policy_style(i)[0], lw=1.8)
+                axes.step(
+                    *(cdf["ms"], fractions),
+                    where="post",
+                    color=policy_style(i)[0],
+                    lw=1.8,
+                    ls=LINE_STYLES[i // 7 % len(LINE_STYLES)],
+                )
                 axes.plot([], [], color=policy_style(i)[0], label=label)
                 highest = max(highest, cdf["ms"][-1])
         for slo_ms in sorted({r["slo_ms"] for r in reports}):

@@ -107,26 +107,32 @@ def run_cells(
     *,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_score: Callable[[Cell, CellScore], None] | None = None,
 ) -> list[CellScore]:
     """Return the scores in order of `cells`; `processes` None takes all cores this one may use.
 
-    `progress` is called with (done, all). One process runs here, without a pool.
+    `progress` is called with (done, all), `on_score` with each cell as soon as it is there. One
+    process runs here, without a pool.
     """
     count = len(os.sched_getaffinity(0)) if processes is None else processes
     scores: list[CellScore] = []
+
+    def take(score: CellScore) -> None:
+        if on_score:
+            on_score(cells[len(scores)], score)
+        scores.append(score)
+        if progress:
+            progress(len(scores), len(cells))
+
     if count <= 1 or len(cells) < 2:
         for cell in cells:
-            scores.append(run_cell(cell))
-            if progress:
-                progress(len(scores), len(cells))
+            take(run_cell(cell))
         return scores
     # Spawned, not forked: a fork of a process with threads may hang.
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         chunk = max(1, min(8, len(cells) // (4 * count)))
         for score in pool.map(run_cell, cells, chunksize=chunk):
-            scores.append(score)
-            if progress:
-                progress(len(scores), len(cells))
+            take(score)
     return scores
 
 

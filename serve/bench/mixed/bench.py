@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.bench.journal import Journal
 from serve.bench.mixed.cell import Finding, MixedCell
 from serve.bench.mixed.live import live_cells
 from serve.bench.mixed.timed import timed_cells
 from serve.bench.mixed.virtual import virtual_cells
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from slackfit.derive import densified
 from slackfit.profile import LatencyProfile
 

@@ -1,4 +1,4 @@
-"""Cells of part `mixed` that need a live server: costly JSON, images, a sick replica, open floods.
+"""Cells of part `mixed` that need a live server: costly JSON, a sick replica, open floods, images.
 
 Each is a function that returns what it found. The device is the labelled timed executor (it sleeps
 for the latency that was profiled on an RTX 2080 Ti and computes nothing); client and server share
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import signal
 import socket
@@ -21,75 +20,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import numpy as np
-from PIL import Image
 
 from serve.bench.mixed.cell import Finding, MixedCell
 from serve.bench.mixed.hostile_clients import attacks
+from serve.bench.mixed.image_overload import images
+from serve.bench.mixed.timed_server import MODEL, SHAPE, TIMED, config_of, in_time, is_answered
 from serve.bench.rows import Tell
 from serve.bench.serving.server_process import ServerProcess, server_process
-from serve.client import AsyncClient, Client, InferError
-from serve.config import ServeConfig, parse_config
+from serve.client import AsyncClient, Client
+from serve.config import ServeConfig
 
-PROFILE = Path(__file__).parents[3] / "profiles" / "superserve_resnet_2080ti.json"
-_MODEL = "resnet"
-_TIMED = "TIMED executor: the device sleeps for the profiled latency, nothing is computed"
-_SHAPE = (3, 224, 224)
 _BELOW_SHAPE = (3, 128, 160)  # as JSON just below `max_json_bytes`
 _JSON_S = 6.0
 _JSON_QPS, _JSON_SLO_S = 50.0, 0.05
-_IMAGE_SIZE = (1200, 900)
-_IMAGE_SLO_S = 0.2
-_IMAGE_S = 4.0
-_IMAGE_GOOD = 0.99  # in time, at the decoder's capacity
-_BISECTIONS = 6
-_OVERLOAD = 2.5
 _SICK_CLIENTS = 12
 _SICK_SLACK_S = 1.0
 _HUNG_AFTER_S = 0.5
 _CONNECTIONS = 40
+_WARMING = 4  # connections of the same kind before: what is made once is no connection's
+_WATCHED_S = 6.0
 _SECRET = "benchmark-of-an-open-port"
-_MIB = 2.0**20
-
-Ask = Callable[[int], Any]
-"""Sends one query; `ask(index)` is awaited, and true when it was answered with an output."""
-
-
-def config_of(**settings: Any) -> ServeConfig:
-    """Return the settings of a server on the timed device."""
-    fields = {
-        "device": "timed",
-        "profile": str(PROFILE),
-        "input_shape": _SHAPE,
-        "num_classes": 1000,
-        "model_name": _MODEL,
-        "port": 0,
-        "grpc_port": 0,
-    }
-    return parse_config({**fields, **settings})
-
-
-async def in_time(ask: Ask, *, rate_qps: float, duration_s: float, slo_s: float) -> float:
-    """Send at even times; return the share that was answered within `slo_s` of its time."""
-    loop = asyncio.get_running_loop()
-    start_s = loop.time() + 0.05
-
-    async def one(index: int) -> bool:
-        due_s = start_s + index / rate_qps
-        await asyncio.sleep(due_s - loop.time())
-        return bool(await ask(index)) and loop.time() - due_s <= slo_s
-
-    ends = await asyncio.gather(*(one(index) for index in range(round(rate_qps * duration_s))))
-    return sum(ends) / len(ends)
 
 
 def json16(tell: Tell) -> list[Finding]:
     """Binary queries beside JSON: one batch of 16 a second, and eight just below the limit."""
     cells = {
-        "json16/in_time": (_SHAPE, 16, 1, "one JSON batch of 16 a second"),
+        "json16/in_time": (SHAPE, 16, 1, "one JSON batch of 16 a second"),
         "json16/just_below/in_time": (_BELOW_SHAPE, 1, 8, "eight of one a second, at once"),
     }
     found: list[Finding] = []
@@ -100,40 +59,10 @@ def json16(tell: Tell) -> list[Finding]:
         detail = (
             f"{_JSON_QPS:g}/s at {_JSON_SLO_S * 1e3:g} ms beside {what} ({len(text)} bytes each,"
         )
-        detail = f"{detail} answered {codes}); {_TIMED}"
+        detail = f"{detail} answered {codes}); {TIMED}"
         tell(f"{figure}: {share:.3f}")
         found.append(Finding(figure, share, "fraction", ">= 0.98", detail))
     return found
-
-
-def images(tell: Tell) -> list[Finding]:
-    """Goodput of JPEG files at 2.5 times the highest rate that the decoder serves in time."""
-    files = image_files(8)
-    with server_process(config_of(slo_ms=_IMAGE_SLO_S * 1e3)) as server:
-
-        def share(rate_qps: float, duration_s: float) -> float:
-            return asyncio.run(_ask_images(server, files, rate_qps, duration_s))
-
-        share(10.0, 2.0)  # what a file takes is learned
-        low, high = 0.0, 200.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            found = share(middle, _IMAGE_S)
-            tell(f"images at {middle:.0f}/s: {found:.3f} in time")
-            low, high = (middle, high) if found >= _IMAGE_GOOD else (low, middle)
-        capacity_qps = max(low, 1.0)
-        over = share(_OVERLOAD * capacity_qps, 2 * _IMAGE_S)
-    goodput = over * _OVERLOAD
-    size = sum(map(len, files)) / len(files)
-    detail = (
-        f"{_IMAGE_SIZE[0]} x {_IMAGE_SIZE[1]} JPEG of {size:.0f} bytes, SLO {_IMAGE_SLO_S:g} s; "
-    )
-    detail = f"{detail}capacity {capacity_qps:.0f}/s ({_IMAGE_GOOD:g} in time); {_TIMED}"
-    tell(f"images: goodput over capacity {goodput:.3f} at {_OVERLOAD:g} x {capacity_qps:.0f}/s")
-    return [
-        Finding("images/decode_capacity", capacity_qps, "queries/s", "", detail),
-        Finding("images/goodput_over_decode_capacity", goodput, "ratio", ">= 0.9", detail),
-    ]
 
 
 def sick_replica(tell: Tell) -> list[Finding]:
@@ -147,7 +76,7 @@ def sick_replica(tell: Tell) -> list[Finding]:
     detail = (
         f"{_SICK_CLIENTS} clients, {_SICK_SLACK_S:g} s of slack, one of two replicas hangs; "
         f"counted from when that is known ({_HUNG_AFTER_S:g} s; {lost_before} lost one before); "
-        f"{_TIMED}"
+        f"{TIMED}"
     )
     tell(f"sick_replica: {lost} of {_SICK_CLIENTS} clients lost a query, {lost_before} before")
     return [Finding("sick_replica/clients_lost", lost, "count", "0", detail)]
@@ -159,12 +88,13 @@ def open_floods(tell: Tell) -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         tokens.write_text(f"bench infer {_SECRET}\n")
-        for name, attack in attacks(_MODEL).items():
+        for name, attack in attacks(MODEL).items():
             with server_process(config_of(tokens_file=str(tokens))) as server:
                 grown, before_s, during_s = _flooded(server, attack)
             detail = (
-                f"{_CONNECTIONS} connections; others' p99 {before_s * 1e3:.1f} ms before, "
-                f"{during_s * 1e3:.1f} ms meanwhile; {_TIMED}"
+                f"{_CONNECTIONS} connections after {_WARMING} that are closed; others' p99 "
+                f"{before_s * 1e3:.1f} ms before, "
+                f"{during_s * 1e3:.1f} ms meanwhile; {TIMED}"
             )
             figure = f"open/{name}"
             per_connection = grown / _CONNECTIONS / 1024
@@ -190,33 +120,19 @@ def live_cells(tell: Tell) -> list[MixedCell]:
     return [MixedCell(name, partial(measure, tell)) for name, measure in CELLS.items()]
 
 
-def image_files(count: int) -> list[bytes]:
-    """Return JPEG files of pictures with edges and noise, as a camera makes them."""
-    rng = np.random.default_rng(0)
-    width, height = _IMAGE_SIZE
-    files: list[bytes] = []
-    for _ in range(count):
-        coarse = rng.integers(0, 256, (height // 30, width // 30, 3))
-        pixels = np.kron(coarse, np.ones((30, 30, 1))) + rng.normal(0, 6, (height, width, 3))
-        file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        files.append(file.getvalue())
-    return files
-
-
 async def _beside_json(
     server: ServerProcess, shape: tuple[int, ...], text: bytes, times: int
 ) -> tuple[float, list[int]]:
     """Return the share of binary queries in time, and how the JSON ones were answered."""
     sample = np.zeros((1, *shape), dtype=np.uint8)
-    url, codes = f"{server.url}/v2/models/{_MODEL}/infer", set[int]()
+    url, codes = f"{server.url}/v2/models/{MODEL}/infer", set[int]()
     async with (
-        AsyncClient(server.url, _MODEL, slo_ms=_JSON_SLO_S * 1e3) as client,
+        AsyncClient(server.url, MODEL, slo_ms=_JSON_SLO_S * 1e3) as client,
         aiohttp.ClientSession() as session,
     ):
 
         async def ask(_: int) -> bool:
-            return await _is_answered(client, sample)
+            return await is_answered(client, sample)
 
         async def post() -> None:
             with contextlib.suppress(aiohttp.ClientError):  # refused while it is sent
@@ -235,36 +151,17 @@ async def _beside_json(
         return share, sorted(codes)
 
 
-async def _ask_images(
-    server: ServerProcess, files: Sequence[bytes], rate_qps: float, duration_s: float
-) -> float:
-    async with AsyncClient(server.url, _MODEL, slo_ms=_IMAGE_SLO_S * 1e3) as client:
-
-        async def ask(index: int) -> bool:
-            return await _is_answered(client, [files[index % len(files)]])
-
-        return await in_time(ask, rate_qps=rate_qps, duration_s=duration_s, slo_s=_IMAGE_SLO_S)
-
-
-async def _is_answered(client: AsyncClient, inputs: Any) -> bool:
-    try:
-        await client.infer(inputs)
-    except InferError:
-        return False
-    return True
-
-
 async def _with_sick(url: str, sick: subprocess.Popen[str]) -> tuple[int, int]:
     """Return how many clients lost a query once the fault was known, and before."""
-    sample = np.zeros((1, *_SHAPE), dtype=np.uint8)
+    sample = np.zeros((1, *SHAPE), dtype=np.uint8)
     lost, lost_before = set[int](), set[int]()
     is_known = is_over = False
 
     async def keep_asking(index: int) -> None:
-        async with AsyncClient(url, _MODEL, slo_ms=_SICK_SLACK_S * 1e3) as client:
+        async with AsyncClient(url, MODEL, slo_ms=_SICK_SLACK_S * 1e3) as client:
             while not is_over:
                 was_known = is_known
-                if not await _is_answered(client, sample):
+                if not await is_answered(client, sample):
                     (lost if was_known else lost_before).add(index)
                 await asyncio.sleep(0.1)
 
@@ -301,14 +198,17 @@ def _flooded(
 ) -> tuple[int, float, float]:
     """Return the bytes that the server grew by, and the others' p99 before and meanwhile."""
     addresses = server.url.removeprefix("http://"), server.rpc_url.removeprefix("grpc://")
+    with contextlib.ExitStack() as opened:
+        for _ in range(_WARMING):
+            opened.enter_context(attack(*addresses))
     with _asking(server.url) as latencies_s:
-        time.sleep(3.0)
+        time.sleep(_WATCHED_S)
         before_s, before = _p99(latencies_s), server.resident_bytes()
         latencies_s.clear()
         with server.watched() as resident, contextlib.ExitStack() as opened:
             for _ in range(_CONNECTIONS):
                 opened.enter_context(attack(*addresses))
-            time.sleep(2.0)
+            time.sleep(_WATCHED_S)
             grown = max(resident) - before
         return max(grown, 0), before_s, _p99(latencies_s)
 
@@ -318,10 +218,10 @@ def _asking(url: str) -> Iterator[list[float]]:
     """Keep asking, one query after the other; yields the latencies in seconds."""
     latencies_s: list[float] = []
     is_over = threading.Event()
-    sample = np.zeros((1, *_SHAPE), dtype=np.uint8)
+    sample = np.zeros((1, *SHAPE), dtype=np.uint8)
 
     def ask() -> None:
-        with Client(url, _MODEL, slo_ms=20_000, token=_SECRET) as client:
+        with Client(url, MODEL, slo_ms=20_000, token=_SECRET) as client:
             while not is_over.wait(0.005):
                 latencies_s.append(client.infer(sample).latency_s)
 

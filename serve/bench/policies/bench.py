@@ -8,14 +8,17 @@ traces and all instances.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from serve.bench.journal import Journal
 from serve.bench.policies import speed, tiny
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
+from traces.generators.arrivals import GENERATOR_VERSION
 from traces.simulation.cells import Cell, CellScore, Estimate, estimate, run_cells
 from traces.trace import TraceError
 
@@ -49,13 +52,22 @@ class PoliciesBench:
     """One run of the benchmark: keeps the rows and shares out the cells."""
 
     def __init__(
-        self, profiles: Path, scale: PoliciesScale, *, processes: int | None, tell: Tell
+        self,
+        profiles: Path,
+        scale: PoliciesScale,
+        *,
+        processes: int | None,
+        tell: Tell,
+        out: Path | None = None,
     ) -> None:
+        """Finished cells are kept in `out`, where it is given, and not run again."""
         self._resnet = str(profiles / "superserve_resnet_2080ti.json")
         self._dynabert = str(profiles / "superserve_dynabert_2080ti.json")
         self._scale = scale
         self._processes = processes
         self._tell = tell
+        about = {"generator_version": GENERATOR_VERSION}
+        self._kept = None if out is None else Journal(out / "cells.jsonl", about)
         self.rows: list[Row] = []
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
@@ -220,13 +232,27 @@ class PoliciesBench:
             {cell for rows in cells.values() for row in rows for cell in row},
             key=lambda cell: (cell.spec, cell.seed, cell.overhead_s, cell.policy),
         )
+        found = {cell: score for cell in flat if (score := self._known(cell)) is not None}
+        missing = [cell for cell in flat if cell not in found]
+        if found:
+            self._tell(f"{len(found)} of {len(flat)} cells are there")
         done = run_cells(
-            flat,
+            missing,
             processes=self._processes,
             progress=lambda at, count: self._tell(f"{at}/{count}") if at % 500 == 0 else None,
+            on_score=self._keep,
         )
-        found = dict(zip(flat, done, strict=True))
+        found |= zip(missing, done, strict=True)
         return {k: [[found[c] for c in row] for row in rows] for k, rows in cells.items()}
+
+    def _known(self, cell: Cell) -> CellScore | None:
+        if self._kept is None or json.dumps(cell) not in self._kept:
+            return None
+        return CellScore(*self._kept.get(json.dumps(cell)))
+
+    def _keep(self, cell: Cell, score: CellScore) -> None:
+        if self._kept is not None:
+            self._kept.once(json.dumps(cell), lambda: score)
 
     def _attainment_and_accuracy(
         self, figure: str, seeds: Sequence[CellScore], printed: paper.Published

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 

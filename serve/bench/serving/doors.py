@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.cluster import running
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import samples
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting

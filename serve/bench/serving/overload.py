@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.server_process import ServerProcess, server_process
 from serve.bench.serving.setting import Setting
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from traces.open_loop.result import Answer
+from traces.open_loop.answers import Answer
 
 MODES = {
     f"{device}{suffix}": (device, policy)

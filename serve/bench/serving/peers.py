@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.cluster import Cluster, running
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.setting import Setting
 from traces.report.plane_plot import PlanePoint as Mark

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.overload import run_text
 from serve.bench.serving.server_process import ServerProcess, server_process

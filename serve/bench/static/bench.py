@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve.bench.actuation.bench_net import CIFAR_FOLDER
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, measured
 from serve.bench.static import front_bench, lean_bench
 from serve.bench.static.front_bench import FrontBench

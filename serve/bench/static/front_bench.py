@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, product
 from typing import NamedTuple
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.peers import SIZES, LoadPoint, grid, is_disturbed
 from serve.bench.serving.setting import Setting

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore, pooled
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting

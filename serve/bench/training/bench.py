@@ -1,11 +1,15 @@
-"""`supernet bench training`: the strategies against each other, everything else equal.
+"""`supernet bench training`: the strategies against each other at equal processor time.
 
-Same data, space, epochs and seeds; every run ends with calibrated accuracies of the same subnets,
-evenly spread over MACs, on test images that nothing was chosen on. Every finished run is kept, and
-an unfinished one is resumed, so the benchmark can be done in several sittings.
+1. What a step of each case costs is measured side by side; every case gets as many steps as take
+   the processor time of the reference's run.
+2. Three learning rates per case, a third of the length, one seed: the best on the validation
+   images is taken.
+3. Several seeds of each case at its rate and whole length. Only these are measured on the test
+   images, once; nothing is chosen on them.
 
-Changes to DepS (`deps_*`) get as many steps as cost the same number of multiply-accumulates as the
-plain run's; the measured wall time is reported beside it.
+Every finished run is a line of `runs.jsonl`, and an unfinished one is resumed, so the benchmark can
+be interrupted, killed or paused at any time and goes on with the same command. Accuracies are
+calibrated, of the same subnets for all, evenly spread over MACs.
 """
 
 from __future__ import annotations
@@ -13,39 +17,43 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.training.cases import CASES, CHANGES, cased, points_of, same_work, work
-from slackfit.output_files import write_text
+from serve.bench.training.cases import CASES, REFERENCE, cased, of_length, points_of
+from serve.bench.training.comparison import Tuned, rows_of, table_of
+from serve.bench.training.pace import seconds_per_step
+from serve.bench.training.time_left import TimeLeft
+from serve.bench.training.timed_run import FinishedRun, StoppedError, TimedRun
 from supernet import Arch, cost, define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset, steps_per_epoch
 from training.data.samples import Dataset
-from training.evaluation.evaluate import measure
 from training.trainer.trainer import Trainer
 
-_KEEP_EVERY_S = 10.0
+RATES = (0.3, 1.0, 3.0)
+"""The learning rates that are tried, as multiples of the base run's."""
+TUNING_SHARE = 3
+"""A run that only chooses a rate has one part in so many of the steps."""
+_TUNING_SEED = 0
 
 
-class TrainingRun(NamedTuple):
-    """A finished run: accuracy on the test images by subnet id, ascending in MACs, and seconds.
+class PlannedRun(NamedTuple):
+    """A run to make: its name in the journal, and what it is."""
 
-    `cpu_s` is the processor's time of all threads: it does not count what else the machine did.
-    """
-
+    name: str
     case: str
     seed: int
-    accuracy: dict[str, float]
-    wall_s: float
-    cpu_s: float
+    lr: float
     steps: int
+    is_final: bool
 
 
 class TrainingBench:
@@ -59,35 +67,49 @@ class TrainingBench:
         cases: Sequence[str],
         num_seeds: int,
         tell: Tell = lambda text: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
-        """Runs are kept in `out`. Raises ValueError listing the known cases."""
+        """Runs are kept in a folder of `out` that is named after the base run.
+
+        Raises ValueError listing the known cases.
+        """
         unknown = sorted(set(cases) - set(CASES))
         if unknown:
             raise ValueError(f"case {unknown[0]!r} is unknown, allowed {', '.join(CASES)}")
-        self._out, self._base, self._tell = out, base, tell
-        self._cases, self._num_seeds = tuple(cases), num_seeds
+        self._base, self._tell, self._should_stop = base, tell, should_stop
+        self._cases, self._num_seeds = tuple(dict.fromkeys(cases)), num_seeds
         options = base.supernet
         self._definition = define_supernet(options.variant, **options.overrides)
         self.points = points_of(self._definition)
+        settings = {
+            "base": asdict(replace(base, threads=0)),
+            "points": [arch.subnet_id for arch in self.points],
+        }
+        described = json.dumps(settings, sort_keys=True)
+        self._out = out / hashlib.sha256(described.encode()).hexdigest()[:8]
+        self._journal = Journal(self._out / "runs.jsonl", settings)
+        self._loaded: tuple[int, Dataset] | None = None
 
-    def run(self, should_stop: Callable[[], bool] = lambda: False) -> list[Row]:
-        """Do the runs that are missing, seed by seed; rows of what is there when it ends."""
-        for seed in range(self._num_seeds):
-            for case in self._cases:
-                if should_stop():
-                    return self.rows()
-                self._run(case, seed, should_stop)
+    def run(self) -> list[Row]:
+        """Do the runs that are missing; rows of what is there when it ends or is stopped."""
+        try:
+            self._measure_pace()
+            clock = self._time_left()
+            for planned in self._tuning():
+                self._do(planned, clock)
+            for planned in self._finals():
+                self._do(planned, clock)
+        except StoppedError:
+            self._tell("stopped; the same command goes on where it was")
         return self.rows()
 
     def rows(self) -> list[Row]:
         """Rows `figure, value, unit, detail` of the runs that are finished."""
-        runs = [run for run in map(self._load, *self._all()) if run is not None]
-        by_case = {case: [r for r in runs if r.case == case] for case in self._cases}
-        rows: list[Row] = []
-        for case, mine in by_case.items():
-            if mine:
-                rows += self._case_rows(case, mine, by_case.get("deps", []))
-        return rows
+        return rows_of(self._finished(), self._all_tuned(), self._sizes(), self._budget_s())
+
+    def table(self) -> str:
+        """The finished runs as a table in Markdown."""
+        return table_of(self._finished(), self._all_tuned(), self._sizes())
 
     def step_cost(self, repeats: int = 15) -> Row:
         """What a step of max, min and two random costs against the full model alone, interleaved.
@@ -117,97 +139,130 @@ class TrainingBench:
         }
         return row("training/step_cost/sandwich_over_single", best[1] / best[0], "ratio", detail)
 
-    def _all(self) -> tuple[list[str], list[int]]:
-        pairs = [(case, seed) for case in self._cases for seed in range(self._num_seeds)]
-        return [case for case, _ in pairs], [seed for _, seed in pairs]
+    # --- what is run -------------------------------------------------------------------------
 
-    def _run(self, case: str, seed: int, should_stop: Callable[[], bool]) -> None:
-        if self._load(case, seed) is not None:
+    def _measure_pace(self) -> None:
+        """Time the steps of cases not timed yet, beside the reference's, in one go."""
+        asked = dict.fromkeys((REFERENCE, *self._cases))
+        missing = [case for case in asked if f"pace/{case}" not in self._journal]
+        if not missing:
             return
-        config, folder = self._config(case, seed), self._run_folder(case, seed)
-        resume = (folder / "resume.safetensors").exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        data = self._data(seed)
-        trainer = Trainer(config, self._definition, data, folder, resume=resume)
-        self._tell(f"{case}, seed {seed}: step {trainer.step} of {trainer.total_steps}")
-        clock = _ElapsedTime(folder / "seconds.json")
-        finished = trainer.run(should_stop=lambda: clock.keep() or should_stop())
-        wall_s, cpu_s = clock.stop()
-        if not finished:
-            return
-        accuracy = {arch.subnet_id: self._accuracy(trainer, data, arch) for arch in self.points}
-        run = TrainingRun(case, seed, accuracy, wall_s, cpu_s, trainer.total_steps)
-        write_text(folder / "result.json", json.dumps(run._asdict()) + "\n")
-        (folder / "resume.safetensors").unlink()
-        mean = np.mean(list(accuracy.values()))
-        self._tell(f"{case}, seed {seed}: mean {mean:.4f}, {wall_s:.0f} s")
-
-    def _accuracy(self, trainer: Trainer, data: Dataset, arch: Arch) -> float:
-        measured = measure(
-            {name: tensor.cpu() for name, tensor in trainer.state().items()},
+        cases = list(dict.fromkeys((REFERENCE, *missing)))
+        paces = seconds_per_step(
+            {case: cased(self._base, case, 0) for case in cases},
             self._definition,
-            arch,
-            input_spec=data.input,
-            calibration=data.train,
-            calibration_images=self._base.evaluation.calibration_images,
-            held_out=data.test,
+            self._data(0),
+            self._folder("pace"),
+            tell=self._tell,
+            should_stop=self._should_stop,
         )
-        return measured.accuracy
+        for case in missing:
+            pair = [paces[case], paces[REFERENCE]]
+            self._journal.once(f"pace/{case}", lambda pair=pair: pair)
+            self._tell(f"{case}: {pair[0] * 1e3:.1f} ms a step, {self._steps(case)} steps")
 
-    def _case_rows(self, case: str, runs: list[TrainingRun], deps: list[TrainingRun]) -> list[Row]:
-        macs = {a.subnet_id: cost(self._definition, a).macs for a in self.points}
-        rows = [
-            _mean_row(
-                f"{case}/p{i + 1}/accuracy",
-                [r.accuracy[a.subnet_id] for r in runs],
-                "fraction",
-                subnet_id=a.subnet_id,
-                macs=macs[a.subnet_id],
-            )
-            for i, a in enumerate(self.points)
-        ]
-        means = [float(np.mean(list(r.accuracy.values()))) for r in runs]
-        rows.append(_mean_row(f"{case}/mean/accuracy", means, "fraction"))
-        rows.append(_mean_row(f"{case}/wall", [r.wall_s for r in runs], "s", steps=runs[0].steps))
-        rows.append(_mean_row(f"{case}/cpu", [r.cpu_s for r in runs], "s"))
-        paired = {r.seed: r for r in deps}
-        both = [(r, paired[r.seed]) for r in runs if r.seed in paired]
-        if case != "deps" and both:
-            for name, pick in self._picks().items():
-                gains = [pick(mine) - pick(other) for mine, other in both]
-                gain = _mean_row(f"{case}/{name}/over_deps", gains, "fraction")
-                spread = gain["detail"]["spread"]
-                gain["detail"]["counts"] = len(gains) > 1 and abs(gain["value"]) > spread
-                rows.append(gain)
-        return rows
+    def _tuning(self) -> Iterator[PlannedRun]:
+        for case in self._cases:
+            for lr in self._rates(case):
+                steps = max(1, self._steps(case) // TUNING_SHARE)
+                yield PlannedRun(f"tune/{case}/{lr:g}", case, _TUNING_SEED, lr, steps, False)
 
-    def _picks(self) -> dict[str, Callable[[TrainingRun], float]]:
-        picks: dict[str, Callable[[TrainingRun], float]] = {
-            f"p{i + 1}": lambda run, name=arch.subnet_id: run.accuracy[name]
-            for i, arch in enumerate(self.points)
-        }
-        return {**picks, "mean": lambda run: float(np.mean(list(run.accuracy.values())))}
+    def _finals(self) -> Iterator[PlannedRun]:
+        for seed in range(self._num_seeds):
+            for case in self._cases:
+                name, steps = f"final/{case}/{seed}", self._steps(case)
+                tuned = self._tuned(case)
+                yield PlannedRun(name, case, seed, tuned.lr if tuned else 0.0, steps, True)
 
-    def _config(self, case: str, seed: int) -> TrainConfig:
-        config = cased(self._base, case, seed)
-        if case not in CHANGES:
-            return config
-        train, plain = self._data(seed).train, cased(self._base, "deps", seed)
-        steps, plain_steps = (steps_per_epoch(train, c.data.batch_size) for c in (config, plain))
-        budget = work(plain, self._definition, plain_steps)
-        return same_work(config, self._definition, steps, budget)
+    def _do(self, planned: PlannedRun, clock: TimeLeft) -> None:
+        if planned.name in self._journal:
+            return
+        if self._should_stop():
+            raise StoppedError
+        config = cased(self._base, planned.case, planned.seed)
+        config = replace(config, optimizer=replace(config.optimizer, lr=planned.lr))
+        share = 1.0 if planned.is_final else 1.0 / TUNING_SHARE
+        folder = self._out / planned.name.replace("/", "-")
+        run = TimedRun(
+            of_length(config, planned.steps, share),
+            self._definition,
+            self._data(planned.seed),
+            folder,
+            self.points,
+        )
+        clock.begin(f"{planned.name} at rate {planned.lr:g}", step_s=self._step_s(planned.case))
+        done = run.finish(
+            planned.case,
+            with_test=planned.is_final,
+            progress=clock.step,
+            should_stop=self._should_stop,
+        )
+        self._journal.once(planned.name, done._asdict)
+        run.tidy()
+        mean = np.mean(done.validation)
+        clock.end(f"validation mean {mean:.4f}, {done.cpu_s:.0f} s of processor time")
 
-    def _load(self, case: str, seed: int) -> TrainingRun | None:
-        path = self._run_folder(case, seed) / "result.json"
-        if not path.is_file():
+    # --- what follows from the journal -------------------------------------------------------
+
+    def _rates(self, case: str) -> list[float]:
+        lr = cased(self._base, case, 0).optimizer.lr
+        return [float(f"{lr * factor:.6g}") for factor in RATES]
+
+    def _tuned(self, case: str) -> Tuned | None:
+        """The rate with the best mean validation accuracy over the sizes that the case trains."""
+        names = {lr: f"tune/{case}/{lr:g}" for lr in self._rates(case)}
+        if not all(name in self._journal for name in names.values()):
             return None
-        return TrainingRun(**json.loads(path.read_text(encoding="utf-8")))
+        is_single = cased(self._base, case, 0).schedule.strategy == "single"
+        judged = slice(-1, None) if is_single else slice(None)
+        tried = {lr: float(np.mean(self._run(n).validation[judged])) for lr, n in names.items()}
+        return Tuned(max(tried, key=lambda lr: tried[lr]), tried)
 
-    def _run_folder(self, case: str, seed: int) -> Path:
-        points = [arch.subnet_id for arch in self.points]
-        described = json.dumps([asdict(cased(self._base, case, seed)), points], sort_keys=True)
-        digest = hashlib.sha256(described.encode()).hexdigest()[:8]
-        return self._out / f"{case}-seed{seed}-{digest}"
+    def _all_tuned(self) -> dict[str, Tuned]:
+        tuned = {case: self._tuned(case) for case in self._cases}
+        return {case: found for case, found in tuned.items() if found is not None}
+
+    def _finished(self) -> dict[str, list[FinishedRun]]:
+        return {
+            case: [
+                self._run(name)
+                for seed in range(self._num_seeds)
+                if (name := f"final/{case}/{seed}") in self._journal
+            ]
+            for case in self._cases
+        }
+
+    def _run(self, name: str) -> FinishedRun:
+        return FinishedRun(**self._journal.get(name))
+
+    def _reference_steps(self) -> int:
+        config = cased(self._base, REFERENCE, 0)
+        per_epoch = steps_per_epoch(self._data(0).train, config.data.batch_size)
+        return config.schedule.steps or config.schedule.epochs * per_epoch
+
+    def _steps(self, case: str) -> int:
+        """As many steps as take the reference's processor time."""
+        mine_s, reference_s = self._journal.get(f"pace/{case}")
+        return max(TUNING_SHARE, round(self._reference_steps() * reference_s / mine_s))
+
+    def _step_s(self, case: str) -> float:
+        """What a step was timed at, on the scale of the reference's first timing."""
+        return self._budget_s() / self._steps(case)
+
+    def _budget_s(self) -> float:
+        """The processor time that every run aims at (s); 0 before it is known."""
+        if f"pace/{REFERENCE}" not in self._journal:
+            return 0.0
+        return self._reference_steps() * self._journal.get(f"pace/{REFERENCE}")[0]
+
+    def _time_left(self) -> TimeLeft:
+        planned = [*self._tuning(), *self._finals()]
+        ahead = [run for run in planned if run.name not in self._journal]
+        expected_s = sum(run.steps * self._step_s(run.case) for run in ahead)
+        return TimeLeft(self._tell, num_runs=len(ahead), expected_s=expected_s)
+
+    def _sizes(self) -> list[tuple[Arch, int]]:
+        return [(arch, cost(self._definition, arch).macs) for arch in self.points]
 
     def _folder(self, name: str) -> Path:
         (self._out / name).mkdir(parents=True, exist_ok=True)
@@ -215,39 +270,6 @@ class TrainingBench:
 
     def _data(self, seed: int) -> Dataset:
         """The same split for every seed would hide how much a split matters: it follows it."""
-        return load_dataset(self._base.data, seed)
-
-
-def _mean_row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    detail |= {"seeds": values, "spread": spread}
-    return row(f"training/{figure}", float(np.mean(values)), unit, detail, digits=9)
-
-
-class _ElapsedTime:
-    """Wall and processor seconds of a run over all its sittings, in a small file beside it.
-
-    The file is kept up to date while a sitting lasts, so that one that is killed counts too.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._before = json.loads(path.read_text()) if path.exists() else [0.0, 0.0]
-        self._started = (time.perf_counter(), time.process_time())
-        self._kept_s = self._started[0]
-
-    def keep(self) -> None:
-        """Write the sums, some seconds after they were written last."""
-        if time.perf_counter() - self._kept_s > _KEEP_EVERY_S:
-            self._kept_s = time.perf_counter()
-            self.stop()
-
-    def stop(self) -> tuple[float, float]:
-        """Add this sitting and return the sums."""
-        now = (time.perf_counter(), time.process_time())
-        wall_s, cpu_s = (
-            before + end - start
-            for before, end, start in zip(self._before, now, self._started, strict=True)
-        )
-        write_text(self._path, json.dumps([wall_s, cpu_s]) + "\n")
-        return wall_s, cpu_s
+        if self._loaded is None or self._loaded[0] != seed:
+            self._loaded = (seed, load_dataset(self._base.data, seed))
+        return self._loaded[1]

@@ -1,8 +1,8 @@
-"""The cases of the training benchmark: the run that all vary, and steps for the same work."""
+"""The cases of the training benchmark: a base run, and what each case changes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ import numpy as np
 
 from supernet import Arch, SupernetDefinition, cost
 from training.config import TrainConfig, config_from_json
-from training.strategies.make_strategy import make_strategy, total_steps
 
 NUM_POINTS = 5
-_BACKWARD = 3  # a training pass costs about three forward passes
-_SAMPLED_STEPS = 200  # of a run, to estimate its cost
+REFERENCE = "deps"
 
-PLAIN = ("deps", "sandwich", "progressive", "single")
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    REFERENCE: {},
+    "deps_published": {"schedule": {"parts": 1}},
+    "sandwich": {"schedule": {"strategy": "sandwich", "parts": 1}},
+    "sandwich_parts": {"schedule": {"strategy": "sandwich"}},
+    "progressive": {"schedule": {"strategy": "progressive"}},
+    "compound": {"schedule": {"strategy": "compound"}},
+    "single": {"schedule": {"strategy": "single"}},
     "deps_flops": {"schedule": {"sampler": "flops"}},
     "deps_average": {"optimizer": {"ema_decay": 0.998}},
     "deps_average_teacher": {"optimizer": {"ema_decay": 0.998}, "loss": {"teacher": "average"}},
@@ -32,15 +36,16 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "deps_unsmoothed": {"loss": {"label_smoothing": 0.0}},
     "deps_one_random": {"schedule": {"random_subnets": 1}},
     "deps_early_one_random": {"schedule": {"delay": 0.25, "random_subnets": 1}},
-    "deps_parts": {"schedule": {"parts": 2}},
-    "deps_parts_3": {"schedule": {"parts": 3}},
-    "deps_one_random_parts": {"schedule": {"random_subnets": 1, "parts": 2}},
+    "deps_parts_2": {"schedule": {"parts": 2}},
     "deps_batch_64": {"data": {"batch_size": 64}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
 }
-CASES = (*PLAIN, *CHANGES)
-QUICK = (*PLAIN, "deps_average")
+"""What a case changes of the base run, by section; the reference is what a config has by default.
+
+`parts` 1 is the published rule of DepS and of the sandwich; each is compared with and without.
+"""
+COMPARED = (REFERENCE, "deps_published", "sandwich", "sandwich_parts", "progressive", "compound")
 
 _COMMON = {"evaluation": {"calibration_images": 1024}, "amp": "off"}
 _CHOICES = [0.25, 0.5, 0.75, 1.0]
@@ -52,7 +57,7 @@ DIGITS: dict[str, Any] = {
         "overrides": {"widths": [32, 32], "width_choices": _CHOICES, "expand_choices": _CHOICES},
     },
     "data": {"name": "digits", "batch_size": 32, "limit": 320},  # with all, every case has 99 %
-    "schedule": {"epochs": 40, "delay": 0.5, "ramp_epochs": 2.0, "parts": 1},
+    "schedule": {"epochs": 40, "delay": 0.5, "ramp_epochs": 2.0},
     "optimizer": {"lr": 0.05},
 }
 FOLDER: dict[str, Any] = {
@@ -66,7 +71,7 @@ FOLDER: dict[str, Any] = {
         "augmentation": "crop_flip",
         "limit": 10_000,
     },
-    "schedule": {"epochs": 30, "delay": 0.5, "ramp_epochs": 1.0, "parts": 1},
+    "schedule": {"epochs": 30, "delay": 0.5, "ramp_epochs": 1.0},
     "optimizer": {"lr": 0.1},
 }
 
@@ -89,53 +94,19 @@ def points_of(definition: SupernetDefinition, count: int = NUM_POINTS) -> list[A
     return [ladder[i] for i in sorted(chosen)]
 
 
-def work(config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: int) -> float:
-    """Multiply-accumulates of a run, from steps evenly sampled.
-
-    An undecided delay is taken to be half of the run.
-    """
-    known = replace(config, schedule=replace(config.schedule, delay_rule="fixed"))
-    strategy = make_strategy(known, definition, steps_of_epoch)
-    total = total_steps(known, steps_of_epoch)
-    steps = np.unique(np.linspace(0, total - 1, _SAMPLED_STEPS).astype(int))
-    per_image = np.mean([_step_work(known, definition, strategy.plan(s)) for s in steps])
-    return float(per_image) * config.data.batch_size * total
-
-
-def same_work(
-    config: TrainConfig, definition: SupernetDefinition, steps_of_epoch: int, budget: float
-) -> TrainConfig:
-    """The config with the number of steps that costs `budget`, by bisection; within one step."""
-
-    def with_steps(steps: int) -> TrainConfig:
-        return replace(config, schedule=replace(config.schedule, steps=steps))
-
-    low, high = 1, 4 * total_steps(config, steps_of_epoch)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if work(with_steps(middle), definition, steps_of_epoch) > budget:
-            high = middle
-        else:
-            low = middle
-    return with_steps(low)
-
-
-def _step_work(config: TrainConfig, definition: SupernetDefinition, plan: Sequence[Any]) -> float:
-    largest = cost(definition, definition.space.largest).macs
-    passes = _BACKWARD * sum(cost(definition, t.arch).macs / t.part[1] for t in plan)
-    targets = {task.target for task in plan}
-    is_averaged = "full_model" in targets and config.loss.teacher == "average"
-    has_teacher = bool(targets & {"teacher", "labels_and_teacher"}) or is_averaged
-    return passes + (largest if has_teacher else 0)
-
-
 def cased(base: TrainConfig, case: str, seed: int) -> TrainConfig:
-    sections: Mapping[str, Mapping[str, Any]] = CHANGES.get(case, {})
-    strategy = case if case in PLAIN else "deps"
-    config = replace(base, seed=seed, schedule=replace(base.schedule, strategy=strategy))
-    for name, values in sections.items():
+    """The base run as a case changes it."""
+    config = replace(base, seed=seed)
+    for name, values in CASES[case].items():
         config = replace(config, **{name: replace(getattr(config, name), **values)})
     return config
+
+
+def of_length(config: TrainConfig, steps: int, share: float = 1.0) -> TrainConfig:
+    """The config with so many steps, which are `share` of a whole run: its ramp is as much less."""
+    ramp_epochs = config.schedule.ramp_epochs * share
+    schedule = replace(config.schedule, steps=steps, ramp_epochs=ramp_epochs)
+    return replace(config, schedule=schedule)
 
 
 def base_config(

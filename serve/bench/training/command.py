@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serve.bench.rows import write_rows
-from slackfit.output_files import OutputError, check_outputs
+from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 
 
@@ -36,39 +38,50 @@ def bench_training(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: torch's default.")] = 0,
 ) -> None:
-    """Train with every strategy, everything else equal: accuracy at five sizes, wall time."""
+    """Compare strategies at equal processor time: rates tuned on validation, then several seeds.
+
+    Every finished run is kept in --out, so an interrupted or killed benchmark goes on with the same
+    command. Printed is a table in Markdown.
+    """
     import torch
 
     from serve.bench.training.bench import TrainingBench
-    from serve.bench.training.cases import CASES, QUICK, base_config
+    from serve.bench.training.cases import CASES, COMPARED, base_config
 
     stopped: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
-    try:
-        with user_errors(ValueError, OSError, RuntimeError):
-            check_outputs(json_out, folders=[out])
-            if threads:
-                torch.set_num_threads(threads)
-            names = CASES if case == "all" else tuple(case.split(",")) if case else QUICK
-            bench = TrainingBench(
-                out,
-                base_config(data, epochs=epochs, images=images, threads=threads),
-                cases=names,
-                num_seeds=seeds,
-                tell=lambda text: typer.echo(text, err=True),
-            )
-            rows = bench.run(should_stop=lambda: bool(stopped))
-            if not stopped:
-                rows.append(bench.step_cost())
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    lines = (
-        f"{row['figure']:<44} {row['value']:10.4f} {row['unit']:<9}"
-        f"{row['detail'].get('spread', 0):.4f}"
-        for row in rows
-    )
-    with user_errors(OutputError):
-        write_rows(rows, json_out, "\n".join(lines))
+    with user_errors(ValueError, OSError, RuntimeError), _collected(stopped):
+        check_outputs(json_out, folders=[out])
+        if threads:
+            torch.set_num_threads(threads)
+        names = tuple(CASES) if case == "all" else tuple(case.split(",")) if case else COMPARED
+        bench = TrainingBench(
+            out,
+            base_config(data, epochs=epochs, images=images, threads=threads),
+            cases=names,
+            num_seeds=seeds,
+            tell=lambda text: typer.echo(text, err=True),
+            should_stop=lambda: bool(stopped),
+        )
+        rows = bench.run()
+        if not stopped:
+            rows.append(bench.step_cost())
+        write_rows(rows, json_out, bench.table())
     if stopped:
-        typer.echo("stopped; the same command goes on where it was", err=True)
         raise typer.Exit(130)
+
+
+@contextmanager
+def _collected(stopped: list[int]) -> Generator[None]:
+    """Note interrupts instead of raising in the middle of a step; the second one raises."""
+
+    def note(number: int, _frame: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

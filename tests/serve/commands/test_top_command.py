@@ -16,7 +16,7 @@ from rich.console import Console
 
 from serve.commands import top_command
 from serve.commands.top_command import Top, top, watch
-from serve.commands.top_figures import Grown, figures, read
+from serve.commands.top_figures import Grown, figures, read, refusals
 from serve.engine.reply import Reply
 from serve.observe.instruments import LATENCY_BUCKETS_S
 from serve.observe.metrics import Metrics
@@ -27,7 +27,13 @@ BATCHES = itertools.count()
 
 
 def observe(
-    metrics: Metrics, status: str, count: int = 1, *, subnet: str = "large", reason: str = ""
+    metrics: Metrics,
+    status: str,
+    count: int = 1,
+    *,
+    subnet: str = "large",
+    reason: str = "",
+    tenant: str = "",
 ) -> None:
     """Let queries end that took 30 ms of 100, or 120 where they were late."""
     finish_s = 0.12 if status == "late" else 0.03
@@ -38,7 +44,8 @@ def observe(
     )  # fmt: skip
     first = next(BATCHES) * 100
     for index in range(count):
-        reply = Reply(outcome, LOGITS if is_run else None, 0.02, first + index // 2)
+        output = LOGITS if is_run else None
+        reply = Reply(outcome, output, 0.02, first + index // 2, tenant=tenant)
         metrics.of("m").observe(reply)
 
 
@@ -116,6 +123,38 @@ def test_quantiles_fall_into_the_bucket_of_the_true_one(values: list[float], fra
     upper = next((b for b in LATENCY_BUCKETS_S if b >= true), LATENCY_BUCKETS_S[-1])
     lower = max((b for b in LATENCY_BUCKETS_S if b < upper), default=0.0)
     assert lower < found <= upper
+
+
+def test_tenants_have_figures_of_their_own(metrics: Metrics):
+    observe(metrics, "on_time", 3, tenant="shop")
+    observe(metrics, "late", tenant="shop")
+    old = reading(metrics)
+    observe(metrics, "on_time", 5, tenant="research")
+    observe(metrics, "dropped", 2, reason="expired", tenant="shop")
+    metrics.refused("http", "rate_limited", "research")
+    metrics.refused("grpc", "rate_limited", "research")
+    new = reading(metrics)
+    (found,) = figures(new, {}, None)
+    assert list(found.tenants) == ["", "shop", "research"], "those with the most queries first"
+    assert found.tenants["shop"] == pytest.approx((6, 0.5, 0.9))
+    (found,) = figures(new, old, 1.0)
+    assert list(found.tenants) == ["research", "shop"], "who asked nothing is left out"
+    assert found.tenants["shop"][:2] == (2, 0.0)
+    assert math.isnan(found.tenants["shop"].accuracy)
+    assert refusals(new, old) == {("research", "rate_limited"): 2}
+    assert refusals(new, new) == {}
+    frame = printed(
+        Top("x", client_of(lambda _: httpx.Response(200, content=metrics.render()))).totals()
+    )
+    for words in ("tenant", "shop", "(none)", "answered with an error", "research: rate_limited"):
+        assert words in frame
+
+
+def test_a_server_that_is_not_shared_shows_no_tenants(metrics: Metrics):
+    answer = httpx.Response(200, content=metrics.render())
+    frame = printed(Top("x", client_of(lambda _: answer)).totals())
+    assert "tenant" not in frame
+    assert "answered with an error" not in frame
 
 
 def printed(frame) -> str:

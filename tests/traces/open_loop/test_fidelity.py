@@ -6,6 +6,7 @@ import pytest
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.simulation.devices import Slowdown
 from traces.generators.arrivals import gamma, poisson
+from traces.open_loop.answers import Answer
 from traces.open_loop.fidelity import (
     LiveServer,
     batch_slowdowns,
@@ -15,7 +16,7 @@ from traces.open_loop.fidelity import (
     wire_s,
 )
 from traces.open_loop.replay_options import ReplayOptions
-from traces.open_loop.result import Answer, make_result
+from traces.open_loop.result import make_result
 from traces.open_loop.target import ReplayReply
 from traces.trace import Trace, TraceError
 

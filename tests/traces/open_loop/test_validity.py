@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from traces.open_loop.result import Answer, make_result
+from traces.open_loop.answers import Answer
+from traces.open_loop.result import make_result
 from traces.open_loop.target import ReplayReply
 from traces.trace import Trace
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve.bench.journal import Journal
 from serve.bench.mixed.bench import MixedBench, mixed_cells, published
 from serve.bench.mixed.cell import Finding, MixedCell
 from serve.bench.mixed.virtual import virtual_cells
-from serve.bench.serving.journal import Journal
 
 
 def test_cells_are_measured_once_and_their_rows_say_what_is_asked(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from serve.bench.mixed import live
-from serve.bench.mixed.live import CELLS, config_of, image_files, in_time
+from serve.bench.mixed.image_overload import IMAGE_SIZE, highest_rate, image_files
+from serve.bench.mixed.live import CELLS
+from serve.bench.mixed.timed_server import SHAPE, config_of, in_time
 
 
 @pytest.mark.alone
@@ -29,12 +31,30 @@ def test_files_are_jpegs_of_the_named_size():
     first, second = image_files(2)
     assert first != second
     with Image.open(io.BytesIO(first)) as image:
-        assert (image.format, image.size) == ("JPEG", live._IMAGE_SIZE)
+        assert (image.format, image.size) == ("JPEG", IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("true_qps", [1.5, 7.0, 16.0, 23.0, 103.0])
+@pytest.mark.parametrize("growth", [1.2, 1.6])
+def test_the_highest_rate_is_known_to_a_few_per_cent(true_qps: float, growth: float):
+    tried: list[float] = []
+
+    def serves(rate_qps: float) -> bool:
+        tried.append(rate_qps)
+        return rate_qps <= true_qps
+
+    found = highest_rate(serves, 16.0, growth=growth)
+    assert found <= true_qps < 1.04 * found
+    assert len(tried) <= 22
+
+
+def test_a_server_that_serves_nothing_has_the_least_rate():
+    assert highest_rate(lambda _: False, 16.0, growth=1.6) == 1.0
 
 
 def test_one_of_the_json_requests_is_refused_and_the_other_just_passes():
     limit = config_of().max_json_bytes
-    large = live._json_request(live._SHAPE, 16)
+    large = live._json_request(SHAPE, 16)
     below = live._json_request(live._BELOW_SHAPE, 1)
     assert len(large) > 10 * limit
     assert 0.9 * limit < len(below) <= limit

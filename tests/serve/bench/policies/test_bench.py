@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows
 from serve.bench.policies.bench import QUICK, PoliciesBench
-from traces.simulation.cells import CellScore
+from traces.simulation import cells
+from traces.simulation.cells import Cell, CellScore, run_cell
 from traces.trace import TraceError
 
 PROFILES = Path(__file__).parents[4] / "profiles"
@@ -48,6 +50,34 @@ def test_tiny_instances_compare_with_the_optimum():
     rows = bench("tiny")
     assert rows["policies/bar/tiny_least_gap"]["value"] >= -1e-9
     assert rows["policies/tiny/gap/maxacc"]["value"] > 0
+
+
+def test_cells_that_are_kept_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(tell=lambda _: None) -> list[dict]:
+        scale = SMALL._replace(rates_qps=(3000.0,), duration_s=0.1)
+        return PoliciesBench(PROFILES, scale, processes=1, tell=tell, out=tmp_path).run(["faults"])
+
+    monkeypatch.setattr(paper, "FAULTS_S", 0.2)
+    count = 0
+
+    def killed_after_five(cell: Cell) -> CellScore:
+        nonlocal count
+        count += 1
+        if count > 5:
+            raise KeyboardInterrupt
+        return run_cell(cell)
+
+    monkeypatch.setattr(cells, "run_cell", killed_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(cells, "run_cell", run_cell)
+    told: list[str] = []
+    rows = run(told.append)
+    assert told == ["part faults", "5 of 8 cells are there"]
+    monkeypatch.setattr(cells, "run_cell", killed_after_five)
+    assert run() == rows, "all are there"
 
 
 def test_an_unknown_part_is_refused():

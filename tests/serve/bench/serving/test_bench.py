@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from serve.bench.serving.journal import Journal
+from serve.bench.journal import Journal
 from serve.bench.serving.load import Load, LoadScore, pooled
 from serve.bench.serving.overload import forward_ratios, offered, recovery_s
 from serve.bench.serving.peers import (
@@ -25,7 +25,7 @@ from serve.bench.serving.setting import Setting, choose_slo_s, find_checkpoint
 from serve.config import ServeConfigError
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome, Status
-from traces.open_loop.result import Answer
+from traces.open_loop.answers import Answer
 from traces.open_loop.target import ReplayReply
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from serve.bench.journal import Journal
 from serve.bench.serving import overload, soak
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import Load, LoadScore
 from serve.bench.serving.overload import MODES, OverloadBench, OverloadScale
 from serve.bench.serving.setting import Setting

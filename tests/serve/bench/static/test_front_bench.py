@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.bench.serving.journal import Journal
+from serve.bench.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.peers import SIZES, LoadPoint, grid
 from serve.bench.serving.setting import Setting, choose_slo_s, measured

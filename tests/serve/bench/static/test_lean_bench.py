@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.bench.serving.journal import Journal
+from serve.bench.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.setting import Setting, measured
 from serve.bench.static.lean_bench import LeanBench, LeanScale, against_lean

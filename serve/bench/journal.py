@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from slackfit.output_files import write_text
+
 _SETTINGS = "settings"
 
 
@@ -51,15 +53,17 @@ class Journal:
         return wrong
 
     def _write(self, cells: Mapping[str, Any]) -> None:
-        self._cells = {}
-        self._path.write_text("", encoding="utf-8")
-        for name, cell in cells.items():
-            self._keep(name, cell)
+        self._cells = dict(cells)
+        write_text(self._path, "".join(map(_line, cells.items())))
 
     def _keep(self, name: str, value: Any) -> None:
         self._cells[name] = value
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([name, value]) + "\n")
+            file.write(_line((name, value)))
+
+
+def _line(cell: tuple[str, Any]) -> str:
+    return json.dumps(cell) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any]:

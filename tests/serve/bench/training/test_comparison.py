@@ -1,0 +1,87 @@
+"""Differences of cases: pairs of seeds, the same test images, both kinds of chance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from serve.bench.training.comparison import Tuned, difference, rows_of, table_of
+from serve.bench.training.timed_run import FinishedRun, packed, unpacked
+from supernet import define_supernet
+
+NUM_IMAGES = 400
+
+
+def run_of(case: str, seed: int, share: float, *, first: int = 0) -> FinishedRun:
+    """A run that gets `share` of the images right at both points, from `first` on."""
+    hits = np.zeros((2, NUM_IMAGES), dtype=bool)
+    hits[:, first : first + round(share * NUM_IMAGES)] = True
+    test = hits.mean(axis=1).tolist()
+    return FinishedRun(case, seed, 0.1, 90, 60.0 + seed, test, test, packed(hits))
+
+
+def runs_of(case: str, *shares: float, first: int = 0) -> list[FinishedRun]:
+    return [run_of(case, seed, share, first=first) for seed, share in enumerate(shares)]
+
+
+def test_hits_survive_the_journal() -> None:
+    hits = np.random.default_rng(0).random((5, 37)) < 0.5
+    np.testing.assert_array_equal(unpacked(packed(hits)), hits)
+
+
+def test_a_steady_gain_is_beyond_chance_and_one_that_changes_is_not() -> None:
+    reference = runs_of("deps", 0.70, 0.60, 0.80)
+    steady = difference(runs_of("other", 0.75, 0.65, 0.85), reference, [0, 1])
+    assert steady is not None
+    assert steady.value == pytest.approx(0.05)
+    assert 0.0 < steady.low < steady.high < 0.1
+    assert steady.is_beyond_chance, "the seeds themselves differ by 20 points, their pairs do not"
+    changing = difference(runs_of("other", 0.85, 0.55, 0.85), reference, [0, 1])
+    assert changing is not None
+    assert changing.value == pytest.approx(0.05)
+    half = 4.303 * np.std([0.15, -0.05, 0.05], ddof=1) / math.sqrt(3)
+    assert changing.high - changing.value >= half
+    assert not changing.is_beyond_chance
+
+
+def test_other_images_count_where_the_seeds_agree() -> None:
+    reference = runs_of("deps", 0.70, 0.70, 0.70)
+    apart = difference(runs_of("other", 0.71, 0.71, 0.71, first=116), reference, [0])
+    assert apart is not None
+    assert apart.value == pytest.approx(0.01)
+    assert not apart.is_beyond_chance, "each gets 29 % right that the other gets wrong"
+
+
+def test_one_seed_says_nothing_about_others() -> None:
+    gap = difference(runs_of("other", 0.9), runs_of("deps", 0.5), [0, 1])
+    assert gap is not None
+    assert gap.low > 0
+    assert not gap.is_beyond_chance
+
+
+def test_only_runs_of_one_seed_are_paired() -> None:
+    assert difference([run_of("other", 2, 0.9)], runs_of("deps", 0.5, 0.5), [0]) is None
+    gap = difference(runs_of("other", 0.9, 0.9, 0.9), runs_of("deps", 0.5, 0.5), [0])
+    assert gap is not None
+    assert gap.num_seeds == 2
+
+
+def test_the_table_has_a_line_per_case_and_rows_say_where_they_come_from() -> None:
+    space = define_supernet("resnet_tiny").space
+    points = [(space.smallest, 1_000_000), (space.largest, 4_000_000)]
+    runs = {"deps": runs_of("deps", 0.7, 0.6), "other": runs_of("other", 0.8, 0.7), "none": []}
+    tuned = {"deps": Tuned(0.1, {0.03: 0.5, 0.1: 0.6, 0.3: 0.4})}
+    lines = table_of(runs, tuned, points).splitlines()
+    assert lines[0] == ("| case | rate | 1.0 M | 4.0 M | mean | less deps (95 %) | core s |")
+    assert lines[2] == "| deps | 0.1 | 65.0 | 65.0 | 65.0 |  | 60 |"
+    assert lines[3].startswith("| other | - | 75.0 | 75.0 | 75.0 | +10.0 (")
+    assert len(lines) == 4
+    rows = {row["figure"]: row for row in rows_of(runs, tuned, points, 61.0)}
+    assert rows["training/deps/rate"]["detail"]["is_at_edge"] is False
+    assert rows["training/deps/p2/accuracy"]["detail"]["macs"] == 4_000_000
+    assert rows["training/other/cpu"]["detail"] == {
+        "steps": 90, "aimed_at_s": 61.0, "seeds": [60.0, 61.0],
+    }  # fmt: skip
+    assert Tuned(0.3, {0.03: 0.5, 0.1: 0.6, 0.3: 0.7}).is_at_edge
