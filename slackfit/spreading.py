@@ -1,12 +1,12 @@
 """`Spreading`: to which of several replicas a client sends its next request. No I/O, no clock.
 
-Every answer brings its replica's `Forecast`. Until the next one comes from there, a client adds
+Every answer brings its replica's `Outlook`. Until the next one comes from there, a client adds
 what it has sent itself since: the local estimates of LSQ (Vargaftik, Keslassy and Orda, "LSQ: Load
 Balancing in Large-Scale Heterogeneous Systems with Multiple Dispatchers", IEEE/ACM Transactions on
 Networking, 2020), in seconds instead of queries, so that replicas of different speeds compare. The
 least estimate is chosen. What differs by less than a batch counts as equal, and of equal ones the
-least recently used is chosen: several clients that believed every forecast to the millisecond would
-all run to the same replica. Without forecasts that is the fewest open requests, in turn.
+least recently used is chosen: several clients that believed every outlook to the millisecond would
+all run to the same replica. Without outlooks that is the fewest open requests, in turn.
 
 A replica that fails is left at once, for a while that doubles with every failure. It comes back on
 trial: with one request at a time, until one is answered.
@@ -23,12 +23,12 @@ _FIRST_REST_S = 0.1
 _LONGEST_REST_S = 5.0
 _ONE_FOR = 8
 """Queries that one request of our own stands for: others send as well, and the most accurate subnet
-that fits takes longer than the fastest, which forecasts are made with."""
+that fits takes longer than the fastest, which outlooks are made with."""
 _EQUAL = 16
 """Queries by which estimates may differ and count as equal."""
 
 
-class Forecast(NamedTuple):
+class Outlook(NamedTuple):
     """What a replica tells: how soon it could answer one more query, and its most queries/s."""
 
     finish_s: float
@@ -36,11 +36,11 @@ class Forecast(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Known:
+class _KnownReplica:
     """What a client knows of one replica."""
 
     is_spare: bool
-    told: Forecast | None = None
+    told: Outlook | None = None
     told_s: float = 0.0
     num_sent: int = 0  # since told
     num_open: int = 0
@@ -65,7 +65,7 @@ class Spreading:
 
     def __init__(self, names: Iterable[str] = (), *, spare: Iterable[str] = ()) -> None:
         """Know nothing of the replicas yet; `spare` are as in `use`."""
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _KnownReplica] = {}
         self._num_chosen = 0
         self.use(names, spare=spare)
 
@@ -83,7 +83,7 @@ class Spreading:
         wanted = {**dict.fromkeys(spare, True), **dict.fromkeys(names, False)}
         self._known = {}
         for name, is_spare in wanted.items():
-            known = self._known[name] = before.get(name) or _Known(is_spare)
+            known = self._known[name] = before.get(name) or _KnownReplica(is_spare)
             known.is_spare = is_spare
 
     def choose(self, now_s: float) -> str:
@@ -108,12 +108,17 @@ class Spreading:
         chosen.num_open += 1
         return best
 
-    def answered(self, name: str, now_s: float, told: Forecast | None = None) -> None:
-        """Note an answer, also a refusal, and the forecast that it brought."""
+    def answered(self, name: str, now_s: float, told: Outlook | None = None) -> None:
+        """Note an answer, also a refusal, and the outlook that it brought.
+
+        Its capacity is 0 where only the time was told: that is as before, then.
+        """
         known = self._ended(name)
         if known is None:
             return
         known.rest_s, known.away_until_s = 0.0, -inf
+        if told is not None and not told.capacity_qps and known.told is not None:
+            told = told._replace(capacity_qps=known.told.capacity_qps)
         if told is not None and told.capacity_qps > 0:
             known.told, known.told_s, known.num_sent = told, now_s, 0
 
@@ -134,7 +139,7 @@ class Spreading:
         """Whether there is a replica that has not failed last."""
         return any(not known.is_away(now_s) for known in self._known.values())
 
-    def _ended(self, name: str) -> _Known | None:
+    def _ended(self, name: str) -> _KnownReplica | None:
         known = self._known.get(name)
         if known is not None:
             known.num_open -= 1

@@ -29,7 +29,7 @@ from slackfit.scheduling.standing import Standing
 from slackfit.scheduling.triage import Triage
 from slackfit.scheduling.waiting import WaitingQueries
 from slackfit.scheduling.workers import Workers
-from slackfit.spreading import Forecast
+from slackfit.spreading import Outlook
 
 __all__ = ["Dispatch", "PolicyError", "Scheduler"]
 
@@ -166,7 +166,7 @@ class Scheduler:
             self._view.tightest_slo_s if is_active else inf,
         )
 
-    def forecast(self, now_s: float) -> Forecast:
+    def outlook(self, now_s: float) -> Outlook:
         """Return when one more query could be answered, and how much can be served, at the most.
 
         As predicted, on the fastest subnets, behind what waits and runs.
@@ -175,7 +175,7 @@ class Scheduler:
         free_s = min([view.busy_until_s for view in self._workers.views]) - now_s
         count = ceil((self.num_samples + 1) / num_workers)
         finish_s = max(0.0, free_s) + fastest.duration_s(count)
-        return Forecast(finish_s, num_workers * fastest.capacity_qps)
+        return Outlook(finish_s, num_workers * fastest.capacity_qps)
 
     def waiting(self) -> tuple[Query, ...]:
         """Return the waiting queries, most urgent first."""

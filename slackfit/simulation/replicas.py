@@ -20,7 +20,7 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices, Failu
 from slackfit.simulation.driver import VirtualTimeDriver
 from slackfit.simulation.routing import ONE_QUEUE, Router, Routing, create_router
 from slackfit.simulation.simulate import collector_paused, make_queries, simulate
-from slackfit.spreading import Forecast
+from slackfit.spreading import Outlook
 
 FloatArray = npt.NDArray[np.float64]
 _PROGRESS_EVERY = 16_384  # arrivals
@@ -28,13 +28,13 @@ _ROUTER_SEED = 1  # beside the seed of the devices
 
 
 class SimulatedReplica:
-    """One scheduler and its devices; `sink` is handed outcomes with its forecast."""
+    """One scheduler and its devices; `sink` is handed outcomes with its outlook."""
 
     def __init__(
         self,
         scheduler: Scheduler,
         devices: Devices,
-        sink: Callable[[Sequence[Outcome], Forecast], object],
+        sink: Callable[[Sequence[Outcome], Outlook], object],
     ) -> None:
         self.num_open = 0
         self._scheduler = scheduler
@@ -54,15 +54,15 @@ class SimulatedReplica:
         """Go on until every query has ended."""
         self._driver.end()
 
-    def forecast(self, now_s: float) -> Forecast:
-        """See `Scheduler.forecast`."""
-        return self._scheduler.forecast(now_s)
+    def outlook(self, now_s: float) -> Outlook:
+        """See `Scheduler.outlook`."""
+        return self._scheduler.outlook(now_s)
 
     def _ended(self, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
             return
         self.num_open -= sum([outcome.samples for outcome in outcomes])
-        self._sink(outcomes, self.forecast(outcomes[0].finish_s))
+        self._sink(outcomes, self.outlook(outcomes[0].finish_s))
 
 
 def simulate_replicas(
@@ -115,8 +115,8 @@ def simulate_replicas(
     by_id: dict[int, Outcome] = {}
     routers: list[Router] = []
 
-    def sink_of(index: int) -> Callable[[Sequence[Outcome], Forecast], None]:
-        def sink(outcomes: Sequence[Outcome], told: Forecast) -> None:
+    def sink_of(index: int) -> Callable[[Sequence[Outcome], Outlook], None]:
+        def sink(outcomes: Sequence[Outcome], told: Outlook) -> None:
             for outcome in outcomes:
                 worker_id = outcome.worker_id
                 if worker_id is not None and index:

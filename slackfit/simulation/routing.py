@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from slackfit.query import Outcome, Query
-from slackfit.spreading import Forecast, Spreading
+from slackfit.spreading import Outlook, Spreading
 
 REPORT_DELAY_S = 1e-3
 _WITHOUT_COUNT = ("one-queue", "round-robin", "power-of-two", "predicted-finish", "client")
@@ -31,10 +31,10 @@ class Routing(NamedTuple):
     """How queries get to replicas: a rule, and how many connections or processes it has."""
 
     rule: str
-    count: int = 1
+    num_senders: int = 1
 
     def __str__(self) -> str:
-        return f"{self.rule}:{self.count}" if self.rule in _WITH_COUNT else self.rule
+        return f"{self.rule}:{self.num_senders}" if self.rule in _WITH_COUNT else self.rule
 
 
 ONE_QUEUE = Routing("one-queue")
@@ -45,7 +45,7 @@ def parse_routing(text: str) -> Routing:
     """Return the routing that a text names. Raises ValueError for anything else.
 
     >>> parse_routing("sticky:32")
-    Routing(rule='sticky', count=32)
+    Routing(rule='sticky', num_senders=32)
     """
     found = _PATTERN.fullmatch(text)
     rule, count = found.groups() if found else ("", None)
@@ -60,7 +60,7 @@ class RoutedReplica(Protocol):
     num_open: int
 
     def advance(self, now_s: float) -> None: ...
-    def forecast(self, now_s: float) -> Forecast: ...
+    def outlook(self, now_s: float) -> Outlook: ...
 
 
 class Router(Protocol):
@@ -68,7 +68,7 @@ class Router(Protocol):
 
     def choose(self, query: Query) -> int: ...
 
-    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Forecast) -> None:
+    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Outlook) -> None:
         """Hear of queries that ended together, and what their replica tells with them."""
         ...
 
@@ -85,16 +85,17 @@ def create_router(
         case "predicted-finish":
             return _PredictedFinish(replicas)
         case "sticky":
-            return _Sticky(replicas, routing.count, rng)
+            return _Sticky(replicas, routing.num_senders, rng)
         case "client":
-            return _Clients(replicas, routing.count, rng)
-    raise ValueError(f"routing {routing} has no router")
+            return _Clients(replicas, routing.num_senders, rng)
+        case _:
+            raise ValueError(f"routing {routing} has no router")
 
 
 class _Deaf:
     """A router that needs no answers."""
 
-    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Forecast) -> None:
+    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Outlook) -> None:
         """Nothing is learned."""
 
 
@@ -135,7 +136,7 @@ class _PredictedFinish(_Deaf):
         best, least = 0, (float("inf"), 0)
         for index, replica in enumerate(self._replicas):
             replica.advance(now_s)
-            rank = (replica.forecast(now_s).finish_s, self._last_used[index])
+            rank = (replica.outlook(now_s).finish_s, self._last_used[index])
             if rank < least:
                 best, least = index, rank
         self._last_used[best] = self._num_chosen
@@ -161,7 +162,7 @@ class _Told(NamedTuple):
     number: int
     process: int
     replica: int
-    told: Forecast
+    told: Outlook
 
 
 class _Clients:
@@ -187,7 +188,7 @@ class _Clients:
         self._process_of[query.query_id] = process
         return int(self._processes[process].choose(now_s))
 
-    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Forecast) -> None:
+    def answered(self, replica: int, outcomes: Sequence[Outcome], told: Outlook) -> None:
         for outcome in outcomes:
             process = self._process_of.pop(outcome.query_id)
             at_s = outcome.finish_s + REPORT_DELAY_S
@@ -203,5 +204,5 @@ class _Clients:
 
     def _fresh(self) -> Spreading:
         """Return what a process begins with: the replicas, each process in an order of its own."""
-        order = self._rng.permutation(len(self._names)).tolist()
-        return Spreading(self._names[index] for index in order)
+        order = self._rng.permutation(len(self._names))
+        return Spreading([self._names[int(index)] for index in order])

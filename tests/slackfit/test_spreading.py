@@ -1,4 +1,4 @@
-"""Where a client sends its next request: by forecasts, in turn among equals, away from the sick."""
+"""Where a client sends its next request: by outlooks, in turn among equals, away from the sick."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import Counter
 
 import pytest
 
-from slackfit.spreading import Forecast, Spreading
+from slackfit.spreading import Outlook, Spreading
 
 FAST = 1000.0  # queries/s: estimates that differ by less than 16 ms are equal
 
 
-def told(finish_s: float, capacity_qps: float = FAST) -> Forecast:
-    return Forecast(finish_s, capacity_qps)
+def told(finish_s: float, capacity_qps: float = FAST) -> Outlook:
+    return Outlook(finish_s, capacity_qps)
 
 
-def knowing(**forecasts: Forecast) -> Spreading:
+def knowing(**outlooks: Outlook) -> Spreading:
     """A client that was told these, at time 0."""
-    spreading = Spreading(forecasts)
-    for _ in forecasts:
+    spreading = Spreading(outlooks)
+    for _ in outlooks:
         name = spreading.choose(0.0)
-        spreading.answered(name, 0.0, forecasts[name])
+        spreading.answered(name, 0.0, outlooks[name])
     return spreading
 
 
