@@ -91,8 +91,11 @@ def simulate_replicas(
     Raises what `simulate` raises, and ValueError for devices that can't be shared out: those with
     a residency, or with failures, after which a replica would have to be left.
     """
+    total = num_replicas * num_workers
+    if correct_latency and devices.profiles is None:
+        # What a scheduler predicts is corrected as it goes; what devices take is not.
+        devices = replace(devices, profiles=[profile] * total)
     if routing == ONE_QUEUE:
-        total = num_replicas * num_workers
         scheduler = Scheduler(
             profile,
             policy,

@@ -9,7 +9,8 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ from serve.bench.serving.journal import Journal
 from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 
-PARTS = ("peers", "static", "overload", "doors", "mixed", "soak")
+PARTS = ("peers", "static", "overload", "doors", "routing", "mixed", "soak")
 DEFAULT_PARTS = ("peers", "overload", "doors")
+_WITHOUT_CHECKPOINT = {"routing"}
 _THREADS = 1  # of the device: client, proxy and replica share the cores with it
 
 
@@ -44,31 +46,37 @@ class ServingBench:
         duration_s: float | None = None,
         tell: Tell,
     ) -> None:
-        """Keep cells in `out`; `duration_s` is the length of the soak. Raises ServeConfigError."""
+        """Keep cells in `out`; `duration_s` is the length of the soak."""
         self.rows: list[Row] = []
         self.picture: dict[str, dict[str, Any]] = {}
         self._out = out
         self._full = full
         self._duration_s = duration_s
         self._tell = tell
-        folder = find_checkpoint(checkpoint)
-        self._setting = measured(
-            folder,
-            find_data(data, folder),
-            out / "profile.json",
-            threads=_THREADS,
-            tell=tell,
-        )
+        self._checkpoint = checkpoint
+        self._data = data
+
+    @cached_property
+    def _setting(self) -> Setting:
+        """What the parts share that serve a checkpoint; made for the first of them."""
+        folder = find_checkpoint(self._checkpoint)
+        data = find_data(self._data, folder)
+        path = self._out / "profile.json"
+        return measured(folder, data, path, threads=_THREADS, tell=self._tell)
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
-        """Run the parts (None: the default ones). Raises ServeConfigError for an unknown one."""
+        """Run the parts (None: the default ones). Raises ServeConfigError for an unknown one.
+
+        Also where a part needs a checkpoint and there is none.
+        """
         wanted = DEFAULT_PARTS if parts is None else tuple(parts)
         unknown = sorted(set(wanted) - set(PARTS))
         if unknown:
             raise ServeConfigError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
-        slo = slo_row(self._setting)
-        self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
-        self.rows.append(slo)
+        if set(wanted) - _WITHOUT_CHECKPOINT:
+            slo = slo_row(self._setting)
+            self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
+            self.rows.append(slo)
         for name in (p for p in PARTS if p in wanted):
             self._tell(f"part {name}")
             part: Part = getattr(self, f"_{name}")()
@@ -103,6 +111,13 @@ class ServingBench:
         count = 2000 if self._full else 400
         return DoorsBench(self._setting, self._journal("doors"), count=count, tell=self._tell)
 
+    def _routing(self) -> Part:
+        from serve.bench.serving.routing import FULL, QUICK, RoutingBench
+
+        scale = FULL if self._full else QUICK
+        journal = self._kept("routing", {"scale": list(scale)})
+        return RoutingBench(journal, scale=scale, tell=self._tell)
+
     def _mixed(self) -> Part:
         from serve.bench.mixed.bench import MixedBench, mixed_cells
 
@@ -126,6 +141,9 @@ class ServingBench:
             "full": self._full,
             **more,
         }
+        return self._kept(part, settings)
+
+    def _kept(self, part: str, settings: Mapping[str, Any]) -> Journal:
         path = self._out / f"{part}.jsonl"
         journal = Journal(path, settings)
         if len(journal):
