@@ -66,7 +66,7 @@ QUICK = RoutingScale()
 FULL = RoutingScale(num_seeds=10, simulated_s=10.0, live_s=60.0, live_seeds=5)
 
 
-class Tally(NamedTuple):
+class RoutedScore(NamedTuple):
     """Queries, those on time, and the sum of their accuracies."""
 
     num_queries: int
@@ -84,7 +84,7 @@ class Tally(NamedTuple):
         return self.accuracy_sum / max(self.on_time, 1)
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Tally:
+    def of(cls, outcomes: Sequence[Outcome]) -> RoutedScore:
         """Count outcomes."""
         on_time = [o.accuracy for o in outcomes if o.status == "on_time"]
         return cls(len(outcomes), len(on_time), math.fsum(on_time))
@@ -128,15 +128,15 @@ class RoutingBench:
             rows.append(row(figure, ratio, "ratio", detail))
         return rows
 
-    def _cell(self, name: str, measure: Callable[[], Tally]) -> None:
-        tally = Tally(*self._journal.once(name, measure))
+    def _cell(self, name: str, measure: Callable[[], RoutedScore]) -> None:
+        tally = RoutedScore(*self._journal.once(name, measure))
         self._tell(f"{name}: {tally.attainment:.5f} on time at accuracy {tally.accuracy:.4f}")
 
     def _measured(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self._journal]
 
-    def _tally(self, name: str) -> Tally:
-        return Tally(*self._journal.get(name))
+    def _tally(self, name: str) -> RoutedScore:
+        return RoutedScore(*self._journal.get(name))
 
     def _score_rows(self, name: str) -> list[Row]:
         tally, scale = self._tally(name), self._scale
@@ -164,7 +164,7 @@ class RoutingBench:
 
     # --- in virtual time -------------------------------------------------------------------------
 
-    def _simulated(self, name: str, *, is_slowed: bool) -> Tally:
+    def _simulated(self, name: str, *, is_slowed: bool) -> RoutedScore:
         rate, cv2 = (_SLOWED_QPS, _SLOWED_CV2) if is_slowed else (_QPS, _CV2)
         spec = f"gamma:rate={rate},cv2={cv2},duration={self._scale.simulated_s:g}"
         devices = DeviceModel(events=(Slowdown(0.0, 0, SLOWER),)) if is_slowed else AS_PROFILED
@@ -181,11 +181,11 @@ class RoutingBench:
                 devices=devices,
                 correct_latency=is_slowed,
             )
-        return Tally.of(outcomes)
+        return RoutedScore.of(outcomes)
 
     # --- live ------------------------------------------------------------------------------------
 
-    def _live(self, chooser: Callable[[], InTurn] | None) -> Tally:
+    def _live(self, chooser: Callable[[], InTurn] | None) -> RoutedScore:
         profile, scale = self._profile.scaled(STRETCH), self._scale
         capacity_qps = profile.fastest().capacity_qps * (1 + 1 / SLOWER)
         spec = (
@@ -196,4 +196,4 @@ class RoutingBench:
         with two_replicas(profile) as urls:
             for seed in range(scale.live_seeds):
                 outcomes += asyncio.run(replayed(",".join(urls), spec, seed, chooser))
-        return Tally.of(outcomes)
+        return RoutedScore.of(outcomes)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from serve.bench.serving import routing
 from serve.bench.serving.journal import Journal
-from serve.bench.serving.routing import RoutingBench, RoutingScale, Tally
+from serve.bench.serving.routing import RoutedScore, RoutingBench, RoutingScale
 from serve.bench.serving.routing_live import InTurn
 from serve.cli import build_app
 
@@ -19,7 +19,7 @@ SHORT = RoutingScale(num_seeds=1, simulated_s=0.5, live_s=8.0, live_seeds=1)
 
 def test_rows_say_what_every_routing_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        RoutingBench, "_live", lambda self, chooser: Tally(100, 80 + 15 * (not chooser), 70.0)
+        RoutingBench, "_live", lambda self, chooser: RoutedScore(100, 80 + 15 * (not chooser), 70.0)
     )
     told: list[str] = []
     bench = RoutingBench(Journal(tmp_path / "r.jsonl", {}), scale=SHORT, tell=told.append)
@@ -43,7 +43,7 @@ def test_rows_say_what_every_routing_costs(tmp_path: Path, monkeypatch: pytest.M
 def test_it_needs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(routing, "QUICK", SHORT)
-    monkeypatch.setattr(RoutingBench, "_live", lambda self, chooser: Tally(10, 9, 7.0))
+    monkeypatch.setattr(RoutingBench, "_live", lambda self, chooser: RoutedScore(10, 9, 7.0))
     words = ["bench", "serving", "--part", "routing", "--json", "rows.json"]
     result = CliRunner().invoke(build_app(words), words)
     assert result.exit_code == 0, result.output
