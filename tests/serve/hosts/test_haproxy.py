@@ -118,7 +118,13 @@ def test_one_connection_uses_every_replica_over_either_protocol(balanced: Balanc
         assert min(served) >= 15
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["drain", "kill"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(signal.SIGINT, id="drain"),
+        pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.slow),
+    ],
+)
 def test_nobody_loses_a_query_when_a_replica_goes(balanced: Balanced, end: signal.Signals):
     """With a client of others, which does not ask again."""
 
