@@ -116,13 +116,17 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy says).
-    `replicas` (on Ray): how many, each with a device of its own.
+    `replicas` (on Ray): how many, each with a device of its own. `replica_urls` (without Ray): the
+    addresses of all servers that serve the same, this one among them, HTTP and gRPC: what clients
+    spread over (`doors/replica_set.py`); on Ray the replicas tell each other.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_body_bytes` bounds one request, `max_json_bytes` a tensor that is written as JSON numbers
     (each costs the server as much as a hundred bytes), `max_inflight_bytes` all requests together,
     at both doors, from their first byte to their answer; `max_connections` those open at once over
-    HTTP (null: what the process may open as files leaves room for).
+    HTTP (null: what the process may open as files leaves room for). After `max_connection_requests`
+    (HTTP) or `max_connection_age_s` a connection is closed behind an answer, so that clients which
+    keep one come to other replicas as well (null: it never is).
     `max_image_pixels`: image files that claim more are refused before they are decoded.
     `hung_after_s`: a batch that runs longer (and 50 times longer than predicted) means that the
     device hangs: its queries fail, the server says that it is not live.
@@ -174,11 +178,14 @@ class ServeConfig(BaseModel):
     max_json_bytes: Annotated[int, Field(ge=1)] = 256 * 2**10
     max_inflight_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     max_connections: Annotated[int, Field(ge=1)] | None = None
+    max_connection_requests: Annotated[int, Field(ge=1)] | None = 10_000
+    max_connection_age_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 300.0
     max_image_pixels: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     replicas: Annotated[int, Field(ge=1)] = 1
+    replica_urls: tuple[str, ...] = ()
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tokens_file: str | None = None
     allow_anonymous: bool = False
@@ -208,7 +215,7 @@ class ServeConfig(BaseModel):
             check_keys(data, cls.model_fields, "setting")
         return data
 
-    @field_validator("subnets", "input_shape", "trusted_proxies", mode="before")
+    @field_validator("subnets", "input_shape", "trusted_proxies", "replica_urls", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(value.split(",")) if isinstance(value, str) else value
@@ -218,6 +225,14 @@ class ServeConfig(BaseModel):
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in value:
             ipaddress.ip_network(proxy)  # its ValueError says what is wrong
+        return value
+
+    @field_validator("replica_urls")
+    @classmethod
+    def _check_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://", "grpc://", "grpcs://")):
+                raise ValueError(f"{url!r} is no URL with http://, https://, grpc:// or grpcs://")
         return value
 
     @model_validator(mode="after")

@@ -6,11 +6,12 @@ with Client("http://127.0.0.1:8000", slo_ms=50) as client:  # or grpc://127.0.0.
     print(result.labels, result.subnet_id, result.accuracy, result.slack_s)
 ```
 
-What a server did not answer (it died, is draining or not ready) is retried while slack is left:
-within `slo_ms` or `timeout_s` of the call, else for a second (`retry.py`). What was refused for
-load is not, and raises at once, with the predicted earliest finish. A query without an
-output raises an `InferError` (`errors.py`). For open-loop load, which counts instead of
-raising, see `rest_target.py`.
+Requests are spread over a server's replicas, by what their answers tell (`replicas.py`). What a
+server did not answer (it died, is draining or not ready) is retried, at another replica where there
+is one, while slack is left: within `slo_ms` or `timeout_s` of the call, else for a second
+(`retry.py`). What was refused for load is not, and raises at once, with the predicted earliest
+finish. A query without an output raises an `InferError` (`errors.py`). For open-loop load, which
+counts instead of raising, see `rest_target.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self
 
-from serve.client.addresses import SCHEMES, is_rpc
+from serve.client.addresses import is_rpc
 from serve.client.errors import InferError, UnavailableError
 from serve.client.infer_call import (
     InferCall,
@@ -31,38 +34,25 @@ from serve.client.infer_call import (
     make_time_limits,
 )
 from serve.client.info import ModelInfo, SubnetStatistics, read_info, read_statistics
+from serve.client.replicas import Replicas, split_urls
 from serve.client.rest_answers import ClientError
 from serve.client.rest_transport import AsyncRestTransport, RestTransport
 from serve.client.retry import Attempts, RetryBucket
+from serve.client.spread_transport import AsyncSpreadTransport, SpreadTransport
 
 __all__ = ["AsyncClient", "Client", "ClientError", "InferError", "InferResult", "ModelInfo"]
 
 _GET_TIMEOUT_S = 30.0
 
 
-class Transport(Protocol):
-    """Sends one request and waits; `rest_transport` and `rpc_transport` have one each."""
-
-    def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError: ...
-    def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
-    def close(self) -> None: ...
-
-
-class AsyncTransport(Protocol):
-    """The same, awaited."""
-
-    async def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError: ...
-    async def get(self, kind: str, model: str | None, timeout_s: float) -> dict[str, Any]: ...
-    async def close(self) -> None: ...
-
-
 class _PendingCall:
     """One call of `infer`: its request, its attempts, and what to do with the end of each."""
 
-    def __init__(self, infer_call: InferCall, times: TimeLimits, bucket: RetryBucket) -> None:
+    def __init__(self, infer_call: InferCall, times: TimeLimits, settings: _ClientOptions) -> None:
         self.infer_call = infer_call
+        self._replicas = settings.replicas
         self._times = times
-        self._attempts = Attempts(bucket, time.monotonic, times.slack_s)
+        self._attempts = Attempts(settings.bucket, time.monotonic, times.slack_s)
 
     def times(self) -> TimeLimits:
         """Return what is left for the next attempt."""
@@ -74,7 +64,7 @@ class _PendingCall:
     def next_wait_s(self, end: InferResult | InferError) -> float | None:
         """Return how long to wait before a retry; None when this end stays."""
         if isinstance(end, UnavailableError):
-            return self._attempts.next_wait_s()
+            return self._attempts.next_wait_s(at_once=self._replicas.has_other())
         self._attempts.answered()
         return None
 
@@ -92,13 +82,18 @@ class _ClientOptions:
     """What both clients are made with."""
 
     def __init__(
-        self, url: str, model: str | None, slo_ms: float | None, timeout_s: float | None
+        self,
+        url: str | Sequence[str],
+        model: str | None,
+        slo_ms: float | None,
+        timeout_s: float | None,
+        *,
+        spread: bool,
     ) -> None:
         make_time_limits(slo_ms, timeout_s)
-        if not url.startswith(SCHEMES):
-            raise ClientError(f"{url}: not a URL of a server; give {', '.join(SCHEMES)}")
-        self.is_rpc = is_rpc(url)
-        self.url = url
+        self.replicas = Replicas(split_urls(url), follows=spread)
+        self.is_rpc = is_rpc(self.replicas.scheme)
+        self.url = self.replicas.given[0]
         self.model = model
         self.slo_ms = slo_ms
         self.timeout_s = timeout_s
@@ -111,7 +106,7 @@ class _ClientOptions:
             self.slo_ms if slo_ms is None else slo_ms,
             self.timeout_s if timeout_s is None else timeout_s,
         )
-        return _PendingCall(infer_call, times, self.bucket)
+        return _PendingCall(infer_call, times, self)
 
     def first_model(self, server: dict[str, Any]) -> str:
         """Choose the first model that a server lists. Raises ClientError."""
@@ -133,27 +128,32 @@ class Client:
     `is_json` sends tensors as JSON instead of bytes (a hundred times the work for the server).
     `token` travels as a bearer token.
 
+    `url` may be several, a sequence or a text with commas: servers that serve the same. Requests
+    are spread over them, and (unless `spread` is false) over the replicas that the server names.
+
     Raises ValueError for times that are not above 0, ClientError for a URL of something else.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         model: str | None = None,
         *,
         slo_ms: float | None = None,
         timeout_s: float | None = None,
         is_json: bool = False,
         token: str | None = None,
+        spread: bool = True,
     ) -> None:
-        self._settings = _ClientOptions(url, model, slo_ms, timeout_s)
-        self._transport: Transport
+        self._settings = _ClientOptions(url, model, slo_ms, timeout_s, spread=spread)
         if self._settings.is_rpc:
             from serve.client.rpc_transport import RpcTransport
 
-            self._transport = RpcTransport(url, token=token)
+            make = partial(RpcTransport, token=token)
         else:
-            self._transport = RestTransport(url, is_json=is_json, token=token)
+            others = self._settings.replicas.has_other
+            make = partial(RestTransport, is_json=is_json, token=token, has_other=others)
+        self._transport = SpreadTransport(self._settings.replicas, make)
 
     def infer(
         self,
@@ -234,22 +234,24 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         model: str | None = None,
         *,
         slo_ms: float | None = None,
         timeout_s: float | None = None,
         is_json: bool = False,
         token: str | None = None,
+        spread: bool = True,
     ) -> None:
-        self._settings = _ClientOptions(url, model, slo_ms, timeout_s)
-        self._transport: AsyncTransport
+        self._settings = _ClientOptions(url, model, slo_ms, timeout_s, spread=spread)
         if self._settings.is_rpc:
             from serve.client.rpc_transport import AsyncRpcTransport
 
-            self._transport = AsyncRpcTransport(url, token=token)
+            make = partial(AsyncRpcTransport, token=token)
         else:
-            self._transport = AsyncRestTransport(url, is_json=is_json, token=token)
+            others = self._settings.replicas.has_other
+            make = partial(AsyncRestTransport, is_json=is_json, token=token, has_other=others)
+        self._transport = AsyncSpreadTransport(self._settings.replicas, make)
 
     async def infer(
         self,

@@ -101,6 +101,7 @@ class UnreadableAnswerError(InferError):
 
 _BY_REASON: dict[str, type[InferError]] = {
     "unknown_subnet": UnknownSubnetError,
+    "several_replicas": BadRequestError,
     "queue_full": QueueFullError,
     "infeasible": InfeasibleError,
     "expired": ExpiredError,

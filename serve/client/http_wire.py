@@ -35,10 +35,19 @@ class Response(NamedTuple):
 
 
 class Wire(Protocol):
-    """Sends one HTTP request and returns its answer, many at once. Raises WireError."""
+    """Sends one HTTP request and returns its answer, many at once. Raises WireError.
+
+    A connection may take `connect_s` to be made (None: any time).
+    """
 
     async def send(
-        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes,
+        connect_s: float | None = None,
     ) -> Response: ...
 
     async def close(self) -> None: ...
@@ -54,13 +63,20 @@ class HttpWire:
         self._session: aiohttp.ClientSession | None = None
 
     async def send(
-        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes,
+        connect_s: float | None = None,
     ) -> Response:
         if self._session is None:
             self._session = _session()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         try:
             async with self._session.request(
-                method, url, headers=headers, data=content or None
+                method, url, headers=headers, data=content or None, timeout=timeout
             ) as answer:
                 return Response(answer.status, answer.headers, await answer.read())
         except (aiohttp.ClientError, OSError) as error:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.client.rest_answers import number_of, text_of
+from serve.client.rest_answers import number_of, text_of, told_of
+from serve.proto.names import REPLICAS
 
 Inputs = np.ndarray | bytes | Sequence[bytes]
 """Images: uint8 (C, H, W) or (B, C, H, W), or a JPEG or PNG file as bytes, or a sequence of files.
@@ -26,6 +27,7 @@ GRACE_S = 0.25
 _SAMPLE_AXES = {"uint8": 3, "int32": 1, "int64": 1}
 _LIMIT_S = 30.0
 _SLACK_S = 1.0
+_LEAST_CONNECT_S = 0.25
 
 
 class TimeLimits(NamedTuple):
@@ -43,6 +45,11 @@ class TimeLimits(NamedTuple):
         if self.timeout_s is not None:
             return self.timeout_s + GRACE_S
         return max(_LIMIT_S, 2 * (self.slo_s or 0.0))
+
+    @property
+    def connect_s(self) -> float:
+        """How long a connection may take where another replica could be asked instead."""
+        return min(self.limit_s, max(self.slack_s / 2, _LEAST_CONNECT_S))
 
     @property
     def slack_s(self) -> float:
@@ -66,7 +73,9 @@ class InferResult:
     `logits` are float32 (B, num_classes). `subnet_id` and `accuracy` say which subnet served and
     its profiled accuracy, a fraction (of several: joined by commas, and the mean). `queue_s`,
     `execution_s` and `slack_s` (left until the deadline; negative when late) are the server's;
-    `latency_s` is what the caller waited, retries included.
+    `latency_s` is what the caller waited, retries included. `earliest_finish_s` is how long one
+    more request would have taken there when this one ended, `capacity_qps` the most that this
+    replica serves, both as predicted; `replica_tag` marks the list of the server's replicas.
     """
 
     logits: np.ndarray
@@ -80,6 +89,9 @@ class InferResult:
     slack_s: float
     latency_s: float = 0.0
     num_retries: int = 0
+    earliest_finish_s: float | None = None
+    capacity_qps: float | None = None
+    replica_tag: str = ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -133,6 +145,9 @@ def make_infer_result(
         queue_s=number_of(parameters.get("queue_s")),
         execution_s=number_of(parameters.get("execution_s")),
         slack_s=_signed(parameters.get("slack_s")),
+        earliest_finish_s=told_of(parameters, "earliest_finish_s"),
+        capacity_qps=told_of(parameters, "capacity_qps"),
+        replica_tag=text_of(parameters.get(REPLICAS)) or "",
     )
 
 

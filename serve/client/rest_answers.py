@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.proto.names import REPLICAS
 from traces.open_loop.target import DTYPES, Model, ReplayReply, TensorSpec
 
 OUR_STATUSES = ("dropped", "rejected", "failed")
@@ -95,6 +96,9 @@ def executed(output: np.ndarray | None, parameters: Mapping[str, Any]) -> Replay
         batch_id=text_of(parameters.get("batch_id")),
         queue_s=number_of(parameters.get("queue_s")),
         execution_s=number_of(parameters.get("execution_s")),
+        earliest_finish_s=told_of(parameters, "earliest_finish_s"),
+        capacity_qps=told_of(parameters, "capacity_qps"),
+        replica_tag=text_of(parameters.get(REPLICAS)) or "",
     )
 
 
@@ -133,7 +137,12 @@ def read_refusal(status_code: int, body: bytes, retry_after: str | None) -> Repl
     refusal = parse_refusal(body, retry_after)
     wait_s = refusal.retry_after_s
     if refusal.status in OUR_STATUSES:
-        return ReplayReply(status=refusal.status, reason=refusal.reason, retry_after_s=wait_s)
+        return ReplayReply(
+            status=refusal.status,
+            reason=refusal.reason,
+            retry_after_s=wait_s,
+            earliest_finish_s=refusal.earliest_finish_s,
+        )
     if refusal.status == "late" or status_code in (408, 504):
         return ReplayReply(status="dropped", reason="expired")
     kind = "rejected" if status_code in (429, 503) else "failed"
@@ -162,6 +171,11 @@ def number_of(value: Any) -> float:
     """Return a finite number of at least 0; anything else counts as 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and np.isfinite(value) and value >= 0 else 0.0
+
+
+def told_of(parameters: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of at least 0 that a server tells; None where it does not."""
+    return number_of(parameters[name]) if name in parameters else None
 
 
 def _first_output(outputs: Any, tail: memoryview) -> np.ndarray | None:

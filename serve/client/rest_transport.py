@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -122,10 +122,18 @@ def _verified(url: str) -> ssl.SSLContext | bool:
     return trusting_context() if url.startswith("https://") else True
 
 
+def _alone() -> bool:
+    return False
+
+
 class RestTransport:
     """Sends and waits; threads may share one."""
 
-    def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
+    def __init__(
+        self, url: str, *, is_json: bool, token: str | None, has_other: Callable[[], bool] = _alone
+    ) -> None:
+        """`has_other`: whether another replica could be asked when this one can't be reached."""
+        self._has_other = has_other
         self._form = _Form(url, is_json=is_json, token=token)
         self._client = httpx.Client(trust_env=False, verify=_verified(url))
 
@@ -133,7 +141,9 @@ class RestTransport:
         """Send one request and return how it ended."""
         post = self._form.post(infer_call, times)
         try:
-            return self._form.read(infer_call, self._send("POST", post, times.limit_s))
+            return self._form.read(
+                infer_call, self._send("POST", post, times.limit_s, self._connect_s(times))
+            )
         except InferError as error:
             return error
 
@@ -145,10 +155,16 @@ class RestTransport:
         """Close the connections."""
         self._client.close()
 
-    def _send(self, method: str, post: _Post, timeout_s: float) -> Response:
+    def _connect_s(self, times: TimeLimits) -> float | None:
+        return times.connect_s if self._has_other() else None
+
+    def _send(
+        self, method: str, post: _Post, timeout_s: float, connect_s: float | None = None
+    ) -> Response:
+        timeout = httpx.Timeout(timeout_s, connect=timeout_s if connect_s is None else connect_s)
         try:
             answer = self._client.request(
-                method, post.url, headers=post.headers, content=post.content, timeout=timeout_s
+                method, post.url, headers=post.headers, content=post.content, timeout=timeout
             )
         except (httpx.ReadTimeout, httpx.PoolTimeout):
             raise timed_out(timeout_s) from None
@@ -162,7 +178,11 @@ class RestTransport:
 class AsyncRestTransport:
     """Sends many at once, in the event loop of the first request."""
 
-    def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
+    def __init__(
+        self, url: str, *, is_json: bool, token: str | None, has_other: Callable[[], bool] = _alone
+    ) -> None:
+        """See `RestTransport`."""
+        self._has_other = has_other
         self._form = _Form(url, is_json=is_json, token=token)
         self._wire = HttpWire()
 
@@ -170,7 +190,8 @@ class AsyncRestTransport:
         """Send one request and return how it ended."""
         post = self._form.post(infer_call, times)
         try:
-            return self._form.read(infer_call, await self._send("POST", post, times.limit_s))
+            answer = await self._send("POST", post, times.limit_s, self._connect_s(times))
+            return self._form.read(infer_call, answer)
         except InferError as error:
             return error
 
@@ -183,11 +204,20 @@ class AsyncRestTransport:
         """Close the connections."""
         await self._wire.close()
 
-    async def _send(self, method: str, post: _Post, timeout_s: float) -> Response:
+    def _connect_s(self, times: TimeLimits) -> float | None:
+        return times.connect_s if self._has_other() else None
+
+    async def _send(
+        self, method: str, post: _Post, timeout_s: float, connect_s: float | None = None
+    ) -> Response:
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._wire.send(
-                    method, post.url, headers=post.headers, content=post.content
+                    method,
+                    post.url,
+                    headers=post.headers,
+                    content=post.content,
+                    connect_s=connect_s,
                 )
         except TimeoutError:
             raise timed_out(timeout_s) from None

@@ -70,11 +70,15 @@ class Attempts:
         """Note that the server has answered, with whatever."""
         self._bucket.refill()
 
-    def next_wait_s(self) -> float | None:
-        """Return how long to wait before a retry; None when that is of no use any more."""
-        wait_s = self._wait_s
+    def next_wait_s(self, *, at_once: bool = False) -> float | None:
+        """Return how long to wait before a retry; None when that is of no use any more.
+
+        `at_once`: another server is there to be asked, so that there is nothing to wait for.
+        """
+        wait_s = 0.0 if at_once else self._wait_s
         if self.spent_s + wait_s >= self._slack_s or not self._bucket.take():
             return None
         self.num_retries += 1
-        self._wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        if not at_once:
+            self._wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         return wait_s

@@ -10,9 +10,10 @@ import numpy as np
 
 from serve.client.rest_answers import Refusal, seconds
 from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import REPLICAS
 from traces.open_loop.target import DTYPES
 
-_JSON_TEXTS = {"settings", "input_range", "max_tokens", "pad_id"}
+_JSON_TEXTS = {"settings", "input_range", "max_tokens", "pad_id", REPLICAS}
 
 
 def read_parameters(answer: pb.ModelInferResponse) -> dict[str, Any]:

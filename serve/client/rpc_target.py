@@ -67,6 +67,23 @@ class RpcTarget:
         versions = tuple(about.versions)
         return Model(name=self.model, tensor=self._tensor, versions=versions, parameters=parameters)
 
+    async def server(self) -> dict[str, Any]:
+        """Return what the server says of itself that a replay needs. Raises ClientError."""
+        get_metadata = self._method(
+            "ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse
+        )
+        try:
+            call = get_metadata(
+                pb.ServerMetadataRequest(),
+                timeout=_METADATA_TIMEOUT_S,
+                metadata=tuple(bearer().items()),
+            )
+            await call
+            return read_metadata(await call.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            text = f"{error.code().name}: {error.details()}"
+            raise ClientError(f"{self._url}: no answer ({text})") from None
+
     async def prepare(self, payloads: np.ndarray) -> None:
         """Nothing to do: bytes go as they are."""
 
@@ -123,7 +140,10 @@ def _refusal(error: grpc.aio.AioRpcError) -> ReplayReply:
     refusal, code = parse_refusal(error), error.code()
     if refusal.status in OUR_STATUSES:
         return ReplayReply(
-            status=refusal.status, reason=refusal.reason, retry_after_s=refusal.retry_after_s
+            status=refusal.status,
+            reason=refusal.reason,
+            retry_after_s=refusal.retry_after_s,
+            earliest_finish_s=refusal.earliest_finish_s,
         )
     if refusal.status == "late" or code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return ReplayReply(status="dropped", reason="expired")

@@ -17,10 +17,15 @@ from google.protobuf.json_format import MessageToDict
 
 from serve.client.errors import InferError, refusal_error, timed_out, unreadable_answer
 from serve.client.infer_call import InferCall, InferResult, TimeLimits, make_infer_result
-from serve.client.rpc_answers import parse_refusal, read_first_output, read_parameters
+from serve.client.rpc_answers import (
+    parse_refusal,
+    read_first_output,
+    read_metadata,
+    read_parameters,
+)
 from serve.client.rpc_channel import async_rpc_channel, call_of, rpc_channel
 from serve.proto import open_inference_pb2 as pb
-from serve.proto.names import BYTES_LENGTH, IMAGE_TYPE, INPUT_NAME, SLO_HEADER
+from serve.proto.names import BYTES_LENGTH, IMAGE_TYPE, INPUT_NAME, REPLICAS, SLO_HEADER
 
 _METHODS: dict[str, tuple[str, Any, Any]] = {
     "server": ("ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse),
@@ -57,9 +62,10 @@ class RpcTransport:
         name, request_type, response_type = _METHODS[kind]
         call = call_of(self._channel, name, request_type, response_type)
         try:
-            return _plain(
-                call(_about(request_type, model), timeout=timeout_s, metadata=self._metadata)
+            answer, ended = call.with_call(
+                _about(request_type, model), timeout=timeout_s, metadata=self._metadata
             )
+            return _plain(answer) | _replicas(ended.trailing_metadata())
         except grpc.RpcError as error:
             raise _refusal(error, timeout_s) from None
 
@@ -92,12 +98,11 @@ class AsyncRpcTransport:
         name, request_type, response_type = _METHODS[kind]
         call = call_of(self._channel, name, request_type, response_type)
         try:
-            answer = await call(
-                _about(request_type, model), timeout=timeout_s, metadata=self._metadata
-            )
+            asked = call(_about(request_type, model), timeout=timeout_s, metadata=self._metadata)
+            answer, trailing = await asked, await asked.trailing_metadata()
         except grpc.aio.AioRpcError as error:
             raise _refusal(error, timeout_s) from None
-        return _plain(answer)
+        return _plain(answer) | _replicas(trailing)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -162,6 +167,12 @@ def _refusal(error: Any, timeout_s: float) -> InferError:
 
 def _about(request_type: Any, model: str | None) -> Any:
     return request_type() if model is None else request_type(name=model)
+
+
+def _replicas(trailing: Any) -> dict[str, Any]:
+    """Return the replicas that a server's metadata name in their trailer, as HTTP has them."""
+    named = read_metadata(trailing).get(REPLICAS)
+    return {} if named is None else {REPLICAS: named}
 
 
 def _plain(answer: Any) -> dict[str, Any]:

@@ -221,8 +221,9 @@ class RestDoor:
             replies = await _unless_disconnected(request, inferring)
         except RefusedError as error:
             return self._refuse(request, error, parsed.request_id)
-        policy = model.policy_name
-        answer, json_length = rest_messages.build_response(parsed, model.spec, policy, replies)
+        answer, json_length = rest_messages.build_response(
+            parsed, model.spec, model.policy_name, replies, self.server.replicas.tag
+        )
         if json_length is None:
             return Response(answer, media_type="application/json")
         return Response(
@@ -254,7 +255,9 @@ class RestDoor:
     # --- looking ---------------------------------------------------------------------------------
 
     async def _server(self, _: Request) -> Response:
-        return JSONResponse(rest_messages.server_metadata(self._models.names))
+        replicas = self.server.replicas
+        named = replicas.named() if replicas.tag else None
+        return JSONResponse(rest_messages.server_metadata(self._models.names, named))
 
     async def _live(self, _: Request) -> Response:
         fault = self._models.fault()
@@ -311,7 +314,12 @@ class RestDoor:
             body = await read_body(request, _ADMIN_BODY_BYTES, inflight)
         try:
             fields = json.loads(body)
-            name = fields.pop("model", None) if isinstance(fields, dict) else None
+            name, is_for_one = None, False
+            if isinstance(fields, dict):
+                name = fields.pop("model", None)
+                is_for_one = fields.pop("only_this_replica", False) is True
+            if not is_for_one:
+                self.server.check_alone()
             if name is not None and not isinstance(name, str):
                 raise bad("bad_request", "model", name, "the name of a model")
             change = parse_live_config(fields)

@@ -101,7 +101,11 @@ def parse_infer(
 
 
 def build_response(
-    request: InferRequest, spec: ModelSpec, policy: str, replies: Sequence[Reply]
+    request: InferRequest,
+    spec: ModelSpec,
+    policy: str,
+    replies: Sequence[Reply],
+    replica_tag: str = "",
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer and, when its tensor is binary, the length of the JSON part."""
     logits = logits_of(replies)
@@ -114,7 +118,7 @@ def build_response(
         "model_name": spec.name,
         "model_version": version_of(replies),
         "outputs": [tensor],
-        "parameters": describe(replies, policy),
+        "parameters": describe(replies, policy, replica_tag),
     }
     if request.request_id is not None:
         answer["id"] = request.request_id
@@ -138,13 +142,16 @@ def build_error(error: RefusedError, request_id: str | None = None) -> bytes:
     return json.dumps(fields).encode()
 
 
-def server_metadata(models: Iterable[str]) -> dict[str, Any]:
-    """Return the answer of `GET /v2`; the names of the models are an addition of ours."""
+def server_metadata(
+    models: Iterable[str], replicas: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """Return the answer of `GET /v2`; the models and the URLs of replicas are additions of ours."""
     return {
         "name": SERVER_NAME,
         "version": VERSION,
         "extensions": list(EXTENSIONS),
         "models": list(models),
+        **({} if replicas is None else {"replicas": replicas}),
     }
 
 

@@ -32,7 +32,7 @@ from serve.doors.request_id import HEADER, RequestIds
 from serve.doors.server import Server
 from serve.models.limits import REASONS, RefusedError
 from serve.proto import open_inference_pb2 as pb
-from serve.proto.names import SERVICE
+from serve.proto.names import REPLICAS, SERVICE
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,11 @@ class RpcDoor(grpc.GenericRpcHandler):
         model = self._models.find(call.message.name, call.message.version or None)
         return pb.ModelReadyResponse(ready=_is_ready(model))
 
-    async def _server_metadata(self, _: Call) -> pb.ServerMetadataResponse:
+    async def _server_metadata(self, call: Call) -> pb.ServerMetadataResponse:
+        replicas = self.server.replicas
+        if replicas.tag:  # the message has no place for them
+            named = json.dumps(replicas.named())
+            call.context.set_trailing_metadata(((REPLICAS, named),))
         return messages.server_metadata()
 
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
@@ -231,7 +235,8 @@ class RpcDoor(grpc.GenericRpcHandler):
             request_id=call.request_id,
             tenant=call.caller.tenant,
         )
-        return messages.build_response(request, model.spec, model.policy_name, replies)
+        tag = self.server.replicas.tag
+        return messages.build_response(request, model.spec, model.policy_name, replies, tag)
 
 
 def _parse(request_class: Any, data: bytes) -> Any:
@@ -255,12 +260,15 @@ def _is_ready(served: Any) -> bool:
 
 
 class RpcPort:
-    """A port that is open for gRPC."""
+    """A port that is open for gRPC; `own_port` is one that no other replica shares."""
 
-    def __init__(self, server: Any, port: int, drain_left_s: Callable[[], float]) -> None:
+    def __init__(
+        self, server: Any, port: int, own_port: int, drain_left_s: Callable[[], float]
+    ) -> None:
         self._server = server
         self._drain_left_s = drain_left_s
         self.port = port
+        self.own_port = own_port
 
     async def close(self) -> None:
         """Take no more connections or calls, and send clients elsewhere; finish what is open."""
@@ -274,14 +282,18 @@ async def rpc_listening(
     port: int,
     *,
     max_connections: int = _MOST_CONNECTIONS,
+    max_age_s: float | None = None,
     is_shared: bool = False,
     tls: TlsFiles | None = None,
 ) -> AsyncIterator[RpcPort]:
     """Serve `door` on a port from this event loop, yield the port; at the end, finish open calls.
 
-    Replicas on one host may share the port (`is_shared`). Raises ServeConfigError when it is taken.
+    Replicas on one host may share the port (`is_shared`); each then has one of its own besides.
+    Connections older than `max_age_s` are told to go (GOAWAY); calls on them end first. Raises
+    ServeConfigError when the port is taken.
     Compressed messages are refused: gRPC bounds their size before it unpacks them, not after.
     """
+    age = () if max_age_s is None else (("grpc.max_connection_age_ms", round(max_age_s * 1e3)),)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", door.largest_bytes),
@@ -290,19 +302,25 @@ async def rpc_listening(
             ("grpc.max_concurrent_streams", _MOST_STREAMS),
             ("grpc.max_allowed_incoming_connections", max_connections),
             *_PATIENCE,
+            *age,
         ]
     )
     server.add_generic_rpc_handlers((door,))
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
+    name = f"[{host}]" if ":" in host else host
+
+    def listen(on_port: int) -> int:
+        address = f"{name}:{on_port}"
         if tls is None:
-            bound_port = server.add_insecure_port(address)
-        else:
-            bound_port = server.add_secure_port(address, tls.rpc_credentials())
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, tls.rpc_credentials())
+
+    try:
+        bound_port = listen(port)
+        own_port = listen(0) if is_shared else bound_port
     except RuntimeError:
         raise ServeConfigError(f"gRPC port {port} on {host} is not free: give another") from None
     await server.start()
     try:
-        yield RpcPort(server, bound_port, door.server.drain_left_s)
+        yield RpcPort(server, bound_port, own_port, door.server.drain_left_s)
     finally:
         await server.stop(door.server.drain_left_s())

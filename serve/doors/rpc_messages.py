@@ -69,14 +69,18 @@ def parse_infer(
 
 
 def build_response(
-    request: InferRequest, spec: ModelSpec, policy: str, replies: Sequence[Reply]
+    request: InferRequest,
+    spec: ModelSpec,
+    policy: str,
+    replies: Sequence[Reply],
+    replica_tag: str = "",
 ) -> pb.ModelInferResponse:
     """Return the answer to executed queries."""
     logits = logits_of(replies)
     answer = pb.ModelInferResponse(
         model_name=spec.name, model_version=version_of(replies), id=request.request_id or ""
     )
-    for name, value in describe(replies, policy).items():
+    for name, value in describe(replies, policy, replica_tag).items():
         answer.parameters[name].MergeFrom(_parameter(value))
     tensor = answer.outputs.add(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=logits.shape)
     if request.is_binary_output:

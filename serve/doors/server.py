@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from serve.access.guard import Guard
 from serve.doors.body_budget import BodyBudget
+from serve.doors.replica_set import ReplicaSet
+from serve.models.limits import RefusedError
 from serve.models.models import Models
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
@@ -23,7 +25,8 @@ class Server:
 
     `max_body_bytes` bounds a request at every door, `max_json_bytes` a tensor in JSON, `budget` all
     requests at once; `loop_lag` is how long the doors' loop keeps them waiting. `drain_timeout_s`
-    is how long queued queries are finished for once the server ends.
+    is how long queued queries are finished for once the server ends. Clients may choose among
+    `replicas`; `others_note` says, where this is one of several, how settings reach all.
     """
 
     models: Models
@@ -34,7 +37,14 @@ class Server:
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(_INFLIGHT_BYTES))
     loop_lag: LoopLag = field(default_factory=LoopLag)
     drain_timeout_s: float = 10.0
+    replicas: ReplicaSet = field(default_factory=ReplicaSet)
+    others_note: str = ""
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def check_alone(self) -> None:
+        """Raise RefusedError where live settings would reach one of several replicas only."""
+        if self.others_note:
+            raise RefusedError("several_replicas", self.others_note)
 
     async def drain(self) -> bool:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""

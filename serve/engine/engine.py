@@ -27,7 +27,7 @@ import numpy as np
 
 from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
-from serve.engine.earliest_answer import EarliestAnswer, earliest_answer
+from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.reply import Reply, RequestOptions
@@ -299,8 +299,9 @@ class Engine:
     def earliest_answer(self) -> EarliestAnswer:
         """Predict the earliest answer to a query that would arrive now, on the fastest subnet."""
         with self._lock:
-            busy_s = self._busy_until_s - self.clock()
-            return earliest_answer(self._scheduler.profile, self._scheduler.num_samples, busy_s)
+            fastest = self._scheduler.profile.fastest()
+            outlook = self._scheduler.outlook(self.clock())
+            return EarliestAnswer(outlook.finish_s, fastest.latency_s[1])
 
     # --- the device side -------------------------------------------------------------------------
 
@@ -435,7 +436,9 @@ class Engine:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
             return [end(outcome) for outcome in outcomes if self._is_open(outcome)]
         rows, ended = iter(run.rows), list[EndedQuery]()
-        for outcome in self._scheduler.complete(batch.batch_id, now_s):
+        outcomes = self._scheduler.complete(batch.batch_id, now_s)
+        outlook = self._scheduler.outlook(now_s)  # once for all answers of the batch
+        for outcome in outcomes:
             output = [row for row in islice(rows, outcome.samples) if row is not None]
             if not self._is_open(outcome):
                 continue  # nobody waits for it any more
@@ -443,7 +446,8 @@ class Engine:
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
                 logits = np.stack(output)
-                ended.append(end(outcome, logits, run.execution_s, batch.batch_id, run.form))
+                about = (run.execution_s, batch.batch_id, run.form, outlook)
+                ended.append(end(outcome, logits, *about))
         return ended
 
     def _is_open(self, outcome: Outcome) -> bool:

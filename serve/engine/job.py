@@ -12,6 +12,7 @@ from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
 from slackfit.query import Outcome, Query, Status
 from slackfit.scheduling.outcomes import unserved
+from slackfit.spreading import Outlook
 
 if TYPE_CHECKING:
     from subnetact.executor import Slot
@@ -96,11 +97,13 @@ class Ledger:
         execution_s: float = 0.0,
         batch_id: int | None = None,
         form: str = "",
+        outlook: Outlook | None = None,
     ) -> EndedQuery:
         """Close a query."""
         ticket = self.open.pop(outcome.query_id)
         tenant = ticket.query.tenant
-        return EndedQuery(ticket, Reply(outcome, output, execution_s, batch_id, form, tenant))
+        reply = Reply(outcome, output, execution_s, batch_id, form, tenant, outlook)
+        return EndedQuery(ticket, reply)
 
     def abandon(self, reason: str, now_s: float) -> list[EndedQuery]:
         """Close every query as failed, past a scheduler that can no longer be asked."""

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from slackfit.query import Outcome
+from slackfit.spreading import Outlook
 
 
 class RequestOptions(NamedTuple):
@@ -31,7 +32,8 @@ class RequestOptions(NamedTuple):
 class Reply(NamedTuple):
     """The end of one query: its outcome, and the logits (samples, classes) if it was executed.
 
-    `form` says in which form of its weights the subnet ran: a graph and its precision, or views.
+    `form` says in which form of its weights the subnet ran: a graph and its precision, or views;
+    `outlook` what one more query would have got when it ended.
     """
 
     outcome: Outcome
@@ -40,6 +42,7 @@ class Reply(NamedTuple):
     batch_id: int | None = None
     form: str = ""
     tenant: str = ""
+    outlook: Outlook | None = None
 
     @property
     def is_executed(self) -> bool:
@@ -78,11 +81,16 @@ def version_of(replies: Sequence[Reply]) -> str:
     return ",".join(dict.fromkeys(str(reply.outcome.subnet_id) for reply in replies))
 
 
-def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | float]:
-    """Return the parameters of an answer: the slowest of each time, the mean of the accuracy."""
+def describe(
+    replies: Sequence[Reply], policy: str, replica_tag: str = ""
+) -> dict[str, str | int | float]:
+    """Return the parameters of an answer: the slowest of each time, the mean of the accuracy.
+
+    Outlook and tag are for clients that choose among replicas (`slackfit.spreading`).
+    """
     outcomes = [reply.outcome for reply in replies]
     is_late = any(outcome.status == "late" for outcome in outcomes)
-    return {
+    parameters: dict[str, str | int | float] = {
         "policy": policy,
         "status": "late" if is_late else "on_time",
         "subnet": version_of(replies),
@@ -94,6 +102,13 @@ def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | flo
         "execution_s": max(reply.execution_s for reply in replies),
         "slack_s": min(reply.slack_s for reply in replies),
     }
+    outlook = replies[-1].outlook
+    if outlook is not None:
+        parameters["earliest_finish_s"] = round(outlook.finish_s, 5)
+        parameters["capacity_qps"] = round(outlook.capacity_qps, 2)
+    if replica_tag:
+        parameters["replicas"] = replica_tag
+    return parameters
 
 
 def _mean_accuracy(outcomes: Sequence[Outcome]) -> float:

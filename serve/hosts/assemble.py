@@ -12,6 +12,7 @@ from typing import Any
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig
 from serve.doors.body_budget import BodyBudget
+from serve.doors.replica_set import ReplicaSet
 from serve.doors.server import Server
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
@@ -55,6 +56,22 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
         max_json_bytes=config.max_json_bytes,
         budget=BodyBudget(config.max_inflight_bytes),
         drain_timeout_s=config.drain_timeout_s,
+        replicas=ReplicaSet(config.replica_urls),
+        others_note=_others_note(config),
+    )
+
+
+def _others_note(config: ServeConfig) -> str:
+    """Say how live settings reach all replicas; empty for a server that is alone."""
+    if config.replicas > 1 or config.autoscaling is not None:
+        way = "deploy again with another user_config, which also reaches those that start later"
+    elif ReplicaSet(config.replica_urls).tag:
+        way = f"send it to each of {', '.join(ReplicaSet(config.replica_urls).named()['http'])}"
+    else:
+        return ""
+    return (
+        f"this is one of several replicas, the others would keep their settings: {way}; "
+        "for one of them alone give only_this_replica=true"
     )
 
 

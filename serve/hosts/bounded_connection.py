@@ -7,12 +7,14 @@ seconds (from the connection, or from its first byte), the rest of a message 35:
 read have time limits of their own (`doors/request_body.py`), which end before. Then the client gets
 408 or 431 if nothing was answered, and the connection is closed. At `max_connections` the one that
 has asked for nothing the longest makes room, idle or with an unfinished head; where every other is
-being answered, the newcomer gets 503.
+being answered, the newcomer gets 503. One that has had its share of requests, or is old, is closed
+behind an answer that says so: whoever keeps a connection comes to other replicas as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -33,12 +35,14 @@ _LINGER_BYTES = 4 * MOST_UNREAD_BYTES
 class BoundedConnection(HttpToolsProtocol):
     """One connection. A message that comes whole costs a few additions: no timer runs for it.
 
-    Class attributes, set by `bounded`: `max_connections`, and `lag_s`, how long the event loop
-    has kept waiting what it now hands over.
+    Class attributes, set by `bounded`: `max_connections`; `lag_s`, how long the event loop has kept
+    waiting what it now hands over; `max_requests` and `max_age_s` of one connection (None: any).
     """
 
     max_connections: int = 2**31
     lag_s: Callable[[], float] = staticmethod(lambda: 0.0)
+    max_requests: int | None = None
+    max_age_s: float | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -47,6 +51,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_refused = False
         self._unread_bytes = 0
         self._head_bytes = 0
+        self._num_requests = 0
+        self._began_s = 0.0
+        self._old_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self.waits_since_s: float | None = None  # for a whole head; None while one is answered
 
@@ -56,6 +63,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
             return
         self.waits_since_s = time.monotonic()
+        if self.max_age_s is not None:  # not all that came together shall go together
+            self._old_at_s = self.waits_since_s + self.max_age_s * random.uniform(0.9, 1.1)
         self._start_timer(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,7 +92,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_head = self._is_in_message = True
         self._unread_bytes = self._head_bytes = 0
         super().on_message_begin()
-        self.scope[FIRST_BYTE] = time.monotonic() - self.lag_s()  # type: ignore[literal-required]  # ours
+        self._began_s = time.monotonic()
+        self.scope[FIRST_BYTE] = self._began_s - self.lag_s()  # type: ignore[literal-required]  # ours
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))
@@ -101,6 +111,9 @@ class BoundedConnection(HttpToolsProtocol):
         self.waits_since_s = None
         self._stop_timer()
         super().on_headers_complete()
+        self._num_requests += 1
+        if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
+            self.cycle.keep_alive = False  # its answer says so
 
     def on_body(self, body: bytes) -> None:
         if not self.cycle.response_complete:
@@ -171,7 +184,14 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
 
-def bounded(max_connections: int, lag_s: Callable[[], float]) -> type[BoundedConnection]:
+def bounded(
+    max_connections: int,
+    lag_s: Callable[[], float],
+    *,
+    max_requests: int | None = None,
+    max_age_s: float | None = None,
+) -> type[BoundedConnection]:
     """Return the protocol with its limits, as uvicorn wants it: a class."""
-    limits = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
+    limits: dict[str, Any] = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
+    limits |= {"max_requests": max_requests, "max_age_s": max_age_s}
     return type("BoundedConnection", (BoundedConnection,), limits)

@@ -18,22 +18,29 @@ from serve.config import ServeConfig
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.doors.server import Server
 from serve.hosts.connection_limits import most_connections
-from serve.hosts.uvicorn_listener import listening
+from serve.hosts.uvicorn_listener import bind, listening
 
 _WATCH_S = 0.05
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 class Listeners:
     """Opens what `config` names; `rpc_port` is the port of gRPC while it is open.
 
-    `is_replica`: one of several that may share the ports, with `door_port` to listen on.
+    `is_replica`: one of several that may share the ports, with `door_port` to listen on. It then
+    has ports of its own besides, at `own_urls`, where clients reach this one and no other.
     """
 
-    def __init__(self, config: ServeConfig, server: Server, *, is_replica: bool) -> None:
+    def __init__(
+        self, config: ServeConfig, server: Server, *, is_replica: bool, reached_at: str = ""
+    ) -> None:
+        """Open nothing yet; others reach this host at `reached_at` where it listens everywhere."""
+        self._reached_at = reached_at
         self._config = config
         self.server = server
         self._is_replica = is_replica
         self.rpc_port: int | None = None
+        self.own_urls: list[str] = []
 
     @contextlib.asynccontextmanager
     async def opened(self, app: ASGIApp | None = None) -> AsyncIterator[None]:
@@ -52,25 +59,41 @@ class Listeners:
                     config.host,
                     config.grpc_port,
                     max_connections=most_rpc,
+                    max_age_s=config.max_connection_age_s,
                     is_shared=self._is_replica,
                     tls=tls,
                 )
                 port = await stack.enter_async_context(rpc)
                 self.rpc_port = port.port
+                if self._is_replica:
+                    self._add_own("grpc", port.own_port)
                 closing.append(lambda: asyncio.ensure_future(port.close()))
             if app is not None and config.door_port is not None:
+                own = bind(config.host, 0)
+                self._add_own("http", own.getsockname()[1])
                 http = listening(
                     app,
                     config.host,
                     config.door_port,
                     drain_left_s=server.drain_left_s,
                     tls=tls,
+                    own=own,
                     max_connections=most_http,
+                    max_requests=config.max_connection_requests,
+                    max_age_s=config.max_connection_age_s,
                     lag_s=server.loop_lag.now_s,
                 )
                 closing.append(await stack.enter_async_context(http))
             with _closed_when_gone(server, closing):
                 yield
+
+    def _add_own(self, scheme: str, port: int) -> None:
+        host = self._config.host
+        if host in _EVERYWHERE:
+            host = self._reached_at or "127.0.0.1"
+        name = f"[{host}]" if ":" in host else host
+        secure = "s" if self._config.tls_cert is not None else ""
+        self.own_urls.append(f"{scheme}{secure}://{name}:{port}")
 
 
 @contextlib.contextmanager

@@ -30,10 +30,12 @@ from serve.access.tokens import read_tokens
 from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.load_device import check
 from serve.hosts.uvicorn_listener import bind
+from serve.proto.names import REPLICAS
 
 APP_NAME = "supernet"
 _READY_TIMEOUT_S = 120.0
 _READY_POLL_S = 0.1
+_NAMED_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads do not travel through it
 _RAY_SETTINGS = {
     # Ray starts workers at nice 15: beside anything else that runs, a replica then waits for cores.
@@ -111,24 +113,36 @@ class RayHost:
         return self.url
 
     def reconfigure(self, change: Mapping[str, object]) -> dict[str, Any]:
-        """Switch live settings (policy, slo_ms, subnets) of the running replica.
+        """Switch live settings (policy, slo_ms, subnets) of every running replica.
 
-        Returns the settings in force. Raises ServeConfigError. It asks the replica itself:
+        Returns the settings in force. Raises ServeConfigError. It asks the replicas themselves:
         `serve.run` with another `user_config` would restart it, which only a declarative deploy
         does not.
         """
         tokens = read_tokens(self._config.tokens_file)
         secret = None if tokens is None else tokens.secret_for("admin")
-        response = httpx.post(
-            f"{self.url}/admin/config",
-            json=dict(change),
-            headers={} if secret is None else {"authorization": f"Bearer {secret}"},
-            verify=_trust(self._config),
-        )
-        answer = response.json()
-        if response.status_code != 200:
-            raise ServeConfigError(answer["error"])
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        answer: dict[str, Any] = {}
+        with httpx.Client(headers=headers, verify=_trust(self._config)) as client:
+            for url in self._each_replica(client):
+                response = client.post(
+                    f"{url}/admin/config", json={**change, "only_this_replica": True}
+                )
+                answer = response.json()
+                if response.status_code != 200:
+                    raise ServeConfigError(answer["error"])
         return answer
+
+    def _each_replica(self, client: httpx.Client) -> list[str]:
+        """Return where each replica listens, once as many are named as were asked for."""
+        if self._config.replicas == 1 and self._config.autoscaling is None:
+            return [self.url]
+        give_up_s = time.monotonic() + _NAMED_TIMEOUT_S
+        while True:
+            named = client.get(f"{self.url}/v2").json().get(REPLICAS, {}).get("http", [])
+            if len(named) >= self._config.replicas or time.monotonic() > give_up_s:
+                return named or [self.url]
+            time.sleep(_READY_POLL_S)
 
     def stop(self) -> None:
         """Drain and end the application, then the cluster, if this host started them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.util import get_node_ip_address
 
 from serve.config import ServeConfig, parse_config, parse_live_config
 from serve.doors.rest import RestDoor
@@ -18,6 +19,7 @@ from serve.hosts.autoscale import reported
 from serve.hosts.listeners import Listeners
 from serve.hosts.load_device import check
 from serve.hosts.ray_metrics import exporting_to_ray
+from serve.hosts.ray_registry import RayStore, Registry, announced
 from serve.hosts.tuned_process import tuned_process
 from serve.observe.logs import configure_logs
 
@@ -39,7 +41,9 @@ class SupernetReplica:
         config = parse_config(settings)
         configure_logs(config.log_format)
         self._server = await asyncio.to_thread(build_server, config, self._resources)
-        self._listeners = Listeners(config, self._server, is_replica=True)
+        self._listeners = Listeners(
+            config, self._server, is_replica=True, reached_at=get_node_ip_address()
+        )
         self._door = RestDoor(self._server, while_ready=self._while_ready)
         self._resources.enter_context(tuned_process())
 
@@ -48,14 +52,21 @@ class SupernetReplica:
         server = self._server
         telling = exporting_to_ray(server.metrics.registry, server.refresh_metrics)
         async with self._listeners.opened(self._door), telling:
-            yield
+            store = RayStore(ray_serve.get_replica_context().app_name)
+            registry = Registry(store, self._listeners.own_urls)
+            async with announced(registry, server.replicas, server.models.takes_queries):
+                yield
 
     def __serve_build_asgi_app__(self) -> RestDoor:
         return self._door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply live settings to every model, between two batches."""
-        self._server.models.reconfigure(parse_live_config(user_config))
+        """Put live settings in force for every model, between two batches.
+
+        `user_config` is all there is to say: what it leaves out is as the replica was started, so
+        that running replicas and those that start later have the same settings.
+        """
+        self._server.models.reconfigure(parse_live_config(user_config), from_start=True)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `serve.hosts.autoscale` decides the number of replicas by."""

@@ -59,6 +59,8 @@ def serve_forever(config: ServeConfig) -> None:
             door,
             tls_files(config),
             max_connections=most_connections(config)[0],
+            max_requests=config.max_connection_requests,
+            max_age_s=config.max_connection_age_s,
             lag_s=server.loop_lag.now_s,
             lifespan="on",
         )

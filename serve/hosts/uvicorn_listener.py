@@ -18,7 +18,15 @@ from serve.hosts.bounded_connection import bounded
 
 
 class _Listener(uvicorn.Server):
-    """Leaves the signals to whom the process belongs to."""
+    """Leaves the signals to whom the process belongs to; says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,30 +41,36 @@ async def listening(
     *,
     drain_left_s: Callable[[], float],
     tls: TlsFiles | None = None,
+    own: socket.socket | None = None,
     **limits: Any,
 ) -> AsyncIterator[Callable[[], None]]:
     """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
     Replicas on one host may share the port (the kernel spreads the connections), and a replica
-    that replaces a dead one gets it at once. Yields what closes the port early, so that new
-    connections go to the others; `limits` are those of `uvicorn_config`.
+    that replaces a dead one gets it at once; `own` is bound to one besides that nobody shares.
+    Yields what closes the ports early, and each connection behind its answer, so that clients go to
+    the others; `limits` are those of `uvicorn_config`.
     """
-    sock = bind(host, port, is_shared=True)
+    socks = [bind(host, port, is_shared=True), *([] if own is None else [own])]
     server = _Listener(uvicorn_config(app, tls, lifespan="off", **limits))
-    task = asyncio.ensure_future(server.serve(sockets=[sock]))
+    task = asyncio.ensure_future(server.serve(sockets=socks))
     try:
+        await server.listens.wait()  # what is announced from here on is there
         yield lambda: stop_listening(server)
     finally:
         end_within(server, drain_left_s())
         server.should_exit = True
         await task
-        sock.close()
+        for sock in socks:
+            sock.close()
 
 
 def stop_listening(server: uvicorn.Server) -> None:
-    """Close a server's port and leave its connections open."""
+    """Close a server's ports, idle connections, and the others once they are answered."""
     for listener in getattr(server, "servers", ()):
         listener.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
 
 
 def end_within(server: uvicorn.Server, timeout_s: float) -> None:
@@ -86,14 +100,17 @@ def uvicorn_config(
     *,
     max_connections: int,
     lag_s: Callable[[], float] = lambda: 0.0,
+    max_requests: int | None = None,
+    max_age_s: float | None = None,
     **options: Any,
 ) -> uvicorn.Config:
-    """Return the options of every uvicorn of ours; see `BoundedConnection` for the two limits.
+    """Return the options of every uvicorn of ours; see `BoundedConnection` for the limits.
 
     No logging configuration of its own: that would close the handlers of all others in the process.
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
     Whoever sends `X-Forwarded-For` is who it says to a proxy's server only: the guard reads it.
     """
-    options |= {"http": bounded(max_connections, lag_s), "proxy_headers": False}
+    protocol = bounded(max_connections, lag_s, max_requests=max_requests, max_age_s=max_age_s)
+    options |= {"http": protocol, "proxy_headers": False}
     options |= {} if tls is None else tls.uvicorn_options()
     return uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, **options)

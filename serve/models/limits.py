@@ -27,6 +27,7 @@ REASONS: dict[str, ReasonCode] = {
     "unauthenticated": ReasonCode(401, "UNAUTHENTICATED"),
     "forbidden": ReasonCode(403, "PERMISSION_DENIED"),
     "unknown_model": ReasonCode(404, "NOT_FOUND"),
+    "several_replicas": ReasonCode(409, "FAILED_PRECONDITION"),
     "too_slow": ReasonCode(408, "DEADLINE_EXCEEDED"),
     "too_large": ReasonCode(413, "RESOURCE_EXHAUSTED"),  # what gRPC itself says of a long message
     "queue_full": ReasonCode(429, "RESOURCE_EXHAUSTED"),

@@ -71,9 +71,10 @@ class Models:
                 rows.append({"name": model.spec.name, **state})
         return [row for row in rows if not is_ready or row["state"] == "READY"]
 
-    def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
+    def reconfigure(self, change: LiveConfig, *, from_start: bool = False) -> dict[str, Any]:
         """Switch live settings, of every model and then of those that `change.models` names.
 
+        `from_start`: what is not given is as it was at the start, else as it is.
         Returns the settings in force by model. Raises ServeConfigError; each model changes all of
         what is asked of it or nothing.
         """
@@ -87,8 +88,8 @@ class Models:
             more = (
                 own[name].model_dump(exclude={"models"}, exclude_none=True) if name in own else {}
             )
-            if common or more:
-                model.reconfigure(LiveConfig(**{**common, **more}))
+            if common or more or from_start:
+                model.reconfigure(LiveConfig(**{**common, **more}), from_start=from_start)
         return {name: model.live_settings() for name, model in self._by_name.items()}
 
     def signals(self) -> Signals:

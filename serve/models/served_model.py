@@ -55,6 +55,7 @@ class ServedModel:
         self._decoder = decoder
         self._demand = demand
         self._profile = profile
+        self._start = live
         self._policy: str = live.policy
         self._slo_s: float = live.slo_ms * 1e-3
         self._subnets = live.subnets
@@ -149,12 +150,15 @@ class ServedModel:
             reason = "device_failed" if status.fault else reason
             raise RefusedError(reason, f"model {self.spec.name!r} is {state}")
 
-    def reconfigure(self, change: LiveConfig) -> dict[str, Any]:
+    def reconfigure(self, change: LiveConfig, *, from_start: bool = False) -> dict[str, Any]:
         """Switch policy, SLO or offered subnets between two batches; all of it or nothing.
 
+        What is not given stays, or (`from_start`) is as it was at the start; no subnets are all.
         Returns the settings in force. Raises ServeConfigError for unknown policies or subnets.
         """
-        subnets = change.subnets or self._subnets
+        if from_start:
+            change = self._whole(change)
+        subnets = self._subnets if change.subnets is None else change.subnets
         policy_name = change.policy or self._policy
         max_batch_size = change.max_batch_size or self._max_batch_size
         offered = None
@@ -175,6 +179,17 @@ class ServedModel:
             self._demand.use(self.engine.profile, self._slo_s)
         self._subnets, self._policy, self._max_batch_size = subnets, policy_name, max_batch_size
         return self.live_settings()
+
+    def _whole(self, change: LiveConfig) -> LiveConfig:
+        """Return a change that says everything: what it left out is as at the start."""
+        given, start = change.model_dump(exclude_none=True), self._start
+        first = {
+            "policy": start.policy,
+            "slo_ms": start.slo_ms,
+            "subnets": start.subnets or (),
+            "max_batch_size": self._profile.max_batch_size,
+        }
+        return LiveConfig(**{**first, **given})
 
     def signals(self) -> Signals:
         """Return what the last seconds asked of the device: what replicas are scaled by."""

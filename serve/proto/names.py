@@ -16,6 +16,8 @@ BYTES_LENGTH = struct.Struct("<I")
 BINARY_HEADER = "inference-header-content-length"
 SLO_HEADER = "x-slo-ms"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+REPLICAS = "replicas"
+"""What a server's metadata call the URLs of its replicas, and answers the tag of that list."""
 LOWEST_PRIORITY = 10
 """Priorities go from 1, the highest, to this one, which is also what 0 stands for (Triton's)."""
 SERVICE = "inference.GRPCInferenceService"

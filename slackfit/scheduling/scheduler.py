@@ -16,7 +16,7 @@ the chosen subnet stay queued in their places.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 from slackfit.policy import ALONE, DeviceLoad, Policy
@@ -29,6 +29,7 @@ from slackfit.scheduling.standing import Standing
 from slackfit.scheduling.triage import Triage
 from slackfit.scheduling.waiting import WaitingQueries
 from slackfit.scheduling.workers import Workers
+from slackfit.spreading import Outlook
 
 __all__ = ["Dispatch", "PolicyError", "Scheduler"]
 
@@ -164,6 +165,17 @@ class Scheduler:
             rate_qps * least_s,
             self._view.tightest_slo_s if is_active else inf,
         )
+
+    def outlook(self, now_s: float) -> Outlook:
+        """Return when one more query could be answered, and how much can be served, at the most.
+
+        As predicted, on the fastest subnets, behind what waits and runs.
+        """
+        fastest, num_workers = self.profile.fastest(self._quantile), len(self._workers)
+        free_s = min([view.busy_until_s for view in self._workers.views]) - now_s
+        count = ceil((self.num_samples + 1) / num_workers)
+        finish_s = max(0.0, free_s) + fastest.duration_s(count)
+        return Outlook(finish_s, num_workers * fastest.capacity_qps)
 
     def waiting(self) -> tuple[Query, ...]:
         """Return the waiting queries, most urgent first."""

@@ -64,7 +64,7 @@ class VirtualTimeDriver:
         at = 0
         while at < len(queries):
             next_s = queries[at].arrival_s
-            self._advance(next_s)
+            self.advance(next_s)
             if len(self._completions) < self._num_alive:
                 self._arrive(queries[at])
                 at += 1
@@ -74,12 +74,12 @@ class VirtualTimeDriver:
     def end(self) -> None:
         """Go on until every query has ended."""
         while self._completions:
-            self._advance(_NEVER)
+            self.advance(_NEVER)
         self._wake_before(_NEVER)
         if len(self._scheduler):
             self._note(self._scheduler.cancel_all(self._now_s))
 
-    def _advance(self, until_s: float) -> None:
+    def advance(self, until_s: float) -> None:
         """Let happen what does before an arrival at `until_s`, or everything before `end`."""
         completions = self._completions
         while True:

@@ -307,3 +307,38 @@ def test_devices_that_keep_a_subgraph_resident_serve_faster_and_report_it(tmp_pa
         refused = simulate(*options, **given)
         assert refused.exit_code == 2
         assert message in refused.stderr
+
+
+def test_replicas_are_simulated_with_a_routing_that_the_report_says():
+    spec = "gamma:rate=3000,cv2=8,duration=1"
+    rules = ("one-queue", "round-robin", "sticky:4", "client:2")
+    found = [
+        json.loads(
+            simulate(
+                "--replicas", 2, "--routing", rule, "--json", "-", policy="drainfit", spec=spec
+            ).stdout
+        )[0]
+        for rule in rules
+    ]
+    assert [(r["replicas"], r["routing"]) for r in found] == [(2, rule) for rule in rules]
+    one = json.loads(simulate("--workers", 2, "--json", "-", policy="drainfit", spec=spec).stdout)
+    assert "routing" not in one[0]
+    assert one[0]["outcomes"] == found[0]["outcomes"]
+    assert found[2]["utility"] < min(found[i]["utility"] for i in (0, 1, 3))
+    shown = simulate("--replicas", 2, policy="drainfit", spec=spec).stdout
+    assert "drainfit, round-robin" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--replicas", 2, "--routing", "nope"), "routing 'nope' is unknown, allowed one-queue"),
+        (("--routing", "round-robin"), "--routing goes with --replicas N, 2 or more"),
+        (("--replicas", 2, "--stream"), "--stream goes without --replicas"),
+        (("--replicas", 2, "--events", "1@0.5"), "failures go with one queue only"),
+    ],
+)
+def test_replicas_that_can_not_be_are_refused(options, message):
+    result = simulate(*options)
+    assert result.exit_code == 2
+    assert message in result.stderr

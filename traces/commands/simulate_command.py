@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slackfit.profile import LatencyProfile
     from slackfit.simulation.device_residency import SimulatedResidency
     from slackfit.simulation.devices import Failure, Slowdown
+    from slackfit.simulation.routing import Routing
     from traces.simulation.simulation import OnOutcomes, SimulationOptions
 
 _EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
@@ -45,7 +46,18 @@ def simulate_command(
             metavar="NAME[,NAME...]", help="One run per policy; NAME@key=value gives parameters."
         ),
     ] = "slackfit",
-    workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Devices; with --replicas of each.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Servers, each with a queue and a scheduler of its own.")
+    ] = 1,
+    routing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="How queries get to replicas: one-queue, round-robin (default), power-of-two, "
+            "predicted-finish, sticky:CONNECTIONS, client[:PROCESSES].",
+        ),
+    ] = None,
     slo_ms: SloOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)] = 0,
     overhead_ms: OverheadOption = 0.0,
@@ -132,12 +144,14 @@ def simulate_command(
                 derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
                 for file in devices.split(",")
             ],
-            residency=_residency(table, residency, cache_mib, workers),
+            residency=_residency(table, residency, cache_mib, workers * replicas),
             events=_events(events),
         )
         options = SimulationOptions(
             slo_s=None if slo_ms is None else slo_ms / 1e3,
             num_workers=workers,
+            num_replicas=replicas,
+            routing=_routing(routing, replicas),
             drop_hopeless=drop_hopeless,
             seed=seed,
             devices=model,
@@ -218,10 +232,27 @@ def _check_stream(given: Mapping[str, Any]) -> None:
         "--find-capacity": "capacity",
         "--html": "html_out",
         "--chrome": "chrome_out",
+        "--routing": "routing",
     }
     refused = [option for option, key in named.items() if given[key]]
+    refused += ["--replicas"] if given["replicas"] > 1 else []
     if given["stream"] and refused:
         raise TraceError(f"--stream goes without {', '.join(refused)}")
+
+
+def _routing(text: str | None, num_replicas: int) -> Routing:
+    """Return the routing that an option names. Raises TraceError for anything else."""
+    from slackfit.simulation.routing import ONE_QUEUE, parse_routing
+    from traces.trace import TraceError
+
+    if num_replicas == 1:
+        if text is not None:
+            raise TraceError("--routing goes with --replicas N, 2 or more")
+        return ONE_QUEUE
+    try:
+        return parse_routing(text or "round-robin")
+    except ValueError as error:
+        raise TraceError(str(error)) from None
 
 
 def _residency(

@@ -83,7 +83,9 @@ class ReplayReply:
     ours say none of this. `batch_id` names the batch that the query ran in; when it is None,
     batches are told apart by what else is known. `retry_after_s` is what a refusing server asked
     for; `can_retry` marks a failure, such as a broken connection, after which the same query may
-    be sent again.
+    be sent again. `earliest_finish_s` and `capacity_qps` are what the replica that answered
+    forecasts of itself, `replica_tag` marks the list of the server's replicas: a target may choose
+    by them.
     """
 
     status: str
@@ -97,6 +99,9 @@ class ReplayReply:
     batch_id: str | None = None
     retry_after_s: float = 0.0
     can_retry: bool = False
+    earliest_finish_s: float | None = None
+    capacity_qps: float | None = None
+    replica_tag: str = ""
 
 
 class Target(Protocol):

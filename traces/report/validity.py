@@ -27,6 +27,8 @@ def marked(name: str, report: Report) -> str:
 def name_of(report: Report) -> str:
     """Return what a run is called: its label, else its policy, and which repeat it was."""
     name = str(report.get("label") or report["policy"])
+    if report.get("routing"):
+        name += f", {report['routing']}"
     return f"{name}, repeat {report['repeat']}" if report.get("repeat") else name
 
 

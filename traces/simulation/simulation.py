@@ -16,7 +16,8 @@ from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
-from slackfit.simulation.simulate import simulate
+from slackfit.simulation.replicas import shared_out, simulate_replicas
+from slackfit.simulation.routing import ONE_QUEUE, Routing
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.report.burst_zoom import burst_zoom
@@ -33,16 +34,24 @@ class SimulationOptions:
 
     `slo_s` None takes the trace's own deadlines (the report then names their median);
     `drop_hopeless` None does as the policy says. `seed` draws what is random about the `devices`.
+    `routing` says how queries get to `num_replicas` replicas, each with `num_workers` devices.
     `with_bound` adds `bound`, above which no schedule's utility can be, and `of_bound`, the
     utility's share of it.
     """
 
     slo_s: float | None = None
     num_workers: int = 1
+    num_replicas: int = 1
+    routing: Routing = ONE_QUEUE
     drop_hopeless: bool | None = None
     seed: int = 0
     devices: DeviceModel = AS_PROFILED
     with_bound: bool = False
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all replicas together."""
+        return self.num_replicas * self.num_workers
 
 
 PLAIN = SimulationOptions()
@@ -78,18 +87,20 @@ def simulate_policies(
     bound = None
     if options.with_bound:
         bound = utility_bound(
-            trace.arrival_s, profile, slo_s=deadlines_s, num_workers=options.num_workers
+            trace.arrival_s, profile, slo_s=deadlines_s, num_workers=options.num_devices
         )
     reports: list[dict[str, Any]] = []
     for name, policy in policies:
         started_s = time.perf_counter()
         kept = options.devices.residency and options.devices.residency.fresh()
         with simulation_progress(name) as progress:
-            outcomes = simulate(
+            outcomes = simulate_replicas(
                 trace.arrival_s,
                 profile,
                 policy,
+                options.routing,
                 slo_s=deadlines_s,
+                num_replicas=options.num_replicas,
                 num_workers=options.num_workers,
                 seed=options.seed,
                 devices=replace(options.devices, residency=kept),
@@ -102,6 +113,8 @@ def simulate_policies(
         if on_outcomes is not None:
             on_outcomes(name, outcomes)
         extra: dict[str, Any] = {} if kept is None else {"residency": kept.summary()}
+        if options.num_replicas > 1:
+            extra |= {"replicas": options.num_replicas, "routing": str(options.routing)}
         report = summarize(
             outcomes,
             policy=name,
@@ -222,7 +235,9 @@ def _create_policy(name: str, profile: LatencyProfile) -> tuple[str, Policy]:
 
 def _check_devices(profile: LatencyProfile, options: SimulationOptions) -> None:
     try:
-        Devices(options.num_workers, options.devices)
+        Devices(options.num_devices, options.devices)
+        if options.routing != ONE_QUEUE:
+            shared_out(options.devices, options.num_replicas, options.num_workers)
     except ValueError as error:
         raise TraceError(str(error)) from None
     for other in options.devices.profiles or ():

@@ -1,7 +1,8 @@
 """A replica on ports that others share, in a process of its own, whose device hangs on a signal.
 
-`python -m serve.bench.mixed.shared_replica SETTINGS`, a JSON file of `ServeConfig`. It prints
-`ready`; SIGUSR1 makes its device hang, as one does that no call of ours can end.
+`python -m serve.bench.mixed.shared_replica SETTINGS [SLOWER]`: a JSON file of `ServeConfig`, and
+how many times slower than profiled its device is. It prints `ready`; SIGUSR1 makes its device hang,
+as one does that no call of ours can end.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from subnetact.timed_executor import TimedExecutor
 from supernet.sample import SampleSpec
 
 
-async def serve_until_killed(path: Path) -> None:
-    """Serve the timed device of a settings file."""
+async def serve_until_killed(path: Path, slower: float) -> None:
+    """Serve the timed device of a settings file, `slower` times as slow as profiled."""
     config = parse_config(read_config_file(path))
     assert config.profile is not None, "the timed device has one"
     assert config.input_shape is not None, "as it has a shape"
@@ -37,7 +38,7 @@ async def serve_until_killed(path: Path) -> None:
     signal.signal(signal.SIGUSR1, lambda *_: hangs.set())
 
     def sleep(duration_s: float) -> None:
-        time.sleep(duration_s)
+        time.sleep(slower * duration_s)
         while hangs.is_set():
             time.sleep(1)
 
@@ -57,4 +58,4 @@ async def serve_until_killed(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve_until_killed(Path(sys.argv[1])))
+    asyncio.run(serve_until_killed(Path(sys.argv[1]), float([*sys.argv, "1"][2])))

@@ -9,7 +9,7 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +19,10 @@ from serve.bench.rows import Row, Tell
 from serve.bench.serving.setting import Setting, find_checkpoint, find_data, measured, slo_row
 from serve.config import ServeConfigError
 
-PARTS = ("peers", "static", "overload", "doors", "mixed", "soak")
+PARTS = ("peers", "static", "overload", "doors", "routing", "mixed", "soak")
 DEFAULT_PARTS = ("peers", "overload", "doors")
-_OF_PUBLISHED = "static"  # without a checkpoint it has networks of its own
+_WITHOUT_CHECKPOINT = {"routing"}
+_OF_PUBLISHED = {"static"}  # without a checkpoint it has networks of its own
 _THREADS = 1  # of the device: client, proxy and replica share the cores with it
 
 
@@ -61,14 +62,11 @@ class ServingBench:
 
     @cached_property
     def _setting(self) -> Setting:
+        """What the parts share that serve a checkpoint; made for the first of them."""
         folder = find_checkpoint(self._checkpoint)
-        return measured(
-            folder,
-            find_data(self._data, folder),
-            self._out / "profile.json",
-            threads=_THREADS,
-            tell=self._tell,
-        )
+        data = find_data(self._data, folder)
+        path = self._out / "profile.json"
+        return measured(folder, data, path, threads=_THREADS, tell=self._tell)
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
         """Run the parts (None: the default ones).
@@ -79,7 +77,8 @@ class ServingBench:
         unknown = sorted(set(wanted) - set(PARTS))
         if unknown:
             raise ServeConfigError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
-        if self._checkpoint is not None or set(wanted) != {_OF_PUBLISHED}:
+        without = _WITHOUT_CHECKPOINT | (_OF_PUBLISHED if self._checkpoint is None else set())
+        if set(wanted) - without:
             slo = slo_row(self._setting)
             self._tell(f"SLO {slo['value'] * 1e3:g} ms: {slo['detail']}")
             self.rows.append(slo)
@@ -125,6 +124,13 @@ class ServingBench:
         count = 2000 if self._full else 400
         return DoorsBench(self._setting, self._journal("doors"), count=count, tell=self._tell)
 
+    def _routing(self) -> Part:
+        from serve.bench.serving.routing import FULL, QUICK, RoutingBench
+
+        scale = FULL if self._full else QUICK
+        journal = self._kept("routing", {"scale": list(scale)})
+        return RoutingBench(journal, scale=scale, tell=self._tell)
+
     def _mixed(self) -> Part:
         from serve.bench.mixed.bench import MixedBench, mixed_cells
 
@@ -150,6 +156,9 @@ class ServingBench:
             "full": self._full,
             **more,
         }
+        return self._kept(part, settings)
+
+    def _kept(self, part: str, settings: Mapping[str, Any]) -> Journal:
         path = self._out / f"{part}.jsonl"
         journal = Journal(path, settings)
         if len(journal):

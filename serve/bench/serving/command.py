@@ -24,7 +24,8 @@ def bench_serving(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Of peers, static, overload, doors, mixed, soak. Default: peers, overload, doors.",
+            help="Of peers, static, overload, doors, routing, mixed, soak. Default: peers, "
+            "overload, doors.",
         ),
     ] = None,
     checkpoint: Annotated[
