@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 from slackfit.profile import LatencyProfile, ProfileError
@@ -70,6 +71,9 @@ class IterationWork(NamedTuple):
                 longer += 1
                 pairs += chunk_pairs(start, length)
         return cls(tokens, rows, decodes, positions, longer, pairs)
+
+
+NO_WORK = IterationWork()
 
 
 def chunk_pairs(start: int, length: int) -> int:
@@ -233,31 +237,38 @@ class IterationCosts:
                 "iterations of a decoder; measure one with `supernet profile` on a decoder"
             )
         try:
-            return cls._read(profile, _mapping(KEY, profile.extra[KEY]))
+            qualities = {subnet.subnet_id: subnet.accuracy for subnet in profile.subnets}
+            return cls.from_json(profile.extra[KEY], qualities)
         except ProfileError as error:
             raise ProfileError(f"profile {profile.name!r}: {error}") from None
-        except (TypeError, ValueError, KeyError) as error:
-            raise ProfileError(
-                f"profile {profile.name!r}: {KEY} is malformed ({error!r})"
-            ) from error
 
     @classmethod
-    def _read(cls, profile: LatencyProfile, data: Mapping[str, Any]) -> IterationCosts:
-        rows = _mapping("rungs", data["rungs"])
-        if set(rows) != set(profile.subnet_ids):
-            raise ProfileError(
-                f"{KEY} has rungs {', '.join(sorted(rows))}, the profile subnets "
-                f"{', '.join(profile.subnet_ids)}; give one rung for each subnet"
+    def from_json(cls, data: object, qualities: Mapping[str, float]) -> IterationCosts:
+        """Build the costs from the value of `iterations` and each width's quality.
+
+        Raises ProfileError for a malformed value, or widths that are not those of `qualities`.
+        """
+        fields = _mapping(KEY, data)
+        try:
+            rows = _mapping("rungs", fields["rungs"])
+            if set(rows) != set(qualities):
+                raise ProfileError(
+                    f"{KEY} has rungs {', '.join(sorted(rows))}, the profile subnets "
+                    f"{', '.join(sorted(qualities))}; give one rung for each subnet"
+                )
+            tokens, samples = tuple(fields["linear_tokens"]), tuple(fields["head_rows"])
+            return cls(
+                quality_kind=str(fields["quality_kind"]),
+                rungs=tuple(
+                    _rung_from_json(subnet_id, quality, rows, tokens, samples)
+                    for subnet_id, quality in qualities.items()
+                ),
+                extra={key: value for key, value in fields.items() if key not in _KNOWN_KEYS},
             )
-        tokens, samples = tuple(data["linear_tokens"]), tuple(data["head_rows"])
-        return cls(
-            quality_kind=str(data["quality_kind"]),
-            rungs=tuple(
-                _rung_from_json(subnet.subnet_id, subnet.accuracy, rows, tokens, samples)
-                for subnet in profile.subnets
-            ),
-            extra={key: value for key, value in data.items() if key not in _KNOWN_KEYS},
-        )
+        except ProfileError:
+            raise
+        except (TypeError, ValueError, KeyError) as error:
+            raise ProfileError(f"{KEY} is malformed ({error!r})") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of a profile's `iterations`. Raises ProfileError for unequal points."""
@@ -322,11 +333,11 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
 def _check_curve(at: Sequence[int], seconds: Sequence[float]) -> None:
     if not at or any(type(count) is not int for count in at) or at[0] < 1:
         raise ProfileError(f"points are {list(at)}, allowed whole numbers from 1 up")
-    if any(a >= b for a, b in zip(at, at[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(at)):
         raise ProfileError(f"points are {list(at)}, they must rise")
     if len(seconds) != len(at):
         raise ProfileError(f"{len(seconds)} times for {len(at)} points; give one each")
     if any(not math.isfinite(t) or t < 0.0 for t in seconds):
         raise ProfileError(f"times are {list(seconds)}, allowed finite and at least 0")
-    if any(s > t for s, t in zip(seconds, seconds[1:], strict=False)):
+    if any(s > t for s, t in pairwise(seconds)):
         raise ProfileError(f"times are {list(seconds)}; more work may not be faster")
