@@ -40,7 +40,7 @@ class StreamQuery(NamedTuple):
     cached_tokens: int = 0
 
 
-class Chunk(NamedTuple):
+class StreamChunk(NamedTuple):
     """Tokens of one stream in one iteration: `length` of them, from position `start` on.
 
     `samples`: the last one's logits give the stream's next output. A decode is a chunk of one
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
     step_id: int
     subnet_id: str
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[StreamChunk, ...]
     start_s: float
     expected_s: float
     slack_s: float = inf

@@ -53,10 +53,15 @@ class RecordingStreamScheduler(StreamScheduler):
         return self._recorder.do("poll", super().poll, now_s)
 
     def complete(
-        self, step_id: int, now_s: float, ended: Collection[int] = ()
+        self,
+        step_id: int,
+        now_s: float,
+        ended: Collection[int] = (),
+        failed: Collection[tuple[int, str]] = (),
     ) -> tuple[StreamOutcome, ...]:
         """See `StreamScheduler.complete`."""
-        return self._recorder.do("complete", super().complete, step_id, now_s, sorted(ended))
+        args = (step_id, now_s, sorted(ended), sorted(failed))
+        return self._recorder.do("complete", super().complete, *args)
 
     def fail(self, step_id: int, now_s: float, reason: str) -> tuple[StreamOutcome, ...]:
         """See `StreamScheduler.fail`."""

@@ -27,7 +27,7 @@ from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
 from slackfit.stream_policy import StreamDecision, StreamPolicy
-from slackfit.stream_query import Chunk, Step, StreamOutcome, StreamQuery
+from slackfit.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
 
 KV_TOKENS = 65_536
 MAX_RUNNING = 64
@@ -187,20 +187,29 @@ class StreamScheduler:
         return self._handed_out(step)
 
     def complete(
-        self, step_id: int, now_s: float, ended: Collection[int] = ()
+        self,
+        step_id: int,
+        now_s: float,
+        ended: Collection[int] = (),
+        failed: Collection[tuple[int, str]] = (),
     ) -> tuple[StreamOutcome, ...]:
         """End an iteration: its sampled outputs came at `now_s`; return the streams that are over.
 
         A stream is over with its last output, or with this one when the device says so: its id is
-        in `ended` (an end token). Raises ValueError if the iteration does not run.
+        in `ended` (an end token). `failed` are (id, reason) of streams whose chunk failed alone.
+        Raises ValueError if the iteration does not run.
         """
         step = self._taken_off(step_id)
         quality = self._view.costs.rung(step.subnet_id).quality
-        outcomes: list[StreamOutcome] = []
+        outcomes = [
+            self._end(self._live[query_id], "failed", reason, now_s)
+            for query_id, reason in failed
+            if query_id in self._live
+        ]
         num_prompt_tokens = 0
         for query_id, start, length, samples in step.chunks:
             stream = self._live.get(query_id)
-            if stream is None:  # it was cancelled meanwhile
+            if stream is None:  # it was cancelled meanwhile, or failed
                 continue
             is_prompt = not stream.is_decoding
             stream.cached = start + length
@@ -264,7 +273,7 @@ class StreamScheduler:
 
     # --- one iteration ---------------------------------------------------------------------------
 
-    def _decode_chunks(self, now_s: float) -> tuple[list[Chunk], list[int]]:
+    def _decode_chunks(self, now_s: float) -> tuple[list[StreamChunk], list[int]]:
         """Return a chunk for every decode, and whom it cost its memory; sets the view."""
         decoding = [stream for stream in self._running.values() if stream.is_decoding]
         preempted: list[int] = []
@@ -285,7 +294,9 @@ class StreamScheduler:
         running = self._running.values()
         view.period_s = min([stream.query.period_s for stream in running], default=inf)
         view.min_quality = max([stream.query.min_quality for stream in running], default=0.0)
-        chunks = [Chunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)]
+        chunks = [
+            StreamChunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)
+        ]
         return chunks, preempted
 
     def _decide(self, now_s: float) -> tuple[StreamDecision, list[LiveStream]]:
@@ -326,7 +337,7 @@ class StreamScheduler:
         self,
         decision: StreamDecision,
         waiting: list[LiveStream],
-        chunks: list[Chunk],
+        chunks: list[StreamChunk],
         preempted: list[int],
         now_s: float,
     ) -> Step | None:
@@ -368,7 +379,8 @@ class StreamScheduler:
         else:
             self._credit = 0.0
         chunks += [
-            Chunk(s.query_id, s.cached, length, length == s.remaining) for s, length in filler.taken
+            StreamChunk(s.query_id, s.cached, length, length == s.remaining)
+            for s, length in filler.taken
         ]
         if not chunks:
             return None
