@@ -68,7 +68,7 @@ class SlackWidth:
         costs: IterationCosts,
         *,
         widths: str | None = None,
-        order: Order = "lars",
+        order: Order = "edf",
         room: Room = "slack",
         budget: int = 256,
         granule: int = 8,
