@@ -41,7 +41,8 @@ def summarize_streams(
     streams that arrived; one that did not complete counts 0), `fluid_tokens_per_s` (that 0.99 of
     the complete ones sustain), `ttft_ms` and `gap_ms` quantiles, `mean_quality` over all outputs
     and its `quality_kind`, `outputs`, `outputs_per_s`, `preemptions`, `relegated`. `subnets` counts
-    outputs. Raises ValueError as `metrics.summarize`.
+    outputs, `outputs_over_time` in the bins of the series. Raises ValueError as
+    `metrics.summarize`.
     """
     report = summarize(
         [as_outcome(outcome) for outcome in outcomes],
@@ -56,8 +57,10 @@ def summarize_streams(
     report["kind"] = "streams"
     report["batch_sizes"] = {}
     report["subnets"] = _subnets(outcomes)
-    report["series"]["subnets"] = _subnet_series(outcomes, report["series"])
-    report["streams"] = _stream_figures(outcomes, quality_kind, duration_s)
+    report["streams"] = {
+        **_stream_figures(outcomes, quality_kind, duration_s),
+        "outputs_over_time": _outputs_over_time(outcomes, report["series"]),
+    }
     return report
 
 
@@ -138,7 +141,7 @@ def _subnets(outcomes: Sequence[StreamOutcome]) -> dict[str, dict[str, float]]:
     }
 
 
-def _subnet_series(
+def _outputs_over_time(
     outcomes: Sequence[StreamOutcome], series: dict[str, Any]
 ) -> dict[str, list[int]]:
     """Return how many outputs each width computed in each bin of the series."""

@@ -65,8 +65,9 @@ def test_the_figures_of_streams():
         "e0.5": {"queries": 3, "batches": 3, "accuracy": 0.5},
         "e1": {"queries": 3, "batches": 3, "accuracy": 1.0},
     }
-    assert sum(report["series"]["subnets"]["e0.5"]) == 3
-    assert list(report["series"]["subnets"]) == ["e0.5", "e1"]
+    assert sum(streams["outputs_over_time"]["e0.5"]) == 3
+    assert list(streams["outputs_over_time"]) == ["e0.5", "e1"]
+    assert sum(report["series"]["subnets"]["e1"]) == 1  # of streams: most of its outputs
 
 
 def test_nothing_that_ran_is_no_error():

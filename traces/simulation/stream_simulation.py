@@ -23,6 +23,7 @@ from slackfit.stream_metrics import summarize_streams
 from slackfit.stream_query import Step, StreamOutcome, StreamQuery
 from traces.burstiness import trace_summary
 from traces.simulation.capacity import Goal, find_capacity
+from traces.simulation.stream_timeline import stream_timeline
 from traces.trace import Trace, TraceError
 
 
@@ -138,6 +139,7 @@ def simulate_stream_policies(
                 },
                 settings=scheduler.settings,
             )
+            | {"timeline": stream_timeline(outcomes, steps)}
         )
     return reports
 
@@ -153,15 +155,28 @@ def find_stream_capacities(
 ) -> list[dict[str, Any]]:
     """Return one report per policy at the highest rate at which it meets the goal.
 
-    With `capacity_qps`, `capacity_target` and `capacity_tried`, as `find_capacities`; of streams
-    the attainment is the share on time. Raises what `simulate_stream_policies` raises.
+    With `capacity_qps`, `capacity_target` and `capacity_tried`, as `find_capacities`, and
+    `load_curve`, what was found at each rate; of streams the attainment is the share on time.
+    Raises what `simulate_stream_policies` raises.
     """
     key = "slo_attainment" if goal.key == "attainment" else goal.key
     found: list[dict[str, Any]] = []
     for name in policy_names:
+        curve: list[dict[str, float]] = []
 
-        def report_at(at: Trace, name: str = name) -> dict[str, Any]:
-            return simulate_stream_policies(at, profile, [name], options, on_end=on_end)[0]
+        def report_at(
+            at: Trace, name: str = name, curve: list[dict[str, float]] = curve
+        ) -> dict[str, Any]:
+            report = simulate_stream_policies(at, profile, [name], options, on_end=on_end)[0]
+            curve.append(
+                {
+                    "rate_qps": at.rate_qps,
+                    "fluidity": report["streams"]["fluidity"],
+                    "on_time": report["slo_attainment"],
+                    "quality": report["streams"]["mean_quality"],
+                }
+            )
+            return report
 
         capacity = find_capacity(trace, goal, lambda at: report_at(at)[key])
         rate_qps = capacity.rate_qps
@@ -171,6 +186,7 @@ def find_stream_capacities(
                 "capacity_qps": rate_qps,
                 "capacity_target": f"{goal.key}={goal.least:g}",
                 "capacity_tried": [list(pair) for pair in capacity.tried],
+                "load_curve": curve,
             }
         )
     return found
