@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from serve.bench.rows import Row, row
 from serve.bench.streams.setting import OURS, StreamRunner
 from slackfit.iteration_cost import IterationCosts, IterationWork
@@ -90,7 +92,7 @@ def _largest_gap_s(run: StreamRunner, at_s: float, policy: str) -> float:
     return max(
         later - earlier
         for outcome in outcomes[:_DECODES]
-        for earlier, later in zip(outcome.output_s, outcome.output_s[1:], strict=False)
+        for earlier, later in pairwise(outcome.output_s)
         if later > at_s
     )
 
