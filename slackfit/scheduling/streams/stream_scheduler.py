@@ -21,6 +21,7 @@ from typing import NamedTuple
 from slackfit.iteration_cost import IterationCost, IterationCosts, IterationWork
 from slackfit.iteration_fill import IterationFill
 from slackfit.query import Status
+from slackfit.scheduling.streams.cost_correction import CostCorrection
 from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
@@ -56,12 +57,14 @@ class StreamScheduler:
         max_running: int = MAX_RUNNING,
         max_waiting: int | None = None,
         relegated_share: float = RELEGATED_SHARE,
+        correct_costs: bool = False,
     ) -> None:
         """Start empty. Raises ValueError for a count below 1 or a share outside 0 to 1.
 
         `kv_tokens` is for how many tokens the device has memory, in extents of `extent_tokens`;
         `max_running` bounds the streams in an iteration, `max_waiting` those that wait for a place
-        (None: no bound); `relegated_share` is the part of prompt tokens that the relegated get.
+        (None: no bound); `relegated_share` is the part of prompt tokens that the relegated get;
+        `correct_costs` corrects predictions by what iterations took (`CostCorrection`).
         """
         for name, value in (("max_running", max_running), ("max_waiting", max_waiting)):
             if value is not None and value < 1:
@@ -74,6 +77,7 @@ class StreamScheduler:
         self._max_waiting = max_waiting
         self._relegated_share = relegated_share
         self._credit = 0.0  # prompt tokens that the relegated are owed
+        self._correction = CostCorrection(costs) if correct_costs else None
         self._view = ScheduleView(costs)
         self._live: dict[int, LiveStream] = {}
         self._running: dict[int, LiveStream] = {}
@@ -105,8 +109,13 @@ class StreamScheduler:
 
     @property
     def costs(self) -> IterationCosts:
-        """What iterations are predicted to take."""
+        """What iterations are predicted to take, as corrected so far."""
         return self._view.costs
+
+    @property
+    def cost_factor(self) -> float | None:
+        """How much longer than profiled iterations are taken to be; None: not corrected."""
+        return None if self._correction is None else self._correction.factor
 
     @property
     def policy(self) -> StreamPolicy:
@@ -124,7 +133,7 @@ class StreamScheduler:
         return self._max_running
 
     @property
-    def settings(self) -> dict[str, int | float | None]:
+    def settings(self) -> dict[str, int | float | bool | None]:
         """How it was set, by the names of its arguments."""
         return {
             "kv_tokens": self._kv.capacity_tokens,
@@ -132,6 +141,7 @@ class StreamScheduler:
             "max_running": self._max_running,
             "max_waiting": self._max_waiting,
             "relegated_share": self._relegated_share,
+            "correct_costs": self._correction is not None,
         }
 
     def submit(self, query: StreamQuery, now_s: float) -> StreamOutcome | None:
@@ -224,6 +234,7 @@ class StreamScheduler:
                 if len(stream.output_s) >= stream.query.max_tokens or query_id in ended:
                     self._forget(stream)
                     outcomes.append(stream.complete(now_s))
+        self._learn(step, now_s)
         if num_prompt_tokens and now_s > step.start_s:
             self._note_rate(num_prompt_tokens / (now_s - step.start_s))
         return tuple(outcomes)
@@ -261,6 +272,9 @@ class StreamScheduler:
                     f"the new costs have widths {', '.join(costs.subnet_ids)}, streams were "
                     f"admitted for {', '.join(self.costs.subnet_ids)}"
                 )
+            if self._correction is not None:
+                self._correction = self._correction.replaced(costs)
+                costs = self._correction.costs
             self._view.costs = costs
         if policy is not None:
             self._policy = policy
@@ -469,6 +483,12 @@ class StreamScheduler:
             raise ValueError(f"iteration {step_id} does not run (running: {running})")
         self._step = None
         return step
+
+    def _learn(self, step: Step, now_s: float) -> None:
+        """Correct the costs by an iteration that has ended."""
+        correction = self._correction
+        if correction is not None and correction.observe(step.expected_s, now_s - step.start_s):
+            self._view.costs = correction.costs
 
     def _note_rate(self, tokens_per_s: float) -> None:
         before = self._view.tokens_per_s

@@ -154,7 +154,12 @@ def workloads(draw: st.DrawFn) -> list[StreamQuery]:
 def check_run(
     queries: list[StreamQuery], policy: str, extents: int, running: int, costs: IterationCosts
 ) -> None:
-    settings = {"kv_tokens": extents * 16, "extent_tokens": 16, "max_running": running}
+    settings: dict[str, Any] = {
+        "kv_tokens": extents * 16,
+        "extent_tokens": 16,
+        "max_running": running,
+        "correct_costs": running % 2 == 0,
+    }
     log = io.StringIO()
     recorder = RecordingStreamScheduler(
         costs, create_stream_policy(policy, costs), sink=log, **settings
@@ -513,6 +518,41 @@ def test_a_long_prompt_takes_what_the_short_ones_leave(decoder_costs: IterationC
     step = scheduler.poll(0.0).step
     assert step is not None
     assert {c.query_id: c.length for c in step.chunks} == {1: 30, 0: 70}
+
+
+# --- costs that are not those of the device ------------------------------------------------------
+
+
+def spent(scheduler: StreamScheduler, slower: float, iterations: int) -> None:
+    """Run a stream on a device that takes `slower` times as long as profiled."""
+    now_s, given = 0.0, scheduler.costs
+    scheduler.submit(a_query(0, prompt=20, outputs=10_000), 0.0)
+    for _ in range(iterations):
+        step = scheduler.poll(now_s).step
+        assert step is not None
+        work = IterationWork.of((c.start, c.length, c.samples) for c in step.chunks)
+        now_s += slower * given.seconds(step.subnet_id, work)
+        scheduler.complete(step.step_id, now_s)
+
+
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.7, 4.0])
+def test_costs_are_corrected_by_what_iterations_take(decoder_costs: IterationCosts, slower: float):
+    scheduler = scheduler_of(decoder_costs, correct_costs=True)
+    assert scheduler.cost_factor == 1.0
+    spent(scheduler, slower, 400)
+    assert scheduler.cost_factor == pytest.approx(slower, rel=0.12)
+    work = IterationWork(1, 1, 1, 100)
+    expected = decoder_costs.scaled(scheduler.cost_factor or 0.0).seconds("e1", work)
+    assert scheduler.costs.seconds("e1", work) == pytest.approx(expected)
+    scheduler.reconfigure(1e6, costs=decoder_costs.scaled(2.0))
+    assert scheduler.costs.seconds("e1", work) == pytest.approx(2 * expected)
+
+
+def test_costs_stay_as_given_unless_asked(decoder_costs: IterationCosts):
+    scheduler = scheduler_of(decoder_costs)
+    spent(scheduler, 3.0, 50)
+    assert scheduler.cost_factor is None
+    assert scheduler.costs is decoder_costs
 
 
 # --- the log -------------------------------------------------------------------------------------
