@@ -123,6 +123,31 @@ class Trace:
         kept = rng.random(len(self)) < keep
         return self._derive(f"thin({keep:g})", arrival_s=self.arrival_s[kept], picked=kept)
 
+    def with_lengths(
+        self, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike, *, note: str
+    ) -> Trace:
+        """Return the same arrivals with other token counts; `note` says where from."""
+        return replace(
+            self,
+            prompt_tokens=np.asarray(prompt_tokens, dtype=np.int64),
+            output_tokens=np.asarray(output_tokens, dtype=np.int64),
+            metadata=_noted(self.metadata, note),
+        )
+
+    def scale_lengths(self, factor: float) -> Trace:
+        """Return the trace with its token counts times `factor`, rounded, 1 at the least.
+
+        Unknown and zero counts stay. Raises TraceError where it has none.
+        """
+        _check_positive(factor, "factor")
+        if self.prompt_tokens is None or self.output_tokens is None:
+            raise TraceError("the trace has no token counts to scale")
+        scaled = [
+            np.where(tokens < 1, tokens, np.maximum(np.rint(tokens * factor), 1)).astype(np.int64)
+            for tokens in (self.prompt_tokens, self.output_tokens)
+        ]
+        return self.with_lengths(*scaled, note=f"scale_lengths({factor:g})")
+
     def splice(self, after: Trace) -> Trace:
         """Return this trace followed by another; every arrival of both is kept."""
         arrival_s = np.concatenate([self.arrival_s, after.arrival_s + self.duration_s])

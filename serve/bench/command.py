@@ -9,6 +9,7 @@ import typer
 
 from serve.bench.rows import write_rows
 from serve.bench.serving.command import bench_serving
+from serve.bench.streams.command import bench_streams
 from serve.bench.training.command import bench_training
 from slackfit.output_files import check_outputs
 
@@ -97,3 +98,4 @@ def actuation(
 
 bench_app.command("training")(bench_training)
 bench_app.command("serving")(bench_serving)
+bench_app.command("streams")(bench_streams)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from slackfit.policies.drainfit import DrainFit
@@ -11,6 +10,7 @@ from slackfit.policies.infaas import Infaas
 from slackfit.policies.maxacc import MaxAcc
 from slackfit.policies.maxbatch import MaxBatch
 from slackfit.policies.modelzoo import ModelZoo
+from slackfit.policies.parameters import check_params, split_parameters
 from slackfit.policies.proteus import Proteus
 from slackfit.policies.slackfit import SlackFit
 from slackfit.policies.sushi import Sushi
@@ -63,29 +63,16 @@ def create_policy(name: str, profile: LatencyProfile, **params: Any) -> Policy:
     `slackfit@num_buckets=40@variant=bucket`. Raises ValueError for an unknown name, subnet or
     parameter (it lists the known ones) and for a bad value.
     """
-    name, *texts = name.split("@")
-    params = {**dict(_parameter(text) for text in texts), **params}
+    name, given = split_parameters(name)
+    params = {**given, **params}
     if name.startswith(_FIXED):
         subnet_id = _resolve(name.removeprefix(_FIXED), profile)
-        _check_params(name, Fixed, params)
+        check_params(name, Fixed, params)
         return Fixed(profile, subnet_id, **params)
     if name not in _FACTORIES:
         raise ValueError(f"policy {name!r} is unknown, allowed {', '.join(policy_names())}")
-    _check_params(name, _FACTORIES[name], params)
+    check_params(name, _FACTORIES[name], params)
     return _FACTORIES[name](profile, **params)
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    """Return (key, value) of `key=value`; the value is a number, true, false or a text."""
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
-        raise ValueError(f"policy parameter {text!r} is not of the form key=value")
-    for convert in (int, float, {"true": True, "false": False}.__getitem__):
-        try:
-            return key, convert(value)
-        except (ValueError, KeyError):
-            continue
-    return key, value
 
 
 def _resolve(which: str, profile: LatencyProfile) -> str:
@@ -99,16 +86,3 @@ def _resolve(which: str, profile: LatencyProfile) -> str:
             f"have, allowed after {_FIXED!r}: {allowed}"
         )
     return ids[{"smallest": 0, "middle": len(ids) // 2, "largest": -1}[which]]
-
-
-def _check_params(name: str, factory: PolicyFactory, params: dict[str, Any]) -> None:
-    known = [
-        key
-        for key, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise ValueError(
-            f"policy {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
-        )

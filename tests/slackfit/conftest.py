@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from slackfit.iteration_cost import IterationCosts
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Decision
@@ -22,6 +23,16 @@ def resnet() -> LatencyProfile:
 @pytest.fixture(scope="session")
 def dynabert() -> LatencyProfile:
     return LatencyProfile.load(PROFILES / "superserve_dynabert_2080ti.json")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LatencyProfile:
+    return LatencyProfile.load(PROFILES / "smollm2_135m_example.json")
+
+
+@pytest.fixture(scope="session")
+def decoder_costs(smollm2: LatencyProfile) -> IterationCosts:
+    return IterationCosts.of(smollm2)
 
 
 class Planned:

@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traces.commands.stream_options import (
+    KvTokensOption,
+    LengthScaleOption,
+    LengthsOption,
+    MaxRunningOption,
+    ThinOption,
+    TpotOption,
+    TtftOption,
+    TtftPerTokenOption,
+)
+
 if TYPE_CHECKING:
     from slackfit.profile import LatencyProfile
     from slackfit.simulation.device_residency import SimulatedResidency
@@ -41,11 +52,13 @@ def simulate_command(
     profile: ProfileOption,
     trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME[,NAME...]", help="One run per policy; NAME@key=value gives parameters."
+            metavar="NAME[,NAME...]",
+            help="One run per policy; NAME@key=value gives parameters. Default: slackfit, "
+            "slackwidth for streams.",
         ),
-    ] = "slackfit",
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Devices; with --replicas of each.")] = 1,
     replicas: Annotated[
         int, typer.Option(min=1, help="Servers, each with a queue and a scheduler of its own.")
@@ -112,6 +125,14 @@ def simulate_command(
         bool,
         typer.Option("--stream", help="Flat memory for long generators; reports lack time series."),
     ] = False,
+    ttft_ms: TtftOption = None,
+    tpot_ms: TpotOption = None,
+    ttft_per_token_ms: TtftPerTokenOption = 0.0,
+    thin: ThinOption = 1.0,
+    length_scale: LengthScaleOption = 1.0,
+    lengths: LengthsOption = None,
+    kv_tokens: KvTokensOption = None,
+    max_running: MaxRunningOption = None,
     json_out: JsonOption = None,
     html_out: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report page.")
@@ -121,20 +142,31 @@ def simulate_command(
         typer.Option("--chrome", metavar="FILE", help="Write the schedule as a Chrome trace."),
     ] = None,
 ) -> None:
-    """Serve a trace in virtual time, with the very scheduler that the server runs."""
+    """Serve a trace in virtual time, with the very scheduler that the server runs.
+
+    A profile with the cost of iterations makes it a simulation of streams.
+    """
     from traces.commands.command_line import command_line
     from traces.commands.output import finish, trace_errors
 
     with trace_errors():
+        from slackfit.iteration_cost import has_iterations
         from slackfit.output_files import check_outputs, write_each
         from slackfit.profile import LatencyProfile
         from slackfit.simulation.devices import DeviceModel
+        from traces.commands.simulate_streams import check_stream_options, serve_streams
         from traces.report.chrome_trace import ChromeTrace
         from traces.simulation.simulation import SimulationOptions
 
         _check_stream(context.params)
         check_outputs(json_out, html_out, chrome_out)
-        table = derived(LatencyProfile.load(profile), overhead_ms, subnets)
+        given = LatencyProfile.load(profile)
+        check_stream_options(given, context)
+        if has_iterations(given):
+            serve_streams(context, given)
+            return
+        names = [name.strip() for name in (policy or "slackfit").split(",")]
+        table = derived(given, overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
         model = DeviceModel(
             noise=table if noise else None,
@@ -160,7 +192,7 @@ def simulate_command(
         reports = _reports(
             trace,
             table,
-            [name.strip() for name in policy.split(",")],
+            names,
             options,
             stream=stream,
             capacity=capacity,

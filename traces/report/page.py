@@ -14,6 +14,7 @@ from traces.report.group_tables import groups, repeats
 from traces.report.intervals import attainment_intervals, widest
 from traces.report.page_tables import comparison, fidelity, misses
 from traces.report.panels import ms, percent, picture, run_panels
+from traces.report.stream_pictures import stream_section
 from traces.report.validity import marked, name_of, valid_ones
 
 Report = Mapping[str, Any]
@@ -38,6 +39,7 @@ _SHOWN_ELSEWHERE = {
     *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
     *("fidelity", "fidelity_at_live_speed", "latency_all_ms", "repeat", "max_waiting", "slos_ms"),
     *GROUP_KEYS,
+    *("streams", "timeline", "load_curve", "kind"),
     *("slo_attainment", "mean_serving_accuracy", "measured_accuracy", "utility", "goodput_qps"),
 }
 
@@ -77,6 +79,7 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
         outcome_meanings=OUTCOME_MEANINGS,
         plane=picture(plots.plane(reports, labels, intervals), "plane"),
         latency_cdf=picture(plots.latency_cdf(reports, labels), "cdf"),
+        streams=stream_section(reports, labels, colours),
         subnet_legend=_legend(subnet_ids, colours, _accuracies(reports)),
         policies=run_panels(reports, labels, colours),
         traces=_distinct_traces(reports),
@@ -104,6 +107,8 @@ def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:
         which = "This run is" if len(reports) == 1 else f"All {len(reports)} runs are"
         return f"{which} invalid: the generator did not keep its times, see below."
     best = reports[order[0]]
+    if best.get("kind") == "streams":
+        return _stream_headline(best, labels[order[0]])
     text = (
         f"{labels[order[0]]} answered {percent(best['slo_attainment'])} of "
         f"{best['num_queries']:,} queries within {_slo(best)}, at "
@@ -117,6 +122,14 @@ def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:
         f"{text} That is the highest utility (attainment \N{MULTIPLICATION SIGN} accuracy) "
         f"of {len(order)}{'' if len(order) == len(reports) else ' valid runs'}: "
         f"{best['utility']:.3f} against {second['utility']:.3f} for {labels[order[1]]}."
+    )
+
+
+def _stream_headline(report: Report, label: str) -> str:
+    return (
+        f"{label} served {percent(report['slo_attainment'])} of {report['num_queries']:,} streams "
+        f"with a fluidity of {report['streams']['least_fluidity_on_time']:g} or more, at "
+        f"{percent(report['mean_serving_accuracy'])} mean quality."
     )
 
 

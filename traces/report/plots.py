@@ -250,7 +250,7 @@ def _figure(width_in: float, height_in: float, title: str) -> Iterator[tuple[Axe
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         axes = figure.add_subplot()
         yield axes, out
-        out.append(_svg(figure, title))
+        out.append(svg_of(figure, title))
 
 
 @contextmanager
@@ -267,7 +267,7 @@ def _time_axes(report: Report, title: str) -> Iterator[tuple[Axes, np.ndarray, l
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("time (s)", labelpad=1)
         yield axes, edges, out
-        out.append(_svg(figure, title))
+        out.append(svg_of(figure, title))
 
 
 def _percent_stairs(
@@ -296,7 +296,7 @@ def _pad_limits(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg_of(figure: Figure, title: str) -> str:
     """Return the figure as an inline SVG element: no doctype, metadata, namespace or font file."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

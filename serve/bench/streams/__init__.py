@@ -1,0 +1,1 @@
+"""`supernet bench streams`: streams under deadlines; imports everything below `serve`."""

@@ -1,0 +1,123 @@
+"""`supernet bench streams`: chunking, capacity, overload, orders, scheduler cost, fidelity, live.
+
+Figures of chunking, capacity, overload and orders are simulated with a profile's cost model and say
+which. With a decoder's checkpoint those of chunking are measured on it too, and three points live.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from serve.bench.rows import Row, Tell
+from serve.bench.streams.capacity import capacity_rows, overload_rows
+from serve.bench.streams.chunking import chunking_rows
+from serve.bench.streams.live import fidelity_rows, live_point_rows, live_runner
+from serve.bench.streams.orders import cost_rows, lars_rows
+from serve.bench.streams.setting import StreamSetting, skipped
+from serve.engine.stream_device import IterationExecutor
+
+_DECODER = "subnetact.decoding.stream_executor"
+_KV_TOKENS = 16_384
+
+
+class StreamsBench:
+    """One run of the benchmark: keeps the rows."""
+
+    def __init__(self, setting: StreamSetting, *, checkpoint: Path | None, tell: Tell) -> None:
+        """Measure in a setting; with a decoder's `checkpoint` also on that decoder."""
+        self._setting = setting
+        self._checkpoint = checkpoint
+        self._tell = tell
+        self._capacity_qps: float | None = None
+        self.rows: list[Row] = []
+
+    def run(self, parts: Sequence[str] | None = None) -> list[Row]:
+        """Run the named parts (None: all) and return the rows. Raises ValueError for others."""
+        known: dict[str, Callable[[], list[Row]]] = {
+            "chunking": self.chunking,
+            "capacity": self.capacity,
+            "overload": self.overload,
+            "lars": lambda: lars_rows(self._setting) + lars_rows(self._setting, load=0.6),
+            "cost": lambda: cost_rows(self._setting),
+            "fidelity": self.fidelity,
+            "live": self.live,
+        }
+        unknown = sorted(set(parts or ()) - set(known))
+        if unknown:
+            raise ValueError(f"part {unknown[0]!r} is unknown, allowed {', '.join(known)}")
+        for part in parts or known:
+            self._tell(f"part {part}")
+            self.rows += known[part]()
+        return self.rows
+
+    def chunking(self) -> list[Row]:
+        """A long prompt, alone and beside readers."""
+        how = f"simulated with {self._setting.profile}"
+        return chunking_rows(self._setting.simulated, self._setting.costs, how)
+
+    def capacity(self) -> list[Row]:
+        """The highest rates, ours against others."""
+        rows, self._capacity_qps = capacity_rows(self._setting, self._tell)
+        return rows
+
+    def overload(self) -> list[Row]:
+        """At 1.5 times our capacity."""
+        return overload_rows(self._setting, self._our_capacity(), self._tell)
+
+    def fidelity(self) -> list[Row]:
+        """The simulator against the timed device."""
+        return fidelity_rows(self._setting, self._our_capacity(), self._tell)
+
+    def live(self) -> list[Row]:
+        """On a decoder, where there is one."""
+        if self._checkpoint is None:
+            reason = "no decoder: give its checkpoint with --checkpoint and its profile"
+            return [skipped(f"live/{name}", reason) for name in ("chunking", "points")]
+        make, vocab_size = decoder_of(self._checkpoint)
+        run = live_runner(self._setting.costs, make, vocab_size)
+        rows = chunking_rows(run, self._setting.costs, f"live on {self._checkpoint.name}")
+        renamed = [{**r, "figure": r["figure"].replace("streams/", "streams/live/")} for r in rows]
+        capacity_qps = self._our_capacity()
+        return renamed + live_point_rows(self._setting, run, capacity_qps, self._tell)
+
+    def _our_capacity(self) -> float:
+        if self._capacity_qps is None:
+            self._tell("our capacity first")
+            _, self._capacity_qps = capacity_rows(self._setting, self._tell)
+        return self._capacity_qps
+
+
+def decoder_of(folder: Path) -> tuple[Callable[[], IterationExecutor], int]:
+    """Return what makes an executor of a decoder's checkpoint, and its vocabulary's size.
+
+    Raises ImportError where decoders are not installed, CheckpointError for a bad folder.
+    """
+    from supernet.checkpoint import load_checkpoint
+
+    executors = importlib.import_module(_DECODER)
+    checkpoint: Any = load_checkpoint(folder)
+
+    def make() -> IterationExecutor:
+        return _Shared(executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS))
+
+    return make, int(checkpoint.definition.config.vocab_size)
+
+
+class _Shared:
+    """A decoder's executor, whose table shares prefixes."""
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+        self.subnet_ids: tuple[str, ...] = executor.subnet_ids
+
+    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+        return self._executor.run(subnet_id, chunks)
+
+    def share(self, source: Any, sequence: Any, tokens: int) -> None:
+        self._executor.cache.table.share(source, sequence, tokens)
+
+    def release(self, sequence: Any) -> None:
+        self._executor.release(sequence)

@@ -1,0 +1,122 @@
+"""`OpenStream`: one stream as the door holds it: its outputs as they come, then how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from serve.engine.stream_device import Choose, SharedPrefix, greedy
+from slackfit.stream_query import StreamOutcome, StreamQuery
+
+
+class StreamOutput(NamedTuple):
+    """One output: its token, when the device had it, and the width that computed it."""
+
+    token: int
+    at_s: float
+    subnet_id: str
+    quality: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRequest:
+    """What a client asks: a prompt in token ids, how many outputs, when they are due.
+
+    Times are on the engine's clock: the first output is due at `first_deadline_s`, `deadline_s` is
+    a hard end. `choose` samples a token; one of `end_tokens` is the last. What is `shared` of the
+    prompt is not computed again.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    arrival_s: float
+    first_deadline_s: float
+    period_s: float
+    deadline_s: float = inf
+    min_quality: float = 0.0
+    query_class: int = 0
+    tenant: str = ""
+    shared: SharedPrefix | None = None
+    choose: Choose = greedy
+    end_tokens: frozenset[int] = frozenset()
+
+    def query(self, query_id: int) -> StreamQuery:
+        """Return the token that the scheduler knows it by."""
+        return StreamQuery(
+            query_id,
+            self.arrival_s,
+            len(self.prompt),
+            self.max_tokens,
+            self.first_deadline_s,
+            self.period_s,
+            self.deadline_s,
+            self.min_quality,
+            self.query_class,
+            self.tenant,
+            0 if self.shared is None else self.shared.tokens,
+        )
+
+
+class OpenStream:
+    """An asynchronous iterator over a stream's outputs; touched on one thread only.
+
+    When it is exhausted, `outcome` says how the stream ended. Outputs that nobody takes wait, at
+    most as many as were asked for, so a slow reader holds nobody up.
+    """
+
+    def __init__(
+        self,
+        query: StreamQuery,
+        request: StreamRequest,
+        on_cancel: Callable[[OpenStream, str], None],
+    ) -> None:
+        """Begin without outputs."""
+        self.query = query
+        self.request = request
+        self.outcome: StreamOutcome | None = None
+        self._on_cancel = on_cancel
+        self._outputs: deque[StreamOutput] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> OpenStream:
+        return self
+
+    async def __anext__(self) -> StreamOutput:
+        """Return the next output; the waiting task's cancellation withdraws the stream."""
+        while not self._outputs:
+            if self.outcome is not None:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+            finally:
+                self._waiter = None
+        return self._outputs.popleft()
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Withdraw the stream, the client has gone; one that has ended is left as it is."""
+        if self.outcome is None:
+            self._on_cancel(self, reason)
+
+    def put(self, output: StreamOutput) -> None:
+        """Take an output from the engine; one after the end comes too late."""
+        if self.outcome is None:
+            self._outputs.append(output)
+            self._wake()
+
+    def end(self, outcome: StreamOutcome) -> None:
+        """Take the outcome from the engine, once."""
+        assert self.outcome is None, "a stream ended twice"
+        self.outcome = outcome
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

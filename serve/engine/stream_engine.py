@@ -1,0 +1,343 @@
+"""The stream engine: one stream scheduler and one decoder, driven in real time.
+
+As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread repeats `step`:
+poll the scheduler, run the iteration, complete it, and hand all its outputs to the loop with one
+wake-up. `step` takes its time from an injected clock and needs no thread, so a test drives the very
+same code in virtual time. The engine's stamps, taken when an iteration ends, are what fluidity is
+judged by.
+
+Whatever happens, every stream ends exactly once. An iteration that fails is run again chunk by
+chunk, so that one poisonous prompt costs its own stream only; a device that hangs fails all; a
+policy that breaks its contract is replaced by `fixed:smallest`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from serve.engine.guarded import Guarded
+from serve.engine.job import State
+from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.stream_device import StreamDevice
+from serve.engine.watchdog import Watchdog
+from slackfit.policies.streams import create_stream_policy
+from slackfit.query import Status
+from slackfit.scheduling.streams.schedule_view import StreamPolicyError
+from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
+from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+
+logger = logging.getLogger(__name__)
+
+STREAM_FALLBACK = "fixed:smallest"
+HUNG_AFTER_S = 10.0
+_DRAIN_POLL_S = 0.005
+_MIN_WAIT_S = 1e-4
+
+OnStep = Callable[[Step, float, float], None]
+"""Called on the device thread with an iteration, when it ended, and what deciding it took (s)."""
+
+
+class StreamStatus(NamedTuple):
+    """A snapshot for health checks and metrics; see `EngineStatus`."""
+
+    state: State
+    policy: str
+    num_running: int
+    num_waiting: int
+    kv_share: float
+    fallback: str
+    fault: str
+    ended: dict[Status, int]
+
+
+class _Delivery(NamedTuple):
+    """What one iteration has for the streams of the loop."""
+
+    outputs: list[tuple[OpenStream, StreamOutput]]
+    ended: list[tuple[OpenStream, StreamOutcome]]
+
+
+class StreamEngine:
+    """Serves streams on one decoder; see the module for the threads involved.
+
+    `observer` is called with every outcome on the thread that delivers it, `on_step` after every
+    iteration on the device thread.
+    """
+
+    def __init__(
+        self,
+        scheduler: StreamScheduler,
+        device: StreamDevice,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        observer: Callable[[StreamOutcome], None] | None = None,
+        on_step: OnStep | None = None,
+        hung_after_s: float = HUNG_AFTER_S,
+    ) -> None:
+        self.clock = clock
+        self._scheduler = scheduler
+        self._device = device
+        self._observer = None if observer is None else Guarded(observer)
+        self._on_step = None if on_step is None else Guarded(on_step)
+        self._watchdog = Watchdog(hung_after_s)
+        self._watch: asyncio.Task[None] | None = None
+        self._state: State = "starting"
+        self._fallback = ""
+        self._fault = ""
+        self._ids = itertools.count()
+        self._open: dict[int, OpenStream] = {}
+        self._to_begin: list[OpenStream] = []
+        self._to_release: list[int] = []
+        self._counts: Counter[Status] = Counter()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._is_dirty = False
+        self._is_stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take streams from this event loop from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._state = "ready"
+        self._thread = threading.Thread(target=self._device_main, name="decoder", daemon=True)
+        self._thread.start()
+        self._watch = asyncio.ensure_future(self._watch_device())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new streams and finish the open ones; return whether all ended in time."""
+        with self._lock:
+            if self._state == "stopped":
+                return not self._open
+            self._state = "draining"
+            self._scheduler.drain()
+        give_up_s = self.clock() + timeout_s
+        while self._open and self.clock() < give_up_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return not self._open
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """End the device thread; open streams end as dropped, `draining`."""
+        with self._lock:
+            self._is_stopping = True
+            self._state = "stopped"
+            self._touch()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._thread is not None and not self._fault:  # a hung thread is never joined
+            await asyncio.to_thread(self._thread.join, timeout_s)
+        with self._lock:
+            outcomes = self._scheduler.cancel_all(self.clock(), "draining")
+            delivery = _Delivery([], self._close(outcomes))
+        self._deliver(delivery)
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    def open(self, request: StreamRequest) -> OpenStream:
+        """Take a request, on the loop's thread; a refused one has its outcome at once."""
+        with self._lock:
+            stream = OpenStream(request.query(next(self._ids)), request, self._cancel)
+            now_s = self.clock()
+            outcome = self._admit(stream.query, now_s)
+            if outcome is None:
+                self._open[stream.query.query_id] = stream
+                self._to_begin.append(stream)
+                self._touch()
+        if outcome is not None:
+            self._count(outcome)
+            stream.end(outcome)
+        return stream
+
+    def _cancel(self, stream: OpenStream, reason: str) -> None:
+        with self._lock:
+            query_id = stream.query.query_id
+            outcome = self._scheduler.cancel(query_id, self.clock(), reason)
+            delivery = _Delivery([], self._close(() if outcome is None else (outcome,)))
+            self._touch()
+        self._deliver(delivery)
+
+    def status(self) -> StreamStatus:
+        """Return a snapshot of the engine's state."""
+        with self._lock:
+            scheduler = self._scheduler
+            return StreamStatus(
+                self._state,
+                scheduler.policy.name,
+                scheduler.num_running,
+                scheduler.num_waiting,
+                scheduler.kv.held_tokens / scheduler.kv.capacity_tokens,
+                self._fallback,
+                self._fault,
+                dict(self._counts),
+            )
+
+    # --- the device side -------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Poll once, run the iteration if there is one, complete it. Return whether there was."""
+        with self._lock:
+            self._is_dirty = False
+            begin, self._to_begin = self._to_begin, []
+            release, self._to_release = self._to_release, []
+            polled_s = self.clock()
+            step, dropped = self._poll(polled_s)
+            decision_s = self.clock() - polled_s
+            delivery = _Delivery([], self._close(dropped))
+            if step is not None:
+                self._watchdog.launched(step.start_s, step.expected_s)
+        for stream in begin:
+            request = stream.request
+            query_id = stream.query.query_id
+            self._device.begin(query_id, request.prompt, request.choose, request.shared)
+        for query_id in release:
+            self._device.release(query_id)
+        self._hand_over(delivery)
+        if step is None:
+            return False
+        tokens, failed = self._run(step)
+        with self._lock:
+            self._watchdog.returned()
+            if self._fault:  # too late: its streams were answered as failed
+                return False
+            now_s = self.clock()
+            delivery = self._complete(step, tokens, failed, now_s)
+        self._hand_over(delivery)
+        if self._on_step is not None:
+            self._on_step(step, now_s, decision_s)
+        return True
+
+    def _run(self, step: Step) -> tuple[dict[int, int], dict[int, str]]:
+        """Return the tokens of an iteration, and why streams failed; alone where not together."""
+        for query_id in step.preempted:
+            self._device.restart(query_id)
+        try:
+            return self._device.run(step.subnet_id, step.chunks), {}
+        except Exception as error:  # the model's code: its errors end with their inputs
+            logger.exception("iteration %d on %s failed", step.step_id, step.subnet_id)
+            if len(step.chunks) == 1:
+                return {}, {step.chunks[0].query_id: _failure(error)}
+        tokens: dict[int, int] = {}
+        failed: dict[int, str] = {}
+        for chunk in step.chunks:
+            try:
+                tokens |= self._device.run(step.subnet_id, [chunk])
+            except Exception as error:  # as above
+                failed[chunk.query_id] = _failure(error)
+        return tokens, failed
+
+    def _device_main(self) -> None:
+        try:
+            while not self._is_stopping:
+                if not self.step():
+                    self._wait()
+        except Exception as error:  # a bug of ours: say so to every client, and stay down
+            logger.exception("the decoder's thread ended")
+            self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
+
+    def _wait(self) -> None:
+        with self._wake:
+            if self._is_dirty or self._is_stopping:
+                return
+            wakeup_s = self._scheduler.next_wakeup_s()
+            timeout_s = None if wakeup_s is None else max(_MIN_WAIT_S, wakeup_s - self.clock())
+            self._wake.wait(timeout_s)
+
+    async def _watch_device(self) -> None:
+        while not self._fault:
+            await asyncio.sleep(self._watchdog.hung_after_s / 4)
+            with self._lock:
+                is_hung = self._watchdog.is_hung(self.clock())
+            if is_hung:
+                logger.error("the decoder hangs: every open stream fails, no more are taken")
+                self._deliver(self._give_up("the device hangs"))
+
+    def _give_up(self, fault: str) -> _Delivery:
+        with self._lock:
+            self._fault = fault
+            self._state = "stopped"
+            self._is_stopping = True
+            outcomes = self._scheduler.cancel_all(self.clock(), "device_failed")
+            return _Delivery([], self._close([o._replace(status="failed") for o in outcomes]))
+
+    # --- with the lock held ----------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._is_dirty = True
+        self._wake.notify()
+
+    def _admit(self, query: StreamQuery, now_s: float) -> StreamOutcome | None:
+        if self._state in ("starting", "stopped"):
+            reason = "not_ready" if self._state == "starting" else "draining"
+            reason = "device_failed" if self._fault else reason
+            return StreamOutcome(query.query_id, "rejected", reason, query, None, now_s)
+        return self._scheduler.submit(query, now_s)
+
+    def _poll(self, now_s: float) -> StepDispatch:
+        try:
+            return self._scheduler.poll(now_s)
+        except StreamPolicyError as error:
+            scheduler, name = self._scheduler, self._scheduler.policy.name
+            logger.exception("policy %s failed: %s takes over", name, STREAM_FALLBACK)
+            self._fallback = f"policy {name} failed ({error}); {STREAM_FALLBACK} serves"
+            fallback = create_stream_policy(STREAM_FALLBACK, scheduler.costs)
+            scheduler.reconfigure(now_s, policy=fallback)
+            return scheduler.poll(now_s)
+
+    def _complete(
+        self, step: Step, tokens: dict[int, int], failed: dict[int, str], now_s: float
+    ) -> _Delivery:
+        quality = self._scheduler.costs.rung(step.subnet_id).quality
+        outputs: list[tuple[OpenStream, StreamOutput]] = []
+        over: list[int] = []
+        for query_id, token in tokens.items():
+            stream = self._open.get(query_id)
+            if stream is None:  # cancelled while it ran
+                continue
+            outputs.append((stream, StreamOutput(token, now_s, step.subnet_id, quality)))
+            if token in stream.request.end_tokens:
+                over.append(query_id)
+        outcomes = self._scheduler.complete(step.step_id, now_s, over, tuple(failed.items()))
+        return _Delivery(outputs, self._close(outcomes))
+
+    def _close(self, outcomes: Collection[StreamOutcome]) -> list[tuple[OpenStream, StreamOutcome]]:
+        """Take ended streams off the books; the device forgets them before the next iteration."""
+        self._to_release += [outcome.query_id for outcome in outcomes]
+        return [(self._open.pop(outcome.query_id), outcome) for outcome in outcomes]
+
+    # --- handing over ----------------------------------------------------------------------------
+
+    def _hand_over(self, delivery: _Delivery) -> None:
+        if not (delivery.outputs or delivery.ended):
+            return
+        if self._loop is None:
+            self._deliver(delivery)
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, delivery)
+        except RuntimeError:
+            logger.warning("the event loop is closed: nobody is left to answer")
+
+    def _deliver(self, delivery: _Delivery) -> None:
+        for stream, output in delivery.outputs:
+            stream.put(output)
+        for stream, outcome in delivery.ended:
+            self._count(outcome)
+            stream.end(outcome)
+
+    def _count(self, outcome: StreamOutcome) -> None:
+        self._counts[outcome.status] += 1
+        if self._observer is not None:
+            self._observer(outcome)
+
+
+def _failure(error: Exception) -> str:
+    return f"execution failed: {type(error).__name__}: {error}"

@@ -1,0 +1,89 @@
+"""`IterationFill`: an iteration under construction, and the largest chunk that it has room for.
+
+A chunk shrinks as its context grows: attention takes more of the time that is left (adaptive
+chunking of Medha, arXiv 2409.17264 section 3.1), and the iteration still ends within its target.
+"""
+
+from __future__ import annotations
+
+from slackfit.iteration_cost import NO_WORK, IterationCost, IterationWork, chunk_pairs
+
+
+class IterationFill:
+    """The predicted time of an iteration at one width, while chunks are added to it."""
+
+    __slots__ = ("_cost", "_other_s", "_rows", "_tokens")
+
+    def __init__(self, cost: IterationCost, work: IterationWork = NO_WORK) -> None:
+        """Begin with `work`, the iteration's decodes say."""
+        self._cost = cost
+        self._tokens = work.tokens
+        self._rows = work.rows
+        self._other_s = cost.seconds(work._replace(tokens=0, rows=0))
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time of what it has so far."""
+        cost = self._cost
+        return self._other_s + cost.linear(self._tokens) + cost.head(self._rows)
+
+    def seconds_with(self, start: int, length: int, samples: bool) -> float:
+        """Return the predicted time with one chunk more."""
+        cost = self._cost
+        return (
+            self._other_s
+            + _chunk_s(cost, start, length)
+            + cost.linear(self._tokens + length)
+            + cost.head(self._rows + samples)
+        )
+
+    def add(self, start: int, length: int, samples: bool) -> None:
+        """Add a chunk."""
+        self._other_s += _chunk_s(self._cost, start, length)
+        self._tokens += length
+        self._rows += samples
+
+    def largest_chunk(
+        self, start: int, remaining: int, limit: int, target_s: float, granule: int = 1
+    ) -> int:
+        """Return how many of `remaining` prompt tokens after `start` fit into `target_s`.
+
+        At most `limit`; a multiple of `granule` where it is not all the limit allows. The last
+        chunk of a prompt samples. 0: not even a granule fits.
+        """
+        most = min(remaining, limit)
+        if most <= 0:
+            return 0
+        if self.seconds_with(start, most, most == remaining) <= target_s:
+            return most
+        low, high = 0, (most - 1) // granule  # in granules: `low` fits, `high` is the most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.seconds_with(start, middle * granule, False) <= target_s:
+                low = middle
+            else:
+                high = middle - 1
+        return low * granule
+
+
+def _chunk_s(cost: IterationCost, start: int, length: int) -> float:
+    if length == 1:
+        return cost.decode_s + (start + 1) * cost.position_s
+    return cost.chunk_s + chunk_pairs(start, length) * cost.pair_s
+
+
+def prompt_alone_s(cost: IterationCost, start: int, end: int, chunk: int) -> float:
+    """Return the time to compute prompt tokens `start` to `end` alone, in chunks of `chunk`.
+
+    The prefill-time function of Medha (section 4.2) without its table: the sum over equal chunks is
+    linear layers, head and overheads times their number, and pairs that add up to all of them.
+    """
+    length = end - start
+    if length <= 0:
+        return 0.0
+    whole, rest = divmod(length, chunk)
+    per_chunk_s = cost.fixed_s + cost.chunk_s + cost.linear(chunk)
+    total_s = whole * per_chunk_s + chunk_pairs(start, length) * cost.pair_s + cost.head(1)
+    if rest:
+        total_s += cost.fixed_s + cost.chunk_s + cost.linear(rest)
+    return total_s

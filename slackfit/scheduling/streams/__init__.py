@@ -1,0 +1,1 @@
+"""Streams scheduled iteration by iteration; imports `slackfit`'s root, no policy."""

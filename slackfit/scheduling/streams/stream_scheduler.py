@@ -1,0 +1,516 @@
+"""The stream scheduler: a policy that is asked before every iteration of a decoder.
+
+The verbs of `Scheduler`, for queries that stay: no clock, no thread, no I/O, no tensor; a driver
+calls it with the time of its own clock, `poll` when the device is free, `complete` when it is done.
+Every stream ends exactly once.
+
+Each iteration holds every decode (stall-free batching of Sarathi-Serve, OSDI'24), and of prompts
+what the policy's decision leaves room for. A prompt is begun only when memory for the keys and
+values of all of it is free, and an extent to spare; when a decode finds none, the stream whose next
+output is due last is pre-empted and computed again later, and nothing new is begun then. A prompt
+that the policy relegates stands back, but at least one token in ten of those computed for others is
+computed for the relegated, so that none waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf, isnan
+from typing import NamedTuple
+
+from slackfit.iteration_cost import IterationCost, IterationCosts, IterationWork
+from slackfit.iteration_fill import IterationFill
+from slackfit.query import Status
+from slackfit.scheduling.streams.cost_correction import CostCorrection
+from slackfit.scheduling.streams.kv_table import KVTable
+from slackfit.scheduling.streams.live_stream import LiveStream
+from slackfit.scheduling.streams.prompt_queue import PromptQueue
+from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
+from slackfit.scheduling.streams.step_filler import StepFiller
+from slackfit.stream_policy import StreamDecision, StreamPolicy
+from slackfit.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
+
+KV_TOKENS = 65_536
+MAX_RUNNING = 64
+RELEGATED_SHARE = 0.1
+LOOK_AHEAD = 32
+_DECAY = 0.995  # of the prompt tokens per second, per iteration (Niyama's)
+
+
+class StepDispatch(NamedTuple):
+    """What `poll` did: an iteration to run (or None), and the streams that ended without it."""
+
+    step: Step | None
+    dropped: tuple[StreamOutcome, ...]
+
+
+class StreamScheduler:
+    """Decides, iteration by iteration, which streams' tokens are computed on which width."""
+
+    def __init__(
+        self,
+        costs: IterationCosts,
+        policy: StreamPolicy,
+        *,
+        kv_tokens: int = KV_TOKENS,
+        extent_tokens: int = 256,
+        max_running: int = MAX_RUNNING,
+        max_waiting: int | None = None,
+        relegated_share: float = RELEGATED_SHARE,
+        correct_costs: bool = False,
+    ) -> None:
+        """Start empty. Raises ValueError for a count below 1 or a share outside 0 to 1.
+
+        `kv_tokens` is for how many tokens the device has memory, in extents of `extent_tokens`;
+        `max_running` bounds the streams in an iteration, `max_waiting` those that wait for a place
+        (None: no bound); `relegated_share` is the part of prompt tokens that the relegated get;
+        `correct_costs` corrects predictions by what iterations took (`CostCorrection`).
+        """
+        for name, value in (("max_running", max_running), ("max_waiting", max_waiting)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, allowed 1 or more")
+        if not 0.0 < relegated_share <= 1.0:
+            raise ValueError(f"relegated_share is {relegated_share}, allowed above 0 and up to 1")
+        self._policy = policy
+        self._kv = KVTable(kv_tokens, extent_tokens)
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._relegated_share = relegated_share
+        self._credit = 0.0  # prompt tokens that the relegated are owed
+        self._correction = CostCorrection(costs) if correct_costs else None
+        self._view = ScheduleView(costs)
+        self._live: dict[int, LiveStream] = {}
+        self._running: dict[int, LiveStream] = {}
+        self._queue = PromptQueue(policy)
+        self._step: Step | None = None
+        self._num_steps = 0
+        self._ended: list[StreamOutcome] = []  # not yet handed out by `poll`
+        self._earliest_end_s = inf  # no hard deadline of a live stream is before
+        self._draining = False
+
+    def __len__(self) -> int:
+        """Return how many streams wait or run."""
+        return len(self._live)
+
+    @property
+    def num_running(self) -> int:
+        """How many streams hold a place."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many streams hold none yet."""
+        return len(self._live) - len(self._running)
+
+    @property
+    def num_relegated(self) -> int:
+        """How many prompts stand behind the others."""
+        return self._queue.num_relegated
+
+    @property
+    def costs(self) -> IterationCosts:
+        """What iterations are predicted to take, as corrected so far."""
+        return self._view.costs
+
+    @property
+    def cost_factor(self) -> float | None:
+        """How much longer than profiled iterations are taken to be; None: not corrected."""
+        return None if self._correction is None else self._correction.factor
+
+    @property
+    def policy(self) -> StreamPolicy:
+        """The policy that decides."""
+        return self._policy
+
+    @property
+    def kv(self) -> KVTable:
+        """Who holds how much memory; to look at."""
+        return self._kv
+
+    @property
+    def max_running(self) -> int:
+        """How many streams may run at once."""
+        return self._max_running
+
+    @property
+    def settings(self) -> dict[str, int | float | bool | None]:
+        """How it was set, by the names of its arguments."""
+        return {
+            "kv_tokens": self._kv.capacity_tokens,
+            "extent_tokens": self._kv.extent_tokens,
+            "max_running": self._max_running,
+            "max_waiting": self._max_waiting,
+            "relegated_share": self._relegated_share,
+            "correct_costs": self._correction is not None,
+        }
+
+    def submit(self, query: StreamQuery, now_s: float) -> StreamOutcome | None:
+        """Admit a stream (None), or return why it is refused at once.
+
+        Refused: `draining`; `too_long` (prompt and outputs fit into memory at no time);
+        `infeasible` (no width is as good as asked); `queue_full`.
+        Raises ValueError for an id that is live, counts below 1 and times that are none.
+        """
+        _check(query)
+        if query.query_id in self._live:
+            raise ValueError(f"query_id {query.query_id} waits or runs already; ids must differ")
+        stream = LiveStream(query)
+        reason = self._refusal(query)
+        if reason:
+            return stream.end("rejected", reason, now_s)
+        self._live[query.query_id] = stream
+        self._queue.add(stream, now_s)
+        self._earliest_end_s = min(self._earliest_end_s, query.deadline_s)
+        return None
+
+    def cancel(
+        self, query_id: int, now_s: float, reason: str = "cancelled"
+    ) -> StreamOutcome | None:
+        """Drop a stream, wherever it is; None when it has ended or was never admitted.
+
+        Its memory is free for the next iteration; what the running one computes of it is ignored.
+        """
+        stream = self._live.get(query_id)
+        return None if stream is None else self._end(stream, "dropped", reason, now_s)
+
+    def cancel_all(self, now_s: float, reason: str = "cancelled") -> tuple[StreamOutcome, ...]:
+        """Drop every stream, in order of admission."""
+        return tuple(
+            self._end(stream, "dropped", reason, now_s) for stream in tuple(self._live.values())
+        )
+
+    def poll(self, now_s: float) -> StepDispatch:
+        """Decide the next iteration, if none runs and there is anything to compute.
+
+        Raises StreamPolicyError when the policy fails; the streams stay.
+        """
+        if self._step is not None:
+            return self._handed_out(None)
+        if now_s >= self._earliest_end_s:
+            self._expire(now_s)
+        if not self._live:
+            return self._handed_out(None)
+        chunks, preempted = self._decode_chunks(now_s)
+        decision, waiting = self._decide(now_s)
+        step = self._filled(decision, waiting, chunks, preempted, now_s)
+        self._step = step
+        return self._handed_out(step)
+
+    def complete(
+        self,
+        step_id: int,
+        now_s: float,
+        ended: Collection[int] = (),
+        failed: Collection[tuple[int, str]] = (),
+    ) -> tuple[StreamOutcome, ...]:
+        """End an iteration: its sampled outputs came at `now_s`; return the streams that are over.
+
+        A stream is over with its last output, or with this one when the device says so: its id is
+        in `ended` (an end token). `failed` are (id, reason) of streams whose chunk failed alone.
+        Raises ValueError if the iteration does not run.
+        """
+        step = self._taken_off(step_id)
+        quality = self._view.costs.rung(step.subnet_id).quality
+        outcomes = [
+            self._end(self._live[query_id], "failed", reason, now_s)
+            for query_id, reason in failed
+            if query_id in self._live
+        ]
+        num_prompt_tokens = 0
+        for query_id, start, length, samples in step.chunks:
+            stream = self._live.get(query_id)
+            if stream is None:  # it was cancelled meanwhile, or failed
+                continue
+            is_prompt = not stream.is_decoding
+            stream.cached = start + length
+            if is_prompt:
+                num_prompt_tokens += length
+                if samples:
+                    self._queue.remove(stream)
+                else:
+                    self._queue.update(stream, now_s)
+            if samples:
+                stream.output(now_s, step.subnet_id, quality)
+                if len(stream.output_s) >= stream.query.max_tokens or query_id in ended:
+                    self._forget(stream)
+                    outcomes.append(stream.complete(now_s))
+        self._learn(step, now_s)
+        if num_prompt_tokens and now_s > step.start_s:
+            self._note_rate(num_prompt_tokens / (now_s - step.start_s))
+        return tuple(outcomes)
+
+    def fail(self, step_id: int, now_s: float, reason: str) -> tuple[StreamOutcome, ...]:
+        """End an iteration without results: its streams fail. Raises ValueError as `complete`."""
+        step = self._taken_off(step_id)
+        streams = [self._live[chunk[0]] for chunk in step.chunks if chunk[0] in self._live]
+        return tuple(self._end(stream, "failed", reason, now_s) for stream in streams)
+
+    def next_wakeup_s(self) -> float | None:
+        """Return when `poll` will act even if nothing arrives or completes, None if never.
+
+        That is at once while streams that ended are to be handed out, and else when one that is
+        live expires.
+        """
+        if self._ended:
+            return self._ended[0].finish_s
+        return None if self._earliest_end_s == inf else self._earliest_end_s
+
+    def reconfigure(
+        self,
+        now_s: float,
+        *,
+        policy: StreamPolicy | None = None,
+        costs: IterationCosts | None = None,
+    ) -> None:
+        """Change policy or costs from the next iteration on; streams stay.
+
+        Raises ValueError, and changes nothing, for costs of other widths.
+        """
+        if costs is not None:
+            if costs.subnet_ids != self.costs.subnet_ids:
+                raise ValueError(
+                    f"the new costs have widths {', '.join(costs.subnet_ids)}, streams were "
+                    f"admitted for {', '.join(self.costs.subnet_ids)}"
+                )
+            if self._correction is not None:
+                self._correction = self._correction.replaced(costs)
+                costs = self._correction.costs
+            self._view.costs = costs
+        if policy is not None:
+            self._policy = policy
+            self._view.memo = None
+            self._queue.use(policy, now_s)
+
+    def drain(self) -> None:
+        """Refuse new streams from now on; what was admitted is still served."""
+        self._draining = True
+
+    # --- one iteration ---------------------------------------------------------------------------
+
+    def _decode_chunks(self, now_s: float) -> tuple[list[StreamChunk], list[int]]:
+        """Return a chunk for every decode, and whom it cost its memory; sets the view."""
+        decoding = [stream for stream in self._running.values() if stream.is_decoding]
+        preempted: list[int] = []
+        extent = self._kv.extent_tokens
+        for stream in decoding:
+            if stream.cached % extent == 0:
+                while stream.is_running and not self._kv.grow(stream.query_id, stream.cached + 1):
+                    victim = max(self._running.values(), key=_gives_way)
+                    self._preempt(victim, now_s)
+                    preempted.append(victim.query_id)
+        if preempted:
+            decoding = [stream for stream in decoding if stream.is_running]
+        view, count = self._view, len(decoding)
+        cached = [stream.cached for stream in decoding]
+        view.decodes = IterationWork(count, count, count, sum(cached) + count)
+        dues = [stream.fluidity.due_s for stream in decoding]
+        view.slack_s = min(dues) - now_s if dues else inf
+        running = self._running.values()
+        view.period_s = min([stream.query.period_s for stream in running], default=inf)
+        view.min_quality = max([stream.query.min_quality for stream in running], default=0.0)
+        chunks = [
+            StreamChunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)
+        ]
+        return chunks, preempted
+
+    def _decide(self, now_s: float) -> tuple[StreamDecision, list[LiveStream]]:
+        """Ask the policy; return its decision and the prompts in order, the relegated last."""
+        view, policy = self._view, self._policy
+        view.num_running = len(self._running)
+        view.num_waiting = len(self._live) - view.num_running
+        view.free_tokens = self._kv.free_tokens
+        waiting: list[LiveStream] = []
+        view.first = []
+        try:
+            lost: list[LiveStream] = []
+            for stream in self._queue.in_order(now_s):
+                prompt = stream.prompt()
+                if policy.relegates(prompt, view, now_s):
+                    lost.append(stream)
+                    continue
+                waiting.append(stream)
+                view.first.append(prompt)
+                if len(waiting) >= LOOK_AHEAD:
+                    break
+            for stream in lost:
+                self._queue.relegate(stream)
+            if not waiting:  # the relegated are all there is
+                for _, stream in zip(range(LOOK_AHEAD), self._queue.relegated(), strict=False):
+                    waiting.append(stream)
+                    view.first.append(stream.prompt())
+            if view.first:
+                view.min_quality = max(view.min_quality, view.first[0].query.min_quality)
+            decision = policy.decide(view, now_s)
+            view.memo = decision.memo
+            self._rung(decision.subnet_id)
+        except Exception as error:
+            raise StreamPolicyError(policy.name, repr(error), len(self._live)) from error
+        return decision, waiting
+
+    def _filled(
+        self,
+        decision: StreamDecision,
+        waiting: list[LiveStream],
+        chunks: list[StreamChunk],
+        preempted: list[int],
+        now_s: float,
+    ) -> Step | None:
+        cost = self._rung(decision.subnet_id)
+        fill = IterationFill(cost, self._view.decodes)
+        places = self._max_running
+        if decision.max_running is not None:
+            places = min(places, max(decision.max_running, 1))
+        is_open = not preempted
+
+        def admit(stream: LiveStream) -> bool:
+            nonlocal is_open
+            if stream.is_running:
+                return True
+            if cost.quality < stream.query.min_quality:
+                return False
+            is_open = is_open and self._admit(stream, places, now_s)
+            return is_open
+
+        filler = StepFiller(fill, decision, self._policy.granule, admit)
+        first = next(self._queue.relegated(), None)
+        if (
+            first is not None
+            and waiting[0] is not first
+            and self._credit >= min(self._policy.granule, first.remaining)
+        ):
+            self._credit -= filler.take_first(first, int(self._credit))
+        owed = len(filler.taken)
+        filler.take_all(waiting)
+        regular = filler.taken[owed:]
+        taken = {stream.query_id for stream, _ in filler.taken}
+        filler.take_all(s for s in self._queue.relegated() if s.query_id not in taken)
+        if not chunks and not filler.taken:
+            filler.force(waiting)
+        if self._queue.num_relegated:
+            self._credit += self._relegated_share * sum(
+                length for stream, length in regular if not stream.is_relegated
+            )
+        else:
+            self._credit = 0.0
+        chunks += [
+            StreamChunk(s.query_id, s.cached, length, length == s.remaining)
+            for s, length in filler.taken
+        ]
+        if not chunks:
+            return None
+        step_id = self._num_steps
+        self._num_steps += 1
+        return Step(
+            step_id,
+            cost.subnet_id,
+            tuple(chunks),
+            now_s,
+            fill.seconds,
+            self._view.slack_s,
+            decision.budget,
+            tuple(preempted),
+        )
+
+    def _rung(self, subnet_id: str) -> IterationCost:
+        """Return the decided width, or the least that is as good as those in it ask for."""
+        cost = self._view.costs.rung(subnet_id)
+        floor = self._view.min_quality
+        if cost.quality >= floor:
+            return cost
+        return next(rung for rung in self._view.costs.rungs if rung.quality >= floor)
+
+    def _admit(self, stream: LiveStream, places: int, now_s: float) -> bool:
+        """Give a stream its place and memory for all that is known of it, if there is room."""
+        if len(self._running) >= places:
+            return False
+        if not self._kv.fits(stream.known, spare_extents=1 if self._running else 0):
+            return False
+        self._kv.grow(stream.query_id, stream.known)
+        stream.is_running = True
+        if stream.start_s is None:
+            stream.start_s = now_s
+        self._running[stream.query_id] = stream
+        return True
+
+    def _preempt(self, stream: LiveStream, now_s: float) -> None:
+        was_decoding = stream.is_decoding
+        del self._running[stream.query_id]
+        self._kv.release(stream.query_id)
+        stream.preempt()
+        if was_decoding:
+            self._queue.add(stream, now_s)
+        else:
+            self._queue.update(stream, now_s)
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _refusal(self, query: StreamQuery) -> str:
+        if self._draining:
+            return "draining"
+        if query.prompt_tokens + query.max_tokens > self._kv.capacity_tokens:
+            return "too_long"
+        if query.min_quality > self._view.costs.rungs[-1].quality:
+            return "infeasible"
+        is_full = self._max_waiting is not None and self.num_waiting >= self._max_waiting
+        return "queue_full" if is_full else ""
+
+    def _expire(self, now_s: float) -> None:
+        for stream in tuple(self._live.values()):
+            if stream.query.deadline_s <= now_s:
+                self._ended.append(self._end(stream, "dropped", "expired", now_s))
+        live = self._live.values()
+        self._earliest_end_s = min([s.query.deadline_s for s in live], default=inf)
+
+    def _end(self, stream: LiveStream, status: Status, reason: str, now_s: float) -> StreamOutcome:
+        self._queue.remove(stream)
+        self._forget(stream)
+        return stream.end(status, reason, now_s)
+
+    def _forget(self, stream: LiveStream) -> None:
+        del self._live[stream.query_id]
+        self._running.pop(stream.query_id, None)
+        self._kv.release(stream.query_id)
+        stream.is_running = False
+
+    def _handed_out(self, step: Step | None) -> StepDispatch:
+        ended, self._ended = self._ended, []
+        return StepDispatch(step, tuple(ended))
+
+    def _taken_off(self, step_id: int) -> Step:
+        step = self._step
+        if step is None or step.step_id != step_id:
+            running = "none" if step is None else str(step.step_id)
+            raise ValueError(f"iteration {step_id} does not run (running: {running})")
+        self._step = None
+        return step
+
+    def _learn(self, step: Step, now_s: float) -> None:
+        """Correct the costs by an iteration that has ended."""
+        correction = self._correction
+        if correction is not None and correction.observe(step.expected_s, now_s - step.start_s):
+            self._view.costs = correction.costs
+
+    def _note_rate(self, tokens_per_s: float) -> None:
+        before = self._view.tokens_per_s
+        is_first = before == 0.0
+        new = tokens_per_s if is_first else _DECAY * before + (1.0 - _DECAY) * tokens_per_s
+        self._view.tokens_per_s = new
+
+
+def _gives_way(stream: LiveStream) -> tuple[bool, float, int]:
+    """Who is pre-empted first: the relegated, then whose next output is due last."""
+    return stream.is_relegated, stream.fluidity.due_s, stream.query_id
+
+
+def _check(query: StreamQuery) -> None:
+    """Raise ValueError for a query that can't be."""
+    for name in ("prompt_tokens", "max_tokens"):
+        if getattr(query, name) < 1:
+            raise ValueError(f"{name} is {getattr(query, name)}, allowed 1 or more")
+    if not 0 <= query.cached_tokens < query.prompt_tokens:
+        raise ValueError(
+            f"cached_tokens is {query.cached_tokens}, allowed 0 to one less than the prompt's "
+            f"{query.prompt_tokens}"
+        )
+    if isnan(query.first_deadline_s) or isnan(query.deadline_s):
+        raise ValueError(f"a deadline of query {query.query_id} is NaN, allowed a time or inf")

@@ -1,0 +1,90 @@
+"""`supernet bench streams` in a short form: every part's rows, and what stands in them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from serve.bench.streams.bench import StreamsBench
+from serve.bench.streams.chunking import chunking_rows
+from serve.bench.streams.live import live_runner, serve_live
+from serve.bench.streams.orders import cost_rows, lars_rows
+from serve.bench.streams.setting import StreamSetting, drawn_conversation
+from slackfit.iteration_cost import IterationCosts
+from slackfit.profile import LatencyProfile
+from subnetact.timed_decoder import TimedDecoder
+
+COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))
+SETTING = StreamSetting(
+    costs=COSTS, profile="example", base=drawn_conversation(count=400), seeds=(0,), num_streams=80
+)
+
+
+def bench() -> StreamsBench:
+    return StreamsBench(SETTING, checkpoint=None, tell=lambda _: None)
+
+
+def values(rows: list[dict]) -> dict[str, float]:
+    assert all(row["figure"].startswith("streams/") for row in rows)
+    return {row["figure"].removeprefix("streams/"): row["value"] for row in rows}
+
+
+def test_chunking_spares_readers_and_costs_the_prompt_little():
+    found = values(bench().run(["chunking"]))
+    assert found["gap_unchunked_over_chunked"] > 10
+    assert 1.0 <= found["ttft_chunked_over_alone/b128"] < found["ttft_chunked_over_alone/b32"] < 3
+    assert found["ttft_chunked_over_alone/beside8/b32"] > found["ttft_chunked_over_alone/b32"]
+    assert 0.25 < found["prefix_hit_over_cold/shared75"] < 0.5
+
+
+def test_capacity_and_overload_against_every_rival():
+    rows = bench().run(["capacity", "overload"])
+    found = values(rows)
+    assert {"capacity_over_fixed_largest", "capacity_over_niyama", "capacity_over_sarathi"} <= set(
+        found
+    )
+    assert found["capacity/fixed_smallest"] > found["capacity/fixed_largest"] > 0
+    assert found["capacity_over_fixed_largest"] > 1.0
+    assert all(f"overload/{name}_above/niyama" in found for name in ("fluidity", "on_time"))
+    detail = next(r for r in rows if r["figure"] == "streams/capacity_over_niyama")["detail"]
+    assert detail["quality"] >= detail["least_quality"]
+    assert detail["length_scale"] == 0.125
+    assert "drawn" in detail["trace"]
+
+
+def test_orders_and_cost():
+    found = values(lars_rows(SETTING, num=400) + cost_rows(SETTING, iterations=30))
+    assert found["lars/short_tail_over_fcfs"] < 1.0
+    assert found["lars/long_tail_over_fcfs"] > 0.9
+    assert 0.0 < found["scheduler_cost/slackwidth"] < 5.0
+
+
+def test_what_needs_a_decoder_says_so():
+    rows = bench().run(["live"])
+    assert {row["unit"] for row in rows} == {"skipped"}
+    assert all("--checkpoint" in row["detail"] for row in rows)
+    with pytest.raises(ValueError, match="part 'speed' is unknown, allowed chunking, capacity"):
+        bench().run(["speed"])
+
+
+def test_live_streams_have_the_outcomes_of_simulated_ones():
+    fast = replace(SETTING, costs=COSTS.scaled(0.02))
+    queries = [q._replace(arrival_s=q.arrival_s * 0.01) for q in fast.queries(0, 1.0)[:12]]
+    decoder = TimedDecoder(fast.costs)
+    outcomes = asyncio.run(serve_live(queries, fast.costs, "slackwidth", decoder, 256))
+    for query, outcome in zip(queries, outcomes, strict=True):
+        assert len(outcome.output_s) == query.max_tokens
+        assert outcome.query.arrival_s == pytest.approx(query.arrival_s)
+        assert outcome.output_s[0] > query.arrival_s
+
+
+def test_the_same_scenarios_run_live():
+    costs = COSTS.scaled(0.01)
+
+    def make() -> TimedDecoder:
+        return TimedDecoder(costs)
+
+    rows = chunking_rows(live_runner(costs, make, 256), costs, "timed")
+    assert len(rows) == 7

@@ -1,0 +1,330 @@
+"""The stream engine: in virtual time by `step`, and live with its thread on the timed decoder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.stream_device import SharedPrefix, StreamDevice
+from serve.engine.stream_engine import StreamEngine
+from slackfit.iteration_cost import IterationCosts
+from slackfit.policies.streams import create_stream_policy
+from slackfit.profile import LatencyProfile
+from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
+from slackfit.simulation.simulate_streams import simulate_streams
+from slackfit.stream_query import StreamOutcome, StreamQuery
+from subnetact.timed_decoder import TimedDecoder
+
+COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))
+
+
+class Clock:
+    """Virtual time, which sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class Bench:
+    """An engine without thread or loop."""
+
+    def __init__(
+        self,
+        policy: str = "slackwidth",
+        *,
+        decoder: type[TimedDecoder] = TimedDecoder,
+        **settings: Any,
+    ):
+        self.clock = Clock()
+        self.decoder = decoder(COSTS, clock=self.clock, sleep=self.clock.sleep)
+        self.outcomes: list[StreamOutcome] = []
+        self.scheduler = StreamScheduler(COSTS, create_stream_policy(policy, COSTS), **settings)
+        self.engine = StreamEngine(
+            self.scheduler,
+            StreamDevice(self.decoder),
+            clock=self.clock,
+            observer=self.outcomes.append,
+        )
+        self.engine._state = "ready"
+
+    def open(self, prompt: Sequence[int], outputs: int = 5, **more: Any) -> OpenStream:
+        now_s = self.clock()
+        fields = {"first_deadline_s": now_s + 2.0, "period_s": 0.25, **more}
+        return self.engine.open(
+            StreamRequest(prompt=prompt, max_tokens=outputs, arrival_s=now_s, **fields)
+        )
+
+    def run(self) -> None:
+        while self.engine.step():
+            pass
+
+
+def tokens_of(stream: OpenStream) -> list[int]:
+    return [output.token for output in stream._outputs]
+
+
+def continued(prompt: Sequence[int], outputs: int) -> list[int]:
+    """What the decoder says alone, token by token."""
+    ids = list(prompt)
+    for _ in range(outputs):
+        ids.append(TimedDecoder(COSTS).next_token(ids))
+    return ids[len(prompt) :]
+
+
+def test_every_stream_gets_its_own_text_whatever_the_company():
+    bench = Bench()
+    prompts = [[i + 1, 7, 200 - i] * (5 * i + 1) for i in range(6)]
+    streams = [bench.open(prompt, 4 + i) for i, prompt in enumerate(prompts)]
+    bench.run()
+    for i, (stream, prompt) in enumerate(zip(streams, prompts, strict=True)):
+        assert tokens_of(stream) == continued(prompt, 4 + i)
+        assert stream.outcome is not None
+        assert stream.outcome.status == "on_time"
+        assert [output.at_s for output in stream._outputs] == list(stream.outcome.output_s)
+    bench.engine.step()
+    assert bench.decoder.held_tokens == 0
+    assert len(bench.outcomes) == 6
+
+
+def test_a_preempted_text_comes_out_the_same():
+    bench = Bench("fcfs", kv_tokens=512, extent_tokens=64)
+    prompts = [[3 + i] * 60 for i in range(5)]
+    streams = [bench.open(prompt, 120) for prompt in prompts]
+    bench.run()
+    outcomes = [stream.outcome for stream in streams]
+    assert sum(outcome.preemptions for outcome in outcomes if outcome) > 0
+    for stream, prompt in zip(streams, prompts, strict=True):
+        assert tokens_of(stream) == continued(prompt, 120)
+
+
+def test_live_and_simulated_runs_are_the_same_run():
+    """The engine under a clock that only the device moves decides what the simulator decides."""
+    bench = Bench(max_running=4)
+    prompts = [[9] * n for n in (30, 400, 5, 90, 64, 1)]
+    streams = [bench.open(prompt, 12) for prompt in prompts]
+    bench.run()
+    queries = [StreamQuery(i, 0.0, len(prompt), 12, 2.0, 0.25) for i, prompt in enumerate(prompts)]
+    policy = create_stream_policy("slackwidth", COSTS)
+    twin = StreamScheduler(COSTS, policy, max_running=4)
+    # The engine polls once all are there; the simulator polls at each arrival.
+    for query in queries[1:]:
+        assert twin.submit(query, 0.0) is None
+    by_id: dict[int, StreamOutcome] = {}
+    twin_outcomes = _simulated(queries[0], twin, by_id)
+    for stream in streams:
+        assert stream.outcome is not None
+        simulated = twin_outcomes[stream.query.query_id]
+        assert stream.outcome.output_s == pytest.approx(simulated.output_s)
+        assert stream.outcome.subnet_ids == simulated.subnet_ids
+        assert stream.outcome.status == simulated.status
+
+
+def _simulated(
+    first: StreamQuery, scheduler: StreamScheduler, by_id: dict[int, StreamOutcome]
+) -> dict[int, StreamOutcome]:
+    class Kept:
+        """Notes every outcome, also of streams that the driver was not given."""
+
+        next_wakeup_s = scheduler.next_wakeup_s
+        submit = scheduler.submit
+        poll = scheduler.poll
+        cancel_all = scheduler.cancel_all
+
+        def complete(self, *args: Any) -> tuple[StreamOutcome, ...]:
+            outcomes = scheduler.complete(*args)
+            by_id.update({outcome.query_id: outcome for outcome in outcomes})
+            return outcomes
+
+    simulate_streams([first], Kept())
+    return by_id
+
+
+def test_an_end_token_is_the_last():
+    bench = Bench()
+    text = continued([5, 6], 9)
+    stream = bench.open([5, 6], 9, end_tokens=frozenset({text[3]}))
+    bench.run()
+    assert tokens_of(stream) == text[: text.index(text[3]) + 1]
+    assert stream.outcome is not None
+    assert stream.outcome.is_complete
+
+
+def test_a_client_that_goes_frees_its_memory():
+    bench = Bench()
+    gone, stays = bench.open([1] * 50, 50), bench.open([2] * 50, 8)
+    for _ in range(3):
+        bench.engine.step()
+    gone.cancel()
+    gone.cancel()
+    assert gone.outcome is not None
+    assert (gone.outcome.status, gone.outcome.reason) == ("dropped", "cancelled")
+    bench.run()
+    bench.engine.step()
+    assert bench.decoder.held_tokens == 0
+    assert stays.outcome is not None
+    assert stays.outcome.status == "on_time"
+    assert len(bench.outcomes) == 2
+
+
+class Poisonous(TimedDecoder):
+    """Fails every iteration that token 13 is in."""
+
+    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+        if any(13 in chunk.ids for chunk in chunks):
+            raise RuntimeError("13")
+        return super().run(subnet_id, chunks)
+
+
+def test_a_poisonous_prompt_costs_its_own_stream_only():
+    bench = Bench(decoder=Poisonous)
+    streams = [bench.open(prompt, 3) for prompt in ([1, 2], [4, 13], [5])]
+    bench.run()
+    statuses = [stream.outcome.status for stream in streams if stream.outcome]
+    assert statuses == ["on_time", "failed", "on_time"]
+    assert streams[1].outcome is not None
+    assert streams[1].outcome.reason == "execution failed: RuntimeError: 13"
+    assert tokens_of(streams[0]) == continued([1, 2], 3)
+    assert tokens_of(streams[2]) == continued([5], 3)
+
+
+def test_a_shared_prefix_is_not_computed_again():
+    bench = Bench()
+    prompt = list(range(1, 201))
+    bench.decoder.run("e1", [_Run("kept", tuple(prompt[:150]), False)])
+    began_s = bench.clock()
+    stream = bench.open(prompt, 3, shared=SharedPrefix("kept", 150))
+    bench.run()
+    assert tokens_of(stream) == continued(prompt, 3)
+    cold = Bench()
+    alone = cold.open(prompt, 3)
+    cold.run()
+    assert stream.outcome is not None
+    assert alone.outcome is not None
+    assert stream.outcome.output_s[0] - began_s < 0.6 * alone.outcome.output_s[0]
+
+
+class _Run:
+    def __init__(self, sequence: str, ids: tuple[int, ...], samples: bool) -> None:
+        self.sequence, self.ids, self.samples = sequence, ids, samples
+
+
+def test_a_policy_that_fails_is_replaced():
+    bench = Bench()
+    bench.scheduler.policy.decide = lambda view, now_s: 1 / 0  # type: ignore[method-assign]
+    stream = bench.open([1, 2, 3], 3)
+    bench.run()
+    assert tokens_of(stream) == continued([1, 2, 3], 3)
+    status = bench.engine.status()
+    assert "ZeroDivisionError" in status.fallback
+    assert status.policy == "fixed:e0.5"
+    assert status.ended == {"on_time": 1}
+
+
+def test_a_refused_stream_has_its_outcome_at_once():
+    bench = Bench(kv_tokens=256, extent_tokens=64)
+    stream = bench.open([1] * 400, 3)
+    assert stream.outcome is not None
+    assert (stream.outcome.status, stream.outcome.reason) == ("rejected", "too_long")
+    assert bench.engine.status().ended == {"rejected": 1}
+
+
+# --- with its thread -----------------------------------------------------------------------------
+
+FAST = COSTS.scaled(0.02)
+
+
+async def collected(stream: OpenStream) -> list[StreamOutput]:
+    return [output async for output in stream]
+
+
+def live(decoder: TimedDecoder | None = None, **settings: Any) -> StreamEngine:
+    scheduler = StreamScheduler(FAST, create_stream_policy("slackwidth", FAST))
+    return StreamEngine(scheduler, StreamDevice(decoder or TimedDecoder(FAST)), **settings)
+
+
+def request(engine: StreamEngine, prompt: Sequence[int], outputs: int) -> StreamRequest:
+    now_s = engine.clock()
+    return StreamRequest(
+        prompt=prompt,
+        max_tokens=outputs,
+        arrival_s=now_s,
+        first_deadline_s=now_s + 2.0,
+        period_s=0.5,
+    )
+
+
+def test_outputs_reach_their_readers_as_they_come():
+    async def main() -> None:
+        engine = live()
+        await engine.start()
+        prompts = [[i + 1] * 40 for i in range(5)]
+        streams = [engine.open(request(engine, prompt, 10)) for prompt in prompts]
+        found = await asyncio.wait_for(asyncio.gather(*map(collected, streams)), 20)
+        for prompt, outputs, stream in zip(prompts, found, streams, strict=True):
+            assert [output.token for output in outputs] == continued(prompt, 10)
+            assert stream.outcome is not None
+            assert stream.outcome.is_complete
+        assert await engine.drain(1.0)
+        refused = engine.open(request(engine, [1], 1))
+        assert refused.outcome is not None
+        assert refused.outcome.reason == "draining"
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_is_cancelled_withdraws_its_stream():
+    async def main() -> None:
+        engine = live()
+        await engine.start()
+        stream = engine.open(request(engine, [1] * 40, 100_00))
+        reader = asyncio.ensure_future(collected(stream))
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert stream.outcome is not None
+        assert stream.outcome.reason == "cancelled"
+        await engine.stop()
+        assert engine.status().num_running == 0
+
+    asyncio.run(main())
+
+
+def test_a_device_that_hangs_fails_every_stream_and_takes_no_more():
+    import threading
+
+    release = threading.Event()
+
+    class Hangs(TimedDecoder):
+        def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+            release.wait(20)
+            return super().run(subnet_id, chunks)
+
+    async def main() -> None:
+        engine = live(Hangs(FAST), hung_after_s=0.05)
+        engine._watchdog.launched = lambda now_s, expected_s: setattr(  # type: ignore[method-assign]
+            engine._watchdog, "_hung_at_s", now_s + 0.05
+        )
+        await engine.start()
+        stream = engine.open(request(engine, [1], 5))
+        assert await asyncio.wait_for(collected(stream), 10) == []
+        assert stream.outcome is not None
+        assert (stream.outcome.status, stream.outcome.reason) == ("failed", "device_failed")
+        late = engine.open(request(engine, [1], 5))
+        assert late.outcome is not None
+        assert late.outcome.reason == "device_failed"
+        release.set()
+        await engine.stop()
+
+    asyncio.run(main())
