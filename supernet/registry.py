@@ -34,6 +34,7 @@ _BUILT_IN = (
     "supernet.families.efficientnet_lite",
     "supernet.families.vit",
     "supernet.families.bert",
+    "supernet.families.decoder",
 )
 _ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}
@@ -50,6 +51,7 @@ def supernet_family(
     channel_groups: Callable[[Any], tuple[ChannelGroup, ...]] = no_channel_groups,
     letters: Mapping[str, str] | None = None,
     example_input: Callable[..., Any] = example_image,
+    generates: bool = False,
 ) -> Callable[[Network], Network]:
     """Register the decorated `nn.Module`, built from `(config, arch)`, as a family.
 
@@ -68,6 +70,7 @@ def supernet_family(
                 variants=variants,
                 letters=letters or {},
                 example_input=example_input,
+                generates=generates,
             )
         )
         return module
