@@ -63,7 +63,7 @@ class DecoderConfig:
                 f"{self.num_kv_heads}, and head_dim {self.head_dim} even"
             )
         if self.expand_choices[-1:] != (1.0,) or any(
-            not (self.hidden * share).is_integer() for share in self.expand_choices
+            not float(self.hidden * share).is_integer() for share in self.expand_choices
         ):
             raise ValueError(
                 f"expand_choices is {self.expand_choices}; the last must be 1, and each a share "
