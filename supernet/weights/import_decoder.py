@@ -117,6 +117,7 @@ def decoder_checkpoint(
     `others` are further fields of the checkpoint, `name` among them.
     """
     archs = definition.space.ladder()
+    given: dict[str, Any] = others.pop("provenance", {})
     found = top1_agreement(state, definition, archs, held_out)
     subnets = tuple(
         ServedSubnet(
@@ -134,6 +135,7 @@ def decoder_checkpoint(
         state=state,
         norm_statistics={subnet.subnet_id: {} for subnet in subnets},
         subnets=subnets,
+        provenance={**given, "perplexity": {i: each.perplexity for i, each in found.items()}},
         accuracy_source=f"{TOP1_AGREEMENT}: next tokens as the largest says, of {tokens} held out",
         **others,
     )
