@@ -74,27 +74,27 @@ def import_decoder(
 ) -> Checkpoint:
     """Return a checkpoint that serves every width of the ladder.
 
-    `calibration` are texts to measure activations on instead of the packaged one; `tell` hears what
-    is being done. Raises WeightsError as `read_decoder`, TokenizerMissingError without its package.
+    `calibration` are texts to measure activations on besides drawn text; widths are compared on
+    other passages of them, or of the packaged text. `tell` hears what is being done. Raises
+    WeightsError as `read_decoder`, TokenizerMissingError without its package.
     """
     tell(f"reading {source}")
     definition, state, text = read_decoder(source, origin)
     tokenizer = Tokenizer(text)
-    texts = tuple(calibration) or (packaged_text(),)
     vocab_size = definition.config.num_classes
     permutation = None
     if sort:
         tell("measuring activations")
         net = extract(state, definition, definition.space.largest)
         groups = definition.family.channel_groups(definition.config)
-        batches = calibration_batches(net, text, tokenizer, texts, vocab_size)
+        batches = calibration_batches(net, text, tokenizer, calibration, vocab_size)
         permutation = importance_order(state, groups, mean_activations(net, groups, batches))
         del net
         permute_channels(state, groups, permutation)
     tell("comparing widths with the largest")
     held_out = [
         ids
-        for each in texts
+        for each in (calibration or (packaged_text(),))
         for ids in passages(tokenizer, each, held_out=True, vocab_size=vocab_size)
     ]
     name = Path(source).name.partition(".")[0]
