@@ -20,7 +20,13 @@ from rich.table import Table
 from slackfit.user_errors import user_errors
 from subnetact.decoding.generation import Switch, generate
 from subnetact.decoding.stream_executor import StreamExecutor
-from supernet import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from supernet import (
+    Checkpoint,
+    CheckpointError,
+    ServedSubnet,
+    load_checkpoint,
+    save_checkpoint,
+)
 from supernet.tokenizer import Tokenizer
 from supernet.weights.import_decoder import import_decoder
 
@@ -76,7 +82,9 @@ def continuations(checkpoint: Checkpoint, prompt: str, tokens: int) -> list[Cont
     ids = tokenizer.encode(prompt)
     served = checkpoint.subnets
     smallest, middle, largest = served[0], served[len(served) // 2], served[-1]
-    planned = [(each.subnet_id, each, ()) for each in (largest, middle, smallest)]
+    planned: list[tuple[str, ServedSubnet, tuple[Switch, ...]]] = [
+        (each.subnet_id, each, ()) for each in (largest, middle, smallest)
+    ]
     switch = Switch(tokens // 2, largest.subnet_id)
     planned.append((f"{smallest.subnet_id}, full from {switch.at}", smallest, (switch,)))
     found: list[Continuation] = []
