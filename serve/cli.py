@@ -57,6 +57,9 @@ VERBS: dict[str, Verb] = {
     ),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
     "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
+    "generate": Verb(
+        "subnetact.generate_command", "generate", "Continue a prompt with a decoder, at any width."
+    ),
     "export": Verb(
         "subnetact.export_command", "export", "Write a subnet as a state_dict or a program."
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from subnetact.load import load_executor, mebibytes
 from subnetact.profiling.profiler import measure_profile
-from supernet.checkpoint import load_checkpoint
+from supernet.checkpoint import Checkpoint, load_checkpoint
 
 console = Console(stderr=True)
 
@@ -28,7 +29,10 @@ def profile(
     repeats: Annotated[int, typer.Option(help="Runs per (subnet, batch size).")] = 20,
     threads: Annotated[int, typer.Option(help="CPU threads of the device.")] = 1,
     packing: Annotated[
-        str | None, typer.Option(help="CPU: graph or views; CUDA: folded, shared or views.")
+        str | None,
+        typer.Option(
+            help="CPU: graph or views, decoders: views, packed, int8; CUDA: folded, shared, views."
+        ),
     ] = None,
     cache_mib: Annotated[
         float | None,
@@ -63,7 +67,9 @@ def profile(
             def show(done: int, total: int) -> None:
                 progress.update(task, completed=done, total=total)
 
-            if residency is not None:
+            if loaded.definition.family.generates:
+                measured = _of_iterations(loaded, sizes, repeats, threads, packing, device, show)
+            elif residency is not None:
                 from subnetact.cpu.graph_executor import GraphExecutor
                 from subnetact.profiling.resident_profile import measure_resident_profile
 
@@ -102,6 +108,29 @@ def profile(
         measured.save(out)
     Console().print(latency_table(measured))
     console.print(f"profile: {out}")
+
+
+def _of_iterations(
+    loaded: Checkpoint,
+    decodes: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    packing: str | None,
+    device: str,
+    show: Callable[[int, int], None],
+) -> LatencyProfile:
+    from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.profiling.iteration_profiler import measure_iterations
+
+    if device != "cpu":
+        raise ValueError(f"--device is {device}, decoders run on cpu")
+    executor = StreamExecutor(
+        loaded,
+        capacity_tokens=512 * (max(decodes) + 2),
+        threads=threads,
+        packing=packing or "views",
+    )
+    return measure_iterations(executor, loaded, decodes=decodes, repeats=repeats, progress=show)
 
 
 def latency_table(profile: LatencyProfile) -> Table:

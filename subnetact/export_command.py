@@ -21,11 +21,12 @@ def export(
         str, typer.Option(help="A served subnet's id, largest, smallest, letters, JSON, or whole.")
     ] = "largest",
     format: Annotated[
-        str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
+        str,
+        typer.Option(help="state_dict, torch_export, torchscript, onnx; huggingface for decoders."),
     ] = "state_dict",
     naming: Annotated[str, typer.Option(help=f"For state_dict: {cli.ORIGINS}.")] = "supernet",
 ) -> None:
-    """Write one subnet as a plain state_dict or as a program."""
+    """Write one subnet as a plain state_dict, as a program, or as a folder for transformers."""
     if ServedForm.parse(arch).precision == "fp32":
         cli.export(checkpoint, out, arch, format, naming)
         return

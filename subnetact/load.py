@@ -63,6 +63,11 @@ def load_executor(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
+    if checkpoint.definition.family.generates:
+        raise ValueError(
+            f"{checkpoint.name} is a decoder, which has no single answer: it makes text token by "
+            "token (`supernet generate`, docs/decoder.md)"
+        )
     kind = torch.device(device).type
     allowed = PACKINGS.get(kind, ("views",))
     packing = packing or default_packing(kind)

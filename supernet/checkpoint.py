@@ -5,6 +5,7 @@
 | supernet.safetensors | the supernet's state_dict |
 | norm_statistics.safetensors | `<subnet id>/<buffer name>`: each served subnet's own statistics |
 | activation_ranges.safetensors | `<subnet id>/<tensor>`: what int8 rounds by; only where measured |
+| tokenizer.json | how text becomes tokens; only of a decoder that was made with one |
 | accuracy.json | the served subnets: arch, accuracy with confidence interval, MACs, parameters |
 | supernet.json | family, config, input, classes, permutation, provenance, digests of the others |
 
@@ -30,6 +31,7 @@ from supernet.checkpoint_files import (
     HEADER,
     NORMS,
     RANGES,
+    TOKENIZER,
     WEIGHTS,
     CheckpointError,
     by_path,
@@ -45,6 +47,7 @@ from supernet.input import InputSpec
 from supernet.sample import SampleSpec
 from supernet.served_form import ServedForm
 from supernet.tensor_file import save_tensors
+from supernet.text import TextSpec
 
 FORMAT = 1
 
@@ -74,6 +77,7 @@ class Checkpoint:
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
     `int8_subnets` are the same archs in int8 where that loses little, `activation_ranges` what they
     round by: {id of the float subnet: {tensor: lowest, highest, then means of channels}}.
+    `text` is how a decoder's text becomes tokens.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Checkpoint:
     fingerprint: str = ""
     int8_subnets: tuple[ServedSubnet, ...] = ()
     activation_ranges: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    text: TextSpec | None = None
 
     @property
     def forms(self) -> tuple[ServedSubnet, ...]:
@@ -150,11 +155,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
         if not target.exists():
             whole.rename(target)
         else:
-            for name in (WEIGHTS, NORMS, RANGES, ACCURACY, HEADER):
+            for name in (WEIGHTS, NORMS, RANGES, TOKENIZER, ACCURACY, HEADER):
                 if (whole / name).exists():
                     (whole / name).replace(target / name)
-            if not checkpoint.activation_ranges:
-                (target / RANGES).unlink(missing_ok=True)
+                elif name in (RANGES, TOKENIZER):
+                    (target / name).unlink(missing_ok=True)
     return fingerprint
 
 
@@ -163,6 +168,9 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
     if checkpoint.activation_ranges:
         save_tensors(by_path(checkpoint.activation_ranges), folder / RANGES)
         names.append(RANGES)
+    if checkpoint.text is not None:
+        (folder / TOKENIZER).write_text(checkpoint.text.tokenizer, encoding="utf-8")
+        names.append(TOKENIZER)
     weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
     save_tensors(weights, folder / WEIGHTS)
     save_tensors(by_path(checkpoint.norm_statistics), folder / NORMS)
@@ -191,6 +199,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         definition = SupernetDefinition.from_json(header)
         input_spec = InputSpec.from_json(header["input"])
         forms = _subnets(definition, read_json(source / ACCURACY))
+        text = _text(source, header, digests)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
     state = read_tensors(source / WEIGHTS)
@@ -216,7 +225,15 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         fingerprint=fingerprint_of(digests),
         int8_subnets=int8_subnets,
         activation_ranges=ranges,
+        text=text,
     )
+
+
+def _text(source: Path, header: Mapping[str, Any], digests: Mapping[str, str]) -> TextSpec | None:
+    if TOKENIZER not in digests:
+        return None
+    tokenizer = (source / TOKENIZER).read_text(encoding="utf-8")
+    return TextSpec.from_json(header.get("text", {}), tokenizer)
 
 
 def check_state(
@@ -246,6 +263,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         **checkpoint.definition.to_json(),
         "input": checkpoint.input.to_json(),
         "classes": list(checkpoint.classes),
+        **({"text": checkpoint.text.to_json()} if checkpoint.text else {}),
         "permutation": checkpoint.permutation,
         "provenance": dict(checkpoint.provenance),
     }

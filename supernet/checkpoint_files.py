@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 WEIGHTS, NORMS = "supernet.safetensors", "norm_statistics.safetensors"
 RANGES = "activation_ranges.safetensors"
 ACCURACY, HEADER = "accuracy.json", "supernet.json"
+TOKENIZER = "tokenizer.json"
 
 
 class CheckpointError(ValueError):
@@ -45,7 +46,7 @@ def checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:
     """Return the digest of each file. Raises CheckpointError unless they are those of `header`."""
     digests: dict[str, str] = {}
     told: Mapping[str, str] = header.get("files", {})
-    names = [WEIGHTS, NORMS, ACCURACY] + ([RANGES] if RANGES in told else [])
+    names = [WEIGHTS, NORMS, ACCURACY, *(name for name in (RANGES, TOKENIZER) if name in told)]
     for name in names:
         path = source / name
         if not path.is_file():

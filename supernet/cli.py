@@ -17,7 +17,7 @@ from supernet.definition import define_supernet
 from supernet.spec import parse_arch
 from supernet.subnets.cost import cost as count
 
-ORIGINS = "timm, torchvision, ofa, huggingface, efficientnet_pytorch, cifar_resnet, supernet"
+ORIGINS = "timm, torchvision, ofa, huggingface, gguf, efficientnet_pytorch, cifar_resnet, supernet"
 
 
 def cost(
@@ -82,21 +82,39 @@ def import_(
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of keys to leave out.")] = None,
     sort: Annotated[bool, typer.Option(help="Put important channels first.")] = True,
     subnets: Annotated[
-        int, typer.Option(help="Serve N subnets of the ladder (families without BatchNorm).")
+        int,
+        typer.Option(
+            help="Serve N subnets of the ladder (families without BatchNorm; decoders all)."
+        ),
     ] = 1,
     accuracy: Annotated[
         float | None, typer.Option(help="Known accuracy of the largest subnet, a fraction.")
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Decoders: a file of text to sort and compare widths by; broad is better."
+        ),
+    ] = None,
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
+    from supernet.weights.import_decoder import import_decoder, is_decoder
     from supernet.weights.import_network import imported_checkpoint
     from supernet.weights.import_weights import check_finite, import_supernet
 
-    with _user_errors(ValueError, OSError, RuntimeError):
+    with _user_errors(ValueError, OSError, RuntimeError, ImportError):
         if origin == "supernet":
             checkpoint = load_checkpoint(source)
             for tensors in (checkpoint.state, *checkpoint.norm_statistics.values()):
                 check_finite(tensors, source)
+        elif is_decoder(source, origin):
+            checkpoint = import_decoder(
+                source,
+                origin=origin,
+                sort=sort,
+                calibration=[path.read_text(encoding="utf-8") for path in calibration or ()],
+                tell=lambda text: Console(stderr=True).print(text, highlight=False, soft_wrap=True),
+            )
         else:
             overrides = {} if num_classes is None else {"num_classes": num_classes}
             definition, state = import_supernet(
@@ -139,13 +157,15 @@ def export(
         str, typer.Option(help="A served subnet's id, largest, smallest, letters, JSON, or whole.")
     ] = "largest",
     format: Annotated[
-        str, typer.Option(help="state_dict, torch_export, torchscript, onnx.")
+        str,
+        typer.Option(help="state_dict, torch_export, torchscript, onnx; huggingface for decoders."),
     ] = "state_dict",
     naming: Annotated[str, typer.Option(help=f"For state_dict: {ORIGINS}.")] = "supernet",
 ) -> None:
-    """Write one subnet as a plain state_dict or as a program."""
+    """Write one subnet as a plain state_dict, as a program, or as a folder for transformers."""
     from supernet.subnets.extract import extract
     from supernet.weights.export_weights import export_subnet, origin_state, write_state
+    from supernet.weights.huggingface_folder import write_folder
 
     with _user_errors(ValueError, OSError):
         loaded = load_checkpoint(checkpoint)
@@ -164,6 +184,8 @@ def export(
             )
         if format == "state_dict":
             write_state(origin_state(loaded.state, definition, chosen, naming, statistics), out)
+        elif format == "huggingface" and chosen is not None:
+            write_folder(loaded, chosen, out)
         elif chosen is None:
             raise ValueError(f"the whole supernet is no {format} program: choose one subnet")
         else:

@@ -36,13 +36,16 @@ class ChannelGroup:
     `produced` are (tensor name, dimension) pairs indexed by the group's channels on the side
     that makes them (weights, biases, norm vectors and statistics), `consumed` those on the side
     that reads them. Importance of a channel is the L1 norm of the weights that consume it.
-    With `units`, channels move in that many equal runs (attention heads).
+    With `units`, channels move in that many equal runs (attention heads). `activations_at` names
+    the module that reads channels whose importance only their activations tell (hidden units of
+    gated feed-forwards): what comes in there is measured, and weights alone are refused.
     """
 
     name: str
     produced: tuple[tuple[str, int], ...]
     consumed: tuple[tuple[str, int], ...]
     units: int | None = None
+    activations_at: str | None = None
 
 
 def norm_vectors(name: str) -> tuple[tuple[str, int], ...]:
@@ -66,7 +69,8 @@ class Family:
     """A registered supernet family.
 
     `letters` says what each letter of an arch's short form means here; `example_input` makes the
-    network's input (config, arch, batch size).
+    network's input (config, arch, batch size). A family that `generates` makes text token by token;
+    it is run by `subnetact.decoding`, and not by the executors of one answer per sample.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Family:
     variants: Mapping[str, FamilyConfig] = field(default_factory=dict)
     letters: Mapping[str, str] = field(default_factory=dict)
     example_input: Callable[[Any, Arch, int], torch.Tensor] = example_image
+    generates: bool = False
 
     def make_config(self, values: Mapping[str, Any]) -> FamilyConfig:
         """Build the config from plain data (lists become tuples).

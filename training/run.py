@@ -26,6 +26,7 @@ from training.config import TrainConfig
 from training.data.inherited_split import load_inheriting
 from training.data.samples import Dataset
 from training.evaluation.collapse import collapsed
+from training.evaluation.decoder import check_decoder, measured_decoder, watch_decoder
 from training.evaluation.evaluate import evaluate, watched_archs
 from training.evaluation.search import Search, SearchOptions, reported_on, with_found
 from training.strategies.make_strategy import trained_alone
@@ -64,7 +65,7 @@ def train(
     parent = _parent(config)
     definition, initial = _supernet(config)
     config, data = load_inheriting(config, parent)
-    _check_fits(definition.config.num_classes, definition.config.in_channels, data)
+    _check_fits(definition, data, config)
     if initial is not None:
         data = data.read_for(_expected_input(config, definition, parent, data.input))
     if not resume and (out / RESUME_FILE).exists():
@@ -83,14 +84,19 @@ def train(
         every = config.evaluation.every_epochs
         if not every or epoch % every:
             return {}
+        if definition.family.generates:
+            return watch_decoder(trainer.state(), definition, data)
         watched = _watch(config, definition, trainer, data)
         return {f"accuracy/{s.subnet_id}": s.accuracy for s in watched}
 
     is_done = trainer.run(progress=progress, should_stop=should_stop, epoch_end=epoch_end)
     if not is_done or not workers.is_first:
         return None
-    checkpoint = _measured(config, _trained(config, definition, trainer, data), data, out,
-                           evaluation_progress)  # fmt: skip
+    trained = _trained(config, definition, trainer, data)
+    if definition.family.generates:
+        checkpoint = measured_decoder(trained, data)
+    else:
+        checkpoint = _measured(config, trained, data, out, evaluation_progress)
     save_checkpoint(checkpoint, out)
     return checkpoint
 
@@ -108,6 +114,7 @@ def _trained(
         norm_statistics={},
         subnets=(),
         permutation=trainer.permutation,
+        text=data.text,
         provenance={
             "config": asdict(config),
             "split": data.split.to_json() if data.split else None,
@@ -214,7 +221,11 @@ def _watch(
     ).subnets
 
 
-def _check_fits(num_classes: int, in_channels: int, data: Dataset) -> None:
+def _check_fits(definition: SupernetDefinition, data: Dataset, config: TrainConfig) -> None:
+    num_classes, in_channels = definition.config.num_classes, definition.config.in_channels
+    if definition.family.generates or data.text is not None:
+        check_decoder(definition, data, config)
+        return
     if num_classes != len(data.classes):
         raise ValueError(
             f"the supernet has {num_classes} classes, data set {data.name} has "

@@ -96,6 +96,34 @@ def actuation(
         write_rows(rows, json_out, "\n".join(lines))
 
 
+@bench_app.command("decoder")
+def decoder(
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the list of rows.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Four times as long.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME...]", help="Only these: iteration, linear, attention."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="How long each comparison is measured.")
+    ] = 8.0,
+) -> None:
+    """Measure decoders: half over full width, forms of linear layers, slabs against pages."""
+    from serve.bench.decoder.bench import DecoderBench
+    from slackfit.user_errors import user_errors
+
+    with user_errors(ValueError, OSError):
+        check_outputs(json_out)
+        bench = DecoderBench(
+            full=full, at_least_s=seconds, tell=lambda text: typer.echo(text, err=True)
+        )
+        rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
+        lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
+        write_rows(rows, json_out, "\n".join(lines))
+
+
 bench_app.command("training")(bench_training)
 bench_app.command("serving")(bench_serving)
 bench_app.command("streams")(bench_streams)

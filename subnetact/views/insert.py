@@ -1,8 +1,8 @@
 """Insertion of the operators into a trained supernet (SuperServe, NSDI'25, algorithm 1).
 
-Every stage of blocks becomes a LayerSelect, every convolution, linear layer, embedding and
-LayerNorm a WeightSlice, every BatchNorm a SubnetNorm; each in place, under the name it had,
-sharing its parameters. A network into which they were inserted before is left as it is.
+Every stage of blocks becomes a LayerSelect, every convolution, linear layer, embedding,
+LayerNorm and RMSNorm a WeightSlice, every BatchNorm a SubnetNorm; each in place, under the name it
+had, sharing its parameters. A network into which they were inserted before is left as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from subnetact.views.operators import (
     LayerNormSlice,
     LayerSelect,
     LinearSlice,
+    RMSNormSlice,
     Route,
     SamePadConv2dSlice,
     SubnetNorm,
@@ -34,6 +35,7 @@ _OPERATORS: tuple[tuple[type[nn.Module], Callable[[Any, Route], Operator]], ...]
     (nn.Linear, LinearSlice),
     (nn.BatchNorm2d, SubnetNorm),
     (nn.LayerNorm, LayerNormSlice),
+    (nn.RMSNorm, RMSNormSlice),
     (nn.Embedding, EmbeddingSlice),
 )
 

@@ -65,10 +65,12 @@ class WeightSlice(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear | nn.LayerNorm | nn.Embedding, route: Route):
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear | nn.LayerNorm | nn.RMSNorm | nn.Embedding, route: Route
+    ):
         super().__init__()
         self.weight = layer.weight
-        self.bias = None if isinstance(layer, nn.Embedding) else layer.bias
+        self.bias = None if isinstance(layer, nn.Embedding | nn.RMSNorm) else layer.bias
         self._route = route
         self.views: list[tuple[torch.Tensor, torch.Tensor | None] | None] = []
 
@@ -141,6 +143,20 @@ class LayerNormSlice(WeightSlice):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self._current()
         return F.layer_norm(x, weight.shape, weight, bias, self._eps)
+
+
+class RMSNormSlice(WeightSlice):
+    """RMSNorm over the last dimension with a leading slice of its weight; (..., D) in and out."""
+
+    def __init__(self, layer: nn.RMSNorm, route: Route):
+        super().__init__(layer, route)
+        if len(layer.normalized_shape) != 1:
+            raise ValueError(f"RMSNorm over {layer.normalized_shape} is not supported")
+        self._eps = layer.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, _ = self._current()
+        return F.rms_norm(x, weight.shape, weight, self._eps)
 
 
 class EmbeddingSlice(WeightSlice):

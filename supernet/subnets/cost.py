@@ -15,6 +15,7 @@ from torch import nn
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
+from supernet.layers.causal import CausalCore, TiedHead
 from supernet.layers.transformer import AttentionCore
 
 
@@ -42,13 +43,18 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
         _, num_heads, num_asking, head_dim = inputs[0].shape
         macs.append(2 * num_heads * num_asking * inputs[1].shape[2] * head_dim)
 
+    def count_tied_head(_module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        macs.append(output[0].numel() * inputs[1].shape[1])
+
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count_conv)
         elif isinstance(module, nn.Linear):
             module.register_forward_hook(count_linear)
-        elif isinstance(module, AttentionCore):
+        elif isinstance(module, AttentionCore | CausalCore):
             module.register_forward_hook(count_attention)
+        elif isinstance(module, TiedHead):
+            module.register_forward_hook(count_tied_head)
     with torch.inference_mode(), torch.device("meta"):
         net(definition.example_input(arch))
     return Cost(sum(macs), sum(p.numel() for p in net.parameters()))

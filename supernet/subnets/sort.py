@@ -1,40 +1,89 @@
 """Channel importance sort: put the channels that matter first, without changing the function.
 
 Subnets are leading slices, so the first channels should be the important ones when shrinking
-begins. Importance of a channel is the L1 norm of the weights that read it (OFA, ICLR 2020). The
-sort is global over each group: right as long as nothing smaller than the full network has been
+begins. Importance of a channel is the L1 norm of the weights that read it (OFA, ICLR 2020). Of a
+gated feed-forward's hidden unit it is its mean absolute activation times the L2 norm of the
+weights that read it: weights alone mislead there, as a few units with massive activations bear the
+network and the weights behind them are small.
+
+The sort is global over each group: right as long as nothing smaller than the full network has been
 trained yet. Residual streams are sorted too, with one order for everything that writes or reads
 them, so that elastic stage widths gain from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from supernet.family import ChannelGroup
 
 Permutations = dict[str, list[int]]
+Activations = Mapping[str, torch.Tensor]  # mean absolute activation per channel, by group
 
 
 @torch.no_grad()
 def importance_order(
-    state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup]
+    state: Mapping[str, torch.Tensor],
+    groups: Sequence[ChannelGroup],
+    activations: Activations | None = None,
 ) -> Permutations:
     """Return {group name: indices of channels or units, most important first}.
 
-    Ties keep their order.
+    Ties keep their order. Raises ValueError for a group whose importance its activations tell
+    (`ChannelGroup.activations_at`) when `activations` lacks it.
     """
     order: Permutations = {}
     for group in groups:
-        importance = sum(
-            _units(state[name].detach().movedim(dim, 0), group).flatten(1).abs().double().sum(1)
-            for name, dim in group.consumed
-        )
+        if group.activations_at is not None:
+            importance = _by_activations(state, group, activations or {})
+        else:
+            importance = sum(
+                _units(state[name].detach().movedim(dim, 0), group).flatten(1).abs().double().sum(1)
+                for name, dim in group.consumed
+            )
         assert isinstance(importance, torch.Tensor), f"group {group.name} has no consumer"
         order[group.name] = torch.argsort(importance, descending=True, stable=True).tolist()
     return order
+
+
+@torch.inference_mode()
+def mean_activations(
+    net: nn.Module, groups: Sequence[ChannelGroup], batches: Iterable[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Run `net` over batches and return mean |activation| per channel, float64, by group.
+
+    Measured are the inputs of the module that each group's `activations_at` names; groups without
+    it are left out. Text should be broad: on SmolLM2 repetitive text cost half of what sorting
+    gives. Raises ValueError when there is no batch.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows = inputs[0].flatten(0, -2)
+            sums[name] = sums.get(name, 0) + rows.abs().sum(0, dtype=torch.float64)
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return hook
+
+    hooks = [
+        net.get_submodule(group.activations_at).register_forward_pre_hook(watch(group.name))
+        for group in groups
+        if group.activations_at is not None
+    ]
+    try:
+        num_batches = sum(1 for _ in map(net.eval(), batches))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if num_batches == 0:
+        raise ValueError("importance from activations needs at least one batch, got none")
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 @torch.no_grad()
@@ -54,6 +103,22 @@ def permute_channels(
                 units = _units(channels_first, group)
                 permuted = units.index_select(0, index.to(units.device))
                 channels_first.copy_(permuted.flatten(0, 1))
+
+
+def _by_activations(
+    state: Mapping[str, torch.Tensor], group: ChannelGroup, activations: Activations
+) -> torch.Tensor:
+    if group.name not in activations:
+        raise ValueError(
+            f"{group.name} can't be sorted by its weights: importance in a gated feed-forward "
+            "comes from activations; give text to measure them on, or do not sort"
+        )
+    squares = sum(
+        state[name].detach().movedim(dim, 0).flatten(1).double().square().sum(1)
+        for name, dim in group.consumed
+    )
+    assert isinstance(squares, torch.Tensor), f"group {group.name} has no consumer"
+    return activations[group.name].to(squares) * squares.sqrt()
 
 
 def _units(tensor: torch.Tensor, group: ChannelGroup) -> torch.Tensor:

@@ -18,10 +18,12 @@ def input_of(definition: SupernetDefinition, supernet: str, origin: str = "") ->
 
     timm and torchvision say it with their weights (mean, deviation, crop, interpolation). Others do
     not: TensorFlow's networks and ViTs map pixels to [-1, 1], the rest use ImageNet's mean and
-    deviation; BERT takes token ids.
+    deviation; BERT and decoders take token ids.
     """
     size = definition.space.largest.resolution
-    if definition.family_name == "bert":
+    if definition.family.generates:
+        size = definition.config.max_positions  # type: ignore[attr-defined]
+    if definition.family_name == "bert" or definition.family.generates:
         return InputSpec(channels=1, height=1, width=size, mean=(0.0,), std=(1.0,), kind="tokens")
     mean, std = _HALF if supernet.startswith(("tf_", "vit")) else _IMAGENET
     spec = InputSpec(channels=3, height=size, width=size, mean=mean, std=std)

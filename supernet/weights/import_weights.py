@@ -18,14 +18,14 @@ import torch
 
 from supernet.checkpoint import check_state, load_checkpoint
 from supernet.definition import SupernetDefinition, define_supernet
+from supernet.weights.huggingface_config import read_network_config
 from supernet.weights.naming import Naming, State, find_naming
 from supernet.weights.ofa_files import materialise_kernels, matrix_names, to_static
 from supernet.weights.positions import with_positions
-from supernet.weights.weight_files import WeightsError, read_config, read_tensors
+from supernet.weights.weight_files import WeightsError, read_tensors
 from supernet.weights.wrapped_names import without_prefix, without_wrappers
 
 _POSITION_IDS = "bert.embeddings.position_ids"  # a constant that older encoder files hold
-_NUM_TOKENS = 128  # at which encoders are counted
 _MAX_LISTED = 20
 _HEADS = ("classifier", "fc", "head", "head.fc")
 
@@ -56,8 +56,9 @@ def import_supernet(
             f"{source} from {origin} are weights already"
         )
     if origin == "huggingface":
-        config = {**_bert_config(source), **overrides}
-        definition = define_supernet(supernet or "minilm_l6", **config)
+        family, config = read_network_config(source)
+        variant = {"bert": "minilm_l6"}.get(family, family)
+        definition = define_supernet(supernet or variant, **{**config, **overrides})
     elif supernet is None and is_named:
         definition = define_supernet(str(source).partition(".")[0], **overrides)
     elif supernet is None:
@@ -94,6 +95,8 @@ def import_state(
         if matrices:
             expected_matrices = set(matrix_names(definition, naming))
             _check_names(expected_matrices, set(matrices), definition, where)
+    elif naming.family == "decoder":
+        given = _with_decoder_names(given, definition, where)
     elif naming.origin == "huggingface":
         given = _with_prefix(given)
     given = _completed(given, definition, naming, new_head)
@@ -140,6 +143,8 @@ def _unwrapped(
     expected = set(naming.expected(definition))
     if naming.origin == "huggingface":  # encoders are also published bare
         expected |= {name.removeprefix("bert.") for name in expected}
+    if naming.family == "decoder":  # which may hold a head though it is tied
+        expected.add("lm_head.weight")
     try:
         return without_prefix(given, expected)
     except ValueError as error:
@@ -155,6 +160,8 @@ def _with_classes_of(
     if len(found) != 1 or found == {definition.config.num_classes}:
         return definition
     described = definition.to_json()
+    if "num_classes" not in described["config"]:  # a decoder's are its vocabulary
+        return definition
     described["config"]["num_classes"] = found.pop()
     return SupernetDefinition.from_json(described)
 
@@ -199,43 +206,19 @@ def _read(source: str, published_by: str) -> State:
     return read_tensors(source)
 
 
-def _bert_config(folder: str | Path) -> dict[str, Any]:
-    """Read our config's fields from a Hugging Face `config.json`."""
-    config = read_config(folder)
-    required = {"model_type": "bert", "hidden_act": "gelu"}
-    for name, value in required.items():
-        if config.get(name) != value:
-            raise WeightsError(
-                f"{folder}: config.json says {name} {config.get(name)!r}, supported is {value!r}"
-            )
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise WeightsError(f"{folder}: only absolute position embeddings are supported")
-    try:
-        width, heads, depth = (
-            int(config[name])
-            for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-        )
-        ratio = config["intermediate_size"] / width
-        return {
-            "vocab_size": config["vocab_size"],
-            "max_positions": config["max_position_embeddings"],
-            "num_tokens": min(_NUM_TOKENS, config["max_position_embeddings"]),
-            "num_token_types": config["type_vocab_size"],
-            "pad_id": config.get("pad_token_id") or 0,
-            "width": width,
-            "depth": depth,
-            "num_heads": heads,
-            "ln_eps": float(config["layer_norm_eps"]),
-            "depth_choices": tuple(range((depth + 1) // 2, depth + 1)),
-            "heads_choices": tuple(sorted({max(1, heads * q // 4) for q in range(1, 5)})),
-            "expand_choices": tuple(sorted({ratio * q / 4 for q in range(1, 5)})),
-        }
-    except KeyError as error:
-        raise WeightsError(f"{folder}: config.json lacks {error.args[0]}") from None
-    except (TypeError, ValueError, ArithmeticError) as error:
+def _with_decoder_names(tensors: State, definition: SupernetDefinition, where: str) -> State:
+    """Leave out what a decoder's file repeats: a tied head, and the angles of older files."""
+    named = {n: t for n, t in tensors.items() if not n.endswith("rotary_emb.inv_freq")}
+    head = named.get("lm_head.weight")
+    if head is None or not definition.config.tied:  # type: ignore[attr-defined]
+        return named
+    table = named.get("model.embed_tokens.weight")
+    if table is not None and not torch.equal(table, head):
         raise WeightsError(
-            f"{folder}: config.json: sizes of the network must be numbers above 0 ({error})"
-        ) from None
+            f"{where}: config.json says tie_word_embeddings, but lm_head.weight differs from "
+            "model.embed_tokens.weight"
+        )
+    return {name: t for name, t in named.items() if name != "lm_head.weight"}
 
 
 def _with_prefix(tensors: State) -> State:

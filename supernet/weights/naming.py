@@ -16,6 +16,11 @@ import torch
 
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
+from supernet.weights.decoder_naming import (
+    DECODER_RULES,
+    decoder_from_huggingface,
+    decoder_to_huggingface,
+)
 
 State = dict[str, torch.Tensor]
 Convert = Callable[[State, SupernetDefinition], State]
@@ -299,6 +304,13 @@ _NAMINGS = (
         rules=_BERT,
         before=_bert_to_huggingface,
         after=_bert_from_huggingface,
+    ),
+    Naming(
+        origin="huggingface",
+        family="decoder",
+        rules=DECODER_RULES,
+        before=decoder_to_huggingface,
+        after=decoder_from_huggingface,
     ),
     Naming(origin="ofa", family="ofa_mobilenet_v3", rules=_OFA_MOBILE),
     Naming(origin="ofa", family="ofa_proxyless", rules=_OFA_MOBILE),

@@ -70,10 +70,11 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return `config.json` of a Hugging Face-format folder. Raises WeightsError."""
-    return _read_json(Path(folder) / "config.json", "is this a Hugging Face-format folder?")
+    return read_json(Path(folder) / "config.json", "is this a Hugging Face-format folder?")
 
 
-def _read_json(path: Path, where_missing: str) -> dict[str, Any]:
+def read_json(path: Path, where_missing: str) -> dict[str, Any]:
+    """Return a JSON object; `where_missing` says more of a file that is absent."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +92,7 @@ def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
         return read_tensors(single)
     if not index.is_file():
         raise WeightsError(f"{folder}: holds no model.safetensors")
-    weight_map = _read_json(index, "").get("weight_map")
+    weight_map = read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(
             f"{index}: expected weight_map, an object that says for each tensor in which file it "

@@ -40,6 +40,6 @@ STREAM_OPTIONS = (
 
 BATCH_OPTIONS = (
     *("slo_ms", "overhead_ms", "subnets", "drop_hopeless", "events", "devices", "noise"),
-    *("residency", "cache_mib", "bound", "stream", "chrome_out"),
+    *("residency", "cache_mib", "bound", "stream", "chrome_out", "replicas", "routing"),
 )
 """Parameters that are of batches only."""

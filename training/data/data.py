@@ -20,6 +20,7 @@ from supernet.input import InputSpec
 from training.config import DataConfig
 from training.data.array_folder import ArrayFolder, read_array_folder
 from training.data.cifar import LAYOUTS, load_cifar
+from training.data.corpus import load_corpus
 from training.data.image_files import load_image_files
 from training.data.samples import (
     Dataset,
@@ -53,6 +54,8 @@ def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
         return load_image_files(options, seed)
     if options.name == "text":
         return load_texts(options, seed)
+    if options.name == "corpus":
+        return load_corpus(options, seed)
     if options.name in LAYOUTS:
         folder = load_cifar(options.name, Path(options.path or "data"))
         return _of_arrays(folder, options.name, options, seed)

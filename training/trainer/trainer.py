@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +29,17 @@ import torch
 
 from subnetact.device import device_name, has_fast_bf16
 from supernet.definition import SupernetDefinition
-from supernet.subnets.sort import Permutations, importance_order, permute_channels
+from supernet.family import ChannelGroup
+from supernet.subnets.extract import extract
+from supernet.subnets.sort import (
+    Permutations,
+    importance_order,
+    mean_activations,
+    permute_channels,
+)
 from training.config import TrainConfig
 from training.data.augment import DrawKey, augment, mix
-from training.data.data import epoch_batches, steps_per_epoch
+from training.data.data import drawn_batches, epoch_batches, steps_per_epoch
 from training.data.samples import Dataset, Split
 from training.strategies.make_strategy import make_strategy, total_steps
 from training.strategies.strategy import Event, SubnetTask
@@ -49,6 +56,7 @@ from training.trainer.shared_weights import SharedWeights
 
 DIVERGED_FILE = "diverged.safetensors"
 _DROPOUT = 6
+_SORT_BATCH, _SORT_SAMPLES = 8, 64  # on which activations are measured before sorting
 
 
 class TrainingDivergedError(RuntimeError):
@@ -219,7 +227,10 @@ class Trainer:
                 logits = self.weights.forward(
                     task.arch, images[mine], dropout=dropout, hidden=states
                 )
-            loss = self._loss(task, logits, labels[mine], soft)
+            each = logits[0].numel() // logits.shape[-1]  # rows of a sample: its tokens, or one
+            logits = logits.flatten(0, -2)
+            rows = slice(mine.start * each, mine.stop * each)
+            loss = self._loss(task, logits, labels[rows], soft, rows)
             if states is not None and task.hidden:
                 loss = loss + task.hidden * hidden_loss(states, soft.hidden)
             if states is not None and self._pairs:
@@ -249,14 +260,20 @@ class Trainer:
         return StepReport(self.step, self.total_steps, lr, full_loss, mean(others), len(plan))
 
     def _loss(
-        self, task: SubnetTask, logits: torch.Tensor, labels: torch.Tensor, soft: _Soft
+        self,
+        task: SubnetTask,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        soft: _Soft,
+        rows: slice,
     ) -> torch.Tensor:
+        """The loss of a pass over some `rows` of the batch, of which `soft` holds all."""
         options = self.config.loss
         if task.target == "labels":
             return label_loss(logits, labels, options.label_smoothing)
         targets = soft.teacher if soft.teacher is not None else soft.full_model
         assert targets is not None, "the full model's task, or a frozen teacher, comes first"
-        loss = distillation_loss(logits, targets[task.images(len(targets))], options)
+        loss = distillation_loss(logits, targets[rows], options)
         if task.target == "labels_and_teacher":
             loss = loss + label_loss(logits, labels, options.label_smoothing)
         return loss
@@ -276,7 +293,8 @@ class Trainer:
             logits = self.weights.forward(
                 self._largest, images, parameters=parameters, hidden=hidden
             )
-        return _Soft(None, soft_targets(logits, self.config.loss.temperature), hidden or {})
+        targets = soft_targets(logits.flatten(0, -2), self.config.loss.temperature)
+        return _Soft(None, targets, hidden or {})
 
     def _dropout(self, task: SubnetTask, batch_size: int) -> torch.Tensor | None:
         rate = self.config.loss.dropout
@@ -336,7 +354,10 @@ class Trainer:
         return DrawKey(self.config.seed, self.step, self._workers.rank)
 
     def _inputs(self, batch: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented inputs and labels on the device; labels are (B, K) shares where mixed."""
+        """Augmented inputs and labels on the device; labels are (B, K) shares where mixed.
+
+        Of running text there is a label for every token, in one row after the other.
+        """
         device, options = self.config.device, self.config.data
         x = augment(
             batch.images.to(device, non_blocking=True),
@@ -347,19 +368,32 @@ class Trainer:
         )
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True).flatten()
         return mix(x, labels, self._definition.config.num_classes, options, self._key())
 
     def _sort_channels(self) -> None:
         """Put important channels first, everywhere that knows an order, once per run."""
         groups = self._definition.family.channel_groups(self._definition.config)
-        order = importance_order(self._detached(), groups)
+        order = importance_order(self._detached(), groups, self._activations(groups))
         moments = self._optimization.state()
         for tensors in (self._detached(), moments.momentum, moments.square, moments.average):
             permute_channels(tensors, groups, order)
         if self._teacher:
             permute_channels(self._teacher, groups, order)
         self.permutation = order
+
+    def _activations(self, groups: Sequence[ChannelGroup]) -> dict[str, torch.Tensor] | None:
+        """Mean activations of the groups that are sorted by them, on drawn training samples."""
+        if all(group.activations_at is None for group in groups):
+            return None
+        net = extract(self._detached(), self._definition, self._largest)
+        batches = drawn_batches(self.data.train, _SORT_BATCH, _SORT_SAMPLES)
+        device = self.config.device
+        inputs = (
+            self.data.input.as_served(b.images.to(device), self._largest.resolution)
+            for b in batches
+        )
+        return mean_activations(net.to(device), groups, inputs)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._amp_bf16:

@@ -1,0 +1,1 @@
+"""`supernet bench decoder`: what widths, forms and slabs gain; imports `subnetact.decoding`."""

@@ -1,0 +1,198 @@
+"""`DecoderBench`: iterations at half and full width, forms of linear layers, slabs against pages.
+
+Weights are random in the shapes of SmolLM2-135M and of a decoder with a small vocabulary: time does
+not depend on their values. Ratios are of calls in turn, in one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
+from serve.bench.decoder.pages import GatheredPages
+from serve.bench.rows import Row, Tell, row
+from subnetact.decoding.attention import attend, plan_slabs
+from subnetact.decoding.extents import Run
+from subnetact.decoding.linear_forms import has_form, make_linear
+from subnetact.decoding.ragged_batch import Chunk
+from subnetact.decoding.stream_executor import StreamExecutor
+from subnetact.threads import computing_with
+from supernet.checkpoint import Checkpoint, ServedSubnet
+from supernet.definition import SupernetDefinition, define_supernet
+from supernet.subnets.cost import cost
+from supernet.subnets.subgraph import Subgraph
+from supernet.weights.expected_input import input_of
+
+PARTS = ("iteration", "linear", "attention")
+_DECODES, _CONTEXT = 8, 128
+_SMALL: dict[str, Any] = {
+    "vocab_size": 1024, "width": 512, "depth": 8, "num_heads": 8, "num_kv_heads": 4,
+    "head_dim": 64, "hidden": 1536, "max_positions": 2048,
+}  # fmt: skip
+
+
+class DecoderBench:
+    """Runs the parts that are asked for; `at_least_s` is how long each comparison is measured."""
+
+    def __init__(
+        self, *, full: bool = False, at_least_s: float = 8.0, tell: Tell = lambda text: None
+    ):
+        self._seconds = at_least_s * (4 if full else 1)
+        self._tell = tell
+
+    def run(self, parts: Sequence[str] | None = None) -> list[Row]:
+        """Return the rows of the parts (default: all). Raises ValueError for an unknown part."""
+        unknown = sorted(set(parts or ()) - set(PARTS))
+        if unknown:
+            raise ValueError(f"unknown part {', '.join(unknown)}; allowed {', '.join(PARTS)}")
+        rows: list[Row] = []
+        with computing_with(1), torch.inference_mode():
+            for part in parts or PARTS:
+                self._tell(f"decoder: {part}")
+                rows += getattr(self, f"_{part}")()
+        return rows
+
+    def _iteration(self) -> list[Row]:
+        rows: list[Row] = []
+        for name, definition in (
+            ("smollm2_135m", define_supernet("smollm2_135m")),
+            ("small_vocabulary", define_supernet("decoder_tiny", **_SMALL)),
+        ):
+            for form in ("views", "packed"):
+                if has_form(form):
+                    rows += iteration_rows(name, definition, form, self._seconds)
+        return rows
+
+    def _linear(self) -> list[Row]:
+        return linear_rows(width=576, hidden=1536, at_least_s=self._seconds)
+
+    def _attention(self) -> list[Row]:
+        return attention_rows(context=512, at_least_s=self._seconds)
+
+
+def iteration_rows(
+    name: str, definition: SupernetDefinition, form: str, at_least_s: float
+) -> list[Row]:
+    """Half over full width, 8 decodes behind 128 tokens, beside the ratio of bytes read."""
+    checkpoint = random_checkpoint(definition)
+    half, full = checkpoint.subnets
+    executor = StreamExecutor(checkpoint, capacity_tokens=4096, packing=form)
+    chunks = [Chunk(i, (1,)) for i in range(_DECODES)]
+    table = executor.cache.table
+
+    def prepare(_name: str) -> None:
+        for chunk in chunks:
+            executor.release(chunk.sequence)
+            table.reserve(chunk.sequence, _CONTEXT)
+            table.advance(chunk.sequence, _CONTEXT)
+
+    samples_s = rotated(
+        {
+            "half": lambda: executor.run(half.subnet_id, chunks),
+            "full": lambda: executor.run(full.subnet_id, chunks),
+        },
+        at_least_s,
+        prepare=prepare,
+    )
+    read = [_bytes_read(definition, subnet) for subnet in (half, full)]
+    detail = (
+        f"{_DECODES} decodes behind {_CONTEXT} tokens, 1 thread, {form}; bytes of weights read "
+        f"{read[0] / read[1]:.3f}; {medians_text(samples_s)}"
+    )
+    figure = f"decoder/{name}/{form}/iteration_half_over_full"
+    return [row(figure, paired_ratio(samples_s, "half", "full"), "ratio", detail)]
+
+
+def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) -> list[Row]:
+    """Packed and int8 over views: gate, up and down of 12 blocks, more than a cache holds."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(hidden, width), (hidden, width), (width, hidden)] * 12
+    weights = [torch.randn(shape, generator=generator) * 0.05 for shape in shapes]
+    inputs = {n: torch.randn(tokens, n, generator=generator) for n in (width, hidden)}
+    calls = {}
+    for form in ("views", "packed", "int8"):
+        if has_form(form):
+            layers = [(make_linear(form, weight), inputs[weight.shape[1]]) for weight in weights]
+            calls[form] = lambda layers=layers: [layer(x) for layer, x in layers]
+    samples_s = rotated(calls, at_least_s)
+    detail = f"{len(weights)} layers of {width} and {hidden}, {tokens} tokens, 1 thread; "
+    return [
+        row(
+            f"decoder/linear_{form}_over_views",
+            paired_ratio(samples_s, form, "views"),
+            "ratio",
+            detail + medians_text(samples_s),
+        )
+        for form in calls
+        if form != "views"
+    ]
+
+
+def attention_rows(*, context: int, at_least_s: float) -> list[Row]:
+    """One decode of each of 8 streams: slabs as views over pages of 16 that are gathered."""
+    groups, ranks, head_dim = 4, 2, 64
+    generator = torch.Generator().manual_seed(0)
+    slots = _DECODES * context
+    keys, values = (torch.randn(groups, slots, head_dim, generator=generator) for _ in range(2))
+    query = torch.randn(_DECODES, ranks, groups, head_dim, generator=generator)
+    pages = GatheredPages(keys, values, context=context, seed=0)
+
+    def by_slabs(num_slabs: int) -> list[torch.Tensor]:
+        size = context // num_slabs
+        mixed = []
+        for i in range(_DECODES):
+            # A stream's slabs lie between those of others.
+            runs = [Run((j * _DECODES + i) * size, size) for j in range(num_slabs)]
+            slabs = plan_slabs(runs, context - 1, 1, ranks)
+            views = [(keys.narrow(1, *run), values.narrow(1, *run)) for run in runs]
+            mixed.append(attend(query[i : i + 1], slabs, views))
+        return mixed
+
+    samples_s = rotated(
+        {
+            "one_extent": lambda: by_slabs(1),
+            "two_extents": lambda: by_slabs(2),
+            "pages": lambda: pages.attend(query),
+        },
+        at_least_s,
+    )
+    detail = (
+        f"{_DECODES} decodes of {context} tokens, {groups} groups of {ranks} heads of {head_dim}, "
+        f"pages of 16 tokens, 1 thread; {medians_text(samples_s)}"
+    )
+    return [
+        row(
+            f"decoder/attention_over_gathered_pages/{name}",
+            paired_ratio(samples_s, name, "pages"),
+            "ratio",
+            detail,
+        )
+        for name in ("one_extent", "two_extents")
+    ]
+
+
+def random_checkpoint(definition: SupernetDefinition) -> Checkpoint:
+    """A decoder with random weights that serves half and full width."""
+    space = definition.space
+    archs = (space.uniform(expand=0.5), space.largest)
+    return Checkpoint(
+        name=definition.family_name,
+        definition=definition,
+        input=input_of(definition, ""),
+        state={name: tensor.detach() for name, tensor in definition.build().state_dict().items()},
+        norm_statistics={arch.subnet_id: {} for arch in archs},
+        subnets=tuple(
+            ServedSubnet(arch=a, accuracy=0.0, ci95=(0.0, 1.0), **cost(definition, a)._asdict())
+            for a in archs
+        ),
+    )
+
+
+def _bytes_read(definition: SupernetDefinition, subnet: ServedSubnet) -> int:
+    """Bytes of weights that an iteration reads: all but the rows of an untied embedding."""
+    config: Any = definition.config
+    whole = Subgraph.of(definition, subnet.arch).num_bytes()
+    return whole if config.tied else whole - 4 * config.vocab_size * config.width

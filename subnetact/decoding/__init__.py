@@ -1,0 +1,1 @@
+"""Text by one resident decoder, token by token; imports `subnetact`'s root and what is below it."""

@@ -1,0 +1,64 @@
+"""`KVCache`: keys and values of many sequences in one slab per layer, read as views.
+
+Where they lie is the table's business (`extents.py`). Their shape does not depend on the width of
+the subnet that wrote them, so any subnet reads any of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from subnetact.decoding.extents import ExtentTable, Run
+
+
+class CacheShape(NamedTuple):
+    """What one token takes: layers, groups of keys and values, head dimension."""
+
+    layers: int
+    groups: int
+    head_dim: int
+
+    def token_bytes(self, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of one token's keys and values."""
+        return 2 * self.layers * self.groups * self.head_dim * dtype.itemsize
+
+
+class KVCache:
+    """Room for `capacity_tokens` tokens; keys and values are (layers, groups, slots, D)."""
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        capacity_tokens: int,
+        *,
+        block_tokens: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
+        """Raises ValueError for a capacity below one block."""
+        self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
+        slots = self.table.capacity_tokens
+        size = (shape.layers, shape.groups, slots, shape.head_dim)
+        self._keys = torch.zeros(size, dtype=dtype, device=device)
+        self._values = torch.zeros(size, dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def write(
+        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Write keys and values (T, groups, D) into slots (T,)."""
+        self._keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
+        self._values[layer].index_copy_(1, slots, values.transpose(0, 1))
+
+    def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of a run of slots, (groups, count, D) views each."""
+        return (
+            self._keys[layer].narrow(1, run.begin, run.length),
+            self._values[layer].narrow(1, run.begin, run.length),
+        )

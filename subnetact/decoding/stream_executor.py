@@ -1,0 +1,159 @@
+"""`StreamExecutor`: one iteration of many streams on one decoder, at the width that is asked for.
+
+An iteration runs decodes and parts of prompts of any length in one pass. Linear layers see all its
+rows at once, attention goes sequence by sequence over views of its slabs, logits are computed only
+for the rows that sample. The twin is the plain network on the whole context
+(`supernet/families/decoder.py`); tests hold the two equal for any split into iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from subnetact.decoding.attention import Slab, attend, plan_slabs
+from subnetact.decoding.decoder_weights import DecoderWeights, Layer
+from subnetact.decoding.extents import CacheFullError, SequenceId
+from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
+from subnetact.threads import ThreadCount
+from supernet.arch import Arch
+from supernet.checkpoint import Checkpoint
+from supernet.layers.causal import rotary_angles, rotate
+
+
+class StreamExecutor:
+    """Runs iterations; holds the keys and values of all streams until they are released."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        capacity_tokens: int = 4096,
+        block_tokens: int = 64,
+        threads: int | None = 1,
+        subnet_ids: Iterable[str] | None = None,
+        packing: str = "views",
+    ):
+        """Make the listed subnets (default: those that are served) runnable on the CPU.
+
+        `capacity_tokens` is how many tokens of all streams are kept, in blocks of `block_tokens`.
+        Raises ValueError for a checkpoint of no decoder, or a packing that is not to be had.
+        """
+        self._definition = checkpoint.definition
+        self.weights = DecoderWeights(checkpoint, subnet_ids, packing)
+        config = self.weights.config
+        self._config = config
+        shape = CacheShape(config.depth, config.num_kv_heads, config.head_dim)
+        self.cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+        self.packing, self.threads = packing, threads
+        self._thread_count = ThreadCount(threads)
+        positions = torch.arange(config.max_positions)
+        self._cos, self._sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context, in tokens."""
+        return self._config.max_positions
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        """Ids of the widths that can run."""
+        return tuple(self.weights.feed_forwards)
+
+    def add(self, arch: Arch) -> str:
+        """Make another subnet of the space runnable; return its id. Raises ValueError outside."""
+        return self.weights.add(self._definition, arch)
+
+    def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
+        """How many free tokens (whole blocks) of the cache an iteration takes."""
+        table = self.cache.table
+        return sum(table.missing_tokens(chunk.sequence, len(chunk.ids)) for chunk in chunks)
+
+    @torch.inference_mode()
+    def run(self, subnet_id: str, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Run one iteration; return logits (S, vocabulary) of the chunks that sample, in order.
+
+        Raises CacheFullError when the cache has no room for it, ValueError for chunks that can't be
+        (`RaggedBatch.of`), KeyError for a subnet that is not runnable; then nothing was changed.
+        """
+        feed_forwards = self.weights.feed_forwards[subnet_id]
+        self._thread_count.use()
+        table, config = self.cache.table, self._config
+        batch = RaggedBatch.of(
+            chunks,
+            [table.length(chunk.sequence) for chunk in chunks],
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+        )
+        missing = self.missing_tokens(chunks)
+        if missing > table.free_tokens:
+            raise CacheFullError(
+                f"the iteration needs {missing} more tokens of cache, {table.free_tokens} of "
+                f"{table.capacity_tokens} are free"
+            )
+        for chunk in chunks:
+            table.reserve(chunk.sequence, len(chunk.ids))
+        logits = self._forward(batch, feed_forwards)
+        for chunk in chunks:
+            table.advance(chunk.sequence, len(chunk.ids))
+        return logits
+
+    def release(self, sequence: SequenceId) -> None:
+        """Forget a stream: it has ended, was aborted, or will be computed again."""
+        self.cache.table.release(sequence)
+
+    def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:
+        weights, eps = self.weights, self._config.norm_eps
+        slots, plans = self._places(batch)
+        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        x = F.embedding(batch.ids, weights.embedding)
+        width = (x.shape[-1],)
+        for i, (layer, feed_forward) in enumerate(zip(weights.layers, feed_forwards, strict=True)):
+            y = F.rms_norm(x, width, layer.norm1, eps)
+            x = x + self._attention(i, layer, y, (cos, sin), slots, plans)
+            x = x + feed_forward(F.rms_norm(x, width, layer.norm2, eps))
+        sampled = F.rms_norm(x[batch.sampled_rows], width, weights.norm, eps)
+        return weights.head(sampled)
+
+    def _attention(
+        self,
+        i: int,
+        layer: Layer,
+        y: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        plans: list[tuple[slice, list[Slab]]],
+    ) -> torch.Tensor:
+        config = self._config
+        groups, head_dim = config.num_kv_heads, config.head_dim
+        cos, sin = angles
+        query = layer.q(y).view(len(y), -1, groups, head_dim)  # (T, ranks, groups, D)
+        key, value = layer.kv(y).view(len(y), 2, groups, head_dim).unbind(1)
+        if layer.q_norm is not None:
+            query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
+            key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)
+        query = rotate(query, cos[:, None, None], sin[:, None, None])
+        self.cache.write(i, slots, rotate(key, cos[:, None], sin[:, None]), value)
+        mixed = torch.empty_like(query)
+        for rows, slabs in plans:
+            views = [self.cache.view(i, slab.run) for slab in slabs]
+            mixed[rows] = attend(query[rows], slabs, views)
+        return layer.proj(mixed.flatten(1))
+
+    def _places(self, batch: RaggedBatch) -> tuple[torch.Tensor, list[tuple[slice, list[Slab]]]]:
+        """Slots (T,) of the batch's rows; of each chunk its rows and what it attends to."""
+        table = self.cache.table
+        ranks = self._config.num_heads // self._config.num_kv_heads
+        slots: list[int] = []
+        plans: list[tuple[slice, list[Slab]]] = []
+        for chunk, start in zip(batch.chunks, batch.starts, strict=True):
+            count = len(chunk.ids)
+            first = len(slots)
+            for run in table.slots(chunk.sequence, start, start + count):
+                slots += range(run.begin, run.begin + run.length)
+            runs = table.slots(chunk.sequence, 0, start + count)
+            plans.append((slice(first, first + count), plan_slabs(runs, start, count, ranks)))
+        return torch.tensor(slots, dtype=torch.long), plans

@@ -1,0 +1,83 @@
+"""`supernet generate`: continue a prompt with a decoder, at any width."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slackfit.user_errors import user_errors
+
+
+def generate(
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint folder of a decoder.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue, as it stands.")],
+    arch: Annotated[
+        str, typer.Option(help="A served subnet's id, largest, smallest, e=0.75, or JSON.")
+    ] = "largest",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to make.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the most likely token, 1 draws as trained.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    switch: Annotated[
+        str,
+        typer.Option(metavar='"SPEC@TOKEN,..."', help="Change the subnet at these output tokens."),
+    ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt as a user's message in the template.")
+    ] = False,
+    packing: Annotated[
+        str, typer.Option(help="How weights are read: views, packed or int8.")
+    ] = "views",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Write what follows a prompt to the standard output as it is made."""
+    from subnetact.decoding.extents import CacheFullError
+    from subnetact.decoding.generation import Switch
+    from subnetact.decoding.generation import generate as generated
+    from subnetact.decoding.sampling import Sampling
+    from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.decoding.switches import find_arch, parse_switches
+    from supernet.checkpoint import CheckpointError, load_checkpoint
+    from supernet.tokenizer import TextStream, Tokenizer
+
+    with user_errors(ValueError, OSError, ImportError, CacheFullError):
+        loaded = load_checkpoint(checkpoint)
+        if not loaded.definition.family.generates or loaded.text is None:
+            what = loaded.definition.family_name if loaded.text is None else "model"
+            raise CheckpointError(
+                f"{checkpoint}: a {what} without a tokenizer makes no text; "
+                "import a decoder with one (docs/decoder.md)"
+            )
+        tokenizer = Tokenizer(loaded.text)
+        message = [{"role": "user", "content": prompt}]
+        ids = tokenizer.encode_chat(message) if chat else tokenizer.encode(prompt)
+        planned = parse_switches(switch, loaded)
+        chosen = find_arch(arch, loaded)
+        config = loaded.definition.config
+        longest: int = config.max_positions  # type: ignore[attr-defined]
+        executor = StreamExecutor(
+            loaded,
+            capacity_tokens=min(len(ids) + max_tokens, longest) + 64,
+            threads=threads,
+            subnet_ids=(),
+            packing=packing,
+        )
+        for each in (chosen, *(other for _, other in planned)):
+            executor.add(each)
+        stream = TextStream(tokenizer)
+        for token in generated(
+            executor,
+            ids,
+            subnet_id=chosen.subnet_id,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature, seed),
+            eos_ids=loaded.text.eos_ids,
+            switches=[Switch(at, other.subnet_id) for at, other in planned],
+        ):
+            sys.stdout.write(stream.push(token))
+            sys.stdout.flush()
+        sys.stdout.write(stream.finish() + "\n")

@@ -1,0 +1,72 @@
+"""How good a smaller decoder is: how often it would say the same next token as the largest.
+
+The quality of a rung that policies weigh, a fraction like an accuracy. It needs no labels, only
+text; numbers are comparable on the same text and tokenizer only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from supernet.arch import Arch
+from supernet.definition import SupernetDefinition
+from supernet.subnets.extract import extract
+
+TOP1_AGREEMENT = "top1_agreement"
+"""The kind of quality measured here, as a profile names it."""
+
+
+class Agreement(NamedTuple):
+    """The share of tokens agreed on, its 95 % interval, and perplexity on the text (base e)."""
+
+    share: float
+    ci95: tuple[float, float]
+    perplexity: float
+
+
+@torch.inference_mode()
+def top1_agreement(
+    state: Mapping[str, torch.Tensor],
+    definition: SupernetDefinition,
+    archs: Sequence[Arch],
+    batches: Iterable[torch.Tensor],
+) -> dict[str, Agreement]:
+    """Compare subnets with the largest on texts (B, N); returns {subnet id: agreement}.
+
+    Raises ValueError when there is no text.
+    """
+    texts = list(batches)
+    if not texts:
+        raise ValueError("agreement needs at least one text, got none")
+    largest = extract(state, definition, definition.space.largest)
+    wanted = [largest(ids).argmax(-1) for ids in texts]
+    found: dict[str, Agreement] = {}
+    for arch in archs:
+        is_largest = arch == definition.space.largest
+        net = largest if is_largest else extract(state, definition, arch)
+        agreed, count, loss, predicted = 0, 0, 0.0, 0
+        for ids, want in zip(texts, wanted, strict=True):
+            logits = net(ids)
+            agreed += int((logits.argmax(-1) == want).sum())
+            count += want.numel()
+            followed = ids[:, 1:].flatten()
+            loss += torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), followed, reduction="sum"
+            ).item()
+            predicted += followed.numel()
+        perplexity = math.exp(min(loss / max(predicted, 1), 700.0))
+        found[arch.subnet_id] = Agreement(agreed / count, _interval(agreed, count), perplexity)
+    return found
+
+
+def _interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson, JASA 1927)."""
+    z, share = 1.959964, hits / count
+    center = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

@@ -1,0 +1,109 @@
+"""`Tokenizer`: text to ids and back, on the `tokenizers` package (extra `lm`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from supernet.text import TextSpec
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a character
+
+
+class TokenizerMissingError(ImportError):
+    """The `tokenizers` package is not installed."""
+
+
+class Tokenizer:
+    """Encodes prompts and chats, decodes ids; holds no state between calls."""
+
+    def __init__(self, text: TextSpec):
+        """Raises TokenizerMissingError without the package, ValueError for a malformed file."""
+        try:
+            from tokenizers import Tokenizer as Encoder
+        except ImportError:
+            raise TokenizerMissingError(
+                "text needs the tokenizers package: pip install 'supernet-serving[lm]'"
+            ) from None
+        try:
+            self._encoder: Any = Encoder.from_str(text.tokenizer)
+        except Exception as error:  # the package raises bare Exception
+            raise ValueError(f"the checkpoint's tokenizer.json can't be read ({error})") from None
+        self._text = text
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the tokenizer knows; a network may have more rows than that."""
+        return int(self._encoder.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text as it stands; special tokens written out are recognised."""
+        return list(self._encoder.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Return the ids of a chat, ready for the assistant's answer.
+
+        Messages have `role` and `content`. Raises ValueError without a template, or for one that
+        refuses the messages.
+        """
+        if not self._text.chat_template:
+            raise ValueError("this checkpoint has no chat template; prompt it without --chat")
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            rendered = environment.from_string(self._text.chat_template).render(
+                messages=list(messages),
+                add_generation_prompt=True,
+                bos_token=self._token(self._text.bos_id),
+                eos_token=self._token(next(iter(self._text.eos_ids), None)),
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses these messages ({error})") from None
+        return list(self._encoder.encode(rendered, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; special tokens leave no trace."""
+        return self._encoder.decode(list(ids))
+
+    def _token(self, token_id: int | None) -> str:
+        return "" if token_id is None else self._encoder.id_to_token(token_id) or ""
+
+
+class TextStream:
+    """Decodes ids as they come, holding back what is not a whole character yet.
+
+    A token may end inside a character, and may look different alone than behind another one, so
+    what is new is the difference of two decodings that begin at the same earlier token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._begin = 0  # from where ids are decoded, and
+        self._told = 0  # up to where their text was given out
+
+    def push(self, token_id: int) -> str:
+        """Take in an id; return the text that it completes, which may be empty."""
+        self._ids.append(token_id)
+        before = self._tokenizer.decode(self._ids[self._begin : self._told])
+        now = self._tokenizer.decode(self._ids[self._begin :])
+        if len(now) <= len(before) or now.endswith(_INCOMPLETE):
+            return ""
+        self._begin, self._told = self._told, len(self._ids)
+        return now[len(before) :]
+
+    def finish(self) -> str:
+        """Return what was held back, when no more ids come."""
+        before = self._tokenizer.decode(self._ids[self._begin : self._told])
+        now = self._tokenizer.decode(self._ids[self._begin :])
+        self._begin = self._told = len(self._ids)
+        return now[len(before) :]
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

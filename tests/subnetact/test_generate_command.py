@@ -1,0 +1,130 @@
+"""`supernet generate` as a user meets it: text on stdout, one clear sentence for what can't be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from serve.cli import build_app
+from supernet import Checkpoint, define_supernet, load_checkpoint, save_checkpoint
+from supernet.text import TextSpec
+from supernet.tokenizer import TextStream, Tokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+CHAT = "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}<s>"
+
+
+def byte_text(chat_template: str = CHAT) -> TextSpec:
+    """A token per byte, and two that begin and end a text."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "</s>", *letters]
+    encoder = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[])
+    )
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder.decoder = tokenizers.decoders.ByteLevel()
+    encoder.add_special_tokens(["<s>", "</s>"])
+    return TextSpec(tokenizer=encoder.to_str(), chat_template=chat_template, bos_id=0, eos_ids=(1,))
+
+
+@pytest.fixture(scope="module")
+def folder(make_decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder with random weights and a tokenizer of bytes."""
+    made: Checkpoint = make_decoder(define_supernet("decoder_tiny", vocab_size=258))
+    folder: Path = tmp_path_factory.mktemp("text") / "decoder"
+    save_checkpoint(replace(made, text=byte_text()), folder)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    command = ["generate", "--checkpoint", str(folder), *arguments]
+    return CliRunner().invoke(build_app(["generate"]), command)
+
+
+def test_the_text_travels_with_the_checkpoint(folder: Path) -> None:
+    assert (folder / "tokenizer.json").is_file()
+    assert load_checkpoint(folder).text == byte_text()
+
+
+def test_a_text_is_made_at_any_width_and_the_same_each_time(folder: Path) -> None:
+    made = {}
+    for arguments in (
+        (),
+        ("--arch", "smallest"),
+        ("--switch", "e=0.25@3"),
+        ("--temperature", "1", "--seed", "4"),
+        ("--chat",),
+    ):
+        result = run(folder, "--prompt", "Once upon", "--max-tokens", "12", *arguments)
+        assert result.exit_code == 0, result.output
+        made[arguments] = result.stdout
+        again = run(folder, "--prompt", "Once upon", "--max-tokens", "12", *arguments)
+        assert again.stdout == result.stdout
+    assert len(set(made.values())) == len(made)
+    assert made[()][:2] == made["--switch", "e=0.25@3"][:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", ""), "the prompt is empty"),
+        (("--prompt", "x" * 300), "the prompt has 300 tokens, allowed 256"),
+        (("--prompt", "x", "--arch", "e=0.3"), "is 0.3, allowed 0.25, 0.5, 0.75, 1"),
+        (("--prompt", "x", "--switch", "half@2"), "'half' is not LETTER=NUMBER"),
+        (("--prompt", "x", "--packing", "int4"), "allowed views, packed, int8"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(
+    folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run(folder, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_checkpoints_that_make_no_text_are_told(
+    decoder: Checkpoint, checkpoint_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(decoder, tmp_path / "bare")
+    for source in (tmp_path / "bare", checkpoint_folder):
+        result = run(source, "--prompt", "x")
+        assert result.exit_code == 2
+        assert "makes no text; import a decoder with one" in result.stderr
+    tampered = tmp_path / "tampered"
+    save_checkpoint(load_checkpoint(folder), tampered)
+    (tampered / "tokenizer.json").write_text("{}")
+    assert "its digest is not the one" in run(tampered, "--prompt", "x").stderr
+    save_checkpoint(decoder, tampered)  # without a text: the file of before goes
+    assert not (tampered / "tokenizer.json").exists()
+    assert load_checkpoint(tampered).text is None
+
+
+def test_half_a_character_is_held_back() -> None:
+    tokenizer = Tokenizer(byte_text())
+    text = "naïve \U0001f600 end"
+    ids = tokenizer.encode(text)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.finish() == text
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+    assert "" in pieces
+    half = TextStream(tokenizer)
+    assert half.push(tokenizer.encode("ï")[0]) == ""
+    assert half.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_chat_is_rendered_by_the_template() -> None:
+    tokenizer = Tokenizer(byte_text())
+    rendered = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert rendered == tokenizer.encode("<s>user:hi</s><s>")
+    assert rendered[0] == 0
+    with pytest.raises(ValueError, match="has no chat template; prompt it without --chat"):
+        Tokenizer(byte_text("")).encode_chat([{"role": "user", "content": "hi"}])
+    refusing = Tokenizer(byte_text("{{ raise_exception('only users') }}"))
+    with pytest.raises(ValueError, match="refuses these messages .only users"):
+        refusing.encode_chat([{"role": "system", "content": "hi"}])
