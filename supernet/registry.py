@@ -34,6 +34,7 @@ _BUILT_IN = (
     "supernet.families.efficientnet_lite",
     "supernet.families.vit",
     "supernet.families.bert",
+    "supernet.families.graph_sage",
 )
 _ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}
