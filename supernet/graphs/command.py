@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
@@ -129,6 +129,6 @@ def _print(graph: GraphStore, folder: Path) -> None:
     )
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None

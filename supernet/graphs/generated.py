@@ -56,7 +56,7 @@ def heterophilous(
     degree: int = 8,
     homophily: float = 0.1,
     num_features: int = 64,
-    signal: float = 1.1,
+    signal: float = 2.0,
     train_per_class: int = 20,
     seed: int = 0,
 ) -> GraphStore:
@@ -79,7 +79,7 @@ def heterophilous(
     indptr, indices = neighbour_lists(sources, targets, num_nodes, undirected=True)
     means = rng.standard_normal((num_classes, num_features))
     means *= signal / np.linalg.norm(means, axis=1, keepdims=True)
-    features = means[labels] + rng.standard_normal((num_nodes, num_features)) / num_features**0.5
+    features = means[labels] + rng.standard_normal((num_nodes, num_features))
     train = np.concatenate([ids[:train_per_class] for ids in members])
     rest = rng.permutation(np.setdiff1d(np.arange(num_nodes), train))
     ids = {"train": train, "validation": rest[:500], "test": rest[500:1500]}

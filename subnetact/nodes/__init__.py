@@ -1,0 +1,1 @@
+"""Subnets of a graph network on sampled neighbourhoods, on a CPU."""
