@@ -101,7 +101,7 @@ class DrainFit:
         self.drop_hopeless = drop_hopeless
         self._reserve = reserve
         self._quantile = quantile
-        self._twins = Twins()
+        self._twins: Twins[DrainFit] = Twins()
         self.lay_out(profile)
 
     def decide(self, view: View, now_s: float) -> Decision | None:

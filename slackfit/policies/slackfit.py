@@ -69,7 +69,7 @@ class SlackFit:
         # The largest limit below the slack, or at most the slack.
         self._bisect = bisect_left if variant == "pair" else bisect_right
         self._variant = variant
-        self._twins = Twins()
+        self._twins: Twins[SlackFit] = Twins()
         self.lay_out(profile)
 
     def decide(self, view: View, now_s: float) -> Decision | None:

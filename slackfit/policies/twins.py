@@ -8,7 +8,7 @@ out takes long beside a decision, so copies are kept.
 from __future__ import annotations
 
 from copy import copy
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from slackfit.profile import LatencyProfile
 
@@ -26,14 +26,14 @@ class LaidOut(Protocol):
 _Policy = TypeVar("_Policy", bound=LaidOut)
 
 
-class Twins:
+class Twins(Generic[_Policy]):
     """The copies of one policy, by profile."""
 
     __slots__ = ("_kept",)
 
     def __init__(self) -> None:
         # A profile that is kept alive here shares its id with no other.
-        self._kept: dict[int, tuple[LatencyProfile, LaidOut]] = {}
+        self._kept: dict[int, tuple[LatencyProfile, _Policy]] = {}
 
     def of(self, policy: _Policy, profile: LatencyProfile) -> _Policy:
         """Return `policy` as laid out for `profile`."""
@@ -44,4 +44,4 @@ class Twins:
             twin = copy(policy)
             twin.lay_out(profile)
             known = self._kept[id(profile)] = (profile, twin)
-        return known[1]  # type: ignore[return-value]  # copies of `policy` alone are kept
+        return known[1]

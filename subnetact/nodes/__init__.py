@@ -1,1 +1,1 @@
-"""Subnets of a graph network on sampled neighbourhoods, on a CPU."""
+"""Subnets of a graph network, on a CPU; imports `subnetact`'s root, its views and `supernet`."""

@@ -13,10 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from supernet.arch import Arch
-from supernet.graphs.find_sampler import Sampler
+from supernet.graphs.find_sampler import NeighbourSampler
 from supernet.graphs.graph_store import GraphStore
 from supernet.graphs.sampler import SampledNodes
-from supernet.layers.neighbours import Hop, mean_of
 from supernet.slicing import leading_slice
 
 
@@ -48,7 +47,9 @@ class MeanForward:
         self._head = (views["head.weight"].T, views["head.bias"])
         self.fanout = arch.fanout
 
-    def logits(self, graph: GraphStore, sampled: SampledNodes, sampler: Sampler) -> torch.Tensor:
+    def logits(
+        self, graph: GraphStore, sampled: SampledNodes, sampler: NeighbourSampler
+    ) -> torch.Tensor:
         """(nodes that were asked, each once; num_classes) logits."""
         hops = sampled.hops
         first = self._layers[0]
@@ -60,10 +61,10 @@ class MeanForward:
             means = sampler.mean_features(graph.features, sampled.nodes, hops[-1])
             h = h.addmm_(torch.from_numpy(means), first.neighbours)
         h = F.relu_(h)
-        for layer, sampled_hop in zip(self._layers[1:], reversed(hops[:-1]), strict=True):
+        for layer, hop in zip(self._layers[1:], reversed(hops[:-1]), strict=True):
             assert layer.neighbours is not None, "blocks beyond the first read neighbours"
-            hop = Hop(torch.from_numpy(sampled_hop.indptr), torch.from_numpy(sampled_hop.indices))
-            mine = h[: hop.num_nodes]
-            out = torch.addmm(layer.bias, mine, layer.own).addmm_(mean_of(h, hop), layer.neighbours)
+            mine = h[: len(hop.indptr) - 1]
+            means = torch.from_numpy(sampler.mean_rows(h.numpy(), hop))
+            out = torch.addmm(layer.bias, mine, layer.own).addmm_(means, layer.neighbours)
             h = mine + F.relu_(out)
         return torch.addmm(self._head[1], h, self._head[0])

@@ -8,6 +8,7 @@ of a batch reach are read and computed once. Mean aggregation runs straight from
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class NodeExecutor(StagingExecutor):
 
         `plain` runs the twin of the fast path; `seed` is what sampled hops are drawn with. Raises
         CheckpointError for a graph that does not fit the weights or a subnet that is not served,
-        GraphError for files that are missing or malformed, ValueError for a number below one.
+        GraphDataError for files that are missing or malformed, ValueError for a number below one.
         """
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
@@ -69,7 +70,8 @@ class NodeExecutor(StagingExecutor):
         self._actuator = Actuator(self._net, definition)
         self._archs: dict[str, Arch] = {}
         self._fast: dict[str, MeanForward] = {}
-        is_mean = definition.config.aggregator == "mean"  # type: ignore[attr-defined]
+        config: Any = definition.config
+        is_mean = config.aggregator == "mean"
         for subnet_id in checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids):
             arch = checkpoint.subnet(subnet_id).arch
             self._archs[self._actuator.register(arch, {})] = arch
@@ -161,7 +163,8 @@ def _graph_of(checkpoint: Checkpoint) -> GraphStore:
 
 
 def _check_features(checkpoint: Checkpoint, graph: GraphStore) -> None:
-    expected = checkpoint.definition.config.num_features  # type: ignore[attr-defined]
+    config: Any = checkpoint.definition.config
+    expected = config.num_features
     if graph.num_features != expected:
         raise CheckpointError(
             f"graph {graph.name!r} has {graph.num_features} features a node, the weights of "

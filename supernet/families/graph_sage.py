@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torch import nn
 from supernet.arch import ALL_NEIGHBOURS, Arch
 from supernet.family import ChannelGroup
 from supernet.layers.blocks import BlockSequence
-from supernet.layers.neighbours import AGGREGATORS, Hop, Neighbourhood, SageLayer, Stream
+from supernet.layers.neighbours import AGGREGATORS, Hop, Neighbourhood, SageLayer
 from supernet.registry import supernet_family
 from supernet.space import SearchSpace
 
@@ -138,9 +139,8 @@ class GraphSage(nn.Module):
 
     def forward_features(self, neighbourhood: Neighbourhood) -> torch.Tensor:
         """The asked nodes' last hidden states (B, width)."""
-        stream: Stream = self.first((neighbourhood.features, neighbourhood.hops))
-        stream = self.blocks(stream)  # type: ignore[arg-type, assignment]
-        return stream[0]
+        stream: Any = self.first((neighbourhood.features, neighbourhood.hops))
+        return self.blocks(stream)[0]
 
     def forward(self, neighbourhood: Neighbourhood) -> torch.Tensor:
         return self.head(self.forward_features(neighbourhood))

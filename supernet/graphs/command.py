@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from supernet.graphs.graph_store import GraphError, GraphStore, open_graph
+from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
 graph_app = typer.Typer(
     no_args_is_help=True,
@@ -52,9 +52,9 @@ def convert(
         elif chosen == "ogb":
             graph = read_ogb(source, undirected=not directed)
         else:
-            raise GraphError(f"--from is {chosen!r}, allowed {_KINDS}")
+            raise GraphDataError(f"--from is {chosen!r}, allowed {_KINDS}")
         _print(graph.save(out), out)
-    except (GraphError, OSError) as error:
+    except (GraphDataError, OSError) as error:
         _fail(error)
 
 
@@ -77,9 +77,9 @@ def generate(
         elif kind == "heterophilous":
             graph = heterophilous(seed=seed)
         else:
-            raise GraphError(f"KIND is {kind!r}, allowed power-law, heterophilous")
+            raise GraphDataError(f"KIND is {kind!r}, allowed power-law, heterophilous")
         _print(graph.save(out), out)
-    except (GraphError, OSError) as error:
+    except (GraphDataError, OSError) as error:
         _fail(error)
 
 
@@ -91,7 +91,7 @@ def info(
     """Print the sizes of a graph and how its degrees are spread."""
     try:
         graph = open_graph(folder)
-    except (GraphError, OSError) as error:
+    except (GraphDataError, OSError) as error:
         _fail(error)
     if json_:
         sys.stdout.write(json.dumps(_figures(graph)) + "\n")

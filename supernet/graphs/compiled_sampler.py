@@ -58,6 +58,11 @@ def mean_features(features: np.ndarray, nodes: np.ndarray, hop: SampledHop) -> n
     return _means(features, nodes, hop.indptr, hop.indices)
 
 
+def mean_rows(rows: np.ndarray, hop: SampledHop) -> np.ndarray:
+    """(n, C) float32: of each list of the hop the mean of its rows, zeros if empty."""
+    return _row_means(rows, hop.indptr, hop.indices)
+
+
 def _seed_key(seed: int) -> np.uint64:
     return np.uint64(_hashed(np.uint64(seed & (2**64 - 1))))
 
@@ -176,6 +181,23 @@ def _gathered(features: Any, nodes: Any) -> Any:
         node = nodes[i]
         for c in range(features.shape[1]):
             out[i, c] = features[node, c]
+    return out
+
+
+@_compiled
+def _row_means(rows: Any, indptr: Any, positions: Any) -> Any:
+    width = rows.shape[1]
+    out = np.zeros((len(indptr) - 1, width), dtype=np.float32)
+    for i in range(len(indptr) - 1):
+        count = indptr[i + 1] - indptr[i]
+        for j in range(indptr[i], indptr[i + 1]):
+            position = positions[j]
+            for c in range(width):
+                out[i, c] += rows[position, c]
+        if count:
+            scale = np.float32(1.0) / np.float32(count)
+            for c in range(width):
+                out[i, c] *= scale
     return out
 
 

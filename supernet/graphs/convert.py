@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from supernet.graphs.edges import neighbour_lists
-from supernet.graphs.graph_store import GraphError, GraphStore
+from supernet.graphs.graph_store import GraphDataError, GraphStore
 from supernet.graphs.tables import open_text, read_numbers
 
 _OGB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
@@ -40,7 +40,7 @@ def read_edge_list(
     if matrix is None:
         matrix = np.log1p(np.diff(indptr)).astype(np.float32)[:, None]
     if given is not None and len(given) != num_nodes:
-        raise GraphError(f"{labels}: {len(given)} labels for {num_nodes} nodes")
+        raise GraphDataError(f"{labels}: {len(given)} labels for {num_nodes} nodes")
     return GraphStore(
         name=path.name.partition(".")[0],
         indptr=indptr,
@@ -63,13 +63,13 @@ def read_planetoid(path: Path) -> GraphStore:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise GraphError(f"{path}: no such file") from None
+        raise GraphDataError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
-        raise GraphError(f"{path}: not an .npz archive ({error})") from None
+        raise GraphDataError(f"{path}: not an .npz archive ({error})") from None
     wanted = {"feat_data", "feat_indices", "feat_indptr", "feat_shape", "edges", "labels"}
     missing = sorted((wanted | {"train", "val", "test"}) - arrays.keys())
     if missing:
-        raise GraphError(f"{path}: lacks the arrays {', '.join(missing)}")
+        raise GraphDataError(f"{path}: lacks the arrays {', '.join(missing)}")
     features = _bag_of_words(arrays)
     edges, num_nodes = arrays["edges"].astype(np.int64), len(features)
     _check_ends(path, edges, np.arange(1, len(edges) + 1), num_nodes, what="edges")
@@ -95,7 +95,7 @@ def read_ogb(folder: Path, *, undirected: bool = True) -> GraphStore:
     num_nodes = int(counts.sum())
     features = _matrix(_either(raw / "node-feat.csv"))
     if len(features) != num_nodes:
-        raise GraphError(
+        raise GraphDataError(
             f"{_either(raw / 'node-feat.csv')}: {len(features)} rows for {num_nodes} nodes"
         )
     path = _either(raw / "edge.csv")
@@ -104,7 +104,9 @@ def read_ogb(folder: Path, *, undirected: bool = True) -> GraphStore:
     indptr, indices = neighbour_lists(edges[:, 0], edges[:, 1], num_nodes, undirected=undirected)
     labels = _labels(_either(raw / "node-label.csv"))
     if len(labels) != num_nodes:
-        raise GraphError(f"{raw / 'node-label.csv'}: {len(labels)} labels for {num_nodes} nodes")
+        raise GraphDataError(
+            f"{raw / 'node-label.csv'}: {len(labels)} labels for {num_nodes} nodes"
+        )
     return GraphStore(
         name=folder.name,
         indptr=indptr,
@@ -127,12 +129,12 @@ def _ogb_splits(folder: Path, num_nodes: int) -> Iterator[tuple[str, np.ndarray]
 
 
 def _either(path: Path) -> Path:
-    """The file, or the same compressed. Raises GraphError when there is neither."""
+    """The file, or the same compressed. Raises GraphDataError when there is neither."""
     packed = path.with_name(path.name + ".gz")
     for each in (path, packed):
         if each.exists():
             return each
-    raise GraphError(f"{path}: no such file, nor {packed.name}")
+    raise GraphDataError(f"{path}: no such file, nor {packed.name}")
 
 
 def _matrix(path: Path) -> np.ndarray:
@@ -141,9 +143,11 @@ def _matrix(path: Path) -> np.ndarray:
         try:
             matrix = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise GraphError(f"{path}: not a readable .npy file ({error})") from None
+            raise GraphDataError(f"{path}: not a readable .npy file ({error})") from None
         if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
-            raise GraphError(f"{path}: holds {matrix.dtype} {matrix.shape}, expected (nodes, F)")
+            raise GraphDataError(
+                f"{path}: holds {matrix.dtype} {matrix.shape}, expected (nodes, F)"
+            )
         numbers = np.arange(1, len(matrix) + 1)
     else:
         with open_text(path) as file:
@@ -151,7 +155,7 @@ def _matrix(path: Path) -> np.ndarray:
         matrix, numbers = read_numbers(path, columns=columns, whole=False)
     wrong = np.flatnonzero(~np.isfinite(matrix).all(1))
     if len(wrong):
-        raise GraphError(f"{path}, row {numbers[wrong[0]]}: a feature is NaN or infinite")
+        raise GraphDataError(f"{path}, row {numbers[wrong[0]]}: a feature is NaN or infinite")
     return np.ascontiguousarray(matrix, dtype=np.float32)
 
 
@@ -174,11 +178,11 @@ def _num_nodes(matrix: np.ndarray | None, labels: np.ndarray | None, edges: np.n
 def _check_ends(
     path: Path, edges: np.ndarray, numbers: np.ndarray, num_nodes: int, what: str = ""
 ) -> None:
-    """Raise GraphError for the first row that names a node that there is not."""
+    """Raise GraphDataError for the first row that names a node that there is not."""
     wrong = np.argwhere((edges < 0) | (edges >= num_nodes))
     if len(wrong):
         row, column = wrong[0]
-        raise GraphError(
+        raise GraphDataError(
             f"{path}, {what + ' ' if what else ''}row {numbers[row]}: node {edges[row, column]}, "
             f"allowed 0 to {num_nodes - 1}"
         )

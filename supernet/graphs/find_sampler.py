@@ -14,7 +14,7 @@ from supernet.graphs.graph_store import GraphStore
 from supernet.graphs.sampler import SampledHop, SampledNodes
 
 
-class Sampler(NamedTuple):
+class NeighbourSampler(NamedTuple):
     """A way to sample; `name` is `compiled` or `plain`, as reports say it."""
 
     name: str
@@ -22,21 +22,23 @@ class Sampler(NamedTuple):
     drawn_neighbours: Callable[[GraphStore, np.ndarray, int, int], tuple[np.ndarray, np.ndarray]]
     gathered: Callable[[np.ndarray, np.ndarray], np.ndarray]
     mean_features: Callable[[np.ndarray, np.ndarray, SampledHop], np.ndarray]
+    mean_rows: Callable[[np.ndarray, SampledHop], np.ndarray]
 
 
 @cache
-def find_sampler() -> Sampler:
+def find_sampler() -> NeighbourSampler:
     """Return the fastest sampler that there is here (the extra `fast` brings numba)."""
     if find_spec("numba") is None:
         return PLAIN
     from supernet.graphs import compiled_sampler as compiled
 
-    return Sampler(
+    return NeighbourSampler(
         "compiled",
         compiled.sample,
         compiled.drawn_neighbours,
         compiled.gathered,
         compiled.mean_features,
+        compiled.mean_rows,
     )
 
 
@@ -45,14 +47,19 @@ def _gathered(features: np.ndarray, nodes: np.ndarray) -> np.ndarray:
 
 
 def _mean_features(features: np.ndarray, nodes: np.ndarray, hop: SampledHop) -> np.ndarray:
+    return _mean_rows(features, hop._replace(indices=nodes[hop.indices]))
+
+
+def _mean_rows(rows: np.ndarray, hop: SampledHop) -> np.ndarray:
     counts = np.diff(hop.indptr)
-    means = np.zeros((len(counts), features.shape[1]), dtype=np.float32)
+    means = np.zeros((len(counts), rows.shape[1]), dtype=np.float32)
     full = np.flatnonzero(counts)
     if len(full):
-        rows = np.asarray(features[nodes[hop.indices]])
-        sums = np.add.reduceat(rows, hop.indptr[:-1][full], axis=0)
+        sums = np.add.reduceat(np.asarray(rows[hop.indices]), hop.indptr[:-1][full], axis=0)
         means[full] = sums / counts[full, None].astype(np.float32)
     return means
 
 
-PLAIN = Sampler("plain", sampler.sample, sampler.drawn_neighbours, _gathered, _mean_features)
+PLAIN = NeighbourSampler(
+    "plain", sampler.sample, sampler.drawn_neighbours, _gathered, _mean_features, _mean_rows
+)

@@ -17,35 +17,36 @@ def power_law(
     num_edges: int = 8_000_000,
     num_features: int = 128,
     num_classes: int = 8,
-    exponent: float = 0.6,
+    exponent: float = 0.7,
+    hub_share: float = 0.9,
     seed: int = 0,
 ) -> GraphStore:
     """A graph whose degrees fall off as a power law (Chung and Lu, PNAS 2002), directed.
 
-    An edge's target is uniform, so nodes read about `num_edges / num_nodes` others, Poisson; half
-    of the edges run the other way, from a uniform node to one drawn with probability proportional
-    to rank ** -exponent: hubs are read from often, and read much. Loops and repeated edges are left
-    out, so a few per cent are missing. Features are standard normal, labels uniform.
+    A hub is drawn with probability proportional to rank ** -exponent. A share `hub_share` of the
+    edges makes hubs read uniform nodes, the rest uniform nodes read hubs: so most nodes read
+    a few others, and some of those read thousands. Loops and repeated edges are left out. Features
+    are standard normal, labels uniform.
     """
     rng = np.random.default_rng((seed, 0))
     weights = np.arange(1, num_nodes + 1, dtype=np.float64) ** -exponent
     edges_of = np.cumsum(weights) / weights.sum()
     hubs = rng.permutation(num_nodes)[np.searchsorted(edges_of, rng.random(num_edges))]
     others = rng.integers(0, num_nodes, num_edges)
-    half = num_edges // 2
-    sources = np.concatenate([others[:half], hubs[half:]])
-    targets = np.concatenate([hubs[:half], others[half:]])
+    cut = round(num_edges * hub_share)
+    sources = np.concatenate([others[:cut], hubs[cut:]])
+    targets = np.concatenate([hubs[:cut], others[cut:]])
     indptr, indices = neighbour_lists(sources, targets, num_nodes, undirected=False)
     features = rng.standard_normal((num_nodes, num_features), dtype=np.float32)
     labels = rng.integers(0, num_classes, num_nodes).astype(np.int32)
     return GraphStore(
-        name=f"power-law-{num_nodes}",
+        name=f"power-law-{num_nodes}-{num_edges}",
         indptr=indptr,
         indices=indices,
         features=features,
         labels=labels,
         classes=tuple(map(str, range(num_classes))),
-        source=f"generated: power_law, exponent {exponent}, seed {seed}",
+        source=f"generated: power_law, exponent {exponent}, hub share {hub_share}, seed {seed}",
     )
 
 

@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 _NAMES = ("indptr", "indices", "features")
 
 
-class GraphError(ValueError):
+class GraphDataError(ValueError):
     """A graph's files are missing, malformed, or contradict each other."""
 
 
@@ -103,7 +103,7 @@ class GraphStore:
 
 
 def open_graph(folder: str | Path) -> GraphStore:
-    """Map the files of a graph folder. Raises GraphError naming the file at fault."""
+    """Map the files of a graph folder. Raises GraphDataError naming the file at fault."""
     source = Path(folder)
     header = _header(source)
     arrays: dict[str, Any] = {name: _mapped(source / f"{name}.npy") for name in _NAMES}
@@ -127,13 +127,13 @@ def _header(source: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GraphError(
+        raise GraphDataError(
             f"{path}: no such file; make a graph folder with `supernet graph convert`"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GraphError(f"{path}: not JSON ({error})") from None
+        raise GraphDataError(f"{path}: not JSON ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise GraphError(f"{path}: expected an object with format {FORMAT}")
+        raise GraphDataError(f"{path}: expected an object with format {FORMAT}")
     return header
 
 
@@ -141,9 +141,9 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise GraphError(f"{path}: no such file; the graph folder is incomplete") from None
+        raise GraphDataError(f"{path}: no such file; the graph folder is incomplete") from None
     except (ValueError, OSError, EOFError) as error:
-        raise GraphError(f"{path}: not a readable .npy file ({error})") from None
+        raise GraphDataError(f"{path}: not a readable .npy file ({error})") from None
 
 
 def _check(graph: GraphStore) -> None:
@@ -153,28 +153,28 @@ def _check(graph: GraphStore) -> None:
     _check_kind(where, "indices", indices, np.int32, 1)
     _check_kind(where, "features", graph.features, np.float32, 2)
     if len(indptr) < 2 or indptr[0] != 0 or np.any(np.diff(indptr) < 0):
-        raise GraphError(f"{where}: indptr must begin at 0 and never fall, for 1 node or more")
+        raise GraphDataError(f"{where}: indptr must begin at 0 and never fall, for 1 node or more")
     if indptr[-1] != len(indices):
-        raise GraphError(f"{where}: indptr ends at {indptr[-1]} of {len(indices)} indices")
+        raise GraphDataError(f"{where}: indptr ends at {indptr[-1]} of {len(indices)} indices")
     num_nodes = graph.num_nodes
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < num_nodes:
         at = int(np.argmax((indices < 0) | (indices >= num_nodes)))
-        raise GraphError(
+        raise GraphDataError(
             f"{where}: indices[{at}] is node {indices[at]}, allowed 0 to {num_nodes - 1}"
         )
     if len(graph.features) != num_nodes:
-        raise GraphError(f"{where}: features of {len(graph.features)} nodes for {num_nodes}")
+        raise GraphDataError(f"{where}: features of {len(graph.features)} nodes for {num_nodes}")
     if graph.labels is not None:
         _check_kind(where, "labels", graph.labels, np.int32, 1)
         if len(graph.labels) != num_nodes:
-            raise GraphError(f"{where}: labels of {len(graph.labels)} nodes for {num_nodes}")
+            raise GraphDataError(f"{where}: labels of {len(graph.labels)} nodes for {num_nodes}")
     for name, ids in graph.splits.items():
         _check_kind(where, name, ids, np.int32, 1)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_nodes:
-            raise GraphError(f"{where}: {name} names a node outside 0 to {num_nodes - 1}")
+            raise GraphDataError(f"{where}: {name} names a node outside 0 to {num_nodes - 1}")
 
 
 def _check_kind(where: str, name: str, array: np.ndarray, dtype: Any, dims: int) -> None:
     if array.dtype != dtype or array.ndim != dims:
         wanted = f"{np.dtype(dtype).name} of {dims} dimension{'s' * (dims > 1)}"
-        raise GraphError(f"{where}: {name} is {array.dtype} {array.shape}, expected {wanted}")
+        raise GraphDataError(f"{where}: {name} is {array.dtype} {array.shape}, expected {wanted}")

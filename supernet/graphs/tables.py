@@ -9,26 +9,26 @@ from typing import IO, cast
 
 import numpy as np
 
-from supernet.graphs.graph_store import GraphError
+from supernet.graphs.graph_store import GraphDataError
 
 _ROWS_AT_ONCE = 200_000
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a text file, compressed or not. Raises GraphError when there is none."""
+    """Open a text file, compressed or not. Raises GraphDataError when there is none."""
     try:
         if path.suffix == ".gz":
             return cast("IO[str]", gzip.open(path, "rt", encoding="utf-8"))
         return path.open(encoding="utf-8")
     except OSError as error:
-        raise GraphError(f"{path}: not readable ({error.strerror})") from None
+        raise GraphDataError(f"{path}: not readable ({error.strerror})") from None
 
 
 def read_numbers(path: Path, *, columns: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return rows (n, columns), int64 or float32, and the number of each in the file (n,).
 
     Rows that are empty or begin with `#` are passed over, and a first one of words. Raises
-    GraphError naming file and row for another number of columns, or what is no number.
+    GraphDataError naming file and row for another number of columns, or what is no number.
     """
     dtype = np.int64 if whole else np.float32
     parts, numbers = [np.empty((0, columns), dtype)], [np.empty(0, np.int64)]
@@ -43,7 +43,7 @@ def read_numbers(path: Path, *, columns: int, whole: bool) -> tuple[np.ndarray, 
                 numbers.append(np.array([number for number, _ in rows], dtype=np.int64))
                 first += len(lines)
         except (UnicodeDecodeError, EOFError, OSError) as error:
-            raise GraphError(f"{path}: not a text file ({error})") from None
+            raise GraphDataError(f"{path}: not a text file ({error})") from None
     return np.concatenate(parts), np.concatenate(numbers)
 
 
@@ -55,7 +55,7 @@ def _split(lines: list[str], first: int) -> list[tuple[int, list[str]]]:
 def _parsed(path: Path, rows: list[tuple[int, list[str]]], columns: int, dtype: type) -> np.ndarray:
     for number, cells in rows:
         if len(cells) != columns:
-            raise GraphError(f"{path}, row {number}: {len(cells)} columns, expected {columns}")
+            raise GraphDataError(f"{path}, row {number}: {len(cells)} columns, expected {columns}")
     try:
         return np.array([cells for _, cells in rows], dtype=dtype).reshape(-1, columns)
     except (ValueError, OverflowError):
@@ -63,7 +63,7 @@ def _parsed(path: Path, rows: list[tuple[int, list[str]]], columns: int, dtype: 
             for cell in cells:
                 if not _is_number(cell) or (dtype is np.int64 and not _is_whole(cell)):
                     kind = "a whole number" if dtype is np.int64 else "a number"
-                    raise GraphError(f"{path}, row {number}: {cell!r} is not {kind}") from None
+                    raise GraphDataError(f"{path}, row {number}: {cell!r} is not {kind}") from None
         raise
 
 

@@ -1,1 +1,1 @@
-"""Training on the nodes of a graph: the whole graph at once, a teacher, layer-pair distillation."""
+"""Training on all nodes of a graph, and its teachers; imports `training.trainer`, `evaluation`."""

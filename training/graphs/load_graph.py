@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from supernet.graphs.convert import read_planetoid
-from supernet.graphs.graph_store import GraphError, GraphStore, open_graph
+from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
 NAMED = ("cora", "citeseer")
 DATA_DIR = "SUPERNET_DATA_DIR"
@@ -15,12 +15,12 @@ DATA_DIR = "SUPERNET_DATA_DIR"
 def load_graph(path: str) -> GraphStore:
     """Open a folder, or read an .npz; `cora` and `citeseer` are below SUPERNET_DATA_DIR.
 
-    Raises GraphError saying where it was looked for.
+    Raises GraphDataError saying where it was looked for.
     """
     if path in NAMED:
         root = os.environ.get(DATA_DIR)
         if not root:
-            raise GraphError(
+            raise GraphDataError(
                 f"data.path is {path}: set {DATA_DIR} to the folder that has planetoid/{path}.npz, "
                 "or give data.path a graph folder or an .npz file"
             )

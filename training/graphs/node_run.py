@@ -46,7 +46,7 @@ def train_nodes(
     """Run `config` into folder `out` and return the checkpoint, None when it was stopped.
 
     `graph/` in the folder holds the graph (one that is a folder already stays where it is),
-    `replay/` the test nodes with their labels. Raises ConfigError, GraphError.
+    `replay/` the test nodes with their labels. Raises ConfigError, GraphDataError.
     """
     if resume or (out / HEADER).exists():
         raise ConfigError(

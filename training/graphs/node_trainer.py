@@ -147,8 +147,9 @@ def watched_nodes(definition: SupernetDefinition) -> list[Arch]:
     space = definition.space
     found: list[Arch] = []
     for depth in space.depth[0]:
-        fanouts = (space.fanout[0], space.fanout[-1]) if depth else (space.fanout[-1],)
-        found += [space.uniform(depth=depth, fanout=f) for f in fanouts]  # type: ignore[arg-type]
+        choices = space.block_choices("fanout", 0)
+        fanouts = (choices[0], choices[-1]) if depth else (choices[-1],)
+        found += [space.uniform(depth=depth, fanout=f) for f in fanouts]
     return list(dict.fromkeys(found))
 
 

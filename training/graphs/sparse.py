@@ -73,7 +73,8 @@ class SparseMatrix:
 
     def product(self, dense: torch.Tensor) -> torch.Tensor:
         """(m, C) to (n, C), differentiable in `dense`."""
-        return _Product.apply(dense, self._rows, self._columns)  # type: ignore[no-any-return]
+        product: Any = _Product.apply(dense, self._rows, self._columns)
+        return product
 
 
 class _Product(torch.autograd.Function):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from supernet import Arch, SupernetDefinition
 from supernet.arch import ALL_NEIGHBOURS
 from supernet.graphs.find_sampler import find_sampler
-from supernet.graphs.graph_store import GraphError, GraphStore
+from supernet.graphs.graph_store import GraphDataError, GraphStore
 from supernet.layers.neighbours import Hop, Neighbourhood
 from training.graphs.sparse import SparseMatrix
 
@@ -49,11 +50,11 @@ class WholeGraph:
     """Features, labels and splits of all nodes, and the means that layers take over neighbours."""
 
     def __init__(self, graph: GraphStore):
-        """Raises GraphError for a graph without labels or a split."""
+        """Raises GraphDataError for a graph without labels or a split."""
         missing = [name for name in ("train", "validation", "test") if name not in graph.splits]
         if graph.labels is None or missing:
             lacks = "labels" if graph.labels is None else f"the split {', '.join(missing)}"
-            raise GraphError(f"graph {graph.name!r} has no {lacks}: it can't be trained on")
+            raise GraphDataError(f"graph {graph.name!r} has no {lacks}: it can't be trained on")
         self.graph = graph
         self.num_nodes = graph.num_nodes
         self.labels = torch.from_numpy(np.array(graph.labels, dtype=np.int64))
@@ -111,8 +112,10 @@ class GraphDraw:
     def anew(self, seed: int) -> GraphDraw:
         """Another draw; what does not depend on it is kept."""
         other = GraphDraw(self._whole, seed)
-        for kept, mine in ((other._hops, self._hops), (other._means, self._means)):
-            kept.update({f: made for f, made in mine.items() if f == ALL_NEIGHBOURS})  # type: ignore[attr-defined]
+        if ALL_NEIGHBOURS in self._hops:
+            other._hops[ALL_NEIGHBOURS] = self._hops[ALL_NEIGHBOURS]
+        if ALL_NEIGHBOURS in self._means:
+            other._means[ALL_NEIGHBOURS] = self._means[ALL_NEIGHBOURS]
         return other
 
 
@@ -126,7 +129,8 @@ def node_logits(
 ) -> torch.Tensor:
     """(nodes, num_classes) logits of a subnet whose parameters are `weights`, at every node."""
     dropout = dropout or Dropout()
-    if definition.config.aggregator != "mean":  # type: ignore[attr-defined]
+    config: Any = definition.config
+    if config.aggregator != "mean":
         hops = tuple(draw.hop(fanout) for fanout in arch.fanout)
         inputs = Neighbourhood(dropout.of(whole.dense_features), hops)
         return functional_call(definition.on_meta(arch), dict(weights), (inputs,))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -73,9 +74,15 @@ def profile(folder: Path) -> LatencyProfile:
 def test_a_profile_of_nodes_knows_their_work(folder: Path, profile: LatencyProfile) -> None:
     assert profile.work is not None
     assert len(profile.work.bounds) >= 3
-    whole = profile.subnet_ids[-1]
+    described = json.loads(Path("docs/schemas/profile.schema.json").read_text())
+    jsonschema.validate(profile.to_json(), described)
+    whole = json.loads(Path("docs/schemas/checkpoint.schema.json").read_text())
+    for name in ("supernet.json", "accuracy.json"):
+        part = {"$defs": whole["$defs"], "$ref": f"#/$defs/{name}"}
+        jsonschema.validate(json.loads((folder / name).read_text()), part)
+    largest = profile.subnet_ids[-1]
     light, heavy = profile.for_bucket(0), profile.for_bucket(profile.work.num_buckets - 1)
-    assert heavy.latency_s(whole, 8) > light.latency_s(whole, 8)
+    assert heavy.latency_s(largest, 8) > light.latency_s(largest, 8)
 
 
 def test_nodes_are_served_over_both_doors_and_replayed(
@@ -90,7 +97,7 @@ def test_nodes_are_served_over_both_doors_and_replayed(
     expected = executor.run(whole, nodes[:, None])
     with running_any(*options) as server:
         for url in (server.url, server.rpc_url):
-            with Client(url) as client:
+            with Client(url, model="scorer") as client:
                 reply = client.infer(nodes[:, None], min_accuracy=0.75)
                 assert reply.subnet_id == whole
                 np.testing.assert_allclose(reply.logits, expected, rtol=1e-4, atol=1e-5)

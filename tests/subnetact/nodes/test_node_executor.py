@@ -23,7 +23,7 @@ from supernet import (
 )
 from supernet.graph_folder import GraphFolder
 from supernet.graphs.generated import heterophilous
-from supernet.graphs.graph_store import GraphError
+from supernet.graphs.graph_store import GraphDataError
 from supernet.spec import parse_arch
 
 ARCHS = ("smallest", "d=0", "d=1,f=5", "d=2,f=10", "d=2,w=0.5", "d=3,f=5", "largest")
@@ -96,7 +96,7 @@ def test_a_graph_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="1700 nodes, checkpoint 'nodes' was made with 1800"):
         NodeExecutor(checkpoint)
     (tmp_path / "graph" / "graph.json").unlink()
-    with pytest.raises(GraphError, match=r"graph\.json: no such file"):
+    with pytest.raises(GraphDataError, match=r"graph\.json: no such file"):
         NodeExecutor(checkpoint)
     with pytest.raises(CheckpointError, match="does not say of which graph"):
         NodeExecutor(replace(checkpoint, graph=None))

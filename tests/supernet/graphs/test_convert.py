@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from supernet.graphs.command import graph_app
 from supernet.graphs.convert import read_edge_list, read_ogb, read_planetoid
 from supernet.graphs.generated import heterophilous, power_law
-from supernet.graphs.graph_store import GraphError, GraphStore, open_graph
+from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
 
 def neighbours(graph: GraphStore, node: int) -> list[int]:
@@ -64,14 +64,14 @@ def test_a_wrong_row_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "small.csv"
     path.write_text(text)
     np.save(tmp_path / "x.npy", np.zeros((4, 2), np.float32))
-    with pytest.raises(GraphError, match=said):
+    with pytest.raises(GraphDataError, match=said):
         read_edge_list(path, features=tmp_path / "x.npy")
 
 
 def test_features_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     (tmp_path / "edges").write_text("0 1\n")
     (tmp_path / "x.csv").write_text("1,2\n3,nan\n")
-    with pytest.raises(GraphError, match=r"x\.csv, row 2: a feature is NaN"):
+    with pytest.raises(GraphDataError, match=r"x\.csv, row 2: a feature is NaN"):
         read_edge_list(tmp_path / "edges", features=tmp_path / "x.csv")
 
 
@@ -100,10 +100,10 @@ def test_ogbs_layout_is_read_with_its_split(tmp_path: Path) -> None:
     assert splits == {"train": [0, 1], "validation": [2], "test": [3]}
     with gzip.open(tmp_path / "ogbn-small/raw/edge.csv.gz", "wt") as file:
         file.write("0,1\n2,4\n")
-    with pytest.raises(GraphError, match=r"edge\.csv\.gz, row 2: node 4, allowed 0 to 3"):
+    with pytest.raises(GraphDataError, match=r"edge\.csv\.gz, row 2: node 4, allowed 0 to 3"):
         read_ogb(tmp_path / "ogbn-small")
     (tmp_path / "ogbn-small/raw/edge.csv.gz").unlink()
-    with pytest.raises(GraphError, match=r"edge\.csv: no such file, nor edge\.csv\.gz"):
+    with pytest.raises(GraphDataError, match=r"edge\.csv: no such file, nor edge\.csv\.gz"):
         read_ogb(tmp_path / "ogbn-small")
 
 

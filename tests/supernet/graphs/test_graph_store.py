@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from supernet.graphs.edges import neighbour_lists
-from supernet.graphs.graph_store import GraphError, GraphStore, open_graph
+from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
 
 def test_a_saved_graph_is_mapped_again_as_it_was(skewed: GraphStore, tmp_path: Path) -> None:
@@ -54,19 +54,19 @@ def test_arrays_that_contradict_each_other_are_refused(
         "features": np.zeros((2, 4), np.float32),
     }
     GraphStore(name="two", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match=said.replace("(2,)", r"\(2,\)")):
+    with pytest.raises(GraphDataError, match=said.replace("(2,)", r"\(2,\)")):
         GraphStore(name="two", **(arrays | change))  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_no_graph_says_what_is_missing(tmp_path: Path, skewed: GraphStore) -> None:
     with pytest.raises(
-        GraphError, match=r"graph\.json: no such file; make .*supernet graph convert"
+        GraphDataError, match=r"graph\.json: no such file; make .*supernet graph convert"
     ):
         open_graph(tmp_path)
     skewed.save(tmp_path / "g")
     (tmp_path / "g" / "features.npy").unlink()
-    with pytest.raises(GraphError, match=r"features\.npy: no such file"):
+    with pytest.raises(GraphDataError, match=r"features\.npy: no such file"):
         open_graph(tmp_path / "g")
     (tmp_path / "g" / "graph.json").write_text("[]")
-    with pytest.raises(GraphError, match="expected an object with format 1"):
+    with pytest.raises(GraphDataError, match="expected an object with format 1"):
         open_graph(tmp_path / "g")

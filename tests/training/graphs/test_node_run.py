@@ -13,7 +13,7 @@ import pytest
 from subnetact import load_executor
 from supernet import load_checkpoint
 from supernet.graphs.generated import heterophilous
-from supernet.graphs.graph_store import GraphError
+from supernet.graphs.graph_store import GraphDataError
 from training.config import ConfigError, TrainConfig, config_from_json, load_config
 from training.run import train
 
@@ -67,7 +67,9 @@ def test_what_does_not_fit_is_refused_before_it_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SUPERNET_DATA_DIR", raising=False)
-    with pytest.raises(GraphError, match="data.path is cora: set SUPERNET_DATA_DIR to the folder"):
+    with pytest.raises(
+        GraphDataError, match="data.path is cora: set SUPERNET_DATA_DIR to the folder"
+    ):
         train(load_config("configs/train_cora.toml"), tmp_path / "run")
     heterophilous(num_nodes=1900).save(tmp_path / "graph")
     config = config_for(tmp_path / "graph")

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from supernet import define_supernet
 from supernet.graphs.generated import heterophilous
-from supernet.graphs.graph_store import GraphError
+from supernet.graphs.graph_store import GraphDataError
 from supernet.layers.neighbours import Neighbourhood
 from supernet.slicing import leading_slice
 from supernet.spec import parse_arch
@@ -90,7 +90,7 @@ def test_a_graph_without_labels_or_split_cant_be_trained_on() -> None:
     from dataclasses import replace
 
     graph = heterophilous(num_nodes=1800)
-    with pytest.raises(GraphError, match="has no labels: it can't be trained on"):
+    with pytest.raises(GraphDataError, match="has no labels: it can't be trained on"):
         WholeGraph(replace(graph, labels=None))
-    with pytest.raises(GraphError, match="has no the split|has no split|the split train"):
+    with pytest.raises(GraphDataError, match="has no the split|has no split|the split train"):
         WholeGraph(replace(graph, splits={}))
