@@ -8,8 +8,8 @@
 | train.npy, validation.npy, test.npy | int32 node ids; optional |
 | graph.json | format, name, classes, source, and a digest of the lists; written last |
 
-A list holds the nodes that messages come from, so an undirected edge stands in two lists. Nothing
-is read before it is touched, so a graph larger than memory can be served.
+A list holds the nodes that messages come from, so an undirected edge stands in two lists. Opening
+looks at all lists once and at no features, so features may be larger than memory.
 """
 
 from __future__ import annotations
