@@ -8,6 +8,7 @@ of a batch reach are read and computed once. Mean aggregation runs straight from
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class NodeExecutor(StagingExecutor):
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, allowed 1 or more")
-        self._graph = _graph_of(checkpoint) if graph is None else graph
+        self._graph = _plain_arrays(_graph_of(checkpoint) if graph is None else graph)
         _check_features(checkpoint, self._graph)
         self.threads = threads
         self.max_batch_size = max_batch_size
@@ -160,6 +161,12 @@ def _graph_of(checkpoint: Checkpoint) -> GraphStore:
             f"{checkpoint.name!r} was made with {checkpoint.graph.num_nodes}"
         )
     return graph
+
+
+def _plain_arrays(graph: GraphStore) -> GraphStore:
+    """The same memory as ordinary arrays: compiled code takes longer to recognise mapped ones."""
+    arrays = {n: np.asarray(getattr(graph, n)) for n in ("indptr", "indices", "features")}
+    return replace(graph, **arrays)
 
 
 def _check_features(checkpoint: Checkpoint, graph: GraphStore) -> None:

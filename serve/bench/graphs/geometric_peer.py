@@ -2,7 +2,8 @@
 
 Runs in an environment of its own (requirements-graphs.txt), so it imports nothing of ours:
 `python geometric_peer.py FILE.npz`, with features `x<i>` (nodes, F) and, per hop, `e<i>_<hop>`
-(2, edges) of sources and targets. Prints JSON.
+(2, edges) of sources and targets, and `n<i>` (hops,), how many nodes each hop has lists for.
+Prints JSON.
 """
 
 import json
@@ -30,7 +31,7 @@ def main(path: str) -> None:
         for number in (0, 1, 2, *range(count)):
             x = torch.from_numpy(arrays[f"x{number}"])
             edges = [torch.from_numpy(arrays[f"e{number}_{hop}"]) for hop in range(hops)]
-            sizes = [int(e[1].max()) + 1 if e.numel() else 1 for e in edges]
+            sizes = arrays[f"n{number}"].tolist()
             start_s = time.perf_counter()
             h = x
             for layer, edge, size in zip(layers, reversed(edges), reversed(sizes), strict=True):

@@ -134,6 +134,7 @@ class NodeSpeed:
         for number, node in enumerate(nodes):
             sampled = self._executor.sampled(subnet_id, np.array([node]))
             arrays[f"x{number}"] = np.array(graph.features[sampled.nodes])
+            arrays[f"n{number}"] = np.array([len(hop.indptr) - 1 for hop in sampled.hops])
             for hop, lists in enumerate(sampled.hops):
                 targets = np.repeat(np.arange(len(lists.indptr) - 1), np.diff(lists.indptr))
                 arrays[f"e{number}_{hop}"] = np.stack([lists.indices, targets])
