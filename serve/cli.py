@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "sweep": Verb(
         "traces.commands.sweep_command", "sweep_command", "Simulate a grid: loads x policies."
     ),
+    "graph": Verb("supernet.graphs.command", "graph_app", "Make a graph folder, look at one."),
     "cost": Verb("supernet.cli", "cost", "Count the MACs and parameters of a subnet."),
     "import": Verb("supernet.cli", "import_", "Make a checkpoint of weights trained elsewhere."),
     "generate": Verb(

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from slackfit.fastest import FastestBatches
 from slackfit.resident_table import ResidentTable
+from slackfit.work_table import WorkTable
 
 FORMAT = 1
 _KNOWN_KEYS = {
@@ -37,6 +38,7 @@ _KNOWN_KEYS = {
     "threads",
     "packing",
     "residency",
+    "work",
 }
 _KNOWN_SUBNET_KEYS = {"id", "accuracy", "macs", "latency_ms"}
 
@@ -65,7 +67,8 @@ class LatencyProfile:
 
     `subnets` are sorted by (accuracy, id), ascending. `checkpoint` is the fingerprint of the
     supernet that was measured (empty for published tables). `residency` has a table of latencies
-    for each subgraph that may be resident; the subnets' own latencies are those beside none.
+    for each subgraph that may be resident; the subnets' own latencies are those beside none. `work`
+    has a row for each bucket of work, where queries differ; the subnets' own are of any query.
     """
 
     name: str
@@ -80,7 +83,11 @@ class LatencyProfile:
     threads: int | None = None
     packing: str | None = None
     residency: tuple[ResidentTable, ...] = ()
+    work: WorkTable | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    _of_work: dict[int, LatencyProfile] = field(
+        default_factory=dict[int, "LatencyProfile"], init=False, repr=False, compare=False
+    )
     _tables: dict[str, dict[str, list[float]]] = field(
         default_factory=dict[str, dict[str, list[float]]], init=False, repr=False, compare=False
     )
@@ -173,9 +180,17 @@ class LatencyProfile:
                 f"allowed 1 to {self.max_batch_size}"
             )
         sizes = (*(size for size in self.batch_sizes if size < max_batch_size), max_batch_size)
+        work = self.work
+        if work is not None:
+            rows = (
+                self.for_bucket(bucket)._at(sizes, work.latency_s[bucket])
+                for bucket in range(work.num_buckets)
+            )
+            work = replace(work, latency_s=tuple(rows))
         return replace(
             self,
             batch_sizes=sizes,
+            work=work,
             residency=tuple(
                 replace(
                     table, latency_s=self.beside(table.residency_id)._at(sizes, table.latency_s)
@@ -218,11 +233,26 @@ class LatencyProfile:
             f"residency {residency_id!r} is not in profile {self.name!r}; it has {known}"
         )
 
+    def for_bucket(self, bucket: int) -> LatencyProfile:
+        """Return the profile of queries of one bucket of work, the same object every time.
+
+        Raises ProfileError for a profile without work, or a bucket that it has not.
+        """
+        if self.work is None or not 0 <= bucket < self.work.num_buckets:
+            has = 0 if self.work is None else self.work.num_buckets
+            raise ProfileError(f"profile {self.name!r} has {has} buckets of work, not {bucket}")
+        if bucket not in self._of_work:
+            rows = self.work.latency_s[bucket]
+            subnets = tuple(replace(s, latency_s=rows[s.subnet_id]) for s in self.subnets)
+            self._of_work[bucket] = replace(self, subnets=subnets, work=None, residency=())
+        return self._of_work[bucket]
+
     def scaled(self, factor: float, delay_s: float = 0.0) -> LatencyProfile:
         """Return this profile with every latency times `factor`, above 0, plus `delay_s`."""
         return replace(
             self,
             residency=tuple(table.scaled(factor, delay_s) for table in self.residency),
+            work=None if self.work is None else self.work.scaled(factor, delay_s),
             subnets=tuple(
                 replace(
                     subnet,
@@ -304,6 +334,7 @@ class LatencyProfile:
                 for s in self.subnets
             ],
             **({"residency": [t.to_json() for t in self.residency]} if self.residency else {}),
+            **({"work": self.work.to_json()} if self.work else {}),
             **self.extra,
         }
 
@@ -334,6 +365,7 @@ class LatencyProfile:
                 batch_sizes=tuple(fields["batch_sizes"]),
                 subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),
                 residency=tuple(map(ResidentTable.from_json, fields.get("residency", ()))),
+                work=WorkTable.from_json(fields["work"]) if "work" in fields else None,
                 extra={k: v for k, v in fields.items() if k not in _KNOWN_KEYS},
             )
         except ProfileError as error:
@@ -392,6 +424,11 @@ def _validate(profile: LatencyProfile) -> None:
     for table in profile.residency:
         try:
             table.check(len(sizes))
+        except ValueError as error:
+            raise ProfileError(str(error)) from None
+    if profile.work is not None:
+        try:
+            profile.work.check(len(sizes), ids)
         except ValueError as error:
             raise ProfileError(str(error)) from None
 

@@ -22,8 +22,9 @@ class Query(NamedTuple):
     `min_accuracy` is a floor (a fraction) on the profiled accuracy of the subnet that serves it;
     `query_class` is a priority class (0 = default); `subnet_id` pins one subnet (None: the
     policy chooses). `samples` is how many of a batch's samples it is: a request of 16 images is
-    one query, which is served whole. `work` is how much longer than profiled one of them is
-    predicted to take (a factor; nothing of the scheduler reads it yet), `tenant` who sent it.
+    one query, which is served whole. `work` is how much work one of them is predicted to be, beside
+    the usual (a profile with a `WorkTable` says what that takes; without one it is not read),
+    `tenant` who sent it.
     `deadline_s` is what it is scheduled for, `given_deadline_s` what its end is judged by, where
     that is another: the deadline given less what the way back takes.
     """

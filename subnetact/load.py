@@ -56,7 +56,8 @@ def load_executor(
     what is resident, on CUDA all weights on the device. `dtype` is `float32` or, for CUDA slices,
     `bfloat16` (the default there) or `float16`. `batch_sizes` and `graph_budget_bytes` say which
     CUDA graphs to capture (`CudaExecutor`). `choose_engines` measures which library runs each graph
-    on a CPU faster, where there are two (`GraphExecutor`); later calls go by what was found.
+    on a CPU faster, where there are two (`GraphExecutor`); later calls go by what was found. A
+    checkpoint of a graph runs on a CPU, in one way.
 
     Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
     another packing or dtype, or a device that is not there.
@@ -69,6 +70,8 @@ def load_executor(
             "token (`supernet generate`, docs/decoder.md)"
         )
     kind = torch.device(device).type
+    if checkpoint.input.kind == "nodes":
+        return _nodes(checkpoint, device, threads, max_batch_size, subnet_ids)
     allowed = PACKINGS.get(kind, ("views",))
     packing = packing or default_packing(kind)
     if packing not in allowed:
@@ -103,6 +106,22 @@ def load_executor(
         subnet_ids=subnet_ids,
         budget_bytes=budget_bytes,
         graph_budget_bytes=graph_budget_bytes,
+    )
+
+
+def _nodes(
+    checkpoint: Checkpoint,
+    device: str,
+    threads: int | None,
+    max_batch_size: int,
+    subnet_ids: Iterable[str] | None,
+) -> Executor:
+    if torch.device(device).type != "cpu":
+        raise ValueError(f"device is {device!r}: nodes of a graph are sampled and run on cpu alone")
+    from subnetact.nodes.node_executor import NodeExecutor
+
+    return NodeExecutor(
+        checkpoint, threads=threads, max_batch_size=max_batch_size, subnet_ids=subnet_ids
     )
 
 

@@ -4,6 +4,8 @@ Entries exist only for what is present: depth and width have one entry per stage
 and heads one per block that is kept, in forward order. So two descriptions of the same subnet are
 equal, which is not true of descriptors that keep entries of skipped blocks. An empty tuple means
 that the family is not elastic in that dimension.
+
+Two fields say how weights are used, not which: `resolution`, and a graph network's `fanout`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,18 @@ from typing import Any
 
 Number = int | float
 
-_LETTERS = {"depth": "d", "width": "w", "expand": "e", "kernel": "k", "heads": "h"}
+_LETTERS = {
+    "depth": "d",
+    "width": "w",
+    "expand": "e",
+    "kernel": "k",
+    "heads": "h",
+    "fanout": "f",
+}
+
+ALL_NEIGHBOURS = 2**31 - 1
+"""The fan-out of a hop at which every neighbour is read; `all` in ids, in letters and in JSON."""
+_ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +44,7 @@ class Arch:
     expand: tuple[float, ...] = ()
     kernel: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
+    fanout: tuple[int, ...] = ()
 
     @property
     def subnet_id(self) -> str:
@@ -38,6 +52,8 @@ class Arch:
 
         >>> Arch(resolution=32, depth=(2, 2), width=(0.5, 0.5), expand=(1.0,) * 4).subnet_id
         'd2-w0.5-e1-r32'
+        >>> Arch(resolution=1, depth=(2,), width=(1.0,), fanout=(15, ALL_NEIGHBOURS)).subnet_id
+        'd2-w1-f15_all-r1'
         """
         parts = [letter + _join(getattr(self, name)) for name, letter in _LETTERS.items()]
         return "-".join([p for p in parts if len(p) > 1] + [f"r{self.resolution}"])
@@ -66,13 +82,14 @@ class Arch:
 
 
 def _join(values: tuple[Number, ...]) -> str:
-    if len(set(values)) == 1:
-        return f"{values[0]:g}"
-    return "_".join(f"{value:g}" for value in values)
+    names = [_ALL if value == ALL_NEIGHBOURS else f"{value:g}" for value in values]
+    return names[0] if len(set(names)) == 1 else "_".join(names)
 
 
-def _plain(value: int | tuple[Number, ...]) -> int | list[Number]:
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: int | tuple[Number, ...]) -> int | list[Number | str]:
+    if isinstance(value, int):
+        return value
+    return [_ALL if entry == ALL_NEIGHBOURS else entry for entry in value]
 
 
 def _field(name: str, value: object) -> Any:
@@ -82,9 +99,12 @@ def _field(name: str, value: object) -> Any:
         return value
     if not isinstance(value, list | tuple):
         raise ValueError(f"arch {name} is {value!r}, expected a list of numbers")
-    whole = name in ("depth", "kernel", "heads")
+    whole = name in ("depth", "kernel", "heads", "fanout")
     entries: list[Number] = []
     for entry in value:  # pyright: ignore[reportUnknownVariableType]
+        if name == "fanout" and entry == _ALL:
+            entries.append(ALL_NEIGHBOURS)
+            continue
         if isinstance(entry, bool) or not isinstance(entry, int if whole else (int, float)):
             kind = "whole numbers" if whole else "numbers"
             raise ValueError(f"arch {name} is {value!r}, expected a list of {kind}")

@@ -43,6 +43,7 @@ from supernet.checkpoint_files import (
     read_tensors,
 )
 from supernet.definition import SupernetDefinition
+from supernet.graph_folder import GraphFolder
 from supernet.input import InputSpec
 from supernet.sample import SampleSpec
 from supernet.served_form import ServedForm
@@ -77,7 +78,8 @@ class Checkpoint:
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
     `int8_subnets` are the same archs in int8 where that loses little, `activation_ranges` what they
     round by: {id of the float subnet: {tensor: lowest, highest, then means of channels}}.
-    `text` is how a decoder's text becomes tokens.
+    `text` is how a decoder's text becomes tokens, `graph` the one whose nodes are the samples, where
+    they are nodes.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Checkpoint:
     int8_subnets: tuple[ServedSubnet, ...] = ()
     activation_ranges: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     text: TextSpec | None = None
+    graph: GraphFolder | None = None
 
     @property
     def forms(self) -> tuple[ServedSubnet, ...]:
@@ -108,6 +111,10 @@ class Checkpoint:
         """
         if self.input.kind == "image":
             return SampleSpec(shape=self.input.shape)
+        if self.input.kind == "nodes":
+            if self.graph is None:
+                raise CheckpointError(f"{self.name}: takes nodes, and does not say of which graph")
+            return SampleSpec(shape=(1,), dtype="int64", highest=self.graph.num_nodes - 1)
         config: Any = self.definition.config
         try:
             highest, pad = config.vocab_size - 1, config.pad_id
@@ -151,7 +158,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         whole = Path(temporary) / "checkpoint"
         whole.mkdir()
-        fingerprint = _write_files(checkpoint, whole)
+        fingerprint = _write_files(checkpoint, whole, target)
         if not target.exists():
             whole.rename(target)
         else:
@@ -163,7 +170,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
     return fingerprint
 
 
-def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
+def _write_files(checkpoint: Checkpoint, folder: Path, target: Path) -> str:
     names = [WEIGHTS, NORMS, ACCURACY]
     if checkpoint.activation_ranges:
         save_tensors(by_path(checkpoint.activation_ranges), folder / RANGES)
@@ -178,6 +185,8 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> str:
     digests = {name: digest(folder / name) for name in names}
     fingerprint = fingerprint_of(digests)
     header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
+    if checkpoint.graph is not None:
+        header["graph"] = checkpoint.graph.to_json(target)
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n")
     return fingerprint
 
@@ -198,6 +207,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     try:
         definition = SupernetDefinition.from_json(header)
         input_spec = InputSpec.from_json(header["input"])
+        graph = GraphFolder.from_json(header["graph"], source) if "graph" in header else None
         forms = _subnets(definition, read_json(source / ACCURACY))
         text = _text(source, header, digests)
     except (KeyError, TypeError, ValueError) as error:
@@ -226,6 +236,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         int8_subnets=int8_subnets,
         activation_ranges=ranges,
         text=text,
+        graph=graph,
     )
 
 

@@ -182,6 +182,11 @@ def export(
                 highlight=False,
                 soft_wrap=True,
             )
+        if format != "state_dict" and loaded.input.kind == "nodes":
+            raise ValueError(
+                f"--format is {format}: what a graph network reads is sampled for each query, "
+                "allowed state_dict"
+            )
         if format == "state_dict":
             write_state(origin_state(loaded.state, definition, chosen, naming, statistics), out)
         elif format == "huggingface" and chosen is not None:

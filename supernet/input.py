@@ -20,7 +20,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 class InputSpec:
     """Shape of one uint8 sample, and mean and standard deviation per channel in units of 255.
 
-    With `kind="tokens"` a sample is up to `width` token ids (channels and height are 1).
+    With `kind="tokens"` a sample is up to `width` token ids (channels and height are 1), with
+    `kind="nodes"` the id of a node, whose features are the graph's.
     `crop` is the share of a picture's shorter side that becomes the sample, `interpolation` how it
     is resized (Pillow's names): what the weights were evaluated with, None where nothing says so.
     """
@@ -41,8 +42,8 @@ class InputSpec:
                     f"input {name} has {len(getattr(self, name))} values for "
                     f"{self.channels} channels"
                 )
-        if self.kind not in ("image", "tokens"):
-            raise ValueError(f"input kind is {self.kind!r}, allowed image, tokens")
+        if self.kind not in ("image", "tokens", "nodes"):
+            raise ValueError(f"input kind is {self.kind!r}, allowed image, tokens, nodes")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"input crop is {self.crop}, allowed above 0 to 1")
         if self.interpolation not in (None, *INTERPOLATIONS):

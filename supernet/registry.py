@@ -38,6 +38,7 @@ _BUILT_IN = (
     "supernet.families.convnext",
     "supernet.families.bert",
     "supernet.families.decoder",
+    "supernet.families.graph_sage",
 )
 _ENTRY_POINTS = "supernet.families"
 _families: dict[str, Family] = {}

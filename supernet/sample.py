@@ -1,8 +1,8 @@
 """`SampleSpec`: what one sample is on its way to a device: whole numbers of a shape and a range.
 
 An image is uint8 (C, H, W). A text is a row of token ids, of any length up to a longest one; in a
-batch the shorter ones are filled up with the id that the network masks. Needs numpy alone: who only
-passes samples on loads no torch.
+batch the shorter ones are filled up with the id that the network masks. A node of a graph is its
+id, int64. Needs numpy alone: who only passes samples on loads no torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class SampleSpec:
     """Samples are `dtype` numbers from 0 to `highest`; those of an image have `shape` (C, H, W).
 
     With `pad` a sample is a text: 1 to `shape[0]` ids, filled up with `pad` beside longer ones.
+    One int64 number is a node's id, which may come without its dimension.
     """
 
     shape: tuple[int, ...]
@@ -37,8 +38,15 @@ class SampleSpec:
         """Whether samples differ in length."""
         return self.pad is not None
 
+    @property
+    def is_node(self) -> bool:
+        """Whether a sample is a node's id."""
+        return self.dtype == "int64" and self.shape == (1,)
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether one sample may have this shape."""
+        if self.is_node:
+            return tuple(shape) in ((), (1,))
         if self.is_text:
             return len(shape) == 1 and 1 <= shape[0] <= self.shape[0]
         return tuple(shape) == self.shape
@@ -49,7 +57,9 @@ class SampleSpec:
         Raises ValueError for another type or shape, or a number out of range: what was given and
         what is allowed.
         """
-        kinds = ("int32", "int64") if self.is_text else (self.dtype,)
+        if self._is_one_node(samples):
+            return samples
+        kinds = ("int32", "int64") if self.is_text or self.is_node else (self.dtype,)
         if samples.dtype.name not in kinds or samples.ndim < 1 or not self.fits(samples.shape[1:]):
             raise ValueError(
                 f"samples are {samples.dtype} {samples.shape}, expected {' or '.join(kinds)} "
@@ -57,13 +67,16 @@ class SampleSpec:
             )
         if self.highest < np.iinfo(samples.dtype).max and samples.size:
             self._check_range(samples)
-        return np.ascontiguousarray(samples, dtype=self.dtype)
+        checked = np.ascontiguousarray(samples, dtype=self.dtype)
+        return checked.reshape(-1, 1) if self.is_node else checked
 
     @property
     def allowed_shape(self) -> str:
         """The shape of B samples as an error states it."""
         if self.is_text:
             return f"(B, N) with N from 1 to {self.shape[0]}"
+        if self.is_node:
+            return "(B,) or (B, 1)"
         return f"(B, {', '.join(map(str, self.shape))})"
 
     def zeros(self, count: int) -> np.ndarray:
@@ -96,6 +109,14 @@ class SampleSpec:
             batch[row : row + len(part), : part.shape[1]] = part
             row += len(part)
         return batch
+
+    def _is_one_node(self, samples: np.ndarray) -> bool:
+        """Whether it is one node's id, in range and as it is staged.
+
+        The usual case, asked in a few instructions: a small network takes no longer than `checked`.
+        """
+        is_one = self.is_node and samples.dtype == np.int64 and samples.shape == (1, 1)
+        return is_one and 0 <= samples.item() <= self.highest
 
     def _check_range(self, samples: np.ndarray) -> None:
         low, high = int(samples.min()), int(samples.max())

@@ -1,8 +1,8 @@
 """`SearchSpace`: which subnets of a supernet are legal, and how to draw from them.
 
 A space is a table of choices: depths per stage, widths, and expand ratios, kernel sizes, head
-counts that every kept block picks from independently. All choices are ascending, so index 0 is
-the smallest and the last is the supernet itself.
+counts and fan-outs that every kept block picks from independently. All choices are ascending, so
+index 0 is the smallest and the last is the supernet itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from supernet.arch import Arch, Number
 
-_PER_BLOCK = ("expand", "kernel", "heads")
+_PER_BLOCK = ("expand", "kernel", "heads", "fanout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,10 @@ class SearchSpace:
     """The legal `Arch`es of one supernet.
 
     `depth[s]` and `width[s]` are the choices of stage s (there may be more widths than stages,
-    e.g. the stem's); `expand`, `kernel` and `heads` are the choices of every block, or hold one
-    tuple of choices per stage. An empty tuple: not elastic in that dimension. `num_blocks[s]`
-    says how many blocks each choice of `depth[s]` keeps; empty: as many as the depth.
+    e.g. the stem's); `expand`, `kernel`, `heads` and `fanout` are the choices of every block (of a
+    graph network: of every hop), or hold one tuple of choices per stage. An empty tuple: not
+    elastic in that dimension. `num_blocks[s]` says how many blocks each choice of `depth[s]` keeps;
+    empty: as many as the depth.
     """
 
     family: str
@@ -37,6 +38,7 @@ class SearchSpace:
     expand: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     kernel: tuple[int, ...] | tuple[tuple[int, ...], ...] = ()
     heads: tuple[int, ...] | tuple[tuple[int, ...], ...] = ()
+    fanout: tuple[int, ...] | tuple[tuple[int, ...], ...] = ()
     num_blocks: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class SearchSpace:
         return total
 
     def block_choices(self, name: str, stage: int) -> Sequence[Number]:
-        """Choices of `expand`, `kernel` or `heads` for every block of a stage."""
+        """Choices of `expand`, `kernel`, `heads` or `fanout` for every block of a stage."""
         choices = getattr(self, name)
         if choices and isinstance(choices[0], tuple):
             return cast("Sequence[Number]", choices[stage])
@@ -143,7 +145,7 @@ class SearchSpace:
         return tuple(dict.fromkeys(archs))
 
     def uniforms(self) -> tuple[Arch, ...]:
-        """Return every combination of one level each of depth, width, expand, kernel and heads.
+        """Return every combination of one level each of depth, width and what blocks choose.
 
         All at the largest resolution. Stages with fewer choices take their nearest. The ladder
         raises one dimension after the other and so misses most of these.
@@ -167,14 +169,14 @@ class SearchSpace:
         """Return the arch that has the given value in every stage or block; largest elsewhere.
 
         Where a stage does not offer a value that another one does, it takes its largest choice
-        below it. Keywords are `resolution, depth, width, expand, kernel, heads`. Raises
+        below it. Keywords are `resolution, depth, width, expand, kernel, heads, fanout`. Raises
         ValueError naming the field, the value and what is allowed.
         """
         unknown = sorted(set(values) - {"resolution", "depth", "width", *_PER_BLOCK})
         if unknown:
             raise ValueError(
                 f"unknown {', '.join(unknown)}; allowed depth, width, "
-                "expand, kernel, heads, resolution"
+                "expand, kernel, heads, fanout, resolution"
             )
         arch = self.largest
         if "depth" in values:

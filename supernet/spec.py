@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from supernet.arch import Arch, Number
+from supernet.arch import ALL_NEIGHBOURS, Arch, Number
 from supernet.space import SearchSpace
 
 _LETTERS = {
@@ -14,6 +14,7 @@ _LETTERS = {
     "e": "expand",
     "k": "kernel",
     "h": "heads",
+    "f": "fanout",
     "r": "resolution",
 }
 
@@ -57,6 +58,8 @@ def _entry(part: str, text: str) -> tuple[str, Number]:
             f"{', '.join(f'{k} ({v})' for k, v in _LETTERS.items())}; "
             "or say largest, smallest, or an arch's JSON"
         )
+    if letter == "f" and number == "all":
+        return "fanout", ALL_NEIGHBOURS
     try:
         value = float(number)
     except ValueError:

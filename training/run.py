@@ -29,6 +29,7 @@ from training.evaluation.collapse import collapsed
 from training.evaluation.decoder import check_decoder, measured_decoder, watch_decoder
 from training.evaluation.evaluate import evaluate, watched_archs
 from training.evaluation.search import Search, SearchOptions, reported_on, with_found
+from training.graphs.node_run import train_nodes
 from training.strategies.make_strategy import trained_alone
 from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
@@ -62,6 +63,15 @@ def train(
     Raises OutputExistsError, ResumeError, TrainingDivergedError, or ValueError for a config that
     does not fit the supernet or the data.
     """
+    if config.data.name == "graph":
+        return train_nodes(
+            config,
+            out,
+            resume=resume,
+            progress=progress,
+            evaluation_progress=evaluation_progress,
+            should_stop=should_stop,
+        )
     parent = _parent(config)
     definition, initial = _supernet(config)
     config, data = load_inheriting(config, parent)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from serve.bench.graphs.command import bench_graphs
 from serve.bench.rows import write_rows
 from serve.bench.serving.command import bench_serving
 from serve.bench.streams.command import bench_streams
@@ -124,6 +125,7 @@ def decoder(
         write_rows(rows, json_out, "\n".join(lines))
 
 
+bench_app.command("graphs")(bench_graphs)
 bench_app.command("training")(bench_training)
 bench_app.command("serving")(bench_serving)
 bench_app.command("streams")(bench_streams)

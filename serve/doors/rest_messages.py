@@ -79,8 +79,8 @@ def parse_infer(
     Raises RefusedError that says what was given, and what is allowed.
     """
     if form.is_image:
-        if spec.sample.is_text:
-            allowed = "application/json: token ids"
+        if spec.sample.is_text or spec.sample.is_node:
+            allowed = f"application/json: {'token' if spec.sample.is_text else 'node'} ids"
             raise bad("bad_tensor", "content-type", form.content_type, allowed)
         return InferRequest((body,), None, {}, is_binary_output=False)
     json_length = form.json_length(body)
@@ -288,7 +288,7 @@ def _read_json_data(data: Any, shape: tuple[int, ...], spec: ModelSpec) -> np.nd
     try:
         if data and isinstance(data[0], list):
             samples = _read_nested(data, shape, spec)
-        elif spec.sample.is_text:
+        elif spec.sample.is_text or spec.sample.is_node:
             samples = _within(np.array(data), spec)
         else:
             samples = np.frombuffer(bytes(data), dtype=np.uint8)  # raises unless 0 to 255

@@ -185,7 +185,10 @@ class Engine:
         on_done: Callable[[Job], None],
     ) -> Job:
         """Queue a request as one query; a refusal is answered before this returns."""
-        slots = [self._runner.executor.stage(payload) for payload in payloads]
+        executor = self._runner.executor
+        slots = [executor.stage(payload) for payload in payloads]
+        # Samples that differ in work say so before anything is decided.
+        work_of = getattr(executor, "work_of", None)
         refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
@@ -199,6 +202,7 @@ class Engine:
                     options.query_class,
                     options.subnet_id,
                     samples=len(own),
+                    work=1.0 if work_of is None else max(map(work_of, own)),
                     tenant=options.tenant,
                     given_deadline_s=options.given_deadline_s,
                 )

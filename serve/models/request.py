@@ -1,9 +1,9 @@
 """An inference request, whichever door it came through: its tensor, id and parameters.
 
 One input tensor `input`. Images are UINT8 [B, C, H, W], or BYTES [B], one JPEG or PNG file per
-sample, which the server decodes (`images.py`); texts are token ids, INT64 or INT32 [B, N]. One
-output tensor `logits`, FP32 [B, num_classes]. Nothing is allocated before sizes and shapes are
-checked. Pure: no I/O, no clock.
+sample, which the server decodes (`images.py`); texts are token ids, INT64 or INT32 [B, N], nodes of
+a graph theirs, [B] or [B, 1]. One output tensor `logits`, FP32 [B, num_classes]. Nothing is
+allocated before sizes and shapes are checked. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class ModelSpec(NamedTuple):
     @property
     def datatypes(self) -> tuple[str, ...]:
         """The protocol's types that the input may have; metadata say the first."""
-        return ID_TYPES if self.sample.is_text else (PIXEL_TYPE, IMAGE_TYPE)
+        is_ids = self.sample.is_text or self.sample.is_node
+        return ID_TYPES if is_ids else (PIXEL_TYPE, IMAGE_TYPE)
 
     @property
     def wire_shape(self) -> list[int]:
@@ -114,6 +115,8 @@ def check_tensor(name: object, datatype: object, shape: object, spec: ModelSpec)
     elif spec.sample.is_text:
         longest = spec.sample.shape[0]
         is_right, allowed, sizes = spec.sample.fits(given[1:]), "[B, N]", f", N from 1 to {longest}"
+    elif spec.sample.is_node:
+        is_right, allowed, sizes = spec.sample.fits(given[1:]), "[B] or [B, 1]", ""
     else:
         names = ", ".join(map(str, spec.sample.shape))
         is_right, allowed, sizes = spec.sample.fits(given[1:]), f"[B, {names}]", ""

@@ -39,6 +39,7 @@ from slackfit.policies.apart import Apart, ApartGroup
 from slackfit.policies.forecast import Arrivals, Forecast, begin_forecast
 from slackfit.policies.others import Others
 from slackfit.policies.pace import DueBy, Supply, pace_alone, pace_shared
+from slackfit.policies.twins import Twins
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile
 from slackfit.query import PLAIN, Decision, Query
@@ -100,12 +101,13 @@ class DrainFit:
         self.drop_hopeless = drop_hopeless
         self._reserve = reserve
         self._quantile = quantile
-        self._build(profile)
+        self._twins: Twins[DrainFit] = Twins()
+        self.lay_out(profile)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose subnet and batch size for the pace that the queue and the forecast demand."""
         if view.profile is not self._profile:
-            self._build(view.profile)
+            return self._twins.of(self, view.profile).decide(view, now_s)
         memo = self._remember(view, now_s)
         if view.wishes or view.others.num_models:
             return self._decide_shared(view, now_s, memo)
@@ -261,7 +263,7 @@ class DrainFit:
         fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
         return Decision(self._ids[floor], next(fitting, size), memo)
 
-    def _build(self, profile: LatencyProfile) -> None:
+    def lay_out(self, profile: LatencyProfile) -> None:
         """Lay out the Pareto subnets, ascending in accuracy and latency, by batch size."""
         pareto = profile.pareto(self._quantile)
         rows = pareto.table(self._quantile)

@@ -29,6 +29,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 from slackfit.policies.grid import Grid
+from slackfit.policies.twins import Twins
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
@@ -68,12 +69,13 @@ class SlackFit:
         # The largest limit below the slack, or at most the slack.
         self._bisect = bisect_left if variant == "pair" else bisect_right
         self._variant = variant
-        self._build(profile)
+        self._twins: Twins[SlackFit] = Twins()
+        self.lay_out(profile)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the pair of the last bucket that fits the head's slack."""
         if view.profile is not self._profile:
-            self._build(view.profile)
+            return self._twins.of(self, view.profile).decide(view, now_s)
         slack_s = view.queue.head().deadline_s - now_s
         return self._decisions[self._bisect(self._limits, slack_s)]
 
@@ -83,7 +85,7 @@ class SlackFit:
         accuracies = [self._profile.accuracy(d.subnet_id) for d in self._decisions[1:]]
         return accuracies == sorted(accuracies)
 
-    def _build(self, profile: LatencyProfile) -> None:
+    def lay_out(self, profile: LatencyProfile) -> None:
         """Lay out `_decisions[number of limits passed]`; entry 0 is for a hopeless head."""
         self._profile = profile
         buckets = _buckets(profile.pareto(self._quantile), self._num_buckets, self._quantile)

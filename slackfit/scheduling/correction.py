@@ -21,9 +21,12 @@ Both are used in steps, so that a policy lays out its tables anew only when some
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 
 from slackfit.profile import LatencyProfile
+from slackfit.query import Query
+from slackfit.scheduling.work_mix import WorkMix
 
 QUANTILE = 0.9
 _TAIL = "p95"  # the nearest that profiles have
@@ -51,6 +54,7 @@ class LatencyCorrection:
         """
         self._profile = profile
         self._table = profile.table(latency_quantile)
+        self._mix = WorkMix.of(profile, latency_quantile)
         self._long_s = max(row[1] for row in self._table.values())  # batch 1, slowest subnet
         if learned is None:
             self._log_factor = math.log(_tail_ratio(profile, latency_quantile))
@@ -84,8 +88,16 @@ class LatencyCorrection:
         """The delay in use: 0 or more."""
         return self._delay_level * self._long_s / _DELAY_STEPS
 
-    def observe(self, subnet_id: str, batch_size: int, latency_s: float) -> LatencyProfile | None:
+    def observe(
+        self,
+        subnet_id: str,
+        batch_size: int,
+        latency_s: float,
+        queries: Sequence[Query] = (),
+    ) -> LatencyProfile | None:
         """Take in one batch; return the corrected profile when a number in use changed.
+
+        Where the profile knows of work, the batch is compared with what its `queries` should take.
 
         A batch on a subnet that the profile lacks (it was switched meanwhile) says nothing.
         """
@@ -93,6 +105,8 @@ class LatencyCorrection:
         if row is None or latency_s <= 0 or batch_size >= len(row):
             return None
         profiled_s = row[batch_size]
+        if self._mix is not None and queries:
+            profiled_s = self._mix.latency_s(subnet_id, queries)
         predicted_s = math.exp(self._log_factor) * profiled_s + self._delay * self._long_s
         step = _RATE * (QUANTILE if latency_s > predicted_s else QUANTILE - 1.0)
         share = profiled_s / (profiled_s + self._long_s)

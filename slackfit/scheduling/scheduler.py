@@ -82,6 +82,7 @@ class Scheduler:
         self._max_tenant_queue = max_tenant_queue
         self._waiting = WaitingQueries(profile, quantile, self._standing)
         self._workers = Workers(num_workers)
+        self._profile = profile  # the view's is the part of it for the head's work
         self._view = SchedulerView(self._waiting.edf, self._workers.views, profile)
         self._live: dict[int, Query] = {}  # waiting or running
         self._running: dict[int, tuple[Batch, float]] = {}  # with the subnet's accuracy
@@ -104,7 +105,7 @@ class Scheduler:
     @property
     def profile(self) -> LatencyProfile:
         """The profile that latencies are predicted with, as corrected so far."""
-        return self._view.profile
+        return self._profile
 
     @property
     def offered(self) -> LatencyProfile:
@@ -277,6 +278,7 @@ class Scheduler:
             self._give_up(now_s)
             view.queue = self._waiting.queue
         if self._waiting.edf:
+            view.profile = self._waiting.profile_of_head(self._profile)
             decision = decide(self._policy, view)
             if decision is not None:
                 if self._drops and decision.drop_before_s > -inf:
@@ -291,7 +293,9 @@ class Scheduler:
         batch, accuracy = self._end(batch_id, now_s)
         if self._correction is not None:
             latency_s = now_s - batch.start_s
-            corrected = self._correction.observe(batch.subnet_id, batch.num_samples, latency_s)
+            corrected = self._correction.observe(
+                batch.subnet_id, batch.num_samples, latency_s, batch.queries
+            )
             if corrected is not None:
                 self._use(corrected)
         return executed(batch, accuracy, now_s)
@@ -364,7 +368,7 @@ class Scheduler:
     def _use(self, profile: LatencyProfile) -> None:
         self._waiting.use(profile)
         self._triage = Triage(profile, self._quantile)
-        self._view.profile = profile
+        self._profile = self._view.profile = profile
 
     def _refusal(self, query: Query, now_s: float) -> str:
         if self._draining:
@@ -421,7 +425,7 @@ class Scheduler:
         batch_id = self._num_dispatched
         self._num_dispatched += 1
         num_samples = sum([query.samples for query in queries])
-        latency_s = self._waiting.latency_s(subnet_id, num_samples)
+        latency_s = self._waiting.latency_s(subnet_id, queries, num_samples)
         batch = Batch(batch_id, worker_id, subnet_id, queries, now_s, latency_s)
         self._standing.charge(queries, latency_s, num_samples, now_s)
         self._running[batch_id] = (batch, self._waiting.accuracy(subnet_id))

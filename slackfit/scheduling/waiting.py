@@ -18,6 +18,7 @@ from slackfit.scheduling.edf import EdfQueue
 from slackfit.scheduling.sample_counts import SampleCounts
 from slackfit.scheduling.standing import Ranks, Standing
 from slackfit.scheduling.wishes import WishGroups
+from slackfit.scheduling.work_mix import WorkMix, WorkRoom
 
 _LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
 
@@ -25,7 +26,7 @@ _LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constra
 class WaitingQueries:
     """An EDF queue that knows its queries' constraints; without any it costs nothing extra."""
 
-    __slots__ = ("_eligible", "_num_special", "_quantile", "_window", "_wishes", "edf",
+    __slots__ = ("_eligible", "_mix", "_num_special", "_quantile", "_window", "_wishes", "edf",
                  "num_samples_more", "standing")  # fmt: skip
 
     def __init__(self, profile: LatencyProfile, quantile: str, standing: Standing) -> None:
@@ -40,6 +41,7 @@ class WaitingQueries:
     def use(self, profile: LatencyProfile) -> None:
         """Judge by `profile` from now on."""
         self._eligible = Eligibility(profile, self._quantile)
+        self._mix = WorkMix.of(profile, self._quantile)
         self._window = _LOOK_AHEAD * profile.max_batch_size
         self._wishes = WishGroups(profile)
         if self._num_special:
@@ -70,9 +72,18 @@ class WaitingQueries:
         """Return what waits and arrives of queries that may not run on every subnet."""
         return self._wishes.views(now_s)
 
-    def latency_s(self, subnet_id: str, batch_size: int) -> float:
-        """Return the predicted latency of a batch."""
-        return self._eligible.table[subnet_id][batch_size]
+    def latency_s(self, subnet_id: str, queries: Sequence[Query], num_samples: int) -> float:
+        """Return the predicted latency of a batch of `queries`, which hold so many samples."""
+        if self._mix is not None:
+            return self._mix.latency_s(subnet_id, queries)
+        return self._eligible.table[subnet_id][num_samples]
+
+    def profile_of_head(self, profile: LatencyProfile) -> LatencyProfile:
+        """Return the profile in use, or its part for work like the head's where it knows work.
+
+        The queue is not empty.
+        """
+        return profile if self._mix is None else self._mix.profile_of(self.edf.head())
 
     def accuracy(self, subnet_id: str) -> float:
         """Return the profiled accuracy of a subnet."""
@@ -86,13 +97,13 @@ class WaitingQueries:
         """Whether no subnet may serve `query`, or (`also_late`) none can in time any more."""
         if not also_late and query.samples == 1 and is_plain(query):
             return False
-        finish_s = self._eligible.earliest_finish_s(query, now_s)
+        finish_s = self._eligible_of(query).earliest_finish_s(query, now_s)
         return finish_s is None or (also_late and finish_s > query.deadline_s)
 
     def hopeless_from_s(self) -> float:
         """Return a moment just after which the head is hopeless; the queue is not empty."""
         head = self.edf.head()
-        finish_s = self._eligible.earliest_finish_s(head, 0.0)
+        finish_s = self._eligible_of(head).earliest_finish_s(head, 0.0)
         if finish_s is None:
             return head.arrival_s
         return head.deadline_s - finish_s + 2 * ulp(head.deadline_s)
@@ -112,6 +123,8 @@ class WaitingQueries:
 
     def can_take_unseen(self, queries: Sequence[Query], *, also_late: bool) -> bool:
         """Whether all are ordinary and, each at its own arrival, not hopeless."""
+        if self._mix is not None and also_late:
+            return False  # how long each takes at the least depends on its work
         needed_s = self._eligible.fastest_s if also_late else -inf
         for _, arrival_s, deadline_s, floor, class_, pin, samples, _, tenant, _ in queries:
             if pin is not None or floor > 0.0 or class_ or samples != 1 or tenant:
@@ -196,10 +209,11 @@ class WaitingQueries:
         unless the head's constraints forbid it: then it is the fastest that they allow, the batch
         is cut to what still meets the head's deadline there (if nothing does, it is kept), and it
         holds only queries that the decided subnet may not serve either: the others did not ask for
-        a slower one. It is filled in EDF order with queries that have room in it.
+        a slower one. It is filled in EDF order with queries that have room in it; where work is
+        known, those that would take it beyond what was decided wait (`WorkMix`).
         """
         if not self._is_mixed:
-            queries = self.edf.pop(decision.batch_size)
+            queries = self._pop_plain(decision)
             self._forget(queries)
             return decision.subnet_id, queries
         if decision.wish not in (None, PLAIN):
@@ -209,7 +223,9 @@ class WaitingQueries:
         eligible, subnet_id, size = self._eligible, decision.subnet_id, decision.batch_size
         head = self.edf.head()
         if decision.wish == PLAIN or eligible.accepts(head, subnet_id):
-            queries = self._pop_first(size, lambda query: eligible.accepts(query, subnet_id))
+            queries = self._pop_first(
+                size, subnet_id, lambda query: eligible.accepts(query, subnet_id)
+            )
             if queries:
                 return subnet_id, queries
         legal = eligible.fastest(head, size)
@@ -218,18 +234,38 @@ class WaitingQueries:
         fitting = (b for b in range(size, 0, -1) if now_s + row[b] <= head.deadline_s)
         return legal, self._pop_first(
             next(fitting, size),
+            legal,
             lambda query: eligible.accepts(query, legal) and not eligible.accepts(query, subnet_id),
         )
 
-    def _pop_first(self, size: int, accepts: Callable[[Query], bool]) -> tuple[Query, ...]:
-        queries = self.edf.pop_where(size, _LOOK_AHEAD * size, _Room(size, accepts))
+    def _eligible_of(self, query: Query) -> Eligibility:
+        return self._eligible if self._mix is None else self._mix.eligible(query)
+
+    def _work_room(self, subnet_id: str, size: int) -> WorkRoom | None:
+        mix = self._mix
+        return None if mix is None else mix.room(subnet_id, size, self.edf.head())
+
+    def _pop_plain(self, decision: Decision) -> tuple[Query, ...]:
+        """Remove and return queries that may run on every subnet, one sample each."""
+        size = decision.batch_size
+        work = self._work_room(decision.subnet_id, size)
+        if work is None:
+            return self.edf.pop(size)
+        return self.edf.pop_where(size, _LOOK_AHEAD * size, _Room(size, _any, work))
+
+    def _pop_first(
+        self, size: int, subnet_id: str, accepts: Callable[[Query], bool]
+    ) -> tuple[Query, ...]:
+        room = _Room(size, accepts, self._work_room(subnet_id, size))
+        queries = self.edf.pop_where(size, _LOOK_AHEAD * size, room)
         self._forget(queries)
         return queries
 
     def _with_wish(self, wish: Wish, decision: Decision) -> tuple[Query, ...]:
         """Remove and return the most urgent queries with a wish, none if they may not run so."""
         size, subnet_id = decision.batch_size, decision.subnet_id
-        fits = _Room(size, lambda query: self._eligible.accepts(query, subnet_id))
+        work = self._work_room(subnet_id, size)
+        fits = _Room(size, lambda query: self._eligible.accepts(query, subnet_id), work)
         queries = tuple(q for q in self._wishes.earliest(wish, _LOOK_AHEAD * size) if fits(q))
         for query in queries:
             self.remove(query)
@@ -253,19 +289,28 @@ def is_ordinary(query: Query) -> bool:
     return is_one and is_plain(query)
 
 
+def _any(query: Query) -> bool:
+    return True
+
+
 class _Room:
     """Takes the queries that may run, while there is room for their samples; the first anyhow."""
 
-    __slots__ = ("_accepts", "_is_empty", "_left")
+    __slots__ = ("_accepts", "_is_empty", "_left", "_work")
 
-    def __init__(self, size: int, accepts: Callable[[Query], bool]) -> None:
+    def __init__(self, size: int, accepts: Callable[[Query], bool], work: WorkRoom | None) -> None:
         self._left = size
+        self._work = work
         self._is_empty = True
         self._accepts = accepts
 
     def __call__(self, query: Query) -> bool:
         if (query.samples > self._left and not self._is_empty) or not self._accepts(query):
             return False
+        if self._work is not None:
+            if not self._work.fits(query):
+                return False
+            self._work.take(query)
         self._left -= query.samples
         self._is_empty = False
         return True

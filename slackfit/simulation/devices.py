@@ -18,6 +18,7 @@ import numpy as np
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.query import Batch
+from slackfit.scheduling.work_mix import WorkMix
 from slackfit.simulation.device_residency import SimulatedResidency
 
 _DRAWS = 4096  # random numbers made at once
@@ -46,7 +47,8 @@ class DeviceModel:
     policy's own, 0 for most) when a worker gets another subnet than its last. `noise` is a profile,
     from whose quantiles of the batch's subnet and size a ratio to the median is drawn, or
     residuals: ratios of measured to predicted latency, of which one is drawn. `profiles` has one
-    profile per worker whose medians replace the predicted latencies (heterogeneous devices).
+    profile per worker whose medians replace the predicted latencies (heterogeneous devices, or
+    work that the scheduler's profile does not know of).
     `residency` says what batches take beside what is resident, in place of both; it remembers what
     it served, so each run takes a `fresh` one. `events` are failures and slow-downs.
     """
@@ -97,6 +99,7 @@ class Devices:
         self._switch_cost_s = switch_cost_s
         self._switches = any(costs)
         self._tables = None if profiles is None else [p.table() for p in profiles]
+        self._mixes = None if profiles is None else [WorkMix.of(p, "p50") for p in profiles]
         self._last: list[str | None] = [None] * num_workers
         self._factors = [1.0] * num_workers
         self._noise = None if noise is None else _noise(noise)
@@ -113,9 +116,13 @@ class Devices:
 
     def latency_s(self, batch: Batch) -> float:
         """Return what a batch takes; call it once per batch, in order of dispatch."""
-        _, worker_id, subnet_id, _, _, seconds = batch
-        if self._tables is not None:
-            seconds = self._tables[worker_id][subnet_id][batch.num_samples]
+        _, worker_id, subnet_id, queries, _, seconds = batch
+        if self._tables is not None and self._mixes is not None:
+            mix = self._mixes[worker_id]
+            if mix is not None:
+                seconds = mix.latency_s(subnet_id, queries)
+            else:
+                seconds = self._tables[worker_id][subnet_id][batch.num_samples]
         if self._residency is not None:
             seconds = self._residency.latency_s(worker_id, subnet_id, batch.num_samples)
         if self._noise is not None:

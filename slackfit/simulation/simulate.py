@@ -37,15 +37,16 @@ def simulate(
     drop_hopeless: bool | None = None,
     query_class: npt.NDArray[np.int64] | None = None,
     min_accuracy: float | FloatArray = 0.0,
+    work: float | FloatArray = 1.0,
     scheduler: DrivenScheduler | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Serve every arrival in virtual time; return one outcome each, outcome i for arrival i.
 
-    `slo_s`, `min_accuracy` and `query_class` are one value, or one per arrival. A batch takes its
-    profiled latency and what `devices` add, of which scheduler and policy know nothing (what they
-    shall know belongs in the profile); what is random there is drawn with `seed`. A given
-    `scheduler` (a recording one, say) is driven as it is, and `profile`, `num_workers` and
+    `slo_s`, `min_accuracy`, `query_class` and `work` are one value, or one per arrival. A batch
+    takes its profiled latency and what `devices` add, of which scheduler and policy know nothing
+    (what they shall know belongs in the profile); what is random there is drawn with `seed`. A
+    given `scheduler` (a recording one, say) is driven as it is, and `profile`, `num_workers` and
     `drop_hopeless` stand back. `progress` is called with (arrivals so far, all arrivals) now and
     then.
 
@@ -56,7 +57,7 @@ def simulate(
         scheduler = Scheduler(profile, policy, num_workers=num_workers, drop_hopeless=drop_hopeless)
     made = Devices(scheduler.num_workers, devices.under(policy), seed=seed)
     with collector_paused():
-        queries = make_queries(arrival_s, slo_s, min_accuracy, query_class)
+        queries = make_queries(arrival_s, slo_s, min_accuracy, query_class, work=work)
         return simulate_queries(queries, scheduler, devices=made, progress=progress)
 
 
@@ -106,6 +107,8 @@ def make_queries(
     min_accuracy: float | FloatArray,
     query_class: npt.NDArray[np.int64] | None,
     first_id: int = 0,
+    *,
+    work: float | FloatArray = 1.0,
 ) -> list[Query]:
     """Return one query per arrival, numbered from `first_id`.
 
@@ -125,6 +128,7 @@ def make_queries(
         raise ValueError(f"slo_s goes down to {slo.min()} s, allowed more than 0")
     floors = _per_query("min_accuracy", min_accuracy, arrivals)
     classes = _per_query("query_class", 0 if query_class is None else query_class, arrivals)
+    works = _per_query("work", work, arrivals)
     columns = zip(
         range(first_id, first_id + len(arrivals)),
         arrivals.tolist(),
@@ -133,7 +137,7 @@ def make_queries(
         classes.astype(np.int64).tolist(),
         repeat(None),
         repeat(1),
-        repeat(1.0),
+        works.tolist(),
         repeat(""),
         repeat(None),
     )

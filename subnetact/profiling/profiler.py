@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 
 from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.work_table import WorkTable
 from subnetact.device import device_name
 from subnetact.executor import Executor
+from subnetact.profiling.work_inputs import work_inputs
 from supernet.checkpoint import Checkpoint
 
 DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16)
 _QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 _WARM_UP_RUNS = 2
+_ANY = -1  # in place of a bucket: samples as they come
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +42,7 @@ def measure_profile(
 ) -> LatencyProfile:
     """Measure latency quantiles of every subnet at every batch size, `repeats` runs each.
 
+    Where samples differ in work, as nodes of a graph do, each bucket of work is measured too.
     `progress(done, total)` is called after every round. Raises ValueError for batch sizes that
     the executor does not take. p95 and p99 of few repeats are the slowest runs seen.
     """
@@ -52,7 +56,14 @@ def measure_profile(
         raise ValueError(f"repeats is {repeats}, allowed 1 or more")
     device = device_name(executor.device)
     executor.warm_up()  # what is captured at the start must be, before anything is timed
-    samples_s = _measure(executor, sizes, repeats, np.random.default_rng(seed), progress)
+    rng = np.random.default_rng(seed)
+    inputs = {(_ANY, size): executor.sample.noise(size, rng) for size in sizes}
+    bounds, of_work = work_inputs(executor, sizes, rng)
+    samples_s = _measure(executor, inputs | of_work, repeats, rng, progress)
+
+    def quantiles(subnet_id: str, bucket: int) -> dict[str, tuple[float, ...]]:
+        return _quantiles([samples_s[subnet_id, bucket, size] for size in sizes])
+
     return LatencyProfile(
         name=name or f"{checkpoint.name} on {device}",
         device=device,
@@ -69,28 +80,37 @@ def measure_profile(
                 subnet_id=subnet_id,
                 accuracy=checkpoint.subnet(subnet_id).accuracy,
                 macs=checkpoint.subnet(subnet_id).macs,
-                latency_s=_quantiles([samples_s[subnet_id, size] for size in sizes]),
+                latency_s=quantiles(subnet_id, _ANY),
             )
             for subnet_id in executor.subnet_ids
+        ),
+        work=None
+        if not bounds
+        else WorkTable(
+            bounds=bounds,
+            latency_s=tuple(
+                {subnet_id: quantiles(subnet_id, bucket) for subnet_id in executor.subnet_ids}
+                for bucket in range(len(bounds) + 1)
+            ),
         ),
     )
 
 
 def _measure(
     executor: Executor,
-    sizes: tuple[int, ...],
+    inputs: Mapping[tuple[int, int], np.ndarray],
     repeats: int,
     rng: np.random.Generator,
     progress: Progress | None,
-) -> dict[tuple[str, int], list[float]]:
-    inputs = {size: executor.sample.noise(size, rng) for size in sizes}
-    entries = [(subnet_id, size) for subnet_id in executor.subnet_ids for size in sizes]
-    samples_s: dict[tuple[str, int], list[float]] = {entry: [] for entry in entries}
+) -> dict[tuple[str, int, int], list[float]]:
+    """Seconds by subnet, bucket of work and batch size; `inputs` are by the last two."""
+    entries = [(subnet_id, *key) for subnet_id in executor.subnet_ids for key in inputs]
+    samples_s: dict[tuple[str, int, int], list[float]] = {entry: [] for entry in entries}
     for round_number in range(-_WARM_UP_RUNS, repeats):
         for i in rng.permutation(len(entries)):
-            subnet_id, size = entries[i]
+            subnet_id, bucket, size = entries[i]
             start_s = time.perf_counter()
-            executor.run(subnet_id, inputs[size])
+            executor.run(subnet_id, inputs[bucket, size])
             if round_number >= 0:
                 samples_s[entries[i]].append(time.perf_counter() - start_s)
         if progress is not None and round_number >= 0:

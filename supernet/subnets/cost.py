@@ -37,7 +37,8 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
         macs.append(output[0].numel() * prod(weight.shape[1:]))
 
     def count_linear(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        macs.append(output[0].numel() * module.get_parameter("weight").shape[1])
+        # The sample is one, but a graph network reads many nodes for it.
+        macs.append(output.numel() * module.get_parameter("weight").shape[1])
 
     def count_attention(_module: nn.Module, inputs: Any, _output: torch.Tensor) -> None:
         _, num_heads, num_asking, head_dim = inputs[0].shape

@@ -101,10 +101,9 @@ def test_letters_are_documented_per_family() -> None:
     for family in list_families():
         letters = get_family(family).letters
         space = define_supernet(family).space
+        names = ("width", "expand", "kernel", "heads", "fanout")
         elastic = {"d", "r"} | {
-            letter
-            for letter, name in zip("wekh", ("width", "expand", "kernel", "heads"), strict=True)
-            if getattr(space, name)
+            letter for letter, name in zip("wekhf", names, strict=True) if getattr(space, name)
         }
         assert set(letters) == elastic, family
         assert f"`{family}`" in text

@@ -95,3 +95,24 @@ def test_the_names_of_a_package_are_those_it_imports_when_they_are_used(package)
 def test_a_timed_device_and_its_samples_come_without_torch() -> None:
     code = "import sys, serve.hosts.assemble; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+NODE = SampleSpec(shape=(1,), dtype="int64", highest=9)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_a_node_is_an_id_with_or_without_its_dimension(dtype: str) -> None:
+    for given in (np.array([3, 9], dtype), np.array([[3], [9]], dtype)):
+        checked = NODE.checked(given)
+        assert (checked.dtype, checked.tolist()) == (np.int64, [[3], [9]])
+    alone = np.array([[4]])
+    assert NODE.checked(alone) is alone
+    assert NODE.checked(np.array([4], dtype)).tolist() == [[4]]
+    for wrong in (10, -1):
+        for shape in ((1,), (1, 1)):
+            with pytest.raises(ValueError, match=f"a value is {wrong}, allowed 0 to 9"):
+                NODE.checked(np.full(shape, wrong, dtype))
+    with pytest.raises(ValueError, match=r"expected int32 or int64 \(B,\) or \(B, 1\)"):
+        NODE.checked(np.zeros((2, 2), dtype))
+    with pytest.raises(ValueError, match="samples are float64"):
+        NODE.checked(np.zeros((1, 1)))

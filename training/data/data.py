@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from supernet.input import InputSpec
 from training.config import DataConfig
-from training.data.array_folder import ArrayFolder, read_array_folder
+from training.data.array_folder import ArrayFolder, DataError, read_array_folder
 from training.data.cifar import LAYOUTS, load_cifar
 from training.data.corpus import load_corpus
 from training.data.image_files import load_image_files
@@ -56,6 +56,8 @@ def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
         return load_texts(options, seed)
     if options.name == "corpus":
         return load_corpus(options, seed)
+    if options.name == "graph":
+        raise DataError("nodes of a graph are measured in the run that trains them, not again")
     if options.name in LAYOUTS:
         folder = load_cifar(options.name, Path(options.path or "data"))
         return _of_arrays(folder, options.name, options, seed)

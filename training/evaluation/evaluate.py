@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -45,7 +45,17 @@ class Measurement(NamedTuple):
         return wilson_interval(int(self.correct.sum()), len(self.correct))
 
 
-_Accurate = TypeVar("_Accurate", Measurement, ServedSubnet)
+class Accurate(Protocol):
+    """A subnet whose accuracy is known."""
+
+    @property
+    def arch(self) -> Arch: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+
+_Accurate = TypeVar("_Accurate", bound=Accurate)
 
 
 class Evaluation(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from supernet.arch import Arch
 from supernet.space import SearchSpace
 
-_PER_BLOCK = ("expand", "kernel", "heads")
+_PER_BLOCK = ("expand", "kernel", "heads", "fanout")
 
 
 class Aim(NamedTuple):

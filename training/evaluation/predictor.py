@@ -38,7 +38,7 @@ def features(space: SearchSpace, arch: Arch, cost: Cost) -> np.ndarray:
         row += [float(depth == choice) for choice in choices]
     for width, choices in zip(arch.width, space.width, strict=True):
         row += [float(width == choice) for choice in choices]
-    for name in ("expand", "kernel", "heads"):
+    for name in ("expand", "kernel", "heads", "fanout"):
         entries = iter(getattr(arch, name))
         for stage, depth in enumerate(arch.depth if getattr(space, name) else ()):
             choices = space.block_choices(name, stage)

@@ -5,6 +5,8 @@ Small images are used where the shape of the weights does not depend on them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subnetact import Actuator
 from supernet import Arch, Subgraph, SupernetDefinition, cost, define_supernet, extract
+from supernet.layers.neighbours import Neighbourhood
 from supernet.registry import get_family, list_families
 from supernet.subnets.sort import importance_order, mean_activations, permute_channels
 
@@ -44,6 +47,7 @@ MEMBERS = {
     "convnext": define_supernet("convnext_atto", num_classes=10, resolution=32),
     "bert": define_supernet("bert_tiny", vocab_size=100, num_tokens=12),
     "decoder": define_supernet("decoder_tiny"),
+    "graph_sage": define_supernet("graph_sage_attention", num_features=20, degree=6),
 }
 NUM_ARCHS = 50
 
@@ -64,10 +68,12 @@ def random_state(definition: SupernetDefinition, seed: int = 0) -> dict[str, tor
     return state
 
 
-def small_input(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
+def small_input(definition: SupernetDefinition, arch: Arch) -> Any:
     """Two random inputs, images of at most 32 pixels."""
-    example = definition.example_input(arch, 2)
+    example: Any = definition.example_input(arch, 2)
     generator = torch.Generator().manual_seed(1)
+    if isinstance(example, Neighbourhood):
+        return example._replace(features=torch.randn(example.features.shape, generator=generator))
     if not example.is_floating_point():
         return torch.randint(1, 100, example.shape, generator=generator)
     size = min(arch.resolution, 32)

@@ -1,0 +1,180 @@
+"""`GraphStore`: a graph in memory-mapped files: neighbour lists, features, labels, splits.
+
+| file | what |
+|---|---|
+| indptr.npy, indices.npy | neighbour lists (CSR): int64 (nodes + 1,), int32 (edges,) |
+| features.npy | (nodes, F) float32 |
+| labels.npy | int32 (nodes,), -1 where none is known; optional |
+| train.npy, validation.npy, test.npy | int32 node ids; optional |
+| graph.json | format, name, classes, source, and a digest of the lists; written last |
+
+A list holds the nodes that messages come from, so an undirected edge stands in two lists. Opening
+looks at all lists once and at no features, so features may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+HEADER = "graph.json"
+SPLITS = ("train", "validation", "test")
+_NAMES = ("indptr", "indices", "features")
+
+
+class GraphDataError(ValueError):
+    """A graph's files are missing, malformed, or contradict each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphStore:
+    """The arrays of one graph, memory-mapped where they were opened from files."""
+
+    name: str
+    indptr: np.ndarray  # int64 (nodes + 1,)
+    indices: np.ndarray  # int32 (edges,)
+    features: np.ndarray  # float32 (nodes, F)
+    labels: np.ndarray | None = None  # int32 (nodes,)
+    splits: dict[str, np.ndarray] = field(default_factory=dict)  # {name: int32 (n,)}
+    classes: tuple[str, ...] = ()
+    source: str = ""
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.indptr) - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of entries of all neighbour lists: two for an undirected edge."""
+        return len(self.indices)
+
+    @property
+    def num_features(self) -> int:
+        """Features per node."""
+        return self.features.shape[1]
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """(nodes,) int64: how many neighbours each node has."""
+        return np.diff(self.indptr)
+
+    def digest(self) -> str:
+        """Name the neighbour lists and the features' shape."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.indptr).tobytes())
+        digest.update(np.ascontiguousarray(self.indices).tobytes())
+        digest.update(str(self.features.shape).encode())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> GraphStore:
+        """Write the folder, the header last, and return the graph as opened from there."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / HEADER).unlink(missing_ok=True)
+        arrays = {name: getattr(self, name) for name in _NAMES} | self.splits
+        for name in (*SPLITS, "labels"):
+            (target / f"{name}.npy").unlink(missing_ok=True)
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        for name, array in arrays.items():
+            np.save(target / f"{name}.npy", array)
+        header = {
+            "format": FORMAT,
+            "name": self.name,
+            "nodes": self.num_nodes,
+            "edges": self.num_edges,
+            "features": self.num_features,
+            "classes": list(self.classes),
+            "source": self.source,
+            "digest": self.digest(),
+        }
+        (target / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        return open_graph(target)
+
+
+def open_graph(folder: str | Path) -> GraphStore:
+    """Map the files of a graph folder. Raises GraphDataError naming the file at fault."""
+    source = Path(folder)
+    header = _header(source)
+    arrays: dict[str, Any] = {name: _mapped(source / f"{name}.npy") for name in _NAMES}
+    labels, splits = source / "labels.npy", {}
+    for name in SPLITS:
+        if (source / f"{name}.npy").exists():
+            splits[name] = _mapped(source / f"{name}.npy")
+    return GraphStore(
+        name=str(header.get("name", source.name)),
+        labels=_mapped(labels) if labels.exists() else None,
+        splits=splits,
+        classes=tuple(header.get("classes", ())),
+        source=str(header.get("source", "")),
+        folder=source,
+        **arrays,
+    )
+
+
+def _header(source: Path) -> dict[str, Any]:
+    path = source / HEADER
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GraphDataError(
+            f"{path}: no such file; make a graph folder with `supernet graph convert`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GraphDataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise GraphDataError(f"{path}: expected an object with format {FORMAT}")
+    return header
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise GraphDataError(f"{path}: no such file; the graph folder is incomplete") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise GraphDataError(f"{path}: not a readable .npy file ({error})") from None
+
+
+def _check(graph: GraphStore) -> None:
+    where = str(graph.folder) if graph.folder else f"graph {graph.name!r}"
+    indptr, indices = graph.indptr, graph.indices
+    _check_kind(where, "indptr", indptr, np.int64, 1)
+    _check_kind(where, "indices", indices, np.int32, 1)
+    _check_kind(where, "features", graph.features, np.float32, 2)
+    if len(indptr) < 2 or indptr[0] != 0 or np.any(np.diff(indptr) < 0):
+        raise GraphDataError(f"{where}: indptr must begin at 0 and never fall, for 1 node or more")
+    if indptr[-1] != len(indices):
+        raise GraphDataError(f"{where}: indptr ends at {indptr[-1]} of {len(indices)} indices")
+    num_nodes = graph.num_nodes
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < num_nodes:
+        at = int(np.argmax((indices < 0) | (indices >= num_nodes)))
+        raise GraphDataError(
+            f"{where}: indices[{at}] is node {indices[at]}, allowed 0 to {num_nodes - 1}"
+        )
+    if len(graph.features) != num_nodes:
+        raise GraphDataError(f"{where}: features of {len(graph.features)} nodes for {num_nodes}")
+    if graph.labels is not None:
+        _check_kind(where, "labels", graph.labels, np.int32, 1)
+        if len(graph.labels) != num_nodes:
+            raise GraphDataError(f"{where}: labels of {len(graph.labels)} nodes for {num_nodes}")
+    for name, ids in graph.splits.items():
+        _check_kind(where, name, ids, np.int32, 1)
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_nodes:
+            raise GraphDataError(f"{where}: {name} names a node outside 0 to {num_nodes - 1}")
+
+
+def _check_kind(where: str, name: str, array: np.ndarray, dtype: Any, dims: int) -> None:
+    if array.dtype != dtype or array.ndim != dims:
+        wanted = f"{np.dtype(dtype).name} of {dims} dimension{'s' * (dims > 1)}"
+        raise GraphDataError(f"{where}: {name} is {array.dtype} {array.shape}, expected {wanted}")

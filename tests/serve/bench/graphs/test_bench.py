@@ -1,0 +1,94 @@
+"""The benchmark of graphs in a small form: every part gives its rows, trainings are kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from serve.bench.serving.journal import Journal
+
+from serve.bench.graphs import cases
+from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
+from serve.bench.graphs.distillation import Distillation
+from serve.bench.graphs.intervals import mean_interval, paired
+from training.graphs.student import WAYS
+
+TINY = replace(
+    QUICK,
+    num_nodes=2000,
+    num_edges=16_000,
+    rounds=2,
+    sized=60,
+    repeats=1,
+    simulated_s=0.05,
+    live_s=0.05,
+    teacher_seeds=1,
+    subnet_seeds=1,
+    student_seeds=2,
+    steps=3,
+)
+
+
+def test_intervals_are_students() -> None:
+    interval = mean_interval([1.0, 2.0, 4.0])
+    assert interval.mean == pytest.approx(7 / 3)
+    assert interval.high - interval.mean == pytest.approx(4.302653 * 1.527525 / 3**0.5, rel=1e-5)
+    assert paired([1.0, 3.0], [0.5, 2.5]).deviation == 0.0
+    assert mean_interval([1.0]).high == float("inf")
+
+
+def test_speed_sizes_and_work_of_a_small_graph(tmp_path: Path) -> None:
+    bench = GraphsBench(tmp_path, TINY)
+    rows = {r["figure"]: r for r in bench.run(["speed", "sizes", "peers", "work"])}
+    assert rows["graphs/node_us"]["value"] > 0
+    assert rows["graphs/ladder"]["value"] > 1
+    assert "graphs/speed/all-all/p99" in rows
+    assert rows["graphs/size_error/edges/p95"]["value"] < 0.25
+    assert rows["graphs/peers/ours"]["value"] > 0
+    for policy in ("slackfit", "drainfit"):
+        for driven in ("timed", "live"):
+            figure = f"graphs/work/{policy}/{driven}"
+            assert f"{figure}/blind_over_aware" in rows
+            detail = rows[f"{figure}/aware/missed"]["detail"]
+            assert sum(detail["subnets"].values()) <= detail["queries"]
+    with pytest.raises(ValueError, match=f"part is 'x', allowed {', '.join(PARTS)}"):
+        bench.run(["x"])
+
+
+def test_trainings_are_kept_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUPERNET_DATA_DIR", raising=False)
+    said: list[str] = []
+    bench = GraphsBench(tmp_path, TINY, tell=said.append)
+    rows = {r["figure"]: r for r in bench.run(["teacher"])}
+    assert rows["graphs/teacher/cora/skipped"]["detail"]["reason"] == "SUPERNET_DATA_DIR is not set"
+    small = replace(cases.node_case("heterophilous"), name="cora")
+    small = replace(small, teacher=replace(small.teacher, layers=2, epochs=4))
+    monkeypatch.setattr("serve.bench.graphs.accuracies.node_case", lambda name: small)
+    monkeypatch.setattr("serve.bench.graphs.accuracies.missing", lambda name: "")
+    rows = {r["figure"]: r for r in bench.run(["subnets"])}
+    assert {name.split("/")[2] for name in rows} == {"cora", "citeseer", "heterophilous"}
+    assert "graphs/subnets/cora/mean/shared_less_alone" in rows
+    assert "graphs/subnets/cora/d0-w1-r1/shared_less_alone" in rows
+    before = len(said)
+    again = GraphsBench(tmp_path, TINY, tell=said.append).run(["subnets"])
+    assert len(said) == before
+    assert {r["figure"]: r for r in again} == rows
+
+
+def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = cases.node_case("heterophilous")
+    monkeypatch.setattr("serve.bench.graphs.distillation.node_case", lambda name: small)
+    monkeypatch.setattr("serve.bench.graphs.distillation.missing", lambda name: "")
+    journal = Journal(tmp_path / "j", {})
+    table = Distillation(journal, seeds=2, tell=lambda text: None, epochs=4)
+    rows = {r["figure"]: r for r in table.rows(["cora"])}
+    for way in WAYS:
+        assert 0 < rows[f"graphs/distillation/cora/{way}"]["value"] < 1
+        if way != "logits":
+            detail = rows[f"graphs/distillation/cora/{way}_less_logits"]["detail"]
+            assert detail["seeds"] == 2
+    assert "least_spread" in rows["graphs/distillation/cora/attention"]["detail"]
+    assert len(journal) == 2 * len(WAYS)
+    assert json.dumps(list(rows.values()), allow_nan=False)

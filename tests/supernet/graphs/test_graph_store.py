@@ -1,0 +1,72 @@
+"""A graph's files: written, mapped, and refused where they contradict each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from supernet.graphs.edges import neighbour_lists
+from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
+
+
+def test_a_saved_graph_is_mapped_again_as_it_was(skewed: GraphStore, tmp_path: Path) -> None:
+    opened = skewed.save(tmp_path / "g")
+    for name in ("indptr", "indices", "features", "labels"):
+        array = getattr(opened, name)
+        assert isinstance(array, np.memmap)
+        np.testing.assert_array_equal(array, getattr(skewed, name))
+    np.testing.assert_array_equal(opened.splits["test"], skewed.splits["test"])
+    assert opened.digest() == skewed.digest()
+    assert (opened.num_nodes, opened.num_features) == (800, 16)
+    without = replace(skewed, labels=None, splits={}).save(tmp_path / "g")
+    assert (without.labels, without.splits) == (None, {})
+
+
+def test_neighbour_lists_leave_out_loops_and_repeats() -> None:
+    sources, targets = np.array([0, 0, 1, 2, 2]), np.array([1, 1, 0, 2, 3])
+    indptr, indices = neighbour_lists(sources, targets, 4, undirected=False)
+    assert (indptr.tolist(), indices.tolist()) == ([0, 1, 2, 2, 3], [1, 0, 2])
+    indptr, indices = neighbour_lists(sources, targets, 4, undirected=True)
+    assert (indptr.tolist(), indices.tolist()) == ([0, 1, 2, 3, 4], [1, 0, 3, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"indptr": np.array([0, 2, 1], np.int64)}, "never fall"),
+        ({"indptr": np.array([0, 1, 3], np.int64)}, "indptr ends at 3 of 2 indices"),
+        ({"indices": np.array([1, 2], np.int32)}, r"indices\[1\] is node 2, allowed 0 to 1"),
+        ({"indices": np.array([1, 0], np.int64)}, "indices is int64 (2,), expected int32"),
+        ({"features": np.zeros((3, 4), np.float32)}, "features of 3 nodes for 2"),
+        ({"labels": np.zeros(1, np.int32)}, "labels of 1 nodes for 2"),
+        ({"splits": {"train": np.array([2], np.int32)}}, "train names a node outside 0 to 1"),
+    ],
+)
+def test_arrays_that_contradict_each_other_are_refused(
+    change: dict[str, object], said: str
+) -> None:
+    arrays: dict[str, object] = {
+        "indptr": np.array([0, 1, 2], np.int64),
+        "indices": np.array([1, 0], np.int32),
+        "features": np.zeros((2, 4), np.float32),
+    }
+    GraphStore(name="two", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(GraphDataError, match=said.replace("(2,)", r"\(2,\)")):
+        GraphStore(name="two", **(arrays | change))  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_no_graph_says_what_is_missing(tmp_path: Path, skewed: GraphStore) -> None:
+    with pytest.raises(
+        GraphDataError, match=r"graph\.json: no such file; make .*supernet graph convert"
+    ):
+        open_graph(tmp_path)
+    skewed.save(tmp_path / "g")
+    (tmp_path / "g" / "features.npy").unlink()
+    with pytest.raises(GraphDataError, match=r"features\.npy: no such file"):
+        open_graph(tmp_path / "g")
+    (tmp_path / "g" / "graph.json").write_text("[]")
+    with pytest.raises(GraphDataError, match="expected an object with format 1"):
+        open_graph(tmp_path / "g")

@@ -1,0 +1,1 @@
+"""Training on all nodes of a graph, and its teachers; imports `training.trainer`, `evaluation`."""

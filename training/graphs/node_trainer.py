@@ -1,0 +1,171 @@
+"""Trains a graph supernet on the whole graph: one pass and one backward per subnet, then a step.
+
+The sandwich of BigNAS on shared leading slices, as for images (training/trainer/trainer.py), with
+one batch, all nodes. What is random is keyed by (seed, step). The weights kept are those at which
+the mean validation accuracy of the watched subnets was best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from supernet import Arch, SupernetDefinition
+from supernet.slicing import leading_slice
+from training.graphs.gcnii import accuracy_of
+from training.graphs.whole_graph import Dropout, GraphDraw, WholeGraph, node_logits
+from training.trainer.run_log import StepReport
+from training.trainer.shared_weights import SharedWeights
+
+_ARCHS, _DRAWS, _DROPOUT, _WATCH = 0, 1, 2, 3
+WATCH_SEED = 0  # accuracies are measured on the draw that a server has by default
+Progress = Callable[[StepReport], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTraining:
+    """How long and how: steps, rate, decay, dropout, and what is learned from whom.
+
+    `alone` trains that subnet and no other. `distillation` is the share of the loss that learns
+    the soft labels; without a teacher the largest subnet learns labels alone.
+    """
+
+    steps: int = 300
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    dropout: float = 0.5
+    distillation: float = 0.9
+    random_subnets: int = 2
+    watch_steps: int = 10
+    alone: Arch | None = None
+    seed: int = 0
+
+
+class NodeTrainer:
+    """One run; `run` returns the state_dict of the best weights."""
+
+    def __init__(
+        self,
+        definition: SupernetDefinition,
+        whole: WholeGraph,
+        options: NodeTraining,
+        teacher: torch.Tensor | None = None,
+    ):
+        """`teacher` are (nodes, num_classes) logits of another network to learn from."""
+        self._definition, self._whole, self._options = definition, whole, options
+        self._weights = SharedWeights(definition, device="cpu", seed=options.seed)
+        self._soft = None if teacher is None else teacher.softmax(1)
+        self._optimizer = torch.optim.Adam(
+            self._weights.parameters.values(), lr=options.lr, weight_decay=options.weight_decay
+        )
+        self._draw = GraphDraw(whole, WATCH_SEED)
+
+    def run(
+        self, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, torch.Tensor]:
+        """Train to the end, or until `should_stop`."""
+        options, best, best_accuracy = self._options, self._state(), -1.0
+        for step in range(options.steps):
+            if should_stop():
+                break
+            full, others = self._step(step)
+            if (step + 1) % options.watch_steps == 0 or step + 1 == options.steps:
+                accuracy = self._watched()
+                if accuracy >= best_accuracy:
+                    best, best_accuracy = self._state(), accuracy
+            if progress is not None:
+                progress(StepReport(step + 1, options.steps, options.lr, full, others, 1))
+        return best
+
+    def _step(self, step: int) -> tuple[float | None, float | None]:
+        """One step of all its passes; the loss of the largest subnet and of the others."""
+        options = self._options
+        rng = np.random.default_rng((options.seed, _ARCHS, step))
+        draw = self._draw.anew(_key(options.seed, _DRAWS, step))
+        dropout = Dropout(options.dropout, _key(options.seed, _DROPOUT, step))
+        self._optimizer.zero_grad()
+        losses: list[float] = []
+        soft = self._soft
+        for arch in self._archs(rng):
+            logits = self._logits(arch, draw, dropout)
+            loss = self._loss(logits, soft)
+            loss.backward()
+            losses.append(loss.item())
+            if soft is None:
+                soft = logits.detach().softmax(1)  # in place: the largest comes first
+        # All passes together weigh as one, so that the rate means the same for one subnet alone.
+        for parameter in self._weights.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad /= len(losses)
+        self._optimizer.step()
+        if options.alone is not None:
+            return losses[0], None
+        return losses[0], float(np.mean(losses[1:]))
+
+    def _archs(self, rng: np.random.Generator) -> Sequence[Arch]:
+        if self._options.alone is not None:
+            return (self._options.alone,)
+        space = self._definition.space
+        drawn = [space.sample(rng) for _ in range(self._options.random_subnets)]
+        return (space.largest, space.smallest, *drawn)
+
+    def _loss(self, logits: torch.Tensor, soft: torch.Tensor | None) -> torch.Tensor:
+        train = self._whole.rows["train"]
+        labels = F.cross_entropy(logits[train], self._whole.labels[train])
+        if soft is None:
+            return labels
+        share = self._options.distillation
+        learned = F.kl_div(logits.log_softmax(1), soft, reduction="batchmean")
+        return (1.0 - share) * labels + share * learned
+
+    def _logits(self, arch: Arch, draw: GraphDraw, dropout: Dropout | None) -> torch.Tensor:
+        shapes = self._definition.parameter_shapes(arch)
+        parameters = self._weights.parameters
+        weights = {name: leading_slice(parameters[name], shape) for name, shape in shapes.items()}
+        return node_logits(self._whole, self._definition, arch, weights, draw, dropout)
+
+    @torch.no_grad()
+    def _watched(self) -> float:
+        archs = self._options.alone or None
+        watched = [archs] if archs else watched_nodes(self._definition)
+        accuracies = [
+            accuracy_of(self._logits(arch, self._draw, None), self._whole, "validation")
+            for arch in watched
+        ]
+        return float(np.mean(accuracies))
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self._weights.state().items()}
+
+
+def watched_nodes(definition: SupernetDefinition) -> list[Arch]:
+    """One subnet of each depth, at full width: the smallest fan-out, and all neighbours."""
+    space = definition.space
+    found: list[Arch] = []
+    for depth in space.depth[0]:
+        choices = space.block_choices("fanout", 0)
+        fanouts = (choices[0], choices[-1]) if depth else (choices[-1],)
+        found += [space.uniform(depth=depth, fanout=f) for f in fanouts]
+    return list(dict.fromkeys(found))
+
+
+@torch.no_grad()
+def subnet_logits(
+    state: Mapping[str, torch.Tensor],
+    definition: SupernetDefinition,
+    arch: Arch,
+    whole: WholeGraph,
+    draw: GraphDraw,
+) -> torch.Tensor:
+    """(nodes, num_classes) logits of one subnet of a trained supernet at every node."""
+    shapes = definition.parameter_shapes(arch)
+    weights = {name: leading_slice(state[name], shape) for name, shape in shapes.items()}
+    return node_logits(whole, definition, arch, weights, draw)
+
+
+def _key(*parts: int) -> int:
+    return int(np.random.default_rng(parts).integers(2**62))
