@@ -78,8 +78,7 @@ class Checkpoint:
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
     `int8_subnets` are the same archs in int8 where that loses little, `activation_ranges` what they
     round by: {id of the float subnet: {tensor: lowest, highest, then means of channels}}.
-    `text` is how a decoder's text becomes tokens, `graph` the one whose nodes are the samples, where
-    they are nodes.
+    `text` is how a decoder's text becomes tokens, `graph` the one whose nodes are the samples.
     """
 
     name: str

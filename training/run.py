@@ -35,7 +35,7 @@ from training.trainer.batch_shares import few_samples
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import RESUME_FILE
 from training.trainer.run_log import RunLog
-from training.trainer.trainer import Progress, Trainer
+from training.trainer.trainer import EpochEnd, Progress, Trainer
 
 EvaluationProgress = Callable[[int, int], None]
 
@@ -90,16 +90,11 @@ def train(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
     )
 
-    def epoch_end(epoch: int) -> dict[str, float]:
-        every = config.evaluation.every_epochs
-        if not every or epoch % every:
-            return {}
-        if definition.family.generates:
-            return watch_decoder(trainer.state(), definition, data)
-        watched = _watch(config, definition, trainer, data)
-        return {f"accuracy/{s.subnet_id}": s.accuracy for s in watched}
-
-    is_done = trainer.run(progress=progress, should_stop=should_stop, epoch_end=epoch_end)
+    is_done = trainer.run(
+        progress=progress,
+        should_stop=should_stop,
+        epoch_end=_watching(config, definition, trainer, data),
+    )
     if not is_done or not workers.is_first:
         return None
     trained = _trained(config, definition, trainer, data)
@@ -109,6 +104,23 @@ def train(
         checkpoint = _measured(config, trained, data, out, evaluation_progress)
     save_checkpoint(checkpoint, out)
     return checkpoint
+
+
+def _watching(
+    config: TrainConfig, definition: SupernetDefinition, trainer: Trainer, data: Dataset
+) -> EpochEnd:
+    """What the log is told of some subnets after every so many epochs."""
+
+    def epoch_end(epoch: int) -> dict[str, float]:
+        every = config.evaluation.every_epochs
+        if not every or epoch % every:
+            return {}
+        if definition.family.generates:
+            return watch_decoder(trainer.state(), definition, data)
+        watched = _watch(config, definition, trainer, data)
+        return {f"accuracy/{s.subnet_id}": s.accuracy for s in watched}
+
+    return epoch_end
 
 
 def _trained(
