@@ -106,10 +106,16 @@ def test_capacity_is_simulated_with_what_the_profiler_measured(bench, monkeypatc
     monkeypatch.setattr("serve.bench.actuation.bench.measure_profile", measure)
     rows = bench.run(["capacity"])
     assert {row["figure"] for row in rows} == {
-        f"actuation/tiny/capacity/accuracy_{floor}/int8_on_over_off"
-        for floor in ("as_fp32_at_its_capacity", "0.600", "0.700")
+        f"actuation/tiny/capacity/{policy}/{figure}"
+        for policy in ("slackfit", "drainfit")
+        for figure in (
+            "int8_on_over_off",
+            "attainment_at_capacity_of_off",
+            "accuracy_gained_at_capacity_of_off",
+        )
     }
-    assert all(row["detail"].endswith("measured by the test") for row in rows)
+    ratios = [row for row in rows if row["unit"] == "ratio"]
+    assert all(row["detail"].endswith("measured by the test") for row in ratios)
 
 
 @pytest.fixture
