@@ -116,13 +116,17 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy says).
+    `host` may be `unix:PATH`, without Ray: then HTTP listens at that socket instead of `port`, and
+    gRPC, where asked for, at `PATH.grpc`.
     `replicas` (on Ray): how many, each with a device of its own.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_body_bytes` bounds one request, `max_json_bytes` a tensor that is written as JSON numbers
     (each costs the server as much as a hundred bytes), `max_inflight_bytes` all requests together,
     at both doors, from their first byte to their answer; `max_connections` those open at once over
-    HTTP (null: what the process may open as files leaves room for).
+    HTTP (null: what the process may open as files leaves room for). `keep_alive_s`: how long one on
+    which nothing is asked is kept; longer than what a balancer in front keeps its own for.
+    `shared_memory`: whether clients on this host may name tensors in memory that they share.
     `max_image_pixels`: image files that claim more are refused before they are decoded.
     `hung_after_s`: a batch that runs longer (and 50 times longer than predicted) means that the
     device hangs: its queries fail, the server says that it is not live.
@@ -174,6 +178,8 @@ class ServeConfig(BaseModel):
     max_json_bytes: Annotated[int, Field(ge=1)] = 256 * 2**10
     max_inflight_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     max_connections: Annotated[int, Field(ge=1)] | None = None
+    keep_alive_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    shared_memory: bool = True
     max_image_pixels: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -55,6 +55,14 @@ class BodyBudget:
                 self._waiting.remove(waiting)
             raise
 
+    def take_at_once(self, body: InflightBody, count: int) -> bool:
+        """Take bytes that are there already, if there is room and nobody waits for it."""
+        if self._waiting or self.used_bytes + count > self.max_bytes:
+            return False
+        self.used_bytes += count
+        body.num_bytes += count
+        return True
+
     def give(self, body: InflightBody, count: int) -> None:
         """Give bytes of a request back."""
         self.used_bytes -= count
@@ -138,6 +146,15 @@ class InflightBody:
         """Take bytes before they are kept. Raises RefusedError."""
         await self._budget.take(self, count)
 
+    def take_at_once(self, count: int) -> bool:
+        """Take bytes that have come already, unless that would mean to wait."""
+        return self._budget.take_at_once(self, count)
+
+    def take_or_refuse(self, count: int) -> None:
+        """Take bytes that have come already. Raises RefusedError where there is no room."""
+        if not self._budget.take_at_once(self, count):
+            raise self._budget.refusal()
+
     def shrink(self, count: int) -> None:
         """Keep `count` of the bytes that were taken."""
         self._budget.give(self, self.num_bytes - count)
@@ -163,6 +180,11 @@ class InflightBody:
         assert self._timeout is not None, "only what arrives is evicted"
         self._timeout.reschedule(asyncio.get_running_loop().time())
 
+    def release(self) -> None:
+        """Give all bytes back: the request is answered."""
+        self._budget.arrived(self)
+        self._budget.give(self, self.num_bytes)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -172,5 +194,4 @@ class InflightBody:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._budget.arrived(self)
-        self._budget.give(self, self.num_bytes)
+        self.release()

@@ -3,7 +3,7 @@
 Tensors travel as JSON (flat or nested) or with the binary tensor extension; image files as raw
 BYTES elements, in base64 where the parameter `content_type` of the tensor says so, or alone as the
 body of the request. A JSON number costs the server about a hundred times what a byte costs, so
-clients that care send binary. Pure: no I/O, no clock.
+clients that care send binary. Pure but for tensors in shared memory: no other I/O, no clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from serve.doors.classification import BYTES_TYPE, classes_of, packed
 from serve.doors.json_bounds import check_json
+from serve.doors.parameters import INPUT, REQUEST, check_names, slice_of, wanted_output
+from serve.doors.shared_memory import NO_REGIONS, RegionAccess
+from serve.doors.shared_tensors import check_output, read_shared, write_output
 from serve.engine.reply import Reply, describe, logits_of, version_of
 from serve.models.limits import RefusedError
 from serve.models.request import (
@@ -25,6 +29,7 @@ from serve.models.request import (
     ModelSpec,
     Parameter,
     Samples,
+    WantedOutput,
     bad,
     check_images,
     check_output_name,
@@ -72,17 +77,23 @@ class BodyForm(NamedTuple):
 
 
 def parse_infer(
-    body: bytes, form: BodyForm, spec: ModelSpec, *, max_json_bytes: int
+    body: bytes,
+    form: BodyForm,
+    spec: ModelSpec,
+    *,
+    max_json_bytes: int,
+    regions: RegionAccess = NO_REGIONS,
 ) -> InferRequest:
     """Parse the body of an inference request; tensors in JSON have at most `max_json_bytes`.
 
-    Raises RefusedError that says what was given, and what is allowed.
+    `regions` are those of the caller. Raises RefusedError that says what was given, and what is
+    allowed.
     """
     if form.is_image:
         if spec.sample.is_text:
             allowed = "application/json: token ids"
             raise bad("bad_tensor", "content-type", form.content_type, allowed)
-        return InferRequest((body,), None, {}, is_binary_output=False)
+        return InferRequest((body,), None, {})
     json_length = form.json_length(body)
     text = body[:json_length]
     check_json(text, spec, max_json_bytes)
@@ -91,20 +102,29 @@ def parse_infer(
     if request_id is not None and not isinstance(request_id, str):
         raise bad("bad_request", "id", request_id, "a string")
     parameters = _parameters(fields.get("parameters"), "parameters")
+    check_names(parameters, REQUEST, "parameters")
     inputs = fields.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise bad("bad_request", "inputs", inputs, f"a list of one tensor, {INPUT_NAME!r}")
-    is_binary_output = _wants_binary(fields.get("outputs"), parameters)
+    output = _output(fields.get("outputs"), parameters)
     tensor = _object(inputs[0], "inputs[0]")
-    samples = _read_tensor(tensor, memoryview(body)[json_length:], spec)
-    return InferRequest(samples, request_id, parameters, is_binary_output)
+    samples = _read_tensor(tensor, memoryview(body)[json_length:], spec, regions)
+    check_output(output, len(samples), spec, regions)
+    return InferRequest(samples, request_id, parameters, output)
 
 
 def build_response(
-    request: InferRequest, spec: ModelSpec, policy: str, replies: Sequence[Reply]
+    request: InferRequest,
+    spec: ModelSpec,
+    policy: str,
+    replies: Sequence[Reply],
+    regions: RegionAccess = NO_REGIONS,
 ) -> tuple[bytes, int | None]:
-    """Return the body of an answer and, when its tensor is binary, the length of the JSON part."""
-    logits = logits_of(replies)
+    """Return the body of an answer and, when its tensor is binary, the length of the JSON part.
+
+    An output that is wanted in shared memory is written there. Raises RefusedError.
+    """
+    logits, wanted = logits_of(replies), request.output
     tensor: dict[str, Any] = {
         "name": OUTPUT_NAME,
         "datatype": OUTPUT_TYPE,
@@ -118,16 +138,26 @@ def build_response(
     }
     if request.request_id is not None:
         answer["id"] = request.request_id
-    if request.is_binary_output:
-        data = logits.tobytes()
-        tensor["parameters"] = {"binary_data_size": len(data)}
-        head = json.dumps(answer).encode()
-        return head + data, len(head)
-    if not np.isfinite(logits).all():
-        text = "the output holds NaN or infinity, which JSON has no word for: ask for it as binary"
-        raise RefusedError("execution_failed", text, status="failed")
+    if wanted.class_count is not None:
+        texts = classes_of(logits, wanted.class_count)
+        tensor |= {"datatype": BYTES_TYPE, "shape": [len(texts), len(texts[0])]}
+        if not wanted.is_binary:
+            tensor["data"] = [text for row in texts for text in row]
+            return json.dumps(answer).encode(), None
+        return _with_tail(answer, tensor, packed(text for row in texts for text in row))
+    if wanted.slice is not None:
+        tensor["parameters"] = write_output(wanted.slice, logits, regions)
+        return json.dumps(answer).encode(), None
+    if wanted.is_binary:
+        return _with_tail(answer, tensor, logits.tobytes())
     tensor["data"] = logits.ravel().tolist()
     return json.dumps(answer).encode(), None
+
+
+def _with_tail(answer: dict[str, Any], tensor: dict[str, Any], data: bytes) -> tuple[bytes, int]:
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps(answer).encode()
+    return head + data, len(head)
 
 
 def build_error(error: RefusedError, request_id: str | None = None) -> bytes:
@@ -229,33 +259,45 @@ def _parameters(value: Any, what: str) -> dict[str, Parameter]:
     return fields
 
 
-def _wants_binary(outputs: Any, parameters: Mapping[str, Parameter]) -> bool:
-    """Check the requested outputs and return whether the logits are wanted as bytes."""
+def _output(outputs: Any, parameters: Mapping[str, Parameter]) -> WantedOutput:
+    """Check the requested outputs and return in which form the one that there is is wanted."""
     default = parameters.get("binary_data_output") is True
     if outputs is None or outputs == []:
-        return default
+        return WantedOutput(default)
     if not isinstance(outputs, list) or len(outputs) != 1:
         raise bad("bad_request", "outputs", outputs, f"a list of one tensor, {OUTPUT_NAME!r}")
     fields = _object(outputs[0], "outputs[0]")
     check_output_name(fields.get("name"))
     own = _parameters(fields.get("parameters"), "outputs[0].parameters")
-    return own.get("binary_data", default) is True
+    return wanted_output(own, "outputs[0]", is_binary=default)
 
 
-def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> Samples:
+def _read_tensor(
+    tensor: dict[str, Any], tail: memoryview, spec: ModelSpec, regions: RegionAccess
+) -> Samples:
     datatype = str(tensor.get("datatype"))
     shape = check_tensor(tensor.get("name"), datatype, tensor.get("shape"), spec)
     parameters = _parameters(tensor.get("parameters"), "inputs[0].parameters")
+    check_names(parameters, INPUT, "inputs[0]")
+    shared = slice_of(parameters, "inputs[0]")
+    ways = {
+        "data": "data" in tensor,
+        "binary_data_size": "binary_data_size" in parameters,
+        "shared_memory_region": shared is not None,
+    }
+    given = [name for name, is_given in ways.items() if is_given]
+    if len(given) > 1:
+        raise RefusedError("bad_tensor", f"the tensor has both {' and '.join(given)}")
     if "binary_data_size" in parameters:
-        if "data" in tensor:
-            raise RefusedError("bad_tensor", "the tensor has both data and binary_data_size")
-        given = parameters["binary_data_size"]
-        if given != len(tail):
-            text = f"binary_data_size is {given!r}, {len(tail)} bytes follow the JSON"
+        size = parameters["binary_data_size"]
+        if size != len(tail):
+            text = f"binary_data_size is {size!r}, {len(tail)} bytes follow the JSON"
             raise RefusedError("bad_tensor", text)
         return read_raw(datatype, shape, tail, spec)
     if len(tail):
         raise RefusedError("bad_tensor", f"{len(tail)} bytes follow the JSON, none was announced")
+    if shared is not None:
+        return read_shared(datatype, shape, shared, spec, regions)
     if datatype == IMAGE_TYPE:
         return _read_base64(tensor.get("data"), parameters, shape)
     return _read_json_data(tensor.get("data"), shape, spec)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from serve.access.guard import Guard
 from serve.doors.body_budget import BodyBudget
+from serve.doors.shared_memory import SharedMemory
 from serve.models.models import Models
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
@@ -22,8 +23,9 @@ class Server:
     """The served models, who may ask them, and what is counted of it.
 
     `max_body_bytes` bounds a request at every door, `max_json_bytes` a tensor in JSON, `budget` all
-    requests at once; `loop_lag` is how long the doors' loop keeps them waiting. `drain_timeout_s`
-    is how long queued queries are finished for once the server ends.
+    requests at once. `memory` is what clients on this host share, `loop_lag` how long the doors'
+    loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
+    the server ends.
     """
 
     models: Models
@@ -32,6 +34,7 @@ class Server:
     max_body_bytes: int = _BODY_BYTES
     max_json_bytes: int = _JSON_BYTES
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(_INFLIGHT_BYTES))
+    memory: SharedMemory = field(default_factory=SharedMemory)
     loop_lag: LoopLag = field(default_factory=LoopLag)
     drain_timeout_s: float = 10.0
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)

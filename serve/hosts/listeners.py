@@ -24,7 +24,7 @@ _WATCH_S = 0.05
 
 
 class Listeners:
-    """Opens what `config` names; `rpc_port` is the port of gRPC while it is open.
+    """Opens what `config` names; `rpc_port` is the port of gRPC, `rpc_address` its address.
 
     `is_replica`: one of several that may share the ports, with `door_port` to listen on.
     """
@@ -34,6 +34,7 @@ class Listeners:
         self.server = server
         self._is_replica = is_replica
         self.rpc_port: int | None = None
+        self.rpc_address = ""
 
     @contextlib.asynccontextmanager
     async def opened(self, app: ASGIApp | None = None) -> AsyncIterator[None]:
@@ -56,7 +57,7 @@ class Listeners:
                     tls=tls,
                 )
                 port = await stack.enter_async_context(rpc)
-                self.rpc_port = port.port
+                self.rpc_port, self.rpc_address = port.port, port.address
                 closing.append(lambda: asyncio.ensure_future(port.close()))
             if app is not None and config.door_port is not None:
                 http = listening(
@@ -66,6 +67,7 @@ class Listeners:
                     drain_left_s=server.drain_left_s,
                     tls=tls,
                     max_connections=most_http,
+                    keep_alive_s=config.keep_alive_s,
                     lag_s=server.loop_lag.now_s,
                 )
                 closing.append(await stack.enter_async_context(http))

@@ -67,13 +67,33 @@ class ModelSpec(NamedTuple):
         return limits
 
 
+class SharedSlice(NamedTuple):
+    """Which bytes of which region of shared memory a tensor names."""
+
+    region: str
+    offset: int
+    num_bytes: int
+
+
+class WantedOutput(NamedTuple):
+    """In which form the output is wanted: as bytes or not, and of which kind.
+
+    `class_count`: not the logits but that many classes, the most likely first. `slice`: where in
+    shared memory the logits are to be written.
+    """
+
+    is_binary: bool = False
+    class_count: int | None = None
+    slice: SharedSlice | None = None
+
+
 class InferRequest(NamedTuple):
-    """A parsed request; `is_binary_output` says whether the logits are wanted as bytes."""
+    """A parsed request."""
 
     samples: Samples
     request_id: str | None
     parameters: dict[str, Parameter]
-    is_binary_output: bool
+    output: WantedOutput = WantedOutput()
 
     def min_accuracy(self) -> float:
         """Return the accuracy floor, a fraction. Raises RefusedError."""

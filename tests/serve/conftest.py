@@ -34,7 +34,9 @@ from subnetact.timed_executor import TimedExecutor, TimedLaunched
 from supernet.sample import SampleSpec
 
 SHAPE = (1, 2, 2)
-collect_ignore = ["doors/triton_session.py", "doors/triton_text_session.py"]  # run elsewhere
+collect_ignore = [  # run elsewhere
+    "doors/triton_session.py", "doors/triton_text_session.py", "doors/triton_extensions_session.py",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
