@@ -20,7 +20,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,12 +146,12 @@ class Engine:
     # --- queries ---------------------------------------------------------------------------------
 
     async def infer(
-        self, payloads: Sequence[np.ndarray], *, arrival_s: float, options: RequestOptions
+        self, samples: np.ndarray, *, arrival_s: float, options: RequestOptions
     ) -> list[Reply]:
-        """Serve one request, each sample a payload (1, ...); return a reply for each query.
+        """Serve the samples (B, ...) of one request; return a reply for each query.
 
         If one is refused the others are withdrawn. Cancelling the awaiting task (the client has
-        gone) withdraws what is still queued. Raises ValueError for a payload that the executor
+        gone) withdraws what is still queued. Raises ValueError for samples that the executor
         does not take.
         """
         loop = asyncio.get_running_loop()
@@ -162,7 +161,7 @@ class Engine:
             if not done.done():
                 done.set_result(None)
 
-        job = self.submit(payloads, arrival_s=arrival_s, options=options, on_done=finish)
+        job = self.submit(samples, arrival_s=arrival_s, options=options, on_done=finish)
         expiry = None
         if options.hard_deadline_s is not None and not job.is_done:
             left_s = options.hard_deadline_s - self.clock()
@@ -178,19 +177,24 @@ class Engine:
 
     def submit(
         self,
-        payloads: Sequence[np.ndarray],
+        samples: np.ndarray,
         *,
         arrival_s: float,
         options: RequestOptions,
         on_done: Callable[[Job], None],
     ) -> Job:
-        """Queue a request as one query; a refusal is answered before this returns."""
-        slots = [self._runner.executor.stage(payload) for payload in payloads]
+        """Queue a request (B, ...) as one query; a refusal is answered before this returns.
+
+        Only what is more than a batch holds is several.
+        """
+        largest = self._scheduler.profile.max_batch_size
+        parts = [samples[start : start + largest] for start in range(0, len(samples), largest)]
+        slots = [self._runner.executor.stage(part) for part in parts]
         refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
-            job = Job(slots, self._scheduler.profile.max_batch_size, on_done)
-            for index, own in enumerate(job.slots):
+            job = Job(slots, on_done)
+            for index, own in enumerate(parts):
                 query = Query(
                     next(self._ids),
                     arrival_s,
@@ -434,15 +438,14 @@ class Engine:
         if run.is_failed:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
             return [end(outcome) for outcome in outcomes if self._is_open(outcome)]
-        rows, ended = iter(run.rows), list[EndedQuery]()
-        for outcome in self._scheduler.complete(batch.batch_id, now_s):
-            output = [row for row in islice(rows, outcome.samples) if row is not None]
+        ended: list[EndedQuery] = []
+        outcomes = self._scheduler.complete(batch.batch_id, now_s)
+        for outcome, logits in zip(outcomes, run.rows, strict=True):
             if not self._is_open(outcome):
                 continue  # nobody waits for it any more
-            if len(output) < outcome.samples:  # poisonous: its neighbours were served without it
+            if logits is None:  # poisonous: its neighbours were served without it
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
-                logits = np.stack(output)
                 ended.append(end(outcome, logits, run.execution_s, batch.batch_id, run.form))
         return ended
 

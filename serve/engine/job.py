@@ -28,10 +28,9 @@ class Job:
 
     __slots__ = ("_missing", "on_done", "query_ids", "replies", "slots")
 
-    def __init__(self, slots: Sequence[Slot], largest: int, on_done: Callable[[Job], None]) -> None:
-        """Hold one slot for each sample, `largest` of them to a query at the most."""
-        starts = range(0, len(slots), largest)
-        self.slots = [slots[start : start + largest] for start in starts]  # by query
+    def __init__(self, slots: Sequence[Slot], on_done: Callable[[Job], None]) -> None:
+        """Hold one slot for each query, all of its samples in it."""
+        self.slots = slots
         self.on_done = on_done
         self.query_ids: list[int] = []
         self.replies: list[Reply | None] = [None] * len(self.slots)
@@ -59,7 +58,7 @@ class Ticket(NamedTuple):
     query: Query
 
     @property
-    def slots(self) -> Sequence[Slot]:
+    def slot(self) -> Slot:
         """The query's samples, as the executor staged them."""
         return self.job.slots[self.part]
 

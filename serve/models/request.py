@@ -25,7 +25,6 @@ from serve.proto.names import (
     OUTPUT_NAME,
     PIXEL_TYPE,
     WIRE_DTYPES,
-    class_of,
 )
 from supernet.sample import SampleSpec
 
@@ -109,10 +108,6 @@ class InferRequest(NamedTuple):
             allowed = f"1 (highest) to {LOWEST_PRIORITY} (lowest), or 0 for the lowest"
             raise bad("bad_request", "parameter priority", priority, allowed)
         return priority
-
-    def query_class(self) -> int:
-        """Return the priority class: 0 by default, the higher the better. Raises RefusedError."""
-        return class_of(self.priority())
 
     def subnet_id(self) -> str | None:
         """Return the pinned subnet, if any. Raises RefusedError."""

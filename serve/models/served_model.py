@@ -16,13 +16,14 @@ from serve.engine.job import EngineStatus
 from serve.engine.reply import Reply, RequestOptions, cause_of
 from serve.models.deadline import resolve_deadline
 from serve.models.image_decoder import ImageDecoder
-from serve.models.limits import RefusedError, refusal_of
+from serve.models.limits import RefusedError, check_floor, refusal_of, wish_text
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.observe.demand import Demand, Signals
 from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
+from serve.proto.names import class_of
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
 
@@ -93,14 +94,16 @@ class ServedModel:
             call_timeout_s=call_timeout_s,
             tenant=tenant,
         )
-        tenant.check_wishes(request.priority(), request.subnet_id())
+        priority, subnet_id, floor = request.priority(), request.subnet_id(), request.min_accuracy()
+        tenant.check_wishes(priority, subnet_id)
+        check_floor(floor, subnet_id, self.engine.profile)
         options = RequestOptions(
             deadlines.deadline_s,
             deadlines.hard_deadline_s,
             given_deadline_s=deadlines.given_deadline_s,
-            min_accuracy=request.min_accuracy(),
-            query_class=request.query_class(),
-            subnet_id=request.subnet_id(),
+            min_accuracy=floor,
+            query_class=class_of(priority),
+            subnet_id=subnet_id,
             tenant=tenant.name,
         )
         samples = request.samples
@@ -109,8 +112,7 @@ class ServedModel:
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
-            payloads = [samples[row : row + 1] for row in range(len(samples))]
-            replies = await self.engine.infer(payloads, arrival_s=arrival_s, options=options)
+            replies = await self.engine.infer(samples, arrival_s=arrival_s, options=options)
         finally:  # a client that goes away is a cancellation here
             if self._request_observers:
                 ids = (request_id, request.request_id)
@@ -121,7 +123,7 @@ class ServedModel:
                 )
                 for observer in self._request_observers:
                     observer(record)
-        self._refuse(replies, deadlines.hard_deadline_s)
+        self._refuse(replies, deadlines.hard_deadline_s, wish_text(floor, subnet_id))
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
 
@@ -133,12 +135,12 @@ class ServedModel:
         shape = self.spec.sample.shape
         return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
-    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
+    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None, wish: str) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]
         if hard_deadline_s is not None:
             ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
         if ended:
-            raise refusal_of(cause_of(ended), self.engine.earliest_answer())
+            raise refusal_of(cause_of(ended), self.engine.earliest_answer(), wish)
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""

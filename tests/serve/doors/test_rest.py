@@ -481,3 +481,51 @@ def test_shared_memory_is_for_clients_on_this_host(timed_door, headers):
 
     for response in asyncio.run(main()):
         assert (response.status_code, response.json()["reason"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"min_accuracy": 0.99}, "min_accuracy is 0.99, allowed 0.9 or less: what large has"),
+        ({"min_accuracy": 0.85, "subnet": "small"}, "the pinned subnet small has 0.7"),
+    ],
+)
+def test_a_floor_that_no_subnet_reaches_is_no_missed_deadline(ask, parameters, text: str):
+    """It had been 504, "no subnet can answer before the deadline", with a time to try again."""
+    response = ask(post(body(parameters=parameters)))
+    told = response.json()
+    assert (response.status_code, told["reason"]) == (400, "accuracy_floor")
+    assert text in told["error"]
+    assert "retry_after_s" not in told
+    assert "retry-after" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({}, "no subnet can answer"),
+        ({"min_accuracy": 0.85}, "no subnet of accuracy 0.85 or more can answer"),
+        ({"subnet": "large"}, "the pinned subnet large can not answer"),
+    ],
+)
+def test_what_can_not_be_in_time_says_of_which_subnets(ask, parameters, text: str):
+    response = ask(post(body(parameters={**parameters, "slo_ms": 0.5})))
+    assert (response.status_code, response.json()["reason"]) == (504, "infeasible")
+    assert response.json()["error"].startswith(text)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_an_output_that_is_not_finite_is_no_answer(timed_door, serving_door, is_binary: bool):
+    async def main() -> httpx.Response:
+        door = timed_door()
+        (model,) = door.server.models
+        executor = model.engine._runner.executor
+        finite = executor.result
+        executor.result = lambda launched: finite(launched) * np.nan
+        async with serving_door(door) as client:
+            return await client.post(URL, json=body(parameters={"binary_data_output": is_binary}))
+
+    response = asyncio.run(main())
+    told = response.json()
+    assert (response.status_code, told["reason"]) == (500, "execution_failed")
+    assert "NaN or infinity" in told["error"]
