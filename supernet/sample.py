@@ -7,6 +7,7 @@ passes samples on loads no torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,14 +50,16 @@ class SampleSpec:
         Raises ValueError for another type or shape, or a number out of range: what was given and
         what is allowed.
         """
-        kinds = ("int32", "int64") if self.is_text else (self.dtype,)
-        if samples.dtype.name not in kinds or samples.ndim < 1 or not self.fits(samples.shape[1:]):
+        is_text, dtype = self.pad is not None, samples.dtype
+        if dtype not in _taken(self.dtype, is_text) or not self.fits(samples.shape[1:]):
+            kinds = " or ".join(kind.name for kind in _taken(self.dtype, is_text))
             raise ValueError(
-                f"samples are {samples.dtype} {samples.shape}, expected {' or '.join(kinds)} "
-                f"{self.allowed_shape}"
+                f"samples are {dtype} {samples.shape}, expected {kinds} {self.allowed_shape}"
             )
-        if self.highest < np.iinfo(samples.dtype).max and samples.size:
+        if self.highest < _most(dtype) and samples.size:
             self._check_range(samples)
+        if dtype == _taken(self.dtype, False)[0] and samples.flags.c_contiguous:
+            return samples
         return np.ascontiguousarray(samples, dtype=self.dtype)
 
     @property
@@ -102,3 +105,15 @@ class SampleSpec:
         if low < 0 or high > self.highest:
             given = low if low < 0 else high
             raise ValueError(f"a value is {given}, allowed 0 to {self.highest}")
+
+
+@functools.lru_cache(maxsize=64)
+def _taken(dtype: str, is_text: bool) -> tuple[np.dtype, ...]:
+    """Return the types that samples of `dtype` may come in; names are slow to compare."""
+    kinds = ("int32", "int64") if is_text else (dtype,)
+    return tuple(map(np.dtype, kinds))
+
+
+@functools.lru_cache(maxsize=64)
+def _most(dtype: np.dtype) -> int:
+    return int(np.iinfo(dtype).max)

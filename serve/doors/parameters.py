@@ -31,7 +31,7 @@ def check_names(given: Iterable[str], known: tuple[str, ...], where: str) -> Non
 
 def slice_of(parameters: Mapping[str, Parameter], where: str) -> SharedSlice | None:
     """Return which shared memory a tensor names, if it does. Raises RefusedError."""
-    if not any(name in parameters for name in _SLICE):
+    if parameters.keys().isdisjoint(_SLICE):
         return None
     region, offset, num_bytes = (parameters.get(name) for name in _SLICE)
     if not isinstance(region, str):

@@ -107,6 +107,12 @@ class RestInference:
         call.caller = identify(self._guard, call, "infer")
         model = self._server.models.find(model_name, version)
         self._guard.admit(call.caller)
+        model.check_waited(
+            call.headers,
+            arrival_s=call.arrival_s,
+            request_id=call.request_id,
+            tenant=call.caller.tenant,
+        )
         inflight = self._server.budget.body()
         try:
             return await self._infer_whole(call, model, version, inflight)

@@ -54,11 +54,10 @@ _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin t
 class Engine:
     """Serves queries on one device; see the module for the threads involved.
 
-    `observer` is called with every reply, once for each of its samples, on the thread that delivers
-    it; `on_decision` with the seconds that the policy took to compose a batch, on the device
-    thread. `turn` is given to engines that share a device. A device that had nothing to do for
-    `probe_after_s` is given a sample of zeros, so that one that fails or hangs is known before the
-    next query comes.
+    `observer` is called with every reply, on the thread that delivers it; `on_decision` with the
+    seconds that the policy took to compose a batch, on the device thread. `turn` is given to
+    engines that share a device. A device that had nothing to do for `probe_after_s` is given a
+    sample of zeros, so that one that fails or hangs is known before the next query comes.
     """
 
     def __init__(
@@ -217,6 +216,22 @@ class Engine:
         if refused and not job.is_done:
             self.withdraw(job, "cancelled")
         return job
+
+    def refuse(
+        self, reason: str, *, arrival_s: float, options: RequestOptions, samples: int
+    ) -> Reply:
+        """End a request at the door, before anything is queued; counted like any other end."""
+        query = Query(
+            next(self._ids),
+            arrival_s,
+            options.deadline_s,
+            samples=samples,
+            tenant=options.tenant,
+            given_deadline_s=options.given_deadline_s,
+        )
+        reply = Reply(unserved(query, "rejected", reason, self.clock()), tenant=options.tenant)
+        self._ledger.note(reply)
+        return reply
 
     def withdraw(self, job: Job, reason: str) -> None:
         """End what is still queued of a request as dropped, for `reason`.

@@ -70,7 +70,8 @@ def cause_of(outcomes: Sequence[Outcome]) -> Outcome:
 def logits_of(replies: Sequence[Reply]) -> np.ndarray:
     """Return the outputs of executed queries, little-endian float32 (B, num_classes)."""
     rows = [cast("np.ndarray", reply.output) for reply in replies]
-    return np.ascontiguousarray(np.concatenate(rows), dtype="<f4")
+    whole = rows[0] if len(rows) == 1 else np.concatenate(rows)
+    return np.ascontiguousarray(whole, dtype="<f4")
 
 
 def version_of(replies: Sequence[Reply]) -> str:
@@ -80,6 +81,8 @@ def version_of(replies: Sequence[Reply]) -> str:
 
 def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | float]:
     """Return the parameters of an answer: the slowest of each time, the mean of the accuracy."""
+    if len(replies) == 1:
+        return _describe_one(replies[0], policy)
     outcomes = [reply.outcome for reply in replies]
     is_late = any(outcome.status == "late" for outcome in outcomes)
     return {
@@ -93,6 +96,23 @@ def describe(replies: Sequence[Reply], policy: str) -> dict[str, str | int | flo
         "queue_s": max(reply.queue_s for reply in replies),
         "execution_s": max(reply.execution_s for reply in replies),
         "slack_s": min(reply.slack_s for reply in replies),
+    }
+
+
+def _describe_one(reply: Reply, policy: str) -> dict[str, str | int | float]:
+    """Return the same of one query, which nearly every request is, for a third of the cost."""
+    outcome = reply.outcome
+    return {
+        "policy": policy,
+        "status": "late" if outcome.status == "late" else "on_time",
+        "subnet": str(outcome.subnet_id),
+        "accuracy": outcome.accuracy,
+        "batch_id": str(reply.batch_id),
+        "form": reply.form,
+        "batch_size": outcome.batch_size,
+        "queue_s": reply.queue_s,
+        "execution_s": reply.execution_s,
+        "slack_s": reply.slack_s,
     }
 
 

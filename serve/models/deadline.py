@@ -81,12 +81,27 @@ def resolve_deadline(
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")
-    usable_s = earliest_s - min(reply_allowance_s, MAX_ALLOWANCE * earliest_s)
     return Deadlines(
-        arrival_s + usable_s,
+        arrival_s + usable(earliest_s, reply_allowance_s),
         arrival_s + min(hard_s) if hard_s else None,
         arrival_s + earliest_s,
     )
+
+
+def earliest_sent_s(headers: Mapping[str, str]) -> float | None:
+    """Return the earliest time that headers give, in seconds from arrival; None for none.
+
+    What the body adds can only be earlier. Raises RefusedError, `bad_deadline`.
+    """
+    if SLO_HEADER not in headers and TIMEOUT_HEADER not in headers:
+        return None
+    timeouts_s = [given for given in _sent(TIMEOUT_HEADER, headers) if given > 0]
+    return min([given * 1e-3 for given in _sent(SLO_HEADER, headers)] + timeouts_s, default=None)
+
+
+def usable(given_s: float, reply_allowance_s: float) -> float:
+    """Return what the device may use of the time given: less the way back, at most 15 % of it."""
+    return given_s - min(reply_allowance_s, MAX_ALLOWANCE * given_s)
 
 
 def _given(name: str, parameters: Mapping[str, object]) -> tuple[float, ...]:
