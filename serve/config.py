@@ -116,6 +116,8 @@ class ServeConfig(BaseModel):
     nothing; it needs a profile, and takes the input's shape from `input_shape` and `num_classes`.
     `drop_hopeless`: queries that no subnet can answer in time are refused, or dropped once that is
     so, instead of costing device time (false: they are served late; null: as the policy says).
+    `host` may be `unix:PATH`, without Ray: then HTTP listens at that socket instead of `port`, and
+    gRPC, where asked for, at `PATH.grpc`.
     `replicas` (on Ray): how many, each with a device of its own. `replica_urls` (without Ray): the
     addresses of all servers that serve the same, this one among them, HTTP and gRPC: what clients
     spread over (`doors/replica_set.py`); on Ray the replicas tell each other.
@@ -126,7 +128,9 @@ class ServeConfig(BaseModel):
     at both doors, from their first byte to their answer; `max_connections` those open at once over
     HTTP (null: what the process may open as files leaves room for). After `max_connection_requests`
     (HTTP) or `max_connection_age_s` a connection is closed behind an answer, so that clients which
-    keep one come to other replicas as well (null: it never is).
+    keep one come to other replicas as well (null: it never is). `keep_alive_s`: how long one on
+    which nothing is asked is kept; longer than what a balancer in front keeps its own for.
+    `shared_memory`: whether clients on this host may name tensors in memory that they share.
     `max_image_pixels`: image files that claim more are refused before they are decoded.
     `hung_after_s`: a batch that runs longer (and 50 times longer than predicted) means that the
     device hangs: its queries fail, the server says that it is not live.
@@ -180,6 +184,8 @@ class ServeConfig(BaseModel):
     max_connections: Annotated[int, Field(ge=1)] | None = None
     max_connection_requests: Annotated[int, Field(ge=1)] | None = 10_000
     max_connection_age_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 300.0
+    keep_alive_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    shared_memory: bool = True
     max_image_pixels: Annotated[int, Field(ge=1)] = 16 * 2**20
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -7,6 +7,7 @@ id, int64. Needs numpy alone: who only passes samples on loads no torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,16 +60,20 @@ class SampleSpec:
         """
         if self._is_one_node(samples):
             return samples
-        kinds = ("int32", "int64") if self.is_text or self.is_node else (self.dtype,)
-        if samples.dtype.name not in kinds or samples.ndim < 1 or not self.fits(samples.shape[1:]):
+        takes_both, dtype = self.is_text or self.is_node, samples.dtype
+        taken = _taken(self.dtype, takes_both)
+        if dtype not in taken or samples.ndim < 1 or not self.fits(samples.shape[1:]):
+            kinds = " or ".join(kind.name for kind in taken)
             raise ValueError(
-                f"samples are {samples.dtype} {samples.shape}, expected {' or '.join(kinds)} "
-                f"{self.allowed_shape}"
+                f"samples are {dtype} {samples.shape}, expected {kinds} {self.allowed_shape}"
             )
-        if self.highest < np.iinfo(samples.dtype).max and samples.size:
+        if self.highest < _most(dtype) and samples.size:
             self._check_range(samples)
-        checked = np.ascontiguousarray(samples, dtype=self.dtype)
-        return checked.reshape(-1, 1) if self.is_node else checked
+        if self.is_node:
+            return np.ascontiguousarray(samples, dtype=self.dtype).reshape(-1, 1)
+        if dtype == _taken(self.dtype, False)[0] and samples.flags.c_contiguous:
+            return samples
+        return np.ascontiguousarray(samples, dtype=self.dtype)
 
     @property
     def allowed_shape(self) -> str:
@@ -123,3 +128,15 @@ class SampleSpec:
         if low < 0 or high > self.highest:
             given = low if low < 0 else high
             raise ValueError(f"a value is {given}, allowed 0 to {self.highest}")
+
+
+@functools.lru_cache(maxsize=64)
+def _taken(dtype: str, takes_both: bool) -> tuple[np.dtype, ...]:
+    """Return the types that samples of `dtype` may come in; names are slow to compare."""
+    kinds = ("int32", "int64") if takes_both else (dtype,)
+    return tuple(map(np.dtype, kinds))
+
+
+@functools.lru_cache(maxsize=64)
+def _most(dtype: np.dtype) -> int:
+    return int(np.iinfo(dtype).max)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from serve.access.guard import Guard, is_loopback
 from serve.access.rate_limits import RateLimits
-from serve.access.tenants import build_tenants
+from serve.access.tenants import Tenants, build_tenants
 from serve.access.tls import tls_files
-from serve.access.tokens import VARIABLE, read_tokens
+from serve.access.tokens import VARIABLE, RenewedTokens, Tokens, read_tokens
 from serve.config import ServeConfig, ServeConfigError
 
 
@@ -18,7 +18,8 @@ def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
 
     Raises ServeConfigError for what cannot or should not be served.
     """
-    tokens = read_tokens(config.tokens_file)
+    tenants = build_tenants(config, clock)
+    tokens = _tokens(config, tenants)
     if tokens is None and not is_loopback(config.host) and not config.allow_anonymous:
         raise ServeConfigError(
             f"host {config.host} lets others in and there are no tokens: give tokens_file or "
@@ -31,13 +32,6 @@ def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
     if config.rate_limit_qps is not None:
         burst = config.rate_limit_burst or max(1.0, config.rate_limit_qps)
         rates = RateLimits(config.rate_limit_qps, burst, clock)
-    tenants = build_tenants(config, clock)
-    unknown = sorted((set() if tokens is None else tokens.tenants()) - tenants.limits.keys())
-    if unknown:
-        known = ", ".join(tenants.limits) or "none"
-        raise ServeConfigError(
-            f"a token names tenant {', '.join(unknown)}, which tenants lacks (it has: {known})"
-        )
     return Guard(
         tokens,
         rates,
@@ -45,3 +39,21 @@ def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
         trusted_proxies=[ipaddress.ip_network(proxy) for proxy in config.trusted_proxies],
         tenant_header=config.tenant_header,
     )
+
+
+def _tokens(config: ServeConfig, tenants: Tenants) -> Tokens | None:
+    """Return the tokens, of a file as it is at any time. Raises ServeConfigError."""
+
+    def check(tokens: Tokens) -> None:
+        unknown = sorted(tokens.tenants() - tenants.limits.keys())
+        if unknown:
+            known = ", ".join(tenants.limits) or "none"
+            text = f"a token names tenant {', '.join(unknown)}, which tenants lacks"
+            raise ServeConfigError(f"{text} (it has: {known})")
+
+    if config.tokens_file is not None:
+        return RenewedTokens(config.tokens_file, check)
+    tokens = read_tokens(None)
+    if tokens is not None:
+        check(tokens)
+    return tokens

@@ -8,6 +8,7 @@ of the connection, or the one that a trusted proxy names.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import time
 import urllib.parse
@@ -21,6 +22,8 @@ from serve.models.limits import RefusedError
 from serve.models.tenant_limits import TenantLimits
 
 _BEARER = "bearer "
+UNIX = "unix:"
+"""How the address of a UNIX socket begins, a server's and, without a path, a client's."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -77,6 +80,16 @@ class Guard:
         address = client_address(peer, forwarded, self._proxies)
         return Caller(_network(address), self._tenants.find(None, tenant))
 
+    def memory_owner(self, caller: Caller, *, peer: str, forwarded: str | None = None) -> str:
+        """Return whose shared memory a caller's is: of those on this host, or with its token.
+
+        Raises RefusedError, `forbidden`, for who is on another host.
+        """
+        if forwarded is not None or not is_loopback(peer):
+            text = "shared memory is for clients on the server's own host: send the tensor"
+            raise RefusedError("forbidden", text)
+        return "" if self._tokens is None else caller.principal
+
     def admit(self, caller: Caller) -> None:
         """Count a request before its body is read. Raises RefusedError: `rate_limited`."""
         wait_s = 0.0 if self._rates is None else self._rates.take(caller.principal)
@@ -109,8 +122,8 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or the name `localhost`, is this host's own."""
-    if host == "localhost":
+    """Whether an address is this host's own: the name `localhost`, a UNIX socket (`unix:...`)."""
+    if host == "localhost" or host.startswith(UNIX):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -151,6 +164,8 @@ def client_address(peer: str, forwarded: str | None, proxies: Iterable[Network])
 def address_of(peer: str) -> str:
     """Return the address in a gRPC peer, such as `ipv4:10.0.0.7:5012` or `ipv6:[::1]:5012`."""
     kind, _, rest = urllib.parse.unquote(peer).partition(":")
+    if kind == "unix":
+        return UNIX
     if kind not in ("ipv4", "ipv6"):
         return peer
     return rest.rpartition(":")[0].strip("[]")
@@ -178,6 +193,7 @@ def _is_in(peer: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
+@functools.lru_cache(maxsize=4096)
 def _network(peer: str) -> str:
     try:
         address = ipaddress.ip_address(peer)

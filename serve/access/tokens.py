@@ -5,19 +5,27 @@ never from a command line, which every user of the machine can read. One token p
 a semicolon: `NAME SCOPES SECRET [TENANT]`, with scopes joined by commas; calls with a token that
 names a tenant are that tenant's. A line that begins with `#` is a comment. Nothing here prints or
 logs a secret.
+
+A file that changes is read again within a second, so that tokens are handed out and taken back
+while the server runs. One that can't be read, or holds a mistake, changes nothing and is logged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.access.watched_files import WatchedFiles
 from serve.config import ServeConfigError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "SUPERNET_TOKENS"
 SCOPES = ("infer", "metrics", "admin")
@@ -64,6 +72,50 @@ class Tokens:
     def secret_for(self, scope: str) -> str | None:
         """Return the secret of the first token that opens `scope`, for a host that asks itself."""
         return next((token.secret for token in self._tokens if token.allows(scope)), None)
+
+
+class RenewedTokens(Tokens):
+    """The tokens of a file as it is now; `check` may refuse new ones with a ServeConfigError."""
+
+    def __init__(
+        self,
+        path: str,
+        check: Callable[[Tokens], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._check = check
+        self._watched = WatchedFiles((path,), clock)  # before it is read: no change is missed
+        self._current = self._read()
+
+    def find(self, secret: str) -> Token | None:
+        """Return the token with this secret, as the file has it now."""
+        self._renew()
+        return self._current.find(secret)
+
+    def tenants(self) -> set[str]:
+        """Return the tenants that tokens name."""
+        return self._current.tenants()
+
+    def secret_for(self, scope: str) -> str | None:
+        """Return the secret of the first token that opens `scope`."""
+        return self._current.secret_for(scope)
+
+    def _renew(self) -> None:
+        if not self._watched.changed():
+            return
+        try:
+            self._current = self._read()
+        except ServeConfigError as error:
+            logger.error("%s; the tokens of before stay", error)
+            return
+        logger.warning("tokens_file %s was read again", self._path)
+
+    def _read(self) -> Tokens:
+        tokens = read_tokens(self._path)
+        assert tokens is not None, "a path was given"
+        self._check(tokens)
+        return tokens
 
 
 def read_tokens(path: str | None) -> Tokens | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -54,6 +53,14 @@ class BodyBudget:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiting)
             raise
+
+    def take_at_once(self, body: InflightBody, count: int) -> bool:
+        """Take bytes that are there already, if there is room and nobody waits for it."""
+        if self._waiting or self.used_bytes + count > self.max_bytes:
+            return False
+        self.used_bytes += count
+        body.num_bytes += count
+        return True
 
     def give(self, body: InflightBody, count: int) -> None:
         """Give bytes of a request back."""
@@ -138,30 +145,53 @@ class InflightBody:
         """Take bytes before they are kept. Raises RefusedError."""
         await self._budget.take(self, count)
 
+    def take_at_once(self, count: int) -> bool:
+        """Take bytes that have come already, unless that would mean to wait."""
+        return self._budget.take_at_once(self, count)
+
+    def take_or_refuse(self, count: int) -> None:
+        """Take bytes that have come already. Raises RefusedError where there is no room."""
+        if not self._budget.take_at_once(self, count):
+            raise self._budget.refusal()
+
     def shrink(self, count: int) -> None:
         """Keep `count` of the bytes that were taken."""
         self._budget.give(self, self.num_bytes - count)
 
-    @contextlib.asynccontextmanager
-    async def arriving(self) -> AsyncIterator[None]:
-        """Bound the arrival of the body in time. Raises RefusedError: `too_slow`, `queue_full`."""
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S) as self._timeout:
-                yield
-        except TimeoutError:
-            if self.is_evicted:
-                raise self._budget.refusal() from None
-            text = f"{self.num_bytes} bytes of the body or less arrived within {BODY_TIMEOUT_S:g} s"
-            raise RefusedError("too_slow", f"{text}, and not its end") from None
-        finally:
-            self._timeout = None
-            self._budget.arrived(self)
+    def arriving(self) -> _Arrival:
+        """Bound the arrival of the body in time, as an async context.
+
+        Raises RefusedError: `too_slow`, `queue_full`.
+        """
+        return _Arrival(self)
+
+    def begin_arrival(self) -> asyncio.Timeout:
+        """Return the time limit of an arrival that begins now."""
+        self._timeout = asyncio.timeout(BODY_TIMEOUT_S)
+        return self._timeout
+
+    def end_arrival(self) -> None:
+        """Note that nothing arrives any more."""
+        self._timeout = None
+        self._budget.arrived(self)
+
+    def too_slow(self) -> RefusedError:
+        """Return what a request gets whose arrival took too long, or made room for others."""
+        if self.is_evicted:
+            return self._budget.refusal()
+        text = f"{self.num_bytes} bytes of the body or less arrived within {BODY_TIMEOUT_S:g} s"
+        return RefusedError("too_slow", f"{text}, and not its end")
 
     def evict(self) -> None:
         """End the arrival: others need the bytes."""
         self.is_evicted = True
         assert self._timeout is not None, "only what arrives is evicted"
         self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    def release(self) -> None:
+        """Give all bytes back: the request is answered."""
+        self._budget.arrived(self)
+        self._budget.give(self, self.num_bytes)
 
     async def __aenter__(self) -> Self:
         return self
@@ -172,5 +202,32 @@ class InflightBody:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._budget.arrived(self)
-        self._budget.give(self, self.num_bytes)
+        self.release()
+
+
+class _Arrival:
+    """The time in which a body arrives; a class and no generator, since every request enters it."""
+
+    __slots__ = ("_body", "_timeout")
+
+    def __init__(self, body: InflightBody) -> None:
+        self._body = body
+        self._timeout: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> None:
+        self._timeout = self._body.begin_arrival()
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._timeout is not None, "entered"
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise self._body.too_slow() from None
+        finally:
+            self._body.end_arrival()

@@ -10,8 +10,6 @@ import itertools
 import re
 import secrets
 
-from starlette.types import Message, Send
-
 HEADER = "x-request-id"
 _ALLOWED = re.compile(r"[!-~]{1,128}")
 
@@ -28,18 +26,6 @@ class RequestIds:
         if sent is not None and _ALLOWED.fullmatch(sent):
             return sent
         return f"{self._prefix}-{next(self._numbers)}"
-
-
-def naming(send: Send, request_id: str) -> Send:
-    """Return a `send` that puts the id on the answer."""
-
-    async def send_named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            message = {**message, "headers": headers}
-        await send(message)
-
-    return send_named
 
 
 def sent_id(headers: list[tuple[bytes, bytes]]) -> str | None:

@@ -2,59 +2,49 @@
 
 The same app runs under uvicorn and inside a Ray Serve replica. A request arrives with its first
 byte, where the listener says when that was, else when the server hands it to us; what the event
-loop kept waiting counts either way (`observe/loop_lag.py`). Every refusal is a JSON object with the
-protocol's `error` string and a machine-readable `reason`; statuses come from `models/limits.py`
-alone.
+loop kept waiting counts either way (`observe/loop_lag.py`). Every refusal, of whichever path and
+method, is a JSON object with the protocol's `error` string and a machine-readable `reason`;
+statuses come from `models/limits.py` alone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import json
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
-from serve.access.guard import Caller
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
-from serve.doors.body_budget import InflightBody
-from serve.doors.json_bounds import check_begun
-from serve.doors.parse_turn import ParseTurn
-from serve.doors.request_body import read_body
-from serve.doors.request_id import RequestIds, naming, sent_id
+from serve.doors.headers import check_not_encoded
+from serve.doors.http_answer import naming
+from serve.doors.request_body import check_size, read_body
+from serve.doors.request_id import RequestIds, sent_id
+from serve.doors.rest_infer import HttpCall, RestInference, identify, memory_owner
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
-from serve.models.request import InferRequest, bad
+from serve.models.request import bad
 from serve.models.served_model import ServedModel
 from serve.observe.metrics import CONTENT_TYPE
-from serve.proto.names import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
-ARRIVAL = "supernet.arrival_s"
-REQUEST_ID = "supernet.request_id"
-CALLER = "supernet.caller"
+CALL = "supernet.call"
 FIRST_BYTE = "supernet.first_byte_s"
 """When a request's first byte was there, on `time.monotonic`; a listener of ours puts it there."""
 _OPEN = ""  # the scope of what needs no token
-_ADMIN_BODY_BYTES = 64 * 2**10
-
-_IS_READ = "supernet.is_read"
-_READ_ON_BYTES = 64 * 2**10  # of a body that is not wanted, to keep its connection
-_ELSEWHERE = ("device_failed", "draining", "not_ready")  # another server may: over a new connection
-_CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
-_NOBODY = Caller()
+_MEMORY, _CUDA_MEMORY = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
+_SMALL_BODY_BYTES = 64 * 2**10  # of what is no inference
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -77,28 +67,27 @@ class RestDoor:
         self._while_ready = while_ready
         self._clock = server.models.clock
         self._request_ids = RequestIds()
-        self._parse_turn = ParseTurn()
-        self._answer_infer = self._refusing(self._guarded(self._infer, "infer"))
-        self._app = Starlette(routes=self._routes(), lifespan=self._lifespan)
+        self._inference = RestInference(server)
+        self._app = Starlette(
+            routes=self._routes(),
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: self._refuse_route},
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stamp the arrival, then route: what is asked all the time past the framework's layers.
-
-        Those took a third of the processor's time that a request costs.
-        """
+        """Stamp the arrival, then route: what is asked all the time by the short way."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[ARRIVAL] = self._clock() - self._waited_s(scope)
-        request_id = scope[REQUEST_ID] = self._request_ids.give(sent_id(scope["headers"]))
-        send = naming(_while_open(send), request_id)
-        path_params = _infer_path(scope)
-        if path_params is None:
-            await self._app(scope, receive, send)
+        arrival_s = self._clock() - self._waited_s(scope)
+        request_id = self._request_ids.give(sent_id(scope["headers"]))
+        call = HttpCall(scope, receive, arrival_s, request_id)
+        path = _infer_path(scope)
+        if path is not None:
+            await self._inference.answer(call, send, *path)
             return
-        scope["path_params"] = path_params
-        answer = await self._answer_infer(Request(scope, receive))
-        await answer(scope, receive, send)
+        scope[CALL] = call
+        await self._app(scope, receive, naming(send, request_id))
 
     def _waited_s(self, scope: Scope) -> float:
         first_byte_s = scope.get(FIRST_BYTE)
@@ -134,6 +123,13 @@ class RestDoor:
             ("/metrics", self._render_metrics, "GET", "metrics"),
             ("/admin/config", self._show_config, "GET", "admin"),
             ("/admin/config", self._change_config, "POST", "admin"),
+            (f"{_MEMORY}/status", self._regions, "GET", "infer"),
+            (f"{_MEMORY}/region/{{name}}/status", self._regions, "GET", "infer"),
+            (f"{_MEMORY}/region/{{name}}/register", self._register_region, "POST", "infer"),
+            (f"{_MEMORY}/unregister", self._unregister_region, "POST", "infer"),
+            (f"{_MEMORY}/region/{{name}}/unregister", self._unregister_region, "POST", "infer"),
+            (f"{_CUDA_MEMORY}/status", self._no_regions, "GET", "infer"),
+            (f"{_CUDA_MEMORY}/unregister", self._no_regions, "POST", "infer"),
         ]
         for prefix in (model, version):
             routes += [
@@ -141,7 +137,7 @@ class RestDoor:
                 (f"{prefix}/ready", self._model_ready, "GET", "infer"),
                 (f"{prefix}/config", self._model_config, "GET", "infer"),
                 (f"{prefix}/stats", self._statistics, "GET", "infer"),
-                (f"{prefix}/infer", self._infer, "POST", "infer"),
+                (f"{prefix}/infer", self._infer, "POST", _OPEN),  # where a prefix hides it
             ]
         return [
             Route(path, self._refusing(self._guarded(handle, scope)), methods=[verb])
@@ -155,16 +151,8 @@ class RestDoor:
 
         @functools.wraps(handle)
         async def answer(request: Request) -> Response:
-            headers, tenant_header = request.headers, self._guard.tenant_header
-            request.scope[CALLER] = self._guard.identify(
-                scope,
-                authorization=headers.get("authorization"),
-                peer=request.client.host if request.client else "",
-                origin=headers.get("origin"),
-                forwarded=",".join(headers.getlist("x-forwarded-for")) or None,
-                host=headers.get("host"),
-                tenant=None if tenant_header is None else headers.get(tenant_header),
-            )
+            call = _call_of(request)
+            call.caller = identify(self._guard, call, scope)
             return await handle(request)
 
         return answer
@@ -185,68 +173,36 @@ class RestDoor:
 
         return answer
 
-    def _refuse(
-        self, request: Request, error: RefusedError, request_id: str | None = None
-    ) -> Response:
-        caller: Caller = request.scope.get(CALLER, _NOBODY)
-        self.server.metrics.refused("http", error.reason, caller.tenant.name)
-        is_closing = error.reason in _CLOSING or not _is_kept(request)
-        return _refusal(error, request_id, is_closing=is_closing)
+    def _refuse(self, request: Request, error: RefusedError) -> Response:
+        answer = self._inference.refuse(_call_of(request), error)
+        response = Response(answer.body, answer.status, media_type=answer.content_type.decode())
+        response.raw_headers += answer.headers
+        return response
 
-    # --- inference -------------------------------------------------------------------------------
+    async def _refuse_route(self, request: Request, error: Exception) -> Response:
+        """Say in the protocol's form that a path, or a method on it, is not served."""
+        assert isinstance(error, HTTPException), "registered for those"
+        method, path = request.method, request.url.path
+        if error.status_code == 405:
+            matching = (r for r in self._app.routes if isinstance(r, Route))
+            methods = {
+                name
+                for route in matching
+                if route.matches(request.scope)[0] is not Match.NONE
+                for name in route.methods or ()
+            }
+            allowed = ", ".join(sorted(methods))
+            text = f"{method:.80} is not served at {path:.200}, allowed {allowed}"
+            response = self._refuse(request, RefusedError("method_not_allowed", text))
+            response.headers["allow"] = allowed
+            return response
+        text = f"{path:.200} is not served here; docs/reference.md lists what is"
+        return self._refuse(request, RefusedError("unknown_path", text))
 
     async def _infer(self, request: Request) -> Response:
-        model = self._find(request)
-        self._guard.admit(request.scope[CALLER])
-        async with self.server.budget.body() as inflight:
-            return await self._infer_whole(request, model, inflight)
-
-    async def _infer_whole(
-        self, request: Request, model: ServedModel, inflight: InflightBody
-    ) -> Response:
-        scope = request.scope
-        caller: Caller = scope[CALLER]
-        parsed = await self._parse(request, model, inflight)
-        self._guard.charge(caller, len(parsed.samples))
-        if "version" in request.path_params:
-            parsed.parameters["subnet"] = request.path_params["version"]
-        inferring = model.infer(
-            parsed,
-            request.headers,
-            arrival_s=scope[ARRIVAL],
-            request_id=scope[REQUEST_ID],
-            tenant=caller.tenant,
-        )
-        try:
-            replies = await _unless_disconnected(request, inferring)
-        except RefusedError as error:
-            return self._refuse(request, error, parsed.request_id)
-        answer, json_length = rest_messages.build_response(
-            parsed, model.spec, model.policy_name, replies, self.server.replicas.tag
-        )
-        if json_length is None:
-            return Response(answer, media_type="application/json")
-        return Response(
-            answer,
-            media_type="application/octet-stream",
-            headers={BINARY_HEADER: str(json_length)},
-        )
-
-    async def _parse(
-        self, request: Request, model: ServedModel, inflight: InflightBody
-    ) -> InferRequest:
-        headers, max_json_bytes = request.headers, self.server.max_json_bytes
-        form = rest_messages.BodyForm(headers.get("content-type", ""), headers.get(BINARY_HEADER))
-        body = await read_body(
-            request,
-            self.server.max_body_bytes,
-            inflight,
-            check_after_bytes=max_json_bytes if form.is_json else None,
-            check=functools.partial(check_begun, max_bytes=max_json_bytes),
-        )
-        request.scope[_IS_READ] = True
-        async with self._parse_turn.of(form.json_length(body)):
-            return rest_messages.parse_infer(body, form, model.spec, max_json_bytes=max_json_bytes)
+        """Answer below a prefix (`root_path`), where the short way does not recognise it."""
+        parameters, call = request.path_params, _call_of(request)
+        return _Sent(self._inference, call, parameters["model"], parameters.get("version"))
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params
@@ -282,12 +238,7 @@ class RestDoor:
         return JSONResponse(rest_messages.model_config(model.spec, model.policy_name))
 
     async def _index(self, request: Request) -> Response:
-        async with self.server.budget.body() as inflight:
-            body = await read_body(request, _ADMIN_BODY_BYTES, inflight)
-        try:
-            fields = json.loads(body or b"{}")
-        except (ValueError, RecursionError):
-            raise RefusedError("bad_request", "the request is not JSON") from None
+        fields = await self._json(request, default={})
         is_ready = isinstance(fields, dict) and fields.get("ready") is True
         return JSONResponse(self._models.index(is_ready=is_ready))
 
@@ -310,10 +261,8 @@ class RestDoor:
         return JSONResponse({m.spec.name: m.live_settings() for m in self._models})
 
     async def _change_config(self, request: Request) -> Response:
-        async with self.server.budget.body() as inflight:
-            body = await read_body(request, _ADMIN_BODY_BYTES, inflight)
+        fields = await self._json(request)
         try:
-            fields = json.loads(body)
             name, is_for_one = None, False
             if isinstance(fields, dict):
                 name = fields.pop("model", None)
@@ -329,13 +278,71 @@ class RestDoor:
                 settings = {name: self._models.find(name).reconfigure(change)}
         except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
-        except (ValueError, RecursionError) as error:
-            raise RefusedError("bad_request", f"the request is not JSON: {error}") from None
         return JSONResponse(settings)
 
+    # --- shared memory ---------------------------------------------------------------------------
 
-def _infer_path(scope: Scope) -> dict[str, str] | None:
-    """Return the path parameters of an inference request, None for any other.
+    async def _regions(self, request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        regions = self.server.memory.status(self._memory_owner(request), name)
+        return JSONResponse([region._asdict() for region in regions])
+
+    async def _register_region(self, request: Request) -> Response:
+        owner, fields = self._memory_owner(request), await self._json(request)
+        if not isinstance(fields, dict):
+            raise bad("bad_request", "the request", fields, "an object: key, offset, byte_size")
+        key, offset, size = fields.get("key"), fields.get("offset", 0), fields.get("byte_size")
+        self.server.memory.register(owner, request.path_params["name"], key, offset, size)
+        return JSONResponse({})
+
+    async def _unregister_region(self, request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        self.server.memory.unregister(self._memory_owner(request), name)
+        return JSONResponse({})
+
+    async def _no_regions(self, request: Request) -> Response:
+        """Answer clients that look for, or forget, memory of a CUDA device: there is none."""
+        return JSONResponse([] if request.method == "GET" else {})
+
+    def _memory_owner(self, request: Request) -> str:
+        return memory_owner(self._guard, _call_of(request))
+
+    async def _json(self, request: Request, default: Any = None) -> Any:
+        """Return the JSON of a short body. Raises RefusedError."""
+        headers = request.headers
+        check_not_encoded(headers.get("content-encoding"))
+        check_size(headers.get("content-length", ""), _SMALL_BODY_BYTES)
+        async with self.server.budget.body() as inflight:
+            body = await read_body(request.receive, _SMALL_BODY_BYTES, inflight)
+        _call_of(request).is_read = True
+        if not body and default is not None:
+            return default
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RefusedError("bad_request", f"the request is not JSON: {error}") from None
+
+
+def _call_of(request: Request) -> HttpCall:
+    return request.scope[CALL]
+
+
+class _Sent(Response):
+    """An answer that the short way sends."""
+
+    def __init__(
+        self, inference: RestInference, call: HttpCall, model: str, version: str | None
+    ) -> None:
+        super().__init__()
+        self._parts = inference, call, model, version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inference, call, model, version = self._parts
+        await inference.answer(call, send, model, version)
+
+
+def _infer_path(scope: Scope) -> tuple[str, str | None] | None:
+    """Return model and version of an inference request, None for any other.
 
     Below a prefix (`root_path`) none is recognised, and the router finds it.
     """
@@ -343,82 +350,8 @@ def _infer_path(scope: Scope) -> dict[str, str] | None:
         return None
     match scope["path"].split("/"):
         case ["", "v2", "models", model, "infer"] if model:
-            return {"model": model}
+            return model, None
         case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
-            return {"model": model, "version": version}
+            return model, version
         case _:
             return None
-
-
-def _while_open(send: Send) -> Send:
-    """Return `send` without the error that uvloop raises for a connection that is closed.
-
-    The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
-    a storm of them would write a traceback each.
-    """
-
-    async def send_while_open(message: Message) -> None:
-        try:
-            await send(message)
-        except RuntimeError as error:
-            if "the handler is closed" not in str(error):
-                raise
-
-    return send_while_open
-
-
-def _is_kept(request: Request) -> bool:
-    """Whether what is unread of a request is short enough to keep its connection."""
-    if _IS_READ in request.scope:
-        return True
-    length = request.headers.get("content-length", "0")
-    is_short = length.isdigit() and int(length) <= _READ_ON_BYTES
-    return is_short and "transfer-encoding" not in request.headers
-
-
-def _refusal(error: RefusedError, request_id: str | None, *, is_closing: bool) -> Response:
-    headers: dict[str, str] = {}
-    if error.retry_after_s:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds only
-    if error.reason == "unauthenticated":
-        headers["www-authenticate"] = "Bearer"
-    if is_closing:
-        headers["connection"] = "close"
-    return Response(
-        rest_messages.build_error(error, request_id),
-        status_code=error.http_status,
-        media_type="application/json",
-        headers=headers,
-    )
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
-    """Await `work`, cancelling it when the client goes away meanwhile."""
-    task = asyncio.current_task()
-    assert task is not None, "a coroutine runs in a task"
-    has_gone = False
-
-    def cancel(watch: asyncio.Future[None]) -> None:
-        nonlocal has_gone
-        if not watch.cancelled() and not is_over:
-            has_gone = True
-            task.cancel()
-
-    is_over = False
-    watch = asyncio.ensure_future(_disconnected(request))
-    watch.add_done_callback(cancel)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not has_gone:
-            raise
-        task.uncancel()
-        raise RefusedError("cancelled", "the client has gone", status="dropped") from None
-    finally:
-        is_over = True
-        watch.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

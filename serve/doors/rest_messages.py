@@ -3,13 +3,14 @@
 Tensors travel as JSON (flat or nested) or with the binary tensor extension; image files as raw
 BYTES elements, in base64 where the parameter `content_type` of the tensor says so, or alone as the
 body of the request. A JSON number costs the server about a hundred times what a byte costs, so
-clients that care send binary. Pure: no I/O, no clock.
+clients that care send binary. Pure but for tensors in shared memory: no other I/O, no clock.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +18,20 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from serve.doors.classification import BYTES_TYPE, classes_of, packed
 from serve.doors.json_bounds import check_json
-from serve.engine.reply import Reply, describe, logits_of, version_of
+from serve.doors.parameters import INPUT, REQUEST, check_names, slice_of, wanted_output
+from serve.doors.shared_memory import NO_REGIONS, RegionAccess
+from serve.doors.shared_tensors import check_output, read_shared, write_output
+from serve.engine.reply import Reply, describe, logits_of, outlook_of, version_of
 from serve.models.limits import RefusedError
 from serve.models.request import (
     InferRequest,
     ModelSpec,
     Parameter,
     Samples,
+    SharedSlice,
+    WantedOutput,
     bad,
     check_images,
     check_output_name,
@@ -45,6 +52,11 @@ from serve.proto.names import (
 
 IMAGE_CONTENT_TYPES = ("image/jpeg", "image/png")
 _BASE64 = "base64"
+_HEAD_BYTES = 1024  # of JSON that may come again
+_HEADS = 512
+_OUTPUT_ITEM_BYTES = 4  # FP32
+_BINARY = WantedOutput(is_binary=True)
+_SCALARS = frozenset((str, int, float, bool))
 
 
 class BodyForm(NamedTuple):
@@ -59,7 +71,7 @@ class BodyForm(NamedTuple):
     @property
     def is_image(self) -> bool:
         """Whether the body is an image file."""
-        return self.content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES
+        return bool(self.content_type) and _is_image(self.content_type)
 
     @property
     def is_json(self) -> bool:
@@ -71,33 +83,80 @@ class BodyForm(NamedTuple):
         return 0 if self.is_image else _json_length(body, self.binary_header)
 
 
+@functools.lru_cache(maxsize=256)
+def _is_image(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() in IMAGE_CONTENT_TYPES
+
+
 def parse_infer(
-    body: bytes, form: BodyForm, spec: ModelSpec, *, max_json_bytes: int
+    body: bytes,
+    form: BodyForm,
+    spec: ModelSpec,
+    *,
+    max_json_bytes: int,
+    regions: RegionAccess = NO_REGIONS,
 ) -> InferRequest:
     """Parse the body of an inference request; tensors in JSON have at most `max_json_bytes`.
 
-    Raises RefusedError that says what was given, and what is allowed.
+    `regions` are those of the caller. Raises RefusedError that says what was given, and what is
+    allowed.
     """
     if form.is_image:
         if spec.sample.is_text or spec.sample.is_node:
             allowed = f"application/json: {'token' if spec.sample.is_text else 'node'} ids"
             raise bad("bad_tensor", "content-type", form.content_type, allowed)
-        return InferRequest((body,), None, {}, is_binary_output=False)
+        return InferRequest((body,), None, {})
     json_length = form.json_length(body)
-    text = body[:json_length]
+    text, tail = body[:json_length], memoryview(body)[json_length:]
+    if json_length <= _HEAD_BYTES and len(tail):
+        head = _read_known(bytes(text), spec, max_json_bytes)
+        head = head._replace(parameters=dict(head.parameters))  # who asks may add to them
+    else:
+        head = _read_head(text, spec, max_json_bytes)
+    samples = _read_tensor(head, tail, spec, regions)
+    check_output(head.output, len(samples), spec, regions)
+    return InferRequest(samples, head.request_id, head.parameters, head.output)
+
+
+class _Head(NamedTuple):
+    """What the JSON of a request says; `fields` and `own` are the tensor's and its parameters."""
+
+    request_id: str | None
+    parameters: dict[str, Parameter]
+    output: WantedOutput
+    datatype: str
+    shape: tuple[int, ...]
+    own: dict[str, Parameter]
+    shared: SharedSlice | None
+    has_data: bool
+    data: Any
+
+
+def _read_head(text: bytes, spec: ModelSpec, max_json_bytes: int) -> _Head:
+    """Read and check all that is JSON, but for numbers in it. Raises RefusedError."""
     check_json(text, spec, max_json_bytes)
     fields = _object(_decode(text), "the request")
     request_id = fields.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise bad("bad_request", "id", request_id, "a string")
     parameters = _parameters(fields.get("parameters"), "parameters")
+    check_names(parameters, REQUEST, "parameters")
     inputs = fields.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise bad("bad_request", "inputs", inputs, f"a list of one tensor, {INPUT_NAME!r}")
-    is_binary_output = _wants_binary(fields.get("outputs"), parameters)
+    output = _output(fields.get("outputs"), parameters)
     tensor = _object(inputs[0], "inputs[0]")
-    samples = _read_tensor(tensor, memoryview(body)[json_length:], spec)
-    return InferRequest(samples, request_id, parameters, is_binary_output)
+    datatype = str(tensor.get("datatype"))
+    shape = check_tensor(tensor.get("name"), datatype, tensor.get("shape"), spec)
+    own = _parameters(tensor.get("parameters"), "inputs[0].parameters")
+    check_names(own, INPUT, "inputs[0]")
+    shared = slice_of(own, "inputs[0]")
+    has_data, data = "data" in tensor, tensor.get("data")
+    return _Head(request_id, parameters, output, datatype, shape, own, shared, has_data, data)
+
+
+# A client sends the same JSON before every binary tensor of a shape, unless it numbers them.
+_read_known = functools.lru_cache(maxsize=_HEADS)(_read_head)
 
 
 def build_response(
@@ -105,10 +164,16 @@ def build_response(
     spec: ModelSpec,
     policy: str,
     replies: Sequence[Reply],
+    regions: RegionAccess = NO_REGIONS,
     replica_tag: str = "",
 ) -> tuple[bytes, int | None]:
-    """Return the body of an answer and, when its tensor is binary, the length of the JSON part."""
-    logits = logits_of(replies)
+    """Return the body of an answer and, when its tensor is binary, the length of the JSON part.
+
+    An output that is wanted in shared memory is written there. Raises RefusedError.
+    """
+    logits, wanted = logits_of(replies), request.output
+    if wanted == _BINARY and len(replies) == 1:
+        return _single(request.request_id, spec, policy, replies[0], logits, replica_tag)
     tensor: dict[str, Any] = {
         "name": OUTPUT_NAME,
         "datatype": OUTPUT_TYPE,
@@ -122,16 +187,81 @@ def build_response(
     }
     if request.request_id is not None:
         answer["id"] = request.request_id
-    if request.is_binary_output:
-        data = logits.tobytes()
-        tensor["parameters"] = {"binary_data_size": len(data)}
-        head = json.dumps(answer).encode()
-        return head + data, len(head)
-    if not np.isfinite(logits).all():
-        text = "the output holds NaN or infinity, which JSON has no word for: ask for it as binary"
-        raise RefusedError("execution_failed", text, status="failed")
+    if wanted.class_count is not None:
+        texts = classes_of(logits, wanted.class_count)
+        tensor |= {"datatype": BYTES_TYPE, "shape": [len(texts), len(texts[0])]}
+        if not wanted.is_binary:
+            tensor["data"] = [text for row in texts for text in row]
+            return json.dumps(answer).encode(), None
+        return _with_tail(answer, tensor, packed(text for row in texts for text in row))
+    if wanted.slice is not None:
+        tensor["parameters"] = write_output(wanted.slice, logits, regions)
+        return json.dumps(answer).encode(), None
+    if wanted.is_binary:
+        return _with_tail(answer, tensor, logits.tobytes())
     tensor["data"] = logits.ravel().tolist()
     return json.dumps(answer).encode(), None
+
+
+def _single(
+    request_id: str | None,
+    spec: ModelSpec,
+    policy: str,
+    reply: Reply,
+    logits: np.ndarray,
+    replica_tag: str,
+) -> tuple[bytes, int]:
+    """Return the binary answer to one query, as nearly all are: the same for a quarter."""
+    outcome = reply.outcome
+    told = (policy, outcome.status, outcome.subnet_id, outcome.accuracy, reply.form)
+    template = _template(spec.name, logits.shape, *told)
+    number = float.__repr__
+    head = template % (
+        reply.batch_id,
+        outcome.batch_size,
+        number(reply.queue_s),
+        number(reply.execution_s),
+        number(reply.slack_s),
+        "".join(f', "{n}": {json.dumps(value)}' for n, value in outlook_of(reply, replica_tag)),
+        "" if request_id is None else f', "id": {json.dumps(request_id)}',
+    )
+    encoded = head.encode()
+    return encoded + logits.tobytes(), len(encoded)
+
+
+@functools.lru_cache(maxsize=1024)
+def _template(
+    model: str, shape: tuple[int, ...], policy: str, status: str, subnet_id: str | None,
+    accuracy: float, form: str,
+) -> str:  # fmt: skip
+    """Return the text of such answers, with room for what differs."""
+    version = str(subnet_id)
+    size = math.prod(shape) * _OUTPUT_ITEM_BYTES
+    parameters = {
+        "policy": policy,
+        "status": "late" if status == "late" else "on_time",
+        "subnet": version,
+        "accuracy": accuracy,
+    }
+    tensor = {
+        "name": OUTPUT_NAME,
+        "datatype": OUTPUT_TYPE,
+        "shape": list(shape),
+        "parameters": {"binary_data_size": size},
+    }
+    answer = {"model_name": model, "model_version": version, "outputs": [tensor]}
+    before = json.dumps({**answer, "parameters": parameters})[:-2].replace("%", "%%")
+    told = json.dumps(form).replace("%", "%%")
+    return (
+        f'{before}, "batch_id": "%s", "form": {told}, "batch_size": %d, "queue_s": %s, '
+        '"execution_s": %s, "slack_s": %s%s}%s}'
+    )
+
+
+def _with_tail(answer: dict[str, Any], tensor: dict[str, Any], data: bytes) -> tuple[bytes, int]:
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps(answer).encode()
+    return head + data, len(head)
 
 
 def build_error(error: RefusedError, request_id: str | None = None) -> bytes:
@@ -231,41 +361,47 @@ def _parameters(value: Any, what: str) -> dict[str, Parameter]:
         return {}
     fields = _object(value, what)
     for name, entry in fields.items():
-        if not isinstance(entry, str | int | float | bool):
+        if type(entry) not in _SCALARS:
             raise bad("bad_request", f"parameter {name}", entry, "a string, number or boolean")
     return fields
 
 
-def _wants_binary(outputs: Any, parameters: Mapping[str, Parameter]) -> bool:
-    """Check the requested outputs and return whether the logits are wanted as bytes."""
+def _output(outputs: Any, parameters: Mapping[str, Parameter]) -> WantedOutput:
+    """Check the requested outputs and return in which form the one that there is is wanted."""
     default = parameters.get("binary_data_output") is True
     if outputs is None or outputs == []:
-        return default
+        return WantedOutput(default)
     if not isinstance(outputs, list) or len(outputs) != 1:
         raise bad("bad_request", "outputs", outputs, f"a list of one tensor, {OUTPUT_NAME!r}")
     fields = _object(outputs[0], "outputs[0]")
     check_output_name(fields.get("name"))
     own = _parameters(fields.get("parameters"), "outputs[0].parameters")
-    return own.get("binary_data", default) is True
+    return wanted_output(own, "outputs[0]", is_binary=default)
 
 
-def _read_tensor(tensor: dict[str, Any], tail: memoryview, spec: ModelSpec) -> Samples:
-    datatype = str(tensor.get("datatype"))
-    shape = check_tensor(tensor.get("name"), datatype, tensor.get("shape"), spec)
-    parameters = _parameters(tensor.get("parameters"), "inputs[0].parameters")
-    if "binary_data_size" in parameters:
-        if "data" in tensor:
-            raise RefusedError("bad_tensor", "the tensor has both data and binary_data_size")
-        given = parameters["binary_data_size"]
-        if given != len(tail):
-            text = f"binary_data_size is {given!r}, {len(tail)} bytes follow the JSON"
+def _read_tensor(head: _Head, tail: memoryview, spec: ModelSpec, regions: RegionAccess) -> Samples:
+    own, shared, datatype, shape = head.own, head.shared, head.datatype, head.shape
+    size = own.get("binary_data_size")
+    if (size is not None) + head.has_data + (shared is not None) > 1:
+        ways = {
+            "data": head.has_data,
+            "binary_data_size": size is not None,
+            "shared_memory_region": shared is not None,
+        }
+        given = [name for name, is_given in ways.items() if is_given]
+        raise RefusedError("bad_tensor", f"the tensor has both {' and '.join(given)}")
+    if size is not None:
+        if size != len(tail):
+            text = f"binary_data_size is {size!r}, {len(tail)} bytes follow the JSON"
             raise RefusedError("bad_tensor", text)
         return read_raw(datatype, shape, tail, spec)
     if len(tail):
         raise RefusedError("bad_tensor", f"{len(tail)} bytes follow the JSON, none was announced")
+    if shared is not None:
+        return read_shared(datatype, shape, shared, spec, regions)
     if datatype == IMAGE_TYPE:
-        return _read_base64(tensor.get("data"), parameters, shape)
-    return _read_json_data(tensor.get("data"), shape, spec)
+        return _read_base64(head.data, own, shape)
+    return _read_json_data(head.data, shape, spec)
 
 
 def _read_base64(data: Any, parameters: Mapping[str, Parameter], shape: tuple[int, ...]) -> Samples:

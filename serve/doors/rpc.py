@@ -7,6 +7,8 @@ more comes than a window of HTTP/2. One that is read has a time limit, and takes
 budget of all requests. A refusal ends the call with the status of `models/limits.py` and the
 details as trailing metadata: `reason`, `status`, and where known `retry_after_s` and
 `earliest_finish_s`. The call's own deadline is a hard one.
+
+The services that tools ask for are here too: `grpc.health.v1.Health` and server reflection.
 """
 
 from __future__ import annotations
@@ -17,18 +19,23 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthListRequest
 
-from serve.access.guard import Caller, address_of
+from serve.access.guard import UNIX, Caller, address_of
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors import rpc_messages as messages
-from serve.doors.parse_turn import ParseTurn
+from serve.doors.body_budget import BodyBudget, InflightBody
+from serve.doors.headers import joined_metadata
+from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
 from serve.doors.request_id import HEADER, RequestIds
+from serve.doors.rpc_health import HEALTH, RpcHealth
+from serve.doors.rpc_reflection import reflection_methods
 from serve.doors.server import Server
 from serve.models.limits import REASONS, RefusedError
 from serve.proto import open_inference_pb2 as pb
@@ -40,6 +47,7 @@ _OVERHEAD_BYTES = 64 * 2**10  # of a message: names, parameters, framing
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
 _ONLY_IDENTITY = 1 << grpc.Compression.NoCompression.value
 
+_OPEN_MESSAGES = 4  # of calls that need no token, on their way at once
 _MOST_STREAMS = 1024  # calls at once on one connection; the next one waits at its client
 _MOST_CONNECTIONS = 2**16
 _PATIENCE = (  # with connections on which nothing comes, in milliseconds
@@ -58,7 +66,7 @@ _NOBODY = Caller()
 
 @dataclass(slots=True)
 class Call:
-    """One call: its context, when its headers were there (on the engine's clock), its id.
+    """One call: its context, when its headers were there (on the engine's clock), its metadata.
 
     Who calls is known once the guard has let them in, the message once it is read.
     """
@@ -66,18 +74,32 @@ class Call:
     context: Context
     arrival_s: float
     request_id: str
+    headers: Mapping[str, str]
     caller: Caller = _NOBODY
     message: Any = None
+    inflight: InflightBody | None = None
 
-    def headers(self) -> dict[str, str]:
-        """Return the call's metadata as headers, binary ones left out."""
-        metadata = self.context.invocation_metadata()
-        return {key: value for key, value in metadata if isinstance(value, str)}
+    @property
+    def peer(self) -> str:
+        """The address of the other end of the connection."""
+        return address_of(self.context.peer())
 
 
 Handler = Callable[[Call], Awaitable[Any]]
+"""Answers a call whose message is read."""
 
-_OPEN = ("ServerLive", "ServerReady")  # health: without a token
+
+class Method(NamedTuple):
+    """How one method is answered, and which message it reads (None: it does not matter).
+
+    `handle` is a `Handler`, of a stream an asynchronous generator over its messages. `is_open`:
+    without a token (health).
+    """
+
+    handle: Any
+    request_class: Any
+    is_open: bool = False
+    is_stream: bool = False
 
 
 class RpcDoor(grpc.GenericRpcHandler):
@@ -91,9 +113,9 @@ class RpcDoor(grpc.GenericRpcHandler):
         self._request_ids = RequestIds()
         self._parse_turn = ParseTurn()
         self.largest_bytes = min(server.max_body_bytes + _OVERHEAD_BYTES, _LARGEST_MESSAGE_BYTES)
-        methods: dict[str, tuple[Handler, Any]] = {
-            "ServerLive": (self._server_live, pb.ServerLiveRequest),
-            "ServerReady": (self._server_ready, pb.ServerReadyRequest),
+        # What anybody may send takes nothing from those who may ask.
+        self._open_budget = BodyBudget(_OPEN_MESSAGES * self.largest_bytes)
+        handlers: dict[str, tuple[Handler, Any]] = {
             "ModelReady": (self._model_ready, pb.ModelReadyRequest),
             "ServerMetadata": (self._server_metadata, pb.ServerMetadataRequest),
             "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
@@ -101,9 +123,29 @@ class RpcDoor(grpc.GenericRpcHandler):
             "ModelStatistics": (self._model_statistics, pb.ModelStatisticsRequest),
             "RepositoryIndex": (self._repository_index, pb.RepositoryIndexRequest),
             "ModelInfer": (self._model_infer, pb.ModelInferRequest),
-        }
+            "SystemSharedMemoryStatus": (self._regions, pb.SystemSharedMemoryStatusRequest),
+            "SystemSharedMemoryRegister": (
+                self._register_region, pb.SystemSharedMemoryRegisterRequest,
+            ),
+            "SystemSharedMemoryUnregister": (
+                self._unregister_region, pb.SystemSharedMemoryUnregisterRequest,
+            ),
+            "CudaSharedMemoryStatus": (self._no_regions, pb.CudaSharedMemoryStatusRequest),
+            "CudaSharedMemoryUnregister": (
+                self._no_regions_left, pb.CudaSharedMemoryUnregisterRequest,
+            ),
+        }  # fmt: skip
+        health = RpcHealth(server.models)
         self._methods = {
-            f"/{SERVICE}/{name}": (*method, name in _OPEN) for name, method in methods.items()
+            f"/{SERVICE}/ServerLive": Method(self._server_live, None, is_open=True),
+            f"/{SERVICE}/ServerReady": Method(self._server_ready, None, is_open=True),
+            f"/{HEALTH}/Check": Method(health.check, HealthCheckRequest, is_open=True),
+            f"/{HEALTH}/List": Method(health.list, HealthListRequest, is_open=True),
+            f"/{HEALTH}/Watch": Method(
+                health.watch, HealthCheckRequest, is_open=True, is_stream=True
+            ),
+            **{f"/{SERVICE}/{name}": Method(*method) for name, method in handlers.items()},
+            **{path: Method(*method, is_stream=True) for path, method in reflection_methods()},
         }
 
     def service(self, handler_call_details: Any) -> Any:
@@ -112,56 +154,34 @@ class RpcDoor(grpc.GenericRpcHandler):
         method = self._methods.get(handler_call_details.method)
         if method is None:
             return None
-        handle, request_class, is_open = method
 
         async def answer(messages: AsyncIterator[bytes], context: Context) -> Any:
-            call = Call(context, arrival_s, self._request_id(context))
-            if is_open:  # nothing of its message matters
-                return await self._answer(handle, call)
-            read = functools.partial(self._read, handle, request_class, messages)
-            return await self._answer(read, call)
+            call = self._call(context, arrival_s)
+            return await self._answer(method, call, messages)
 
-        # As a stream, so that it is called before its one message is read.
+        async def stream(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            call = self._call(context, arrival_s)
+            async for message in self._answer_each(method, call, messages):
+                yield message
+
+        # As streams, so that they are called before a message is read.
+        if method.is_stream:
+            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=_serialize)
         return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_serialize)
 
-    async def _read(
-        self, handle: Handler, request_class: Any, messages: AsyncIterator[bytes], call: Call
-    ) -> Any:
-        """Let the caller in, read its message, handle it. Raises RefusedError."""
-        call.caller = self._identify(call.context)
-        if handle == self._model_infer:
-            self._guard.admit(call.caller)
-        async with self.server.budget.body() as inflight:
-            async with inflight.arriving():
-                await inflight.take(min(self.largest_bytes, self.server.budget.max_bytes))
-                data = await anext(messages, b"")
-            inflight.shrink(len(data))
-            async with self._parse_turn.of(len(data)):
-                call.message = _parse(request_class, data)
-            del data
-            return await handle(call)
+    def _call(self, context: Context, arrival_s: float) -> Call:
+        headers = joined_metadata(context.invocation_metadata())
+        return Call(context, arrival_s, self._request_ids.give(headers.get(HEADER)), headers)
 
-    def _identify(self, context: Context) -> Caller:
-        metadata = dict(context.invocation_metadata() or ())
-        tenant_header = self._guard.tenant_header
-        return self._guard.identify(
-            "infer",
-            authorization=metadata.get("authorization"),
-            peer=address_of(context.peer()),
-            forwarded=metadata.get("x-forwarded-for"),
-            tenant=None if tenant_header is None else metadata.get(tenant_header),
-        )
-
-    def _request_id(self, context: Context) -> str:
-        metadata = dict(context.invocation_metadata() or ())
-        return self._request_ids.give(metadata.get(HEADER))
-
-    async def _answer(self, handle: Handler, call: Call) -> Any:
-        context, request_id = call.context, call.request_id
+    async def _answer(self, method: Method, call: Call, messages: AsyncIterator[bytes]) -> Any:
+        context = call.context
         try:
-            answer = await handle(call)
+            if method.request_class is None:  # nothing of its message matters
+                answer = await method.handle(call)
+            else:
+                answer = await self._handle(method, call, messages)
             metadata = context.trailing_metadata() or ()
-            context.set_trailing_metadata((*metadata, (HEADER, request_id)))
+            context.set_trailing_metadata((*metadata, (HEADER, call.request_id)))
             return answer
         except RefusedError as error:
             await self._refuse(call, error)
@@ -169,6 +189,71 @@ class RpcDoor(grpc.GenericRpcHandler):
             logger.exception("a call failed")
             text = "an internal error; the server's log has it"
             await self._refuse(call, RefusedError("internal", text))
+
+    async def _answer_each(
+        self, method: Method, call: Call, messages: AsyncIterator[bytes]
+    ) -> AsyncIterator[Any]:
+        try:
+            if not method.is_open:
+                call.caller = self._identify(call)
+            async for answer in method.handle(self._messages(method, messages)):
+                yield answer
+        except RefusedError as error:
+            await self._refuse(call, error)
+        except Exception:  # as above
+            logger.exception("a stream failed")
+            text = "an internal error; the server's log has it"
+            await self._refuse(call, RefusedError("internal", text))
+
+    async def _handle(self, method: Method, call: Call, messages: AsyncIterator[bytes]) -> Any:
+        """Let the caller in, read the message, handle it. Raises RefusedError."""
+        if not method.is_open:
+            call.caller = self._identify(call)
+            if method.request_class is pb.ModelInferRequest:
+                self._guard.admit(call.caller)
+        inflight = self._budget(method).body()
+        try:
+            data = await self._next(messages, inflight)
+            if len(data or b"") <= SMALL_BYTES:
+                call.message = _parse(method.request_class, data or b"")
+            else:
+                async with self._parse_turn.of(len(data or b"")):
+                    call.message = _parse(method.request_class, data or b"")
+            del data
+            call.inflight = inflight
+            return await method.handle(call)
+        finally:
+            inflight.release()
+
+    async def _messages(self, method: Method, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Read the messages of a stream, each within the budget. Raises RefusedError."""
+        while True:
+            async with self._budget(method).body() as inflight:
+                data = await self._next(messages, inflight)
+                if data is None:
+                    return
+                yield _parse(method.request_class, data)
+
+    async def _next(self, messages: AsyncIterator[bytes], inflight: InflightBody) -> bytes | None:
+        """Read a message; None at the end. Raises RefusedError."""
+        async with inflight.arriving():
+            await inflight.take(min(self.largest_bytes, self.server.budget.max_bytes))
+            data = await anext(messages, None)
+        inflight.shrink(len(data or b""))
+        return data
+
+    def _budget(self, method: Method) -> BodyBudget:
+        return self._open_budget if method.is_open else self.server.budget
+
+    def _identify(self, call: Call) -> Caller:
+        headers, tenant_header = call.headers, self._guard.tenant_header
+        return self._guard.identify(
+            "infer",
+            authorization=headers.get("authorization"),
+            peer=call.peer,
+            forwarded=headers.get("x-forwarded-for"),
+            tenant=None if tenant_header is None else headers.get(tenant_header),
+        )
 
     async def _refuse(self, call: Call, error: RefusedError) -> NoReturn:
         self.server.metrics.refused("grpc", error.reason, call.caller.tenant.name)
@@ -219,8 +304,11 @@ class RpcDoor(grpc.GenericRpcHandler):
     async def _model_infer(self, call: Call) -> pb.ModelInferResponse:
         message, version = call.message, call.message.model_version or None
         model = self._models.find(message.model_name, version)
+        assert call.inflight is not None, "its message was read"
+        owner = functools.partial(self._memory_owner, call)
+        regions = self.server.memory.of(owner, call.inflight.take_or_refuse)
         request = messages.parse_infer(
-            message, model.spec, max_json_bytes=self.server.max_json_bytes
+            message, model.spec, max_json_bytes=self.server.max_json_bytes, regions=regions
         )
         self._guard.charge(call.caller, len(request.samples))
         if version is not None:
@@ -229,14 +317,41 @@ class RpcDoor(grpc.GenericRpcHandler):
         timeout_s = None if remaining_s is None else self._clock() - call.arrival_s + remaining_s
         replies = await model.infer(
             request,
-            call.headers(),
+            call.headers,
             arrival_s=call.arrival_s,
             call_timeout_s=timeout_s,
             request_id=call.request_id,
             tenant=call.caller.tenant,
         )
-        tag = self.server.replicas.tag
-        return messages.build_response(request, model.spec, model.policy_name, replies, tag)
+        return messages.build_response(
+            request, model.spec, model.policy_name, replies, regions, self.server.replicas.tag
+        )
+
+    # --- shared memory ---------------------------------------------------------------------------
+
+    async def _regions(self, call: Call) -> pb.SystemSharedMemoryStatusResponse:
+        regions = self.server.memory.status(self._memory_owner(call), call.message.name)
+        return messages.regions_status(regions)
+
+    async def _register_region(self, call: Call) -> pb.SystemSharedMemoryRegisterResponse:
+        asked, owner = call.message, self._memory_owner(call)
+        memory = self.server.memory
+        memory.register(owner, asked.name, asked.key, asked.offset, asked.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def _unregister_region(self, call: Call) -> pb.SystemSharedMemoryUnregisterResponse:
+        self.server.memory.unregister(self._memory_owner(call), call.message.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def _no_regions(self, _: Call) -> pb.CudaSharedMemoryStatusResponse:
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def _no_regions_left(self, _: Call) -> pb.CudaSharedMemoryUnregisterResponse:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    def _memory_owner(self, call: Call) -> str:
+        forwarded = call.headers.get("x-forwarded-for")
+        return self._guard.memory_owner(call.caller, peer=call.peer, forwarded=forwarded)
 
 
 def _parse(request_class: Any, data: bytes) -> Any:
@@ -263,12 +378,18 @@ class RpcPort:
     """A port that is open for gRPC; `own_port` is one that no other replica shares."""
 
     def __init__(
-        self, server: Any, port: int, own_port: int, drain_left_s: Callable[[], float]
+        self,
+        server: Any,
+        port: int,
+        own_port: int,
+        address: str,
+        drain_left_s: Callable[[], float],
     ) -> None:
         self._server = server
         self._drain_left_s = drain_left_s
         self.port = port
         self.own_port = own_port
+        self.address = address
 
     async def close(self) -> None:
         """Take no more connections or calls, and send clients elsewhere; finish what is open."""
@@ -288,9 +409,9 @@ async def rpc_listening(
 ) -> AsyncIterator[RpcPort]:
     """Serve `door` on a port from this event loop, yield the port; at the end, finish open calls.
 
-    Replicas on one host may share the port (`is_shared`); each then has one of its own besides.
-    Connections older than `max_age_s` are told to go (GOAWAY); calls on them end first. Raises
-    ServeConfigError when the port is taken.
+    With the `host` `unix:PATH` that is a socket at `PATH.grpc`. Replicas on one host may share the
+    port (`is_shared`); each then has one of its own besides. Connections older than `max_age_s`
+    are told to go (GOAWAY); calls on them end first. Raises ServeConfigError for a taken port.
     Compressed messages are refused: gRPC bounds their size before it unpacks them, not after.
     """
     age = () if max_age_s is None else (("grpc.max_connection_age_ms", round(max_age_s * 1e3)),)
@@ -306,10 +427,9 @@ async def rpc_listening(
         ]
     )
     server.add_generic_rpc_handlers((door,))
-    name = f"[{host}]" if ":" in host else host
 
     def listen(on_port: int) -> int:
-        address = f"{name}:{on_port}"
+        address = _address(host, on_port)
         if tls is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, tls.rpc_credentials())
@@ -321,6 +441,14 @@ async def rpc_listening(
         raise ServeConfigError(f"gRPC port {port} on {host} is not free: give another") from None
     await server.start()
     try:
-        yield RpcPort(server, bound_port, own_port, door.server.drain_left_s)
+        address = _address(host, bound_port)
+        yield RpcPort(server, bound_port, own_port, address, door.server.drain_left_s)
     finally:
         await server.stop(door.server.drain_left_s())
+
+
+def _address(host: str, port: int) -> str:
+    """Return where gRPC listens: beside a UNIX socket of the HTTP door, at one of its own."""
+    if host.startswith(UNIX):
+        return f"{host}.grpc"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

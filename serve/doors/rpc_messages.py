@@ -1,7 +1,7 @@
 """Open Inference Protocol V2, gRPC form: from a message to a request, from replies to a message.
 
-Answers come in the form of the request: raw contents are answered raw, typed ones typed. Pure: no
-I/O, no clock.
+Answers come in the form of the request: raw contents are answered raw, typed ones typed. Pure but
+for tensors in shared memory: no other I/O, no clock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from serve.doors.classification import BYTES_TYPE, classes_of, packed
+from serve.doors.parameters import INPUT, REQUEST, check_names, slice_of, wanted_output
+from serve.doors.shared_memory import NO_REGIONS, Region, RegionAccess
+from serve.doors.shared_tensors import check_output, read_shared, write_output
 from serve.engine.reply import Reply, describe, logits_of, version_of
 from serve.models.limits import RefusedError
 from serve.models.request import (
@@ -18,6 +22,7 @@ from serve.models.request import (
     ModelSpec,
     Parameter,
     Samples,
+    WantedOutput,
     bad,
     check_images,
     check_output_name,
@@ -41,11 +46,16 @@ _CONTENTS = {"UINT8": "uint_contents", "INT32": "int_contents", "INT64": "int64_
 
 
 def parse_infer(
-    message: pb.ModelInferRequest, spec: ModelSpec, *, max_json_bytes: int
+    message: pb.ModelInferRequest,
+    spec: ModelSpec,
+    *,
+    max_json_bytes: int,
+    regions: RegionAccess = NO_REGIONS,
 ) -> InferRequest:
     """Read an inference request. Raises RefusedError: what was given, and what is allowed.
 
-    Typed contents cost what JSON costs, so they have its limit, at four bytes a number.
+    Typed contents cost what JSON costs, so they have its limit, at four bytes a number. `regions`
+    are those of the caller.
     """
     if len(message.inputs) != 1:
         given = [tensor.name for tensor in message.inputs]
@@ -53,19 +63,25 @@ def parse_infer(
     if len(message.outputs) > 1:
         given = [tensor.name for tensor in message.outputs]
         raise bad("bad_request", "outputs", given, f"one tensor, {OUTPUT_NAME!r}")
-    for output in message.outputs:
-        check_output_name(output.name)
+    parameters = _parameters(message.parameters)
+    check_names(parameters, REQUEST, "parameters")
     (tensor,) = message.inputs
     shape = check_tensor(tensor.name, tensor.datatype, tuple(tensor.shape), spec)
+    own = _parameters(tensor.parameters)
+    check_names(own, INPUT, "inputs[0]")
+    shared = slice_of(own, "inputs[0]")
     is_raw = bool(message.raw_input_contents)
-    return InferRequest(
-        _read_raw(message, tensor, shape, spec)
-        if is_raw
-        else _read_typed(tensor, shape, spec, max_json_bytes // _JSON_NUMBER_BYTES),
-        message.id or None,
-        _parameters(message.parameters),
-        is_binary_output=is_raw,
-    )
+    output = _output(message, is_binary=is_raw or shared is not None)
+    if shared is not None:
+        if is_raw or tensor.HasField("contents"):
+            raise RefusedError("bad_tensor", "the tensor has both contents and shared memory")
+        samples = read_shared(tensor.datatype, shape, shared, spec, regions)
+    elif is_raw:
+        samples = _read_raw(message, tensor, shape, spec)
+    else:
+        samples = _read_typed(tensor, shape, spec, max_json_bytes // _JSON_NUMBER_BYTES)
+    check_output(output, len(samples), spec, regions)
+    return InferRequest(samples, message.id or None, parameters, output)
 
 
 def build_response(
@@ -73,21 +89,51 @@ def build_response(
     spec: ModelSpec,
     policy: str,
     replies: Sequence[Reply],
+    regions: RegionAccess = NO_REGIONS,
     replica_tag: str = "",
 ) -> pb.ModelInferResponse:
-    """Return the answer to executed queries."""
-    logits = logits_of(replies)
+    """Return the answer to executed queries.
+
+    An output that is wanted in shared memory is written there. Raises RefusedError.
+    """
+    logits, wanted = logits_of(replies), request.output
     answer = pb.ModelInferResponse(
         model_name=spec.name, model_version=version_of(replies), id=request.request_id or ""
     )
     for name, value in describe(replies, policy, replica_tag).items():
         answer.parameters[name].MergeFrom(_parameter(value))
+    if wanted.class_count is not None:
+        _add_classes(answer, classes_of(logits, wanted.class_count), is_raw=wanted.is_binary)
+        return answer
     tensor = answer.outputs.add(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=logits.shape)
-    if request.is_binary_output:
+    if wanted.slice is not None:
+        for name, value in write_output(wanted.slice, logits, regions).items():
+            tensor.parameters[name].MergeFrom(_parameter(value))
+    elif wanted.is_binary:
         answer.raw_output_contents.append(logits.tobytes())
     else:
         tensor.contents.fp32_contents.extend(logits.ravel().tolist())
     return answer
+
+
+def _output(message: pb.ModelInferRequest, *, is_binary: bool) -> WantedOutput:
+    """Check the requested outputs and return in which form the one that there is is wanted."""
+    for output in message.outputs:
+        check_output_name(output.name)
+        return wanted_output(_parameters(output.parameters), "outputs[0]", is_binary=is_binary)
+    return WantedOutput(is_binary)
+
+
+def _add_classes(
+    answer: pb.ModelInferResponse, texts: Sequence[Sequence[str]], *, is_raw: bool
+) -> None:
+    shape = (len(texts), len(texts[0]))
+    tensor = answer.outputs.add(name=OUTPUT_NAME, datatype=BYTES_TYPE, shape=shape)
+    flat = [text for row in texts for text in row]
+    if is_raw:
+        answer.raw_output_contents.append(packed(flat))
+    else:
+        tensor.contents.bytes_contents.extend(text.encode() for text in flat)
 
 
 def server_metadata() -> pb.ServerMetadataResponse:
@@ -139,6 +185,16 @@ def index(rows: Iterable[Mapping[str, str]]) -> pb.RepositoryIndexResponse:
 def statistics(rows: Iterable[Mapping[str, Any]]) -> pb.ModelStatisticsResponse:
     """Return rows of `Statistics` as a message."""
     return pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(**row) for row in rows])
+
+
+def regions_status(regions: Iterable[Region]) -> pb.SystemSharedMemoryStatusResponse:
+    """Return the registered regions of shared memory."""
+    answer = pb.SystemSharedMemoryStatusResponse()
+    for region in regions:
+        told = answer.regions[region.name]
+        told.name, told.key = region.name, region.key
+        told.offset, told.byte_size = region.offset, region.byte_size
+    return answer
 
 
 def _read_raw(

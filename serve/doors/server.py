@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from serve.access.guard import Guard
 from serve.doors.body_budget import BodyBudget
 from serve.doors.replica_set import ReplicaSet
+from serve.doors.shared_memory import SharedMemory
 from serve.models.limits import RefusedError
 from serve.models.models import Models
 from serve.observe.loop_lag import LoopLag
@@ -24,9 +25,10 @@ class Server:
     """The served models, who may ask them, and what is counted of it.
 
     `max_body_bytes` bounds a request at every door, `max_json_bytes` a tensor in JSON, `budget` all
-    requests at once; `loop_lag` is how long the doors' loop keeps them waiting. `drain_timeout_s`
-    is how long queued queries are finished for once the server ends. Clients may choose among
-    `replicas`; `others_note` says, where this is one of several, how settings reach all.
+    requests at once. `memory` is what clients on this host share, `loop_lag` how long the doors'
+    loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
+    the server ends. Clients may choose among `replicas`; `others_note` says, where this is one of
+    several, how settings reach all.
     """
 
     models: Models
@@ -35,6 +37,7 @@ class Server:
     max_body_bytes: int = _BODY_BYTES
     max_json_bytes: int = _JSON_BYTES
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(_INFLIGHT_BYTES))
+    memory: SharedMemory = field(default_factory=SharedMemory)
     loop_lag: LoopLag = field(default_factory=LoopLag)
     drain_timeout_s: float = 10.0
     replicas: ReplicaSet = field(default_factory=ReplicaSet)

@@ -20,7 +20,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,11 +54,10 @@ _MIN_WAIT_S = 1e-4  # a policy that asks to be woken in the past must not spin t
 class Engine:
     """Serves queries on one device; see the module for the threads involved.
 
-    `observer` is called with every reply, once for each of its samples, on the thread that delivers
-    it; `on_decision` with the seconds that the policy took to compose a batch, on the device
-    thread. `turn` is given to engines that share a device. A device that had nothing to do for
-    `probe_after_s` is given a sample of zeros, so that one that fails or hangs is known before the
-    next query comes.
+    `observer` is called with every reply, on the thread that delivers it; `on_decision` with the
+    seconds that the policy took to compose a batch, on the device thread. `turn` is given to
+    engines that share a device. A device that had nothing to do for `probe_after_s` is given a
+    sample of zeros, so that one that fails or hangs is known before the next query comes.
     """
 
     def __init__(
@@ -147,12 +145,12 @@ class Engine:
     # --- queries ---------------------------------------------------------------------------------
 
     async def infer(
-        self, payloads: Sequence[np.ndarray], *, arrival_s: float, options: RequestOptions
+        self, samples: np.ndarray, *, arrival_s: float, options: RequestOptions
     ) -> list[Reply]:
-        """Serve one request, each sample a payload (1, ...); return a reply for each query.
+        """Serve the samples (B, ...) of one request; return a reply for each query.
 
         If one is refused the others are withdrawn. Cancelling the awaiting task (the client has
-        gone) withdraws what is still queued. Raises ValueError for a payload that the executor
+        gone) withdraws what is still queued. Raises ValueError for samples that the executor
         does not take.
         """
         loop = asyncio.get_running_loop()
@@ -162,7 +160,7 @@ class Engine:
             if not done.done():
                 done.set_result(None)
 
-        job = self.submit(payloads, arrival_s=arrival_s, options=options, on_done=finish)
+        job = self.submit(samples, arrival_s=arrival_s, options=options, on_done=finish)
         expiry = None
         if options.hard_deadline_s is not None and not job.is_done:
             left_s = options.hard_deadline_s - self.clock()
@@ -178,22 +176,26 @@ class Engine:
 
     def submit(
         self,
-        payloads: Sequence[np.ndarray],
+        samples: np.ndarray,
         *,
         arrival_s: float,
         options: RequestOptions,
         on_done: Callable[[Job], None],
     ) -> Job:
-        """Queue a request as one query; a refusal is answered before this returns."""
-        executor = self._runner.executor
-        slots = [executor.stage(payload) for payload in payloads]
+        """Queue a request (B, ...) as one query; a refusal is answered before this returns.
+
+        Only what is more than a batch holds is several.
+        """
+        executor, largest = self._runner.executor, self._scheduler.profile.max_batch_size
+        parts = [samples[start : start + largest] for start in range(0, len(samples), largest)]
+        slots = [executor.stage(part) for part in parts]
         # Samples that differ in work say so before anything is decided.
         work_of = getattr(executor, "work_of", None)
         refused: list[EndedQuery] = []
         with self._lock:
             now_s = self.clock()
-            job = Job(slots, self._scheduler.profile.max_batch_size, on_done)
-            for index, own in enumerate(job.slots):
+            job = Job(slots, on_done)
+            for index, own in enumerate(parts):
                 query = Query(
                     next(self._ids),
                     arrival_s,
@@ -202,7 +204,7 @@ class Engine:
                     options.query_class,
                     options.subnet_id,
                     samples=len(own),
-                    work=1.0 if work_of is None else max(map(work_of, own)),
+                    work=1.0 if work_of is None else work_of(slots[index]),
                     tenant=options.tenant,
                     given_deadline_s=options.given_deadline_s,
                 )
@@ -217,6 +219,22 @@ class Engine:
         if refused and not job.is_done:
             self.withdraw(job, "cancelled")
         return job
+
+    def refuse(
+        self, reason: str, *, arrival_s: float, options: RequestOptions, samples: int
+    ) -> Reply:
+        """End a request at the door, before anything is queued; counted like any other end."""
+        query = Query(
+            next(self._ids),
+            arrival_s,
+            options.deadline_s,
+            samples=samples,
+            tenant=options.tenant,
+            given_deadline_s=options.given_deadline_s,
+        )
+        reply = Reply(unserved(query, "rejected", reason, self.clock()), tenant=options.tenant)
+        self._ledger.note(reply)
+        return reply
 
     def withdraw(self, job: Job, reason: str) -> None:
         """End what is still queued of a request as dropped, for `reason`.
@@ -439,17 +457,15 @@ class Engine:
         if run.is_failed:
             outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
             return [end(outcome) for outcome in outcomes if self._is_open(outcome)]
-        rows, ended = iter(run.rows), list[EndedQuery]()
+        ended: list[EndedQuery] = []
         outcomes = self._scheduler.complete(batch.batch_id, now_s)
         outlook = self._scheduler.outlook(now_s)  # once for all answers of the batch
-        for outcome in outcomes:
-            output = [row for row in islice(rows, outcome.samples) if row is not None]
+        for outcome, logits in zip(outcomes, run.rows, strict=True):
             if not self._is_open(outcome):
                 continue  # nobody waits for it any more
-            if len(output) < outcome.samples:  # poisonous: its neighbours were served without it
+            if logits is None:  # poisonous: its neighbours were served without it
                 ended.append(end(outcome._replace(status="failed", reason=run.failure)))
             else:
-                logits = np.stack(output)
                 about = (run.execution_s, batch.batch_id, run.form, outlook)
                 ended.append(end(outcome, logits, *about))
         return ended

@@ -29,10 +29,9 @@ class Job:
 
     __slots__ = ("_missing", "on_done", "query_ids", "replies", "slots")
 
-    def __init__(self, slots: Sequence[Slot], largest: int, on_done: Callable[[Job], None]) -> None:
-        """Hold one slot for each sample, `largest` of them to a query at the most."""
-        starts = range(0, len(slots), largest)
-        self.slots = [slots[start : start + largest] for start in starts]  # by query
+    def __init__(self, slots: Sequence[Slot], on_done: Callable[[Job], None]) -> None:
+        """Hold one slot for each query, all of its samples in it."""
+        self.slots = slots
         self.on_done = on_done
         self.query_ids: list[int] = []
         self.replies: list[Reply | None] = [None] * len(self.slots)
@@ -60,7 +59,7 @@ class Ticket(NamedTuple):
     query: Query
 
     @property
-    def slots(self) -> Sequence[Slot]:
+    def slot(self) -> Slot:
         """The query's samples, as the executor staged them."""
         return self.job.slots[self.part]
 
@@ -76,8 +75,8 @@ class Ledger:
     """The open queries of an engine and the count of the ended ones.
 
     Opening and ending happen under the engine's lock, delivering on one thread. Counts are of
-    samples; `observer` is called with every reply, once for each of its samples, when its job is
-    answered; what it raises costs nobody an answer.
+    samples; `observer` is called with every reply when its job is answered; what it raises costs
+    nobody an answer.
     """
 
     def __init__(self, observer: Callable[[Reply], None] | None) -> None:
@@ -111,14 +110,19 @@ class Ledger:
         return [self.end(unserved(query, "failed", reason, now_s)) for query in queries]
 
     def deliver(self, ended: Sequence[EndedQuery]) -> None:
-        """Count the ends and answer the jobs; then let the observer look, once per sample."""
+        """Count the ends and answer the jobs; then let the observer look."""
         for ticket, reply in ended:
             self.counts[reply.outcome.status] += reply.outcome.samples
             ticket.job.answer(ticket.part, reply)
         if self._observer is not None:
             for _, reply in ended:
-                for _ in range(reply.outcome.samples):
-                    self._observer(reply)
+                self._observer(reply)
+
+    def note(self, reply: Reply) -> None:
+        """Count the end of a query that was never opened; on the thread that delivers."""
+        self.counts[reply.outcome.status] += reply.outcome.samples
+        if self._observer is not None:
+            self._observer(reply)
 
 
 class EngineStatus(NamedTuple):

@@ -14,6 +14,7 @@ from serve.config import LiveConfig, ServeConfig
 from serve.doors.body_budget import BodyBudget
 from serve.doors.replica_set import ReplicaSet
 from serve.doors.server import Server
+from serve.doors.shared_memory import SharedMemory
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
 from serve.engine.guarded import Guarded
@@ -55,6 +56,7 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
         max_body_bytes=config.max_body_bytes,
         max_json_bytes=config.max_json_bytes,
         budget=BodyBudget(config.max_inflight_bytes),
+        memory=SharedMemory(_why_no_memory(config)),
         drain_timeout_s=config.drain_timeout_s,
         replicas=ReplicaSet(config.replica_urls),
         others_note=_others_note(config),
@@ -73,6 +75,15 @@ def _others_note(config: ServeConfig) -> str:
         f"this is one of several replicas, the others would keep their settings: {way}; "
         "for one of them alone give only_this_replica=true"
     )
+
+
+def _why_no_memory(config: ServeConfig) -> str:
+    """Say why clients can't share memory with a server of these settings; empty if they can."""
+    if not config.shared_memory:
+        return "this server has it switched off (shared_memory)"
+    if config.replicas > 1 or config.autoscaling is not None:
+        return "of several replicas each would know its own regions only: send the tensor"
+    return ""
 
 
 def build_model(

@@ -9,12 +9,18 @@ read have time limits of their own (`doors/request_body.py`), which end before. 
 has asked for nothing the longest makes room, idle or with an unfinished head; where every other is
 being answered, the newcomer gets 503. One that has had its share of requests, or is old, is closed
 behind an answer that says so: whoever keeps a connection comes to other replicas as well.
+
+A request that asks for another protocol (`Upgrade`: Java's client does for every first one) is
+answered as if it did not: the parser, which takes what follows such a head for the other protocol,
+is given the request once more without it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -23,13 +29,30 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.access.guard import UNIX
+from serve.doors import rest_messages
 from serve.doors.rest import FIRST_BYTE
+from serve.doors.rest_infer import WHEN_GONE, WHOLE
+from serve.models.limits import RefusedError
 
 HEAD_TIMEOUT_S = 30.0
 MESSAGE_TIMEOUT_S = 35.0
 MOST_UNREAD_BYTES = 64 * 2**10
 _LINGER_S = 0.5
 _LINGER_BYTES = 4 * MOST_UNREAD_BYTES
+_UPGRADING = (b"upgrade", b"http2-settings")  # headers, and what `connection` says of them
+_REFUSALS = {
+    HTTPStatus.BAD_REQUEST: ("bad_request", "the request is not HTTP/1.1"),
+    HTTPStatus.REQUEST_TIMEOUT: ("too_slow", "the request did not arrive in time"),
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
+        "head_too_large",
+        f"the request has more than {MOST_UNREAD_BYTES} bytes beside a body that is read",
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "too_many_connections",
+        "every connection that the server may hold is being answered (max_connections)",
+    ),
+}
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -48,6 +71,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._is_in_head = False
         self._is_in_message = False
+        self._is_upgrading = False
         self._is_refused = False
         self._unread_bytes = 0
         self._head_bytes = 0
@@ -56,9 +80,13 @@ class BoundedConnection(HttpToolsProtocol):
         self._old_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self.waits_since_s: float | None = None  # for a whole head; None while one is answered
+        self._first_byte_s: float | None = None  # of a request that is read once more
+        self._when_gone: dict[Callable[[], None], None] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        if self.client is None and _is_unix(transport):
+            self.client = (UNIX, 0)
         if len(self.connections) > self.max_connections and not self._make_room():
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
             return
@@ -70,6 +98,14 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._tell_gone()
+
+    def when_gone(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` called when the client goes away; return what takes that back."""
+        self._when_gone[call] = None
+        if self.transport.is_closing():
+            self.loop.call_soon(self._tell_gone)
+        return functools.partial(self._when_gone.pop, call, None)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -80,7 +116,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unread_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._is_refused or self.transport.is_closing() or not self._is_in_message:
             return
         if self._unread_bytes > MOST_UNREAD_BYTES:
@@ -88,12 +125,42 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._timer is None:
             self._start_timer(HEAD_TIMEOUT_S if self._is_in_head else MESSAGE_TIMEOUT_S)
 
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse(HTTPStatus.BAD_REQUEST)
+                return
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head that was read less its wish, and begin to read anew."""
+        lines = [b"%b %b HTTP/%b" % (self._method, self.url, self._version.encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(o for o in options if o.lower() not in _UPGRADING)
+            if name not in _UPGRADING and (value or name != b"connection"):
+                lines.append(b"%b: %b" % (name, value))
+        self._first_byte_s = self.scope[FIRST_BYTE]  # type: ignore[literal-required]  # ours
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join((*lines, b"", b""))
+
     def on_message_begin(self) -> None:
         self._is_in_head = self._is_in_message = True
+        self._is_upgrading = False
         self._unread_bytes = self._head_bytes = 0
         super().on_message_begin()
         self._began_s = time.monotonic()
-        self.scope[FIRST_BYTE] = self._began_s - self.lag_s()  # type: ignore[literal-required]  # ours
+        first_byte_s, self._first_byte_s = self._first_byte_s, None
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # with ours in it
+        scope[FIRST_BYTE] = self._began_s - self.lag_s() if first_byte_s is None else first_byte_s
+        scope[WHEN_GONE] = self.when_gone
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))
@@ -110,6 +177,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._unread_bytes = 0
         self.waits_since_s = None
         self._stop_timer()
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._is_upgrading = True  # `_without_upgrade` follows
+            self._method, self._version = self.parser.get_method(), self.parser.get_http_version()
+            return
         super().on_headers_complete()
         self._num_requests += 1
         if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
@@ -123,7 +194,9 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_in_message = False
         self._stop_timer()
-        super().on_message_complete()
+        if not self._is_upgrading:
+            self.scope[WHOLE] = True  # type: ignore[literal-required]  # ours
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -137,9 +210,10 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             raise httptools.HttpParserError("the head is too large")
 
-    def send_400_response(self, msg: str) -> None:
-        if not self._is_refused:  # else it has its answer
-            super().send_400_response(msg)
+    def _tell_gone(self) -> None:
+        """Tell who works on requests of the connection that nobody waits for them."""
+        for call in tuple(self._when_gone):
+            call()
 
     def _make_room(self) -> bool:
         """Close the connection that asks for nothing the longest; return whether there was one."""
@@ -162,12 +236,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: HTTPStatus) -> None:
+        if self._is_refused:
+            return  # it has its answer
         self._stop_timer()
         cycle = self.cycle  # of the message, or in a head of the one before
         is_answered = cycle is not None and cycle.response_started
         if not is_answered or (self._is_in_head and cycle.response_complete):
-            line = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-            self.transport.write(line.encode() + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.write(_answer(status))
         self._linger()
 
     def _linger(self) -> None:
@@ -176,12 +251,28 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # who still works on it is told, and sends no more
             self.cycle.message_event.set()
+            self._tell_gone()
         self.flow.resume_reading()
         if not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def _is_unix(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
+def _answer(status: HTTPStatus) -> bytes:
+    reason, text = _REFUSALS[status]
+    body = rest_messages.build_error(RefusedError(reason, text))
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def bounded(

@@ -25,7 +25,7 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 class Listeners:
-    """Opens what `config` names; `rpc_port` is the port of gRPC while it is open.
+    """Opens what `config` names; `rpc_port` is the port of gRPC, `rpc_address` its address.
 
     `is_replica`: one of several that may share the ports, with `door_port` to listen on. It then
     has ports of its own besides, at `own_urls`, where clients reach this one and no other.
@@ -40,6 +40,7 @@ class Listeners:
         self.server = server
         self._is_replica = is_replica
         self.rpc_port: int | None = None
+        self.rpc_address = ""
         self.own_urls: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -64,7 +65,7 @@ class Listeners:
                     tls=tls,
                 )
                 port = await stack.enter_async_context(rpc)
-                self.rpc_port = port.port
+                self.rpc_port, self.rpc_address = port.port, port.address
                 if self._is_replica:
                     self._add_own("grpc", port.own_port)
                 closing.append(lambda: asyncio.ensure_future(port.close()))
@@ -81,6 +82,7 @@ class Listeners:
                     max_connections=most_http,
                     max_requests=config.max_connection_requests,
                     max_age_s=config.max_connection_age_s,
+                    keep_alive_s=config.keep_alive_s,
                     lag_s=server.loop_lag.now_s,
                 )
                 closing.append(await stack.enter_async_context(http))

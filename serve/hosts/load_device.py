@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from serve.access.build_guard import build_guard
+from serve.access.guard import UNIX
 from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.several_models import each_model
 from slackfit.policies import create_policy
@@ -39,10 +40,12 @@ class LoadedDevice(NamedTuple):
 
 
 def check(config: ServeConfig) -> None:
-    """Raise what loading `config` would raise, without touching the device.
+    """Raise what loading `config` on Ray would raise, without touching the device.
 
     For a driver that loads in another process and wants its errors here.
     """
+    if config.host.startswith(UNIX):
+        raise ServeConfigError(f"host {config.host}: on Ray an address is needed, or give --no-ray")
     build_guard(config, time.monotonic)
     for own in each_model(config):
         _check_model(own)

@@ -29,7 +29,7 @@ from serve.access.tls import tls_files
 from serve.access.tokens import read_tokens
 from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.load_device import check
-from serve.hosts.uvicorn_listener import bind
+from serve.hosts.uvicorn_listener import bind, in_url
 from serve.proto.names import REPLICAS
 
 APP_NAME = "supernet"
@@ -73,7 +73,7 @@ class RayHost:
         ports: dict[str, int] = {"door_port": port}
         if self._config.grpc_port is not None:
             ports["grpc_port"] = _free_port(host, self._config.grpc_port)
-            self.rpc_address = f"{host}:{ports['grpc_port']}"
+            self.rpc_address = f"{in_url(host)}:{ports['grpc_port']}"
         import ray
 
         if ray.is_initialized():
@@ -100,14 +100,15 @@ class RayHost:
             http_options={
                 "host": host,
                 "port": proxy_port,
-                **(tls.uvicorn_options() if tls else {}),
+                **(tls.proxy_options() if tls else {}),
             },
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         application = build(self._config.model_copy(update=ports))
         ray_serve.run(application, name=APP_NAME, route_prefix="/")
         scheme = "https" if tls else "http"
-        self.url, self.proxy_url = (f"{scheme}://{host}:{p}" for p in (port, proxy_port))
+        name = in_url(host)
+        self.url, self.proxy_url = (f"{scheme}://{name}:{p}" for p in (port, proxy_port))
         for url in (self.url, self.proxy_url):
             _wait_ready(url, _trust(self._config))
         return self.url

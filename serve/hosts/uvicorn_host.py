@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from pathlib import Path
 
 import uvicorn
 
+from serve.access.guard import UNIX
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.doors.rest import RestDoor
@@ -18,7 +20,7 @@ from serve.hosts.assemble import build_server
 from serve.hosts.connection_limits import most_connections
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
-from serve.hosts.uvicorn_listener import bind, end_within, uvicorn_config
+from serve.hosts.uvicorn_listener import bind, end_within, in_url, uvicorn_config
 
 
 class _DrainingHost(uvicorn.Server):
@@ -32,10 +34,10 @@ class _DrainingHost(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            where = f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
-            if self._listeners.rpc_port is not None:
-                where += f" and grpc://{host}:{self._listeners.rpc_port}"
+            scheme = "https" if self.config.is_ssl else "http"
+            where = f"{scheme}://{_address(self.servers[0].sockets[0])}"
+            if self._listeners.rpc_address:
+                where += f" and grpc://{self._listeners.rpc_address}"
             models = ", ".join(self._server.models.names)
             print(f"ready: serving {models} on {where} (Ctrl-C drains)", flush=True)
 
@@ -45,11 +47,21 @@ class _DrainingHost(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _address(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"{UNIX}{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"{in_url(host)}:{port}"
+
+
 def serve_forever(config: ServeConfig) -> None:
     """Serve until a signal. Raises ServeConfigError or ProfileError before anything is served."""
     with contextlib.ExitStack() as resources:
         sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
-        if config.grpc_port:  # gRPC binds for itself, once the models are ready: look now
+        if config.host.startswith(UNIX):
+            path = Path(config.host.removeprefix(UNIX))
+            resources.callback(path.unlink, missing_ok=True)
+        elif config.grpc_port:  # gRPC binds for itself, once the models are ready: look now
             bind(config.host, config.grpc_port, setting="gRPC port").close()
         server = build_server(config, resources)
         listeners = Listeners(config, server, is_replica=False)
@@ -61,6 +73,7 @@ def serve_forever(config: ServeConfig) -> None:
             max_connections=most_connections(config)[0],
             max_requests=config.max_connection_requests,
             max_age_s=config.max_connection_age_s,
+            keep_alive_s=config.keep_alive_s,
             lag_s=server.loop_lag.now_s,
             lifespan="on",
         )

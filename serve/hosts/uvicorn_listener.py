@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve.access.guard import UNIX
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.hosts.bounded_connection import bounded
@@ -79,7 +82,12 @@ def end_within(server: uvicorn.Server, timeout_s: float) -> None:
 
 
 def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port") -> socket.socket:
-    """Bind a port before anything slow. Raises ServeConfigError when it is taken."""
+    """Bind a port, or a UNIX socket (`unix:PATH`), before anything slow.
+
+    Raises ServeConfigError when it is taken. Who may connect to a UNIX socket, the umask says.
+    """
+    if host.startswith(UNIX):
+        return _bind_path(host.removeprefix(UNIX))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,11 +102,43 @@ def bind(host: str, port: int, *, is_shared: bool = False, setting: str = "port"
     return sock
 
 
+def _bind_path(path: str) -> socket.socket:
+    """Bind a UNIX socket; one that a server left behind which is no more is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_listened_to(path):
+            os.unlink(path)
+    except OSError:
+        pass  # there is none, or `bind` says what is wrong
+    try:
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        text = f"host unix:{path} can't be bound ({error.strerror or error}): give another path"
+        raise ServeConfigError(text) from None
+    return sock
+
+
+def _is_listened_to(path: str) -> bool:
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def in_url(host: str) -> str:
+    """Return a host as it stands in a URL: an address of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith(UNIX) else host
+
+
 def uvicorn_config(
     app: ASGIApp,
     tls: TlsFiles | None,
     *,
     max_connections: int,
+    keep_alive_s: float = 60.0,
     lag_s: Callable[[], float] = lambda: 0.0,
     max_requests: int | None = None,
     max_age_s: float | None = None,
@@ -110,7 +150,13 @@ def uvicorn_config(
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
     Whoever sends `X-Forwarded-For` is who it says to a proxy's server only: the guard reads it.
     """
-    protocol = bounded(max_connections, lag_s, max_requests=max_requests, max_age_s=max_age_s)
-    options |= {"http": protocol, "proxy_headers": False}
-    options |= {} if tls is None else tls.uvicorn_options()
+    options |= {
+        "http": bounded(max_connections, lag_s, max_requests=max_requests, max_age_s=max_age_s),
+        "proxy_headers": False,
+        "ws": "none",
+        "timeout_keep_alive": keep_alive_s,
+    }
+    if tls is not None:
+        context = tls.server_context()
+        options["ssl_context_factory"] = lambda config, default: context
     return uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, **options)

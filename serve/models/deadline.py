@@ -12,9 +12,12 @@ the deployment's default (`slo_ms`)    when nothing else is given              s
 The scheduler works for the earliest, less a reply allowance: what the answer needs to get back to
 the client, at most 15 % of the time given. Whether the answer is on time is judged by the deadline
 as given. After a hard deadline nobody wants the answer: the query ends at the deadline, queued or
-running, and a late answer is not sent; after a soft one it is. As in Ray
-Serve, `x-request-timeout-seconds` that is not positive means no limit. What is no number is
-refused as `bad_deadline`, what is already past as `expired`.
+running, and a late answer is not sent; after a soft one it is.
+
+A zero in any carrier says nothing: it means no limit, in Triton as in Ray Serve, where nothing
+below zero is one either. Of a header that comes several times, or that a proxy has joined by
+commas, every value counts. What is no number is refused as `bad_deadline`, what is already past as
+`expired`.
 """
 
 from __future__ import annotations
@@ -54,26 +57,23 @@ def resolve_deadline(
 ) -> Deadlines:
     """Return the earliest deadline given. Raises RefusedError: `bad_deadline` or `expired`.
 
-    `headers` are gRPC's metadata at that door; `call_timeout_s` is what a gRPC call brings itself.
+    `headers`, gRPC's metadata at that door, hold what came several times joined by commas;
+    `call_timeout_s` is what a gRPC call brings itself.
     What only has time-outs, or nothing, has the tenant's longest SLO besides. `unix_arrival_s` is
     the arrival on the wall clock: by when the request is parsed, its body may have taken a part of
     an absolute deadline.
     """
     hard_s: list[float] = [] if call_timeout_s is None else [call_timeout_s]
     soft_s: list[float] = []
-    if "timeout" in parameters:
-        hard_s.append(_number("parameter timeout", parameters["timeout"]) * 1e-6)
-    if "deadline_unix_us" in parameters:
-        unix_us = _number("parameter deadline_unix_us", parameters["deadline_unix_us"])
-        hard_s.append(unix_us * 1e-6 - unix_arrival_s)
-    if TIMEOUT_HEADER in headers:
-        timeout_s = _parsed(TIMEOUT_HEADER, headers[TIMEOUT_HEADER])
-        if timeout_s > 0:
-            hard_s.append(timeout_s)
-    if SLO_HEADER in headers:
-        soft_s.append(_parsed(SLO_HEADER, headers[SLO_HEADER]) * 1e-3)
-    if "slo_ms" in parameters:
-        soft_s.append(_number("parameter slo_ms", parameters["slo_ms"]) * 1e-3)
+    for given in _given("timeout", parameters):
+        hard_s.append(given * 1e-6)
+    for given in _given("deadline_unix_us", parameters):
+        hard_s.append(given * 1e-6 - unix_arrival_s)
+    for given in _sent(TIMEOUT_HEADER, headers):
+        if given > 0:
+            hard_s.append(given)
+    for given in (*_sent(SLO_HEADER, headers), *_given("slo_ms", parameters)):
+        soft_s.append(given * 1e-3)
     asked_s = min(soft_s, default=None)
     tenant.check_slo(asked_s)
     if asked_s is None and tenant.longest_slo_s < math.inf:
@@ -81,19 +81,49 @@ def resolve_deadline(
     earliest_s = min(hard_s + soft_s, default=default_slo_s)
     if earliest_s <= 0:
         raise RefusedError("expired", "the deadline had passed when the request arrived")
-    usable_s = earliest_s - min(reply_allowance_s, MAX_ALLOWANCE * earliest_s)
     return Deadlines(
-        arrival_s + usable_s,
+        arrival_s + usable(earliest_s, reply_allowance_s),
         arrival_s + min(hard_s) if hard_s else None,
         arrival_s + earliest_s,
     )
 
 
-def _parsed(name: str, text: str) -> float:
-    try:
-        return _number(f"header {name}", float(text))
-    except ValueError:
-        raise RefusedError("bad_deadline", f"header {name} is {text!r}, allowed a number") from None
+def earliest_sent_s(headers: Mapping[str, str]) -> float | None:
+    """Return the earliest time that headers give, in seconds from arrival; None for none.
+
+    What the body adds can only be earlier. Raises RefusedError, `bad_deadline`.
+    """
+    if SLO_HEADER not in headers and TIMEOUT_HEADER not in headers:
+        return None
+    timeouts_s = [given for given in _sent(TIMEOUT_HEADER, headers) if given > 0]
+    return min([given * 1e-3 for given in _sent(SLO_HEADER, headers)] + timeouts_s, default=None)
+
+
+def usable(given_s: float, reply_allowance_s: float) -> float:
+    """Return what the device may use of the time given: less the way back, at most 15 % of it."""
+    return given_s - min(reply_allowance_s, MAX_ALLOWANCE * given_s)
+
+
+def _given(name: str, parameters: Mapping[str, object]) -> tuple[float, ...]:
+    """Return what a parameter says, if it is there and says something."""
+    if name not in parameters:
+        return ()
+    number = _number(f"parameter {name}", parameters[name])
+    return (number,) if number else ()
+
+
+def _sent(name: str, headers: Mapping[str, str]) -> list[float]:
+    """Return what a header says, every time that it is sent."""
+    if name not in headers:
+        return []
+    numbers: list[float] = []
+    for text in headers[name].split(","):
+        try:
+            numbers.append(_number(f"header {name}", float(text)))
+        except ValueError:
+            given = f"header {name} is {text.strip()!r:.80}"
+            raise RefusedError("bad_deadline", f"{given}, allowed a number") from None
+    return [number for number in numbers if number]
 
 
 def _number(name: str, value: object) -> float:

@@ -4,7 +4,8 @@ A file says its size in its header; what claims more than `max_pixels` is refuse
 small file cannot become a large allocation. The image is scaled so that it just covers the model's
 input (antialiased bilinear) and its centre is taken; an image of the right size is not touched. A
 JPEG that is much larger is decoded at a half, a quarter or an eighth of its size, which its
-transform gives for less (`Image.draft`).
+transform gives for less (`Image.draft`). What is classified is what people see, in training
+and here: upright as EXIF says, 16 bit scaled to 8 (`supernet/picture.py`).
 
 `ImageDecoder` runs it on threads of its own, the most urgent request first.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.models.limits import RefusedError
+from supernet.picture import in_8_bit, upright
 
 FORMATS = ("JPEG", "PNG")
 _GAP = 2  # times the wanted size, for the last step to be a filter and not a choice of pixels
@@ -50,9 +52,12 @@ def _decode(file: bytes, row: int, shape: tuple[int, ...], max_pixels: int) -> n
             text = f"has {width} x {height} pixels, allowed {max_pixels} (max_image_pixels)"
             raise _bad(row, text, "too_large")
         mode, wanted = _MODES[shape[0]], (shape[2], shape[1])
+        side = _GAP * max(wanted)  # of either, as the picture may be lying on its side
         try:
-            image.draft(mode, (_GAP * wanted[0], _GAP * wanted[1]))  # JPEG only; never smaller
-            fitted = ImageOps.fit(image.convert(mode), wanted, Image.Resampling.BILINEAR)
+            image.draft(mode, (side, side))  # JPEG only; never smaller
+            image.load()
+            seen = in_8_bit(upright(image)).convert(mode)
+            fitted = ImageOps.fit(seen, wanted, Image.Resampling.BILINEAR)
         except (OSError, ValueError, SyntaxError, MemoryError):
             raise _bad(row, "is damaged") from None
     pixels = np.asarray(fitted, dtype=np.uint8).reshape(shape[1], shape[2], shape[0])  # (H, W, C)

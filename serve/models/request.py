@@ -25,7 +25,6 @@ from serve.proto.names import (
     OUTPUT_NAME,
     PIXEL_TYPE,
     WIRE_DTYPES,
-    class_of,
 )
 from supernet.sample import SampleSpec
 
@@ -68,13 +67,33 @@ class ModelSpec(NamedTuple):
         return limits
 
 
+class SharedSlice(NamedTuple):
+    """Which bytes of which region of shared memory a tensor names."""
+
+    region: str
+    offset: int
+    num_bytes: int
+
+
+class WantedOutput(NamedTuple):
+    """In which form the output is wanted: as bytes or not, and of which kind.
+
+    `class_count`: not the logits but that many classes, the most likely first. `slice`: where in
+    shared memory the logits are to be written.
+    """
+
+    is_binary: bool = False
+    class_count: int | None = None
+    slice: SharedSlice | None = None
+
+
 class InferRequest(NamedTuple):
-    """A parsed request; `is_binary_output` says whether the logits are wanted as bytes."""
+    """A parsed request."""
 
     samples: Samples
     request_id: str | None
     parameters: dict[str, Parameter]
-    is_binary_output: bool
+    output: WantedOutput = WantedOutput()
 
     def min_accuracy(self) -> float:
         """Return the accuracy floor, a fraction. Raises RefusedError."""
@@ -90,10 +109,6 @@ class InferRequest(NamedTuple):
             allowed = f"1 (highest) to {LOWEST_PRIORITY} (lowest), or 0 for the lowest"
             raise bad("bad_request", "parameter priority", priority, allowed)
         return priority
-
-    def query_class(self) -> int:
-        """Return the priority class: 0 by default, the higher the better. Raises RefusedError."""
-        return class_of(self.priority())
 
     def subnet_id(self) -> str | None:
         """Return the pinned subnet, if any. Raises RefusedError."""

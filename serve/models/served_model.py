@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,17 +14,20 @@ from serve.engine.engine import Engine
 from serve.engine.guarded import Guarded
 from serve.engine.job import EngineStatus
 from serve.engine.reply import Reply, RequestOptions, cause_of
-from serve.models.deadline import resolve_deadline
+from serve.models.deadline import earliest_sent_s, resolve_deadline, usable
 from serve.models.image_decoder import ImageDecoder
-from serve.models.limits import RefusedError, refusal_of
+from serve.models.limits import RefusedError, check_floor, refusal_of, wish_text
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.observe.demand import Demand, Signals
 from serve.observe.request_record import RequestObserver, RequestRecord
 from serve.observe.statistics import Statistics
+from serve.proto.names import class_of
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
+
+_LONG_WAIT_S = 0.002  # at the door; up to that nothing is looked at
 
 
 class ServedModel:
@@ -70,6 +73,29 @@ class ServedModel:
         """The name of the policy in force."""
         return self.engine.policy_name
 
+    def check_waited(
+        self, headers: Mapping[str, str], *, arrival_s: float, request_id: str, tenant: TenantLimits
+    ) -> None:
+        """Refuse, unread, what the headers say has waited at the door for too long already.
+
+        Beyond what a door can carry everything waits. To read what no device can answer in time
+        any more would keep those behind it waiting for nothing, until nothing is in time. Raises
+        RefusedError, `infeasible` (or `bad_deadline`).
+        """
+        waited_s = self.engine.clock() - arrival_s
+        if waited_s < _LONG_WAIT_S:
+            return
+        given_s = earliest_sent_s(headers)
+        if given_s is None or given_s <= 0:
+            return
+        deadline_s = arrival_s + usable(given_s, self._allowance_s)
+        if self._is_in_time(deadline_s):
+            return
+        options = RequestOptions(
+            deadline_s, given_deadline_s=arrival_s + given_s, tenant=tenant.name
+        )
+        self._refuse_late(options, arrival_s, 1, headers, (request_id, None))
+
     async def infer(
         self,
         request: InferRequest,
@@ -90,41 +116,82 @@ class ServedModel:
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
             unix_arrival_s=self._unix_clock() - (self.engine.clock() - arrival_s),
-            reply_allowance_s=self._reply_allowance_s + self._reply_lag.lag_s,
+            reply_allowance_s=self._allowance_s,
             call_timeout_s=call_timeout_s,
             tenant=tenant,
         )
-        tenant.check_wishes(request.priority(), request.subnet_id())
+        priority, subnet_id, floor = request.priority(), request.subnet_id(), request.min_accuracy()
+        tenant.check_wishes(priority, subnet_id)
+        check_floor(floor, subnet_id, self.engine.profile)
         options = RequestOptions(
             deadlines.deadline_s,
             deadlines.hard_deadline_s,
             given_deadline_s=deadlines.given_deadline_s,
-            min_accuracy=request.min_accuracy(),
-            query_class=request.query_class(),
-            subnet_id=request.subnet_id(),
+            min_accuracy=floor,
+            query_class=class_of(priority),
+            subnet_id=subnet_id,
             tenant=tenant.name,
         )
         samples = request.samples
+        is_long = self.engine.clock() - arrival_s >= _LONG_WAIT_S
+        if is_long and not self._is_in_time(options.deadline_s):
+            ids = (request_id, request.request_id)
+            self._refuse_late(options, arrival_s, len(samples), headers, ids)
         if isinstance(samples, tuple):
             samples = await self._decode(samples, options.deadline_s)
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
-            payloads = [samples[row : row + 1] for row in range(len(samples))]
-            replies = await self.engine.infer(payloads, arrival_s=arrival_s, options=options)
+            replies = await self.engine.infer(samples, arrival_s=arrival_s, options=options)
         finally:  # a client that goes away is a cancellation here
-            if self._request_observers:
-                ids = (request_id, request.request_id)
-                ended_s = self.engine.clock()
-                times_s = (arrival_s, submitted_s, ended_s)
-                record = RequestRecord(
-                    self.spec.name, *ids, headers, *times_s, replies, tenant.name
-                )
-                for observer in self._request_observers:
-                    observer(record)
-        self._refuse(replies, deadlines.hard_deadline_s)
+            ids = (request_id, request.request_id)
+            self._record(ids, headers, arrival_s, submitted_s, replies, tenant.name)
+        self._refuse(replies, deadlines.hard_deadline_s, wish_text(floor, subnet_id))
         self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
         return replies
+
+    @property
+    def _allowance_s(self) -> float:
+        return self._reply_allowance_s + self._reply_lag.lag_s
+
+    def _is_in_time(self, deadline_s: float) -> bool:
+        """Whether an idle device could answer before a deadline, or late answers are wanted."""
+        left_s = deadline_s - self.engine.clock()
+        return left_s >= self.engine.profile.fastest().latency_s[1] or not (
+            self.engine.drops_hopeless
+        )
+
+    def _refuse_late(
+        self,
+        options: RequestOptions,
+        arrival_s: float,
+        num_samples: int,
+        headers: Mapping[str, str],
+        ids: tuple[str, str | None],
+    ) -> NoReturn:
+        """End a request that waited at the door until no answer can be in time."""
+        reply = self.engine.refuse(
+            "infeasible", arrival_s=arrival_s, options=options, samples=num_samples
+        )
+        self._record(ids, headers, arrival_s, self.engine.clock(), [reply], options.tenant)
+        wish = wish_text(options.min_accuracy, options.subnet_id)
+        raise refusal_of(reply.outcome, self.engine.earliest_answer(), wish)
+
+    def _record(
+        self,
+        ids: tuple[str, str | None],
+        headers: Mapping[str, str],
+        arrival_s: float,
+        submitted_s: float,
+        replies: list[Reply],
+        tenant: str,
+    ) -> None:
+        """Tell who watches requests how one ended."""
+        if self._request_observers:
+            times_s = (arrival_s, submitted_s, self.engine.clock())
+            record = RequestRecord(self.spec.name, *ids, headers, *times_s, replies, tenant)
+            for observer in self._request_observers:
+                observer(record)
 
     async def _decode(self, files: Sequence[bytes], deadline_s: float) -> np.ndarray:
         """Return images as samples, in time for the device to answer. Raises RefusedError."""
@@ -134,12 +201,12 @@ class ServedModel:
         shape = self.spec.sample.shape
         return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
-    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None) -> None:
+    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None, wish: str) -> None:
         ended = [reply.outcome for reply in replies if not reply.is_executed]
         if hard_deadline_s is not None:
             ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
         if ended:
-            raise refusal_of(cause_of(ended), self.engine.earliest_answer())
+            raise refusal_of(cause_of(ended), self.engine.earliest_answer(), wish)
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""

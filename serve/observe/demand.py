@@ -65,7 +65,7 @@ class Demand:
         self._best_s, self._least_s = costs[best.subnet_id], min(costs.values())
 
     def observe(self, reply: Reply) -> None:
-        """Count the end of one query."""
+        """Count the end of one query, as many as it has samples."""
         outcome = reply.outcome
         # A client that hung up at its own time limit missed its deadline: that is load.
         is_given_up = outcome.reason == "cancelled" and outcome.finish_s >= outcome.deadline_s
@@ -76,10 +76,11 @@ class Demand:
             self._seconds.append([second, 0.0, 0.0, 0.0])
             self._forget(second)
         current = self._seconds[-1]
-        current[1] += 1
-        current[2] += outcome.status != "on_time"
+        samples = outcome.samples
+        current[1] += samples
+        current[2] += samples * (outcome.status != "on_time")
         if reply.is_executed:
-            current[3] += max(0.0, self._accuracy - outcome.accuracy)
+            current[3] += samples * max(0.0, self._accuracy - outcome.accuracy)
 
     def signals(self, now_s: float, waiting: Sequence[Query], free_at_s: float) -> Signals:
         """Return the figures of the window; `waiting` by deadline, for the misses to come."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+
+from serve.observe.tallies import TallyCounter, TallyHistogram
 
 LATENCY_BUCKETS_S = (
     0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0,
@@ -53,11 +55,11 @@ class Instruments:
             "What the executor did and holds: graphs, slices, times without memory.",
             "what",
         )
-        self.refused = Counter(
+        self.refused = TallyCounter(
             "supernet_refused_requests",
             "Requests answered with an error, by door, reason and tenant.",
-            ["door", "reason", "tenant"],
-            registry=registry,
+            ("door", "reason", "tenant"),
+            registry,
         )
         self.tenant_queries = counter(
             "tenant_queries", "Queries by tenant and how they ended.", "tenant", "status"
@@ -77,15 +79,14 @@ class Instruments:
             registry=registry,
         )
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"supernet_{name}", text, ["model", *labels], registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> TallyCounter:
+        return TallyCounter(f"supernet_{name}", text, ("model", *labels), self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"supernet_{name}", text, ["model", *labels], registry=self._registry)
 
     def _histogram(
         self, name: str, text: str, buckets: Iterable[float] = LATENCY_BUCKETS_S
-    ) -> Histogram:
-        return Histogram(
-            f"supernet_{name}", text, ["model"], buckets=tuple(buckets), registry=self._registry
-        )
+    ) -> TallyHistogram:
+        bounds = tuple(buckets)
+        return TallyHistogram(f"supernet_{name}", text, ("model",), bounds, self._registry)

@@ -81,25 +81,28 @@ class ModelMetrics:
         self._last_counts: Mapping[str, int] = {}
 
     def observe(self, reply: Reply) -> None:
-        """Count the end of one query; those of one batch come one after the other."""
+        """Count the end of one query, as many as it has samples.
+
+        Those of one batch come one after the other.
+        """
         outcome = reply.outcome
+        status, samples = outcome.status, outcome.samples
         self._recent.observe(outcome)
         # The text of a failure is free: as a label it would make a series per message.
-        is_free = outcome.status == "failed" and outcome.reason != "device_failed"
-        reason = "execution_failed" if is_free else outcome.reason
-        self._queries(outcome.status, reason).inc()
-        self._tenants(reply.tenant, outcome.status).inc()
+        is_free = status == "failed" and outcome.reason != "device_failed"
+        self._queries(status, "execution_failed" if is_free else outcome.reason).value += samples
+        self._tenants(reply.tenant, status).value += samples
         if not reply.is_executed:
             return
-        self._subnets(outcome.subnet_id).inc()
-        self._latency.observe(outcome.latency_s)
-        self._queue.observe(reply.queue_s)
-        if outcome.status == "on_time":
-            self._slack.observe(reply.slack_s)
-            self._accuracy.inc(outcome.accuracy)
-            self._tenant_accuracy(reply.tenant).inc(outcome.accuracy)
+        self._subnets(outcome.subnet_id).value += samples
+        self._latency.observe(outcome.latency_s, samples)
+        self._queue.observe(reply.queue_s, samples)
+        if status == "on_time":
+            self._slack.observe(reply.slack_s, samples)
+            self._accuracy.value += outcome.accuracy * samples
+            self._tenant_accuracy(reply.tenant).value += outcome.accuracy * samples
         else:
-            self._lateness.observe(-reply.slack_s)
+            self._lateness.observe(-reply.slack_s, samples)
         if reply.batch_id != self._last_batch_id:
             self._last_batch_id = reply.batch_id
             self._batches(outcome.subnet_id).inc()

@@ -18,16 +18,16 @@ class RecentOutcomes:
         self._seconds: deque[_Second] = deque()
 
     def observe(self, outcome: Outcome) -> None:
-        """Count the end of one query, at the second of its end."""
+        """Count the end of one query, at the second of its end, as many as it has samples."""
         second = math.floor(outcome.finish_s)
         if not self._seconds or self._seconds[-1].second < second:
             self._seconds.append(_Second(second))
             self._forget(second)
         current = self._seconds[-1]  # one that ended a moment earlier counts here as well
-        current.ended += 1
+        current.ended += outcome.samples
         if outcome.status == "on_time":
-            current.on_time += 1
-            current.accuracy += outcome.accuracy
+            current.on_time += outcome.samples
+            current.accuracy += outcome.accuracy * outcome.samples
 
     def attainment(self, now_s: float) -> float:
         """Return the share of the ended queries that was on time; NaN where none ended."""

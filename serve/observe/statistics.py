@@ -23,9 +23,9 @@ class _Duration:
         self.count = 0
         self.total_s = 0.0
 
-    def add(self, duration_s: float, count: int = 1) -> None:
+    def add(self, sum_s: float, count: int = 1) -> None:
         self.count += count
-        self.total_s += duration_s
+        self.total_s += sum_s
 
     def row(self) -> dict[str, int]:
         return {"count": self.count, "ns": round(self.total_s * 1e9)}
@@ -50,16 +50,21 @@ class Statistics:
         self._last_batch_id: int | None = None
 
     def observe(self, reply: Reply) -> None:
-        """Count the end of one query; those of one batch come one after the other."""
+        """Count the end of one query, as many as it has samples.
+
+        Those of one batch come one after the other.
+        """
         outcome = reply.outcome
+        samples = outcome.samples
         if not reply.is_executed or outcome.subnet_id is None:
-            self._versions[_NO_VERSION].durations["fail"].add(outcome.latency_s)
+            failed = self._versions[_NO_VERSION].durations["fail"]
+            failed.add(outcome.latency_s * samples, samples)
             return
         version = self._versions[outcome.subnet_id]
         version.last_unix_s = self._unix_clock()
-        version.durations["success"].add(outcome.latency_s)
-        version.durations["queue"].add(reply.queue_s)
-        version.durations["compute_infer"].add(reply.execution_s)
+        version.durations["success"].add(outcome.latency_s * samples, samples)
+        version.durations["queue"].add(reply.queue_s * samples, samples)
+        version.durations["compute_infer"].add(reply.execution_s * samples, samples)
         if reply.batch_id != self._last_batch_id:
             self._last_batch_id = reply.batch_id
             version.num_batches += 1

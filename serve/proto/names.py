@@ -24,10 +24,12 @@ SERVICE = "inference.GRPCInferenceService"
 
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
     "schedule_policy",
     "model_configuration",
     "model_repository",
     "statistics",
+    "system_shared_memory",
 )
 SERVER_NAME = PLATFORM = "supernet"
 VERSION = "0.1.0"

@@ -199,6 +199,46 @@ def test_both_doors_speak_tls_and_nothing_else(
     asyncio.run(main())
 
 
+def test_certificates_are_renewed_at_both_doors_while_they_serve(
+    timed_config: ServeConfig, timed_door, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("serve.access.watched_files.LOOK_EVERY_S", 0.0)
+    first, second = Certificates(tmp_path), Certificates(make_folder(tmp_path / "second"))
+    settings = {"tls_cert": first.cert, "tls_key": first.key, "grpc_port": 0}
+    config, door = timed_config.model_copy(update=settings), timed_door()
+
+    def shown(port: int) -> bytes:
+        """Return whose certificate a port shows."""
+        pem = ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+        return ssl.PEM_cert_to_DER_cert(pem)
+
+    def of(certificates: Certificates) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(
+            Path(certificates.cert).read_text().partition("-----\n\n")[0]
+        )
+
+    async def main() -> None:
+        listeners = Listeners(config, door.server, is_replica=False)
+        port, tls = free_port(), config_tls(config)
+        https = listening(door, "127.0.0.1", port, **LIMITS, tls=tls)
+        async with door.running(), listeners.opened(), https:
+            assert listeners.rpc_port is not None
+            ports = (port, listeners.rpc_port)
+            before, after = of(first), of(second)
+            assert [await asyncio.to_thread(shown, p) for p in ports] == [before] * 2
+            Path(first.cert).write_bytes(Path(second.cert).read_bytes())
+            assert [await asyncio.to_thread(shown, p) for p in ports] == [before] * 2, "no pair"
+            Path(first.key).write_bytes(Path(second.key).read_bytes())
+            assert [await asyncio.to_thread(shown, p) for p in ports] == [after] * 2
+
+    asyncio.run(main())
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 OUR_CLIENTS = """
 import asyncio, sys
 import numpy as np

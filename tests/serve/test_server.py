@@ -151,3 +151,52 @@ def test_client_that_hangs_up_is_taken_out_of_the_queue(running, slow_profile_fi
         clients[0].close()
         ended = httpx.get(f"{server.url}/admin/config").json()["tiny"]["ended"]
         assert ended == {"on_time": 1, "dropped": 2}
+
+
+def test_a_unix_socket_is_an_address_of_both_doors(running, profile_file: Path, tmp_path: Path):
+    import grpc
+
+    from serve.proto import open_inference_pb2 as pb
+    from serve.proto import open_inference_pb2_grpc as pb_grpc
+
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # by a server that is no more
+    with running(profile_file, "--no-ray", "--host", f"unix:{path}") as server:
+        assert server.url == f"http://unix:{path}"
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            assert client.post("/v2/models/tiny/infer", json=BODY).status_code == 200
+            assert client.post("/admin/config", json={"slo_ms": 70}).status_code == 200
+        with grpc.insecure_channel(server.rpc_address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(pb.ServerReadyRequest(), timeout=5).ready
+            status = pb.SystemSharedMemoryStatusRequest()
+            assert not stub.SystemSharedMemoryStatus(status, timeout=5).regions
+        second = subprocess.run(
+            [sys.executable, "-m", "serve", "serve", "--no-ray", "--device", "timed", "--profile",
+             str(profile_file), "--host", f"unix:{path}"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert second.returncode == 2
+        assert "can't be bound (Address already in use)" in second.stderr
+        assert server.interrupt() in (0, 130)
+    assert not path.exists()
+
+
+def test_an_address_of_ipv6_is_printed_so_that_it_can_be_pasted(running, profile_file: Path):
+    with running(profile_file, "--no-ray", "--host", "::1") as server:
+        assert server.url.startswith("http://[::1]:")
+        assert server.rpc_url.startswith("grpc://[::1]:")
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+
+
+def test_an_idle_connection_is_kept_for_as_long_as_is_set(running, profile_file: Path):
+    with running(profile_file, "--no-ray", "--set", "keep_alive_s=0.4") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as sock:
+            sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            start_s = time.monotonic()
+            while sock.recv(4096):
+                pass
+            assert 0.3 < time.monotonic() - start_s < 3

@@ -1,10 +1,10 @@
 """`supernet bench serving`: this system against what a user would pick instead, and its own limits.
 
 Parts: `peers` (against Ray Serve's batching), `overload` (goodput beyond capacity), `doors` (what
-each way in costs); and when asked for `static` (against one exported network), `mixed` (several
-models, SLOs, priorities, pins) and `soak` (memory and tail over a long run). The profile is
-measured first, on this machine, and the SLO follows from it. What is measured is kept at once: the
-same command goes on where it was stopped.
+each way in costs, in time and in processor time); and when asked for `static` (against one exported
+network), `mixed` (several models, SLOs, priorities, pins) and `soak` (memory and tail over a long
+run). The profile is measured first, on this machine, and the SLO follows from it. What is measured
+is kept at once: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -32,6 +32,20 @@ class Part(Protocol):
     def run(self) -> None: ...
 
     def rows(self) -> list[Row]: ...
+
+
+class _Parts:
+    """Several parts as one."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
+    def run(self) -> None:
+        for part in self._parts:
+            part.run()
+
+    def rows(self) -> list[Row]:
+        return [row for part in self._parts for row in part.rows()]
 
 
 class ServingBench:
@@ -119,10 +133,17 @@ class ServingBench:
         return OverloadBench(self._setting, self._journal("overload"), scale=scale, tell=self._tell)
 
     def _doors(self) -> Part:
+        from serve.bench.serving.door_cost import FULL, QUICK, DoorCostBench
         from serve.bench.serving.doors import DoorsBench
 
-        count = 2000 if self._full else 400
-        return DoorsBench(self._setting, self._journal("doors"), count=count, tell=self._tell)
+        count, journal = 2000 if self._full else 400, self._journal("doors")
+        scale = FULL if self._full else QUICK
+        return _Parts(
+            (
+                DoorCostBench(self._setting, journal, scale=scale, tell=self._tell),
+                DoorsBench(self._setting, journal, count=count, tell=self._tell),
+            )
+        )
 
     def _routing(self) -> Part:
         from serve.bench.serving.routing import FULL, QUICK, RoutingBench

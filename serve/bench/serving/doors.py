@@ -192,7 +192,7 @@ async def _engine(setting: Setting):
         async def send_one() -> float:
             arrival_s = engine.clock()
             (reply,) = await engine.infer(
-                [sample], arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
+                sample, arrival_s=arrival_s, options=RequestOptions(arrival_s + _SLO_S)
             )
             return engine.clock() - arrival_s - reply.execution_s
 

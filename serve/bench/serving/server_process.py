@@ -28,6 +28,11 @@ class ServerProcess:
         self.url = url
         self.rpc_url = rpc_url
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def resident_bytes(self) -> int:
         """Return the memory that the process has resident; 0 where the system does not say."""
         try:

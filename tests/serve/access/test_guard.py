@@ -12,7 +12,7 @@ import pytest
 from serve.access.build_guard import build_guard
 from serve.access.guard import Guard, address_of, client_address
 from serve.access.rate_limits import RateLimits
-from serve.access.tokens import VARIABLE, Tokens, read_tokens
+from serve.access.tokens import VARIABLE, RenewedTokens, Tokens, read_tokens
 from serve.config import ServeConfig, ServeConfigError
 from serve.models.limits import RefusedError
 
@@ -129,7 +129,7 @@ def test_without_tokens_only_this_host_administers_and_no_page_of_a_browser():
         ("ipv4:10.0.0.7:5012", "10.0.0.7"),
         ("ipv6:%5B2001:db8::7:1%5D:5012", "2001:db8::/64"),
         ("ipv6:[::ffff:10.0.0.7]:5012", "10.0.0.7"),
-        ("unix:/run/socket", "unix:/run/socket"),
+        ("unix:/run/socket", "unix:"),
     ],
 )
 def test_principal_without_a_token_is_the_address_and_of_ipv6_the_network(peer, principal):
@@ -241,3 +241,56 @@ def test_without_tokens_only_this_host_itself_administers(more: dict[str, str], 
         return identify(Guard(), "admin", peer="127.0.0.1", **more)
 
     assert (ask() == "127.0.0.1") if is_let_in else (reason_of(ask) == "forbidden")
+
+
+class Hands:
+    """A clock that a test moves."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_tokens_are_handed_out_and_taken_back_while_a_server_runs(tmp_path: Path, caplog):
+    path, clock = tmp_path / "tokens", Hands()
+    path.write_text(f"bob infer {INFER}\n")
+    guard = Guard(RenewedTokens(str(path), lambda _: None, clock))
+    assert identify(guard, "infer", INFER) == "token bob"
+    path.write_text(f"eve infer {METRICS}\n")
+    assert identify(guard, "infer", INFER) == "token bob", "not looked at all the time"
+    clock.now_s += 1.0
+    assert identify(guard, "infer", METRICS) == "token eve"
+    assert reason_of(lambda: identify(guard, "infer", INFER)) == "unauthenticated"
+    for mistake in ("eve infer short\n", "", None):
+        path.unlink()
+        if mistake is not None:
+            path.write_text(mistake)
+        clock.now_s += 1.0
+        assert identify(guard, "infer", METRICS) == "token eve", "a mistake changes nothing"
+    assert caplog.text.count("the tokens of before stay") == 3
+    assert METRICS not in caplog.text
+    path.write_text(f"eve infer {INFER}\n")
+    clock.now_s += 1.0
+    assert identify(guard, "infer", INFER) == "token eve"
+
+
+def test_new_tokens_may_not_name_a_tenant_that_is_not_there(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("serve.access.watched_files.LOOK_EVERY_S", 0.0)
+    path = tmp_path / "tokens"
+    path.write_text(f"bob infer {INFER}\n")
+    guard = build_guard(ServeConfig(checkpoint="x", tokens_file=str(path)), float)
+    path.write_text(f"bob infer {METRICS} nobody\n")
+    assert identify(guard, "infer", INFER) == "token bob"
+    path.write_text(f"bob infer {METRICS}\n")
+    assert identify(guard, "infer", METRICS) == "token bob"
+
+
+def test_memory_is_shared_by_a_host_or_by_a_token_never_from_afar(tokens: Tokens):
+    for peer in ("127.0.0.1", "::1", "unix:"):
+        caller = Guard().identify("infer", authorization=None, peer=peer)
+        assert Guard().memory_owner(caller, peer=peer) == ""
+    guard = Guard(tokens)
+    caller = guard.identify("infer", authorization=f"Bearer {INFER}", peer="127.0.0.1")
+    assert guard.memory_owner(caller, peer="127.0.0.1") == "token bob"
+    assert reason_of(lambda: guard.memory_owner(caller, peer="10.0.0.1")) == "forbidden"

@@ -210,23 +210,3 @@ def test_a_change_of_settings_that_is_none_is_a_bad_request(serve_timed, content
 
     answer = asyncio.run(main())
     assert (answer.status_code, answer.json()["reason"]) == (400, "bad_request")
-
-
-def test_an_output_that_json_has_no_word_for_is_no_answer(timed_door, serving_door, monkeypatch):
-    door = timed_door()
-    (model,) = door.server.models
-    executor = model.engine._runner.executor
-    result = executor.result
-    monkeypatch.setattr(executor, "result", lambda launched: result(launched) * np.nan)
-    content = {"inputs": [{**tensor(), "shape": [1, 1, 2, 2], "data": [0] * 4}]}
-
-    async def main() -> list[httpx.Response]:
-        async with serving_door(door) as client:
-            as_bytes = {"binary_data_output": True}
-            bodies = (content, {**content, "parameters": as_bytes})
-            return [await client.post(URL, json=given) for given in bodies]
-
-    answer, binary = asyncio.run(main())
-    assert (answer.status_code, answer.json()["reason"]) == (500, "execution_failed")
-    assert "NaN or infinity" in answer.json()["error"]
-    assert binary.status_code == 200

@@ -11,8 +11,14 @@ import httpx
 import numpy as np
 import pytest
 
+from serve.doors.rest_messages import BodyForm, build_response, parse_infer
 from serve.engine.engine import Engine
+from serve.engine.reply import Reply
+from serve.models.limits import RefusedError
+from serve.models.request import InferRequest, ModelSpec, WantedOutput
 from slackfit.profile import LatencyProfile
+from slackfit.query import Outcome
+from supernet.sample import SampleSpec
 
 pytestmark = pytest.mark.alone
 
@@ -208,7 +214,7 @@ def test_body_over_the_limit_gets_413_declared_or_streamed(ask):
 
 
 def test_deadline_in_the_past_gets_504(ask):
-    for options in ({"headers": {"x-slo-ms": "0"}}, {}):
+    for options in ({"headers": {"x-slo-ms": "-1"}}, {}):
         content = body() if options else body(parameters={"deadline_unix_us": 1})
         response = ask(post(content, **options))
         assert (response.status_code, response.json()["reason"]) == (504, "expired")
@@ -376,3 +382,195 @@ def test_client_that_goes_away_is_dropped_from_the_queue(ask):
         return (await client.get("/admin/config")).json()["tiny"]["ended"]
 
     assert ask(use, scale_s=0.02)["dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "reason"),
+    [
+        ("GET", "/", 404, "unknown_path"),
+        ("GET", "/v2/trace/setting", 404, "unknown_path"),
+        ("POST", "/v2/repository/models/tiny/load", 404, "unknown_path"),
+        ("POST", "/v2/cudasharedmemory/region/x/register", 404, "unknown_path"),
+        ("GET", "/v2/models/tiny/infer", 405, "method_not_allowed"),
+        ("PUT", "/v2/models/tiny/infer", 405, "method_not_allowed"),
+        ("DELETE", "/v2/models/tiny", 405, "method_not_allowed"),
+        ("OPTIONS", "/v2", 405, "method_not_allowed"),
+        ("POST", "/v2/health/live", 405, "method_not_allowed"),
+        ("PATCH", "/admin/config", 405, "method_not_allowed"),
+        ("BREW", "/metrics", 405, "method_not_allowed"),
+    ],
+)
+def test_what_is_not_served_is_refused_in_the_protocols_form(ask, method, path, code, reason):
+    """It had been plain text, of which tritonclient said: Parse error at offset 1."""
+    response = ask(lambda client: client.request(method, path, content=b"{}"))
+    assert (response.status_code, response.json()["reason"]) == (code, reason)
+    assert path in response.json()["error"]
+    assert response.headers["x-request-id"]
+    if code == 405:
+        assert response.headers["allow"] in response.json()["error"]
+
+
+def test_of_several_methods_all_are_named(ask):
+    response = ask(lambda client: client.put("/admin/config"))
+    assert response.headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/admin/config", "/v2/repository/index"])
+def test_encoded_bodies_are_refused_on_every_route(ask, path: str):
+    headers = {"content-encoding": "gzip"}
+    response = ask(lambda client: client.post(path, content=b"\x1f\x8b", headers=headers))
+    assert (response.status_code, response.json()["reason"]) == (415, "unsupported_encoding")
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_identity_is_no_encoding(ask):
+    assert ask(post(body(), headers={"content-encoding": "identity"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (body(parameters={"min_acuracy": 0.8}), "min_acuracy"),
+        (body(parameters={"sequence_id": 7, "sequence_start": True}), "sequence_id"),
+        (body(inputs=[tensor(parameters={"codec": "np"})]), "codec"),
+        (body(outputs=[{"name": "logits", "parameters": {"top_k": 3}}]), "top_k"),
+    ],
+)
+def test_a_parameter_that_is_not_served_is_refused_by_its_name(ask, content, name: str):
+    response = ask(post(content))
+    assert (response.status_code, response.json()["reason"]) == (400, "bad_request")
+    assert f"parameter {name}" in response.json()["error"]
+    assert "allowed" in response.json()["error"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "3"])
+def test_a_count_of_classes_is_a_whole_number_from_1(ask, count):
+    outputs = [{"name": "logits", "parameters": {"classification": count}}]
+    assert "classification" in ask(post(body(outputs=outputs))).json()["error"]
+
+
+def test_of_more_classes_than_there_are_all_come(ask):
+    outputs = [{"name": "logits", "parameters": {"classification": 99}}]
+    (output,) = ask(post(body(outputs=outputs))).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 10])
+    assert output["data"][0] == "1.000000:3"
+
+
+@pytest.mark.parametrize("order", [("1", "9999"), ("9999", "1")])
+def test_of_a_deadline_that_comes_twice_the_earliest_counts(ask, order):
+    headers = [("x-slo-ms", text) for text in order]
+    response = ask(post(body(), headers=headers))
+    answer = response.json()
+    slack_s = answer["parameters"]["slack_s"] if response.status_code == 200 else 0.0
+    assert slack_s < 0.001
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-forwarded-for": "127.0.0.1"}])
+def test_shared_memory_is_for_clients_on_this_host(timed_door, headers):
+    door, peer = timed_door(), "127.0.0.1" if headers else "10.1.2.3"
+
+    async def main() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(door, client=(peer, 1))
+        async with (
+            door.running(),
+            httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client,
+        ):
+            register = {"key": "/x", "offset": 0, "byte_size": 4}
+            parameters = {"shared_memory_region": "x", "shared_memory_byte_size": 4}
+            shared = {**tensor(parameters=parameters)}
+            del shared["data"]
+            return [
+                await client.post("/v2/systemsharedmemory/region/x/register", json=register),
+                await client.get("/v2/systemsharedmemory/status"),
+                await client.post(URL, json=body(inputs=[shared])),
+            ]
+
+    for response in asyncio.run(main()):
+        assert (response.status_code, response.json()["reason"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"min_accuracy": 0.99}, "min_accuracy is 0.99, allowed 0.9 or less: what large has"),
+        ({"min_accuracy": 0.85, "subnet": "small"}, "the pinned subnet small has 0.7"),
+    ],
+)
+def test_a_floor_that_no_subnet_reaches_is_no_missed_deadline(ask, parameters, text: str):
+    """It had been 504, "no subnet can answer before the deadline", with a time to try again."""
+    response = ask(post(body(parameters=parameters)))
+    told = response.json()
+    assert (response.status_code, told["reason"]) == (400, "accuracy_floor")
+    assert text in told["error"]
+    assert "retry_after_s" not in told
+    assert "retry-after" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({}, "no subnet can answer"),
+        ({"min_accuracy": 0.85}, "no subnet of accuracy 0.85 or more can answer"),
+        ({"subnet": "large"}, "the pinned subnet large can not answer"),
+    ],
+)
+def test_what_can_not_be_in_time_says_of_which_subnets(ask, parameters, text: str):
+    response = ask(post(body(parameters={**parameters, "slo_ms": 0.5})))
+    assert (response.status_code, response.json()["reason"]) == (504, "infeasible")
+    assert response.json()["error"].startswith(text)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_an_output_that_is_not_finite_is_no_answer(timed_door, serving_door, is_binary: bool):
+    async def main() -> httpx.Response:
+        door = timed_door()
+        (model,) = door.server.models
+        executor = model.engine._runner.executor
+        finite = executor.result
+        executor.result = lambda launched: finite(launched) * np.nan
+        async with serving_door(door) as client:
+            return await client.post(URL, json=body(parameters={"binary_data_output": is_binary}))
+
+    response = asyncio.run(main())
+    told = response.json()
+    assert (response.status_code, told["reason"]) == (500, "execution_failed")
+    assert "NaN or infinity" in told["error"]
+
+
+@pytest.mark.parametrize("request_id", [None, "q7", 'a"%s\u00e9'])
+@pytest.mark.parametrize("status", ["on_time", "late"])
+def test_the_answer_to_one_query_is_the_plain_ones_word_by_word(request_id, status: str):
+    """The short way, against the one by dictionaries that several queries take."""
+    spec = ModelSpec("m%", SampleSpec(shape=(1, 2, 2)), 10, 4, ("small",))
+    outcome = Outcome(1, status, "", 0.1, 0.3, 0.15, 0.2, "d=%s", 0.9, 2, samples=2)
+    logits = np.arange(20, dtype=np.float32).reshape(2, 10)
+    reply = Reply(outcome, logits, 0.05, 17, "graph 100%")
+    asked = InferRequest((), request_id, {}, WantedOutput(is_binary=True))
+    body, length = build_response(asked, spec, "slackfit@x=1", [reply])
+    assert length is not None
+    plain = InferRequest((), request_id, {}, WantedOutput(is_binary=False))
+    text, _ = build_response(plain, spec, "slackfit@x=1", [reply])
+    expected = json.loads(text)
+    del expected["outputs"][0]["data"]
+    expected["outputs"][0]["parameters"] = {"binary_data_size": 80}
+    assert body[:length].decode() == json.dumps(expected)
+    assert np.frombuffer(body, "<f4", offset=length).tolist() == logits.ravel().tolist()
+
+
+def test_a_head_that_comes_again_is_read_as_the_first_time():
+    spec = ModelSpec("m", SampleSpec(shape=(1, 2, 2)), 10, 4, ("small",))
+    shared = {"shape": [1, 1, 2, 2], "name": "input", "datatype": "UINT8"}
+    fields = {
+        "parameters": {"slo_ms": 50, "priority": 2},
+        "inputs": [{**shared, "parameters": {"binary_data_size": 4}}],
+    }
+    text = json.dumps(fields).encode()
+    form = BodyForm("", str(len(text)))
+    for data in (b"abcd", b"efgh"):
+        parsed = parse_infer(text + data, form, spec, max_json_bytes=1000)
+        assert parsed.samples.tobytes() == data
+        assert parsed.parameters == {"slo_ms": 50, "priority": 2}
+        parsed.parameters["subnet"] = "small"  # as the door adds a version
+    for wrong in (b"abc", b"abcde"):
+        with pytest.raises(RefusedError, match="bytes follow the JSON"):
+            parse_infer(text + wrong, form, spec, max_json_bytes=1000)

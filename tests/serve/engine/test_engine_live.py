@@ -60,7 +60,7 @@ def run_live(
 async def ask(engine: Engine, slo_s: float = 1.0, **wishes: object) -> Reply:
     now_s = engine.clock()
     options = RequestOptions(now_s + slo_s, **wishes)  # type: ignore[arg-type]
-    (reply,) = await engine.infer([PAYLOAD], arrival_s=now_s, options=options)
+    (reply,) = await engine.infer(PAYLOAD, arrival_s=now_s, options=options)
     return reply
 
 
@@ -324,8 +324,7 @@ def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: Late
         payloads = [np.full((1, 1, 2, 2), 255 * (row == 2), dtype=np.uint8) for row in range(4)]
         options = RequestOptions(engine.clock() + 5.0)
         requests = [
-            engine.infer([payload], arrival_s=engine.clock(), options=options)
-            for payload in payloads
+            engine.infer(payload, arrival_s=engine.clock(), options=options) for payload in payloads
         ]
         replies = [reply for (reply,) in await asyncio.gather(*requests)]
         statuses = [reply.outcome.status for reply in replies]
@@ -334,6 +333,36 @@ def test_poisonous_input_fails_alone_and_its_neighbours_are_served(profile: Late
         assert (await ask(engine)).outcome.status == "on_time"
 
     run_live(profile, use, executor=PoisonedExecutor(profile, SAMPLE, 10))
+
+
+class InfiniteExecutor(TimedExecutor):
+    """Answers infinity or NaN for samples of 253s or 254s."""
+
+    def result(self, launched: TimedLaunched) -> np.ndarray:
+        logits = super().result(launched)
+        logits[launched.labels == (4 * 253) % 10, 0] = np.inf
+        logits[launched.labels == (4 * 254) % 10, 3] = np.nan
+        return logits
+
+
+@pytest.mark.parametrize("value", [253, 254])
+def test_an_output_that_is_not_finite_fails_its_own_query(profile: LatencyProfile, value: int):
+    """It had been answered: as bytes, or as NaN, for which JSON has no word."""
+    executor = InfiniteExecutor(profile, SAMPLE, 10)
+
+    async def use(engine: Engine) -> None:
+        samples = [np.full((2, 1, 2, 2), value * (row == 1), dtype=np.uint8) for row in range(3)]
+        options = RequestOptions(engine.clock() + 5.0)
+        requests = [
+            engine.infer(sample, arrival_s=engine.clock(), options=options) for sample in samples
+        ]
+        replies = [reply for (reply,) in await asyncio.gather(*requests)]
+        assert [r.outcome.status for r in replies] == ["on_time", "failed", "on_time"]
+        assert "holds NaN or infinity" in replies[1].outcome.reason
+        assert replies[1].output is None
+        assert [len(replies[i].output) for i in (0, 2)] == [2, 2]
+
+    run_live(profile, use, executor=executor)
 
 
 def test_a_batch_that_outlives_the_end_is_answered_once_and_raises_nothing(
@@ -352,7 +381,7 @@ def test_a_batch_that_outlives_the_end_is_answered_once_and_raises_nothing(
         await engine.start()
         options = RequestOptions(engine.clock() + 5.0)
         asked = asyncio.ensure_future(
-            engine.infer([PAYLOAD], arrival_s=engine.clock(), options=options)
+            engine.infer(PAYLOAD, arrival_s=engine.clock(), options=options)
         )
         await asyncio.sleep(0.05)
         await engine.stop(timeout_s=0.05)

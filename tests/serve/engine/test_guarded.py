@@ -30,7 +30,7 @@ class Broken:
 
 @pytest.mark.parametrize("owner", [ModelMetrics, Statistics, Demand])
 def test_each_observer_of_replies_may_fail(serve_timed, monkeypatch, owner):
-    """One that raised on the first of four replies had left the other three without an answer."""
+    """One that raised on the first of four samples had left the request without an answer."""
     broken = Broken()
     monkeypatch.setattr(owner, "observe", broken)
 
@@ -42,7 +42,7 @@ def test_each_observer_of_replies_may_fail(serve_timed, monkeypatch, owner):
 
     status, stats = asyncio.run(main())
     assert status == 200
-    assert broken.calls == 4
+    assert broken.calls == 1, "once for a query, whatever it holds"
     others_counted = '"inference_count": 4' in stats.replace(":4", ": 4")
     assert others_counted == (owner is not Statistics)
 
@@ -67,7 +67,7 @@ def test_jobs_are_answered_before_anybody_looks(make_bench, profile):
     bench.engine._ledger = Ledger(lambda _: seen.append(len(done)))
     done = bench.submit(slo_s=1.0, count=2)
     bench.engine.step()
-    assert seen == [1, 1]
+    assert seen == [1]
 
 
 def test_a_failure_is_logged_with_its_traceback_and_then_tenfold(caplog):

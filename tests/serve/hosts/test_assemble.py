@@ -55,7 +55,7 @@ def test_answers_are_the_logits_of_the_subnet_that_is_named(configure, checkpoin
             engine = model.engine
             for subnet_id in checkpoint.subnet_ids:
                 options = RequestOptions(engine.clock() + 60, subnet_id=subnet_id)
-                (reply,) = await engine.infer([payload], arrival_s=engine.clock(), options=options)
+                (reply,) = await engine.infer(payload, arrival_s=engine.clock(), options=options)
                 expected = load_executor(checkpoint).run(subnet_id, payload)[0]
                 np.testing.assert_allclose(reply.output, [expected], rtol=1e-5)
                 assert reply.outcome.subnet_id == subnet_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,19 @@ WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 async def app(scope, receive, send) -> None:
+    body = b"ok"
+    if scope["path"] == "/echo":
+        message = await receive()
+        body = message["body"]
+        while message["more_body"]:
+            message = await receive()
+            body += message["body"]
+        body = b"<" + body + b"|" + repr(sorted(n for n, _ in scope["headers"])).encode() + b">"
+    length = str(len(body)).encode()
     await send(
-        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
     )
-    await send({"type": "http.response.body", "body": b"ok"})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
@@ -182,3 +192,63 @@ def test_at_the_limit_the_longest_idle_connection_makes_room(port: int, sent: by
         return ended
 
     assert asyncio.run(run()) == [True] + [False] * (MOST_CONNECTIONS - 1)
+
+
+JAVA = (  # what Java's HttpClient sends before its first request
+    b"Connection: Upgrade, HTTP2-Settings\r\ncontent-length: 4\r\nhost: x\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\n"
+)
+UPGRADES = {
+    "java": JAVA,
+    "websocket": b"content-length: 4\r\nhost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n",
+    "kept": b"content-length: 4\r\nhost: x\r\nUpgrade: x\r\nConnection: keep-alive, upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("cut", [1, 20, 90, 150, 10_000])
+@pytest.mark.parametrize("kind", list(UPGRADES))
+def test_an_upgrade_that_is_not_granted_leaves_the_request_whole(
+    port: int, kind: str, cut: int
+) -> None:
+    """The body had been lost with it: what Java sends by default had been answered with 400."""
+    sent = b"POST /echo HTTP/1.1\r\n" + UPGRADES[kind] + b"\r\nbody"
+    pieces = [piece for piece in (sent[:cut], sent[cut:]) if piece]
+    came, _ = talk(port, *pieces, sent + sent, WHOLE, pause_s=0.02)
+    assert came.count(b"<body|") == 3
+    assert came.count(b"HTTP/1.1 200 ") == 4, "and the connection goes on"
+    assert b"upgrade" not in came.lower()
+    assert (b"connection" in came) == (kind == "kept"), "what else the header says stays"
+
+
+def test_an_upgrade_with_a_chunked_body_and_one_without_a_body(port: int) -> None:
+    asks = b"host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    chunked = b"transfer-encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n"
+    came, _ = talk(
+        port,
+        b"POST /echo HTTP/1.1\r\n" + asks + chunked,
+        b"GET /echo HTTP/1.1\r\n" + asks + b"\r\n",
+        pause_s=0.02,
+    )
+    assert b"<body|" in came
+    assert b"<|" in came
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "reason"),
+    [
+        (b"nonsense\r\n\r\n", 400, "bad_request"),
+        (b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n", 400, "bad_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad_request"),
+        (b"GET / HT", 408, "too_slow"),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 40_000, 431, "head_too_large"),
+    ],
+)
+def test_what_no_handler_sees_is_refused_in_the_protocols_form(
+    port: int, sent: bytes, code: int, reason: str
+) -> None:
+    came, _ = talk(port, sent)
+    head, _, body = came.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % code)
+    told = json.loads(body)
+    assert told["reason"] == reason
+    assert told["error"]

@@ -66,10 +66,30 @@ def test_request_timeout_that_is_not_positive_means_no_limit_as_in_ray():
     assert resolve(x_request_timeout_seconds="-1") == resolve()
 
 
+@pytest.mark.parametrize("carrier", ["timeout", "deadline_unix_us", "slo_ms"])
+def test_zero_means_no_limit_in_every_parameter(carrier: str):
+    """tritonclient's `timeout=0` had been a deadline that has passed."""
+    assert resolve({carrier: 0}) == resolve()
+    assert resolve({carrier: 0}, x_slo_ms="30") == resolve(x_slo_ms="30")
+
+
+@pytest.mark.parametrize("carrier", ["x_slo_ms", "x_request_timeout_seconds"])
+def test_zero_means_no_limit_in_every_header(carrier: str):
+    assert resolve(**{carrier: "0"}) == resolve()
+
+
+@pytest.mark.parametrize("text", ["50,500", "500,50", "500, 50, 0"])
+def test_of_a_header_that_comes_several_times_the_earliest_counts(text: str):
+    """The first had counted, though the earliest is documented."""
+    assert resolve(x_slo_ms=text) == resolve(x_slo_ms="50")
+    assert resolve(x_request_timeout_seconds=text).hard_deadline_s == pytest.approx(60.0)
+
+
 @pytest.mark.parametrize(
     ("parameters", "headers"),
     [
         ({"timeout": "soon"}, {}),
+        ({}, {"x_slo_ms": "50,"}),
         ({"timeout": True}, {}),
         ({"timeout": 10**400}, {}),
         ({"slo_ms": None}, {}),
@@ -86,7 +106,7 @@ def test_malformed_deadline_is_a_bad_request(parameters, headers):
 
 @pytest.mark.parametrize(
     ("parameters", "headers"),
-    [({"timeout": 0}, {}), ({"deadline_unix_us": 999e6}, {}), ({}, {"x_slo_ms": "-5"})],
+    [({"timeout": -1}, {}), ({"deadline_unix_us": 999e6}, {}), ({}, {"x_slo_ms": "-5"})],
 )
 def test_deadline_that_has_passed_is_expired(parameters, headers):
     with pytest.raises(RefusedError) as caught:

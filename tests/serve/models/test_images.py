@@ -98,3 +98,55 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same(rng):
     got = decode_images([file.getvalue()], shape, max_pixels=MAX_PIXELS * 2)[0]
     plain = np.asarray(picture.resize((128, 96), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert np.abs(got.astype(int) - plain.astype(int)).mean() < 3.0
+
+
+RAMP = np.tile(np.linspace(0, 255, 6).astype(np.uint8), (4, 1))  # (4, 6), dark to light
+
+
+def stored(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+def test_16_bit_are_scaled_not_clipped(shape: tuple[int, int, int]):
+    """All but black had become white, and been answered with 200."""
+    deep = stored(Image.fromarray(RAMP.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(decode(deep, shape=shape)[0, 0], RAMP)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda seen: seen),
+        (2, np.fliplr),
+        (3, lambda seen: np.rot90(seen, 2)),
+        (6, lambda seen: np.rot90(seen, 1)),
+        (8, lambda seen: np.rot90(seen, -1)),
+        (99, lambda seen: seen),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_people_see_is_what_is_classified(orientation: int, turn, kind: str):
+    """Orientation in EXIF had been ignored: people upright, pixels on their side."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lying = Image.fromarray(np.ascontiguousarray(turn(RAMP)))
+    seen = decode(stored(lying, kind, exif=exif))[0, 0].astype(int)
+    assert np.abs(seen - RAMP).max() <= (0 if kind == "PNG" else 12)
+
+
+def test_a_large_photograph_on_its_side_is_turned_and_read_at_a_part_of_its_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seen = Image.fromarray(RAMP).resize((600, 400), Image.Resampling.BILINEAR)
+    lying = seen.transpose(Image.Transpose.ROTATE_90)
+    pixels = decode(stored(lying, "JPEG", exif=exif))[0, 0].astype(int)
+    assert (np.diff(pixels, axis=1) > 10).all(), "dark to light, from left to right"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_exif_that_is_broken_turns_nothing():
+    broken = stored(Image.fromarray(RAMP), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    np.testing.assert_array_equal(decode(broken)[0, 0], RAMP)

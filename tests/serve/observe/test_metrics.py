@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry
 
 from serve.engine.reply import Reply
 from serve.observe.instruments import Instruments
 from serve.observe.metrics import Metrics
 from serve.observe.recent_outcomes import RecentOutcomes
+from serve.observe.tallies import TallyHistogram
 from slackfit.query import Outcome
 from subnetact.executor import CACHE_COUNTS
 
@@ -151,13 +152,14 @@ def existing_metrics() -> dict[str, tuple[str, list[str]]]:
     """Kind and labels (beside `model`) of every metric by the name that is queried."""
     found = {}
     for metric in vars(Instruments(CollectorRegistry())).values():
-        kind = getattr(metric, "_type", None)
-        if kind is None:
+        if not hasattr(metric, "_labelnames"):
             continue
+        (family,) = metric.describe()
         labels = [label for label in metric._labelnames if label != "model"]
-        found[metric._name + ("_total" if kind == "counter" else "")] = (kind, labels)
-        if isinstance(metric, Histogram):
-            assert metric._kwargs["buckets"][0] > 0, "Ray takes no bucket below zero"
+        name = family.name + ("_total" if family.type == "counter" else "")
+        found[name] = (family.type, labels)
+        if isinstance(metric, TallyHistogram):
+            assert metric.bounds[0] > 0, "Ray takes no bucket below zero"
     return found
 
 

@@ -1,0 +1,109 @@
+"""Closed loops over HTTP and gRPC that cost their client as little as can be.
+
+What is measured is a server's processor time per request; a client that costs as much as the server
+would only make it wait. Requests are bytes made beforehand, and no answer is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from serve.proto import open_inference_pb2 as pb
+from serve.proto.names import BINARY_HEADER, SERVICE
+
+
+def http_request(url: str, model: str, samples: np.ndarray, subnet_id: str) -> bytes:
+    """Return a whole HTTP request for an inference of samples (B, ...), in the binary form."""
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "input",
+                    "datatype": samples.dtype.name.upper(),
+                    "shape": list(samples.shape),
+                    "parameters": {"binary_data_size": samples.nbytes},
+                }
+            ],
+            "parameters": {"binary_data_output": True, "slo_ms": 10_000, "subnet": subnet_id},
+        }
+    ).encode()
+    body = head + samples.tobytes()
+    return http_post(url, f"/v2/models/{model}/infer", body, {BINARY_HEADER: str(len(head))})
+
+
+def http_post(url: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """Return a whole HTTP request."""
+    lines = [f"POST {path} HTTP/1.1", f"host: {urlsplit(url).netloc}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"content-length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def rpc_request(model: str, samples: np.ndarray, subnet_id: str) -> bytes:
+    """Return a serialized request for an inference of samples (B, ...)."""
+    message = pb.ModelInferRequest(
+        model_name=model, model_version=subnet_id, raw_input_contents=[samples.tobytes()]
+    )
+    message.inputs.add(name="input", datatype=samples.dtype.name.upper(), shape=list(samples.shape))
+    message.parameters["slo_ms"].int64_param = 10_000
+    return message.SerializeToString()
+
+
+async def http_loop(url: str, request: bytes, *, connections: int, duration_s: float) -> int:
+    """Send `request` over and over on each connection; return how many were answered with 200."""
+    end_s = time.monotonic() + duration_s
+    where = urlsplit(url)
+    counts = await asyncio.gather(
+        *(_http_connection(where.hostname, where.port, request, end_s) for _ in range(connections))
+    )
+    return sum(counts)
+
+
+async def rpc_loop(url: str, request: bytes, *, calls: int, duration_s: float) -> int:
+    """Send `request` over and over, `calls` at once on one channel; return how many ended well."""
+    end_s = time.monotonic() + duration_s
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")  # bytes both ways
+
+        async def loop() -> int:
+            count = 0
+            while time.monotonic() < end_s:
+                await infer(request)
+                count += 1
+            return count
+
+        return sum(await asyncio.gather(*(loop() for _ in range(calls))))
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that the threads of a process have used, user and system."""
+    total_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total_ns += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        except OSError:  # the thread has ended meanwhile
+            continue
+    return total_ns * 1e-9
+
+
+async def _http_connection(host: str | None, port: int | None, request: bytes, end_s: float) -> int:
+    reader, writer = await asyncio.open_connection(host, port)
+    count = 0
+    while time.monotonic() < end_s:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"an idle server refused: {head!r}")
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        await reader.readexactly(int(length))
+        count += 1
+    writer.close()
+    return count

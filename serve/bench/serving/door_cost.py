@@ -1,0 +1,278 @@
+"""What a door costs: processor time beside bare servers, goodput beyond what it carries, memory.
+
+The part `doors` has these rows as well. Processor time is what all threads of the server use, in a
+closed loop that keeps it busy, with the timed device (it sleeps); bare servers
+(`bare_server.py`), which parse and run nothing, are measured in between. Beyond what the door
+carries an open loop asks for 1.25 times the closed loop's rate, of the real device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serve.bench.rows import Row, Tell, row
+from serve.bench.serving.closed_loop import (
+    http_loop,
+    http_post,
+    http_request,
+    processor_s,
+    rpc_loop,
+    rpc_request,
+)
+from serve.bench.serving.journal import Journal
+from serve.bench.serving.load import LoadScore
+from serve.bench.serving.overload import run_text
+from serve.bench.serving.server_process import server_process
+from serve.bench.serving.setting import Setting
+from serve.doors.shared_memory import FOLDER
+from serve.proto.names import BINARY_HEADER
+
+_POLICY = "fixed:smallest"
+_CONNECTIONS = 64
+_BATCH = 16
+_BATCH_CONNECTIONS = 16
+_OVER = 1.25
+_IMAGE = (3, 224, 224)
+_BARS = {"http": 4.0, "grpc": 2.5}
+_BATCH_BAR_US = 30.0
+_GOODPUT_BAR = 0.6
+_MEMORY_BAR = 0.5
+
+
+class CostScale(NamedTuple):
+    """How much is measured."""
+
+    rounds: int = 3
+    loop_s: float = 3.0
+    overload_s: float = 8.0
+    exchanges: int = 60
+
+
+QUICK = CostScale()
+FULL = CostScale(rounds=5, loop_s=10.0, overload_s=30.0, exchanges=300)
+
+
+class DoorCostBench:
+    """Our doors and bare ones in turns; what is measured goes to the journal at once."""
+
+    def __init__(self, setting: Setting, journal: Journal, *, scale: CostScale, tell: Tell) -> None:
+        self._setting = setting
+        self._journal = journal
+        self._scale = scale
+        self._tell = tell
+
+    def run(self) -> None:
+        """Measure what the journal lacks."""
+        for name, measure in {
+            "cost/processor": self._processor,
+            "cost/overload": self._overload,
+            "cost/memory": self._memory,
+        }.items():
+            self._tell(f"{name}: {self._journal.once(name, measure)}")
+
+    def rows(self) -> list[Row]:
+        """Return the rows of what is measured so far."""
+        return [*self._processor_rows(), *self._overload_rows(), *self._memory_rows()]
+
+    # --- processor time --------------------------------------------------------------------------
+
+    def _processor(self) -> dict[str, list[float]]:
+        """Return the microseconds of processor time per request, of each kind in every round."""
+        setting = self._setting
+        config = setting.timed_config(policy=_POLICY, grpc_port=0)
+        subnet_id = setting.sized()["smallest"]
+        model, shape = setting.load.model, setting.input_shape
+        one, many = (np.zeros((count, *shape), np.uint8) for count in (1, _BATCH))
+        found: dict[str, list[float]] = {}
+        with (
+            server_process(config) as server,
+            bare_process("http") as bare_http,
+            bare_process("grpc") as bare_rpc,
+        ):
+            http = http_request(server.url, model, one, subnet_id)
+            batch = http_request(server.url, model, many, subnet_id)
+            rpc = rpc_request(model, one, subnet_id)
+            for number in range(self._scale.rounds):
+                runs = {
+                    "http": (server.pid, server.url, http, _CONNECTIONS),
+                    "bare_http": (*bare_http, http, _CONNECTIONS),
+                    "http_batch": (server.pid, server.url, batch, _BATCH_CONNECTIONS),
+                    "grpc": (server.pid, server.rpc_url, rpc, _CONNECTIONS),
+                    "bare_grpc": (*bare_rpc, rpc, _CONNECTIONS),
+                }
+                names = list(runs)
+                for name in names[number % len(names) :] + names[: number % len(names)]:
+                    found.setdefault(name, []).append(asyncio.run(self._cost_us(*runs[name])))
+        return found
+
+    async def _cost_us(self, pid: int, url: str, request: bytes, at_once: int) -> float:
+        loop_s = self._scale.loop_s
+        is_rpc = url.startswith("grpc://")
+        for duration_s in (loop_s / 4, loop_s):  # the first warms up
+            before_s = processor_s(pid)
+            if is_rpc:
+                count = await rpc_loop(url, request, calls=at_once, duration_s=duration_s)
+            else:
+                count = await http_loop(url, request, connections=at_once, duration_s=duration_s)
+            used_s = processor_s(pid) - before_s
+        return used_s / max(count, 1) * 1e6
+
+    def _processor_rows(self) -> list[Row]:
+        if "cost/processor" not in self._journal:
+            return []
+        found: dict[str, list[float]] = self._journal.get("cost/processor")
+        rows: list[Row] = []
+        for door, bar in _BARS.items():
+            ours, bare = np.median(found[door]), np.median(found[f"bare_{door}"])
+            detail = (
+                f"<= {bar:g} asked for; processor time of all threads per request of one sample, "
+                f"{ours:.0f} us over {bare:.0f} us, median of {len(found[door])} rounds in turns; "
+                "TIMED device"
+            )
+            figure = f"serving/doors/{door}_cpu_over_bare_server"
+            rows.append(row(figure, float(ours / bare), "ratio", detail, digits=3))
+        batch_us = float(np.median(found["http_batch"])) / _BATCH
+        detail = f"<= {_BATCH_BAR_US:g} asked for; HTTP, {_BATCH} samples a request; TIMED device"
+        figure = "serving/doors/cpu_per_sample_in_batch16_us"
+        return [*rows, row(figure, batch_us, "us", detail, digits=3)]
+
+    # --- beyond what it carries ------------------------------------------------------------------
+
+    def _overload(self) -> dict[str, Any]:
+        load, scale = self._setting.load, self._scale
+        with server_process(self._setting.config()) as server:
+            capacity_qps = load.closed_loop_qps(server.url, scale.loop_s, in_flight=_CONNECTIONS)
+            length_s = load.warmup_s + scale.overload_s
+            spec = f"poisson:rate={_OVER * capacity_qps:.1f},duration={length_s:g}"
+            score, _ = load.replay(server.url, spec, 0, num_processes=None)
+        return {"capacity_qps": capacity_qps, "score": score}
+
+    def _overload_rows(self) -> list[Row]:
+        if "cost/overload" not in self._journal:
+            return []
+        found = self._journal.get("cost/overload")
+        score, capacity_qps = LoadScore(*found["score"]), found["capacity_qps"]
+        goodput_qps = score.on_time / self._scale.overload_s
+        detail = (
+            f">= {_GOODPUT_BAR:g} asked for; on-time answers at {_OVER:g} times the "
+            f"{capacity_qps:.0f} requests/s of a closed loop, over those; SLO "
+            f"{self._setting.load.slo_s * 1e3:g} ms; "
+            f"{run_text(score)}"
+        )
+        figure = "serving/doors/goodput_at_1.25x_over_capacity"
+        return [
+            row(figure, goodput_qps / capacity_qps, "ratio", detail, digits=3),
+            row("serving/doors/utility_at_1.25x", score.attainment * score.accuracy, "fraction",
+                f"attainment {score.attainment:.4f} x accuracy {score.accuracy:.4f}", digits=4),
+        ]  # fmt: skip
+
+    # --- shared memory ---------------------------------------------------------------------------
+
+    def _memory(self) -> dict[str, list[float]]:
+        """Return latency less execution of 16 large images, sent and in shared memory."""
+        config = self._setting.config(
+            checkpoint=None, device="timed", policy=_POLICY, input_shape=_IMAGE, num_classes=1000,
+            model_name="images",
+        )  # fmt: skip
+        samples = np.random.default_rng(0).integers(0, 256, (_BATCH, *_IMAGE), dtype=np.uint8)
+        with server_process(config) as server, _region(samples) as key:
+            return asyncio.run(self._exchange(server.url, samples, key))
+
+    async def _exchange(self, url: str, samples: np.ndarray, key: str) -> dict[str, list[float]]:
+        subnet_id = self._setting.sized()["smallest"]
+        register = json.dumps({"key": key, "offset": 0, "byte_size": samples.nbytes}).encode()
+        path = "/v2/systemsharedmemory/region/bench/register"
+        head = json.dumps(_shared_request(samples, subnet_id)).encode()
+        requests = {
+            "binary": http_request(url, "images", samples, subnet_id),
+            "shared": http_post(
+                url, "/v2/models/images/infer", head, {BINARY_HEADER: str(len(head))}
+            ),
+        }
+        where = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(where[0], int(where[1]))
+        await _ask(reader, writer, http_post(url, path, register, {}))
+        found: dict[str, list[float]] = {name: [] for name in requests}
+        for number in range(self._scale.exchanges):
+            for name in sorted(requests, reverse=bool(number % 2)):
+                start_s = time.perf_counter()
+                answer = await _ask(reader, writer, requests[name])
+                took_s = time.perf_counter() - start_s
+                execution = re.search(rb'"execution_s": ([0-9.e+-]+)', answer)
+                assert execution is not None, "an answer of ours says how long it ran"
+                found[name].append(took_s - float(execution.group(1)))
+        writer.close()
+        return found
+
+    def _memory_rows(self) -> list[Row]:
+        if "cost/memory" not in self._journal:
+            return []
+        found: dict[str, list[float]] = self._journal.get("cost/memory")
+        ours, sent = (float(np.median(found[name])) * 1e3 for name in ("shared", "binary"))
+        detail = (
+            f"<= {_MEMORY_BAR:g} asked for; latency less execution of {_BATCH} x 3 x 224 x 224, "
+            f"{ours:.2f} ms in shared memory over {sent:.2f} ms sent, medians of "
+            f"{len(found['shared'])} each in turns; TIMED device"
+        )
+        figure = "serving/doors/shared_memory_over_binary"
+        return [row(figure, ours / sent, "ratio", detail, digits=3)]
+
+
+def _shared_request(samples: np.ndarray, subnet_id: str) -> dict[str, Any]:
+    tensor = {
+        "name": "input",
+        "datatype": "UINT8",
+        "shape": list(samples.shape),
+        "parameters": {"shared_memory_region": "bench", "shared_memory_byte_size": samples.nbytes},
+    }
+    asked = {"binary_data_output": True, "slo_ms": 10_000, "subnet": subnet_id}
+    return {"inputs": [tensor], "parameters": asked}
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    """Return the body of the answer to one request."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    body = await reader.readexactly(int(length))
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise RuntimeError(f"refused: {head!r} {body[:500]!r}")
+    return body
+
+
+@contextlib.contextmanager
+def _region(samples: np.ndarray) -> Iterator[str]:
+    """Yield the key of a shared memory object that holds the samples."""
+    path = Path(FOLDER) / f"supernet_bench_{os.getpid()}"
+    path.write_bytes(samples.tobytes())
+    try:
+        yield f"/{path.name}"
+    finally:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def bare_process(protocol: str) -> Iterator[tuple[int, str]]:
+    """Run a bare server for the length of a `with` block; yield its process id and URL."""
+    command = [sys.executable, "-m", "serve.bench.serving.bare_server", protocol]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None, "asked for"
+            line = process.stdout.readline()
+            if not line.startswith("ready: "):
+                raise RuntimeError("the bare server did not come up; its own words are above")
+            yield process.pid, line.removeprefix("ready: ").strip()
+        finally:
+            process.kill()

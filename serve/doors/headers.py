@@ -1,0 +1,42 @@
+"""Headers of HTTP and metadata of gRPC as one mapping: what comes several times is joined.
+
+Commas join them, as in HTTP (RFC 9110, 5.3): of a deadline that comes twice both are read, and two
+tokens are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from serve.models.limits import RefusedError
+
+
+def joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return raw HTTP headers, whose names are in lower case, by name."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def joined_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    """Return a call's metadata by name, binary ones left out."""
+    headers: dict[str, str] = {}
+    for name, value in metadata or ():
+        if isinstance(value, str):
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def check_not_encoded(content_encoding: str | None) -> None:
+    """Raise RefusedError, `unsupported_encoding`, for a body that would have to be unpacked.
+
+    A few bytes unpack to as many as anybody likes, so nothing is.
+    """
+    if content_encoding is None or content_encoding.strip().lower() in ("", "identity"):
+        return
+    raise RefusedError(
+        "unsupported_encoding",
+        f"Content-Encoding is {content_encoding!r:.80}, allowed identity: send the body unpacked",
+    )

@@ -1,0 +1,80 @@
+"""`HttpAnswer`: a whole HTTP answer, and the way in which it is sent."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from starlette.types import Message, Send
+
+from serve.doors import rest_messages
+from serve.models.limits import RefusedError
+
+_JSON = b"application/json"
+_ENCODINGS = (b"accept-encoding", b"identity")
+
+
+class HttpAnswer(NamedTuple):
+    """Status, body, its type, and further headers with names in lower case."""
+
+    status: int
+    body: bytes
+    content_type: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    async def send(self, send: Send, request_id: str) -> None:
+        """Send it, with the id of its request; nobody may be there any more."""
+        headers = [
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", self.content_type),
+            (b"x-request-id", request_id.encode()),
+            *self.headers,
+        ]
+        try:
+            await send({"type": "http.response.start", "status": self.status, "headers": headers})
+            await send({"type": "http.response.body", "body": self.body})
+        except RuntimeError as error:
+            check_closed(error)
+
+
+def refusal(
+    error: RefusedError, client_id: str | None = None, *, is_closing: bool = False
+) -> HttpAnswer:
+    """Return the answer that a refusal is; `client_id` is the id in the request itself."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.retry_after_s:
+        seconds = math.ceil(error.retry_after_s)  # whole ones only
+        headers.append((b"retry-after", b"%d" % seconds))
+    if error.reason == "unauthenticated":
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.reason == "unsupported_encoding":
+        headers.append(_ENCODINGS)
+    if is_closing:
+        headers.append((b"connection", b"close"))
+    body = rest_messages.build_error(error, client_id)
+    return HttpAnswer(error.http_status, body, _JSON, tuple(headers))
+
+
+def naming(send: Send, request_id: str) -> Send:
+    """Return a `send` that puts the id on an answer of the framework's, to whoever is there."""
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            message = {**message, "headers": headers}
+        try:
+            await send(message)
+        except RuntimeError as error:
+            check_closed(error)
+
+    return send_named
+
+
+def check_closed(error: RuntimeError) -> None:
+    """Raise an error of `send` again, unless it is uvloop's for a connection that is closed.
+
+    The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
+    a storm of them would write a traceback each.
+    """
+    if "the handler is closed" not in str(error):
+        raise error

@@ -1,0 +1,66 @@
+"""What a door costs: the rows of what was measured, and a short run of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from serve.bench.serving.journal import Journal
+
+from serve.bench.serving.door_cost import CostScale, DoorCostBench
+from serve.bench.serving.load import Load
+from serve.bench.serving.setting import Setting
+from slackfit.profile import LatencyProfile, SubnetProfile
+
+SIZES = (1, 2, 4, 8, 16)
+SCALE = CostScale(rounds=1, loop_s=0.3, overload_s=2.0, exchanges=4)
+SCORE = [300, 500, 0.8, None, 0.01, 0.02, 0.001, True, 0.2, 0.5, [0.58, 0.62], {"on_time": 300}]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> DoorCostBench:
+    subnets = [
+        SubnetProfile(
+            subnet_id=name, accuracy=accuracy, macs=0,
+            latency_s={"p50": tuple(1e-4 * cost * (1 + 0.1 * size) for size in SIZES)},
+        )
+        for name, accuracy, cost in (("small", 0.7, 1.0), ("large", 0.9, 4.0))
+    ]  # fmt: skip
+    profile = LatencyProfile(
+        name="tiny", device="nowhere", dtype="float32", batch_sizes=SIZES, subnets=tuple(subnets)
+    )
+    profile.save(tmp_path / "profile.json")
+    load = Load(model="tiny", slo_s=0.1, data=None)
+    setting = Setting(tmp_path, tmp_path / "profile.json", profile, load, 1, (1, 2, 2))
+    journal = Journal(tmp_path / "doors.jsonl", {})
+    return DoorCostBench(setting, journal, scale=SCALE, tell=print)
+
+
+def test_rows_are_ratios_of_what_was_measured_in_one_run(bench: DoorCostBench) -> None:
+    assert bench.rows() == []
+    kinds = {"http": 150.0, "bare_http": 50.0, "http_batch": 480.0, "grpc": 400, "bare_grpc": 200}
+    cells = {
+        "cost/processor": {name: [us, us, 9 * us] for name, us in kinds.items()},
+        "cost/overload": {"capacity_qps": 250.0, "score": SCORE},
+        "cost/memory": {"shared": [0.001, 0.002, 0.003], "binary": [0.008, 0.008, 0.009]},
+    }
+    for name, cell in cells.items():
+        bench._journal.once(name, lambda cell=cell: cell)
+    values = {row["figure"].removeprefix("serving/doors/"): row["value"] for row in bench.rows()}
+    assert values == {
+        "http_cpu_over_bare_server": 3.0,
+        "grpc_cpu_over_bare_server": 2.0,
+        "cpu_per_sample_in_batch16_us": 30.0,
+        "goodput_at_1.25x_over_capacity": 0.6,
+        "utility_at_1.25x": 0.48,
+        "shared_memory_over_binary": 0.25,
+    }
+
+
+@pytest.mark.slow
+def test_a_short_run_measures_every_door(bench: DoorCostBench) -> None:
+    processor = bench._processor()
+    assert set(processor) == {"http", "bare_http", "http_batch", "grpc", "bare_grpc"}
+    assert all(us > 1 for row in processor.values() for us in row)
+    memory = bench._memory()
+    assert [len(memory[name]) for name in ("binary", "shared")] == [4, 4]
