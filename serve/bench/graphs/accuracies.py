@@ -13,8 +13,8 @@ import torch
 
 from serve.bench.graphs.cases import NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from supernet import Arch
 from supernet.spec import parse_arch
 from training.graphs.gcnii import accuracy_of, train_gcnii

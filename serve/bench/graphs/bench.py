@@ -17,8 +17,8 @@ from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.large_graph import LargeGraph, large_graph
 from serve.bench.graphs.skewed import SkewedTrace
 from serve.bench.graphs.speed import NodeSpeed
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell
-from serve.bench.serving.journal import Journal
 
 PARTS = ("speed", "sizes", "peers", "work", "teacher", "subnets", "distillation")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from serve.bench.graphs.cases import PUBLISHED, NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.serving.journal import Journal
 from training.graphs.gcnii import train_gcnii
 from training.graphs.student import WAYS, StudentOptions, Teacher, Way, num_parameters, teach
 

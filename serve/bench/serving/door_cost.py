@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.closed_loop import (
     http_loop,
@@ -31,7 +32,6 @@ from serve.bench.serving.closed_loop import (
     rpc_loop,
     rpc_request,
 )
-from serve.bench.serving.journal import Journal
 from serve.bench.serving.load import LoadScore
 from serve.bench.serving.overload import run_text
 from serve.bench.serving.server_process import server_process

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serve.bench.serving.journal import Journal
 
 from serve.bench.graphs import cases
 from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
 from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.journal import Journal
 from training.graphs.student import WAYS
 
 TINY = replace(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from serve.bench.serving.journal import Journal
 
+from serve.bench.journal import Journal
 from serve.bench.serving.door_cost import CostScale, DoorCostBench
 from serve.bench.serving.load import Load
 from serve.bench.serving.setting import Setting
