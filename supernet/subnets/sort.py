@@ -2,9 +2,9 @@
 
 Subnets are leading slices, so the first channels should be the important ones when shrinking
 begins. Importance of a channel is the L1 norm of the weights that read it (OFA, ICLR 2020). Of a
-gated feed-forward's hidden unit it is its mean absolute activation times the L2 norm of the
-weights that read it: weights alone mislead there, as a few units with massive activations bear the
-network and the weights behind them are small.
+gated feed-forward's hidden unit it is the root mean square of its activation times the L2 norm of
+the weights that read it: weights alone mislead there, as a few units with massive activations bear
+the network and the weights behind them are small.
 
 The sort is global over each group: right as long as nothing smaller than the full network has been
 trained yet. Residual streams are sorted too, with one order for everything that writes or reads
@@ -22,7 +22,7 @@ from torch import nn
 from supernet.family import ChannelGroup
 
 Permutations = dict[str, list[int]]
-Activations = Mapping[str, torch.Tensor]  # mean absolute activation per channel, by group
+Activations = Mapping[str, torch.Tensor]  # root mean square activation per channel, by group
 
 
 @torch.no_grad()
@@ -51,10 +51,10 @@ def importance_order(
 
 
 @torch.inference_mode()
-def mean_activations(
+def rms_activations(
     net: nn.Module, groups: Sequence[ChannelGroup], batches: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Run `net` over batches and return mean |activation| per channel, float64, by group.
+    """Run `net` over batches; return each channel's root mean square, float64, by group.
 
     Measured are the inputs of the module that each group's `activations_at` names; groups without
     it are left out. Text should be broad: on SmolLM2 repetitive text cost half of what sorting
@@ -66,7 +66,7 @@ def mean_activations(
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = inputs[0].flatten(0, -2)
-            sums[name] = sums.get(name, 0) + rows.abs().sum(0, dtype=torch.float64)
+            sums[name] = sums.get(name, 0) + rows.double().square().sum(0)
             counts[name] = counts.get(name, 0) + len(rows)
 
         return hook
@@ -83,7 +83,7 @@ def mean_activations(
             hook.remove()
     if num_batches == 0:
         raise ValueError("importance from activations needs at least one batch, got none")
-    return {name: total / counts[name] for name, total in sums.items()}
+    return {name: (total / counts[name]).sqrt() for name, total in sums.items()}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from supernet.definition import SupernetDefinition, define_supernet
 from supernet.subnets.agreement import TOP1_AGREEMENT, top1_agreement
 from supernet.subnets.cost import cost
 from supernet.subnets.extract import extract
-from supernet.subnets.sort import importance_order, mean_activations, permute_channels
+from supernet.subnets.sort import importance_order, permute_channels, rms_activations
 from supernet.text import TextSpec
 from supernet.tokenizer import Tokenizer
 from supernet.weights.calibration_text import calibration_batches, packaged_text, passages
@@ -88,7 +88,7 @@ def import_decoder(
         net = extract(state, definition, definition.space.largest)
         groups = definition.family.channel_groups(definition.config)
         batches = calibration_batches(net, text, tokenizer, calibration, vocab_size)
-        permutation = importance_order(state, groups, mean_activations(net, groups, batches))
+        permutation = importance_order(state, groups, rms_activations(net, groups, batches))
         del net
         permute_channels(state, groups, permutation)
     tell("comparing widths with the largest")

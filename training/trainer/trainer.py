@@ -34,8 +34,8 @@ from supernet.subnets.extract import extract
 from supernet.subnets.sort import (
     Permutations,
     importance_order,
-    mean_activations,
     permute_channels,
+    rms_activations,
 )
 from training.config import TrainConfig
 from training.data.augment import DrawKey, augment, mix
@@ -383,7 +383,7 @@ class Trainer:
         self.permutation = order
 
     def _activations(self, groups: Sequence[ChannelGroup]) -> dict[str, torch.Tensor] | None:
-        """Mean activations of the groups that are sorted by them, on drawn training samples."""
+        """Sizes of activations for groups that are sorted by them, on drawn training samples."""
         if all(group.activations_at is None for group in groups):
             return None
         net = extract(self._detached(), self._definition, self._largest)
@@ -393,7 +393,7 @@ class Trainer:
             self.data.input.as_served(b.images.to(device), self._largest.resolution)
             for b in batches
         )
-        return mean_activations(net.to(device), groups, inputs)
+        return rms_activations(net.to(device), groups, inputs)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._amp_bf16:

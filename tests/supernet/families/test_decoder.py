@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from supernet import SupernetDefinition, define_supernet, extract
-from supernet.subnets.sort import importance_order, mean_activations, permute_channels
+from supernet.subnets.sort import importance_order, permute_channels, rms_activations
 from supernet.weights.naming import find_naming
 
 FIXTURE = Path(__file__).with_name("transformers_logits.npz")
@@ -179,7 +179,7 @@ def test_loud_units_behind_small_weights_are_kept() -> None:
     state["blocks.0.mlp.up.weight"][40] *= 1000
     state["blocks.0.mlp.down.weight"][:, 40] *= 0.05
     whole = extract(state, definition, definition.space.largest)
-    order = importance_order(state, groups, mean_activations(whole, groups, [IDS]))
+    order = importance_order(state, groups, rms_activations(whole, groups, [IDS]))
     assert order["blocks.0.hidden"][0] == 40
     assert state["blocks.0.mlp.down.weight"].abs().sum(0).argmin() == 40
     expected = whole(IDS)

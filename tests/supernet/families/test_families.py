@@ -16,7 +16,7 @@ from subnetact import Actuator
 from supernet import Arch, Subgraph, SupernetDefinition, cost, define_supernet, extract
 from supernet.layers.neighbours import Neighbourhood
 from supernet.registry import get_family, list_families
-from supernet.subnets.sort import importance_order, mean_activations, permute_channels
+from supernet.subnets.sort import importance_order, permute_channels, rms_activations
 
 # One member of each family, narrow in classes so that heads do not dominate.
 MEMBERS = {
@@ -183,11 +183,11 @@ def test_sorting_channels_keeps_the_function_and_puts_important_ones_first(famil
     x = small_input(definition, largest)
     net = extract(state, definition, largest)
     before = net(x)
-    order = importance_order(state, groups, mean_activations(net, groups, [x]))
+    order = importance_order(state, groups, rms_activations(net, groups, [x]))
     permute_channels(state, groups, order)
     net = extract(state, definition, largest)
     torch.testing.assert_close(net(x), before, atol=1e-3, rtol=1e-3)
-    again = importance_order(state, groups, mean_activations(net, groups, [x]))
+    again = importance_order(state, groups, rms_activations(net, groups, [x]))
     assert all(order == sorted(order) for order in again.values())
 
 
