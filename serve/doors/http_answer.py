@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from serve.doors import rest_messages
 from serve.models.limits import RefusedError
 
+SEND_WHOLE = "supernet.send_whole"
+"""In the scope: sends status, headers and body at once; a listener of ours puts it there."""
+
+Headers = Sequence[tuple[bytes, bytes]]
 _JSON = b"application/json"
 _ENCODINGS = (b"accept-encoding", b"identity")
 
@@ -22,7 +27,7 @@ class HttpAnswer(NamedTuple):
     content_type: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
-    async def send(self, send: Send, request_id: str) -> None:
+    async def send(self, scope: Scope, send: Send, request_id: str) -> None:
         """Send it, with the id of its request; nobody may be there any more."""
         headers = [
             (b"content-length", b"%d" % len(self.body)),
@@ -30,8 +35,13 @@ class HttpAnswer(NamedTuple):
             (b"x-request-id", request_id.encode()),
             *self.headers,
         ]
+        send_whole = scope.get(SEND_WHOLE)
         try:
-            await send({"type": "http.response.start", "status": self.status, "headers": headers})
+            if send_whole is not None:
+                await send_whole(self.status, headers, self.body)
+                return
+            start = {"type": "http.response.start", "status": self.status, "headers": headers}
+            await send(start)
             await send({"type": "http.response.body", "body": self.body})
         except RuntimeError as error:
             check_closed(error)

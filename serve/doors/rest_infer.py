@@ -93,7 +93,7 @@ class RestInference:
             logger.exception("POST %s failed", call.scope["path"])
             text = "an internal error; the server's log has it"
             answer = self.refuse(call, RefusedError("internal", text))
-        await answer.send(send, call.request_id)
+        await answer.send(call.scope, send, call.request_id)
 
     def refuse(
         self, call: HttpCall, error: RefusedError, client_id: str | None = None

@@ -27,10 +27,15 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from serve.access.guard import UNIX
 from serve.doors import rest_messages
+from serve.doors.http_answer import SEND_WHOLE, Headers
 from serve.doors.rest import FIRST_BYTE
 from serve.doors.rest_infer import WHEN_GONE, WHOLE
 from serve.models.limits import RefusedError
@@ -185,6 +190,36 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_requests += 1
         if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
             self.cycle.keep_alive = False  # its answer says so
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # with ours in it
+        scope[SEND_WHOLE] = functools.partial(self._send_whole, self.cycle)
+
+    async def _send_whole(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> None:
+        """Send a whole answer of ours: what `cycle.send` does with its parts, in one write.
+
+        It looks every header over and writes twice, which is a third of what uvicorn costs.
+        """
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        parts, is_closing = [STATUS_LINE[status]], False
+        for name, value in (*cycle.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+            is_closing |= name == b"connection"  # ours say `close` and nothing else
+        if is_closing:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self.transport.write(b"".join(parts))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def on_body(self, body: bytes) -> None:
         if not self.cycle.response_complete:

@@ -102,7 +102,7 @@ async def _http_connection(host: str | None, port: int | None, request: bytes, e
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(f"an idle server refused: {head!r}")
-        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
         await reader.readexactly(int(length))
         count += 1
     writer.close()

@@ -245,7 +245,7 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
     """Return the body of the answer to one request."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
     body = await reader.readexactly(int(length))
     if not head.startswith(b"HTTP/1.1 200 "):
         raise RuntimeError(f"refused: {head!r} {body[:500]!r}")

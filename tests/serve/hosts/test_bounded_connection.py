@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 import serve.hosts.bounded_connection
+from serve.doors.http_answer import SEND_WHOLE
 from serve.hosts.uvicorn_listener import bind, uvicorn_config
 
 pytestmark = pytest.mark.alone
@@ -33,9 +34,14 @@ async def app(scope, receive, send) -> None:
             body += message["body"]
         body = b"<" + body + b"|" + repr(sorted(n for n, _ in scope["headers"])).encode() + b">"
     length = str(len(body)).encode()
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
-    )
+    headers = [(b"content-length", length)]
+    if scope["path"] == "/whole":
+        await scope[SEND_WHOLE](200, headers, body)
+        return
+    if scope["path"] == "/close":
+        await scope[SEND_WHOLE](503, [*headers, (b"connection", b"close")], body)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -252,3 +258,30 @@ def test_what_no_handler_sees_is_refused_in_the_protocols_form(
     told = json.loads(body)
     assert told["reason"] == reason
     assert told["error"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET %b HTTP/1.0\r\nhost: x\r\n\r\n",
+        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc",
+    ],
+)
+def test_a_whole_answer_is_what_the_parts_are(port: int, asked: bytes) -> None:
+    """The short way of sending, against uvicorn's own."""
+
+    def answers(path: bytes) -> list[bytes]:
+        came, _ = talk(port, (asked % path) * 2)
+        return [line for line in came.split(b"\r\n") if not line.startswith(b"date: ")]
+
+    assert answers(b"/whole") == answers(b"/")
+
+
+def test_an_answer_that_closes_ends_its_connection(port: int) -> None:
+    came, after_s = talk(port, b"GET /close HTTP/1.1\r\nhost: x\r\n\r\n" + WHOLE)
+    assert came.startswith(b"HTTP/1.1 503 ")
+    assert came.count(b"HTTP/1.1 ") == 1
+    assert came.lower().count(b"connection: close") == 1
+    assert after_s < 0.9, "not by the keep-alive"
