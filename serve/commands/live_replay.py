@@ -17,6 +17,7 @@ import numpy as np
 
 from serve.client.dial import Dial, dial
 from serve.client.info import ServerSettings, read_settings
+from serve.client.replicas import split_urls
 from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from traces.burstiness import trace_summary
@@ -71,7 +72,12 @@ class LiveReplay:
             ClientError: the server can't be reached or serves nothing that can be replayed.
             TraceError: trace, samples and model do not fit together.
         """
-        client, model = await dial(self.url, self.model)
+        if self.twin is not None and len(split_urls(self.url)) > 1:
+            raise TraceError(
+                f"{self.url}: the simulation beside a replay is of one server; give one address, "
+                "or simulate the trace alone: `supernet simulate --replicas N --routing client`"
+            )
+        client, model = await dial(self.url, self.model, spread=self._spreads)
         try:
             payloads, source = self._payloads(model)
             self._check_twin(model)
@@ -103,6 +109,11 @@ class LiveReplay:
                 break
         return runs
 
+    @property
+    def _spreads(self) -> bool:
+        """Whether queries also go to the replicas that the server names: not beside a twin."""
+        return self.twin is None
+
     def _payloads(self, model: Model) -> tuple[Payloads, str]:
         if self.data is None:
             payloads = noise_payloads(model, self.options.seed)
@@ -123,7 +134,7 @@ class LiveReplay:
         count = self.num_processes or processes_for(self.trace)
         if count == 1:
             return await replay(self.trace, client, payloads, self.options, progress=progress)
-        address = Dial(self.url, model.name)
+        address = Dial(self.url, model.name, spread=self._spreads)
         return await replay_in_processes(
             self.trace, address, count, payloads, self.options, progress=progress
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from serve.commands.live_replay import simulated_server
+from serve.commands.live_replay import LiveReplay, simulated_server
 from serve.commands.replay_command import _about_fidelity
 from slackfit.profile import LatencyProfile
+from traces.generators.arrivals import gamma
 from traces.open_loop.target import Model, TensorSpec
+from traces.trace import TraceError
 
 pytestmark = pytest.mark.alone
 
@@ -135,3 +138,10 @@ def test_of_an_older_server_the_defaults_are_simulated(profile: LatencyProfile):
     assert server.profile.batch_sizes == profile.batch_sizes
     (note,) = _about_fidelity({"fidelity": {}, "config": {"server_settings": None}})[:1]
     assert note.startswith("note: the server does not say its settings")
+
+
+def test_the_twin_of_several_servers_is_refused(profile):
+    """It would be of one device, and every figure beside it wrong."""
+    live = LiveReplay(trace=gamma(10.0, 0.0, 1.0), url="http://a:1,http://b:1", twin=profile)
+    with pytest.raises(TraceError, match="is of one server; give one address"):
+        asyncio.run(live.run())
