@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.bench.rows import Row, Tell
+from serve.bench.rows import Row, Tell, row
 from serve.bench.streams.capacity import capacity_rows, overload_rows
 from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.live import fidelity_rows, live_point_rows, live_runner
@@ -79,7 +79,12 @@ class StreamsBench:
         make, vocab_size = decoder_of(self._checkpoint)
         run = live_runner(self._setting.costs, make, vocab_size)
         rows = chunking_rows(run, self._setting.costs, f"live on {self._checkpoint.name}")
-        renamed = [{**r, "figure": r["figure"].replace("streams/", "streams/live/")} for r in rows]
+        renamed = [
+            row(
+                r["figure"].replace("streams/", "streams/live/"), r["value"], r["unit"], r["detail"]
+            )
+            for r in rows
+        ]
         capacity_qps = self._our_capacity()
         return renamed + live_point_rows(self._setting, run, capacity_qps, self._tell)
 

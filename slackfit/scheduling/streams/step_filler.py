@@ -69,14 +69,17 @@ class StepFiller:
                 return
 
     def _take_in_order(self, streams: Iterable[LiveStream], reserved: int, target_s: float) -> None:
-        misfits = 0
+        misfits, is_blocked = 0, False
         for stream in streams:
             if self._left <= reserved or misfits >= _MOST_MISFITS:
                 return
+            if is_blocked and not stream.is_running:
+                continue
             if self._take(stream, self._left - reserved, target_s) == 0:
-                if not stream.is_running:
-                    return  # no place or no room: who comes behind does not overtake
-                misfits += 1
+                if stream.is_running:
+                    misfits += 1
+                else:
+                    is_blocked = True  # who comes behind does not overtake, but what runs goes on
 
     def _take(self, stream: LiveStream, limit: int, target_s: float) -> int:
         length = self._fill.largest_chunk(

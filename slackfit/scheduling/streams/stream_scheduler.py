@@ -15,6 +15,7 @@ computed for the relegated, so that none waits for ever.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 from math import inf, isnan
 from typing import NamedTuple
 
@@ -335,9 +336,8 @@ class StreamScheduler:
             for stream in lost:
                 self._queue.relegate(stream)
             if not waiting:  # the relegated are all there is
-                for _, stream in zip(range(LOOK_AHEAD), self._queue.relegated(), strict=False):
-                    waiting.append(stream)
-                    view.first.append(stream.prompt())
+                waiting = list(islice(self._queue.relegated(), LOOK_AHEAD))
+                view.first = [stream.prompt() for stream in waiting]
             if view.first:
                 view.min_quality = max(view.min_quality, view.first[0].query.min_quality)
             decision = policy.decide(view, now_s)
@@ -383,9 +383,10 @@ class StreamScheduler:
         filler.take_all(waiting)
         regular = filler.taken[owed:]
         taken = {stream.query_id for stream, _ in filler.taken}
-        filler.take_all(s for s in self._queue.relegated() if s.query_id not in taken)
+        rest = [stream for stream in self._behind(waiting) if stream.query_id not in taken]
+        filler.take_all(rest)
         if not chunks and not filler.taken:
-            filler.force(waiting)
+            filler.force([*waiting, *rest])
         if self._queue.num_relegated:
             self._credit += self._relegated_share * sum(
                 length for stream, length in regular if not stream.is_relegated
@@ -410,6 +411,13 @@ class StreamScheduler:
             decision.budget,
             tuple(preempted),
         )
+
+    def _behind(self, waiting: list[LiveStream]) -> list[LiveStream]:
+        """Return who may have what is left: begun prompts far back in the order, the relegated."""
+        begun = [stream for stream in self._running.values() if not stream.is_decoding]
+        behind = [*begun, *islice(self._queue.relegated(), LOOK_AHEAD)]
+        seen = {stream.query_id for stream in waiting}
+        return [s for s in dict.fromkeys(behind) if s.query_id not in seen]
 
     def _rung(self, subnet_id: str) -> IterationCost:
         """Return the decided width, or the least that is as good as those in it ask for."""

@@ -250,6 +250,39 @@ def test_the_blocked_first_is_not_overtaken(decoder_costs: IterationCosts):
     assert ids(scheduler.poll(0.0).step) == [0]
 
 
+@pytest.mark.parametrize("ahead", [1, 40])
+def test_what_is_begun_goes_on_though_those_before_it_find_no_place(
+    decoder_costs: IterationCosts, ahead: int
+):
+    scheduler = scheduler_of(decoder_costs, "edf@budget=16", max_running=1)
+    scheduler.submit(a_query(0, prompt=40, outputs=1), 0.0)
+    step = scheduler.poll(0.0).step
+    assert step is not None
+    for i in range(1, ahead + 1):  # all due before the one that has the place
+        scheduler.submit(a_query(i, first_deadline_s=0.5), 0.1)
+    scheduler.complete(step.step_id, 0.2)
+    assert ids(scheduler.poll(0.2).step) == [0]
+
+
+def test_a_begun_prompt_that_stands_back_goes_on_behind_others_that_do(
+    decoder_costs: IterationCosts,
+):
+    scheduler = StreamScheduler(decoder_costs, LosesAll(), max_running=1)
+    scheduler.submit(a_query(0, prompt=40, outputs=1), 0.0)
+    scheduler.submit(a_query(1, prompt=40, outputs=1), 0.0)
+    step = scheduler.poll(0.0).step
+    assert step is not None
+    assert ids(step) == [0]
+    stream = scheduler._live[1]
+    scheduler._queue.remove(scheduler._live[0])
+    scheduler._queue.remove(stream)
+    scheduler._queue.add(stream, 0.0)
+    scheduler._queue.add(scheduler._live[0], 0.0)  # the one that has the place is now the last
+    scheduler.submit(a_query(2, first_deadline_s=9.0), 0.1)
+    scheduler.complete(step.step_id, 0.2)
+    assert ids(scheduler.poll(0.2).step) == [0]
+
+
 def test_the_latest_due_is_preempted_and_computed_again(decoder_costs: IterationCosts):
     scheduler = scheduler_of(decoder_costs, kv_tokens=64, extent_tokens=16)
     scheduler.submit(a_query(0, prompt=15, outputs=30), 0.0)
@@ -413,6 +446,16 @@ class Decides:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
+
+
+class LosesAll(Decides):
+    """Takes every stream that is due within 5 s for lost."""
+
+    def __init__(self) -> None:
+        super().__init__(StreamDecision("e1", 16))
+
+    def relegates(self, prompt: Any, view: object, now_s: float) -> bool:
+        return prompt.due_s < 5.0
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("odd"), None, StreamDecision("e9", 8)])
