@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 from slackfit.policies.grid import Grid
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -76,6 +76,11 @@ class SlackFit:
             self._build(view.profile)
         slack_s = view.queue.head().deadline_s - now_s
         return self._decisions[self._bisect(self._limits, slack_s)]
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(tuple(self._limits), closed=self._variant == "bucket")
 
     @property
     def is_monotone(self) -> bool:

@@ -19,7 +19,7 @@ from slackfit.scheduling.sample_counts import SampleCounts
 from slackfit.scheduling.standing import Ranks, Standing
 from slackfit.scheduling.wishes import WishGroups
 
-_LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
+LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
 
 
 class WaitingQueries:
@@ -40,7 +40,7 @@ class WaitingQueries:
     def use(self, profile: LatencyProfile) -> None:
         """Judge by `profile` from now on."""
         self._eligible = Eligibility(profile, self._quantile)
-        self._window = _LOOK_AHEAD * profile.max_batch_size
+        self._window = LOOK_AHEAD * profile.max_batch_size
         self._wishes = WishGroups(profile)
         if self._num_special:
             for query in self.edf:
@@ -222,7 +222,7 @@ class WaitingQueries:
         )
 
     def _pop_first(self, size: int, accepts: Callable[[Query], bool]) -> tuple[Query, ...]:
-        queries = self.edf.pop_where(size, _LOOK_AHEAD * size, _Room(size, accepts))
+        queries = self.edf.pop_where(size, LOOK_AHEAD * size, _Room(size, accepts))
         self._forget(queries)
         return queries
 
@@ -230,7 +230,7 @@ class WaitingQueries:
         """Remove and return the most urgent queries with a wish, none if they may not run so."""
         size, subnet_id = decision.batch_size, decision.subnet_id
         fits = _Room(size, lambda query: self._eligible.accepts(query, subnet_id))
-        queries = tuple(q for q in self._wishes.earliest(wish, _LOOK_AHEAD * size) if fits(q))
+        queries = tuple(q for q in self._wishes.earliest(wish, LOOK_AHEAD * size) if fits(q))
         for query in queries:
             self.remove(query)
         return queries

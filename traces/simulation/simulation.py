@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from slackfit.bounds.bound import utility_bound
+from slackfit.compiled.simulate import simulate_columns
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
-from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.report.burst_zoom import burst_zoom
@@ -46,9 +46,13 @@ class SimulationOptions:
 
 
 PLAIN = SimulationOptions()
+STREAMED = "streamed runs keep a histogram of latencies"
 
-OnEnd = Callable[[str, float], None]
-"""Called with a policy and the seconds that its run took, which are kept out of the reports."""
+OnEnd = Callable[[str, float, str], None]
+"""Called with a policy, the seconds that its run took and why it was not compiled (empty: it was).
+
+They are kept out of the reports, which are the same on every machine.
+"""
 
 OnOutcomes = Callable[[str, list[Outcome]], None]
 """Called with a policy and every outcome of its run."""
@@ -85,7 +89,7 @@ def simulate_policies(
         started_s = time.perf_counter()
         kept = options.devices.residency and options.devices.residency.fresh()
         with simulation_progress(name) as progress:
-            outcomes = simulate(
+            simulated = simulate_columns(
                 trace.arrival_s,
                 profile,
                 policy,
@@ -97,8 +101,9 @@ def simulate_policies(
                 query_class=trace.query_class,
                 progress=progress,
             )
+            outcomes = simulated.columns.outcomes()
         if on_end is not None:
-            on_end(name, time.perf_counter() - started_s)
+            on_end(name, time.perf_counter() - started_s, simulated.why)
         if on_outcomes is not None:
             on_outcomes(name, outcomes)
         extra: dict[str, Any] = {} if kept is None else {"residency": kept.summary()}
@@ -198,7 +203,7 @@ def stream_policies(
             devices=options.devices,
         )
         if on_end is not None:
-            on_end(name, time.perf_counter() - started_s)
+            on_end(name, time.perf_counter() - started_s, STREAMED)
         report = tally.report(
             policy=name,
             slo_s=slo_s,
