@@ -1,9 +1,10 @@
 """Numba's `njit` in three forms, and whether it is there. Nothing else imports numba.
 
-What was compiled is kept in the user's cache folder, so that only the first run waits for it. Numba
-looks at the age of the file of one function only, not at the files that it calls or takes constants
-from; so the folder is named by a digest of all of SlackFit's sources and of the versions: a change
-anywhere compiles anew. It is made for its owner alone, because numba unpickles what it finds there.
+What was compiled is kept in `compiled/` of the folder that `SUPERNET_CACHE_DIR` names, else of the
+user's cache folder, so that only the first run waits for it. Numba looks at the age of the file of
+one function only, not at the files that it calls or takes constants from; so the folder is named
+by a digest of all of SlackFit's sources and of the versions: a change anywhere compiles anew. It is
+made for its owner alone, because numba unpickles what it finds there.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def entry(function: _Function) -> _Function:
 @cache
 def _folder() -> Path | None:
     """Return where machine code is kept; None where no folder can be written."""
-    home = os.path.expanduser("~")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache")
-    folder = base / "supernet" / "compiled" / _fingerprint()
+    named = os.environ.get("SUPERNET_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(named or Path(home) / "supernet") / "compiled" / _fingerprint()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_own = folder.stat().st_uid == os.getuid() if hasattr(os, "getuid") else True

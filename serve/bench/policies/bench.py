@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serve.bench.policies import speed, tiny, twin
+from serve.bench.policies import planning, speed, tiny, twin
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
@@ -69,6 +69,7 @@ class PoliciesBench:
             "tiny": self.tiny,
             "speed": self.speed,
             "twin": self.twin,
+            "plan": self.plan,
         }
         unknown = sorted(set(parts or ()) - set(known))
         if unknown:
@@ -209,6 +210,10 @@ class PoliciesBench:
             for qps in self._scale.rates_qps
         ]
         self.rows += twin.same_rows(cells, self._tell)
+
+    def plan(self) -> None:
+        """Plans on odd hours, judged on even ones."""
+        self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
 
     def _cell(
         self, policy: str, spec: str, seed: int, overhead_s: float, num_subnets: int = NUM_SUBNETS

@@ -157,7 +157,7 @@ def test_machine_code_is_kept_for_its_owner_and_made_again_when_a_source_changes
     )
 
     def ran() -> str:
-        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        environment = {**os.environ, "SUPERNET_CACHE_DIR": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-c", script], env=environment, capture_output=True, text=True
         )
@@ -165,5 +165,5 @@ def test_machine_code_is_kept_for_its_owner_and_made_again_when_a_source_changes
         return done.stdout.strip()
 
     assert [ran(), ran()] == ["compiled 0", "compiled 1"]
-    (folder,) = (tmp_path / "supernet" / "compiled").iterdir()
+    (folder,) = (tmp_path / "compiled").iterdir()
     assert folder.stat().st_mode & 0o077 == 0
