@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision, Query, Wish
@@ -141,6 +141,30 @@ class Policy(Protocol):
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Return what to run now, or None to wait for the next arrival or completion."""
         ...
+
+
+class SlackSteps(NamedTuple):
+    """Where the decisions of a policy without memory change: a step function of the head's slack.
+
+    Between two `limits_s` (seconds, in any order) a decision is the same; with `closed` a slack of
+    just the limit belongs to what is above it, else to what is below. Nothing else may count but
+    how many queries wait, up to `most_waiting`, and where said so the head's floor on accuracy and
+    the subnet that the worker had last. So `decide` can be laid out as a table by asking it.
+    """
+
+    limits_s: tuple[float, ...]
+    closed: bool = False
+    most_waiting: int = 1
+    uses_floor: bool = False
+    uses_loaded: bool = False
+
+
+@runtime_checkable
+class StepPolicy(Policy, Protocol):
+    """A policy that says where its decisions change."""
+
+    @property
+    def steps(self) -> SlackSteps: ...
 
 
 PolicyFactory = Callable[..., Policy]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -37,9 +39,18 @@ def random_statistics(
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled graphs are kept in a folder of the tests' own, and made there."""
+    """Compiled graphs are kept in a folder of the tests' own, and made there.
+
+    The scheduler's machine code is named by its sources, so sessions may share what was compiled.
+    """
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    shared = shared / "supernet" / "compiled"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUPERNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("cache")
+        with suppress(OSError):  # else it is compiled anew
+            shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / "compiled").symlink_to(shared)
+        patch.setenv("SUPERNET_CACHE_DIR", str(folder))
         yield
 
 

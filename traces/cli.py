@@ -17,6 +17,7 @@ from slackfit.output_files import check_outputs, write_text
 from traces.commands.fetch_command import trace_fetch
 from traces.commands.fit_command import trace_fit
 from traces.commands.output import finish, trace_errors
+from traces.commands.plan_command import plan_command
 from traces.commands.simulate_command import simulate_command
 from traces.commands.sweep_command import sweep_command
 
@@ -100,6 +101,7 @@ trace_app.command("fetch")(trace_fetch)
 
 app.command("simulate")(simulate_command)
 app.command("sweep")(sweep_command)
+app.command("plan")(plan_command)
 
 
 @app.command("report")

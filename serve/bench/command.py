@@ -35,7 +35,7 @@ def policies(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed.",
+            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan.",
         ),
     ] = None,
     processes: Annotated[

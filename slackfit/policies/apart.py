@@ -34,10 +34,13 @@ class Apart:
         self._slo_s = slo_s
         #: What waits: samples, and seconds of a worker.
         self.num_waiting = sum(group.view.num_samples for group in groups)
-        self.work_s = sum(group.view.num_samples * group.query_s for group in groups)
+        self.work_s = 0.0
         #: What arrives: samples, and seconds of a worker, per second.
         self.arriving_qps = sum(group.view.arriving_qps for group in groups)
-        self.work = sum(group.view.arriving_qps * group.query_s for group in groups)
+        self.work = 0.0
+        for group in groups:  # one after the other: `sum` rounds otherwise in newer Pythons
+            self.work_s += group.view.num_samples * group.query_s
+            self.work += group.view.arriving_qps * group.query_s
 
     def arrivals(self, horizon_s: float) -> float:
         """Return how many of those that are due by `horizon_s` are yet to arrive."""
@@ -64,12 +67,16 @@ class Apart:
                 best = group, next(fitting, 1), laxity_s
         return best
 
-    def holds(self, query: Query) -> bool:
-        """Whether a query is of one of the groups."""
+    def holds(self, query: Query, groups: Sequence[ApartGroup]) -> bool:
+        """Whether a query is of a group that is apart; `groups` are all, these and others."""
         pin, floor = query.subnet_id, query.min_accuracy
         if pin is None and floor <= 0.0:
             return False
-        wishes = [group.view.wish for group in self.groups]
         if pin is not None:
-            return any(wish.subnet_id == pin for wish in wishes)
-        return any(wish.subnet_id is None and floor <= wish.min_accuracy for wish in wishes)
+            return any(group.view.wish.subnet_id == pin for group in self.groups)
+        wishes = [group.view.wish for group in groups]
+        own = min(
+            (w.min_accuracy for w in wishes if w.subnet_id is None and floor <= w.min_accuracy),
+            default=None,
+        )
+        return any(group.view.wish == (None, own) for group in self.groups)

@@ -31,6 +31,7 @@ always mean more accuracy (a later deadline can move the whole plan): it does no
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, cast
@@ -44,12 +45,12 @@ from slackfit.policy import View
 from slackfit.profile import LatencyProfile
 from slackfit.query import PLAIN, Decision, Query
 
-_BEYOND = (1.5, 2.0, 3.0, 5.0, 8.0)  # horizons of the forecast, in SLOs
-_LOOK_AT = 256  # queries among which one that is not served apart is looked for
-_QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is looked at
-_PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
-_WINDOWS_PER_SLO = 2
-_WINDOW_RATIO = 2.0  # how far the forecast's window may be from that before it is made anew
+BEYOND_SLOS = (1.5, 2.0, 3.0, 5.0, 8.0)  # horizons of the forecast, in SLOs
+LOOK_AT = 256  # queries among which one that is not served apart is looked for
+QUEUE_DEMANDS = 6  # moments up to one SLO at which the queue's own demand is looked at
+PACE_SIGMAS = 0.5  # standard deviations of arrivals that the pace counts on
+WINDOWS_PER_SLO = 2
+WINDOW_RATIO = 2.0  # how far the forecast's window may be from that before it is made anew
 _LONGEST_SLO = 100  # slowest batches; deadlines further away (none at all, say) are not planned for
 
 
@@ -68,6 +69,20 @@ class _Need(NamedTuple):
     slack_s: float  # of the head
     size: int  # queries that wait, at most a full batch
     floor: int  # index of the least accurate subnet that the head accepts
+
+
+class DrainTables(NamedTuple):
+    """The Pareto subnets ascending in accuracy and latency; latencies by batch size, then place."""
+
+    subnet_ids: tuple[str, ...]
+    accuracies: list[float]
+    latency_s: list[list[float]]
+    per_query_s: list[list[float]]
+    full_s: list[float]  # per query of a full batch
+    steps_s: list[float]  # what a full batch takes more on the next one
+    rows: Mapping[str, list[float]]  # of every subnet, by batch size
+    lead_s: float
+    longest_slo_s: float
 
 
 class DrainFit:
@@ -96,10 +111,10 @@ class DrainFit:
         for name, value in (("reserve", reserve), ("expect", expect), ("lead", lead)):
             if not 0 <= value < inf:
                 raise ValueError(f"{name} is {value}, allowed a finite number of 0 or more")
-        self._expect = expect
+        self.expect = expect
         self._lead = lead
         self.drop_hopeless = drop_hopeless
-        self._reserve = reserve
+        self.reserve = reserve
         self._quantile = quantile
         self._twins: Twins[DrainFit] = Twins()
         self.lay_out(profile)
@@ -112,6 +127,22 @@ class DrainFit:
         if view.wishes or view.others.num_models:
             return self._decide_shared(view, now_s, memo)
         return self._choose(self._need(view, now_s, memo), memo)
+
+    def tables(self, profile: LatencyProfile) -> DrainTables:
+        """Return what it works with on `profile`."""
+        if profile is not self._profile:
+            self._build(profile)
+        return DrainTables(
+            self._ids,
+            self._accuracies,
+            self._latency_s,
+            self._per_query_s,
+            self._full_s,
+            self._steps_s,
+            self._rows,
+            self._lead_s,
+            self._longest_slo_s,
+        )
 
     def _choose(self, need: _Need, memo: _Memo) -> Decision:
         """Return what serves the need: steps 3 to 5."""
@@ -133,19 +164,19 @@ class DrainFit:
         if memo is not None and is_same and now_s < memo.forecast.until_s:
             return memo
         slo_s = min(view.tightest_slo_s, self._longest_slo_s)
-        window_s = slo_s / _WINDOWS_PER_SLO
+        window_s = slo_s / WINDOWS_PER_SLO
         if memo is None:
             forecast = begin_forecast(view, now_s, window_s)
         else:
             forecast = memo.forecast
-            if not window_s / _WINDOW_RATIO < forecast.window_s < window_s * _WINDOW_RATIO:
+            if not window_s / WINDOW_RATIO < forecast.window_s < window_s * WINDOW_RATIO:
                 forecast = forecast.resized(window_s, now_s)
             if now_s >= forecast.until_s:
                 forecast = forecast.update(view, now_s)
         arrivals: list[Arrivals] = []
-        for slos in _BEYOND:
-            mean, sigma = forecast.arrivals(slo_s * (slos - 1), self._expect)
-            counted = mean + _PACE_SIGMAS * self._expect * sigma
+        for slos in BEYOND_SLOS:
+            mean, sigma = forecast.arrivals(slo_s * (slos - 1), self.expect)
+            counted = mean + PACE_SIGMAS * self.expect * sigma
             arrivals.append(Arrivals(slo_s * slos, counted, mean, sigma))
         return _Memo(forecast, slo_s, tuple(arrivals), memo.credit_s if memo else 0.0)
 
@@ -155,9 +186,7 @@ class DrainFit:
         slack_s = head.deadline_s - now_s
         supply = Supply(view.workers, now_s, self._lead_s)
         demands = self._demands(view, now_s, memo, slack_s)
-        pace_s, reserved_s = pace_alone(
-            demands, supply, num_waiting, self._full_s[0], self._reserve
-        )
+        pace_s, reserved_s = pace_alone(demands, supply, num_waiting, self._full_s[0], self.reserve)
         size = min(num_waiting, self._max_batch)
         return _Need(pace_s, reserved_s, slack_s, size, self._floor(head))
 
@@ -166,8 +195,8 @@ class DrainFit:
         num_waiting = len(view.queue)
         demands = [DueBy(a.horizon_s, num_waiting + a.counted, a) for a in memo.arrivals]
         if num_waiting > self._max_batch:
-            step_s = max(memo.slo_s - slack_s, 0.0) / _QUEUE_DEMANDS
-            for i in range(1, _QUEUE_DEMANDS + 1):
+            step_s = max(memo.slo_s - slack_s, 0.0) / QUEUE_DEMANDS
+            for i in range(1, QUEUE_DEMANDS + 1):
                 horizon_s = slack_s + i * step_s
                 demands.append(DueBy(horizon_s, view.queue.count_due(now_s + horizon_s)))
         return demands
@@ -186,7 +215,7 @@ class DrainFit:
         apart = Apart([g for g in groups if g.view.wish.subnet_id is not None], memo.slo_s)
         while True:  # floors that the pace does not keep are served apart, which lowers the pace
             pace = pace_shared(
-                demands, supply, len(queue), self._full_s[0], self._reserve, others, apart
+                demands, supply, len(queue), self._full_s[0], self.reserve, others, apart
             )
             kept = [g for g in groups if g in apart.groups or g.query_s > pace.pace_s]
             if len(kept) == len(apart.groups):
@@ -194,7 +223,8 @@ class DrainFit:
             apart = Apart(kept, memo.slo_s)
         longest_s = max(others.longest_batch_s, self._latency_s[self._max_batch][0])
         urgent = apart.most_urgent(now_s, self._max_batch)
-        joint = next((q for q in queue.earliest(_LOOK_AT) if not apart.holds(q)), None)
+        first = queue.earliest(LOOK_AT)
+        joint = next((q for q in first if not apart.holds(q, groups)), None)
         decision, laxity_s = None, inf
         if joint is not None:
             slack_s = joint.deadline_s - now_s

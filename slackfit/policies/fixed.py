@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -30,6 +30,11 @@ class Fixed:
         self.drop_hopeless = drop_hopeless
         self._quantile = quantile
         self._build(profile)
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(tuple(self._limits))
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the largest batch that the head's slack affords."""

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from slackfit.policy import View
 
-_MEAN_OVER = 24  # windows that the mean remembers
-_FANO_OVER = 32  # windows that the dispersion remembers
-_FANO_PRIOR = 4.0  # assumed before anything was seen, with the weight of:
-_PRIOR_WINDOWS = 2
-_PARTS_OF_FIRST = 8  # the first window is looked at in parts
+MEAN_OVER = 24  # windows that the mean remembers
+FANO_OVER = 32  # windows that the dispersion remembers
+FANO_PRIOR = 4.0  # assumed before anything was seen, with the weight of:
+PRIOR_WINDOWS = 2
+PARTS_OF_FIRST = 8  # the first window is looked at in parts
 
 
 class Arrivals(NamedTuple):
@@ -57,16 +57,18 @@ class Forecast(NamedTuple):
         length_s = now_s - self.begin_s
         if self.num_windows == 0 and length_s < self.window_s:
             return self._early(view, now_s)
+        if length_s <= 0.0:  # windows of another length, at the very moment one ended
+            return self
         rate_qps = view.arrivals_within(length_s) / length_s
         known = self.num_windows + 1
-        mean_qps = self.mean_qps + (rate_qps - self.mean_qps) / min(known, _MEAN_OVER)
+        mean_qps = self.mean_qps + (rate_qps - self.mean_qps) / min(known, MEAN_OVER)
         deviation = (rate_qps - (self.mean_qps if self.num_windows else mean_qps)) ** 2
         seen = deviation * length_s / mean_qps if mean_qps > 0 else self.fano
-        fano = self.fano + (seen - self.fano) / min(known + _PRIOR_WINDOWS, _FANO_OVER)
+        fano = self.fano + (seen - self.fano) / min(known + PRIOR_WINDOWS, FANO_OVER)
         fano = max(fano, 1.0)
         margin_qps = 0.0
-        if known < _MEAN_OVER:
-            margin_qps = sqrt(fano * mean_qps / (known * self.window_s)) * (1 - known / _MEAN_OVER)
+        if known < MEAN_OVER:
+            margin_qps = sqrt(fano * mean_qps / (known * self.window_s)) * (1 - known / MEAN_OVER)
         until_s = now_s + self.window_s
         return Forecast(self.window_s, now_s, until_s, known, mean_qps + margin_qps, fano, mean_qps)
 
@@ -76,15 +78,15 @@ class Forecast(NamedTuple):
 
     def _early(self, view: View, now_s: float) -> Forecast:
         """Return an upper bound from the part of the first window that has passed."""
-        length_s = max(now_s - self.begin_s, self.window_s / _PARTS_OF_FIRST)
+        length_s = max(now_s - self.begin_s, self.window_s / PARTS_OF_FIRST)
         count = view.arrivals_within(2 * length_s)  # what is older came before any decision
         rate_qps = (count + sqrt(self.fano * count)) / length_s
-        until_s = now_s + self.window_s / _PARTS_OF_FIRST
+        until_s = now_s + self.window_s / PARTS_OF_FIRST
         return self._replace(until_s=until_s, rate_qps=rate_qps, mean_qps=rate_qps)
 
 
 def begin_forecast(view: View, now_s: float, window_s: float) -> Forecast:
     """Return a first forecast, from what arrived since the oldest waiting query."""
     begin_s = min(view.queue.head().arrival_s, now_s)
-    empty = Forecast(window_s, begin_s, now_s, 0, 0.0, _FANO_PRIOR, 0.0)
+    empty = Forecast(window_s, begin_s, now_s, 0, 0.0, FANO_PRIOR, 0.0)
     return empty.update(view, now_s)

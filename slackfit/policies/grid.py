@@ -17,6 +17,9 @@ class Grid:
         rows = profile.table(quantile)
         self.most_accurate_first = [(s, rows[s]) for s in reversed(profile.subnet_ids)]
         self.accuracy = {s.subnet_id: s.accuracy for s in profile.subnets}
+        sizes = (1, *profile.batch_sizes)
+        #: Every latency that a slack is held against.
+        self.latencies_s = tuple({row[b] for row in rows.values() for b in sizes})
         self.largest_first = profile.batch_sizes[::-1]
         largest = profile.max_batch_size
         self.late = Decision(min(rows, key=lambda s: rows[s][largest]), largest)

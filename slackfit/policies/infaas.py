@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from slackfit.eligibility import Eligibility
 from slackfit.policies.grid import Grid
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -27,6 +27,11 @@ class Infaas:
         self.drop_hopeless = drop_hopeless
         self._quantile = quantile
         self._build(profile)
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(self._grid.latencies_s, uses_floor=True)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the cheapest legal subnet and the largest batch that fits."""

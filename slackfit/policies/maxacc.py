@@ -8,7 +8,7 @@ the fastest subnet. O(subnets + batch sizes); near saturation it starves the que
 from __future__ import annotations
 
 from slackfit.policies.grid import Grid
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -25,6 +25,11 @@ class MaxAcc:
         self.drop_hopeless = drop_hopeless
         self._quantile = quantile
         self._grid = Grid(profile, quantile)
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(self._grid.latencies_s)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the subnet, then the batch size."""

@@ -8,7 +8,7 @@ fastest subnet. O(subnets x batch sizes) at worst.
 from __future__ import annotations
 
 from slackfit.policies.grid import Grid
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -25,6 +25,11 @@ class MaxBatch:
         self.drop_hopeless = drop_hopeless
         self._quantile = quantile
         self._grid = Grid(profile, quantile)
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(self._grid.latencies_s)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the batch size, then the subnet."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slackfit.policies.slackfit import SlackFit
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -49,6 +49,15 @@ class ModelZoo:
     def switch_cost_s(self) -> Mapping[str, float]:
         """Seconds that loading each subnet takes."""
         return self._costs_s
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change: batches of a loaded model, and loading before one."""
+        runs_s = {(i, row[b]) for i, row in self._rows.items() for b in self._sizes}
+        limits_s = {run_s for _, run_s in runs_s}
+        limits_s |= {self._costs_s[i] + run_s for i, run_s in runs_s}
+        limits_s |= {*self._slackfit.steps.limits_s}
+        return SlackSteps(tuple(limits_s), uses_loaded=True)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose between the loaded model and the one that SlackFit would load."""

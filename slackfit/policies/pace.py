@@ -93,8 +93,9 @@ def pace_shared(
             ours = count * share_joint
         else:
             ours = joint + max(count - num_waiting - apart.arrivals(horizon_s), 0.0)
-        if left_s < pace_s * (ours + theirs):
-            pace_s = left_s / (ours + theirs)
+        due = ours + theirs
+        if due > 0 and left_s < pace_s * due:  # 0: all that is due by then is served apart
+            pace_s = left_s / due
         if arrivals is not None:
             burst = others.burst(arrivals, reserve, supply_s) - apart.arrivals(horizon_s)
             left_s -= query_s * burst

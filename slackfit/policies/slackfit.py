@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple, get_args
 
 from slackfit.policies.grid import Grid
 from slackfit.policies.twins import Twins
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -78,6 +78,11 @@ class SlackFit:
             return self._twins.of(self, view.profile).decide(view, now_s)
         slack_s = view.queue.head().deadline_s - now_s
         return self._decisions[self._bisect(self._limits, slack_s)]
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        return SlackSteps(tuple(self._limits), closed=self._variant == "bucket")
 
     @property
     def is_monotone(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from slackfit.policies.grid import Grid
-from slackfit.policy import View
+from slackfit.policy import SlackSteps, View
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
@@ -45,6 +45,15 @@ class Sushi:
         self._batch_size = batch_size
         self._quantile = quantile
         self._grid = Grid(profile, quantile)
+
+    @property
+    def steps(self) -> SlackSteps:
+        """Where the decisions change."""
+        if self._strict == "accuracy":
+            return SlackSteps((), most_waiting=self._batch_size, uses_floor=True)
+        sizes = range(1, self._batch_size + 1)
+        limits_s = {row[b] for _, row in self._grid.most_accurate_first for b in sizes}
+        return SlackSteps(tuple(limits_s), closed=True, most_waiting=self._batch_size)
 
     def decide(self, view: View, now_s: float) -> Decision | None:
         """Choose the subnet for the most urgent queries."""

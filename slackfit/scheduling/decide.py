@@ -10,9 +10,9 @@ from slackfit.policy import ALONE, DeviceLoad, Policy, QueueView, WishView, Work
 from slackfit.profile import LatencyProfile
 from slackfit.query import Decision
 
-_HISTORY = 65_536  # arrivals remembered for `arrivals_within`
-_REMEMBER_SLO_S = 0.5  # the tightest SLO is that of this part of a second and of the one before
-_SAME = 1 - 1e-9  # deadline less arrival is the SLO but for rounding
+HISTORY = 65_536  # arrivals remembered for `arrivals_within`
+REMEMBER_SLO_S = 0.5  # the tightest SLO is that of this part of a second and of the one before
+SAME_SLO = 1 - 1e-9  # deadline less arrival is the SLO but for rounding
 _RATE_OVER_S = 1.0
 _LEAST_RATE_OVER_S = 0.05
 
@@ -75,18 +75,18 @@ class SchedulerView:
         """How many queries arrived in the last `window_s` seconds (of the last 65,536)."""
         arrivals = self._arrivals
         since = bisect_right(arrivals, self.now_s - window_s)
-        return min(len(arrivals) - since, _HISTORY)
+        return min(len(arrivals) - since, HISTORY)
 
     def note_head(self) -> None:
         """Take the SLO of the head in: that of the moment, in a queue that is not empty."""
         head = self.queue.head()
         slo_s = head.deadline_s - head.arrival_s
         if self.now_s >= self._slo_until_s:
-            is_recent = self.now_s < self._slo_until_s + _REMEMBER_SLO_S
+            is_recent = self.now_s < self._slo_until_s + REMEMBER_SLO_S
             self._slo_before_s = self._slo_now_s if is_recent else inf
             self._slo_now_s = slo_s
-            self._slo_until_s = self.now_s + _REMEMBER_SLO_S
-        elif slo_s < self._slo_now_s * _SAME:
+            self._slo_until_s = self.now_s + REMEMBER_SLO_S
+        elif slo_s < self._slo_now_s * SAME_SLO:
             self._slo_now_s = slo_s
         else:
             return
@@ -105,8 +105,8 @@ class SchedulerView:
     def note_arrivals(self, arrivals_s: Sequence[float]) -> None:
         """Remember arrivals, in order."""
         self._arrivals += arrivals_s
-        if len(self._arrivals) >= 2 * _HISTORY:
-            del self._arrivals[:-_HISTORY]
+        if len(self._arrivals) >= 2 * HISTORY:
+            del self._arrivals[:-HISTORY]
 
 
 def decide(policy: Policy, view: SchedulerView) -> Decision | None:

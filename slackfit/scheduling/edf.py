@@ -18,7 +18,7 @@ from itertools import islice
 
 from slackfit.query import Query
 
-_COMPACT_FROM = 1024  # entries that may stay behind before the lists are cut
+COMPACT_FROM = 1024  # entries that may stay behind before the lists are cut
 
 
 class EdfQueue:
@@ -125,6 +125,6 @@ class EdfQueue:
 
     def _leave(self, count: int) -> None:
         self._first += count
-        if self._first >= _COMPACT_FROM and self._first * 2 >= len(self._queries):
+        if self._first >= COMPACT_FROM and self._first * 2 >= len(self._queries):
             del self._deadlines[: self._first], self._queries[: self._first]
             self._first = 0

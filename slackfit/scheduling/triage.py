@@ -30,8 +30,8 @@ from slackfit.query import Query
 from slackfit.scheduling.decide import SchedulerView
 from slackfit.scheduling.standing import Rank, Ranks
 
-_LOOK_AT = 512  # queries planned for
-_WINDOW_SLOS = 4  # arrivals of that long, or of one in the beginning, tell the load
+LOOK_AT = 512  # queries planned for
+WINDOW_SLOS = 4  # arrivals of that long, or of one in the beginning, tell the load
 _DEFAULT: Rank = (True, 0)
 
 
@@ -56,7 +56,7 @@ class Triage:
         head = view.queue.head()
         if self._fastest_s[min(len(view.queue), self._full)] <= head.deadline_s - now_s:
             return []
-        waiting = _samples(view.queue.earliest(_LOOK_AT))
+        waiting = _samples(view.queue.earliest(LOOK_AT))
         present = {ranks.of(query) for query in waiting}
         least = min(present | {_DEFAULT})
         lost: list[Query] = []
@@ -92,7 +92,7 @@ class Triage:
         """Whether more arrived lately than all workers could have served."""
         head = view.queue.head()
         slo_s = head.deadline_s - head.arrival_s
-        window_s = max(slo_s, min(_WINDOW_SLOS * slo_s, now_s - view.first_arrival_s))
+        window_s = max(slo_s, min(WINDOW_SLOS * slo_s, now_s - view.first_arrival_s))
         capacity = self._capacity_qps * len(view.workers) * view.others.left * window_s
         return view.arrivals_within(window_s) > capacity
 
@@ -125,6 +125,6 @@ def _samples(queries: Iterable[Query]) -> list[Query]:
     found: list[Query] = []
     for query in queries:
         found += [query] * query.samples
-        if len(found) >= _LOOK_AT:
+        if len(found) >= LOOK_AT:
             break
     return found

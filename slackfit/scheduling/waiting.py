@@ -20,7 +20,7 @@ from slackfit.scheduling.standing import Ranks, Standing
 from slackfit.scheduling.wishes import WishGroups
 from slackfit.scheduling.work_mix import WorkMix, WorkRoom
 
-_LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
+LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrained
 
 
 class WaitingQueries:
@@ -42,7 +42,7 @@ class WaitingQueries:
         """Judge by `profile` from now on."""
         self._eligible = Eligibility(profile, self._quantile)
         self._mix = WorkMix.of(profile, self._quantile)
-        self._window = _LOOK_AHEAD * profile.max_batch_size
+        self._window = LOOK_AHEAD * profile.max_batch_size
         self._wishes = WishGroups(profile)
         if self._num_special:
             for query in self.edf:
@@ -251,13 +251,13 @@ class WaitingQueries:
         work = self._work_room(decision.subnet_id, size)
         if work is None:
             return self.edf.pop(size)
-        return self.edf.pop_where(size, _LOOK_AHEAD * size, _Room(size, _any, work))
+        return self.edf.pop_where(size, LOOK_AHEAD * size, _Room(size, _any, work))
 
     def _pop_first(
         self, size: int, subnet_id: str, accepts: Callable[[Query], bool]
     ) -> tuple[Query, ...]:
         room = _Room(size, accepts, self._work_room(subnet_id, size))
-        queries = self.edf.pop_where(size, _LOOK_AHEAD * size, room)
+        queries = self.edf.pop_where(size, LOOK_AHEAD * size, room)
         self._forget(queries)
         return queries
 
@@ -266,7 +266,7 @@ class WaitingQueries:
         size, subnet_id = decision.batch_size, decision.subnet_id
         work = self._work_room(subnet_id, size)
         fits = _Room(size, lambda query: self._eligible.accepts(query, subnet_id), work)
-        queries = tuple(q for q in self._wishes.earliest(wish, _LOOK_AHEAD * size) if fits(q))
+        queries = tuple(q for q in self._wishes.earliest(wish, LOOK_AHEAD * size) if fits(q))
         for query in queries:
             self.remove(query)
         return queries

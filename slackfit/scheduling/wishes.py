@@ -17,8 +17,8 @@ from slackfit.profile import LatencyProfile
 from slackfit.query import Query, Wish
 from slackfit.scheduling.edf import EdfQueue
 
-_RATE_OVER_S = 1.0
-_MAX_TIMES = 65_536  # arrivals remembered of one wish
+RATE_OVER_S = 1.0
+MAX_TIMES = 65_536  # arrivals remembered of one wish
 
 
 class WishGroups:
@@ -90,14 +90,14 @@ class _WishGroup:
         self.queue.push(query)
         self.num_samples += query.samples
         self._times_s += [query.arrival_s] * query.samples
-        if len(self._times_s) > _MAX_TIMES:
-            del self._times_s[: _MAX_TIMES // 2]
+        if len(self._times_s) > MAX_TIMES:
+            del self._times_s[: MAX_TIMES // 2]
 
     def remove(self, query: Query) -> None:
         if self.queue.remove(query):
             self.num_samples -= query.samples
 
     def rate_qps(self, now_s: float) -> float:
-        since = bisect_left(self._times_s, now_s - _RATE_OVER_S)
+        since = bisect_left(self._times_s, now_s - RATE_OVER_S)
         del self._times_s[:since]
-        return len(self._times_s) / _RATE_OVER_S
+        return len(self._times_s) / RATE_OVER_S

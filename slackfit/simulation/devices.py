@@ -2,8 +2,9 @@
 
 The scheduler predicts with its profile; `DeviceModel` is what it may not know: a dispatch overhead,
 loading times of policies without a shared supernet, noise, devices that are slower than the
-profile, that slow down or fail. `Devices` are those of one run. Everything random is drawn from one
-seed, one draw per batch.
+profile, that slow down or fail. `Devices` are those of one run. What is random is drawn per seed
+and query: a batch has the luck of its most urgent query, whatever policy, device or order runs it,
+so that runs of the same queries are paired.
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.query import Batch
 from slackfit.scheduling.work_mix import WorkMix
 from slackfit.simulation.device_residency import SimulatedResidency
 
-_DRAWS = 4096  # random numbers made at once
+_WORD = (1 << 64) - 1
 
 
 class Failure(NamedTuple):
@@ -103,16 +102,12 @@ class Devices:
         self._last: list[str | None] = [None] * num_workers
         self._factors = [1.0] * num_workers
         self._noise = None if noise is None else _noise(noise)
-        self._rng = np.random.default_rng(seed)
-        self._draws: list[float] = []
-        #: Whether every batch takes what was predicted, plus the overhead.
-        self.is_plain = not (self._switches or self._noise or self._tables or model.residency)
+        self._seed = seed
         self._residency = model.residency
 
     def slow_down(self, worker_id: int, factor: float) -> None:
         """Multiply what batches take on a worker from now on."""
         self._factors[worker_id] = factor
-        self.is_plain = False
 
     def latency_s(self, batch: Batch) -> float:
         """Return what a batch takes; call it once per batch, in order of dispatch."""
@@ -126,7 +121,8 @@ class Devices:
         if self._residency is not None:
             seconds = self._residency.latency_s(worker_id, subnet_id, batch.num_samples)
         if self._noise is not None:
-            seconds *= self._noise.ratio(subnet_id, batch.num_samples, self._draw())
+            drawn = draw(self._seed, batch.queries[0].query_id)
+            seconds *= self._noise.ratio(subnet_id, batch.num_samples, drawn)
         seconds = seconds * self._factors[worker_id] + self._overhead_s
         if self._switches:
             last, self._last[worker_id] = self._last[worker_id], subnet_id
@@ -135,10 +131,16 @@ class Devices:
                 seconds += cost[subnet_id] if isinstance(cost, Mapping) else cost
         return seconds
 
-    def _draw(self) -> float:
-        if not self._draws:
-            self._draws = self._rng.random(_DRAWS).tolist()
-        return self._draws.pop()
+
+def draw(seed: int, query_id: int) -> float:
+    """Return the random number of a query, uniform in [0, 1).
+
+    SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of seed and id: no state, so no order of calls.
+    """
+    word = (seed * 0x9E3779B97F4A7C15 + (query_id + 1) * 0xD1B54A32D192ED03) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return ((word ^ (word >> 31)) >> 11) * 2.0**-53
 
 
 def _check_events(events: Sequence[Failure | Slowdown], num_workers: int) -> None:
@@ -164,8 +166,28 @@ class _Residuals:
             raise ValueError("noise needs at least one residual, each a finite ratio above 0")
         self._ratios = list(ratios)
 
-    def ratio(self, subnet_id: str, size: int, draw: float) -> float:
-        return self._ratios[int(draw * len(self._ratios))]
+    def ratio(self, subnet_id: str, size: int, drawn: float) -> float:
+        return self._ratios[int(drawn * len(self._ratios))]
+
+
+def noise_levels(profile: LatencyProfile) -> list[float]:
+    """Return the quantiles from the median up that all subnets have, as fractions.
+
+    Raises ProfileError where that is the median alone.
+    """
+    names = {
+        name
+        for name in profile.subnets[0].latency_s
+        if all(name in subnet.latency_s for subnet in profile.subnets)
+    }
+    levels = sorted(float(n[1:]) / 100 for n in names if n[1:].replace(".", "").isdigit())
+    levels = [level for level in levels if level >= 0.5]
+    if len(levels) < 2:
+        raise ProfileError(
+            f"noise needs quantiles beyond p50, profile {profile.name!r} has "
+            f"{', '.join(sorted(names))} for all subnets; measure them, or give residuals"
+        )
+    return levels
 
 
 class _Quantiles:
@@ -176,22 +198,11 @@ class _Quantiles:
     """
 
     def __init__(self, profile: LatencyProfile) -> None:
-        names = {
-            name
-            for name in profile.subnets[0].latency_s
-            if all(name in subnet.latency_s for subnet in profile.subnets)
-        }
-        levels = sorted(float(n[1:]) / 100 for n in names if n[1:].replace(".", "").isdigit())
-        self._levels = [level for level in levels if level >= 0.5]
-        if len(self._levels) < 2:
-            raise ProfileError(
-                f"noise needs quantiles beyond p50, profile {profile.name!r} has "
-                f"{', '.join(sorted(names))} for all subnets; measure them, or give residuals"
-            )
+        self._levels = noise_levels(profile)
         self._tables = [profile.table(f"p{level * 100:g}") for level in self._levels]
 
-    def ratio(self, subnet_id: str, size: int, draw: float) -> float:
-        at = bisect_right(self._levels, draw)
+    def ratio(self, subnet_id: str, size: int, drawn: float) -> float:
+        at = bisect_right(self._levels, drawn)
         if at == 0:
             return 1.0
         median_s = self._tables[0][subnet_id][size]
@@ -199,5 +210,5 @@ class _Quantiles:
         if at == len(self._levels):
             return low_s / median_s
         high_s = self._tables[at][subnet_id][size]
-        share = (draw - self._levels[at - 1]) / (self._levels[at] - self._levels[at - 1])
+        share = (drawn - self._levels[at - 1]) / (self._levels[at] - self._levels[at - 1])
         return (low_s + (high_s - low_s) * share) / median_s

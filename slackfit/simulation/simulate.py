@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.driver import DrivenScheduler, VirtualTimeDriver
 
 FloatArray = npt.NDArray[np.float64]
-_PROGRESS_EVERY = 16_384  # arrivals
+FEED_AT_ONCE = 16_384  # arrivals
 
 
 def simulate(
@@ -81,10 +82,10 @@ def simulate_queries(
             by_id[outcome[0]] = outcome
 
     drive = VirtualTimeDriver(scheduler, made, note)
-    for begin in range(0, len(queries), _PROGRESS_EVERY):
-        drive.feed(queries[begin : begin + _PROGRESS_EVERY])
+    for begin in range(0, len(queries), FEED_AT_ONCE):
+        drive.feed(queries[begin : begin + FEED_AT_ONCE])
         if progress:
-            progress(min(begin + _PROGRESS_EVERY, len(queries)), len(queries))
+            progress(min(begin + FEED_AT_ONCE, len(queries)), len(queries))
     drive.end()
     return [by_id[query.query_id] for query in queries]
 
@@ -101,6 +102,47 @@ def collector_paused() -> Generator[None]:
             gc.enable()
 
 
+class ArrivedQueries(NamedTuple):
+    """Queries as arrays, one entry each."""
+
+    arrival_s: FloatArray
+    slo_s: FloatArray
+    min_accuracy: FloatArray
+    query_class: npt.NDArray[np.int64]
+
+
+def check_queries(
+    arrival_s: FloatArray,
+    slo_s: float | FloatArray,
+    min_accuracy: float | FloatArray,
+    query_class: npt.NDArray[np.int64] | None,
+) -> ArrivedQueries:
+    """Return the queries of these arrivals; each value is one for all, or one per arrival.
+
+    Raises ValueError for arrivals that are not sorted and finite, or values that do not match.
+    """
+    arrivals = np.asarray(arrival_s, dtype=np.float64)
+    if arrivals.ndim != 1 or not np.all(np.isfinite(arrivals)):
+        raise ValueError(f"arrival_s has shape {arrivals.shape}, allowed one row of finite times")
+    is_early = arrivals[1:] < arrivals[:-1]
+    if np.any(is_early):
+        at = int(np.argmax(is_early))
+        raise ValueError(
+            f"arrival_s must be sorted, but arrival {at + 1} ({arrivals[at + 1]} s) comes before "
+            f"arrival {at} ({arrivals[at]} s)"
+        )
+    slo = np.asarray(slo_s, dtype=np.float64)
+    if not np.all(slo > 0):
+        raise ValueError(f"slo_s goes down to {slo.min()} s, allowed more than 0")
+    classes = np.asarray(0 if query_class is None else query_class).astype(np.int64)
+    return ArrivedQueries(
+        arrivals,
+        _per_query("slo_s", slo, arrivals),
+        _per_query("min_accuracy", np.asarray(min_accuracy, dtype=np.float64), arrivals),
+        _per_query("query_class", classes, arrivals),
+    )
+
+
 def make_queries(
     arrival_s: FloatArray,
     slo_s: float | FloatArray,
@@ -114,27 +156,15 @@ def make_queries(
 
     Raises ValueError for arrivals that are not sorted and finite, or values that do not match.
     """
-    arrivals = np.asarray(arrival_s, dtype=np.float64)
-    if arrivals.ndim != 1 or not np.all(np.isfinite(arrivals)):
-        raise ValueError(f"arrival_s has shape {arrivals.shape}, allowed one row of finite times")
-    if np.any(np.diff(arrivals) < 0):
-        at = int(np.argmax(np.diff(arrivals) < 0))
-        raise ValueError(
-            f"arrival_s must be sorted, but arrival {at + 1} ({arrivals[at + 1]} s) comes before "
-            f"arrival {at} ({arrivals[at]} s)"
-        )
-    slo = _per_query("slo_s", slo_s, arrivals)
-    if not np.all(slo > 0):
-        raise ValueError(f"slo_s goes down to {slo.min()} s, allowed more than 0")
-    floors = _per_query("min_accuracy", min_accuracy, arrivals)
-    classes = _per_query("query_class", 0 if query_class is None else query_class, arrivals)
-    works = _per_query("work", work, arrivals)
+    queries = check_queries(arrival_s, slo_s, min_accuracy, query_class)
+    arrivals = queries.arrival_s
+    works = _per_query("work", np.asarray(work, dtype=np.float64), arrivals)
     columns = zip(
         range(first_id, first_id + len(arrivals)),
         arrivals.tolist(),
-        (arrivals + slo).tolist(),
-        floors.tolist(),
-        classes.astype(np.int64).tolist(),
+        (arrivals + queries.slo_s).tolist(),
+        queries.min_accuracy.tolist(),
+        queries.query_class.tolist(),
         repeat(None),
         repeat(1),
         works.tolist(),
@@ -144,13 +174,14 @@ def make_queries(
     return list(map(Query._make, columns))
 
 
-def _per_query(
-    name: str, value: float | npt.NDArray[np.generic], arrivals: FloatArray
-) -> FloatArray:
-    values = np.asarray(value, dtype=np.float64)
+_Values = TypeVar("_Values", bound=npt.NDArray[Any])
+
+
+def _per_query(name: str, values: _Values, arrivals: FloatArray) -> _Values:
+    """Return the values as one per arrival; one for all is not repeated in memory."""
     if values.ndim and values.shape != arrivals.shape:
         raise ValueError(
             f"{name} has shape {values.shape}, allowed one value or one for each of the "
             f"{len(arrivals)} arrivals"
         )
-    return np.broadcast_to(values, arrivals.shape)
+    return cast("_Values", np.broadcast_to(values, arrivals.shape))

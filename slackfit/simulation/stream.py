@@ -20,13 +20,12 @@ from slackfit.query import STATUSES, Outcome
 from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.driver import VirtualTimeDriver
-from slackfit.simulation.simulate import collector_paused, make_queries
+from slackfit.simulation.simulate import FEED_AT_ONCE, collector_paused, make_queries
 
 FloatArray = npt.NDArray[np.float64]
 _FLUSH_AT = 16_384  # outcomes
 _SHORTEST_S, _LONGEST_S, _STEP = 1e-6, 1e5, 1.01
 _NUM_BINS = math.ceil(math.log(_LONGEST_S / _SHORTEST_S) / math.log(_STEP))
-_FEED_AT_ONCE = 16_384  # arrivals
 
 
 class Tally:
@@ -155,8 +154,8 @@ def simulate_stream(
                 raise ValueError(
                     f"a piece begins at {piece[0]} s, before the last one's {last_s} s"
                 )
-            for begin in range(0, len(piece), _FEED_AT_ONCE):
-                part = piece[begin : begin + _FEED_AT_ONCE]
+            for begin in range(0, len(piece), FEED_AT_ONCE):
+                part = piece[begin : begin + FEED_AT_ONCE]
                 drive.feed(make_queries(part, slo_s, 0.0, None, first_id=count))
                 count += len(part)
             if len(piece):

@@ -224,8 +224,9 @@ def _reports(
     from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
     from traces.spec.spec import parse_spec
 
-    def on_end(policy: str, wall_s: float) -> None:
-        typer.echo(f"{policy}: {wall_s:.2f} s", err=True)
+    def on_end(policy: str, wall_s: float, why: str) -> None:
+        path = f"in Python: {why}" if why else "compiled"
+        typer.echo(f"{policy}: {wall_s:.2f} s ({path})", err=True)
 
     if stream:
         return stream_policies(spec, profile, names, options, on_end=on_end)

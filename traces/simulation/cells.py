@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slackfit.compiled.simulate import simulate_columns
 from slackfit.derive import densified, with_overhead
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
-from slackfit.query import Outcome
 from slackfit.simulation.devices import DeviceModel, Failure, Slowdown
-from slackfit.simulation.simulate import simulate
 from traces.spec.spec import parse_spec
 from traces.trace import Trace
 
@@ -90,7 +89,7 @@ def run_cell(cell: Cell) -> CellScore:
     trace = _trace(cell.spec, cell.seed)
     policy = create_policy(cell.policy, profile)
     began_s = time.process_time()
-    outcomes = simulate(
+    served = simulate_columns(
         trace.arrival_s,
         profile,
         policy,
@@ -99,7 +98,9 @@ def run_cell(cell: Cell) -> CellScore:
         seed=cell.seed,
         devices=DeviceModel(events=cell.events),
     )
-    return _score(outcomes, time.process_time() - began_s)
+    cpu_s = time.process_time() - began_s
+    columns = served.columns
+    return CellScore(columns.attainment, columns.mean_accuracy, columns.num_queries, cpu_s)
 
 
 def run_cells(
@@ -157,10 +158,3 @@ def _profile(path: str, num_subnets: int, overhead_s: float) -> LatencyProfile:
 @lru_cache(maxsize=2)
 def _trace(spec: str, seed: int) -> Trace:
     return parse_spec(spec, seed=seed)
-
-
-def _score(outcomes: Sequence[Outcome], cpu_s: float) -> CellScore:
-    served = [outcome.accuracy for outcome in outcomes if outcome.status == "on_time"]
-    accuracy = math.fsum(served) / len(served) if served else 0.0
-    attainment = len(served) / len(outcomes) if outcomes else 0.0
-    return CellScore(attainment, accuracy, len(outcomes), cpu_s)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slackfit.bounds.bound import utility_bound
+from slackfit.compiled.simulate import simulate_columns
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -55,9 +56,14 @@ class SimulationOptions:
 
 
 PLAIN = SimulationOptions()
+STREAMED = "streamed runs keep a histogram of latencies"
+SEVERAL_QUEUES = "several replicas have a queue each"
 
-OnEnd = Callable[[str, float], None]
-"""Called with a policy and the seconds that its run took, which are kept out of the reports."""
+OnEnd = Callable[[str, float, str], None]
+"""Called with a policy, the seconds that its run took and why it was not compiled (empty: it was).
+
+They are kept out of the reports, which are the same on every machine.
+"""
 
 OnOutcomes = Callable[[str, list[Outcome]], None]
 """Called with a policy and every outcome of its run."""
@@ -94,22 +100,16 @@ def simulate_policies(
         started_s = time.perf_counter()
         kept = options.devices.residency and options.devices.residency.fresh()
         with simulation_progress(name) as progress:
-            outcomes = simulate_replicas(
-                trace.arrival_s,
+            outcomes, why = _serve(
+                trace,
                 profile,
                 policy,
-                options.routing,
-                slo_s=deadlines_s,
-                num_replicas=options.num_replicas,
-                num_workers=options.num_workers,
-                seed=options.seed,
-                devices=replace(options.devices, residency=kept),
-                drop_hopeless=options.drop_hopeless,
-                query_class=trace.query_class,
-                progress=progress,
+                replace(options, devices=replace(options.devices, residency=kept)),
+                deadlines_s,
+                progress,
             )
         if on_end is not None:
-            on_end(name, time.perf_counter() - started_s)
+            on_end(name, time.perf_counter() - started_s, why)
         if on_outcomes is not None:
             on_outcomes(name, outcomes)
         extra: dict[str, Any] = {} if kept is None else {"residency": kept.summary()}
@@ -130,6 +130,46 @@ def simulate_policies(
         report = with_figures(report, outcomes, trace)
         reports.append(report if bound is None else report | _share(report["utility"], bound))
     return reports
+
+
+def _serve(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy: Policy,
+    options: SimulationOptions,
+    slo_s: FloatArray,
+    progress: Callable[[int, int], None],
+) -> tuple[list[Outcome], str]:
+    """The outcomes of one run, and why it was not compiled (empty: it was)."""
+    if options.routing != ONE_QUEUE:
+        outcomes = simulate_replicas(
+            trace.arrival_s,
+            profile,
+            policy,
+            options.routing,
+            slo_s=slo_s,
+            num_replicas=options.num_replicas,
+            num_workers=options.num_workers,
+            seed=options.seed,
+            devices=options.devices,
+            drop_hopeless=options.drop_hopeless,
+            query_class=trace.query_class,
+            progress=progress,
+        )
+        return outcomes, SEVERAL_QUEUES
+    simulated = simulate_columns(
+        trace.arrival_s,
+        profile,
+        policy,
+        slo_s=slo_s,
+        num_workers=options.num_devices,
+        seed=options.seed,
+        devices=options.devices,
+        drop_hopeless=options.drop_hopeless,
+        query_class=trace.query_class,
+        progress=progress,
+    )
+    return simulated.columns.outcomes(), simulated.why
 
 
 def _share(utility: float, bound: float) -> dict[str, float]:
@@ -211,7 +251,7 @@ def stream_policies(
             devices=options.devices,
         )
         if on_end is not None:
-            on_end(name, time.perf_counter() - started_s)
+            on_end(name, time.perf_counter() - started_s, STREAMED)
         report = tally.report(
             policy=name,
             slo_s=slo_s,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.journal import Journal
-from serve.bench.policies import speed, tiny
+from serve.bench.policies import planning, speed, tiny, twin
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
@@ -80,6 +80,8 @@ class PoliciesBench:
             "maf": self.maf,
             "tiny": self.tiny,
             "speed": self.speed,
+            "twin": self.twin,
+            "plan": self.plan,
         }
         unknown = sorted(set(parts or ()) - set(known))
         if unknown:
@@ -208,6 +210,22 @@ class PoliciesBench:
     def speed(self) -> None:
         """Queries simulated and decisions taken per second of processor time; M/D/1."""
         self.rows += speed.rows(Path(self._resnet))
+
+    def twin(self) -> None:
+        """The compiled scheduler: the cells of `bars` again, and how much sooner it is."""
+        self.rows += twin.speed_rows(Path(self._resnet))
+        cells = [
+            self._cell(name, paper.load_spec(qps, cv2, self._scale.duration_s), 0, ov)
+            for name in ("drainfit", "slackfit")
+            for ov in OVERHEADS_S
+            for cv2 in self._scale.cv2s
+            for qps in self._scale.rates_qps
+        ]
+        self.rows += twin.same_rows(cells, self._tell)
+
+    def plan(self) -> None:
+        """Plans on odd hours, judged on even ones."""
+        self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
 
     def _cell(
         self, policy: str, spec: str, seed: int, overhead_s: float, num_subnets: int = NUM_SUBNETS

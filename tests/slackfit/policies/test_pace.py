@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from math import inf
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slackfit.policies.apart import Apart, ApartGroup
-from slackfit.policies.forecast import Arrivals
+from slackfit.policies.forecast import Arrivals, Forecast
 from slackfit.policies.others import Others
 from slackfit.policies.pace import DueBy, Supply, pace_alone, pace_shared
-from slackfit.policy import ALONE, DeviceLoad, WishView, WorkerView
+from slackfit.policy import ALONE, DeviceLoad, View, WishView, WorkerView
 from slackfit.query import Query, Wish
 
 SLO_S = 0.04
@@ -90,3 +91,31 @@ def test_the_group_that_must_start_soonest_is_the_most_urgent():
     assert (group.subnet_id, size, laxity_s) == ("long", 2, pytest.approx(0.01))
     group, size, _ = Apart(groups[1:], SLO_S).most_urgent(0.015, 16) or pytest.fail("none")
     assert size == 1, "cut to what the head affords"
+
+
+def group(accuracy: float, num_waiting: int, query_s: float) -> ApartGroup:
+    wish = Wish(None, accuracy)
+    head = Query(0, 0.0, 0.01, accuracy) if num_waiting else None
+    return ApartGroup(WishView(wish, head, num_waiting, 50.0), "s", [0.0, query_s], query_s)
+
+
+def test_a_floor_below_that_of_a_group_apart_is_not_of_it():
+    """Else nobody served it: its own group was not apart, and the one apart had nothing waiting."""
+    low, high = group(0.7, 2, 0.001), group(0.9, 0, 0.004)
+    apart = Apart([high], SLO_S)
+    assert not apart.holds(Query(1, 0.0, 1.0, 0.65), [low, high])
+    assert apart.holds(Query(1, 0.0, 1.0, 0.8), [low, high])
+
+
+def test_where_all_that_is_due_is_served_apart_there_is_no_pace():
+    apart = Apart([group(0.9, 10, 0.02)], SLO_S)
+    others = Others(ALONE, SLO_S, QUERY_S)
+    assert pace_shared([DueBy(0.01, 5)], supply(), 10, QUERY_S, 0.0, others, apart) == (inf, inf)
+
+
+def test_a_window_that_is_resized_just_as_it_ends_has_nothing_to_add():
+    """A tighter SLO at the very moment of an update once divided by a length of zero."""
+    ended = Forecast(0.02, 1.0, 1.02, 3, 100.0, 2.0, 90.0)
+    resized = ended.resized(0.005, 1.0)
+    assert resized.until_s == 1.0
+    assert resized.update(cast("View", None), 1.0) == resized

@@ -1,0 +1,284 @@
+"""Plans: against every fleet there is, saturated ones, impossible promises, the day, the page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from serve.cli import build_app
+from slackfit.profile import LatencyProfile, SubnetProfile
+from traces.planning.candidates import candidates
+from traces.planning.catalog import Catalog, DeviceOffer, load_catalog
+from traces.planning.certificate import certify, query_s
+from traces.planning.page import plan_page
+from traces.planning.planner import PlanOptions, make_plan
+from traces.planning.promise import Promise
+from traces.planning.search import FleetSearch, Task
+from traces.planning.trial import Traffic, run_trial
+from traces.trace import Trace, TraceError
+
+RESNET = Path("profiles/superserve_resnet_2080ti.json").resolve()
+
+
+@pytest.fixture(scope="module")
+def resnet() -> LatencyProfile:
+    return LatencyProfile.load(RESNET)
+
+
+def small_profile(rng: np.random.Generator, name: str) -> LatencyProfile:
+    accuracies = np.sort(rng.choice(np.arange(0.6, 0.95, 0.05), rng.integers(2, 5), replace=False))
+    base_s = np.sort(rng.uniform(1e-3, 6e-3, len(accuracies)))
+    subnets = tuple(
+        SubnetProfile(
+            subnet_id=f"s{i}", accuracy=float(accuracy), macs=1,
+            latency_s={"p50": tuple(float(t * b**0.6) for b in (1, 2, 4, 8))},
+        )
+        for i, (accuracy, t) in enumerate(zip(accuracies, base_s, strict=True))
+    )  # fmt: skip
+    return LatencyProfile(
+        name=name, device="none", dtype="none", batch_sizes=(1, 2, 4, 8), subnets=subnets
+    )
+
+
+def small_task(seed: int) -> tuple[Catalog, Traffic, Promise, list[str]]:
+    rng = np.random.default_rng([seed, 8])
+    offers = tuple(
+        DeviceOffer(
+            name=f"d{i}", profile=small_profile(rng, f"d{i}"),
+            price_per_hour=float(rng.integers(1, 9)), max_devices=int(rng.integers(2, 7)),
+        )
+        for i in range(rng.integers(1, 4))
+    )  # fmt: skip
+    capacity_qps = max(offer.profile.fastest().capacity_qps for offer in offers)
+    rate_qps = capacity_qps * rng.uniform(0.3, 3.0)
+    shape = float(rng.choice([0.25, 1.0]))
+    arrival_s = np.cumsum(rng.gamma(shape, 1 / (shape * rate_qps), 1500))
+    slo_s = float(rng.uniform(0.015, 0.06))
+    accuracies = [s.accuracy for offer in offers for s in offer.profile.subnets]
+    promise = Promise(
+        float(rng.choice([0.9, 0.99, 0.999])), float(rng.uniform(0.55, np.median(accuracies)))
+    )
+    traffic = Traffic(arrival_s, float(arrival_s[-1]) + 1e-9, slo_s)
+    policies = ["drainfit", "slackfit"] if rng.random() < 0.7 else ["slackfit@num_buckets=40"]
+    return Catalog(offers=offers), traffic, promise, policies
+
+
+def cheapest_of_all(
+    catalog: Catalog, traffic: Traffic, promise: Promise, policies: list[str]
+) -> float | None:
+    """The price of the cheapest fleet that keeps the promise, of every one there is."""
+    costs = [
+        candidate.cost(count)
+        for candidate in candidates(catalog, policies, promise, float(traffic.slo_s))
+        for count in range(1, (candidate.offer.max_devices or 0) + 1)
+        if run_trial(candidate, count, traffic).keeps(promise)
+    ]
+    return min(costs, default=None)
+
+
+def check_against_all(seeds: range, *, other_at_most: int) -> None:
+    others: list[int] = []
+    for seed in seeds:
+        catalog, traffic, promise, policies = small_task(seed)
+        search = FleetSearch(Task(traffic, promise))
+        found = search.run(candidates(catalog, policies, promise, float(traffic.slo_s)))
+        expected = cheapest_of_all(catalog, traffic, promise, policies)
+        best = found.fleets[0] if found.fleets else None
+        if (None if best is None else best.cost) != expected:
+            others.append(seed)
+        if best is not None:
+            again = run_trial(best.candidate, best.workers, traffic)
+            assert again.keeps(promise), f"seed {seed}"
+            assert best.workers >= search.certificate(best.candidate.offer).workers
+    assert len(others) <= other_at_most, others
+
+
+def test_the_cheapest_fleet_is_that_of_trying_all():
+    check_against_all(range(8), other_at_most=0)
+
+
+@pytest.mark.slow
+def test_the_cheapest_fleet_is_that_of_trying_all_200_times():
+    check_against_all(range(8, 208), other_at_most=2)
+
+
+def test_no_fleet_below_the_certificate_keeps_the_promise():
+    for seed in range(20):
+        catalog, traffic, promise, policies = small_task(seed)
+        for offer in catalog.offers:
+            if max(s.accuracy for s in offer.profile.subnets) < promise.accuracy:
+                continue
+            least = certify(offer.profile, traffic, promise).workers
+            tried = candidates(Catalog(offers=(offer,)), policies, promise, float(traffic.slo_s))
+            for candidate, count in itertools.product(tried, range(1, min(least, 7))):
+                assert not run_trial(candidate, count, traffic).keeps(promise), f"seed {seed}"
+
+
+def test_device_seconds_at_a_mean_accuracy_mix_two_subnets():
+    profile = LatencyProfile(
+        name="two", device="none", dtype="none", batch_sizes=(1, 2),
+        subnets=tuple(
+            SubnetProfile(subnet_id=i, accuracy=a, macs=1, latency_s={"p50": row})
+            for i, a, row in (("a", 0.6, (0.01, 0.012)), ("b", 0.8, (0.02, 0.032)))
+        ),
+    )  # fmt: skip
+    assert query_s(profile, 0.0) == 0.006
+    assert query_s(profile, 0.7) == pytest.approx(0.011)
+    assert query_s(profile, 0.8) == pytest.approx(0.016)
+
+
+def test_an_interval_tells_steady_traffic_from_one_bad_moment(resnet: LatencyProfile):
+    offer = DeviceOffer(name="d", profile=resnet)
+    steady_s = np.arange(0, 20, 1 / 3000)
+    burst_s = np.sort(np.concatenate([steady_s, np.linspace(10.0, 10.1, 1500)]))
+    promise = Promise(0.98)
+    catalog = Catalog(offers=(offer,))
+    candidate = candidates(catalog, ["drainfit"], promise, 0.036)[0]
+    steady, burst = (run_trial(candidate, 3, Traffic(a, 20.0, 0.036)) for a in (steady_s, burst_s))
+    assert steady.intervals()[0] == (1.0, 1.0)
+    assert steady.share_kept(promise) == 1.0
+    low, high = burst.intervals()[0]
+    assert low < burst.attainment < high == 1.0
+    assert 0.0 < burst.share_kept(promise) < 1.0
+
+
+def plan(*words: str) -> tuple[int, str, str]:
+    arguments = ["plan", *words]
+    result = CliRunner().invoke(build_app(arguments), arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+BASE = ("--profile", str(RESNET), "--slo-ms", "36")
+SHORT = ("--trace", "gamma:rate=4000,cv2=4,duration=8")
+
+
+def test_a_plan_answers_in_one_file(tmp_path: Path):
+    page = tmp_path / "plan.html"
+    catalog = str(RESNET.with_name("catalog.example.toml"))
+    code, out, _ = plan(
+        *BASE, *SHORT, "--slo", "attainment>=0.999,accuracy>=0.775", "--json", "-",
+        "--catalog", catalog, "--html", str(page),
+    )  # fmt: skip
+    made = json.loads(out)
+    assert code == 0
+    assert made["attainment"] >= 0.999
+    assert made["accuracy"] >= 0.775
+    assert 1 <= made["certificate_workers"] <= made["workers"]
+    assert made["cost_per_hour"] == 0.5 * made["workers"]
+    assert made["prices"] == {
+        "currency": "USD", "dated": "2026-11-30", "source": "example, not a price list",
+    }  # fmt: skip
+    headroom = made["headroom"]
+    assert 1.0 <= headroom["low"] <= headroom["factor"]
+    changes = [row["change"] for row in made["neighbours"]]
+    assert changes == [
+        "deadline x0.8", "deadline x1.25", "accuracy -0.5 points", "accuracy +0.5 points",
+        "load -20 %", "load +20 %",
+    ]  # fmt: skip
+    assert made["simulated_by"] in ("compiled", "numba is not installed")
+    text = page.read_text()
+    assert "<svg" in text
+    assert f"{made['workers']} x 2080ti-resnet" in text
+
+
+def test_a_saturated_plan_says_so_and_gives_no_latency():
+    code, out, _ = plan(
+        "--profile", str(RESNET), "--slo-ms", "36", "--trace", "gamma:rate=9000,cv2=2,duration=8",
+        "--slo", "attainment>=0.999,accuracy>=0.775", "--max-devices", "4", "--json", "-",
+    )  # fmt: skip
+    made = json.loads(out)
+    assert code == 3
+    assert made["saturated"] is True
+    assert made["certificate_workers"] > 4
+    assert made["why"].startswith("no policy keeps the promise with 4 devices: any needs ")
+    assert "latency" not in out
+    assert "workers" not in made
+    assert "Saturated" in plan_page(made)
+
+
+@pytest.mark.parametrize(
+    ("slo", "slo_ms", "message"),
+    [
+        (
+            "attainment>=0.9,accuracy>=0.9", "36",
+            "accuracy>=0.9 is impossible with profile 'superserve_resnet_2080ti': its most "
+            "accurate subnet has 0.8016; the nearest possible is accuracy>=0.8016",
+        ),
+        ("attainment>=0.9", "1", "the fastest subnet takes 1.41 ms for one query"),
+        ("attainment>=0.9,accuracy>=0.8", "3", "the nearest possible is accuracy>="),
+        ("accuracy>=0.7", "36", "names no attainment above 0"),
+        ("attainment>=1.5", "36", "attainment>=1.5 is no fraction, allowed 0 to 1"),
+        ("attainment=0.9", "36", "is not understood; give attainment>=FRACTION"),
+        ("fluidity>=0.9", "36", "a promise on fluidity is one of streams, which are not planned"),
+    ],
+)  # fmt: skip
+def test_a_promise_that_cannot_be_says_why(slo: str, slo_ms: str, message: str):
+    code, _, err = plan("--profile", str(RESNET), "--slo-ms", slo_ms, *SHORT, "--slo", slo)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "message"),
+    [
+        (["price_per_hour = -1"], 5, "price_per_hour is -1, allowed a number above 0"),
+        (["price_per_hour = 1", "max_devices = 0"], 6, "max_devices is 0"),
+        (["price_per_hour = 1", "colour = 1"], 6, "colour is unknown, allowed"),
+        ([], 2, "price_per_hour is None, allowed a number above 0"),
+    ],
+)
+def test_an_error_in_a_catalogue_names_file_and_line(
+    tmp_path: Path, lines: list[str], line: int, message: str
+):
+    path = tmp_path / "catalog.toml"
+    head = ['dated = "2026-11-01"', "[[device]]", 'name = "d"', f'profile = "{RESNET}"']
+    path.write_text("\n".join(head + lines) + "\n")
+    with pytest.raises(TraceError, match=re.escape(f"{path}:{line}: ") + ".*" + re.escape(message)):
+        load_catalog(path, [])
+
+
+def test_a_profile_of_another_unit_or_without_accuracy_is_refused(tmp_path: Path):
+    table = json.loads(RESNET.read_text())
+    for name, change, message in (
+        ("tokens", {"unit": "token"}, "its latencies are per token, not per query"),
+        ("blind", {"subnets": [s | {"accuracy": 0.0} for s in table["subnets"]]}, "an accuracy"),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(table | change))
+        code, _, err = plan("--profile", str(path), *SHORT, "--slo", "attainment>=0.9")
+        assert (code, message in err) == (2, True), err
+
+
+def test_prices_are_in_no_code():
+    """Devices and what they cost belong in a catalogue with a date."""
+    named = re.compile(r"\b(H100|A100|A40|L4|T4|2080)\b|price_per_hour\s*=\s*[0-9.]*[2-9]")
+    for path in Path("traces/planning").glob("*.py"):
+        assert not named.search(path.read_text(encoding="utf-8")), path
+
+
+def test_a_day_has_replicas_by_the_hour_and_starts_them_early(resnet: LatencyProfile):
+    rng = np.random.default_rng(0)
+    rates_qps = (20.0, 60.0, 20.0)
+    slow = resnet.scaled(100.0)
+    parts = [
+        h * 3600 + np.sort(rng.uniform(0, 3600, int(3600 * r))) for h, r in enumerate(rates_qps)
+    ]
+    trace = Trace(arrival_s=np.concatenate(parts), duration_s=3 * 3600.0)
+    offer = DeviceOffer(name="d", profile=slow, start_up_s=360.0)
+    made = make_plan(
+        trace, 3.6, Catalog(offers=(offer,)), Promise(0.99, 0.75),
+        PlanOptions(policies=["slackfit"], confidence=0.0),
+    )  # fmt: skip
+    day = made["day"]
+    assert [row["hour"] for row in day] == [0, 1, 2]
+    workers = [row["workers"] for row in day]
+    assert workers[1] > workers[0] == workers[2]
+    assert day[0]["device_hours"] == pytest.approx(workers[0] + 0.1 * (workers[1] - workers[0]))
+    assert all(row["clairvoyant"] <= row["workers"] for row in day)
+    assert "<h2>The day</h2>" in plan_page(made | {"command": ""})

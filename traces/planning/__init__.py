@@ -1,0 +1,1 @@
+"""The cheapest fleet for a trace and a promise, with a certificate; imports all but commands."""

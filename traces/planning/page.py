@@ -1,0 +1,163 @@
+"""A plan as one page: what to buy, what changes the price, the day, and what was dropped."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse}
+td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}code{font-size:13px}"""
+
+
+def plan_page(plan: Mapping[str, Any]) -> str:
+    """Return the page as HTML; it needs nothing beside itself."""
+    parts = [f"<h1>Plan</h1><p><code>{html.escape(str(plan.get('command', '')))}</code></p>"]
+    if plan["saturated"]:
+        parts.append(f"<p><b>Saturated.</b> {html.escape(plan['why'])}.</p>")
+    else:
+        parts += [_chosen(plan), _neighbours(plan), _day(plan), _zoo(plan)]
+    parts.append(_certificates(plan["certificates"]))
+    parts.append(_dropped(plan["dropped"]))
+    prices = plan["prices"]
+    if prices["dated"]:
+        where = f"Prices in {prices['currency']} as of {prices['dated']}. {prices['source']}"
+        parts.append(f"<p>{html.escape(where)}</p>")
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Plan</title>"
+        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _chosen(plan: Mapping[str, Any]) -> str:
+    rows = [("cheapest", plan), ("runner-up", plan["runner_up"])]
+    table = [
+        (
+            name,
+            f"{fleet['workers']} x {fleet['device']}",
+            fleet["policy"],
+            f"{len(fleet['subnets'])}, batches to {fleet['max_batch']}",
+            f"{fleet['cost_per_hour']:g}",
+            _with_interval(fleet, "attainment"),
+            _with_interval(fleet, "accuracy"),
+        )
+        for name, fleet in rows
+        if fleet
+    ]
+    headroom = plan["headroom"]
+    return (
+        _table(("", "fleet", "policy", "subnets", "an hour", "attainment", "accuracy"), table)
+        + f"<p>No policy needs fewer than {plan['certificate_workers']} devices. The promise is "
+        f"first missed at {headroom['factor']:.2f} times the load; up to {headroom['low']:.2f} "
+        "times 95 of 100 redrawn traces keep it.</p>"
+    )
+
+
+def _with_interval(fleet: Mapping[str, Any], name: str) -> str:
+    low, high = fleet[f"{name}_interval"]
+    return f"{fleet[name]:.4%} ({low:.4%} to {high:.4%})"
+
+
+def _neighbours(plan: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            row["change"],
+            "none" if row["workers"] is None else f"{row['workers']} x {row['device']}",
+            row.get("policy", ""),
+            "" if row["times"] is None else f"{row['times']:.2f}",
+        )
+        for row in plan["neighbours"]
+    ]
+    drawn = [(row["change"], row["cost_per_hour"]) for row in plan["neighbours"]]
+    drawn.insert(0, ("as promised", plan["cost_per_hour"]))
+    picture = _bars([d for d in drawn if d[1] is not None], plan["prices"]["currency"])
+    return (
+        "<h2>Neighbouring promises</h2>"
+        + picture
+        + _table(("change", "fleet", "policy", "times the price"), rows)
+    )
+
+
+def _day(plan: Mapping[str, Any]) -> str:
+    if not plan["day"]:
+        return ""
+    axes, figure = _axes(7.0, 2.8)
+    hours = [row["hour"] for row in plan["day"]]
+    axes.step(hours, [row["workers"] for row in plan["day"]], where="post", label="planned")
+    axes.step(
+        hours, [row["clairvoyant"] for row in plan["day"]], where="post", linestyle="--",
+        label="rate / full batches",
+    )  # fmt: skip
+    axes.set_xlabel("hour")
+    axes.set_ylabel("devices")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    total = sum(row["device_hours"] for row in plan["day"])
+    always = plan["workers"] * len(hours)
+    return (
+        f"<h2>The day</h2>{_svg(figure)}<p>{total:.1f} device hours with starts in advance, "
+        f"{always} if the fleet stays as it is.</p>"
+    )
+
+
+def _zoo(plan: Mapping[str, Any]) -> str:
+    names = {"one_model": "one model alone", "switching": "several, loaded when wanted"}
+    rows = [
+        (names[key], "none does" if not row else f"{row['workers']} ({row['policy']})",
+         "" if not row else f"{row['times']:.2f}")
+        for key, row in plan["zoo"].items()
+    ]  # fmt: skip
+    return "<h2>Separate models instead</h2>" + _table(("", "devices", "times the price"), rows)
+
+
+def _certificates(certificates: Mapping[str, Mapping[str, int]]) -> str:
+    rows = [
+        (name, *(str(c[key]) for key in ("mean", "windows", "program", "workers")))
+        for name, c in certificates.items()
+    ]
+    heads = ("device", "by mean rate", "by windows", "by linear program", "certificate")
+    return "<h2>What no policy can undercut</h2>" + _table(heads, rows)
+
+
+def _dropped(dropped: Sequence[Mapping[str, str]]) -> str:
+    if not dropped:
+        return ""
+    rows = [(row["candidate"], row["why"]) for row in dropped]
+    return "<h2>Dropped</h2>" + _table(("candidate", "why"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _bars(values: Sequence[tuple[str, float]], currency: str) -> str:
+    axes, figure = _axes(7.0, 0.4 * len(values) + 0.8)
+    names, costs = [name for name, _ in values], [cost for _, cost in values]
+    bars = axes.barh(names, costs, color=["#2b6cb0"] + ["#a0aec0"] * (len(values) - 1))
+    axes.bar_label(bars, fmt="%g", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{currency} an hour")
+    return _svg(figure)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    # By name: pictures are drawn only here, and matplotlib is slow to import.
+    figure: Any = import_module("matplotlib.figure").Figure(figsize=(width, height))
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes, figure
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
