@@ -131,7 +131,7 @@ class DrainFit:
     def tables(self, profile: LatencyProfile) -> DrainTables:
         """Return what it works with on `profile`."""
         if profile is not self._profile:
-            self._build(profile)
+            return self._twins.of(self, profile).tables(profile)
         return DrainTables(
             self._ids,
             self._accuracies,

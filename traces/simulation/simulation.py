@@ -137,7 +137,7 @@ def _serve(
     profile: LatencyProfile,
     policy: Policy,
     options: SimulationOptions,
-    slo_s: FloatArray,
+    slo_s: float | FloatArray,
     progress: Callable[[int, int], None],
 ) -> tuple[list[Outcome], str]:
     """The outcomes of one run, and why it was not compiled (empty: it was)."""
