@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 
-class Tally:
+class CountSeries:
     """One series of a counter."""
 
     __slots__ = ("value",)
@@ -36,14 +36,14 @@ class TallyCounter(Collector):
         self, name: str, text: str, labelnames: Sequence[str], registry: CollectorRegistry
     ) -> None:
         self._name, self._text, self._labelnames = name, text, tuple(labelnames)
-        self._series: dict[tuple[str, ...], Tally] = {}
+        self._series: dict[tuple[str, ...], CountSeries] = {}
         registry.register(self)
 
-    def labels(self, *values: object) -> Tally:
+    def labels(self, *values: object) -> CountSeries:
         """Return the series with these labels."""
         key = tuple(map(str, values))
         assert len(key) == len(self._labelnames), "a value for each label"
-        return self._series.setdefault(key, Tally())
+        return self._series.setdefault(key, CountSeries())
 
     def describe(self) -> Iterable[CounterMetricFamily]:
         """Return the counter without its series, for the registry."""
@@ -57,7 +57,7 @@ class TallyCounter(Collector):
         return [family]
 
 
-class Buckets:
+class BucketSeries:
     """One series of a histogram."""
 
     __slots__ = ("_bounds", "counts", "total")
@@ -86,12 +86,12 @@ class TallyHistogram(Collector):
     ) -> None:
         self._name, self._text, self._labelnames = name, text, tuple(labelnames)
         self.bounds = tuple(map(float, bounds))
-        self._series: dict[tuple[str, ...], Buckets] = {}
+        self._series: dict[tuple[str, ...], BucketSeries] = {}
         registry.register(self)
 
-    def labels(self, *values: object) -> Buckets:
+    def labels(self, *values: object) -> BucketSeries:
         """Return the series with these labels."""
-        return self._series.setdefault(tuple(map(str, values)), Buckets(self.bounds))
+        return self._series.setdefault(tuple(map(str, values)), BucketSeries(self.bounds))
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Return the histogram without its series, for the registry."""
