@@ -80,6 +80,17 @@ class OutcomeColumns(Sequence[Outcome]):
         return self.status == _ON_TIME
 
     @property
+    def attainment(self) -> float:
+        """On-time rows / all rows, 0 of none."""
+        return int(np.count_nonzero(self.on_time)) / max(len(self), 1)
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean accuracy over on-time rows, 0 of none."""
+        served = self.accuracy[self.on_time]
+        return float(served.mean()) if len(served) else 0.0
+
+    @property
     def executed(self) -> Flags:
         """(N,) which were answered, on time or late."""
         return (self.status == _ON_TIME) | (self.status == _LATE)

@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from slackfit.compiled.end_codes import (
+    CANCELLED,
+    DROPPED,
+    FAILED,
+    LATE,
+    ON_TIME,
+    WORKER_FAILED,
+)
 from slackfit.compiled.forms import PolicyForm
 from slackfit.compiled.hardware_kernel import batch_s
 from slackfit.compiled.jit import compiled, entry, inlined
@@ -31,14 +39,6 @@ from slackfit.compiled.state import (
     Results,
     Setup,
     State,
-)
-from slackfit.simulation.columns import (
-    CANCELLED,
-    DROPPED,
-    FAILED,
-    LATE,
-    ON_TIME,
-    WORKER_FAILED,
 )
 from slackfit.simulation.simulate import FEED_AT_ONCE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slackfit.compiled.drainfit_kernel import decide_drain
+from slackfit.compiled.end_codes import DROPPED, EXPIRED, INFEASIBLE, REJECTED
 from slackfit.compiled.forms import Floats, PolicyForm, StepForm
 from slackfit.compiled.groups_kernel import note_floored, show_groups
 from slackfit.compiled.jit import compiled, inlined
@@ -31,7 +32,6 @@ from slackfit.compiled.triage_kernel import find_lost
 from slackfit.scheduling.decide import HISTORY, REMEMBER_SLO_S, SAME_SLO
 from slackfit.scheduling.triage import LOOK_AT
 from slackfit.scheduling.waiting import LOOK_AHEAD
-from slackfit.simulation.columns import DROPPED, EXPIRED, INFEASIBLE, REJECTED
 
 
 @inlined

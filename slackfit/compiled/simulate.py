@@ -6,13 +6,14 @@ which path they came. `CompiledRun` takes arrivals in pieces and keeps counts al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from slackfit.compiled.end_codes import LATE, ON_TIME, REASONS
 from slackfit.compiled.forms import policy_form
 from slackfit.compiled.setup import make_hardware, make_setup, why_not
 from slackfit.compiled.state import (
@@ -27,10 +28,10 @@ from slackfit.compiled.state import (
     new_results,
     new_state,
 )
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
-from slackfit.query import STATUSES, Outcome
-from slackfit.simulation.columns import REASONS, OutcomeColumns
+from slackfit.query import STATUSES
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.simulate import check_queries, simulate
 
@@ -77,7 +78,7 @@ def simulate_columns(
             devices=devices, drop_hopeless=drop_hopeless, query_class=query_class,
             min_accuracy=min_accuracy, progress=progress,
         )  # fmt: skip
-        return Simulated(columns_of(outcomes, profile), why)
+        return Simulated(OutcomeColumns.of(outcomes), why)
     queries = check_queries(arrival_s, slo_s, min_accuracy, query_class)
     run = CompiledRun(
         profile, policy, num_workers=num_workers, seed=seed, devices=devices,
@@ -201,11 +202,25 @@ class CompiledRun:
     def columns(self, arrival_s: Floats, deadline_s: Floats) -> OutcomeColumns:
         """Return the outcomes that were kept; these are the queries' times again."""
         results = self._results
+        count = len(arrival_s)
+        executed = (results.status == ON_TIME) | (results.status == LATE)
+        accuracies = np.append(self._accuracies, 0.0)
         return OutcomeColumns(
-            results.status, results.reason, arrival_s, deadline_s, results.start_s,
-            results.finish_s, results.subnet, results.size, results.worker,
-            self._profile.subnet_ids, tuple(self._accuracies.tolist()),
-        )  # fmt: skip
+            query_id=np.arange(count),
+            status=results.status,
+            reason=results.reason.astype(np.int32),
+            reasons=REASONS,
+            arrival_s=arrival_s,
+            deadline_s=deadline_s,
+            start_s=results.start_s,
+            finish_s=results.finish_s,
+            subnet=results.subnet.astype(np.int32),
+            subnet_ids=self._profile.subnet_ids,
+            accuracy=accuracies[np.where(executed, results.subnet, -1)],
+            batch_size=results.size,
+            worker=results.worker,
+            samples=np.ones(count, dtype=np.int32),
+        )
 
     def _floors(self, min_accuracy: Floats) -> Ints:
         """Return 0 for no floor, else one more than the least accurate subnet that it allows."""
@@ -242,26 +257,3 @@ def _after(before: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[An
     if not len(before):
         return np.ascontiguousarray(values, dtype=before.dtype)
     return np.concatenate([before, values]).astype(before.dtype, copy=False)
-
-
-def columns_of(outcomes: Sequence[Outcome], profile: LatencyProfile) -> OutcomeColumns:
-    """Return outcomes of a simulation with `profile` as columns, in their order."""
-    fields = list(zip(*outcomes, strict=True)) or [()] * len(Outcome._fields)
-    _, status, reason, arrival_s, deadline_s, start_s, finish_s, subnet, _, size, worker, _ = fields
-    statuses = {name: i for i, name in enumerate(STATUSES)}
-    reasons = {name: i for i, name in enumerate(REASONS)}
-    subnets: dict[str | None, int] = {name: i for i, name in enumerate(profile.subnet_ids)}
-    subnets[None] = -1
-    return OutcomeColumns(
-        np.array([statuses[s] for s in status], dtype=np.int8),
-        np.array([reasons[r] for r in reason], dtype=np.int8),
-        np.array(arrival_s, dtype=np.float64),
-        np.array(deadline_s, dtype=np.float64),
-        np.array(start_s, dtype=np.float64),
-        np.array(finish_s, dtype=np.float64),
-        np.array([subnets[s] for s in subnet], dtype=np.int16),
-        np.array(size, dtype=np.int32),
-        np.array([-1 if w is None else w for w in worker], dtype=np.int32),
-        profile.subnet_ids,
-        tuple(subnet.accuracy for subnet in profile.subnets),
-    )

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from slackfit.compiled.end_codes import REASONS
 from slackfit.compiled.forms import Floats, Ints
 from slackfit.policies.drainfit import BEYOND_SLOS, QUEUE_DEMANDS
 from slackfit.query import STATUSES
 from slackfit.scheduling.triage import LOOK_AT
 from slackfit.scheduling.wishes import MAX_TIMES
-from slackfit.simulation.columns import REASONS
 
 # Places of single numbers in `State.f`.
 (NOW, SLO_NOW, SLO_BEFORE, SLO_UNTIL, TIGHTEST, NEXT_FINISH, MEMO_SLO, CREDIT, WINDOW, BEGIN,

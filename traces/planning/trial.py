@@ -13,7 +13,6 @@ import numpy as np
 from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun, simulate_columns
 from slackfit.policies import create_policy
-from slackfit.simulation.columns import ON_TIME
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from traces.planning.candidates import FleetCandidate
 from traces.planning.promise import Promise
@@ -143,9 +142,8 @@ def run_trial(
             arrival_s, profile, policy, slo_s=traffic.slo_s, num_workers=count, seed=seed,
             devices=devices,
         ).columns  # fmt: skip
-        is_on_time = columns.status == ON_TIME
-        accuracies = np.array(columns.accuracies)
-        served = accuracies[columns.subnet[is_on_time]]
+        is_on_time = columns.on_time
+        served = columns.accuracy[is_on_time]
         on_time = np.bincount(places[is_on_time], minlength=NUM_BLOCKS)
         accurate = np.bincount(places[is_on_time], weights=served, minlength=NUM_BLOCKS)
         return Trial(arrived, on_time, accurate, False, why)

@@ -100,7 +100,7 @@ def run_cell(cell: Cell) -> CellScore:
     )
     cpu_s = time.process_time() - began_s
     columns = served.columns
-    return CellScore(columns.attainment, columns.mean_accuracy, columns.num_queries, cpu_s)
+    return CellScore(columns.attainment, columns.mean_accuracy, len(columns), cpu_s)
 
 
 def run_cells(

@@ -169,7 +169,7 @@ def _serve(
         query_class=trace.query_class,
         progress=progress,
     )
-    return simulated.columns.outcomes(), simulated.why
+    return list(simulated.columns), simulated.why
 
 
 def _share(utility: float, bound: float) -> dict[str, float]:

@@ -13,10 +13,10 @@ import numpy as np
 from serve.bench.policies.superserve_paper import NUM_WORKERS, RESNET_SLO_S, load_spec
 from serve.bench.rows import Row, Tell, row
 from slackfit.compiled.jit import missing
-from slackfit.compiled.simulate import columns_of, simulate_columns
+from slackfit.compiled.simulate import simulate_columns
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
-from slackfit.simulation.columns import OutcomeColumns
+from slackfit.query import Outcome
 from slackfit.simulation.simulate import simulate
 from traces.simulation.cells import Cell, cell_arrivals, cell_profile
 from traces.spec.spec import parse_spec
@@ -60,9 +60,9 @@ def same_rows(cells: Sequence[Cell], tell: Tell) -> list[Row]:
     differing = total = 0
     where: list[str] = []
     for at, cell in enumerate(cells):
-        compiled, python = (_columns(cell, is_plain=is_plain) for is_plain in (False, True))
+        compiled, python = (_outcomes(cell, is_plain=is_plain) for is_plain in (False, True))
         wrong = _num_differing(compiled, python)
-        total += python.num_queries
+        total += len(python)
         differing += wrong
         if wrong:
             where.append(f"{cell.policy} on {cell.spec}: {wrong}")
@@ -72,22 +72,18 @@ def same_rows(cells: Sequence[Cell], tell: Tell) -> list[Row]:
     return [row("policies/twin/differing", differing, "queries", detail, digits=None)]
 
 
-def _columns(cell: Cell, *, is_plain: bool) -> OutcomeColumns:
+def _outcomes(cell: Cell, *, is_plain: bool) -> Sequence[Outcome]:
     profile, arrival_s = cell_profile(cell), cell_arrivals(cell)
     policy = create_policy(cell.policy, profile)
     options: dict[str, Any] = {"slo_s": cell.slo_s, "num_workers": cell.num_workers}
     if is_plain:
-        return columns_of(simulate(arrival_s, profile, policy, **options), profile)
+        return simulate(arrival_s, profile, policy, **options)
     return simulate_columns(arrival_s, profile, policy, **options).columns
 
 
-def _num_differing(a: OutcomeColumns, b: OutcomeColumns) -> int:
-    """Return how many rows differ in any field."""
-    differs = np.zeros(a.num_queries, dtype=np.bool_)
-    for mine, theirs in zip(a[:9], b[:9], strict=True):
-        both_nan = (mine != mine) & (theirs != theirs)
-        differs |= (mine != theirs) & ~both_nan
-    return int(differs.sum())
+def _num_differing(a: Sequence[Outcome], b: Sequence[Outcome]) -> int:
+    """Return how many differ in any field."""
+    return sum(mine != theirs for mine, theirs in zip(a, b, strict=True))
 
 
 def _run(

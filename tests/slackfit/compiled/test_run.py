@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from slackfit.compiled import jit
+from slackfit.compiled.end_codes import ON_TIME
 from slackfit.compiled.forms import policy_form
 from slackfit.compiled.jit import missing
 from slackfit.compiled.setup import why_not
-from slackfit.compiled.simulate import CompiledRun, columns_of, simulate_columns
+from slackfit.compiled.simulate import CompiledRun, simulate_columns
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.policies import create_policy
 from slackfit.policy import ALONE
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.decide import HISTORY
-from slackfit.simulation.columns import ON_TIME
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.simulate import simulate
 
@@ -60,7 +61,7 @@ def test_more_arrivals_than_are_remembered_are_forgotten_alike(trio: LatencyProf
     want = simulate(arrival_s, trio, create_policy("drainfit", trio), **options)
     got = simulate_columns(arrival_s, trio, policy, **options)
     assert got.path == "compiled"
-    assert got.columns.outcomes() == want
+    assert list(got.columns) == want
 
 
 def test_a_policy_without_a_compiled_form_runs_in_python_and_says_so(resnet: LatencyProfile):
@@ -69,7 +70,7 @@ def test_a_policy_without_a_compiled_form_runs_in_python_and_says_so(resnet: Lat
     got = simulate_columns(arrival_s, resnet, policy, slo_s=0.036, num_workers=2)
     assert (got.path, got.why) == ("python", "policy 'proteus' has no compiled form")
     want = simulate(arrival_s, resnet, create_policy("proteus", resnet), slo_s=0.036, num_workers=2)
-    assert got.columns.outcomes() == want
+    assert list(got.columns) == want
 
 
 def test_without_numba_the_same_outcomes_come_from_python(
@@ -82,15 +83,15 @@ def test_without_numba_the_same_outcomes_come_from_python(
     monkeypatch.setattr(jit, "find_spec", lambda name: None)
     got = simulate_columns(arrival_s, resnet, create_policy("drainfit", resnet), **options)
     assert got.why == "numba is not installed (pip install 'supernet-serving[fast]')"
-    assert got.columns.outcomes() == here.columns.outcomes()
+    assert list(got.columns) == list(here.columns)
 
 
 def test_columns_are_the_outcomes(resnet: LatencyProfile):
     arrival_s = arrivals(20_000, 2000)
     options = {"slo_s": 0.02, "num_workers": 2, "drop_hopeless": True}
     outcomes = simulate(arrival_s, resnet, create_policy("slackfit", resnet), **options)
-    columns = columns_of(outcomes, resnet)
-    assert columns.outcomes() == outcomes
+    columns = OutcomeColumns.of(outcomes)
+    assert list(columns) == outcomes
     served = [o.accuracy for o in outcomes if o.status == "on_time"]
     assert columns.attainment == len(served) / len(outcomes)
     assert columns.mean_accuracy == pytest.approx(np.mean(served), abs=1e-12)
