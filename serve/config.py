@@ -120,7 +120,7 @@ class ServeConfig(BaseModel):
     gRPC, where asked for, at `PATH.grpc`.
     `replicas` (on Ray): how many, each with a device of its own. `replica_urls` (without Ray): the
     addresses of all servers that serve the same, this one among them, HTTP and gRPC: what clients
-    spread over (`doors/replica_set.py`); on Ray the replicas tell each other.
+    spread over (`models/replica_set.py`); on Ray the replicas tell each other.
     `door_port` (on Ray): a port of `host` on which each replica listens itself, beside Ray's proxy.
     `grpc_port`: where to speak gRPC as well, without Ray or at each replica (null: nowhere).
     `max_body_bytes` bounds one request, `max_json_bytes` a tensor that is written as JSON numbers

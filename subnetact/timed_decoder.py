@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slackfit.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 
 
 class SequenceChunk(Protocol):

@@ -43,7 +43,7 @@ from supernet.checkpoint_files import (
     read_tensors,
 )
 from supernet.definition import SupernetDefinition
-from supernet.graph_folder import GraphFolder
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.input import InputSpec
 from supernet.sample import SampleSpec
 from supernet.served_form import ServedForm

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from serve.access.guard import Guard
 from serve.doors.body_budget import BodyBudget
-from serve.doors.replica_set import ReplicaSet
 from serve.doors.shared_memory import SharedMemory
 from serve.models.limits import RefusedError
 from serve.models.models import Models
+from serve.models.replica_set import ReplicaSet
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
 

@@ -10,7 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 from serve.engine.stream_device import Choose, SharedPrefix, greedy
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
 
 class StreamOutput(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from slackfit.stream_query import StreamChunk
+from slackfit.streams.stream_query import StreamChunk
 
 Choose = Callable[[Any, int], int]
 """Chooses a token by its row of logits (vocabulary,) and its position in the sequence."""

@@ -31,7 +31,7 @@ from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
-from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig
 from serve.doors.body_budget import BodyBudget
-from serve.doors.replica_set import ReplicaSet
 from serve.doors.server import Server
 from serve.doors.shared_memory import SharedMemory
 from serve.engine.device_turn import DeviceTurn
@@ -23,6 +22,7 @@ from serve.hosts.load_device import LoadedDevice, load, offer
 from serve.hosts.several_models import each_model
 from serve.models.image_decoder import ImageDecoder
 from serve.models.models import Models
+from serve.models.replica_set import ReplicaSet
 from serve.models.request import ModelSpec
 from serve.models.served_model import ServedModel
 from serve.observe.demand import Demand

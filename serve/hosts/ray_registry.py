@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
-from serve.doors.replica_set import ReplicaSet
+from serve.models.replica_set import ReplicaSet
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.engine.stream_engine import StreamEngine
-from slackfit.stream_query import Step, StreamOutcome
+from slackfit.streams.stream_query import Step, StreamOutcome
 
 _MODEL = ("model",)
 _FLUIDITY = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)

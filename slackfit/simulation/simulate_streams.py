@@ -13,7 +13,7 @@ from typing import Protocol
 
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch
 from slackfit.simulation.simulate import collector_paused
-from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 StepSeconds = Callable[[Step], float]
 """How long the device takes for an iteration."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slackfit.iteration_cost import CostCurve, IterationCost, IterationWork
+from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationWork
 
 LINEAR_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HEAD_ROWS = (1, 2, 4, 8, 16)

@@ -16,8 +16,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from slackfit.iteration_cost import IterationCosts, IterationWork
 from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.device import device_name

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Decision
+from slackfit.streams.iteration_cost import IterationCosts
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slackfit.fluidity import (
+from slackfit.streams.fluidity import (
     FluidityCount,
     StreamTimeline,
     fluid_token_rate,

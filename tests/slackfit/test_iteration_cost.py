@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slackfit.iteration_cost import (
+from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.streams.iteration_cost import (
     KEY,
     CostCurve,
     IterationCost,
@@ -18,8 +19,7 @@ from slackfit.iteration_cost import (
     IterationWork,
     has_iterations,
 )
-from slackfit.iteration_fill import IterationFill, prompt_alone_s
-from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.streams.iteration_fill import IterationFill, prompt_alone_s
 
 CHUNKS = st.lists(
     st.tuples(st.integers(0, 3000), st.integers(1, 400), st.booleans()), min_size=1, max_size=6

@@ -8,8 +8,8 @@ import pytest
 
 from slackfit.metrics import summarize
 from slackfit.query import Outcome
-from slackfit.stream_metrics import as_outcome, summarize_streams
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.stream_metrics import as_outcome, summarize_streams
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
 
 def stream(i: int, at_s: float, output_s: list[float], ids: list[str], **more: Any):

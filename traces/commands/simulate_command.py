@@ -150,10 +150,10 @@ def simulate_command(
     from traces.commands.output import finish, trace_errors
 
     with trace_errors():
-        from slackfit.iteration_cost import has_iterations
         from slackfit.output_files import check_outputs, write_each
         from slackfit.profile import LatencyProfile
         from slackfit.simulation.devices import DeviceModel
+        from slackfit.streams.iteration_cost import has_iterations
         from traces.commands.simulate_streams import check_stream_options, serve_streams
         from traces.report.chrome_trace import ChromeTrace
         from traces.simulation.simulation import SimulationOptions

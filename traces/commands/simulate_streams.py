@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import typer
 
-from slackfit.iteration_cost import has_iterations
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import KV_TOKENS, MAX_RUNNING
+from slackfit.streams.iteration_cost import has_iterations
 from traces.commands.command_line import command_line
 from traces.commands.output import finish
 from traces.commands.stream_options import BATCH_OPTIONS, STREAM_OPTIONS

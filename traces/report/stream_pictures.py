@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slackfit.fluidity import FluidityCount
+from slackfit.streams.fluidity import FluidityCount
 from traces.report.panels import ms, percent, picture
 from traces.report.plots import INK, MUTED, NOT_SERVED, STYLE, policy_style, svg_of
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import KV_TOKENS, MAX_RUNNING, StreamScheduler
 from slackfit.simulation.simulate_streams import simulate_streams
-from slackfit.stream_metrics import summarize_streams
-from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_metrics import summarize_streams
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 from traces.burstiness import trace_summary
 from traces.simulation.capacity import Goal, find_capacity
 from traces.simulation.stream_timeline import stream_timeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from slackfit.stream_query import Step, StreamOutcome
+from slackfit.streams.stream_query import Step, StreamOutcome
 
 _LEAST_OUTPUTS = 8
 _MOST_STEPS = 600

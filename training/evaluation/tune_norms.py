@@ -41,7 +41,7 @@ class TuningOptions(NamedTuple):
     seed: int = 0
 
 
-class _Tuned:
+class _TunedSubnet:
     """One extracted subnet whose norms have a scale and an offset to learn."""
 
     def __init__(self, subnet: nn.Module, resolution: int):
@@ -116,7 +116,7 @@ def tune_norms(
         )
     teacher = extract(state, definition, largest, statistics[largest])
     tuned = {
-        arch: _Tuned(extract(state, definition, arch, own), arch.resolution)
+        arch: _TunedSubnet(extract(state, definition, arch, own), arch.resolution)
         for arch, own in statistics.items()
         if arch != largest
     }

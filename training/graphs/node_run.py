@@ -19,7 +19,7 @@ from supernet import (
     save_checkpoint,
 )
 from supernet.checkpoint_files import HEADER
-from supernet.graph_folder import GraphFolder
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphStore
 from supernet.spec import parse_arch
 from training.config import ConfigError, TrainConfig

@@ -49,7 +49,7 @@ def features_of(states: HiddenStates) -> Features:
     }
 
 
-class LayerPairs:
+class BlockPairs:
     """The loss of pairs for all subnets of a supernet.
 
     Its layers are those of the largest; a subnet's narrower features are read by leading columns.

@@ -12,7 +12,7 @@ from supernet.definition import SupernetDefinition
 from training.config import TrainConfig
 from training.strategies.strategy import SubnetTask
 from training.trainer.hidden_states import HiddenStates, recorded
-from training.trainer.layer_pairs import Features, LayerPairs, PairReport, features_of
+from training.trainer.layer_pairs import BlockPairs, Features, PairReport, features_of
 from training.trainer.optimization import Optimization, OptimizationState, Tensors
 from training.trainer.resume import ResumeState
 
@@ -25,7 +25,7 @@ class PairsTraining:
     def __init__(self, config: TrainConfig, definition: SupernetDefinition):
         """Prepare the pairs of the largest subnet's blocks."""
         self._weight = config.loss.features_weight
-        self._pairs = LayerPairs(_widths(definition), config.loss.pairs, config.seed)
+        self._pairs = BlockPairs(_widths(definition), config.loss.pairs, config.seed)
         for name, parameter in self.parameters.items():
             self.parameters[name] = nn.Parameter(parameter.detach().to(config.device))
         options = replace(config.optimizer, ema_decay=0.0, weight_decay=0.0, clip_norm=0.0)

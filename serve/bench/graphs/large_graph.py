@@ -14,8 +14,8 @@ import torch
 from subnetact.nodes.node_executor import NodeExecutor
 from supernet import Arch, Checkpoint, InputSpec, ServedSubnet, cost, define_supernet
 from supernet.arch import ALL_NEIGHBOURS
-from supernet.graph_folder import GraphFolder
 from supernet.graphs.generated import power_law
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
 NUM_FEATURES, NUM_CLASSES = 128, 8

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from serve.bench.rows import Row, row
 from serve.bench.streams.setting import OURS, StreamRunner
-from slackfit.iteration_cost import IterationCosts, IterationWork
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
 PROMPT = 2000
 _DECODES = 8

@@ -44,8 +44,8 @@ def bench_streams(
     """Measure streams under deadlines: chunking, capacity, overload, orders, the simulator."""
     from serve.bench.streams.bench import StreamsBench
     from serve.bench.streams.setting import StreamSetting, drawn_conversation
-    from slackfit.iteration_cost import IterationCosts
     from slackfit.profile import LatencyProfile
+    from slackfit.streams.iteration_cost import IterationCosts
     from traces.spec.spec import parse_spec
 
     with user_errors(ValueError, ImportError, OSError):

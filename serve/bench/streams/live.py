@@ -15,11 +15,11 @@ from serve.bench.streams.setting import OURS, StreamSetting
 from serve.engine.open_stream import OpenStream, StreamRequest
 from serve.engine.stream_device import IterationExecutor, SharedPrefix, StreamDevice
 from serve.engine.stream_engine import StreamEngine
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
-from slackfit.stream_metrics import first_output_s, gaps_s
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_metrics import first_output_s, gaps_s
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 from subnetact.timed_decoder import TimedDecoder
 from traces.trace import Trace
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from serve.bench.rows import Row, row
 from serve.bench.streams.setting import StreamSetting
-from slackfit.iteration_fill import prompt_alone_s
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
-from slackfit.stream_query import StreamQuery
+from slackfit.streams.iteration_fill import prompt_alone_s
+from slackfit.streams.stream_query import StreamQuery
 
 _SHORT, _TIMES, _LONG_SHARE = 64, 30, 0.01
 _RUNNING = 64

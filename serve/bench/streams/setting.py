@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from serve.bench.rows import Row, row
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.simulation.simulate_streams import simulate_streams
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 from traces.simulation.stream_simulation import StreamSlo, stream_queries
 from traces.trace import Trace
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.parameters import check_params, split_parameters
 from slackfit.policies.streams.fixed_width import Edf, Fcfs, Lars
 from slackfit.policies.streams.niyama import Niyama
 from slackfit.policies.streams.sarathi import Sarathi
 from slackfit.policies.streams.slackwidth import SlackWidth
-from slackfit.stream_policy import StreamPolicy
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_policy import StreamPolicy
 
 __all__ = [
     "Edf",

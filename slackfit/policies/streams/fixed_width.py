@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from math import inf
 
-from slackfit.iteration_cost import IterationCosts
-from slackfit.iteration_fill import IterationFill
 from slackfit.policies.streams.orders import by_due, relative_slack
-from slackfit.stream_policy import PromptState, StreamDecision, StreamView
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_policy import PromptState, StreamDecision, StreamView
 
 
 class Fcfs:

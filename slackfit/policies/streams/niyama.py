@@ -10,10 +10,10 @@ is of one GPU), its predictor the iteration cost, and memory is short below `low
 
 from __future__ import annotations
 
-from slackfit.iteration_cost import IterationCosts
-from slackfit.iteration_fill import IterationFill
 from slackfit.policies.streams.orders import by_due_and_work
-from slackfit.stream_policy import PromptState, StreamDecision, StreamView
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_policy import PromptState, StreamDecision, StreamView
 
 _SMALLEST = 16
 

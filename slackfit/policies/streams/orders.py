@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from slackfit.iteration_cost import IterationCost
-from slackfit.iteration_fill import prompt_alone_s
-from slackfit.stream_policy import PromptState
+from slackfit.streams.iteration_cost import IterationCost
+from slackfit.streams.iteration_fill import prompt_alone_s
+from slackfit.streams.stream_policy import PromptState
 
 Order = Literal["fcfs", "edf", "lars", "hybrid"]
 _CHUNK = 128  # tokens: what prompts are taken to be computed in where their work is estimated

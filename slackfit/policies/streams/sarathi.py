@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from math import inf
 
-from slackfit.iteration_cost import IterationCost, IterationCosts, IterationWork
-from slackfit.iteration_fill import IterationFill
-from slackfit.stream_policy import PromptState, StreamDecision, StreamView
+from slackfit.streams.iteration_cost import IterationCost, IterationCosts, IterationWork
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_policy import PromptState, StreamDecision, StreamView
 
 _DECODES, _CONTEXT = 8, 512  # of the iteration that the budget is chosen for
 _MOST = 2048

@@ -26,8 +26,6 @@ from __future__ import annotations
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from slackfit.iteration_cost import IterationCost, IterationCosts
-from slackfit.iteration_fill import IterationFill, prompt_alone_s
 from slackfit.policies.streams.fixed_width import room_s
 from slackfit.policies.streams.niyama import Niyama
 from slackfit.policies.streams.orders import (
@@ -38,8 +36,10 @@ from slackfit.policies.streams.orders import (
     relative_slack,
 )
 from slackfit.policies.streams.sarathi import Sarathi
-from slackfit.stream_policy import PromptState, StreamDecision, StreamPolicy, StreamView
-from slackfit.stream_query import FLUENT
+from slackfit.streams.iteration_cost import IterationCost, IterationCosts
+from slackfit.streams.iteration_fill import IterationFill, prompt_alone_s
+from slackfit.streams.stream_policy import PromptState, StreamDecision, StreamPolicy, StreamView
+from slackfit.streams.stream_query import FLUENT
 
 Room = Literal["slack", "fixed", "ladder"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from slackfit.iteration_cost import IterationCosts
+from slackfit.streams.iteration_cost import IterationCosts
 
 QUANTILE = 0.9
 _RATE = 0.05

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from slackfit.fluidity import FluidityCount
 from slackfit.query import Status
-from slackfit.stream_policy import PromptState
-from slackfit.stream_query import FLUENT, StreamOutcome, StreamQuery
+from slackfit.streams.fluidity import FluidityCount
+from slackfit.streams.stream_policy import PromptState
+from slackfit.streams.stream_query import FLUENT, StreamOutcome, StreamQuery
 
 
 class LiveStream:

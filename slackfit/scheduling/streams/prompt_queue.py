@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TypeAlias
 
 from slackfit.scheduling.streams.live_stream import LiveStream
-from slackfit.stream_policy import StreamPolicy
+from slackfit.streams.stream_policy import StreamPolicy
 
 _Key: TypeAlias = tuple[int, float, float, int]
 _KEY = itemgetter(0)

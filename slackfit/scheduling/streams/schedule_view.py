@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from slackfit.iteration_cost import IterationCosts, IterationWork
-from slackfit.stream_policy import PromptState
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.stream_policy import PromptState
 
 
 class StreamPolicyError(RuntimeError):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from slackfit.iteration_fill import IterationFill
 from slackfit.scheduling.streams.live_stream import LiveStream
-from slackfit.stream_policy import StreamDecision
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_policy import StreamDecision
 
 _MOST_MISFITS = 2  # prompts whose context leaves no room for a granule, until the rest is let be
 

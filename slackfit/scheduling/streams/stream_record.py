@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slackfit.iteration_cost import IterationCosts
 from slackfit.scheduling.call_log import CallRecorder, LogError, TextSink, replay_calls
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
-from slackfit.stream_policy import StreamPolicy
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_policy import StreamPolicy
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
 FORMAT = 1
 _FAULTS = (StreamPolicyError, ValueError)

@@ -19,8 +19,6 @@ from itertools import islice
 from math import inf, isnan
 from typing import NamedTuple
 
-from slackfit.iteration_cost import IterationCost, IterationCosts, IterationWork
-from slackfit.iteration_fill import IterationFill
 from slackfit.query import Status
 from slackfit.scheduling.streams.cost_correction import CostCorrection
 from slackfit.scheduling.streams.kv_table import KVTable
@@ -28,8 +26,10 @@ from slackfit.scheduling.streams.live_stream import LiveStream
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
-from slackfit.stream_policy import StreamDecision, StreamPolicy
-from slackfit.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCost, IterationCosts, IterationWork
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
+from slackfit.streams.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
 
 KV_TOKENS = 65_536
 MAX_RUNNING = 64

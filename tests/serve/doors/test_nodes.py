@@ -27,8 +27,8 @@ from supernet import (
     load_checkpoint,
     save_checkpoint,
 )
-from supernet.graph_folder import GraphFolder
 from supernet.graphs.generated import power_law
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.spec import parse_arch
 
 NUM_NODES = 3000

@@ -11,12 +11,12 @@ import pytest
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
 from serve.engine.stream_device import SharedPrefix, StreamDevice
 from serve.engine.stream_engine import StreamEngine
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.simulation.simulate_streams import simulate_streams
-from slackfit.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 from subnetact.timed_decoder import TimedDecoder
 
 COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))

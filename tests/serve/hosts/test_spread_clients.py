@@ -20,10 +20,10 @@ from serve.client import AsyncClient, Client
 from serve.client.dial import dial
 from serve.client.errors import InferError
 from serve.config import ServeConfigError, parse_config
-from serve.doors.replica_set import ReplicaSet
 from serve.doors.rest import RestDoor
 from serve.hosts.listeners import Listeners
 from serve.hosts.ray_registry import Registry, announced
+from serve.models.replica_set import ReplicaSet
 from traces.open_loop.target import ReplayRequest
 
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)

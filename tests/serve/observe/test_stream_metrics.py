@@ -9,10 +9,10 @@ from serve.engine.open_stream import StreamRequest
 from serve.engine.stream_device import StreamDevice
 from serve.engine.stream_engine import StreamEngine
 from serve.observe.stream_metrics import StreamInstruments, StreamMetrics
-from slackfit.iteration_cost import IterationCosts
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
+from slackfit.streams.iteration_cost import IterationCosts
 from subnetact.timed_decoder import TimedDecoder
 
 COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))

@@ -21,8 +21,8 @@ from supernet import (
     load_checkpoint,
     save_checkpoint,
 )
-from supernet.graph_folder import GraphFolder
 from supernet.graphs.generated import heterophilous
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphDataError
 from supernet.spec import parse_arch
 

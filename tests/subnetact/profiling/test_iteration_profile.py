@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slackfit.iteration_cost import CostCurve, IterationCost, IterationCosts, IterationWork
 from slackfit.profile import LatencyProfile
+from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts, IterationWork
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.profiling import iteration_profiler
 from subnetact.profiling.iteration_fit import (

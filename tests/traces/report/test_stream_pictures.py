@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slackfit.profile import LatencyProfile
-from slackfit.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
+from slackfit.streams.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
 from traces.report.page import render_page
 from traces.report.stream_pictures import stream_section
 from traces.simulation.capacity import Goal

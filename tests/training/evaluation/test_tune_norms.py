@@ -9,7 +9,7 @@ from supernet import calibrate, define_supernet, extract
 from training.config import DataConfig
 from training.data.data import load_dataset
 from training.evaluation.evaluate import network_input
-from training.evaluation.tune_norms import Statistics, TuningOptions, _Tuned, tune_norms
+from training.evaluation.tune_norms import Statistics, TuningOptions, _TunedSubnet, tune_norms
 from training.trainer.shared_weights import SharedWeights
 
 DEFINITION = define_supernet("resnet_tiny")
@@ -75,7 +75,7 @@ def test_tuned_statistics_do_what_the_tuned_vectors_did() -> None:
         norm.bias.normal_()
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
-    tuned = _Tuned(nn.Sequential(norm), 8)
+    tuned = _TunedSubnet(nn.Sequential(norm), 8)
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.normal_(std=0.3)

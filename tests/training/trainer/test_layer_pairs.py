@@ -13,7 +13,7 @@ from supernet import define_supernet
 from training.config import ConfigError, config_from_json
 from training.data.data import load_dataset
 from training.trainer.hidden_states import EMBEDDING
-from training.trainer.layer_pairs import LayerPairs, features_of
+from training.trainer.layer_pairs import BlockPairs, features_of
 from training.trainer.trainer import Trainer
 
 WIDTHS = {"a": 8, "b": 40, "c": 48}
@@ -33,7 +33,7 @@ def test_features_are_means_over_pixels_or_tokens_of_block_outputs() -> None:
 
 
 def test_the_loss_is_attention_times_distance_written_out() -> None:
-    pairs = LayerPairs(WIDTHS, "attention", seed=0)
+    pairs = BlockPairs(WIDTHS, "attention", seed=0)
     teacher, student = features(WIDTHS, 1), features({"a": 8, "c": 24}, 2)
     total = 0.0
     for name, h in student.items():
@@ -53,7 +53,7 @@ def test_the_loss_is_attention_times_distance_written_out() -> None:
 
 def test_controls_are_uniform_weights_and_the_last_layers_alone() -> None:
     teacher, student = features(WIDTHS, 1), features({"a": 8, "c": 24}, 2)
-    uniform, last = (LayerPairs(WIDTHS, kind, seed=0) for kind in ("uniform", "last"))
+    uniform, last = (BlockPairs(WIDTHS, kind, seed=0) for kind in ("uniform", "last"))
     unlike = uniform.unlikeness(teacher, student)
     torch.testing.assert_close(uniform.loss(teacher, student), unlike.mean())
     torch.testing.assert_close(last.loss(teacher, student), unlike[-1, -1])
@@ -61,7 +61,7 @@ def test_controls_are_uniform_weights_and_the_last_layers_alone() -> None:
 
 def test_what_is_not_learnt_keeps_lengths_and_the_loss_cannot_collapse() -> None:
     """The teacher's map is orthonormal; learnt projections that all point one way stay unlike."""
-    pairs = LayerPairs(WIDTHS, "attention", seed=0)
+    pairs = BlockPairs(WIDTHS, "attention", seed=0)
     for name, width in WIDTHS.items():
         gram = pairs._fixed[name].T @ pairs._fixed[name] if width >= 32 else (
             pairs._fixed[name] @ pairs._fixed[name].T

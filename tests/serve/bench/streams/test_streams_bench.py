@@ -12,8 +12,8 @@ from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.live import live_runner, serve_live
 from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.setting import StreamSetting, drawn_conversation
-from slackfit.iteration_cost import IterationCosts
 from slackfit.profile import LatencyProfile
+from slackfit.streams.iteration_cost import IterationCosts
 from subnetact.timed_decoder import TimedDecoder
 
 COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from slackfit.iteration_cost import CostCurve, IterationCost, IterationCosts, IterationWork
-from slackfit.iteration_fill import IterationFill
 from slackfit.policies import create_policy
 from slackfit.policies.streams import create_stream_policy, stream_policy_names
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.simulation.simulate import simulate
 from slackfit.simulation.simulate_streams import simulate_streams
-from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts, IterationWork
+from slackfit.streams.iteration_fill import IterationFill
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 Chunks = list[tuple[int, int, int]]
 

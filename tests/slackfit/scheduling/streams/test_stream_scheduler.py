@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slackfit.iteration_cost import IterationCosts, IterationWork
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.call_log import LogError, ReplayDifferenceError
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_record import RecordingStreamScheduler, replay_stream_log
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
 from slackfit.simulation.simulate_streams import simulate_streams
-from slackfit.stream_policy import StreamDecision
-from slackfit.stream_query import Step, StreamOutcome, StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.stream_policy import StreamDecision
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 POLICIES = (
     "slackwidth",

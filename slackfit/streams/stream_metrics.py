@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slackfit.fluidity import StreamTimeline, fluid_token_rate
 from slackfit.metrics import summarize
 from slackfit.query import Outcome
-from slackfit.stream_query import FLUENT, StreamOutcome
+from slackfit.streams.fluidity import StreamTimeline, fluid_token_rate
+from slackfit.streams.stream_query import FLUENT, StreamOutcome
 
 Floats = npt.NDArray[np.float64]
 _QUANTILES = (50, 95, 99, 100)

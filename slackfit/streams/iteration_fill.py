@@ -6,7 +6,7 @@ chunking of Medha, arXiv 2409.17264 section 3.1), and the iteration still ends w
 
 from __future__ import annotations
 
-from slackfit.iteration_cost import NO_WORK, IterationCost, IterationWork, chunk_pairs
+from slackfit.streams.iteration_cost import NO_WORK, IterationCost, IterationWork, chunk_pairs
 
 
 class IterationFill:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from math import inf
 from typing import NamedTuple, Protocol
 
-from slackfit.iteration_cost import IterationCosts, IterationWork
-from slackfit.stream_query import StreamQuery
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.stream_query import StreamQuery
 
 
 class PromptState(NamedTuple):

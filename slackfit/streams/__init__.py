@@ -1,0 +1,1 @@
+"""What streams are, many outputs each: queries, costs, figures; imports `slackfit`'s root."""
