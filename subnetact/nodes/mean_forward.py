@@ -19,7 +19,7 @@ from supernet.graphs.sampler import SampledNodes
 from supernet.slicing import leading_slice
 
 
-class _Layer(NamedTuple):
+class _MeanLayer(NamedTuple):
     own: torch.Tensor
     bias: torch.Tensor
     neighbours: torch.Tensor | None
@@ -37,7 +37,7 @@ class MeanForward:
         views = {name: leading_slice(state[name], shape) for name, shape in shapes.items()}
         names = ["first", *(f"blocks.{i}" for i in range(1, arch.depth[0]))]
         self._layers = [
-            _Layer(
+            _MeanLayer(
                 views[f"{name}.own.weight"].T,
                 views[f"{name}.own.bias"],
                 views[f"{name}.neighbours.weight"].T if arch.depth[0] else None,

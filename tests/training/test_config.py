@@ -76,7 +76,8 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
 
 
 def test_every_shipped_config_loads() -> None:
-    shipped = sorted(Path("configs").glob("*.toml"))
+    recipes = {"bootstrap_cnn.toml", "bootstrap_vit.toml"}  # tests/training/bootstrap reads those
+    shipped = sorted(p for p in Path("configs").glob("*.toml") if p.name not in recipes)
     assert shipped
     for path in shipped:
         load_config(path)

@@ -20,7 +20,7 @@ WIDTH, NUM_CLASSES = 64, 8
 def main(path: str) -> None:
     """Time every subgraph once, after a few to warm up."""
     torch.set_num_threads(1)
-    arrays = np.load(path)
+    arrays = np.load(path, allow_pickle=False)
     count = sum(name.startswith("x") for name in arrays.files)
     hops = sum(name.startswith("e0_") for name in arrays.files)
     first = SAGEConv(arrays["x0"].shape[1], WIDTH, root_weight=True)

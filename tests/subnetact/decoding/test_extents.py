@@ -54,7 +54,7 @@ def test_any_sequence_of_requests_keeps_blocks_apart(seed: int) -> None:
         table.check_integrity()
         for sequence, slots in written.items():
             runs = table.slots(sequence, 0, lengths[sequence])
-            assert [s for r in runs for s in range(r.begin, r.begin + r.count)] == slots
+            assert [s for r in runs for s in range(r.begin, r.begin + r.length)] == slots
             assert len(runs) <= table.num_extents(sequence)
     for sequence in lengths:
         table.release(sequence)
