@@ -19,6 +19,7 @@ from slackfit.query import Outcome
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices
 from slackfit.simulation.replicas import shared_out, simulate_replicas
 from slackfit.simulation.routing import ONE_QUEUE, Routing
+from slackfit.simulation.simulate import simulate
 from slackfit.simulation.stream import simulate_stream
 from traces.burstiness import trace_summary
 from traces.report.burst_zoom import burst_zoom
@@ -58,6 +59,8 @@ class SimulationOptions:
 PLAIN = SimulationOptions()
 STREAMED = "streamed runs keep a histogram of latencies"
 SEVERAL_QUEUES = "several replicas have a queue each"
+MANY_QUERIES = 100_000
+FEW_QUERIES = f"fewer than {MANY_QUERIES:,} queries take no longer there"
 
 OnEnd = Callable[[str, float, str], None]
 """Called with a policy, the seconds that its run took and why it was not compiled (empty: it was).
@@ -140,7 +143,25 @@ def _serve(
     slo_s: float | FloatArray,
     progress: Callable[[int, int], None],
 ) -> tuple[list[Outcome], str]:
-    """The outcomes of one run, and why it was not compiled (empty: it was)."""
+    """The outcomes of one run, and why it was not compiled (empty: it was).
+
+    A short trace isn't: machine code may have to be made first, which takes some 20 s.
+    """
+    num_devices = options.num_devices
+    if options.routing == ONE_QUEUE and len(trace) < MANY_QUERIES:
+        outcomes = simulate(
+            trace.arrival_s,
+            profile,
+            policy,
+            slo_s=slo_s,
+            num_workers=num_devices,
+            seed=options.seed,
+            devices=options.devices,
+            drop_hopeless=options.drop_hopeless,
+            query_class=trace.query_class,
+            progress=progress,
+        )
+        return outcomes, FEW_QUERIES
     if options.routing != ONE_QUEUE:
         outcomes = simulate_replicas(
             trace.arrival_s,
@@ -162,7 +183,7 @@ def _serve(
         profile,
         policy,
         slo_s=slo_s,
-        num_workers=options.num_devices,
+        num_workers=num_devices,
         seed=options.seed,
         devices=options.devices,
         drop_hopeless=options.drop_hopeless,
