@@ -1,4 +1,4 @@
-"""Which way a simulation goes: short ones in Python, long ones as machine code, the same reports."""
+"""Which way a simulation goes: short in Python, long as machine code, with the same reports."""
 
 from __future__ import annotations
 
