@@ -200,7 +200,7 @@ class RpcDoor(grpc.GenericRpcHandler):
                 yield answer
         except RefusedError as error:
             await self._refuse(call, error)
-        except Exception:  # as above
+        except Exception:  # the same boundary, for a call that answers in pieces
             logger.exception("a stream failed")
             text = "an internal error; the server's log has it"
             await self._refuse(call, RefusedError("internal", text))

@@ -230,7 +230,7 @@ class StreamEngine:
         for chunk in step.chunks:
             try:
                 tokens |= self._device.run(step.subnet_id, [chunk])
-            except Exception as error:  # as above
+            except Exception as error:  # the stream whose input fails ends, the others go on
                 failed[chunk.query_id] = _failure(error)
         return tokens, failed
 

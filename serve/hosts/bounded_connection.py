@@ -24,7 +24,7 @@ import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import (
@@ -142,6 +142,11 @@ class BoundedConnection(HttpToolsProtocol):
             else:
                 return
 
+    @property
+    def _own_scope(self) -> dict[str, Any]:
+        """The request's scope, which takes keys of ours beside those that ASGI names."""
+        return cast("dict[str, Any]", self.scope)
+
     def _without_upgrade(self) -> bytes:
         """Return the head that was read less its wish, and begin to read anew."""
         lines = [b"%b %b HTTP/%b" % (self._method, self.url, self._version.encode())]
@@ -151,7 +156,7 @@ class BoundedConnection(HttpToolsProtocol):
                 value = b", ".join(o for o in options if o.lower() not in _UPGRADING)
             if name not in _UPGRADING and (value or name != b"connection"):
                 lines.append(b"%b: %b" % (name, value))
-        self._first_byte_s = self.scope[FIRST_BYTE]  # type: ignore[literal-required]  # ours
+        self._first_byte_s = self._own_scope[FIRST_BYTE]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return b"\r\n".join((*lines, b"", b""))
@@ -163,7 +168,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._began_s = time.monotonic()
         first_byte_s, self._first_byte_s = self._first_byte_s, None
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # with ours in it
+        scope = self._own_scope
         scope[FIRST_BYTE] = self._began_s - self.lag_s() if first_byte_s is None else first_byte_s
         scope[WHEN_GONE] = self.when_gone
 
@@ -190,7 +195,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_requests += 1
         if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
             self.cycle.keep_alive = False  # its answer says so
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # with ours in it
+        scope = self._own_scope
         scope[SEND_WHOLE] = functools.partial(self._send_whole, self.cycle)
 
     async def _send_whole(
@@ -230,7 +235,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_message = False
         self._stop_timer()
         if not self._is_upgrading:
-            self.scope[WHOLE] = True  # type: ignore[literal-required]  # ours
+            self._own_scope[WHOLE] = True
             super().on_message_complete()
 
     def on_response_complete(self) -> None:

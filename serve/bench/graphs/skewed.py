@@ -57,11 +57,11 @@ class SkewedTrace:
         for name in _POLICIES:
             self._tell(f"{name}, simulated")
             arms = {arm: self._simulated(name, arm) for arm in ("blind", "aware")}
-            made += self._compared(f"graphs/work/{name}/timed", arms)
+            made += self._compared(f"graphs/predicted_work/{name}/timed", arms)
             if self._live_s:
                 self._tell(f"{name}, live")
                 arms = {arm: self._live(name, arm) for arm in ("blind", "aware")}
-                made += self._compared(f"graphs/work/{name}/live", arms)
+                made += self._compared(f"graphs/predicted_work/{name}/live", arms)
         return made
 
     def _known(self, arm: str) -> LatencyProfile:

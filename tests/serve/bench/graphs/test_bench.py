@@ -49,7 +49,7 @@ def test_speed_sizes_and_work_of_a_small_graph(tmp_path: Path) -> None:
     assert rows["graphs/peers/ours"]["value"] > 0
     for policy in ("slackfit", "drainfit"):
         for driven in ("timed", "live"):
-            figure = f"graphs/work/{policy}/{driven}"
+            figure = f"graphs/predicted_work/{policy}/{driven}"
             assert f"{figure}/blind_over_aware" in rows
             detail = rows[f"{figure}/aware/missed"]["detail"]
             assert sum(detail["subnets"].values()) <= detail["queries"]
