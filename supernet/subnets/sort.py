@@ -14,12 +14,12 @@ them, so that elastic stage widths gain from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from supernet.family import ChannelGroup
+from supernet.subnets.input_scales import measure_input_scales
 
 Permutations = dict[str, list[int]]
 Activations = Mapping[str, torch.Tensor]  # root mean square activation per channel, by group
@@ -50,7 +50,6 @@ def importance_order(
     return order
 
 
-@torch.inference_mode()
 def rms_activations(
     net: nn.Module, groups: Sequence[ChannelGroup], batches: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -60,30 +59,9 @@ def rms_activations(
     it are left out. Text should be broad: on SmolLM2 repetitive text cost half of what sorting
     gives. Raises ValueError when there is no batch.
     """
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0].flatten(0, -2)
-            sums[name] = sums.get(name, 0) + rows.double().square().sum(0)
-            counts[name] = counts.get(name, 0) + len(rows)
-
-        return hook
-
-    hooks = [
-        net.get_submodule(group.activations_at).register_forward_pre_hook(watch(group.name))
-        for group in groups
-        if group.activations_at is not None
-    ]
-    try:
-        num_batches = sum(1 for _ in map(net.eval(), batches))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if num_batches == 0:
-        raise ValueError("importance from activations needs at least one batch, got none")
-    return {name: (total / counts[name]).sqrt() for name, total in sums.items()}
+    layers = {g.name: g.activations_at for g in groups if g.activations_at is not None}
+    scales = measure_input_scales(net, layers.values(), batches)
+    return {group: scales[layer] for group, layer in layers.items() if layer in scales}
 
 
 @torch.no_grad()
