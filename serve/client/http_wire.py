@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -59,7 +59,9 @@ class HttpWire:
     Connections are made in the event loop of the first request, and only used there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | None = None) -> None:
+        """Connect to a UNIX socket at `path`, whatever host a URL names."""
+        self._path = path
         self._session: aiohttp.ClientSession | None = None
 
     async def send(
@@ -72,7 +74,7 @@ class HttpWire:
         connect_s: float | None = None,
     ) -> Response:
         if self._session is None:
-            self._session = _session()
+            self._session = _session(self._path)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         try:
             async with self._session.request(
@@ -104,14 +106,18 @@ class _DroppingAnswer(aiohttp.ClientResponse):
         return self
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(path: str | None) -> aiohttp.ClientSession:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = allowed == resource.RLIM_INFINITY
+    options: dict[str, Any] = {
+        "limit": 0 if unlimited else max(allowed - _OTHER_FILES, _OTHER_FILES),
+        "keepalive_timeout": _KEEP_ALIVE_S,
+    }
+    connector = (
+        aiohttp.TCPConnector(**options) if path is None else aiohttp.UnixConnector(path, **options)
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0 if unlimited else max(allowed - _OTHER_FILES, _OTHER_FILES),
-            keepalive_timeout=_KEEP_ALIVE_S,
-        ),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
         headers=bearer(),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from serve.client.addresses import SCHEMES
+from serve.client.addresses import SCHEMES, TAKEN, whole_url
 from serve.client.rest_answers import ClientError, mapping
 from serve.proto.names import REPLICAS
 from slackfit.spreading import Outlook, Spreading
@@ -127,13 +127,13 @@ class Replicas:
 def split_urls(url: str | Sequence[str]) -> tuple[str, ...]:
     """Return the addresses in a text with commas, or in a sequence."""
     texts = url.split(",") if isinstance(url, str) else url
-    return tuple(text.strip() for text in texts)
+    return tuple(whole_url(text.strip()) for text in texts)
 
 
 def _common_scheme(urls: Sequence[str]) -> str:
     schemes = {next((s for s in SCHEMES if url.startswith(s)), "") for url in urls}
     if not urls or "" in schemes:
-        raise ClientError(f"{', '.join(urls)}: not a URL of a server; give {', '.join(SCHEMES)}")
+        raise ClientError(f"{', '.join(urls)}: not a URL of a server; give {', '.join(TAKEN)}")
     if len(schemes) > 1:
         raise ClientError(f"{', '.join(urls)}: give addresses of one protocol")
     return schemes.pop()

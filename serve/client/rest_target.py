@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from serve.client.addresses import TAKEN, request_base, socket_path
 from serve.client.http_wire import HttpWire, Wire, WireError
 from serve.client.rest_answers import ClientError, error_text, read_answer, read_model, read_refusal
 from serve.client.rest_transport import time_headers
@@ -34,9 +35,10 @@ class RestTarget:
     """
 
     def __init__(self, url: str, model: str, *, wire: Wire | None = None) -> None:
-        self._server_url = f"{url.rstrip('/')}/v2"
+        self._url = url
+        self._server_url = f"{request_base(url)}/v2"
         self.aim(model)
-        self._wire = wire or HttpWire()
+        self._wire = wire or HttpWire(socket_path(url))
         self._tensor = _OURS
         self._is_binary = True
         self._sends_timeout = False
@@ -112,17 +114,18 @@ class RestTarget:
         await self._wire.close()
 
     async def _get(self, url: str) -> dict[str, Any]:
+        shown = url.replace(request_base(self._url), self._url.rstrip("/"), 1)
         try:
             answer = await self._wire.send("GET", url, headers={}, content=b"")
             if answer.status != 200:
-                raise ClientError(f"{url}: {answer.status} {error_text(answer.body)}")
+                raise ClientError(f"{shown}: {answer.status} {error_text(answer.body)}")
             fields = json.loads(answer.body)
         except WireError as error:
-            raise ClientError(f"{url}: no answer ({error}: {error.__cause__})") from None
+            raise ClientError(f"{shown}: no answer ({error}: {error.__cause__})") from None
         except (ValueError, RecursionError):
-            raise ClientError(f"{url}: the answer is not JSON; is this a model server?") from None
+            raise ClientError(f"{shown}: the answer is not JSON; is this a model server?") from None
         if not isinstance(fields, Mapping):
-            raise ClientError(f"{url}: the answer is no JSON object; is this a model server?")
+            raise ClientError(f"{shown}: the answer is no JSON object; is this a model server?")
         return dict(fields)
 
     def _head(self, request: ReplayRequest) -> bytes:
@@ -164,10 +167,8 @@ async def connect(url: str, model: str | None = None) -> tuple[RestTarget, Model
 
     Raises ClientError when the server can't be reached or does not serve it.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ClientError(
-            f"{url}: not a URL of a server; give http://, https://, grpc:// or grpcs://"
-        )
+    if not url.startswith(("http://", "https://", "unix:")):
+        raise ClientError(f"{url}: not a URL of a server; give {', '.join(TAKEN)}")
     client = RestTarget(url, model or "")
     try:
         if model is None:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
+from serve.client.addresses import request_base, socket_path
 from serve.client.environment import trusting_context
 from serve.client.errors import (
     InferError,
@@ -69,7 +70,7 @@ class _Form:
     """How requests to one server look, and how its answers read."""
 
     def __init__(self, url: str, *, is_json: bool, token: str | None) -> None:
-        self._server_url = f"{url.rstrip('/')}/v2"
+        self._server_url = f"{request_base(url)}/v2"
         self._is_json = is_json
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
@@ -122,6 +123,12 @@ def _verified(url: str) -> ssl.SSLContext | bool:
     return trusting_context() if url.startswith("https://") else True
 
 
+def socket_transport(url: str) -> httpx.HTTPTransport | None:
+    """Return what an httpx client reaches the UNIX socket of an address by; None for a host."""
+    path = socket_path(url)
+    return None if path is None else httpx.HTTPTransport(uds=path)
+
+
 def _alone() -> bool:
     return False
 
@@ -135,7 +142,10 @@ class RestTransport:
         """`has_other`: whether another replica could be asked when this one can't be reached."""
         self._has_other = has_other
         self._form = _Form(url, is_json=is_json, token=token)
-        self._client = httpx.Client(trust_env=False, verify=_verified(url))
+        self._url = url
+        self._client = httpx.Client(
+            trust_env=False, verify=_verified(url), transport=socket_transport(url)
+        )
 
     def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
@@ -169,7 +179,7 @@ class RestTransport:
         except (httpx.ReadTimeout, httpx.PoolTimeout):
             raise timed_out(timeout_s) from None
         except httpx.HTTPError as error:
-            raise connection_lost(f"{post.url}: {type(error).__name__}: {error}") from error
+            raise connection_lost(f"{self._url}: {type(error).__name__}: {error}") from error
         if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
             answer.extensions["network_stream"].close()  # another server may answer the retry
         return Response(answer.status_code, answer.headers, answer.content)
@@ -184,7 +194,8 @@ class AsyncRestTransport:
         """See `RestTransport`."""
         self._has_other = has_other
         self._form = _Form(url, is_json=is_json, token=token)
-        self._wire = HttpWire()
+        self._url = url
+        self._wire = HttpWire(socket_path(url))
 
     async def infer(self, infer_call: InferCall, times: TimeLimits) -> InferResult | InferError:
         """Send one request and return how it ended."""
@@ -222,7 +233,7 @@ class AsyncRestTransport:
         except TimeoutError:
             raise timed_out(timeout_s) from None
         except WireError as error:
-            raise connection_lost(f"{post.url}: {error}: {error.__cause__}") from error
+            raise connection_lost(f"{self._url}: {error}: {error.__cause__}") from error
 
 
 def _refusal(answer: Response) -> InferError:

@@ -13,7 +13,9 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from serve.client.addresses import request_base
 from serve.client.environment import TOKEN, bearer
+from serve.client.rest_transport import socket_transport
 from serve.commands.top_figures import Reading, figures, read, refusals
 from serve.commands.top_view import away, view
 from slackfit.user_errors import user_errors
@@ -42,7 +44,12 @@ def top(
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
     console = Console()
-    with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, headers=bearer()) as client:
+    with httpx.Client(
+        timeout=_TIMEOUT_S,
+        follow_redirects=True,
+        headers=bearer(),
+        transport=socket_transport(url),
+    ) as client:
         view_of = Top(url, client, window_s=window_s)
         if once:
             prefix = f"supernet top: {view_of.where} does not answer"
@@ -120,7 +127,7 @@ class Top:
 
     def _read(self) -> Reading:
         try:
-            response = self._client.get(f"{self.where}/metrics")
+            response = self._client.get(f"{request_base(self.where)}/metrics")
             response.raise_for_status()
             return read(response.text)
         except httpx.HTTPStatusError as error:

@@ -6,9 +6,15 @@ tokens are none.
 
 from __future__ import annotations
 
+import itertools
+import re
+import secrets
 from collections.abc import Iterable
 
 from serve.models.limits import RefusedError
+
+REQUEST_ID = "x-request-id"
+_ALLOWED_ID = re.compile(r"[!-~]{1,128}")
 
 
 def joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -40,3 +46,21 @@ def check_not_encoded(content_encoding: str | None) -> None:
         "unsupported_encoding",
         f"Content-Encoding is {content_encoding!r:.80}, allowed identity: send the body unpacked",
     )
+
+
+class RequestIds:
+    """Gives ids that no other server gives; `give(sent)` keeps a client's own.
+
+    What a client sends in `x-request-id` (metadata over gRPC) is taken if it is short and
+    printable, so that it can't forge or flood a log; every answer names the id.
+    """
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self._prefix = prefix or secrets.token_hex(4)
+        self._numbers = itertools.count()
+
+    def give(self, sent: str | None) -> str:
+        """Return the id of a request whose header holds `sent`."""
+        if sent is not None and _ALLOWED_ID.fullmatch(sent):
+            return sent
+        return f"{self._prefix}-{next(self._numbers)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from starlette.types import Message, Scope, Send
@@ -15,6 +15,8 @@ SEND_WHOLE = "supernet.send_whole"
 """In the scope: sends status, headers and body at once; a listener of ours puts it there."""
 
 Headers = Sequence[tuple[bytes, bytes]]
+Respond = Callable[[int, Headers, bytes], None]
+"""Sends status, headers and body at once, to whoever is still there."""
 _JSON = b"application/json"
 _ENCODINGS = (b"accept-encoding", b"identity")
 
@@ -27,14 +29,13 @@ class HttpAnswer(NamedTuple):
     content_type: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
+    def respond(self, respond: Respond, request_id: str) -> None:
+        """Send it by a listener of ours, with the id of its request."""
+        respond(self.status, self._all_headers(request_id), self.body)
+
     async def send(self, scope: Scope, send: Send, request_id: str) -> None:
         """Send it, with the id of its request; nobody may be there any more."""
-        headers = [
-            (b"content-length", b"%d" % len(self.body)),
-            (b"content-type", self.content_type),
-            (b"x-request-id", request_id.encode()),
-            *self.headers,
-        ]
+        headers = self._all_headers(request_id)
         send_whole = scope.get(SEND_WHOLE)
         try:
             if send_whole is not None:
@@ -45,6 +46,14 @@ class HttpAnswer(NamedTuple):
             await send({"type": "http.response.body", "body": self.body})
         except RuntimeError as error:
             check_closed(error)
+
+    def _all_headers(self, request_id: str) -> Headers:
+        return (
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", self.content_type),
+            (b"x-request-id", request_id.encode()),
+            *self.headers,
+        )
 
 
 def refusal(
@@ -81,10 +90,15 @@ def naming(send: Send, request_id: str) -> Send:
 
 
 def check_closed(error: RuntimeError) -> None:
-    """Raise an error of `send` again, unless it is uvloop's for a connection that is closed.
+    """Raise an error of `send` again, unless it is of a connection that is closed."""
+    if not is_closed(error):
+        raise error
+
+
+def is_closed(error: Exception) -> bool:
+    """Whether an error is uvloop's for a connection that is closed.
 
     The client of a pipelined request may have gone before it is begun, and uvicorn does not say so;
     a storm of them would write a traceback each.
     """
-    if "the handler is closed" not in str(error):
-        raise error
+    return isinstance(error, RuntimeError) and "the handler is closed" in str(error)

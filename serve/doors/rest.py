@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -24,13 +23,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from serve.config import ServeConfigError, parse_live_config
 from serve.doors import rest_messages
 from serve.doors.headers import check_not_encoded
-from serve.doors.http_answer import naming
+from serve.doors.http_answer import Respond, naming
+from serve.doors.http_call import HttpCall, HttpCalls, inference_path
 from serve.doors.request_body import check_size, read_body
-from serve.doors.request_id import RequestIds, sent_id
-from serve.doors.rest_infer import HttpCall, RestInference, identify, memory_owner
+from serve.doors.rest_infer import RestInference
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
 from serve.models.request import bad
@@ -40,8 +38,6 @@ from serve.observe.metrics import CONTENT_TYPE
 logger = logging.getLogger(__name__)
 
 CALL = "supernet.call"
-FIRST_BYTE = "supernet.first_byte_s"
-"""When a request's first byte was there, on `time.monotonic`; a listener of ours puts it there."""
 _OPEN = ""  # the scope of what needs no token
 _MEMORY, _CUDA_MEMORY = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
 _SMALL_BODY_BYTES = 64 * 2**10  # of what is no inference
@@ -65,8 +61,7 @@ class RestDoor:
         self._models = server.models
         self._guard = server.guard
         self._while_ready = while_ready
-        self._clock = server.models.clock
-        self._request_ids = RequestIds()
+        self._calls = HttpCalls(server.models.clock, server.loop_lag.now_s)
         self._inference = RestInference(server)
         self._app = Starlette(
             routes=self._routes(),
@@ -79,21 +74,27 @@ class RestDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        arrival_s = self._clock() - self._waited_s(scope)
-        request_id = self._request_ids.give(sent_id(scope["headers"]))
-        call = HttpCall(scope, receive, arrival_s, request_id)
-        path = _infer_path(scope)
+        call = self._calls.call(scope, receive)
+        path = inference_path(scope)
         if path is not None:
             await self._inference.answer(call, send, *path)
             return
         scope[CALL] = call
-        await self._app(scope, receive, naming(send, request_id))
+        await self._app(scope, receive, naming(send, call.request_id))
 
-    def _waited_s(self, scope: Scope) -> float:
-        first_byte_s = scope.get(FIRST_BYTE)
-        if first_byte_s is None:
-            return self.server.loop_lag.now_s()
-        return max(0.0, time.monotonic() - first_byte_s)
+    def answer_at_once(
+        self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
+    ) -> bool:
+        """Answer an inference request that has come whole, without a task; whether it was one.
+
+        What this does not take, or not yet, is called as any ASGI app.
+        """
+        path = inference_path(scope)
+        if path is None:
+            return False
+        return self._inference.answer_at_once(
+            self._calls.call(scope, receive), body, respond, *path
+        )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -152,7 +153,7 @@ class RestDoor:
         @functools.wraps(handle)
         async def answer(request: Request) -> Response:
             call = _call_of(request)
-            call.caller = identify(self._guard, call, scope)
+            call.caller = call.identify(self._guard, scope)
             return await handle(request)
 
         return answer
@@ -243,61 +244,41 @@ class RestDoor:
         return JSONResponse(self._models.index(is_ready=is_ready))
 
     async def _statistics(self, request: Request) -> Response:
-        model = self._find(request)
-        rows = model.statistics.rows(model.spec.name, request.path_params.get("version"))
+        asked = request.path_params
+        rows = await self.server.statistics(asked["model"], asked.get("version"))
         return JSONResponse({"model_stats": rows})
 
     async def _all_statistics(self, _: Request) -> Response:
-        rows = [row for model in self._models for row in model.statistics.rows(model.spec.name)]
-        return JSONResponse({"model_stats": rows})
+        return JSONResponse({"model_stats": await self.server.statistics()})
 
     async def _render_metrics(self, _: Request) -> Response:
-        self.server.refresh_metrics()
-        return Response(self.server.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await self.server.render_metrics(), media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
 
     async def _show_config(self, _: Request) -> Response:
-        return JSONResponse({m.spec.name: m.live_settings() for m in self._models})
+        return JSONResponse(await self.server.live_settings())
 
     async def _change_config(self, request: Request) -> Response:
-        fields = await self._json(request)
-        try:
-            name, is_for_one = None, False
-            if isinstance(fields, dict):
-                name = fields.pop("model", None)
-                is_for_one = fields.pop("only_this_replica", False) is True
-            if not is_for_one:
-                self.server.check_alone()
-            if name is not None and not isinstance(name, str):
-                raise bad("bad_request", "model", name, "the name of a model")
-            change = parse_live_config(fields)
-            if name is None:
-                settings = self._models.reconfigure(change)
-            else:
-                settings = {name: self._models.find(name).reconfigure(change)}
-        except ServeConfigError as error:
-            raise RefusedError("bad_request", str(error)) from None
-        return JSONResponse(settings)
+        return JSONResponse(await self.server.change_settings(await self._json(request)))
 
     # --- shared memory ---------------------------------------------------------------------------
 
     async def _regions(self, request: Request) -> Response:
         name = request.path_params.get("name", "")
-        regions = self.server.memory.status(self._memory_owner(request), name)
+        regions = self.server.regions(self._memory_owner(request), name)
         return JSONResponse([region._asdict() for region in regions])
 
     async def _register_region(self, request: Request) -> Response:
         owner, fields = self._memory_owner(request), await self._json(request)
         if not isinstance(fields, dict):
             raise bad("bad_request", "the request", fields, "an object: key, offset, byte_size")
-        key, offset, size = fields.get("key"), fields.get("offset", 0), fields.get("byte_size")
-        self.server.memory.register(owner, request.path_params["name"], key, offset, size)
+        await self.server.register_region(owner, request.path_params["name"], fields)
         return JSONResponse({})
 
     async def _unregister_region(self, request: Request) -> Response:
         name = request.path_params.get("name", "")
-        self.server.memory.unregister(self._memory_owner(request), name)
+        await self.server.unregister_region(self._memory_owner(request), name)
         return JSONResponse({})
 
     async def _no_regions(self, request: Request) -> Response:
@@ -305,7 +286,7 @@ class RestDoor:
         return JSONResponse([] if request.method == "GET" else {})
 
     def _memory_owner(self, request: Request) -> str:
-        return memory_owner(self._guard, _call_of(request))
+        return _call_of(request).memory_owner(self._guard)
 
     async def _json(self, request: Request, default: Any = None) -> Any:
         """Return the JSON of a short body. Raises RefusedError."""
@@ -339,19 +320,3 @@ class _Sent(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         inference, call, model, version = self._parts
         await inference.answer(call, send, model, version)
-
-
-def _infer_path(scope: Scope) -> tuple[str, str | None] | None:
-    """Return model and version of an inference request, None for any other.
-
-    Below a prefix (`root_path`) none is recognised, and the router finds it.
-    """
-    if scope["method"] != "POST" or scope.get("root_path"):
-        return None
-    match scope["path"].split("/"):
-        case ["", "v2", "models", model, "infer"] if model:
-            return model, None
-        case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
-            return model, version
-        case _:
-            return None

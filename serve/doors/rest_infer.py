@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
-from serve.access.guard import Caller
 from serve.doors import rest_messages
 from serve.doors.body_budget import InflightBody
-from serve.doors.headers import check_not_encoded, joined
-from serve.doors.http_answer import HttpAnswer, refusal
+from serve.doors.headers import check_not_encoded
+from serve.doors.http_answer import HttpAnswer, Respond, refusal
+from serve.doors.http_call import WHEN_GONE, WHOLE, HttpCall
 from serve.doors.json_bounds import check_begun
 from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
 from serve.doors.request_body import check_size, read_body
 from serve.doors.server import Server
+from serve.doors.shared_memory import RegionAccess
+from serve.engine.reply import Reply
 from serve.models.limits import RefusedError
 from serve.models.request import InferRequest
 from serve.models.served_model import ServedModel
@@ -29,48 +31,22 @@ from serve.proto.names import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
-WHOLE = "supernet.is_whole"
-"""In the scope of a request whose body has come; a listener of ours says so."""
-WHEN_GONE = "supernet.when_gone"
-"""In the scope: has a function called when the client goes away, returns what takes that back."""
-
-_READ_ON_BYTES = 64 * 2**10  # of a body that is not wanted, to keep its connection
 _ELSEWHERE = (  # another server may: over a new connection
     "device_failed", "draining", "not_ready",
 )  # fmt: skip
 _CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
-_NOBODY = Caller()
 _BINARY = b"application/octet-stream"
 _BINARY_HEADER = BINARY_HEADER.encode()
+_TASKS: set[asyncio.Task[HttpAnswer]] = set()  # that nobody else holds
 
 
-class HttpCall:
-    """One request: its scope, its headers, when its first byte was there, who calls."""
+class _ServedCall(NamedTuple):
+    """A call that is read: by which model it is served, and what was asked."""
 
-    __slots__ = ("arrival_s", "caller", "headers", "is_read", "receive", "request_id", "scope")
-
-    def __init__(self, scope: Scope, receive: Receive, arrival_s: float, request_id: str) -> None:
-        self.scope = scope
-        self.receive = receive
-        self.arrival_s = arrival_s
-        self.request_id = request_id
-        self.headers = joined(scope["headers"])
-        self.caller = _NOBODY
-        self.is_read = False
-
-    @property
-    def peer(self) -> str:
-        """The address of the other end of the connection."""
-        client = self.scope.get("client")
-        return client[0] if client else ""
-
-    def is_kept(self) -> bool:
-        """Whether what is unread of the request is short enough to keep its connection."""
-        if self.is_read or WHOLE in self.scope:
-            return True
-        length = self.headers.get("content-length", "0")
-        is_short = length.isdigit() and int(length) <= _READ_ON_BYTES
-        return is_short and "transfer-encoding" not in self.headers
+    call: HttpCall
+    model: ServedModel
+    parsed: InferRequest
+    regions: RegionAccess
 
 
 class RestInference:
@@ -90,21 +66,88 @@ class RestInference:
         except RefusedError as error:
             answer = self.refuse(call, error)
         except Exception:  # the door's boundary: the client learns that it failed, the log why
-            logger.exception("POST %s failed", call.scope["path"])
-            text = "an internal error; the server's log has it"
-            answer = self.refuse(call, RefusedError("internal", text))
+            answer = self.failed(call)
         await answer.send(call.scope, send, call.request_id)
+
+    def failed(self, call: HttpCall) -> HttpAnswer:
+        """Log the exception that is handled now and return what its client gets."""
+        logger.exception("POST %s failed", call.scope["path"])
+        return self.refuse(
+            call, RefusedError("internal", "an internal error; the server's log has it")
+        )
 
     def refuse(
         self, call: HttpCall, error: RefusedError, client_id: str | None = None
     ) -> HttpAnswer:
         """Count a refusal and return the answer that it is."""
-        self._server.metrics.refused("http", error.reason, call.caller.tenant.name)
+        self._server.refused("http", error.reason, call.caller.tenant.name)
         is_closing = error.reason in _CLOSING or not call.is_kept()
         return refusal(error, client_id, is_closing=is_closing)
 
+    def answer_at_once(
+        self,
+        call: HttpCall,
+        body: bytes | bytearray,
+        respond: Respond,
+        model_name: str,
+        version: str | None,
+    ) -> bool:
+        """Answer a request that has come whole without a task, where that can be; whether it can.
+
+        A task, its future and what it awaits cost a third of such a request.
+        """
+        form = _form_of(call)
+        if form.is_image or (form.is_json and len(body) > SMALL_BYTES):
+            return False  # to be decoded elsewhere, or parsed in its turn
+        inflight = self._server.budget.body()
+        if len(body) > self._server.max_body_bytes or not inflight.take_at_once(len(body)):
+            return False
+        at_once = _AtOnce(self, call, inflight, respond)
+        try:
+            model = self._admit(call, model_name, version)
+            if form.json_length(body) > SMALL_BYTES:
+                inflight.shrink(0)  # it is taken again when it is read
+                at_once.go_on(self._infer_whole(call, model, version, inflight))
+                return True
+            regions = self._regions(call, inflight)
+            parsed = self._parse_now(call, model, form, body, regions)
+            served = _ServedCall(call, model, self._charged(call, parsed, version), regions)
+            if isinstance(parsed.samples, tuple):
+                at_once.go_on(self._serve(served))
+            else:
+                at_once.open(served)
+        except RefusedError as error:
+            at_once.end(self.refuse(call, error))
+        except Exception:  # as in `answer`
+            at_once.end(self.failed(call))
+        return True
+
+    def answer_of(self, served: _ServedCall, replies: Sequence[Reply]) -> HttpAnswer:
+        """Return the answer that replies are. Raises RefusedError: shared memory has gone."""
+        model = served.model
+        body, json_length = rest_messages.build_response(
+            served.parsed,
+            model.spec,
+            model.policy_name,
+            replies,
+            served.regions,
+            self._server.replicas.tag,
+        )
+        if json_length is None:
+            return HttpAnswer(200, body)
+        return HttpAnswer(200, body, _BINARY, ((_BINARY_HEADER, b"%d" % json_length),))
+
     async def _infer(self, call: HttpCall, model_name: str, version: str | None) -> HttpAnswer:
-        call.caller = identify(self._guard, call, "infer")
+        model = self._admit(call, model_name, version)
+        inflight = self._server.budget.body()
+        try:
+            return await self._infer_whole(call, model, version, inflight)
+        finally:
+            inflight.release()
+
+    def _admit(self, call: HttpCall, model_name: str, version: str | None) -> ServedModel:
+        """Return the model for who may ask it now; nothing of the body is looked at."""
+        call.caller = call.identify(self._guard, "infer")
         model = self._server.models.find(model_name, version)
         self._guard.admit(call.caller)
         model.check_waited(
@@ -113,61 +156,59 @@ class RestInference:
             request_id=call.request_id,
             tenant=call.caller.tenant,
         )
-        inflight = self._server.budget.body()
-        try:
-            return await self._infer_whole(call, model, version, inflight)
-        finally:
-            inflight.release()
+        return model
 
     async def _infer_whole(
         self, call: HttpCall, model: ServedModel, version: str | None, inflight: InflightBody
     ) -> HttpAnswer:
-        owner = functools.partial(memory_owner, self._guard, call)
-        regions = self._server.memory.of(owner, inflight.take_or_refuse)
-        parsed = await self._parse(call, model, inflight, regions)
-        self._guard.charge(call.caller, len(parsed.samples))
-        if version is not None:
-            parsed.parameters["subnet"] = version
-        inferring = model.infer(
-            parsed,
+        form, regions = _form_of(call), self._regions(call, inflight)
+        check_not_encoded(call.headers.get("content-encoding"))
+        body = await self._body(call, form, inflight)
+        call.is_read = True
+        async with self._parse_turn.of(form.json_length(body)):
+            parsed = self._parse_now(call, model, form, body, regions)
+        parsed = self._charged(call, parsed, version)
+        return await self._serve(_ServedCall(call, model, parsed, regions))
+
+    async def _serve(self, served: _ServedCall) -> HttpAnswer:
+        call = served.call
+        inferring = served.model.infer(
+            served.parsed,
             call.headers,
             arrival_s=call.arrival_s,
             request_id=call.request_id,
             tenant=call.caller.tenant,
         )
         try:
-            replies = await _unless_gone(call, inferring)
-            policy = model.policy_name
-            body, json_length = rest_messages.build_response(
-                parsed, model.spec, policy, replies, regions, self._server.replicas.tag
-            )
+            return self.answer_of(served, await _unless_gone(call, inferring))
         except RefusedError as error:
-            return self.refuse(call, error, parsed.request_id)
-        if json_length is None:
-            return HttpAnswer(200, body)
-        return HttpAnswer(200, body, _BINARY, ((_BINARY_HEADER, b"%d" % json_length),))
+            return self.refuse(call, error, served.parsed.request_id)
 
-    async def _parse(
-        self, call: HttpCall, model: ServedModel, inflight: InflightBody, regions: Any
+    def _regions(self, call: HttpCall, inflight: InflightBody) -> RegionAccess:
+        owner = functools.partial(call.memory_owner, self._guard)
+        return self._server.memory.of(owner, inflight.take_or_refuse)
+
+    def _parse_now(
+        self,
+        call: HttpCall,
+        model: ServedModel,
+        form: rest_messages.BodyForm,
+        body: bytes | bytearray,
+        regions: RegionAccess,
     ) -> InferRequest:
-        headers, max_json_bytes = call.headers, self._server.max_json_bytes
-        check_not_encoded(headers.get("content-encoding"))
-        form = rest_messages.BodyForm(headers.get("content-type", ""), headers.get(BINARY_HEADER))
-        body = await self._body(call, form, inflight)
+        check_not_encoded(call.headers.get("content-encoding"))
         call.is_read = True
-        length = form.json_length(body)
-        parse = functools.partial(
-            rest_messages.parse_infer,
-            body,
-            form,
-            model.spec,
-            max_json_bytes=max_json_bytes,
-            regions=regions,
+        bound = self._server.max_json_bytes
+        return rest_messages.parse_infer(
+            body, form, model.spec, max_json_bytes=bound, regions=regions
         )
-        if length <= SMALL_BYTES:
-            return parse()
-        async with self._parse_turn.of(length):
-            return parse()
+
+    def _charged(self, call: HttpCall, parsed: InferRequest, version: str | None) -> InferRequest:
+        """Charge the samples of a request, and pin it to its version."""
+        self._guard.charge(call.caller, len(parsed.samples))
+        if version is not None:
+            parsed.parameters["subnet"] = version
+        return parsed
 
     async def _body(
         self, call: HttpCall, form: rest_messages.BodyForm, inflight: InflightBody
@@ -191,24 +232,81 @@ class RestInference:
         )
 
 
-def identify(guard: Any, call: HttpCall, scope: str) -> Caller:
-    """Return who calls. Raises RefusedError."""
-    headers, tenant_header = call.headers, guard.tenant_header
-    return guard.identify(
-        scope,
-        authorization=headers.get("authorization"),
-        peer=call.peer,
-        origin=headers.get("origin"),
-        forwarded=headers.get("x-forwarded-for"),
-        host=headers.get("host"),
-        tenant=None if tenant_header is None else headers.get(tenant_header),
-    )
+class _AtOnce:
+    """An answer without a task of a framework: it ends once, whatever happens meanwhile."""
+
+    __slots__ = ("_call", "_forget", "_inference", "_inflight", "_is_over", "_respond", "_served")
+
+    def __init__(
+        self, inference: RestInference, call: HttpCall, inflight: InflightBody, respond: Respond
+    ) -> None:
+        self._inference = inference
+        self._call = call
+        self._inflight = inflight
+        self._respond = respond
+        self._is_over = False
+        self._served: _ServedCall | None = None
+        self._forget: Callable[[], object] | None = None
+
+    def open(self, served: _ServedCall) -> None:
+        """Ask the engine; a client that goes away withdraws what it asked. Raises RefusedError."""
+        self._served, call = served, self._call
+        withdraw = served.model.open_request(
+            served.parsed,
+            call.headers,
+            arrival_s=call.arrival_s,
+            request_id=call.request_id,
+            tenant=call.caller.tenant,
+            on_end=self._replied,
+        )
+        if not self._is_over:
+            self._forget = call.scope[WHEN_GONE](withdraw)
+
+    def go_on(self, work: Coroutine[Any, Any, HttpAnswer]) -> None:
+        """Answer by a task after all."""
+        task = asyncio.ensure_future(work)
+        _TASKS.add(task)
+        task.add_done_callback(self._worked)
+
+    def end(self, answer: HttpAnswer) -> None:
+        """Send the answer, and give the bytes of the request back."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._forget is not None:
+            self._forget()
+        self._inflight.release()
+        answer.respond(self._respond, self._call.request_id)
+
+    def _worked(self, task: asyncio.Task[HttpAnswer]) -> None:
+        _TASKS.discard(task)
+        try:
+            self.end(task.result())
+        except RefusedError as error:
+            self.end(self._inference.refuse(self._call, error))
+        except asyncio.CancelledError:  # the loop ends
+            self._inflight.release()
+        except Exception:
+            self.end(self._inference.failed(self._call))
+
+    def _replied(self, end: list[Reply] | RefusedError) -> None:
+        """Take the end of the request; raises nothing, since the engine goes on with others."""
+        assert self._served is not None, "opened"
+        inference, call = self._inference, self._call
+        try:
+            if isinstance(end, RefusedError):
+                raise end
+            answer = inference.answer_of(self._served, end)
+        except RefusedError as error:
+            answer = inference.refuse(call, error, self._served.parsed.request_id)
+        except Exception:
+            answer = inference.failed(call)
+        self.end(answer)
 
 
-def memory_owner(guard: Any, call: HttpCall) -> str:
-    """Return whose regions of shared memory the caller's are. Raises RefusedError."""
-    forwarded = call.headers.get("x-forwarded-for")
-    return guard.memory_owner(call.caller, peer=call.peer, forwarded=forwarded)
+def _form_of(call: HttpCall) -> rest_messages.BodyForm:
+    headers = call.headers
+    return rest_messages.BodyForm(headers.get("content-type", ""), headers.get(BINARY_HEADER))
 
 
 def _once(message: Mapping[str, Any]) -> Receive:

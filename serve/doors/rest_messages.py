@@ -222,11 +222,15 @@ def _single(
         number(reply.queue_s),
         number(reply.execution_s),
         number(reply.slack_s),
-        "".join(f', "{n}": {json.dumps(value)}' for n, value in outlook_of(reply, replica_tag)),
+        "".join([f', "{n}": {_json(value)}' for n, value in outlook_of(reply, replica_tag)]),
         "" if request_id is None else f', "id": {json.dumps(request_id)}',
     )
     encoded = head.encode()
     return encoded + logits.tobytes(), len(encoded)
+
+
+def _json(value: str | float) -> str:
+    return repr(value) if type(value) is float and math.isfinite(value) else json.dumps(value)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -31,9 +31,8 @@ from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors import rpc_messages as messages
 from serve.doors.body_budget import BodyBudget, InflightBody
-from serve.doors.headers import joined_metadata
+from serve.doors.headers import REQUEST_ID, RequestIds, joined_metadata
 from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
-from serve.doors.request_id import HEADER, RequestIds
 from serve.doors.rpc_health import HEALTH, RpcHealth
 from serve.doors.rpc_reflection import reflection_methods
 from serve.doors.server import Server
@@ -171,7 +170,7 @@ class RpcDoor(grpc.GenericRpcHandler):
 
     def _call(self, context: Context, arrival_s: float) -> Call:
         headers = joined_metadata(context.invocation_metadata())
-        return Call(context, arrival_s, self._request_ids.give(headers.get(HEADER)), headers)
+        return Call(context, arrival_s, self._request_ids.give(headers.get(REQUEST_ID)), headers)
 
     async def _answer(self, method: Method, call: Call, messages: AsyncIterator[bytes]) -> Any:
         context = call.context
@@ -181,7 +180,7 @@ class RpcDoor(grpc.GenericRpcHandler):
             else:
                 answer = await self._handle(method, call, messages)
             metadata = context.trailing_metadata() or ()
-            context.set_trailing_metadata((*metadata, (HEADER, call.request_id)))
+            context.set_trailing_metadata((*metadata, (REQUEST_ID, call.request_id)))
             return answer
         except RefusedError as error:
             await self._refuse(call, error)
@@ -256,8 +255,8 @@ class RpcDoor(grpc.GenericRpcHandler):
         )
 
     async def _refuse(self, call: Call, error: RefusedError) -> NoReturn:
-        self.server.metrics.refused("grpc", error.reason, call.caller.tenant.name)
-        details: Mapping[str, object] = {**error.details(), HEADER: call.request_id}
+        self.server.refused("grpc", error.reason, call.caller.tenant.name)
+        details: Mapping[str, object] = {**error.details(), REQUEST_ID: call.request_id}
         call.context.set_trailing_metadata(tuple((name, str(v)) for name, v in details.items()))
         code = getattr(grpc.StatusCode, REASONS[error.reason].grpc)
         await call.context.abort(code, error.message)
@@ -293,10 +292,8 @@ class RpcDoor(grpc.GenericRpcHandler):
         return messages.model_config(model.spec, model.policy_name)
 
     async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
-        name, version = call.message.name, call.message.version or None
-        models = [self._models.find(name, version)] if name else self._models
-        rows = [row for m in models for row in m.statistics.rows(m.spec.name, version)]
-        return messages.statistics(rows)
+        name, version = call.message.name or None, call.message.version or None
+        return messages.statistics(await self.server.statistics(name, version))
 
     async def _repository_index(self, call: Call) -> pb.RepositoryIndexResponse:
         return messages.index(self._models.index(is_ready=call.message.ready))
@@ -330,17 +327,17 @@ class RpcDoor(grpc.GenericRpcHandler):
     # --- shared memory ---------------------------------------------------------------------------
 
     async def _regions(self, call: Call) -> pb.SystemSharedMemoryStatusResponse:
-        regions = self.server.memory.status(self._memory_owner(call), call.message.name)
+        regions = self.server.regions(self._memory_owner(call), call.message.name)
         return messages.regions_status(regions)
 
     async def _register_region(self, call: Call) -> pb.SystemSharedMemoryRegisterResponse:
         asked, owner = call.message, self._memory_owner(call)
-        memory = self.server.memory
-        memory.register(owner, asked.name, asked.key, asked.offset, asked.byte_size)
+        region = {"key": asked.key, "offset": asked.offset, "byte_size": asked.byte_size}
+        await self.server.register_region(owner, asked.name, region)
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def _unregister_region(self, call: Call) -> pb.SystemSharedMemoryUnregisterResponse:
-        self.server.memory.unregister(self._memory_owner(call), call.message.name)
+        await self.server.unregister_region(self._memory_owner(call), call.message.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def _no_regions(self, _: Call) -> pb.CudaSharedMemoryStatusResponse:

@@ -1,16 +1,20 @@
-"""`Server`: what all doors of one process share."""
+"""`Server`: what all doors of one process share, and what they ask that is no inference."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve.access.guard import Guard
+from serve.config import ServeConfigError, parse_live_config
 from serve.doors.body_budget import BodyBudget
-from serve.doors.shared_memory import SharedMemory
+from serve.doors.shared_memory import Region, SharedMemory
 from serve.models.limits import RefusedError
 from serve.models.models import Models
 from serve.models.replica_set import ReplicaSet
+from serve.models.request import bad
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
 
@@ -28,7 +32,8 @@ class Server:
     requests at once. `memory` is what clients on this host share, `loop_lag` how long the doors'
     loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
     the server ends. Clients may choose among `replicas`; `others_note` says, where this is one of
-    several, how settings reach all.
+    several, how settings reach all. `door_load` tells the lag and the bytes in flight where doors
+    are elsewhere.
     """
 
     models: Models
@@ -42,12 +47,8 @@ class Server:
     drain_timeout_s: float = 10.0
     replicas: ReplicaSet = field(default_factory=ReplicaSet)
     others_note: str = ""
+    door_load: Callable[[], tuple[float, int]] | None = None
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
-
-    def check_alone(self) -> None:
-        """Raise RefusedError where live settings would reach one of several replicas only."""
-        if self.others_note:
-            raise RefusedError("several_replicas", self.others_note)
 
     async def drain(self) -> bool:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""
@@ -65,4 +66,64 @@ class Server:
     def refresh_metrics(self) -> None:
         """Set what is a state and not an event; called when the metrics are read."""
         self.metrics.refresh(self.models.engines())
-        self.metrics.refresh_doors(self.loop_lag.longest_s(), self.budget.used_bytes)
+        if self.door_load is None:
+            self.metrics.refresh_doors(self.loop_lag.longest_s(), self.budget.used_bytes)
+        else:
+            self.metrics.refresh_doors(*self.door_load())
+
+    def refused(self, door: str, reason: str, tenant: str) -> None:
+        """Count a request that got an error at the `http` or the `grpc` door."""
+        self.metrics.refused(door, reason, tenant)
+
+    # --- what doors ask; awaited, since a door of its own process asks another --------------------
+
+    async def render_metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text form."""
+        self.refresh_metrics()
+        return self.metrics.render()
+
+    async def statistics(
+        self, name: str | None = None, version: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the statistics of a model, or of one version; of all without a name.
+
+        Raises RefusedError.
+        """
+        models = self.models if name is None else [self.models.find(name, version)]
+        return [row for m in models for row in m.statistics.rows(m.spec.name, version)]
+
+    async def live_settings(self) -> dict[str, Any]:
+        """Return the settings in force, and the state, of each model."""
+        return {model.spec.name: model.live_settings() for model in self.models}
+
+    async def change_settings(self, fields: Any) -> dict[str, Any]:
+        """Change live settings as a client asks; return those in force. Raises RefusedError."""
+        name, is_for_one = None, False
+        if isinstance(fields, dict):
+            fields = dict(fields)
+            name = fields.pop("model", None)
+            is_for_one = fields.pop("only_this_replica", False) is True
+        if self.others_note and not is_for_one:
+            raise RefusedError("several_replicas", self.others_note)
+        if name is not None and not isinstance(name, str):
+            raise bad("bad_request", "model", name, "the name of a model")
+        try:
+            change = parse_live_config(fields)
+            if name is None:
+                return self.models.reconfigure(change)
+            return {name: self.models.find(name).reconfigure(change)}
+        except ServeConfigError as error:
+            raise RefusedError("bad_request", str(error)) from None
+
+    async def register_region(self, owner: str, name: str, asked: Mapping[str, Any]) -> None:
+        """Register shared memory: `key`, `offset`, `byte_size`. Raises RefusedError."""
+        key, offset, size = asked.get("key"), asked.get("offset", 0), asked.get("byte_size")
+        self.memory.register(owner, name, key, offset, size)
+
+    async def unregister_region(self, owner: str, name: str) -> None:
+        """Forget a region, or all of an owner's."""
+        self.memory.unregister(owner, name)
+
+    def regions(self, owner: str, name: str) -> list[Region]:
+        """Return an owner's regions, or the one of that name. Raises RefusedError if it is none."""
+        return self.memory.status(owner, name)

@@ -17,7 +17,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -92,6 +92,14 @@ class SharedMemory:
         if not name:
             return [region for (whose, _), region in self._regions.items() if whose == owner]
         return [self._find(owner, name)]
+
+    def table(self) -> list[tuple[str, Region]]:
+        """Return every region with its owner."""
+        return [(owner, region) for (owner, _), region in self._regions.items()]
+
+    def use(self, table: Iterable[tuple[str, Region]]) -> None:
+        """Know these regions and no others: those of another process of the same server."""
+        self._regions = {(owner, region.name): region for owner, region in table}
 
     def of(
         self, owner: Callable[[], str], take: Callable[[int], None] = lambda _: None

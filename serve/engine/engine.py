@@ -29,6 +29,7 @@ from serve.engine.device_turn import DeviceTurn
 from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
+from serve.engine.open_request import OnEnd, OpenRequest, Withdraw, replies_of
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchResult, BatchRunner
 from serve.engine.watchdog import Watchdog
@@ -92,6 +93,8 @@ class Engine:
         self._busy_until_s = 0.0  # as predicted
         self._running_ids: frozenset[int] = frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._wakes_soon = False
         self._thread: threading.Thread | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -99,6 +102,7 @@ class Engine:
     async def start(self) -> None:
         """Warm the executor up on the device thread, then take queries from this event loop."""
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         warm: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(
             target=self._device_main, args=(warm,), name="device", daemon=True
@@ -153,26 +157,21 @@ class Engine:
         gone) withdraws what is still queued. Raises ValueError for samples that the executor
         does not take.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        return await replies_of(
+            lambda end: self.open_request(samples, arrival_s=arrival_s, options=options, on_end=end)
+        )
 
-        def finish(_: Job) -> None:
-            if not done.done():
-                done.set_result(None)
+    def open_request(
+        self, samples: np.ndarray, *, arrival_s: float, options: RequestOptions, on_end: OnEnd
+    ) -> Withdraw:
+        """Serve a request as `infer` does, for who has no task; in the engine's event loop.
 
-        job = self.submit(samples, arrival_s=arrival_s, options=options, on_done=finish)
-        expiry = None
-        if options.hard_deadline_s is not None and not job.is_done:
-            left_s = options.hard_deadline_s - self.clock()
-            expiry = loop.call_later(max(0.0, left_s), self.withdraw, job, "expired")
-        try:
-            await done
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-            if not job.is_done:
-                self.withdraw(job, "cancelled")
-        return [reply for reply in job.replies if reply is not None]
+        `on_end` may be called before this returns. Raises ValueError as `infer`.
+        """
+        request, hard_s = OpenRequest(on_end, self.withdraw), options.hard_deadline_s
+        job = self.submit(samples, arrival_s=arrival_s, options=options, on_done=request.done)
+        request.opened(job, None if hard_s is None else hard_s - self.clock())
+        return request.withdraw
 
     def submit(
         self,
@@ -187,7 +186,9 @@ class Engine:
         Only what is more than a batch holds is several.
         """
         executor, largest = self._runner.executor, self._scheduler.profile.max_batch_size
-        parts = [samples[start : start + largest] for start in range(0, len(samples), largest)]
+        parts = [samples]
+        if len(samples) > largest:
+            parts = [samples[start : start + largest] for start in range(0, len(samples), largest)]
         slots = [executor.stage(part) for part in parts]
         # Samples that differ in work say so before anything is decided.
         work_of = getattr(executor, "work_of", None)
@@ -214,7 +215,7 @@ class Engine:
                     self._ledger.admit(ticket)
                 else:
                     refused.append(EndedQuery(ticket, Reply(outcome, tenant=query.tenant)))
-            self._touch()
+            self._touch_soon()
         self._ledger.deliver(refused)
         if refused and not job.is_done:
             self.withdraw(job, "cancelled")
@@ -391,6 +392,11 @@ class Engine:
                 self._ledger.deliver(self._give_up("the device hangs"))
                 self._slot.lose()
 
+    def _wake_device(self) -> None:
+        with self._lock:
+            self._wakes_soon = False
+            self._wake.notify()
+
     def _due_s(self) -> float | None:
         with self._lock:
             return self._scheduler.head_deadline_s
@@ -432,6 +438,19 @@ class Engine:
     def _touch(self) -> None:
         self._is_dirty = True
         self._wake.notify()
+
+    def _touch_soon(self) -> None:
+        """Wake the device thread at the end of this turn of the event loop.
+
+        Then all that came in the turn is there, and goes into one batch; woken by the first it
+        takes that alone, and the two threads take the interpreter from each other for each.
+        """
+        self._is_dirty = True  # seen by a thread that does not wait
+        if self._loop is None or threading.get_ident() != self._loop_thread:
+            self._wake.notify()
+        elif not self._wakes_soon:
+            self._wakes_soon = True
+            self._loop.call_soon(self._wake_device)
 
     def _admit(self, query: Query, now_s: float) -> Outcome | None:
         if self._state == "starting":

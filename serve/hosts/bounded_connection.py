@@ -35,9 +35,9 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from serve.access.guard import UNIX
 from serve.doors import rest_messages
-from serve.doors.http_answer import SEND_WHOLE, Headers
-from serve.doors.rest import FIRST_BYTE
-from serve.doors.rest_infer import WHEN_GONE, WHOLE
+from serve.doors.http_answer import SEND_WHOLE, Headers, is_closed
+from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE
+from serve.doors.rest import RestDoor
 from serve.models.limits import RefusedError
 
 HEAD_TIMEOUT_S = 30.0
@@ -71,6 +71,7 @@ class BoundedConnection(HttpToolsProtocol):
     lag_s: Callable[[], float] = staticmethod(lambda: 0.0)
     max_requests: int | None = None
     max_age_s: float | None = None
+    door: RestDoor | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -78,6 +79,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_message = False
         self._is_upgrading = False
         self._is_refused = False
+        self._is_feeding = False
         self._unread_bytes = 0
         self._head_bytes = 0
         self._num_requests = 0
@@ -87,6 +89,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.waits_since_s: float | None = None  # for a whole head; None while one is answered
         self._first_byte_s: float | None = None  # of a request that is read once more
         self._when_gone: dict[Callable[[], None], None] = {}
+        self._deferred: RequestResponseCycle | None = None  # no task has begun for it yet
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -122,7 +125,11 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
+        self._is_feeding = True
         self._feed(data)
+        self._is_feeding = False
+        if self._deferred is not None:
+            self._begin_deferred()
         if self._is_refused or self.transport.is_closing() or not self._is_in_message:
             return
         if self._unread_bytes > MOST_UNREAD_BYTES:
@@ -137,10 +144,28 @@ class BoundedConnection(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError:
+                self._deferred = None
                 self._refuse(HTTPStatus.BAD_REQUEST)
                 return
             else:
+                break
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Wait for the rest of the packet: a whole request may be answered without a task."""
+        if self.door is not None and self._is_feeding:
+            self._deferred = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _begin_deferred(self) -> None:
+        cycle, self._deferred = self._deferred, None
+        assert cycle is not None, "deferred"
+        assert self.door is not None, "or nothing is deferred"
+        if WHOLE in cycle.scope and not self.flow.write_paused and not cycle.disconnected:
+            respond = functools.partial(self._respond, cycle)
+            if self.door.answer_at_once(cycle.scope, cycle.receive, cycle.body, respond):
                 return
+        super()._start_asgi_task(cycle, self.app)
 
     @property
     def _own_scope(self) -> dict[str, Any]:
@@ -207,6 +232,22 @@ class BoundedConnection(HttpToolsProtocol):
         """
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
+        self._write(cycle, status, headers, body)
+
+    def _respond(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> None:
+        """Send a whole answer to whoever is still there; raises nothing."""
+        try:
+            self._write(cycle, status, headers, body)
+        except Exception as error:  # as uvicorn does for a task: nobody else hears of it
+            if not is_closed(error):
+                self.logger.exception("an answer could not be written")
+            self.transport.close()
+
+    def _write(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> None:
         if cycle.disconnected:
             return
         parts, is_closing = [STATUS_LINE[status]], False
@@ -321,8 +362,12 @@ def bounded(
     *,
     max_requests: int | None = None,
     max_age_s: float | None = None,
+    door: RestDoor | None = None,
 ) -> type[BoundedConnection]:
-    """Return the protocol with its limits, as uvicorn wants it: a class."""
+    """Return the protocol with its limits, as uvicorn wants it: a class.
+
+    `door` is asked first whether it answers a whole request without a task.
+    """
     limits: dict[str, Any] = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
-    limits |= {"max_requests": max_requests, "max_age_s": max_age_s}
+    limits |= {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
     return type("BoundedConnection", (BoundedConnection,), limits)

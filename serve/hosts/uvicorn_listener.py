@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from serve.access.guard import UNIX
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
+from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
 
 
@@ -150,8 +151,10 @@ def uvicorn_config(
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
     Whoever sends `X-Forwarded-For` is who it says to a proxy's server only: the guard reads it.
     """
+    door = app if isinstance(app, RestDoor) else None
+    limits: dict[str, Any] = {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
     options |= {
-        "http": bounded(max_connections, lag_s, max_requests=max_requests, max_age_s=max_age_s),
+        "http": bounded(max_connections, lag_s, **limits),
         "proxy_headers": False,
         "ws": "none",
         "timeout_keep_alive": keep_alive_s,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from serve.config import LiveConfig, ServeConfigError
-from serve.engine.engine import Engine
+from serve.engine.served_engine import ServedEngine
 from serve.models.limits import RefusedError
 from serve.models.served_model import ServedModel
 from serve.observe.demand import Signals, total
@@ -23,7 +23,7 @@ class Models:
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
 
-    def engines(self) -> Iterator[tuple[str, Engine]]:
+    def engines(self) -> Iterator[tuple[str, ServedEngine]]:
         """Return each model's name and engine."""
         return ((name, model.engine) for name, model in self._by_name.items())
 

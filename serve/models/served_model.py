@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from serve.config import LiveConfig, ServeConfigError
-from serve.engine.engine import Engine
 from serve.engine.guarded import Guarded
 from serve.engine.job import EngineStatus
+from serve.engine.open_request import Withdraw
 from serve.engine.reply import Reply, RequestOptions, cause_of
+from serve.engine.served_engine import ServedEngine
 from serve.models.deadline import earliest_sent_s, resolve_deadline, usable
 from serve.models.image_decoder import ImageDecoder
 from serve.models.limits import RefusedError, check_floor, refusal_of, wish_text
@@ -26,8 +27,17 @@ from serve.observe.statistics import Statistics
 from serve.proto.names import class_of
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.query import Outcome
 
 _LONG_WAIT_S = 0.002  # at the door; up to that nothing is looked at
+
+
+class _Terms(NamedTuple):
+    """What a request is served by: its options, its ids (ours and its own), its headers."""
+
+    options: RequestOptions
+    ids: tuple[str, str | None]
+    headers: Mapping[str, str]
 
 
 class ServedModel:
@@ -39,7 +49,7 @@ class ServedModel:
     def __init__(
         self,
         spec: ModelSpec,
-        engine: Engine,
+        engine: ServedEngine,
         profile: LatencyProfile,
         live: LiveConfig,
         *,
@@ -94,7 +104,7 @@ class ServedModel:
         options = RequestOptions(
             deadline_s, given_deadline_s=arrival_s + given_s, tenant=tenant.name
         )
-        self._refuse_late(options, arrival_s, 1, headers, (request_id, None))
+        self._refuse_late(_Terms(options, (request_id, None), headers), arrival_s, 1)
 
     async def infer(
         self,
@@ -110,6 +120,61 @@ class ServedModel:
 
         `call_timeout_s`, from arrival, is the deadline that a gRPC call brings itself.
         """
+        terms = self._terms(request, headers, arrival_s, call_timeout_s, request_id, tenant)
+        samples = request.samples
+        if isinstance(samples, tuple):
+            samples = await self._decode(samples, terms.options.deadline_s)
+        submitted_s = self.engine.clock()
+        replies: list[Reply] = []
+        try:
+            replies = await self.engine.infer(samples, arrival_s=arrival_s, options=terms.options)
+        finally:  # a client that goes away is a cancellation here
+            self._record(terms, arrival_s, submitted_s, replies)
+        self._check_answered(replies, terms)
+        return replies
+
+    def open_request(
+        self,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        arrival_s: float,
+        request_id: str,
+        tenant: TenantLimits,
+        on_end: Callable[[list[Reply] | RefusedError], None],
+    ) -> Withdraw:
+        """Serve a request without a task: `on_end` is called with its replies, or the refusal.
+
+        It may be called before this returns. Samples are decoded already. Raises RefusedError for
+        what is refused before it is queued.
+        """
+        terms = self._terms(request, headers, arrival_s, None, request_id, tenant)
+        assert not isinstance(request.samples, tuple), "decoded"
+        submitted_s = self.engine.clock()
+
+        def end(replies: list[Reply]) -> None:
+            try:
+                self._record(terms, arrival_s, submitted_s, replies)
+                self._check_answered(replies, terms)
+            except RefusedError as error:
+                on_end(error)
+            else:
+                on_end(replies)
+
+        return self.engine.open_request(
+            request.samples, arrival_s=arrival_s, options=terms.options, on_end=end
+        )
+
+    def _terms(
+        self,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        call_timeout_s: float | None,
+        request_id: str,
+        tenant: TenantLimits,
+    ) -> _Terms:
+        """Return what a request is served by. Raises RefusedError, also for one that waited."""
         deadlines = resolve_deadline(
             request.parameters,
             headers,
@@ -132,23 +197,11 @@ class ServedModel:
             subnet_id=subnet_id,
             tenant=tenant.name,
         )
-        samples = request.samples
+        terms = _Terms(options, (request_id, request.request_id), headers)
         is_long = self.engine.clock() - arrival_s >= _LONG_WAIT_S
         if is_long and not self._is_in_time(options.deadline_s):
-            ids = (request_id, request.request_id)
-            self._refuse_late(options, arrival_s, len(samples), headers, ids)
-        if isinstance(samples, tuple):
-            samples = await self._decode(samples, options.deadline_s)
-        submitted_s = self.engine.clock()
-        replies: list[Reply] = []
-        try:
-            replies = await self.engine.infer(samples, arrival_s=arrival_s, options=options)
-        finally:  # a client that goes away is a cancellation here
-            ids = (request_id, request.request_id)
-            self._record(ids, headers, arrival_s, submitted_s, replies, tenant.name)
-        self._refuse(replies, deadlines.hard_deadline_s, wish_text(floor, subnet_id))
-        self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
-        return replies
+            self._refuse_late(terms, arrival_s, len(request.samples))
+        return terms
 
     @property
     def _allowance_s(self) -> float:
@@ -161,35 +214,23 @@ class ServedModel:
             self.engine.drops_hopeless
         )
 
-    def _refuse_late(
-        self,
-        options: RequestOptions,
-        arrival_s: float,
-        num_samples: int,
-        headers: Mapping[str, str],
-        ids: tuple[str, str | None],
-    ) -> NoReturn:
+    def _refuse_late(self, terms: _Terms, arrival_s: float, num_samples: int) -> NoReturn:
         """End a request that waited at the door until no answer can be in time."""
+        options = terms.options
         reply = self.engine.refuse(
             "infeasible", arrival_s=arrival_s, options=options, samples=num_samples
         )
-        self._record(ids, headers, arrival_s, self.engine.clock(), [reply], options.tenant)
-        wish = wish_text(options.min_accuracy, options.subnet_id)
-        raise refusal_of(reply.outcome, self.engine.earliest_answer(), wish)
+        self._record(terms, arrival_s, self.engine.clock(), [reply])
+        raise self._refusal(reply.outcome, options)
 
     def _record(
-        self,
-        ids: tuple[str, str | None],
-        headers: Mapping[str, str],
-        arrival_s: float,
-        submitted_s: float,
-        replies: list[Reply],
-        tenant: str,
+        self, terms: _Terms, arrival_s: float, submitted_s: float, replies: list[Reply]
     ) -> None:
         """Tell who watches requests how one ended."""
         if self._request_observers:
             times_s = (arrival_s, submitted_s, self.engine.clock())
-            record = RequestRecord(self.spec.name, *ids, headers, *times_s, replies, tenant)
+            about = (*terms.ids, terms.headers, *times_s, replies, terms.options.tenant)
+            record = RequestRecord(self.spec.name, *about)
             for observer in self._request_observers:
                 observer(record)
 
@@ -201,12 +242,19 @@ class ServedModel:
         shape = self.spec.sample.shape
         return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
-    def _refuse(self, replies: list[Reply], hard_deadline_s: float | None, wish: str) -> None:
+    def _check_answered(self, replies: list[Reply], terms: _Terms) -> None:
+        """Raise RefusedError unless every query has an output that its client still wants."""
+        options = terms.options
         ended = [reply.outcome for reply in replies if not reply.is_executed]
-        if hard_deadline_s is not None:
-            ended += [r.outcome for r in replies if r.outcome.finish_s > hard_deadline_s]
+        if options.hard_deadline_s is not None:
+            ended += [r.outcome for r in replies if r.outcome.finish_s > options.hard_deadline_s]
         if ended:
-            raise refusal_of(cause_of(ended), self.engine.earliest_answer(), wish)
+            raise self._refusal(cause_of(ended), options)
+        self._reply_lag.observe(self.engine.clock() - replies[-1].outcome.finish_s)
+
+    def _refusal(self, outcome: Outcome, options: RequestOptions) -> RefusedError:
+        wish = wish_text(options.min_accuracy, options.subnet_id)
+        return refusal_of(outcome, self.engine.earliest_answer(), wish)
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes queries."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serve.engine.engine import Engine
 from serve.engine.reply import Reply
+from serve.engine.served_engine import ServedEngine
 from serve.observe.instruments import Instruments
 from serve.observe.recent_outcomes import RecentOutcomes
 
@@ -41,7 +41,7 @@ class Metrics:
         self._instruments.lag.set(loop_lag_s)
         self._instruments.inflight.set(inflight_bytes)
 
-    def refresh(self, engines: Iterable[tuple[str, Engine]]) -> None:
+    def refresh(self, engines: Iterable[tuple[str, ServedEngine]]) -> None:
         """Set what is a state and not an event, by model; called when the metrics are read."""
         for name, engine in engines:
             self.of(name).refresh(engine)
@@ -114,7 +114,7 @@ class ModelMetrics:
         """Note how long the policy took to compose a batch."""
         self._decision.observe(duration_s)
 
-    def refresh(self, engine: Engine) -> None:
+    def refresh(self, engine: ServedEngine) -> None:
         """Set what is a state and not an event: depth, attainment, cache, correction."""
         instruments, name, now_s = self._instruments, self._name, engine.clock()
         status = engine.status()

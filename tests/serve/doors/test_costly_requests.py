@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.doors.http_call import FIRST_BYTE
 from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
-from serve.doors.rest import FIRST_BYTE
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.observe.loop_lag import LoopLag
 from serve.proto import open_inference_pb2 as pb
@@ -196,10 +196,14 @@ def test_what_the_loop_kept_waiting_counts_as_waiting(timed_door, serving_door):
 
 
 def test_a_listener_says_when_the_first_byte_came(timed_door):
-    door = timed_door()
-    scope = {FIRST_BYTE: time.monotonic() - 0.5}
-    assert door._waited_s(scope) == pytest.approx(0.5, abs=0.1)
-    assert door._waited_s({}) == 0.0
+    calls = timed_door()._calls
+
+    def waited_s(**told: float) -> float:
+        call = calls.call({"headers": [], **told}, None)
+        return time.monotonic() - call.arrival_s
+
+    assert waited_s(**{FIRST_BYTE: time.monotonic() - 0.5}) == pytest.approx(0.5, abs=0.1)
+    assert waited_s() < 0.1
 
 
 @pytest.mark.parametrize("content", ['{"model": []}', '{"model": {}}', "[" * 60_000, "null", "3"])

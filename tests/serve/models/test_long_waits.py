@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.doors.rest import FIRST_BYTE
+from serve.doors.http_call import FIRST_BYTE
 
 pytestmark = pytest.mark.alone
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serve.commands.serve_command import serve
-from serve.doors.request_id import RequestIds
+from serve.doors.headers import RequestIds
 from serve.engine.reply import Reply
 from serve.observe.logs import JsonFormatter, QueryLog, TextFormatter, configure_logs, query_logger
 from serve.observe.request_record import RequestRecord
