@@ -229,9 +229,11 @@ class RestDoor:
         return JSONResponse(metadata)
 
     async def _model_ready(self, request: Request) -> Response:
-        model = self._find(request)
-        model.check_ready()
-        return JSONResponse({"name": model.spec.name, "ready": True})
+        name = request.path_params["model"]
+        if "version" in request.path_params:
+            self._find(request)
+        self._models.check_model_ready(name)
+        return JSONResponse({"name": name, "ready": True})
 
     async def _model_config(self, request: Request) -> Response:
         model = self._find(request)
@@ -258,7 +260,7 @@ class RestDoor:
     # --- control ---------------------------------------------------------------------------------
 
     async def _show_config(self, _: Request) -> Response:
-        return JSONResponse({m.spec.name: m.live_settings() for m in self._models})
+        return JSONResponse(self._models.live_settings())
 
     async def _change_config(self, request: Request) -> Response:
         fields = await self._json(request)
@@ -275,7 +277,7 @@ class RestDoor:
             if name is None:
                 settings = self._models.reconfigure(change)
             else:
-                settings = {name: self._models.find(name).reconfigure(change)}
+                settings = {name: self._models.reconfigure_one(name, change)}
         except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
         return JSONResponse(settings)

@@ -65,4 +65,5 @@ class Server:
     def refresh_metrics(self) -> None:
         """Set what is a state and not an event; called when the metrics are read."""
         self.metrics.refresh(self.models.engines())
+        self.metrics.refresh_streams((d.spec.name, d.engine) for d in self.models.decoders)
         self.metrics.refresh_doors(self.loop_lag.longest_s(), self.budget.used_bytes)
