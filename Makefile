@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WIRE := .venv-wire
 WIRE_STAMP := $(WIRE)/.installed
+OPENAI := .venv-openai
+OPENAI_STAMP := $(OPENAI)/.installed
 LITSERVE := .venv-litserve
 LITSERVE_STAMP := $(LITSERVE)/.installed
 PROTO := serve/proto/open_inference.proto
@@ -25,6 +27,11 @@ $(WIRE_STAMP): requirements-wire.txt
 	$(WIRE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-wire.txt
 	touch $(WIRE_STAMP)
 
+$(OPENAI_STAMP): requirements-openai.txt
+	test -x $(OPENAI)/bin/python || $(PYTHON) -m venv $(OPENAI)
+	$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-openai.txt
+	touch $(OPENAI_STAMP)
+
 $(LITSERVE_STAMP): requirements-litserve.txt
 	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
 	$(LITSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-litserve.txt
@@ -44,11 +51,11 @@ audit: $(STAMP)
 	else $(BIN)/pip-audit --local --skip-editable --progress-spinner off --vulnerability-service osv --timeout 10; fi
 
 # Two processes share what measures no time; what does follows with nothing beside it.
-test: $(STAMP) $(WIRE_STAMP)
+test: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone" --durations=20
 	$(BIN)/python -m pytest tests -m "alone and not slow and not gpu" --durations=20
 
-test-slow: $(STAMP) $(WIRE_STAMP)
+test-slow: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(STAMP)

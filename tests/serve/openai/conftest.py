@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,7 @@ async def run_streams(**settings: Any) -> AsyncIterator[Streams]:
         await server.models.start()
         door = build_door(server, contextlib.nullcontext)
         own = bind("127.0.0.1", 0)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a reader that sleeps is felt
         url = f"http://127.0.0.1:{own.getsockname()[1]}"
         listener = listening(
             door, "127.0.0.1", 0, drain_left_s=lambda: 1.0, own=own, max_connections=2000
