@@ -153,6 +153,7 @@ def _described(decoder: ServedDecoder) -> dict[str, Any]:
         "max_model_len": decoder.longest_tokens,
         "supernet": {
             "widths": {rung.subnet_id: rung.quality for rung in costs.rungs},
+            "vocab_size": spec.vocab_size,
             "quality_kind": spec.quality_kind,
             "profile": spec.profile,
             "device": spec.device,
