@@ -53,4 +53,7 @@ def build_decoder(
         hung_after_s=config.hung_after_s,
     )
     live = LiveConfig(policy=name, ttft_ms=config.ttft_ms, tpot_ms=config.tpot_ms)
-    return ServedDecoder(loaded.spec, engine, loaded.coder, live)
+    # Torch now, on a timed device too: the first request that draws would wait seconds for it.
+    from subnetact.decoding.token_sampler import TokenSampler
+
+    return ServedDecoder(loaded.spec, engine, loaded.coder, live, TokenSampler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from serve.models.text_coder import TextCoder
 from serve.proto.names import class_of
 from slackfit.policies.streams import create_stream_policy
 from subnetact.decoding.sampling_params import SamplingParams
+
+SamplerMaker = Callable[[SamplingParams, Sequence[int], frozenset[int]], Choose]
 
 _LONGEST_TOKEN = 64  # characters: a longer text than so many per position is not worth encoding
 _SEED_BITS = 63
@@ -77,13 +79,16 @@ class ServedDecoder:
         engine: StreamEngine,
         coder: TextCoder,
         live: LiveConfig,
+        make_sampler: SamplerMaker,
     ) -> None:
+        """`make_sampler` makes what chooses tokens of a text that is not simply the likeliest."""
         assert live.policy is not None, "a served decoder has a policy"
         assert live.ttft_ms is not None, "a served decoder says when outputs are due"
         assert live.tpot_ms is not None, "a served decoder says when outputs are due"
         self.spec = spec
         self.engine = engine
         self.coder = coder
+        self._make_sampler = make_sampler
         self._start = self._live = live
 
     @property
@@ -184,10 +189,8 @@ class ServedDecoder:
         params = wishes.sampling
         if params.is_greedy:
             return greedy
-        from subnetact.decoding.token_sampler import TokenSampler
-
         seed = secrets.randbits(_SEED_BITS) if wishes.seed is None else wishes.seed % 2**64
-        return TokenSampler(replace(params, seed=seed), prompt, end_tokens)
+        return self._make_sampler(replace(params, seed=seed), prompt, end_tokens)
 
     def check_ready(self) -> None:
         """Raise RefusedError unless the engine takes streams."""
