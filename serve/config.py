@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 LOOPBACK = "127.0.0.1"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+Packing = Literal["graph", "views", "folded", "shared", "packed", "int8"]
 
 
 class ServeConfigError(ValueError):
@@ -33,11 +34,15 @@ class ModelConfig(BaseModel):
     profile: str | None = None
     policy: str | None = None
     slo_ms: Milliseconds | None = None
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
     subnets: tuple[str, ...] | None = None
-    packing: Literal["graph", "views", "folded", "shared"] | None = None
+    packing: Packing | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] | None = None
     max_queue: Annotated[int, Field(ge=1)] | None = None
+    kv_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_running: Annotated[int, Field(ge=1)] | None = None
     record: str | None = None
     input_shape: tuple[int, int, int] | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
@@ -149,6 +154,11 @@ class ServeConfig(BaseModel):
     `autoscaling` (on Ray): how many replicas, and when there are more.
     `models`: several models by name, which take turns on the device; each has settings of its own
     (`ModelConfig`) before those in common.
+    A decoder serves streams, by the policy `slackwidth` if none is named: a first output is due
+    after `ttft_ms`, each later one `tpot_ms` after that before it, where a request does not say; at
+    most `max_running` run at once, `max_queue` wait, and there is memory for `kv_tokens` of all of
+    them together (null: for what 512 MiB hold);
+    `prefix_cache`: whether beginnings of prompts that came before are computed once.
     `max_batch_size` is the largest batch measured when no profile is given; a profile says its own.
     `packing`: how the device keeps weights (null: as the profile was measured, else the fastest);
     `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
@@ -165,6 +175,8 @@ class ServeConfig(BaseModel):
     profile: str | None = None
     policy: str = "drainfit"
     slo_ms: Milliseconds = 100.0
+    ttft_ms: Milliseconds = 1000.0
+    tpot_ms: Milliseconds = 200.0
     model_name: ModelName | None = None
     subnets: tuple[str, ...] | None = None
     drop_hopeless: bool | None = True
@@ -172,12 +184,15 @@ class ServeConfig(BaseModel):
     reply_allowance_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     device: Literal["cpu", "cuda", "timed"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
-    packing: Literal["graph", "views", "folded", "shared"] | None = None
+    packing: Packing | None = None
     cache_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     graph_mib: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_queue: Annotated[int, Field(ge=1)] = 1000
+    kv_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_running: Annotated[int, Field(ge=1)] = 64
+    prefix_cache: bool = True
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
     max_json_bytes: Annotated[int, Field(ge=1)] = 256 * 2**10
     max_inflight_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
@@ -290,6 +305,8 @@ class LiveConfig(BaseModel):
 
     policy: str | None = None
     slo_ms: Milliseconds | None = None
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
     subnets: tuple[str, ...] | None = None
     max_batch_size: Annotated[int, Field(ge=1)] | None = None
     models: dict[ModelName, LiveConfig] | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from supernet.text import TextSpec
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a character
+_MOST_HELD = 8  # tokens: what is no character by then is none
 
 
 class TokenizerMissingError(ImportError):
@@ -72,6 +73,12 @@ class Tokenizer:
         return "" if token_id is None else self._encoder.id_to_token(token_id) or ""
 
 
+class TokenDecoder(Protocol):
+    """What makes text of ids."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
 class TextStream:
     """Decodes ids as they come, holding back what is not a whole character yet.
 
@@ -79,7 +86,7 @@ class TextStream:
     what is new is the difference of two decodings that begin at the same earlier token.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: TokenDecoder):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._begin = 0  # from where ids are decoded, and
@@ -90,7 +97,8 @@ class TextStream:
         self._ids.append(token_id)
         before = self._tokenizer.decode(self._ids[self._begin : self._told])
         now = self._tokenizer.decode(self._ids[self._begin :])
-        if len(now) <= len(before) or now.endswith(_INCOMPLETE):
+        is_held = now.endswith(_INCOMPLETE) and len(self._ids) - self._told < _MOST_HELD
+        if is_held or len(now) <= len(before):
             return ""
         self._begin, self._told = self._told, len(self._ids)
         return now[len(before) :]

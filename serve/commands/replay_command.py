@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traces.commands.stream_options import (
+    LengthScaleOption,
+    LengthsOption,
+    ThinOption,
+    TpotOption,
+    TtftOption,
+    TtftPerTokenOption,
+)
+
 if TYPE_CHECKING:
     from traces.open_loop.result import ReplayResult
     from traces.trace import Trace
@@ -63,8 +72,17 @@ def replay(
     repeat: Annotated[
         int, typer.Option(min=1, help="Runs of the same trace, which show how far they vary.")
     ] = 1,
+    ttft_ms: TtftOption = None,
+    tpot_ms: TpotOption = None,
+    ttft_per_token_ms: TtftPerTokenOption = 0.0,
+    thin: ThinOption = 1.0,
+    length_scale: LengthScaleOption = 1.0,
+    lengths: LengthsOption = None,
 ) -> None:
     """Replay a trace against a live server; write report.json, report.html and timeline.parquet.
+
+    With --ttft-ms and --tpot-ms each row is a stream, for any OpenAI-compatible server; then
+    chunks.parquet holds every chunk instead.
 
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
@@ -81,6 +99,11 @@ def replay(
     from traces.trace import TraceError
 
     with trace_errors(ClientError, SenderError):
+        if ttft_ms is not None or tpot_ms is not None:
+            from serve.commands.stream_replay import replay_as_streams
+
+            replay_as_streams(context)
+            return
         if also_simulate != (profile is not None):
             raise TraceError("--also-simulate and --profile FILE go together")
         timelines = (f"timeline-{number}.parquet" for number in range(2, repeat + 1))

@@ -17,6 +17,7 @@ from serve.client.addresses import request_base
 from serve.client.environment import TOKEN, bearer
 from serve.client.rest_transport import socket_transport
 from serve.commands.top_figures import Reading, figures, read, refusals
+from serve.commands.top_streams import stream_figures, stream_panel
 from serve.commands.top_view import away, view
 from slackfit.user_errors import user_errors
 
@@ -39,7 +40,7 @@ def top(
         float, typer.Option(help="Seconds that the figures are about.", min=1.0)
     ] = 10.0,
 ) -> None:
-    """Watch a server live: attainment, accuracy, load, subnets, slack, misses, tenants.
+    """Watch a server live: attainment, accuracy, load, subnets, slack, misses, tenants; streams.
 
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
@@ -123,7 +124,8 @@ class Top:
         return self._view(self._read(), {}, None)
 
     def _view(self, new: Reading, old: Reading, span_s: float | None) -> RenderableType:
-        return view(self.where, figures(new, old, span_s), refusals(new, old))
+        streams = [stream_panel(self.where, each) for each in stream_figures(new, old, span_s)]
+        return view(self.where, figures(new, old, span_s), refusals(new, old), streams)
 
     def _read(self) -> Reading:
         try:

@@ -16,8 +16,10 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 # Others name replicas, nodes, scopes, doors.
-_LABELS = ("tenant", "status", "reason", "subnet", "event", "le")
+_LABELS = ("tenant", "status", "outcome", "reason", "subnet", "event", "le")
 _SERVER = ""  # what is no model's
+STREAMS = "supernet_stream_"
+"""How the metrics of decoders begin."""
 
 Key = tuple[str, ...]
 Reading = Mapping[str, Mapping[Key, float]]
@@ -74,15 +76,20 @@ def read(text: str) -> Reading:
     return reading
 
 
+def serves_streams(reading: Mapping[Key, float]) -> bool:
+    """Whether the metrics of a model are those of a decoder."""
+    return any(key[0].startswith(STREAMS) for key in reading)
+
+
 def figures(new: Reading, old: Reading, span_s: float | None) -> list[Figures]:
-    """Return the figures of every model between two readings `span_s` apart, by name.
+    """Return the figures of every model that answers at once between two readings, by name.
 
     Against an empty `old` they are those since the server's start.
     """
     return [
         _figures(model, Grown(new[model], old.get(model, {})), span_s)
         for model in sorted(new)
-        if model != _SERVER
+        if model != _SERVER and not serves_streams(new[model])
     ]
 
 
@@ -151,14 +158,14 @@ def _figures(model: str, grown: Grown, span_s: float | None) -> Figures:
         span_s=span_s,
         ended=ended,
         qps=ended / span_s if span_s else None,
-        attainment=_ratio(on_time, ended),
-        accuracy=_ratio(grown.value("supernet_on_time_accuracy_total"), on_time),
+        attainment=ratio(on_time, ended),
+        accuracy=ratio(grown.value("supernet_on_time_accuracy_total"), on_time),
         depth=grown.now.get(("supernet_queue_depth",), 0.0),
         running=grown.now.get(("supernet_running_batches",), 0.0),
         replicas=replicas,
-        busy=_ratio(busy_s, span_s * max(1.0, replicas)) if span_s else None,
-        batch_size=_ratio(sum(subnets.values()), batches),
-        resident=_ratio(hits, hits + misses),
+        busy=ratio(busy_s, span_s * max(1.0, replicas)) if span_s else None,
+        batch_size=ratio(sum(subnets.values()), batches),
+        resident=ratio(hits, hits + misses),
         subnets=subnets,
         reasons=_reasons(outcomes),
         tenants=_tenants(grown),
@@ -179,7 +186,7 @@ def _tenants(grown: Grown) -> dict[str, TenantFigures]:
         ended, on_time = sum(statuses.values()), statuses.get("on_time", 0.0)
         accuracy = grown.value("supernet_tenant_on_time_accuracy_total", tenant)
         if ended > 0:
-            shares = _ratio(on_time, ended), _ratio(accuracy, on_time)
+            shares = ratio(on_time, ended), ratio(accuracy, on_time)
             found[tenant] = TenantFigures(ended, *shares)
     return dict(sorted(found.items(), key=lambda item: (-item[1].ended, item[0])))
 
@@ -198,5 +205,6 @@ def _quantiles(grown: Grown, name: str, first: float, second: float) -> tuple[fl
     return grown.quantile(name, first), grown.quantile(name, second)
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """Return a part of a whole; NaN of nothing."""
     return part / whole if whole else math.nan

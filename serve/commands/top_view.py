@@ -19,17 +19,23 @@ _NOTHING = "-"
 
 
 def view(
-    where: str, models: Sequence[Figures], refused: Mapping[tuple[str, str], float]
+    where: str,
+    models: Sequence[Figures],
+    refused: Mapping[tuple[str, str], float],
+    more: Sequence[Panel] = (),
 ) -> RenderableType:
-    """Return the frame for the figures of a server at `where`; `refused` by (tenant, reason)."""
-    if not models:
+    """Return the frame for the figures of a server at `where`.
+
+    `refused` by (tenant, reason); `more` are the panels of models of another kind.
+    """
+    if not models and not more:
         return Panel(Text(f"{where} serves no model yet"), title="supernet top")
-    panels = [_panel(where, figures) for figures in models]
+    panels = [*(_panel(where, figures) for figures in models), *more]
     if refused:
         named = {
             f"{_tenant(tenant)}: {reason}": count for (tenant, reason), count in refused.items()
         }
-        panels.append(Panel(_bars("answered with an error", named, "red", "requests")))
+        panels.append(Panel(bars("answered with an error", named, "red", "requests")))
     return Group(*panels)
 
 
@@ -41,10 +47,10 @@ def away(where: str, why: str) -> RenderableType:
 
 def _panel(where: str, figures: Figures) -> Panel:
     span = "since its start" if figures.span_s is None else f"last {figures.span_s:.0f} s"
-    parts: list[RenderableType] = [_dials(figures), Text("")]
-    parts.append(_bars("subnet", figures.subnets, "cyan"))
+    parts: list[RenderableType] = [dials(_query_dials(figures)), Text("")]
+    parts.append(bars("subnet", figures.subnets, "cyan"))
     if figures.reasons:
-        parts += [Text(""), _bars("not on time", figures.reasons, "red")]
+        parts += [Text(""), bars("not on time", figures.reasons, "red")]
     if any(figures.tenants):  # a server that is not shared has only the nameless one
         parts += [Text(""), _tenants(figures.tenants)]
     is_well = not figures.attainment < 0.99  # NaN, nothing ended, is well
@@ -56,24 +62,28 @@ def _panel(where: str, figures: Figures) -> Panel:
     )
 
 
-def _dials(figures: Figures) -> Table:
-    dials = {
-        "attainment": _percent(figures.attainment),
-        "accuracy": _percent(figures.accuracy),
+def _query_dials(figures: Figures) -> dict[str, str]:
+    return {
+        "attainment": percent(figures.attainment),
+        "accuracy": percent(figures.accuracy),
         "queries": f"{figures.ended:.0f}",
         "queries/s": _NOTHING if figures.qps is None else f"{figures.qps:.1f}",
         "waiting": f"{figures.depth:.0f}",
         "running": f"{figures.running:.0f} on {figures.replicas:.0f}",
-        "device busy": _NOTHING if figures.busy is None else _percent(figures.busy),
-        "batch": _number(figures.batch_size, "{:.1f}"),
-        "slack p1, p50": _pair(figures.slack_s),
-        "latency p50, p99": _pair(figures.latency_s),
-        "lateness p99": _milliseconds(figures.lateness_s),
-        "decision p50": _number(figures.decision_s * 1e6, "{:.0f} us"),
-        "found resident": _percent(figures.resident),
+        "device busy": _NOTHING if figures.busy is None else percent(figures.busy),
+        "batch": number(figures.batch_size, "{:.1f}"),
+        "slack p1, p50": pair(figures.slack_s),
+        "latency p50, p99": pair(figures.latency_s),
+        "lateness p99": milliseconds(figures.lateness_s),
+        "decision p50": number(figures.decision_s * 1e6, "{:.0f} us"),
+        "found resident": percent(figures.resident),
     }
+
+
+def dials(values: dict[str, str]) -> Table:
+    """Return named figures, four in a row."""
     table = Table.grid(padding=(0, 2))
-    cells = [Text.assemble((name, "dim"), " ", (value, "bold")) for name, value in dials.items()]
+    cells = [Text.assemble((name, "dim"), " ", (value, "bold")) for name, value in values.items()]
     for start in range(0, len(cells), 4):
         table.add_row(*cells[start : start + 4])
     return table
@@ -87,7 +97,7 @@ def _tenants(tenants: Mapping[str, TenantFigures]) -> Table:
         table.add_column(name, justify="right")
     rows = list(tenants.items())
     for name, found in rows[:_MAX_ROWS]:
-        cells = (f"{found.ended:.0f}", _percent(found.attainment), _percent(found.accuracy))
+        cells = (f"{found.ended:.0f}", percent(found.attainment), percent(found.accuracy))
         table.add_row(_tenant(name), *cells)
     if rest := rows[_MAX_ROWS:]:
         table.add_row(f"{len(rest)} more", f"{sum(found.ended for _, found in rest):.0f}", "", "")
@@ -98,7 +108,7 @@ def _tenant(name: str) -> str:
     return name or "(none)"
 
 
-def _bars(title: str, counts: Mapping[str, float], color: str, counted: str = "queries") -> Table:
+def bars(title: str, counts: Mapping[str, float], color: str, counted: str = "queries") -> Table:
     """Return a bar for each count, scaled to the largest; the least are summed up."""
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column(title, style="bold")
@@ -109,25 +119,29 @@ def _bars(title: str, counts: Mapping[str, float], color: str, counted: str = "q
     rows = list(counts.items())
     for name, count in rows[:_MAX_ROWS]:
         bar = Bar(largest, 0, count, width=_BAR_WIDTH, color=color)
-        table.add_row(name, f"{count:.0f}", _percent(count / total), bar)
+        table.add_row(name, f"{count:.0f}", percent(count / total), bar)
     if rest := rows[_MAX_ROWS:]:
         count = sum(count for _, count in rest)
-        table.add_row(f"{len(rest)} more", f"{count:.0f}", _percent(count / total), "")
+        table.add_row(f"{len(rest)} more", f"{count:.0f}", percent(count / total), "")
     return table
 
 
-def _percent(fraction: float) -> str:
-    return _number(fraction * 100, "{:.2f} %")
+def percent(fraction: float) -> str:
+    """Return a fraction as percent."""
+    return number(fraction * 100, "{:.2f} %")
 
 
-def _milliseconds(duration_s: float) -> str:
-    return _number(duration_s * 1e3, "{:.1f} ms")
+def milliseconds(duration_s: float) -> str:
+    """Return seconds as milliseconds."""
+    return number(duration_s * 1e3, "{:.1f} ms")
 
 
-def _pair(durations_s: tuple[float, float]) -> str:
-    first, second = (_number(duration_s * 1e3, "{:.1f}") for duration_s in durations_s)
+def pair(durations_s: tuple[float, float]) -> str:
+    """Return two times in milliseconds."""
+    first, second = (number(duration_s * 1e3, "{:.1f}") for duration_s in durations_s)
     return _NOTHING if second == _NOTHING else f"{first}, {second} ms"
 
 
-def _number(value: float, form: str) -> str:
+def number(value: float, form: str) -> str:
+    """Return a number in a form, a dash for NaN."""
     return _NOTHING if math.isnan(value) else form.format(value)

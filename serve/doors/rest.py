@@ -230,9 +230,11 @@ class RestDoor:
         return JSONResponse(metadata)
 
     async def _model_ready(self, request: Request) -> Response:
-        model = self._find(request)
-        model.check_ready()
-        return JSONResponse({"name": model.spec.name, "ready": True})
+        name = request.path_params["model"]
+        if "version" in request.path_params:
+            self._find(request)
+        self._models.check_model_ready(name)
+        return JSONResponse({"name": name, "ready": True})
 
     async def _model_config(self, request: Request) -> Response:
         model = self._find(request)

@@ -330,7 +330,7 @@ async def _unless_gone(call: HttpCall, work: Awaitable[Any]) -> Any:
             has_gone = True
             task.cancel()
 
-    stop_watching = _watch(call, cancel)
+    stop_watching = watch_client(call, cancel)
     try:
         return await work
     except asyncio.CancelledError:
@@ -343,7 +343,7 @@ async def _unless_gone(call: HttpCall, work: Awaitable[Any]) -> Any:
         stop_watching()
 
 
-def _watch(call: HttpCall, when_gone: Callable[[], None]) -> Callable[[], object]:
+def watch_client(call: HttpCall, when_gone: Callable[[], None]) -> Callable[[], object]:
     """Have `when_gone` called when the client goes; return what ends that.
 
     A listener of ours says so itself; any other is asked, by a task for each request.

@@ -44,7 +44,7 @@ class RpcHealth:
             if service in ("", SERVICE):
                 self._models.check_ready()
             else:
-                self._models.find(service).check_ready()
+                self._models.check_model_ready(service)
         except RefusedError as error:
             return _UNKNOWN if error.reason == "unknown_model" else _NOT_SERVING
         return _SERVING
@@ -54,7 +54,7 @@ class RpcHealth:
         service = call.message.service
         status = self.status(service)
         if status == _UNKNOWN:
-            self._models.find(service)
+            self._models.check_model_ready(service)
         return _response(status)
 
     async def list(self, _: Any) -> HealthListResponse:

@@ -66,6 +66,7 @@ class Server:
     def refresh_metrics(self) -> None:
         """Set what is a state and not an event; called when the metrics are read."""
         self.metrics.refresh(self.models.engines())
+        self.metrics.refresh_streams((d.spec.name, d.engine) for d in self.models.decoders)
         if self.door_load is None:
             self.metrics.refresh_doors(self.loop_lag.longest_s(), self.budget.used_bytes)
         else:
@@ -94,7 +95,7 @@ class Server:
 
     async def live_settings(self) -> dict[str, Any]:
         """Return the settings in force, and the state, of each model."""
-        return {model.spec.name: model.live_settings() for model in self.models}
+        return self.models.live_settings()
 
     async def change_settings(self, fields: Any) -> dict[str, Any]:
         """Change live settings as a client asks; return those in force. Raises RefusedError."""
@@ -111,7 +112,7 @@ class Server:
             change = parse_live_config(fields)
             if name is None:
                 return self.models.reconfigure(change)
-            return {name: self.models.find(name).reconfigure(change)}
+            return {name: self.models.reconfigure_one(name, change)}
         except ServeConfigError as error:
             raise RefusedError("bad_request", str(error)) from None
 

@@ -27,7 +27,8 @@ class StreamRequest:
     """What a client asks: a prompt in token ids, how many outputs, when they are due.
 
     Times are on the engine's clock: the first output is due at `first_deadline_s`, `deadline_s` is
-    a hard end. `choose` samples a token; one of `end_tokens` is the last. What is `shared` of the
+    a hard end. `choose` samples a token; one of `end_tokens` is the last, and one of which `ends`,
+    asked for each on the device thread, says so. What is `shared` of the
     prompt is not computed again.
     """
 
@@ -43,6 +44,7 @@ class StreamRequest:
     shared: SharedPrefix | None = None
     choose: Choose = greedy
     end_tokens: frozenset[int] = frozenset()
+    ends: Callable[[int], bool] | None = None
 
     def query(self, query_id: int) -> StreamQuery:
         """Return the token that the scheduler knows it by."""
@@ -99,6 +101,12 @@ class OpenStream:
             finally:
                 self._waiter = None
         return self._outputs.popleft()
+
+    def waiting(self) -> list[StreamOutput]:
+        """Take the outputs that wait already, without waiting for any."""
+        outputs = list(self._outputs)
+        self._outputs.clear()
+        return outputs
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Withdraw the stream, the client has gone; one that has ended is left as it is."""

@@ -3,6 +3,9 @@
 The scheduler speaks of positions, the executor of token ids: this holds each stream's ids, cuts the
 chunks of a step out of them, and chooses the next token of what was sampled. What the executor is
 does not matter here: `subnetact.decoding` has the real one, `TimedDecoder` sleeps.
+
+With a `PrefixCache`, prompts that were computed stay, as sequences that nobody runs; where the
+executor finds no room for an iteration, they go. What streams hold always fits, so then it does.
 """
 
 from __future__ import annotations
@@ -10,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from serve.engine.prefix_cache import PrefixCache, SharedPrefix
 from slackfit.streams.stream_query import StreamChunk
+from subnetact.decoding.extents import CacheFullError
 
 Choose = Callable[[Any, int], int]
 """Chooses a token by its row of logits (vocabulary,) and its position in the sequence."""
+
+_FULL = (CacheFullError, MemoryError)
 
 
 class IterationExecutor(Protocol):
@@ -38,13 +45,6 @@ class IterationExecutor(Protocol):
         ...
 
 
-class SharedPrefix(NamedTuple):
-    """The first `tokens` of a prompt are those of `source`, a sequence that the executor keeps."""
-
-    source: int | str
-    tokens: int
-
-
 class TokenRun(NamedTuple):
     """The next tokens of one sequence, behind what is cached of it."""
 
@@ -54,19 +54,24 @@ class TokenRun(NamedTuple):
 
 
 class _OpenText:
-    __slots__ = ("choose", "ids")
+    __slots__ = ("choose", "ids", "is_kept", "prompt_tokens", "quality", "tenant")
 
-    def __init__(self, prompt: Sequence[int], choose: Choose) -> None:
+    def __init__(self, prompt: Sequence[int], choose: Choose, tenant: str) -> None:
         self.ids = list(prompt)
         self.choose = choose
+        self.tenant = tenant
+        self.prompt_tokens = len(prompt)
+        self.quality = 1.0  # of the worst width that computed any of the prompt
+        self.is_kept = False  # as a prefix
 
 
 class StreamDevice:
     """One executor and the ids of the streams on it; used by one thread only."""
 
-    def __init__(self, executor: IterationExecutor) -> None:
+    def __init__(self, executor: IterationExecutor, prefixes: PrefixCache | None = None) -> None:
         """Begin without streams."""
         self.executor = executor
+        self.prefixes = prefixes
         self._texts: dict[int, _OpenText] = {}
 
     def __len__(self) -> int:
@@ -74,12 +79,21 @@ class StreamDevice:
         return len(self._texts)
 
     def begin(
-        self, query_id: int, prompt: Sequence[int], choose: Choose, shared: SharedPrefix | None
+        self,
+        query_id: int,
+        prompt: Sequence[int],
+        choose: Choose,
+        shared: SharedPrefix | None,
+        tenant: str = "",
     ) -> None:
         """Take a stream's prompt, before its first chunk, and what is computed of it already."""
-        self._texts[query_id] = _OpenText(prompt, choose)
-        if shared is not None:
-            self.executor.share(shared.source, query_id, shared.tokens)
+        text = self._texts[query_id] = _OpenText(prompt, choose, tenant)
+        if shared is None:
+            return
+        self.executor.share(shared.source, query_id, shared.tokens)
+        if self.prefixes is not None:
+            text.quality = self.prefixes.quality_of(shared.source)
+            self.prefixes.unpin(shared.source)
 
     def run(self, subnet_id: str, chunks: Sequence[StreamChunk]) -> dict[int, int]:
         """Run one iteration; return the next token of every stream that sampled, by its id.
@@ -90,10 +104,12 @@ class StreamDevice:
             TokenRun(query_id, tuple(self._texts[query_id].ids[at : at + length]), samples)
             for query_id, at, length, samples in chunks
         ]
-        logits = self.executor.run(subnet_id, runs)
+        logits = self._run_with_room(subnet_id, runs)
         sampled = [run.sequence for run in runs if run.samples]
         if len(logits) != len(sampled):
             raise RuntimeError(f"{len(logits)} rows of logits for {len(sampled)} that sample")
+        if self.prefixes is not None:
+            self._keep_prompts(self.prefixes, subnet_id, chunks)
         return {
             query_id: self._next(self._texts[query_id], row)
             for query_id, row in zip(sampled, logits, strict=True)
@@ -102,11 +118,42 @@ class StreamDevice:
     def restart(self, query_id: int) -> None:
         """Give up a stream's keys and values; its tokens stay, to be computed again."""
         self.executor.release(query_id)
+        self._texts[query_id].quality = 1.0
 
     def release(self, query_id: int) -> None:
         """Forget a stream; one that is not there is no error."""
         if self._texts.pop(query_id, None) is not None:
             self.executor.release(query_id)
+
+    def _run_with_room(self, subnet_id: str, runs: list[TokenRun]) -> Any:
+        while True:
+            try:
+                return self.executor.run(subnet_id, runs)
+            except _FULL:
+                name = None if self.prefixes is None else self.prefixes.evict()
+                if name is None:
+                    raise
+                self.executor.release(name)
+
+    def _keep_prompts(
+        self, prefixes: PrefixCache, subnet_id: str, chunks: Sequence[StreamChunk]
+    ) -> None:
+        """Note which quality computed prompts, and keep those that are whole now."""
+        quality = prefixes.qualities[subnet_id]
+        for query_id, at, length, samples in chunks:
+            text = self._texts[query_id]
+            if text.is_kept or at >= text.prompt_tokens:
+                continue
+            text.quality = min(text.quality, quality)
+            if samples and at + length == text.prompt_tokens:
+                text.is_kept = True
+
+                def share(name: str, tokens: int, query_id: int = query_id) -> None:
+                    self.executor.share(query_id, name, tokens)
+
+                prompt = text.ids[: text.prompt_tokens]
+                for name in prefixes.keep(prompt, text.tenant, text.quality, share):
+                    self.executor.release(name)
 
     @staticmethod
     def _next(text: _OpenText, row: Any) -> int:

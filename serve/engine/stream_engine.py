@@ -20,17 +20,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 from serve.engine.guarded import Guarded
 from serve.engine.job import State
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.prefix_cache import PrefixCounts
 from serve.engine.stream_device import StreamDevice
 from serve.engine.watchdog import Watchdog
 from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_policy import StreamPolicy
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 logger = logging.getLogger(__name__)
@@ -84,6 +88,8 @@ class StreamEngine:
         self.clock = clock
         self._scheduler = scheduler
         self._device = device
+        self._prefixes = device.prefixes
+        self._width = scheduler.costs.subnet_ids[-1]  # of the last iteration
         self._observer = None if observer is None else Guarded(observer)
         self._on_step = None if on_step is None else Guarded(on_step)
         self._watchdog = Watchdog(hung_after_s)
@@ -144,6 +150,7 @@ class StreamEngine:
 
     def open(self, request: StreamRequest) -> OpenStream:
         """Take a request, on the loop's thread; a refused one has its outcome at once."""
+        request = self._with_prefix(request)
         with self._lock:
             stream = OpenStream(request.query(next(self._ids)), request, self._cancel)
             now_s = self.clock()
@@ -153,9 +160,20 @@ class StreamEngine:
                 self._to_begin.append(stream)
                 self._touch()
         if outcome is not None:
+            if self._prefixes is not None and request.shared is not None:
+                self._prefixes.unpin(request.shared.source)
             self._count(outcome)
             stream.end(outcome)
         return stream
+
+    def _with_prefix(self, request: StreamRequest) -> StreamRequest:
+        """Return a request with what is computed of its prompt, as well as it would be now."""
+        if self._prefixes is None or request.shared is not None:
+            return request
+        costs = self._scheduler.costs
+        quality = costs.rung(self._width).quality if self._open else costs.rungs[-1].quality
+        wanted = max(quality, request.min_quality)
+        return replace(request, shared=self._prefixes.pin(request.prompt, request.tenant, wanted))
 
     def _cancel(self, stream: OpenStream, reason: str) -> None:
         with self._lock:
@@ -164,6 +182,31 @@ class StreamEngine:
             delivery = _Delivery([], self._close(() if outcome is None else (outcome,)))
             self._touch()
         self._deliver(delivery)
+
+    @property
+    def costs(self) -> IterationCosts:
+        """The widths that may run, and what iterations are predicted to take on them."""
+        return self._scheduler.costs
+
+    @property
+    def max_running(self) -> int:
+        """How many streams may run at once."""
+        return self._scheduler.max_running
+
+    @property
+    def kv_tokens(self) -> int:
+        """For how many tokens of all streams there is memory."""
+        return self._scheduler.kv.capacity_tokens
+
+    def prefix_counts(self) -> PrefixCounts:
+        """Return what was found of prompts that came before."""
+        return PrefixCounts() if self._prefixes is None else self._prefixes.counts()
+
+    def reconfigure(self, policy: StreamPolicy) -> None:
+        """Decide by another policy from the next iteration on; streams stay."""
+        with self._lock:
+            self._scheduler.reconfigure(self.clock(), policy=policy)
+            self._fallback = ""
 
     def status(self) -> StreamStatus:
         """Return a snapshot of the engine's state."""
@@ -197,19 +240,23 @@ class StreamEngine:
         for stream in begin:
             request = stream.request
             query_id = stream.query.query_id
-            self._device.begin(query_id, request.prompt, request.choose, request.shared)
+            self._device.begin(
+                query_id, request.prompt, request.choose, request.shared, request.tenant
+            )
         for query_id in release:
             self._device.release(query_id)
         self._hand_over(delivery)
         if step is None:
             return False
         tokens, failed = self._run(step)
+        over = self._over(tokens, failed)
         with self._lock:
             self._watchdog.returned()
             if self._fault:  # too late: its streams were answered as failed
                 return False
             now_s = self.clock()
-            delivery = self._complete(step, tokens, failed, now_s)
+            self._width = step.subnet_id
+            delivery = self._complete(step, tokens, over, failed, now_s)
         self._hand_over(delivery)
         if self._on_step is not None:
             self._on_step(step, now_s, decision_s)
@@ -233,6 +280,24 @@ class StreamEngine:
             except Exception as error:  # the stream whose input fails ends, the others go on
                 failed[chunk.query_id] = _failure(error)
         return tokens, failed
+
+    def _over(self, tokens: dict[int, int], failed: dict[int, str]) -> list[int]:
+        """Return the streams whose token was their last; what fails at that fails its stream."""
+        over: list[int] = []
+        for query_id, token in list(tokens.items()):
+            stream = self._open.get(query_id)
+            if stream is None:  # cancelled while it ran
+                continue
+            request = stream.request
+            try:
+                is_end = token in request.end_tokens
+                if is_end or (request.ends is not None and request.ends(token)):
+                    over.append(query_id)
+            except Exception as error:  # what a request asks for: it ends with that request
+                logger.exception("whether stream %d is over can't be told", query_id)
+                del tokens[query_id]
+                failed[query_id] = _failure(error)
+        return over
 
     def _device_main(self) -> None:
         try:
@@ -293,18 +358,19 @@ class StreamEngine:
             return scheduler.poll(now_s)
 
     def _complete(
-        self, step: Step, tokens: dict[int, int], failed: dict[int, str], now_s: float
+        self,
+        step: Step,
+        tokens: dict[int, int],
+        over: list[int],
+        failed: dict[int, str],
+        now_s: float,
     ) -> _Delivery:
         quality = self._scheduler.costs.rung(step.subnet_id).quality
         outputs: list[tuple[OpenStream, StreamOutput]] = []
-        over: list[int] = []
         for query_id, token in tokens.items():
             stream = self._open.get(query_id)
-            if stream is None:  # cancelled while it ran
-                continue
-            outputs.append((stream, StreamOutput(token, now_s, step.subnet_id, quality)))
-            if token in stream.request.end_tokens:
-                over.append(query_id)
+            if stream is not None:  # else it was cancelled while it ran
+                outputs.append((stream, StreamOutput(token, now_s, step.subnet_id, quality)))
         outcomes = self._scheduler.complete(step.step_id, now_s, over, tuple(failed.items()))
         return _Delivery(outputs, self._close(outcomes))
 

@@ -18,12 +18,15 @@ from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
 from serve.engine.guarded import Guarded
 from serve.engine.reply import Reply
+from serve.hosts.assemble_decoder import build_decoder
+from serve.hosts.load_decoder import load_decoder, serves_streams
 from serve.hosts.load_device import LoadedDevice, load, offer
 from serve.hosts.several_models import each_model
 from serve.models.image_decoder import ImageDecoder
 from serve.models.models import Models
 from serve.models.replica_set import ReplicaSet
 from serve.models.request import ModelSpec
+from serve.models.served_decoder import ServedDecoder
 from serve.models.served_model import ServedModel
 from serve.observe.demand import Demand
 from serve.observe.metrics import Metrics
@@ -45,12 +48,16 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
     metrics = Metrics()
     turn = DeviceTurn()
     models: list[ServedModel] = []
+    decoders: list[ServedDecoder] = []
     for own in each_model(config):
+        if serves_streams(own):
+            decoders.append(build_decoder(own, load_decoder(own), metrics, resources))
+            continue
         loaded = load(own)
         resources.callback(loaded.executor.close)
         models.append(build_model(own, loaded, metrics, resources, turn))
     return Server(
-        models=Models(models),
+        models=Models(models, decoders),
         metrics=metrics,
         guard=guard,
         max_body_bytes=config.max_body_bytes,

@@ -6,14 +6,10 @@ Both hosts (uvicorn and the Ray replica) come through here, so both refuse the s
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from serve.access.build_guard import build_guard
-from serve.access.guard import UNIX
 from serve.config import ServeConfig, ServeConfigError
-from serve.hosts.several_models import each_model
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
@@ -39,22 +35,11 @@ class LoadedDevice(NamedTuple):
     name: str
 
 
-def check(config: ServeConfig) -> None:
-    """Raise what loading `config` on Ray would raise, without touching the device.
-
-    For a driver that loads in another process and wants its errors here.
-    """
-    if config.host.startswith(UNIX):
-        raise ServeConfigError(f"host {config.host}: on Ray an address is needed, or give --no-ray")
-    build_guard(config, time.monotonic)
-    for own in each_model(config):
-        _check_model(own)
-
-
-def _check_model(config: ServeConfig) -> None:
+def check_model(config: ServeConfig) -> None:
+    """Raise what `load` would raise, without touching the device."""
     given = None if config.profile is None else read_profile(config.profile)
     if config.device != "timed":
-        checkpoint = _read_checkpoint(config)
+        checkpoint = read_checkpoint(config)
         _check_fit(given, checkpoint, config)
         offer(config, given or _stand_in(checkpoint))
     elif given is not None:
@@ -71,7 +56,7 @@ def load(config: ServeConfig) -> LoadedDevice:
     if config.device == "timed":
         return _load_timed(config, given)
     device = _device_name(config)
-    checkpoint = _read_checkpoint(config)
+    checkpoint = read_checkpoint(config)
     _check_fit(given, checkpoint, config)
     offer(config, given or _stand_in(checkpoint))  # before anything slow
     executor = _load_executor(config, checkpoint, given, device)
@@ -95,7 +80,8 @@ def _revalidated(executor: Executor, given: LatencyProfile) -> LatencyProfile:
     return revalidated(executor, given)
 
 
-def _read_checkpoint(config: ServeConfig) -> Checkpoint:
+def read_checkpoint(config: ServeConfig) -> Checkpoint:
+    """Read the checkpoint that `config` names. Raises ServeConfigError."""
     from supernet import CheckpointError, load_checkpoint
 
     assert config.checkpoint is not None, "checked by ServeConfig"

@@ -28,7 +28,7 @@ import httpx
 from serve.access.tls import tls_files
 from serve.access.tokens import read_tokens
 from serve.config import ServeConfig, ServeConfigError
-from serve.hosts.load_device import check
+from serve.hosts.check import check
 from serve.hosts.uvicorn_listener import bind, in_url
 from serve.proto.names import REPLICAS
 

@@ -11,13 +11,14 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_node_ip_address
+from starlette.types import ASGIApp
 
 from serve.config import ServeConfig, parse_config, parse_live_config
-from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_server
 from serve.hosts.autoscale import reported
+from serve.hosts.check import check
+from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
-from serve.hosts.load_device import check
 from serve.hosts.ray_metrics import exporting_to_ray
 from serve.hosts.ray_registry import RayStore, Registry, announced
 from serve.hosts.tuned_process import tuned_process
@@ -44,7 +45,7 @@ class SupernetReplica:
         self._listeners = Listeners(
             config, self._server, is_replica=True, reached_at=get_node_ip_address()
         )
-        self._door = RestDoor(self._server, while_ready=self._while_ready)
+        self._door = build_door(self._server, self._while_ready)
         self._resources.enter_context(tuned_process())
 
     @contextlib.asynccontextmanager
@@ -57,7 +58,7 @@ class SupernetReplica:
             async with announced(registry, server.replicas, server.models.takes_queries):
                 yield
 
-    def __serve_build_asgi_app__(self) -> RestDoor:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._door
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

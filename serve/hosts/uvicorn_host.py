@@ -15,9 +15,9 @@ import uvicorn
 from serve.access.guard import UNIX
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
-from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_server
 from serve.hosts.connection_limits import most_connections
+from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
 from serve.hosts.uvicorn_listener import bind, end_within, in_url, uvicorn_config
@@ -65,7 +65,7 @@ def serve_forever(config: ServeConfig) -> None:
             bind(config.host, config.grpc_port, setting="gRPC port").close()
         server = build_server(config, resources)
         listeners = Listeners(config, server, is_replica=False)
-        door = RestDoor(server, while_ready=listeners.opened)
+        door = build_door(server, listeners.opened)
         resources.enter_context(tuned_process())
         options = uvicorn_config(
             door,

@@ -69,10 +69,10 @@ def resolve_deadline(
         hard_s.append(given * 1e-6)
     for given in _given("deadline_unix_us", parameters):
         hard_s.append(given * 1e-6 - unix_arrival_s)
-    for given in _sent(TIMEOUT_HEADER, headers):
+    for given in sent_numbers(TIMEOUT_HEADER, headers):
         if given > 0:
             hard_s.append(given)
-    for given in (*_sent(SLO_HEADER, headers), *_given("slo_ms", parameters)):
+    for given in (*sent_numbers(SLO_HEADER, headers), *_given("slo_ms", parameters)):
         soft_s.append(given * 1e-3)
     asked_s = min(soft_s, default=None)
     tenant.check_slo(asked_s)
@@ -95,8 +95,9 @@ def earliest_sent_s(headers: Mapping[str, str]) -> float | None:
     """
     if SLO_HEADER not in headers and TIMEOUT_HEADER not in headers:
         return None
-    timeouts_s = [given for given in _sent(TIMEOUT_HEADER, headers) if given > 0]
-    return min([given * 1e-3 for given in _sent(SLO_HEADER, headers)] + timeouts_s, default=None)
+    timeouts_s = [given for given in sent_numbers(TIMEOUT_HEADER, headers) if given > 0]
+    soft_s = [given * 1e-3 for given in sent_numbers(SLO_HEADER, headers)]
+    return min(soft_s + timeouts_s, default=None)
 
 
 def usable(given_s: float, reply_allowance_s: float) -> float:
@@ -112,8 +113,11 @@ def _given(name: str, parameters: Mapping[str, object]) -> tuple[float, ...]:
     return (number,) if number else ()
 
 
-def _sent(name: str, headers: Mapping[str, str]) -> list[float]:
-    """Return what a header says, every time that it is sent."""
+def sent_numbers(name: str, headers: Mapping[str, str]) -> list[float]:
+    """Return what a header says, every time that it is sent; zeros say nothing.
+
+    Raises RefusedError, `bad_deadline`.
+    """
     if name not in headers:
         return []
     numbers: list[float] = []

@@ -27,6 +27,8 @@ REASONS: dict[str, ReasonCode] = {
     "bad_deadline": ReasonCode(400, "INVALID_ARGUMENT"),
     "unknown_subnet": ReasonCode(400, "INVALID_ARGUMENT"),
     "accuracy_floor": ReasonCode(400, "INVALID_ARGUMENT"),
+    "too_long": ReasonCode(400, "INVALID_ARGUMENT"),  # a prompt, beyond the longest context
+    "unsupported": ReasonCode(400, "INVALID_ARGUMENT"),
     "unauthenticated": ReasonCode(401, "UNAUTHENTICATED"),
     "forbidden": ReasonCode(403, "PERMISSION_DENIED"),
     "unknown_model": ReasonCode(404, "NOT_FOUND"),

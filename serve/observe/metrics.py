@@ -1,4 +1,4 @@
-"""`Metrics`: what a server tells Prometheus, by model; `instruments.py` lists every metric."""
+"""`Metrics`: what a server tells Prometheus; `instruments.py`, `stream_metrics.py` list it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from serve.engine.reply import Reply
 from serve.engine.served_engine import ServedEngine
+from serve.engine.stream_engine import StreamEngine
 from serve.observe.instruments import Instruments
 from serve.observe.recent_outcomes import RecentOutcomes
+from serve.observe.stream_metrics import StreamInstruments, StreamMetrics
+from serve.observe.vllm_names import VllmNames
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,12 +28,25 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._instruments = Instruments(self.registry)
         self._models: dict[str, ModelMetrics] = {}
+        self._stream_instruments: StreamInstruments | None = None
+        self._streams: dict[str, StreamMetrics] = {}
+        self._aliases: CollectorRegistry | None = None
 
     def of(self, model: str) -> ModelMetrics:
         """Return the metrics of the model with that name."""
         if model not in self._models:
             self._models[model] = ModelMetrics(self._instruments, model)
         return self._models[model]
+
+    def of_streams(self, model: str) -> StreamMetrics:
+        """Return the metrics of the decoder with that name; the first one brings their names."""
+        if self._stream_instruments is None:
+            self._stream_instruments = StreamInstruments(self.registry)
+            self._aliases = CollectorRegistry()
+            self._aliases.register(VllmNames(self.registry))
+        if model not in self._streams:
+            self._streams[model] = StreamMetrics(self._stream_instruments, model)
+        return self._streams[model]
 
     def refused(self, door: str, reason: str, tenant: str = "") -> None:
         """Count a request that got an error at the `http` or the `grpc` door."""
@@ -46,9 +62,15 @@ class Metrics:
         for name, engine in engines:
             self.of(name).refresh(engine)
 
+    def refresh_streams(self, engines: Iterable[tuple[str, StreamEngine]]) -> None:
+        """Set what is a state of decoders, by model; called when the metrics are read."""
+        for name, engine in engines:
+            self.of_streams(name).refresh(engine)
+
     def render(self) -> bytes:
-        """Return the exposition text."""
-        return generate_latest(self.registry)
+        """Return the exposition text, a decoder's figures once more by the names of vLLM."""
+        own = generate_latest(self.registry)
+        return own if self._aliases is None else own + generate_latest(self._aliases)
 
 
 class ModelMetrics:

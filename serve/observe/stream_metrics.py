@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from serve.engine.prefix_cache import PrefixCounts
 from serve.engine.stream_engine import StreamEngine
 from slackfit.streams.stream_query import Step, StreamOutcome
 
@@ -18,6 +19,7 @@ _MODEL = ("model",)
 _FLUIDITY = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _DECISION_SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class StreamInstruments:
@@ -46,6 +48,16 @@ class StreamInstruments:
         self.gap = histogram("gap_seconds", "Between two outputs of a stream.", _SECONDS)
         self.iteration = histogram("iteration_seconds", "What iterations took.", _SECONDS)
         self.decision = histogram("decision_seconds", "Choosing one.", _DECISION_SECONDS)
+        self.finished = counter("finished", "Streams by finish reason, as OpenAI's.", "finish")
+        self.prefix_queried = counter("prefix_queried_tokens", "Prompt tokens that were looked up.")
+        self.prefix_hit = counter("prefix_hit_tokens", "Those that were computed already.")
+        self.whole = histogram("seconds", "Arrival to the last output.", _SECONDS)
+        self.queue = histogram("queue_seconds", "Arrival to the prompt's first chunk.", _SECONDS)
+        self.prefill = histogram("prefill_seconds", "From there to the first output.", _SECONDS)
+        self.decode = histogram("decode_seconds", "First output to the last.", _SECONDS)
+        self.period = histogram("period_seconds", "Mean gap of a stream.", _SECONDS)
+        self.tokens = histogram("iteration_tokens", "Tokens of an iteration.", _TOKENS)
+        self.ready = gauge("ready", "1 while streams are taken, else 0.")
         self.running = gauge("running", "Streams that hold a place.")
         self.waiting = gauge("waiting", "Streams that hold none yet.")
         self.kv = gauge("kv_share", "Share of the memory for keys and values that is held.")
@@ -69,11 +81,14 @@ class StreamMetrics:
         self._decision = instruments.decision.labels(model)
         self._prompt_tokens = instruments.prompt_tokens.labels(model)
         self._preemptions = instruments.preemptions.labels(model)
+        self._tokens = instruments.tokens.labels(model)
+        self._last = PrefixCounts()
 
     def observe(self, outcome: StreamOutcome) -> None:
         """Count a stream that has ended."""
         of, model = self._of, self._model
         of.ended.labels(model, outcome.status, _reason(outcome)).inc()
+        of.finished.labels(model, finish_of(outcome)).inc()
         for subnet_id, count in CountOf(outcome.subnet_ids).items():
             of.outputs.labels(model, subnet_id).inc(count)
         if outcome.relegated:
@@ -83,6 +98,7 @@ class StreamMetrics:
         times_s = outcome.output_s
         if times_s:
             self._first.observe(times_s[0] - outcome.query.arrival_s)
+            self._observe_times(outcome)
         for earlier_s, later_s in pairwise(times_s):
             self._gap.observe(later_s - earlier_s)
 
@@ -91,6 +107,7 @@ class StreamMetrics:
         self._of.iterations.labels(self._model, step.subnet_id).inc()
         self._iteration.observe(ended_s - step.start_s)
         self._decision.observe(decision_s)
+        self._tokens.observe(step.num_tokens)
         self._preemptions.inc(len(step.preempted))
         self._prompt_tokens.inc(sum(c.length for c in step.chunks if c.length > 1 or not c.samples))
 
@@ -100,8 +117,32 @@ class StreamMetrics:
         self._of.running.labels(self._model).set(status.num_running)
         self._of.waiting.labels(self._model).set(status.num_waiting)
         self._of.kv.labels(self._model).set(status.kv_share)
+        self._of.ready.labels(self._model).set(status.state == "ready")
+        counts, last = engine.prefix_counts(), self._last
+        self._of.prefix_queried.labels(self._model).inc(counts.queried_tokens - last.queried_tokens)
+        self._of.prefix_hit.labels(self._model).inc(counts.hit_tokens - last.hit_tokens)
+        self._last = counts
+
+    def _observe_times(self, outcome: StreamOutcome) -> None:
+        """Note of a stream that had outputs where its time went."""
+        of, model, times_s = self._of, self._model, outcome.output_s
+        start_s = outcome.query.arrival_s if outcome.start_s is None else outcome.start_s
+        of.whole.labels(model).observe(times_s[-1] - outcome.query.arrival_s)
+        of.queue.labels(model).observe(start_s - outcome.query.arrival_s)
+        of.prefill.labels(model).observe(times_s[0] - start_s)
+        of.decode.labels(model).observe(times_s[-1] - times_s[0])
+        if len(times_s) > 1:
+            of.period.labels(model).observe((times_s[-1] - times_s[0]) / (len(times_s) - 1))
 
 
 def _reason(outcome: StreamOutcome) -> str:
     """The reason without what differs from case to case: a label has few values."""
     return outcome.reason.split(":", 1)[0]
+
+
+def finish_of(outcome: StreamOutcome) -> str:
+    """Return how a stream ended by OpenAI's word: `stop`, `length`, else `abort` or `error`."""
+    if outcome.is_complete:
+        whole = len(outcome.output_s) >= outcome.query.max_tokens
+        return "length" if whole else "stop"
+    return "error" if outcome.status == "failed" else "abort"

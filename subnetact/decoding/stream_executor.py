@@ -101,6 +101,13 @@ class StreamExecutor:
             table.advance(chunk.sequence, len(chunk.ids))
         return logits
 
+    def share(self, source: SequenceId, sequence: SequenceId, tokens: int) -> None:
+        """Begin a sequence with the first `tokens` of another one, without computing them.
+
+        Raises ValueError unless these are whole blocks that were computed.
+        """
+        self.cache.table.share(source, sequence, tokens)
+
     def release(self, sequence: SequenceId) -> None:
         """Forget a stream: it has ended, was aborted, or will be computed again."""
         self.cache.table.release(sequence)

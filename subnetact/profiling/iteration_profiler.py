@@ -56,12 +56,13 @@ def measure_iterations(
     decodes: Iterable[int] = (1, 2, 4, 8, 16),
     repeats: int = 5,
     seed: int = 0,
+    max_error: float = MAX_ERROR,
     progress: Callable[[int, int], None] | None = None,
 ) -> LatencyProfile:
     """Return a profile with `iterations`; its batch sizes are streams that decode together.
 
     Raises ValueError for counts below 1 or that the executor's cache has no room for, RuntimeError
-    when the fitted cost misses the held-out iterations by more than MAX_ERROR on average.
+    when the fitted cost misses the held-out iterations by more than `max_error` on average.
     """
     counts = tuple(sorted(set(decodes)))
     if not counts or counts[0] < 1 or repeats < 1:
@@ -84,10 +85,10 @@ def measure_iterations(
     costs = fit_iterations([measured[i, kind] for i in ids for kind in fitted_kinds], qualities)
     errors = relative_errors(costs, [measured[i, kind] for i in ids for kind in judged_kinds])
     error = statistics.fmean(errors)
-    if error > MAX_ERROR:
+    if error > max_error:
         raise RuntimeError(
             f"the fitted cost misses iterations that it has not seen by {error:.0%} on average, "
-            f"allowed {MAX_ERROR:.0%}; measure again on a machine with nothing else to do"
+            f"allowed {max_error:.0%}; measure again on a machine with nothing else to do"
         )
     device = device_name("cpu")
     first = fitted_kinds[0][0][0]  # tokens cached of the first kind: decodes behind a short context

@@ -36,6 +36,7 @@ from supernet.sample import SampleSpec
 SHAPE = (1, 2, 2)
 collect_ignore = [  # run elsewhere
     "doors/triton_session.py", "doors/triton_text_session.py", "doors/triton_extensions_session.py",
+    "openai/openai_session.py",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`supernet bench streams`: chunking, capacity, overload, orders, scheduler cost, fidelity, live.
+"""`supernet bench streams`: chunking, capacity, overload, orders, cost, fidelity, live, doors.
 
 Figures of chunking, capacity, overload and orders are simulated with a profile's cost model and say
 which. With a decoder's checkpoint those of chunking are measured on it too, and three points live.
@@ -14,10 +14,12 @@ from typing import Any
 from serve.bench.rows import Row, Tell, row
 from serve.bench.streams.capacity import capacity_rows, overload_rows
 from serve.bench.streams.chunking import chunking_rows
+from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import fidelity_rows, live_point_rows, live_runner
 from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.setting import StreamSetting, skipped
 from serve.engine.stream_device import IterationExecutor
+from slackfit.profile import LatencyProfile
 
 _DECODER = "subnetact.decoding.stream_executor"
 _KV_TOKENS = 16_384
@@ -26,9 +28,17 @@ _KV_TOKENS = 16_384
 class StreamsBench:
     """One run of the benchmark: keeps the rows."""
 
-    def __init__(self, setting: StreamSetting, *, checkpoint: Path | None, tell: Tell) -> None:
-        """Measure in a setting; with a decoder's `checkpoint` also on that decoder."""
+    def __init__(
+        self,
+        setting: StreamSetting,
+        profile: LatencyProfile,
+        *,
+        checkpoint: Path | None,
+        tell: Tell,
+    ) -> None:
+        """Measure in a setting with `profile`'s costs; with a `checkpoint` on that decoder too."""
         self._setting = setting
+        self._profile = profile
         self._checkpoint = checkpoint
         self._tell = tell
         self._capacity_qps: float | None = None
@@ -44,6 +54,7 @@ class StreamsBench:
             "cost": lambda: cost_rows(self._setting),
             "fidelity": self.fidelity,
             "live": self.live,
+            "door": lambda: door_rows(self._setting, self._profile, self._tell),
         }
         unknown = sorted(set(parts or ()) - set(known))
         if unknown:
@@ -106,23 +117,6 @@ def decoder_of(folder: Path) -> tuple[Callable[[], IterationExecutor], int]:
     checkpoint: Any = load_checkpoint(folder)
 
     def make() -> IterationExecutor:
-        return _Shared(executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS))
+        return executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS)
 
     return make, int(checkpoint.definition.config.vocab_size)
-
-
-class _Shared:
-    """A decoder's executor, whose table shares prefixes."""
-
-    def __init__(self, executor: Any) -> None:
-        self._executor = executor
-        self.subnet_ids: tuple[str, ...] = executor.subnet_ids
-
-    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
-        return self._executor.run(subnet_id, chunks)
-
-    def share(self, source: Any, sequence: Any, tokens: int) -> None:
-        self._executor.cache.table.share(source, sequence, tokens)
-
-    def release(self, sequence: Any) -> None:
-        self._executor.release(sequence)

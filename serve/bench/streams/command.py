@@ -22,7 +22,7 @@ def bench_streams(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live.",
+            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live, door.",
         ),
     ] = None,
     profile: Annotated[
@@ -59,7 +59,7 @@ def bench_streams(
             num_streams=streams,
         )
         bench = StreamsBench(
-            setting, checkpoint=checkpoint, tell=lambda text: typer.echo(text, err=True)
+            setting, table, checkpoint=checkpoint, tell=lambda text: typer.echo(text, err=True)
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:10} {row['figure']}" for row in rows)

@@ -16,7 +16,8 @@ from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.doors.rest import RestDoor
 from serve.engine.reply import RequestOptions
 from serve.hosts.assemble import build_server
-from serve.hosts.load_device import check, load
+from serve.hosts.check import check
+from serve.hosts.load_device import load
 from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor

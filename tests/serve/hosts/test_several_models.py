@@ -19,7 +19,7 @@ from serve.config import ServeConfigError, parse_config
 from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.hosts.assemble import build_server
-from serve.hosts.load_device import check
+from serve.hosts.check import check
 from serve.hosts.several_models import each_model, model_settings
 from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc

@@ -9,6 +9,7 @@ import pytest
 
 from serve.bench.streams.bench import StreamsBench
 from serve.bench.streams.chunking import chunking_rows
+from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import live_runner, serve_live
 from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.setting import StreamSetting, drawn_conversation
@@ -16,14 +17,15 @@ from slackfit.profile import LatencyProfile
 from slackfit.streams.iteration_cost import IterationCosts
 from subnetact.timed_decoder import TimedDecoder
 
-COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))
+PROFILE = LatencyProfile.load("profiles/smollm2_135m_example.json")
+COSTS = IterationCosts.of(PROFILE)
 SETTING = StreamSetting(
     costs=COSTS, profile="example", base=drawn_conversation(count=400), seeds=(0,), num_streams=80
 )
 
 
 def bench() -> StreamsBench:
-    return StreamsBench(SETTING, checkpoint=None, tell=lambda _: None)
+    return StreamsBench(SETTING, PROFILE, checkpoint=None, tell=lambda _: None)
 
 
 def values(rows: list[dict]) -> dict[str, float]:
@@ -88,3 +90,13 @@ def test_the_same_scenarios_run_live():
 
     rows = chunking_rows(live_runner(costs, make, 256), costs, "timed")
     assert len(rows) == 7
+
+
+@pytest.mark.slow
+def test_the_door_is_measured_beside_the_engine():
+    rows = door_rows(SETTING, PROFILE, lambda _: None, tokens=20)
+    found = values(rows)
+    detail = rows[0]["detail"]
+    assert detail["server_us_per_token"] > detail["engine_us_per_token"] > 0
+    assert 0 < found["door/processor_us_per_token"] < 2000
+    assert 0 < found["door/first_byte_beyond_engine"] < 0.1

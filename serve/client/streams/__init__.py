@@ -1,0 +1,1 @@
+"""Clients of OpenAI's protocol, ours and others' servers; imports the client's root."""

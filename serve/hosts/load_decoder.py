@@ -1,0 +1,230 @@
+"""A decoder ready to write what a `ServeConfig` names: its executor, tokenizer, iteration costs.
+
+As `load_device.py` for models that answer at once; both hosts come through here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from serve.config import ServeConfig, ServeConfigError
+from serve.engine.stream_device import IterationExecutor
+from serve.hosts.load_device import DEFAULT_NAME, read_checkpoint, read_profile
+from serve.models.served_decoder import DecoderSpec
+from serve.models.text_coder import ByteCoder, TextCoder
+from slackfit.policies.streams import create_stream_policy
+from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.scheduling.streams.stream_scheduler import KV_TOKENS
+from slackfit.streams.iteration_cost import IterationCosts, has_iterations
+from slackfit.streams.stream_policy import StreamPolicy
+from subnetact.timed_decoder import TimedDecoder
+
+if TYPE_CHECKING:
+    from subnetact.decoding.stream_executor import StreamExecutor
+    from supernet.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+STREAM_POLICY = "slackwidth"
+_BATCH_POLICY = ServeConfig.model_fields["policy"].default
+_KV_BYTES = 512 * 2**20
+_BLOCK_TOKENS = 64
+_QUICK_DECODES = (1, 2, 4, 8)
+_QUICK_REPEATS = 2
+_PACKINGS = ("views", "packed", "int8")
+
+
+class LoadedDecoder(NamedTuple):
+    """A decoder ready to run; the executor's cache has room for `kv_tokens` in blocks."""
+
+    executor: IterationExecutor
+    costs: IterationCosts
+    coder: TextCoder
+    spec: DecoderSpec
+    kv_tokens: int
+    block_tokens: int
+
+
+def serves_streams(config: ServeConfig) -> bool:
+    """Whether what one model's settings name is a decoder; what can't be read is none."""
+    if config.device == "timed":
+        return config.profile is not None and has_iterations(read_profile(config.profile))
+    from supernet.registry import get_family
+
+    try:
+        header = json.loads((Path(config.checkpoint or "") / "supernet.json").read_text("utf-8"))
+        return get_family(str(header["family"])).generates
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # who loads it says what is wrong
+
+
+def check_decoder(config: ServeConfig) -> None:
+    """Raise what loading would raise, without measuring anything."""
+    given = None if config.profile is None else read_profile(config.profile)
+    if given is not None:
+        offered_costs(config, IterationCosts.of(given))
+    if config.device != "timed":
+        _check_fit(config, _read_decoder(config), given)
+
+
+def load_decoder(config: ServeConfig) -> LoadedDecoder:
+    """Load a decoder and costs that fit it, measuring some where none do.
+
+    Raises ServeConfigError or ProfileError, a text of one line.
+    """
+    given = None if config.profile is None else read_profile(config.profile)
+    if config.device == "timed":
+        assert given is not None, "checked by ServeConfig"
+        return _load_timed(config, given)
+    checkpoint = _read_decoder(config)
+    _check_fit(config, checkpoint, given)
+    if given is not None:
+        offered_costs(config, IterationCosts.of(given))  # before anything slow
+    from supernet.tokenizer import Tokenizer, TokenizerMissingError
+
+    assert checkpoint.text is not None, "checked as it was read"
+    try:
+        coder = Tokenizer(checkpoint.text)
+    except (TokenizerMissingError, ValueError) as error:
+        raise ServeConfigError(f"checkpoint {config.checkpoint}: {error}") from None
+    executor = _load_executor(config, checkpoint, given)
+    profile = _profile(config, executor, checkpoint, given)
+    costs = IterationCosts.of(profile)
+    spec = DecoderSpec(
+        name=config.model_name or checkpoint.name.replace(" ", "-") or DEFAULT_NAME,
+        vocab_size=checkpoint.definition.config.vocab_size,  # type: ignore[attr-defined]
+        max_positions=executor.max_positions,
+        eos_ids=frozenset(checkpoint.text.eos_ids),
+        quality_kind=costs.quality_kind,
+        fingerprint=checkpoint.fingerprint,
+        profile=profile.name,
+        device=profile.device,
+        created=int(time.time()),
+    )
+    table = executor.cache.table
+    return LoadedDecoder(executor, costs, coder, spec, table.capacity_tokens, table.block_tokens)
+
+
+def offered_costs(
+    config: ServeConfig, costs: IterationCosts
+) -> tuple[IterationCosts, StreamPolicy, str]:
+    """Return the offered widths, the policy for them, its name. Raises ServeConfigError."""
+    name = STREAM_POLICY if config.policy == _BATCH_POLICY else config.policy
+    try:
+        offered = costs.select(config.subnets) if config.subnets else costs
+        return offered, create_stream_policy(name, offered), name
+    except (ProfileError, ValueError) as error:
+        raise ServeConfigError(str(error)) from None
+
+
+def _read_decoder(config: ServeConfig) -> Checkpoint:
+    if config.device != "cpu":
+        raise ServeConfigError(f"device is {config.device}, a decoder runs on a cpu (or timed)")
+    if config.packing not in (None, *_PACKINGS):
+        allowed = ", ".join(_PACKINGS)
+        raise ServeConfigError(f"packing is {config.packing}, of a decoder allowed {allowed}")
+    checkpoint = read_checkpoint(config)
+    if checkpoint.text is None:
+        raise ServeConfigError(
+            f"checkpoint {config.checkpoint} has no tokenizer, so it makes no text; import a "
+            "decoder with one (docs/decoder.md)"
+        )
+    return checkpoint
+
+
+def _check_fit(config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None) -> None:
+    if given is not None:
+        given.check_serves(
+            checkpoint=checkpoint.fingerprint,
+            device=given.device,
+            threads=config.threads,
+            subnet_ids=[subnet.subnet_id for subnet in checkpoint.subnets],
+        )
+
+
+def _load_executor(
+    config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None
+) -> StreamExecutor:
+    from subnetact.decoding.kv_cache import CacheShape
+    from subnetact.decoding.stream_executor import StreamExecutor
+
+    of = checkpoint.definition.config
+    shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)  # type: ignore[attr-defined]
+    fitting = min(_KV_BYTES // shape.token_bytes(), KV_TOKENS)
+    kv_tokens = config.kv_tokens or max(fitting, of.max_positions)  # type: ignore[attr-defined]
+    if kv_tokens < _BLOCK_TOKENS:
+        text = f"kv_tokens is {kv_tokens}, allowed a block of {_BLOCK_TOKENS} or more"
+        raise ServeConfigError(text)
+    packing = config.packing or (given.packing if given is not None else None) or "views"
+    try:
+        return StreamExecutor(
+            checkpoint,
+            capacity_tokens=kv_tokens,
+            block_tokens=_BLOCK_TOKENS,
+            threads=config.threads,
+            packing=packing,
+        )
+    except ValueError as error:
+        raise ServeConfigError(str(error)) from None
+
+
+def _profile(
+    config: ServeConfig,
+    executor: StreamExecutor,
+    checkpoint: Checkpoint,
+    given: LatencyProfile | None,
+) -> LatencyProfile:
+    """Return the profile that was given, where it is of this device, else measure a short one."""
+    from subnetact.device import device_name
+    from subnetact.profiling.iteration_profiler import MAX_ERROR, measure_iterations
+
+    device = device_name(config.device)
+    if given is not None and given.device == device and given.packing == executor.packing:
+        return given
+    if given is not None:
+        text = "profile %s was measured on %r with packing %s, this is %r with %s"
+        logger.warning(text, config.profile, given.device, given.packing, device, executor.packing)
+    logger.warning("no profile of this decoder here is at hand: measuring a short one")
+    table = executor.cache.table
+    most = table.capacity_tokens // (8 * _BLOCK_TOKENS)  # a context of the profiler, and its chunk
+    decodes = [count for count in _QUICK_DECODES if count <= max(1, most)]
+    profile = measure_iterations(
+        executor, checkpoint, decodes=decodes, repeats=_QUICK_REPEATS, max_error=math.inf
+    )
+    error = IterationCosts.of(profile).extra["held_out_error"]["mean"]
+    if error > MAX_ERROR:
+        text = "the short profile is off by %.0f %% on average; corrected while serving, but a "
+        logger.warning(text + "`supernet profile` on an idle machine is better", error * 100)
+    return profile
+
+
+def _load_timed(config: ServeConfig, profile: LatencyProfile) -> LoadedDecoder:
+    text = "device 'timed': nothing is computed, iterations sleep for their predicted time"
+    logger.warning(text)
+    costs = IterationCosts.of(profile)
+    kv_tokens = config.kv_tokens or KV_TOKENS
+    coder = ByteCoder()
+    executor = TimedDecoder(
+        costs,
+        vocab_size=coder.vocab_size,
+        capacity_tokens=kv_tokens,
+        block_tokens=_BLOCK_TOKENS,
+    )
+    spec = DecoderSpec(
+        name=config.model_name or DEFAULT_NAME,
+        vocab_size=coder.vocab_size,
+        max_positions=kv_tokens,
+        eos_ids=frozenset((TimedDecoder.eos_token,)),
+        quality_kind=costs.quality_kind,
+        profile=profile.name,
+        device=profile.device,
+        created=int(time.time()),
+    )
+    return LoadedDecoder(
+        executor, costs, coder, spec, kv_tokens // _BLOCK_TOKENS * _BLOCK_TOKENS, _BLOCK_TOKENS
+    )

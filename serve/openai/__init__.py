@@ -1,0 +1,1 @@
+"""OpenAI's protocol for decoders' streams; imports doors, access, models, observe and engine."""

@@ -1,0 +1,99 @@
+"""`AnswerForm`: the JSON of one request's answer, whole or as the events of a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Any
+
+from serve.openai.completion_request import CompletionRequest
+from serve.openai.token_scores import chat_logprobs, completion_logprobs
+from serve.openai.writing import Piece
+
+DONE = b"data: [DONE]\n\n"
+
+
+class AnswerForm:
+    """Writes events and answers; what all of one request's have in common is written once."""
+
+    def __init__(self, request: CompletionRequest, fingerprint: str) -> None:
+        self._is_chat = request.is_chat
+        self._has_scores = request.logprobs is not None
+        self._includes_usage = request.includes_usage or request.usage_in_each
+        self._offset = 0  # characters given so far
+        kind = "chat.completion" if request.is_chat else "text_completion"
+        self._common: dict[str, Any] = {
+            "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": f"fp_{fingerprint[:12]}" if fingerprint else None,
+        }
+        chunk_kind = "chat.completion.chunk" if request.is_chat else kind
+        head = json.dumps({**self._common, "object": chunk_kind})
+        self._head = f"data: {head[:-1]}, ".encode()
+
+    def role(self) -> bytes:
+        """Return the first event of a chat, which says who speaks; of a completion nothing."""
+        if not self._is_chat:
+            return b""
+        return self._event(b'{"role": "assistant", "content": ""}', b"null", None, None)
+
+    def piece(self, piece: Piece, usage: dict[str, Any] | None = None) -> bytes:
+        """Return the event of some text."""
+        text = json.dumps(piece.text).encode()
+        content = b'{"content": %b}' % text if self._is_chat else text
+        return self._event(content, self._scores(piece), None, usage)
+
+    def end(self, finish_reason: str, usage: dict[str, Any] | None = None) -> bytes:
+        """Return the event that says why the text ends."""
+        content = b"{}" if self._is_chat else b'""'
+        return self._event(content, b"null", finish_reason, usage)
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """Return the event behind the text that has no choices."""
+        return self._head + b'"choices": [], "usage": %b}\n\n' % json.dumps(usage).encode()
+
+    def whole(self, piece: Piece, finish_reason: str, usage: dict[str, Any]) -> bytes:
+        """Return the whole answer."""
+        choice: dict[str, Any] = {"index": 0}
+        if self._is_chat:
+            choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
+            choice["logprobs"] = chat_logprobs(piece.scores) if self._has_scores else None
+        else:
+            choice["text"] = piece.text
+            scores = completion_logprobs(piece.scores, 0) if self._has_scores else None
+            choice["logprobs"] = scores
+        choice["finish_reason"] = finish_reason
+        return json.dumps({**self._common, "choices": [choice], "usage": usage}).encode()
+
+    def _scores(self, piece: Piece) -> bytes:
+        if not self._has_scores:
+            return b"null"
+        offset, self._offset = self._offset, self._offset + len(piece.text)
+        of = chat_logprobs(piece.scores) if self._is_chat else None
+        return json.dumps(of or completion_logprobs(piece.scores, offset)).encode()
+
+    def _event(
+        self,
+        content: bytes,
+        scores: bytes,
+        finish_reason: str | None,
+        usage: dict[str, Any] | None,
+    ) -> bytes:
+        name = b"delta" if self._is_chat else b"text"
+        finish = b"null" if finish_reason is None else b'"%b"' % finish_reason.encode()
+        tail = b""
+        if self._includes_usage:
+            tail = b', "usage": %b' % (b"null" if usage is None else json.dumps(usage).encode())
+        return (
+            self._head
+            + b'"choices": [{"index": 0, "%b": %b, "logprobs": %b, "finish_reason": %b}]%b}\n\n'
+            % (name, content, scores, finish, tail)
+        )
+
+
+def error_event(error: dict[str, Any]) -> bytes:
+    """Return the event of a stream that can't go on."""
+    return b"data: %b\n\n" % json.dumps(error).encode()
