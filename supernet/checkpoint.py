@@ -147,12 +147,14 @@ class Checkpoint:
     def tensors_of(self, form: ServedForm) -> tuple[Tensors, Tensors]:
         """Return the supernet's state as a form of a subnet reads it, and its norm statistics.
 
-        Raises CheckpointError for a form that is not served.
+        An int8 form reads what its float one does. Raises CheckpointError for a subnet that is not
+        served, or not in low-bit weights.
         """
-        self.subnet(form.form_id)
         if form.precision != "signed_binary":
+            self.subnet(form.subnet_id)
             return self.state, self.norm_statistics[form.subnet_id]
-        assert self.low_bit is not None, "checked when the checkpoint was made"
+        self.subnet(form.form_id)
+        assert self.low_bit is not None, "checked when the checkpoint was loaded"
         return self.low_bit.in_place_of(self.state), self.norm_statistics[form.form_id]
 
     def serving(

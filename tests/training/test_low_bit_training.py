@@ -1,4 +1,4 @@
-"""Training with low-bit weights: straight-through gradients, who is trained when, what is served."""
+"""Training with low-bit weights: gradients straight through, who trains when, what is served."""
 
 from __future__ import annotations
 

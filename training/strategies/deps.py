@@ -40,8 +40,8 @@ class Shrinking:
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
     `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
-    `low_bit`: the quantiser of the low-bit subnets, if any: the largest, on the whole batch from the
-    first step on, since its signs have to be learned; with shrinking a drawn one as well.
+    `low_bit`: the quantiser of the low-bit subnets, if any: the largest, on the whole batch from
+    the first step on, since its signs have to be learned; with shrinking a drawn one as well.
     """
 
     ramp_steps: int

@@ -1,0 +1,1 @@
+"""Part onebit of `supernet bench actuation`: one bit per weight, its kernel and what it costs."""
