@@ -1,1 +1,1 @@
-"""Weights of one or two bits: how they are made of float ones, which have them, how they lie."""
+"""Weights of one or two bits: made of float ones, packed; imports the root and `layers`."""

@@ -1,1 +1,1 @@
-"""Part onebit of `supernet bench actuation`: one bit per weight, its kernel and what it costs."""
+"""Part onebit of `supernet bench actuation`; imports `training` and what other benches share."""

@@ -102,6 +102,7 @@ def tiny_base() -> TrainConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_table_has_every_precision_and_its_costs(
     tiny_base: TrainConfig, tmp_path: Path
 ) -> None:
