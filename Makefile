@@ -15,7 +15,7 @@ PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install check audit test test-slow test-gpu bench guidellm litserve demo demo-lm demo-stream proto
+.PHONY: install native check audit test test-slow test-gpu bench guidellm litserve demo demo-lm demo-stream proto
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ $(LITSERVE_STAMP): requirements-litserve.txt
 	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
 	$(LITSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-litserve.txt
 	touch $(LITSERVE_STAMP)
+
+# Kernels in C++ for one-bit layers (native/), which run by torch without: needs a compiler and CMake.
+native: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ./native
 
 check: $(STAMP) audit
 	$(BIN)/ruff format --check .

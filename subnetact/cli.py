@@ -128,6 +128,7 @@ def _of_iterations(
         loaded,
         capacity_tokens=512 * (max(decodes) + 2),
         threads=threads,
+        subnet_ids=[form.subnet_id for form in loaded.forms],
         packing=packing or "views",
     )
     return measure_iterations(executor, loaded, decodes=decodes, repeats=repeats, progress=show)

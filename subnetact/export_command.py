@@ -1,4 +1,4 @@
-"""`supernet export`: one subnet as a file that others load; in int8 as an ONNX graph."""
+"""`supernet export`: one subnet as a file that others load; in int8 or one bit as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ def export(
         return
     with user_errors(ValueError, OSError, ImportError):
         if format != "onnx":
-            raise ValueError(f"{arch} in {format}: int8 is an ONNX graph, give --format onnx")
-        write_int8(checkpoint, arch, out)
+            precision = ServedForm.parse(arch).precision
+            raise ValueError(
+                f"{arch} in {format}: {precision} is an ONNX graph, give --format onnx"
+            )
+        write_graph(checkpoint, arch, out)
     Console().print(f"{out}: onnx of {arch}", highlight=False)
 
 
-def write_int8(checkpoint: Path, form_id: str, out: Path) -> None:
-    """Write the int8 graph of a served entry: uint8 samples in, normalisation inside, logits out.
+def write_graph(checkpoint: Path, form_id: str, out: Path) -> None:
+    """Write the graph of an entry as it is served: uint8 samples in, normalised inside, logits out.
 
     Raises CheckpointError for an entry that the checkpoint does not have, OSError when the file
     can't be written, OrtMissingError without onnx.

@@ -40,7 +40,7 @@ def generate(
     from subnetact.decoding.generation import generate as generated
     from subnetact.decoding.sampling import Sampling
     from subnetact.decoding.stream_executor import StreamExecutor
-    from subnetact.decoding.switches import find_arch, parse_switches
+    from subnetact.decoding.switches import find_subnet, parse_switches
     from supernet.checkpoint import CheckpointError, load_checkpoint
     from supernet.tokenizer import TextStream, Tokenizer
 
@@ -56,7 +56,7 @@ def generate(
         message = [{"role": "user", "content": prompt}]
         ids = tokenizer.encode_chat(message) if chat else tokenizer.encode(prompt)
         planned = parse_switches(switch, loaded)
-        chosen = find_arch(arch, loaded)
+        chosen = find_subnet(arch, loaded)
         config = loaded.definition.config
         longest: int = config.max_positions  # type: ignore[attr-defined]
         executor = StreamExecutor(
@@ -66,17 +66,17 @@ def generate(
             subnet_ids=(),
             packing=packing,
         )
-        for each in (chosen, *(other for _, other in planned)):
-            executor.add(each)
+        subnet_id = executor.add(*chosen)
+        switches = [Switch(at, executor.add(*other)) for at, other in planned]
         stream = TextStream(tokenizer)
         for token in generated(
             executor,
             ids,
-            subnet_id=chosen.subnet_id,
+            subnet_id=subnet_id,
             max_tokens=max_tokens,
             sampling=Sampling(temperature, seed),
             eos_ids=loaded.text.eos_ids,
-            switches=[Switch(at, other.subnet_id) for at, other in planned],
+            switches=switches,
         ):
             sys.stdout.write(stream.push(token))
             sys.stdout.flush()

@@ -5,6 +5,7 @@
 | supernet.safetensors | the supernet's state_dict |
 | norm_statistics.safetensors | `<subnet id>/<buffer name>`: each served subnet's own statistics |
 | activation_ranges.safetensors | `<subnet id>/<tensor>`: what int8 rounds by; only where measured |
+| low_bit.safetensors | bits and scales of signed-binary weights, for all subnets; only where made |
 | tokenizer.json | how text becomes tokens; only of a decoder that was made with one |
 | accuracy.json | the served subnets: arch, accuracy with confidence interval, MACs, parameters |
 | supernet.json | family, config, input, classes, permutation, provenance, digests of the others |
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,9 @@ from supernet.arch import Arch
 from supernet.checkpoint_files import (
     ACCURACY,
     HEADER,
+    LOW_BIT,
     NORMS,
+    OPTIONAL,
     RANGES,
     TOKENIZER,
     WEIGHTS,
@@ -45,12 +48,15 @@ from supernet.checkpoint_files import (
 from supernet.definition import SupernetDefinition
 from supernet.graphs.graph_folder import GraphFolder
 from supernet.input import InputSpec
+from supernet.low_bit.low_bit_weights import LowBitWeights
 from supernet.sample import SampleSpec
 from supernet.served_form import ServedForm
 from supernet.tensor_file import save_tensors
 from supernet.text import TextSpec
 
 FORMAT = 1
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +84,8 @@ class Checkpoint:
     running statistics by buffer name. `accuracy_source` says on which data accuracy was measured.
     `int8_subnets` are the same archs in int8 where that loses little, `activation_ranges` what they
     round by: {id of the float subnet: {tensor: lowest, highest, then means of channels}}.
+    `low_bit` are signed-binary weights, `low_bit_subnets` archs that are served with them: their
+    norm statistics are by their own ids.
     `text` is how a decoder's text becomes tokens, `graph` the one whose nodes are the samples.
     """
 
@@ -94,13 +102,15 @@ class Checkpoint:
     fingerprint: str = ""
     int8_subnets: tuple[ServedSubnet, ...] = ()
     activation_ranges: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    low_bit: LowBitWeights | None = None
+    low_bit_subnets: tuple[ServedSubnet, ...] = ()
     text: TextSpec | None = None
     graph: GraphFolder | None = None
 
     @property
     def forms(self) -> tuple[ServedSubnet, ...]:
         """Everything that could be offered: the subnets in every precision that was measured."""
-        return (*self.subnets, *self.int8_subnets)
+        return (*self.subnets, *self.int8_subnets, *self.low_bit_subnets)
 
     @property
     def sample(self) -> SampleSpec:
@@ -134,6 +144,40 @@ class Checkpoint:
         """Ids of the served subnets in float, ascending in MACs."""
         return tuple(subnet.subnet_id for subnet in self.subnets)
 
+    def tensors_of(self, form: ServedForm) -> tuple[Tensors, Tensors]:
+        """Return the supernet's state as a form of a subnet reads it, and its norm statistics.
+
+        An int8 form reads what its float one does. Raises CheckpointError for a subnet that is not
+        served, or not in low-bit weights.
+        """
+        if form.precision != "signed_binary":
+            self.subnet(form.subnet_id)
+            return self.state, self.norm_statistics[form.subnet_id]
+        self.subnet(form.form_id)
+        assert self.low_bit is not None, "checked when the checkpoint was loaded"
+        return self.low_bit.in_place_of(self.state), self.norm_statistics[form.form_id]
+
+    def serving(
+        self,
+        subnets: tuple[ServedSubnet, ...],
+        norm_statistics: Mapping[str, Tensors],
+        accuracy_source: str,
+    ) -> Checkpoint:
+        """Return the same weights serving other float subnets, or newly measured ones.
+
+        Entries in other precisions are left out: they were measured beside those that were.
+        """
+        return replace(
+            self,
+            subnets=subnets,
+            norm_statistics=norm_statistics,
+            accuracy_source=accuracy_source,
+            int8_subnets=(),
+            activation_ranges={},
+            low_bit_subnets=(),
+            fingerprint="",
+        )
+
     def subnet(self, subnet_id: str) -> ServedSubnet:
         """Return one served subnet, in any precision. Raises CheckpointError with the known ids."""
         for subnet in self.forms:
@@ -161,10 +205,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
         if not target.exists():
             whole.rename(target)
         else:
-            for name in (WEIGHTS, NORMS, RANGES, TOKENIZER, ACCURACY, HEADER):
+            for name in (WEIGHTS, NORMS, *OPTIONAL, ACCURACY, HEADER):
                 if (whole / name).exists():
                     (whole / name).replace(target / name)
-                elif name in (RANGES, TOKENIZER):
+                elif name in OPTIONAL:
                     (target / name).unlink(missing_ok=True)
     return fingerprint
 
@@ -174,16 +218,24 @@ def _write_files(checkpoint: Checkpoint, folder: Path, target: Path) -> str:
     if checkpoint.activation_ranges:
         save_tensors(by_path(checkpoint.activation_ranges), folder / RANGES)
         names.append(RANGES)
+    written = checkpoint.state
+    if checkpoint.low_bit is not None:
+        save_tensors(checkpoint.low_bit.to_tensors(), folder / LOW_BIT)
+        names.append(LOW_BIT)
+        if checkpoint.low_bit.replaces:
+            written = {n: t for n, t in written.items() if n not in checkpoint.low_bit.tensors}
     if checkpoint.text is not None:
         (folder / TOKENIZER).write_text(checkpoint.text.tokenizer, encoding="utf-8")
         names.append(TOKENIZER)
-    weights = {name: t.detach().cpu().contiguous() for name, t in checkpoint.state.items()}
+    weights = {name: t.detach().cpu().contiguous() for name, t in written.items()}
     save_tensors(weights, folder / WEIGHTS)
     save_tensors(by_path(checkpoint.norm_statistics), folder / NORMS)
     (folder / ACCURACY).write_text(json.dumps(_accuracy(checkpoint), indent=1) + "\n")
     digests = {name: digest(folder / name) for name in names}
     fingerprint = fingerprint_of(digests)
     header = _header(checkpoint) | {"files": digests, "fingerprint": fingerprint}
+    if checkpoint.low_bit is not None:
+        header["low_bit"] = {"replaces": checkpoint.low_bit.replaces}
     if checkpoint.graph is not None:
         header["graph"] = checkpoint.graph.to_json(target)
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n")
@@ -212,14 +264,19 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
     state = read_tensors(source / WEIGHTS)
+    low_bit = _low_bit(source, header, definition)
+    if low_bit is not None and low_bit.replaces:
+        state = low_bit.in_place_of(state)
     check_state(state, definition, where=str(source / WEIGHTS))
     subnets = tuple(form for form in forms if form.precision == "fp32")
     if not subnets:
         raise CheckpointError(f"{source / ACCURACY}: no float subnet is listed, none can be served")
-    norms = _norm_statistics(source, definition, subnets)
+    low_bit_subnets = tuple(form for form in forms if form.precision == "signed_binary")
+    norms = _norm_statistics(source, definition, (*subnets, *low_bit_subnets))
     int8_subnets = tuple(form for form in forms if form.precision == "int8")
     ranges = _activation_ranges(source, digests)
     _check_int8(source, int8_subnets, norms, ranges)
+    _check_low_bit(source, low_bit_subnets, norms, low_bit)
     return Checkpoint(
         name=str(header.get("name", source.name)),
         definition=definition,
@@ -234,6 +291,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         fingerprint=fingerprint_of(digests),
         int8_subnets=int8_subnets,
         activation_ranges=ranges,
+        low_bit=low_bit,
+        low_bit_subnets=low_bit_subnets,
         text=text,
         graph=graph,
     )
@@ -244,6 +303,20 @@ def _text(source: Path, header: Mapping[str, Any], digests: Mapping[str, str]) -
         return None
     tokenizer = (source / TOKENIZER).read_text(encoding="utf-8")
     return TextSpec.from_json(header.get("text", {}), tokenizer)
+
+
+def _low_bit(
+    source: Path, header: Mapping[str, Any], definition: SupernetDefinition
+) -> LowBitWeights | None:
+    if LOW_BIT not in header["files"]:
+        return None
+    try:
+        replaces = bool(header["low_bit"]["replaces"])
+        return LowBitWeights.from_tensors(
+            read_tensors(source / LOW_BIT), definition, replaces=replaces
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source / LOW_BIT}: {error}") from None
 
 
 def check_state(
@@ -386,4 +459,18 @@ def _check_int8(
         if wrong:
             raise CheckpointError(
                 f"{source / RANGES}: {subnet_id}/{wrong[0]} holds no lowest and highest value"
+            )
+
+
+def _check_low_bit(
+    source: Path,
+    low_bit_subnets: Sequence[ServedSubnet],
+    norms: Mapping[str, object],
+    low_bit: LowBitWeights | None,
+) -> None:
+    for subnet in low_bit_subnets:
+        if low_bit is None or subnet.arch.subnet_id not in norms:
+            raise CheckpointError(
+                f"{source / ACCURACY}: {subnet.subnet_id} needs {subnet.arch.subnet_id} beside it "
+                f"and its weights in {LOW_BIT}; make them with `supernet precision`"
             )

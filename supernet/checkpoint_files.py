@@ -16,6 +16,8 @@ WEIGHTS, NORMS = "supernet.safetensors", "norm_statistics.safetensors"
 RANGES = "activation_ranges.safetensors"
 ACCURACY, HEADER = "accuracy.json", "supernet.json"
 TOKENIZER = "tokenizer.json"
+LOW_BIT = "low_bit.safetensors"
+OPTIONAL = (RANGES, LOW_BIT, TOKENIZER)  # files that not every checkpoint has
 
 
 class CheckpointError(ValueError):
@@ -46,7 +48,7 @@ def checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:
     """Return the digest of each file. Raises CheckpointError unless they are those of `header`."""
     digests: dict[str, str] = {}
     told: Mapping[str, str] = header.get("files", {})
-    names = [WEIGHTS, NORMS, ACCURACY, *(name for name in (RANGES, TOKENIZER) if name in told)]
+    names = [WEIGHTS, NORMS, ACCURACY, *(name for name in OPTIONAL if name in told)]
     for name in names:
         path = source / name
         if not path.is_file():
@@ -89,4 +91,5 @@ def digest(path: Path) -> str:
 
 def fingerprint_of(digests: Mapping[str, str]) -> str:
     """Short name of the tensors: what a profile or a recorded run was made with."""
-    return hashlib.sha256((digests[WEIGHTS] + digests[NORMS]).encode()).hexdigest()[:16]
+    told = digests[WEIGHTS] + digests[NORMS] + digests.get(LOW_BIT, "")
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

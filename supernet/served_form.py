@@ -1,15 +1,16 @@
 """`ServedForm`: what a policy chooses: a subnet and the numbers that it computes in.
 
-Its id is the subnet's, with a suffix where it is not float: `d2-w1-r32` and `d2-w1-r32-i8`. So it
-goes wherever a subnet's id goes: profiles, `accuracy.json`, `fixed:`, export.
+Its id is the subnet's, with a suffix where it is not float: `d2-w1-r32`, `d2-w1-r32-i8` (int8) and
+`d2-w1-r32-sb` (signed binary weights). So it goes wherever a subnet's id goes: profiles,
+`accuracy.json`, `fixed:`, export.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-PRECISIONS = ("fp32", "int8")
-_SUFFIXES = {"fp32": "", "int8": "-i8"}
+_SUFFIXES = {"fp32": "", "int8": "-i8", "signed_binary": "-sb"}
+PRECISIONS = tuple(_SUFFIXES)
 
 
 class ServedForm(NamedTuple):
@@ -33,7 +34,7 @@ class ServedForm(NamedTuple):
 
     @property
     def twin(self) -> ServedForm:
-        """The same subnet in fp32, which serves where an int8 form is not at hand."""
+        """The same subnet in fp32, which serves where another form is not at hand."""
         return ServedForm(self.subnet_id)
 
     @classmethod

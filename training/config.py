@@ -101,6 +101,9 @@ class ScheduleConfig:
     shrinking when the full model's loss has become flat, between a quarter and three quarters of
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
     frozen as the teacher and only smaller subnets train. Samplers: training/strategies/sampling.py.
+    `low_bit` trains the largest subnet, and with shrinking a drawn one, in binary, ternary or
+    signed-binary weights made of the same latent ones, too; for deps and sandwich runs
+    (docs/one_bit.md).
     With `parts` above 1 the full model of a deps or sandwich step sees the whole batch, and each
     smaller subnet one of so many equal parts of it, in turn: more steps in the same time
     (docs/decisions/043; 1 is the published rule).
@@ -117,6 +120,7 @@ class ScheduleConfig:
     focus: float = 0.0
     parts: int = 3
     sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
+    low_bit: Literal["none", "binary", "ternary", "signed_binary"] = "none"
     sort_channels: bool = True
 
 
@@ -289,6 +293,12 @@ class TrainConfig:
             raise ConfigError(
                 f"schedule.parts is {self.schedule.parts}, allowed up to data.batch_size, "
                 f"{data.batch_size}"
+            )
+        if self.schedule.low_bit != "none" and self.schedule.strategy not in ("deps", "sandwich"):
+            raise ConfigError(
+                f"schedule.low_bit is {self.schedule.low_bit} with schedule.strategy "
+                f"{self.schedule.strategy}: allowed with deps and sandwich, whose full model "
+                "teaches the low-bit subnets"
             )
         if self.loss.features != "none" and self.schedule.strategy not in ("deps", "sandwich"):
             raise ConfigError(

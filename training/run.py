@@ -28,6 +28,7 @@ from training.data.samples import Dataset
 from training.evaluation.collapse import collapsed
 from training.evaluation.decoder import check_decoder, measured_decoder, watch_decoder
 from training.evaluation.evaluate import evaluate, watched_archs
+from training.evaluation.low_bit import SERVED, measure_low_bit, with_low_bit_entries
 from training.evaluation.search import Search, SearchOptions, reported_on, with_found
 from training.graphs.node_run import train_nodes
 from training.strategies.make_strategy import trained_alone
@@ -102,6 +103,7 @@ def train(
         checkpoint = measured_decoder(trained, data)
     else:
         checkpoint = _measured(config, trained, data, out, evaluation_progress)
+    checkpoint = _with_low_bit(config, checkpoint, data, out)
     save_checkpoint(checkpoint, out)
     return checkpoint
 
@@ -182,6 +184,20 @@ def _measured(
     if not failure:
         return checkpoint
     return replace(checkpoint, provenance={**checkpoint.provenance, "collapsed": failure})
+
+
+def _with_low_bit(
+    config: TrainConfig, checkpoint: Checkpoint, data: Dataset, out: Path
+) -> Checkpoint:
+    """The checkpoint with its low-bit subnets, where the run trained them; the log tells of all."""
+    quantiser = config.schedule.low_bit
+    if quantiser == "none":
+        return checkpoint
+    images = config.evaluation.calibration_images
+    measured = measure_low_bit(checkpoint, data, quantiser, calibration_images=images)
+    accuracies = {m.subnet.subnet_id: m.accuracy for m in measured}
+    RunLog(out, tensorboard=False).add_line({f"{quantiser}_accuracy": accuracies})
+    return with_low_bit_entries(checkpoint, measured) if quantiser == SERVED else checkpoint
 
 
 def _parent(config: TrainConfig) -> Checkpoint | None:

@@ -78,20 +78,42 @@ def actuation(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: graph, int8, switch, residency, memory, startup, busy, capacity.",
+            help="Only these: graph, int8, switch, residency, memory, startup, busy, capacity, "
+            "onebit.",
         ),
     ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of part onebit: train what its tables compare, for hours; a further run goes on.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --train: CIFAR-10 as an array folder.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --train: text for the small decoder.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="With --train: runs of each axis.")] = 3,
 ) -> None:
     """Measure compiled subnets: against static exports, switching, residency, memory, starting.
 
-    And what int8 adds to the capacity, simulated.
+    What int8 adds to the capacity, simulated; and one bit per weight: kernel, sizes, accuracy.
     """
     from serve.bench.actuation.bench import ActuationBench
+    from serve.bench.one_bit.bench import OneBitTraining
     from slackfit.user_errors import user_errors
 
     with user_errors(ValueError, ImportError, OSError):
-        check_outputs(json_out)
-        bench = ActuationBench(full=full, tell=lambda text: typer.echo(text, err=True))
+        check_outputs(json_out, folders=[train])
+        if train is None and (data or text):
+            raise ValueError("--data and --text go with --train DIR")
+        bench = ActuationBench(
+            full=full,
+            training=OneBitTraining(train, data, text, seeds) if train is not None else None,
+            tell=lambda line: typer.echo(line, err=True),
+        )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))

@@ -1,6 +1,8 @@
 """`GraphExecutor`: runs batches on a CPU, each served subnet a whole graph of onnxruntime's.
 
-One call per batch, outside the interpreter's lock, in float32 or, for ids that end in `-i8`, int8.
+One call per batch, outside the interpreter's lock, in the precision that the id says: float32, int8
+(`-i8`), or float32 over signed-binary weights (`-sb`).
+
 Without a budget, or with one that has room, every subnet's session is opened at the start. With
 less room, what each saves is measured first, what saves most is opened, and a `ResidencyKeeper`
 changes it with the mix of subnets that is served; a subnet whose session is not resident is served
@@ -32,7 +34,7 @@ from subnetact.subnet_registry import SubnetRegistry
 from supernet.checkpoint import Checkpoint
 from supernet.served_form import ServedForm
 
-_BYTES = {"fp32": 4, "int8": 1}
+_BYTES = {"fp32": 4, "int8": 1, "signed_binary": 4}  # of a weight in a session
 _SAVINGS_BATCH = 1
 _CHOSEN_AT = (1, 8)  # batch sizes that engines are compared at
 

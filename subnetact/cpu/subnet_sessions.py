@@ -1,9 +1,9 @@
-"""`SubnetSessions`: makes sessions of a checkpoint's subnets, float or int8, from cache or anew.
+"""`SubnetSessions`: makes sessions of a checkpoint's subnets in any precision, from cache or anew.
 
 Making one: the template of its topology (recorded once per process), its initialisers cut out of
-the supernet, rounded where it is int8, optimised by onnxruntime. The optimised model is kept in a
-`GraphCache` under everything that it depends on: the checkpoint, this code's version, the
-library's, the processor, and the ranges.
+the supernet or its low-bit weights, rounded where it is int8, optimised by onnxruntime. The
+optimised model is kept in a `GraphCache` under everything that it depends on: the checkpoint, this
+code's version, the library's, the processor, and the ranges.
 
 Where OpenVINO is installed, `open` takes it for the subnets that it was found to run faster, and
 `choose` finds that out: both engines' sessions are timed in turn. What was found is kept in the
@@ -104,14 +104,15 @@ class SubnetSessions:
     def graph(self, form: ServedForm) -> onnx.ModelProto:
         """Return the subnet's model as it is before onnxruntime optimises it; raises as `open`."""
         subnet = self._checkpoint.subnet(form.subnet_id)
+        state, statistics = self._checkpoint.tensors_of(form)
         model = subnet_graph(
             self._template(form.subnet_id),
             self._checkpoint.definition,
             subnet.arch,
-            self._checkpoint.state,
-            self._checkpoint.norm_statistics[form.subnet_id],
+            state,
+            statistics,
         )
-        if form.precision == "fp32":
+        if form.precision != "int8":
             return model
         return quantise(model, self._ranges_of(form), self._format)
 
@@ -190,7 +191,7 @@ class SubnetSessions:
 
     def _key(self, form: ServedForm) -> str:
         own = [form, self._common]
-        if form.precision != "fp32":
+        if form.precision == "int8":
             own.append(json.dumps(ranges_to_json(self._ranges_of(form))))
         digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:24]
         return f"{self._checkpoint.definition.family_name}.{digest}"

@@ -1,22 +1,29 @@
 """`DecoderWeights`: a decoder's layers in one form, with the feed-forward of every width.
 
 What no width changes (attention, norms, embedding, head) is there once; of the feed-forwards there
-is one per served subnet and block, views of the same weights or copies in a faster form. Choosing
-the width of an iteration is one look-up.
+is one per served subnet and block, views of the same weights, copies in a faster form, or, of a
+subnet whose id ends in `-sb`, prefixes of the one set of one-bit weights. Choosing the width of an
+iteration is one look-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from subnetact.decoding.linear_forms import LinearForm, make_linear
+from subnetact.decoding.one_bit_linear import OneBitTable, one_bit_linear
+from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
 from supernet.definition import SupernetDefinition
+from supernet.describe import Shape
+from supernet.served_form import ServedForm
 from supernet.slicing import leading_slice
+
+_PRECISIONS = ("fp32", "signed_binary")
 
 
 class FeedForward(NamedTuple):
@@ -63,22 +70,30 @@ class DecoderWeights:
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]
         self.head = make_linear(form, table)
+        self._low_bit = checkpoint.low_bit
+        self._tables: dict[str, OneBitTable] = {}
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.feed_forwards: dict[str, list[FeedForward]] = {}
-        self._made: dict[tuple[str, tuple[int, ...]], LinearForm] = {}
+        self._made: dict[tuple[str, tuple[int, ...], str], LinearForm] = {}
         for subnet_id in wanted:
-            arch = checkpoint.subnet(subnet_id).arch
-            self.feed_forwards[subnet_id] = self._feed_forwards(definition, arch)
+            subnet = checkpoint.subnet(subnet_id)
+            self.add(definition, subnet.arch, subnet.precision)
 
-    def add(self, definition: SupernetDefinition, arch: Any) -> str:
-        """Make a subnet of the space runnable that the checkpoint does not list; return its id.
+    def add(self, definition: SupernetDefinition, arch: Arch, precision: str = "fp32") -> str:
+        """Make a subnet of the space runnable, served by the checkpoint or not; return its id.
 
-        Raises ValueError when `arch` is outside the space.
+        Raises ValueError when `arch` is outside the space, or there are no one-bit weights.
         """
         definition.space.validate(arch)
-        if arch.subnet_id not in self.feed_forwards:
-            self.feed_forwards[arch.subnet_id] = self._feed_forwards(definition, arch)
-        return arch.subnet_id
+        if precision not in _PRECISIONS:
+            raise ValueError(
+                f"precision of a decoder's subnet is {precision!r}, allowed "
+                f"{', '.join(_PRECISIONS)}; int8 is a packing of all its layers"
+            )
+        form_id = ServedForm(arch.subnet_id, precision).form_id
+        if form_id not in self.feed_forwards:
+            self.feed_forwards[form_id] = self._feed_forwards(definition, arch, precision)
+        return form_id
 
     def _layer(self, name: str) -> Layer:
         own = self._state
@@ -94,23 +109,39 @@ class DecoderWeights:
             norm2=own[f"{name}.norm2.weight"],
         )
 
-    def _feed_forwards(self, definition: SupernetDefinition, arch: Any) -> list[FeedForward]:
+    def _feed_forwards(
+        self, definition: SupernetDefinition, arch: Arch, precision: str
+    ) -> list[FeedForward]:
         shapes = definition.parameter_shapes(arch)
         return [
             FeedForward(
                 *(
-                    self._sliced(f"blocks.{i}.mlp.{part}.weight", shapes)
+                    self._sliced(f"blocks.{i}.mlp.{part}.weight", shapes, precision)
                     for part in ("gate", "up", "down")
                 )
             )
             for i in range(self.config.depth)
         ]
 
-    def _sliced(self, name: str, shapes: Any) -> LinearForm:
+    def _sliced(self, name: str, shapes: Mapping[str, Shape], precision: str) -> LinearForm:
         """One layer per width of a block, also where several subnets have it."""
-        key = (name, tuple(shapes[name]))
+        shape = shapes[name]
+        key = (name, shape, precision)
         if key not in self._made:
-            self._made[key] = make_linear(
-                self.form, leading_slice(self._state[name].detach(), shapes[name])
+            self._made[key] = (
+                make_linear(self.form, leading_slice(self._state[name].detach(), shape))
+                if precision == "fp32"
+                else one_bit_linear(self._table(name), shape)
             )
         return self._made[key]
+
+    def _table(self, name: str) -> OneBitTable:
+        """The words of a whole weight, of which every width reads a prefix."""
+        if self._low_bit is None:
+            raise ValueError(
+                "the checkpoint has no one-bit weights; make them with `supernet precision --to "
+                "signed_binary`"
+            )
+        if name not in self._tables:
+            self._tables[name] = OneBitTable.of(self._low_bit.tensors[name])
+        return self._tables[name]

@@ -1,5 +1,7 @@
 """The forms in which a linear layer reads its weight: a view, packed, or int8.
 
+One-bit weights are no form of these but other weights (`subnetact/decoding/one_bit_linear.py`).
+
 | form | what | memory |
 |---|---|---|
 | views | a leading slice of the one set of weights | none |

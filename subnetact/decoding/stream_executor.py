@@ -63,9 +63,9 @@ class StreamExecutor:
         """Ids of the widths that can run."""
         return tuple(self.weights.feed_forwards)
 
-    def add(self, arch: Arch) -> str:
-        """Make another subnet of the space runnable; return its id. Raises ValueError outside."""
-        return self.weights.add(self._definition, arch)
+    def add(self, arch: Arch, precision: str = "fp32") -> str:
+        """Make another subnet of the space runnable; return its id. Raises as `DecoderWeights`."""
+        return self.weights.add(self._definition, arch, precision)
 
     def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
         """How many free tokens (whole blocks) of the cache an iteration takes."""

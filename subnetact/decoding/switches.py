@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
@@ -12,18 +13,30 @@ from supernet.spec import parse_arch
 _SWITCH = re.compile(r"\s*(?P<spec>[^@]+)@(?P<at>\d+)\s*(?:,|$)")
 
 
-def find_arch(spec: str, checkpoint: Checkpoint) -> Arch:
-    """Return the arch of a served subnet's id, or of a SPEC. Raises ValueError as `parse_arch`."""
-    served = {subnet.subnet_id: subnet.arch for subnet in checkpoint.subnets}
-    return served.get(spec) or parse_arch(spec, checkpoint.definition.space)
+class ChosenSubnet(NamedTuple):
+    """A subnet as it was named: its arch, and the precision of its feed-forwards."""
+
+    arch: Arch
+    precision: str = "fp32"
 
 
-def parse_switches(text: str, checkpoint: Checkpoint) -> list[tuple[int, Arch]]:
-    """Read `SPEC@TOKEN,...`; returns (token, arch) by rising token.
+def find_subnet(spec: str, checkpoint: Checkpoint) -> ChosenSubnet:
+    """Return the subnet of a served id, in its precision, or of a SPEC.
+
+    Raises ValueError as `parse_arch`.
+    """
+    for form in checkpoint.forms:
+        if form.subnet_id == spec:
+            return ChosenSubnet(form.arch, form.precision)
+    return ChosenSubnet(parse_arch(spec, checkpoint.definition.space))
+
+
+def parse_switches(text: str, checkpoint: Checkpoint) -> list[tuple[int, ChosenSubnet]]:
+    """Read `SPEC@TOKEN,...`; returns (token, subnet) by rising token.
 
     Raises ValueError naming the part that is wrong and what is allowed.
     """
-    switches: list[tuple[int, Arch]] = []
+    switches: list[tuple[int, ChosenSubnet]] = []
     rest = text
     while rest.strip():
         found = _SWITCH.match(rest)
@@ -31,7 +44,7 @@ def parse_switches(text: str, checkpoint: Checkpoint) -> list[tuple[int, Arch]]:
             raise ValueError(
                 f"switch {rest.strip()!r} is not SPEC@TOKEN, such as e=0.5@16 or largest@32"
             )
-        switches.append((int(found["at"]), find_arch(found["spec"].strip(), checkpoint)))
+        switches.append((int(found["at"]), find_subnet(found["spec"].strip(), checkpoint)))
         rest = rest[found.end() :]
     tokens = [at for at, _ in switches]
     if len(set(tokens)) < len(tokens):

@@ -34,19 +34,23 @@ def top1_agreement(
     definition: SupernetDefinition,
     archs: Sequence[Arch],
     batches: Iterable[torch.Tensor],
+    reference: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Agreement]:
     """Compare subnets with the largest on texts (B, N); returns {subnet id: agreement}.
 
+    `reference` is the state whose largest says which tokens are wanted (default: the same state).
     Raises ValueError when there is no text.
     """
     texts = list(batches)
     if not texts:
         raise ValueError("agreement needs at least one text, got none")
-    largest = extract(state, definition, definition.space.largest)
+    largest = extract(
+        state if reference is None else reference, definition, definition.space.largest
+    )
     wanted = [largest(ids).argmax(-1) for ids in texts]
     found: dict[str, Agreement] = {}
     for arch in archs:
-        is_largest = arch == definition.space.largest
+        is_largest = arch == definition.space.largest and reference is None
         net = largest if is_largest else extract(state, definition, arch)
         agreed, count, loss, predicted = 0, 0, 0.0, 0
         for ids, want in zip(texts, wanted, strict=True):

@@ -50,6 +50,23 @@ def importance_order(
     return order
 
 
+def keeping_parity(order: Permutations) -> Permutations:
+    """Return the order with even channels in even places and odd ones in odd places.
+
+    Of each parity the most important come first. Signed-binary weights have their signs by it.
+
+    >>> keeping_parity({"g": [3, 1, 0, 2]})
+    {'g': [0, 3, 2, 1]}
+    """
+    kept: Permutations = {}
+    for name, indices in order.items():
+        places = list(indices)
+        places[0::2] = [i for i in indices if i % 2 == 0]
+        places[1::2] = [i for i in indices if i % 2 == 1]
+        kept[name] = places
+    return kept
+
+
 def rms_activations(
     net: nn.Module, groups: Sequence[ChannelGroup], batches: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:

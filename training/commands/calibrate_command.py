@@ -171,9 +171,8 @@ def recalibrated(
             if m.statistics and name not in known:
                 old = checkpoint.norm_statistics.get(name, {})
                 before[name] = judge(m.arch, data.test, old).accuracy
-    done = replace(
-        checkpoint,
-        subnets=tuple(
+    done = checkpoint.serving(
+        tuple(
             ServedSubnet(
                 arch=m.arch,
                 accuracy=m.accuracy,
@@ -182,12 +181,10 @@ def recalibrated(
             )
             for m in kept
         ),
-        norm_statistics={m.arch.subnet_id: m.statistics for m in kept},
-        classes=data.classes,
-        accuracy_source=reported_on(data, images, checkpoint.definition),
-        fingerprint="",
+        {m.arch.subnet_id: m.statistics for m in kept},
+        reported_on(data, images, checkpoint.definition),
     )
-    return done, before
+    return replace(done, classes=data.classes), before
 
 
 def _tuned(

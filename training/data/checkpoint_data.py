@@ -86,8 +86,9 @@ def kind_of(path: Path) -> Any:
 
 
 def _check_fits(checkpoint: Checkpoint, data: Dataset) -> None:
-    is_classifier = checkpoint.definition.output.kind == "logits"
-    if is_classifier and len(data.classes) != checkpoint.num_classes:
+    has_classes = checkpoint.definition.output.kind == "logits"
+    has_classes = has_classes and not checkpoint.definition.family.generates
+    if has_classes and len(data.classes) != checkpoint.num_classes:
         raise DataError(
             f"checkpoint {checkpoint.name!r} has {checkpoint.num_classes} classes, {data.name} has "
             f"{len(data.classes)}; they must be the same classes in the same order"

@@ -46,12 +46,17 @@ def measured_decoder(trained: Checkpoint, data: Dataset) -> Checkpoint:
     return decoder_checkpoint(
         trained.definition,
         dict(trained.state),
-        _windows(data.test, _REPORTED),
+        reported_windows(data),
         name=trained.name,
         text=trained.text,
         permutation=trained.permutation,
         provenance=trained.provenance,
     )
+
+
+def reported_windows(data: Dataset) -> list[torch.Tensor]:
+    """The windows of the test split that qualities are measured on, (B, N) ids each."""
+    return _windows(data.test, _REPORTED)
 
 
 def watch_decoder(

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -301,15 +301,13 @@ def reported_on(data: Dataset, calibration_images: int, definition: SupernetDefi
 
 def with_found(checkpoint: Checkpoint, result: SearchResult, source: str) -> Checkpoint:
     """The same supernet, serving what was found; accuracies are those on the test images."""
-    return replace(
-        checkpoint,
-        subnets=tuple(
+    return checkpoint.serving(
+        tuple(
             ServedSubnet(arch=s.arch, accuracy=s.test, ci95=s.ci95, **s.size._asdict())
             for s in sorted(result.subnets, key=lambda s: s.size.macs)
         ),
-        norm_statistics=result.statistics,
-        accuracy_source=source,
-        fingerprint="",
+        result.statistics,
+        source,
     )
 
 

@@ -40,6 +40,8 @@ class Shrinking:
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
     `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
+    `low_bit`: the quantiser of the low-bit subnets, if any: the largest, on the whole batch from
+    the first step on, since its signs have to be learned; with shrinking a drawn one as well.
     """
 
     ramp_steps: int
@@ -49,6 +51,7 @@ class Shrinking:
     parts: int = 1
     prepares: tuple[Event, ...] = ()
     target: Target = "full_model"
+    low_bit: str | None = None
 
 
 class DepsStrategy:
@@ -100,20 +103,35 @@ class DepsStrategy:
         full = SubnetTask(self._space.largest, 1.0, "labels")
         weight = self._ramp().at(step)
         if weight == 0.0:
-            return (full,)
-        slots = range(self._shrinking.random_subnets)
-        archs = [self._space.smallest, *(self._sampler.draw(step, slot) for slot in slots)]
+            return (full, *self._whole_low_bit("full_model"))
         focus = self._focus_step()
         if focus is not None and step >= focus:
-            return tuple(self._task(step, i, arch, 1.0, "teacher") for i, arch in enumerate(archs))
+            return (*self._whole_low_bit("teacher"), *self._smaller(step, 1.0, "teacher"))
         target = self._shrinking.target
-        smaller = (self._task(step, i, a, weight, target) for i, a in enumerate(archs))
-        return (full, *smaller)
+        return (full, *self._whole_low_bit(target), *self._smaller(step, weight, target))
 
-    def _task(self, step: int, i: int, arch: Arch, weight: float, target: Target) -> SubnetTask:
-        """The parts go round, so each subnet sees all of them in the course of the steps."""
-        count = self._shrinking.parts
-        return SubnetTask(arch, weight, target, part=((step + i) % count, count))
+    def _whole_low_bit(self, target: Target) -> tuple[SubnetTask, ...]:
+        """The largest subnet in low-bit weights, where they are trained; never ramped."""
+        if self._shrinking.low_bit is None:
+            return ()
+        task = SubnetTask(self._space.largest, 1.0, target, precision=self._shrinking.low_bit)
+        return (task,)
+
+    def _smaller(self, step: int, weight: float, target: Target) -> tuple[SubnetTask, ...]:
+        """The smallest subnet and drawn ones, the last in low-bit weights where they are trained.
+
+        The parts go round, so each subnet sees all of them in the course of the steps.
+        """
+        count, low_bit = self._shrinking.random_subnets, self._shrinking.low_bit
+        chosen = [(self._space.smallest, "fp32")]
+        chosen += [(self._sampler.draw(step, slot), "fp32") for slot in range(count)]
+        if low_bit is not None:
+            chosen.append((self._sampler.draw(step, count), low_bit))
+        parts = self._shrinking.parts
+        return tuple(
+            SubnetTask(arch, weight, target, part=((step + i) % parts, parts), precision=precision)
+            for i, (arch, precision) in enumerate(chosen)
+        )
 
     def _ramp(self) -> EpsilonRamp:
         """At most half of what is left: the subnets need steps at full weight too."""

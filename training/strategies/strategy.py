@@ -17,7 +17,8 @@ class SubnetTask(NamedTuple):
     `full_model` is the soft output of the step's first task, `teacher` that of the frozen teacher,
     `labels_and_teacher` labels plus the frozen teacher's. `hidden` weighs the distance
     to the frozen teacher's hidden states inside that loss. `part` (i, n) is the i-th of n equal
-    parts of the batch, which is all that this pass sees.
+    parts of the batch, which is all that this pass sees. `precision` is that of the weights: fp32,
+    or the name of a quantiser (supernet/low_bit/quantisers.py).
     """
 
     arch: Arch
@@ -25,6 +26,7 @@ class SubnetTask(NamedTuple):
     target: Target
     hidden: float = 0.0
     part: tuple[int, int] = (0, 1)
+    precision: str = "fp32"
 
     def images(self, batch_size: int) -> slice:
         """Where this pass's part of a batch is; at least one image of it."""

@@ -21,6 +21,7 @@ from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
 from training.trainer.hidden_states import HiddenStates, recorded
+from training.trainer.straight_through import with_low_bit
 
 _MAX_SKELETONS = 512
 
@@ -60,15 +61,18 @@ class SharedWeights:
         parameters: Mapping[str, torch.Tensor] | None = None,
         *,
         dropout: torch.Tensor | None = None,
+        precision: str = "fp32",
         hidden: HiddenStates | None = None,
     ) -> torch.Tensor:
         """(B, C, H, W) inputs to (B, K) logits of one subnet, differentiable, in train mode.
 
         `parameters` replace the shared ones (a teacher's, say), with the same names and shapes.
         `dropout` (B, features) scales what the classifier, the last linear layer, reads; `hidden`
-        is filled with the pass's hidden states.
+        is filled with the pass's hidden states. `precision` names the quantiser of low-bit weights.
         """
         source = self.parameters if parameters is None else parameters
+        if precision != "fp32":
+            source = with_low_bit(source, self._definition, precision)
         shapes = self._definition.parameter_shapes(arch)
         slices = {name: leading_slice(source[name], shapes[name]) for name in shapes}
         skeleton = self._skeleton(arch)

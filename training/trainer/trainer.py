@@ -34,6 +34,7 @@ from supernet.subnets.extract import extract
 from supernet.subnets.sort import (
     Permutations,
     importance_order,
+    keeping_parity,
     permute_channels,
     rms_activations,
 )
@@ -225,7 +226,11 @@ class Trainer:
             mine, dropout = task.images(len(images)), self._dropout(task, len(images))
             with self._autocast():
                 logits = self.weights.forward(
-                    task.arch, images[mine], dropout=dropout, hidden=states
+                    task.arch,
+                    images[mine],
+                    dropout=dropout,
+                    precision=task.precision,
+                    hidden=states,
                 )
             each = logits[0].numel() // logits.shape[-1]  # rows of a sample: its tokens, or one
             logits = logits.flatten(0, -2)
@@ -240,7 +245,7 @@ class Trainer:
                 own = soft_targets(logits, self.config.loss.temperature)
                 soft = soft._replace(full_model=own)
             (loss * task.weight).backward()
-            if task.target == "labels" and self._is_ramped(plan):
+            if task.weight == 1.0 and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
         # 5. one step for all passes and processes
         values = self._finite(torch.stack(losses).tolist(), plan)
@@ -375,6 +380,8 @@ class Trainer:
         """Put important channels first, everywhere that knows an order, once per run."""
         groups = self._definition.family.channel_groups(self._definition.config)
         order = importance_order(self._detached(), groups, self._activations(groups))
+        if self.config.schedule.low_bit != "none":
+            order = keeping_parity(order)  # by which low-bit weights have their signs
         moments = self._optimization.state()
         for tensors in (self._detached(), moments.momentum, moments.square, moments.average):
             permute_channels(tensors, groups, order)

@@ -28,6 +28,7 @@ from serve.bench.actuation.servable_memory import servable_memory_rows
 from serve.bench.actuation.served_memory import served_memory_rows
 from serve.bench.actuation.startup import form_ids, startup_rows
 from serve.bench.actuation.switch import switch_rows
+from serve.bench.one_bit.bench import OneBitBench, OneBitTraining
 from serve.bench.rows import Row, Tell
 from subnetact.cpu.graph_executor import GraphExecutor
 from subnetact.cpu.ort_session import onnxruntime
@@ -37,7 +38,9 @@ from subnetact.profiling.sushi_encoding import widths_of
 from subnetact.views.eager_executor import EagerExecutor
 from supernet.checkpoint import Checkpoint, load_checkpoint
 
-PARTS = ("graph", "int8", "switch", "residency", "memory", "startup", "busy", "capacity")
+PARTS = (
+    "graph", "int8", "switch", "residency", "memory", "startup", "busy", "capacity", "onebit"
+)  # fmt: skip
 _STARTED, _STARTED_FULL = 14, 100  # subnets
 _SERVABLE = 500
 _BUSY_BATCH = 8
@@ -87,18 +90,21 @@ class ActuationBench:
         thoroughness: float = 1.0,
         servable: int = _SERVABLE,
         queries: int = QUERIES,
+        training: OneBitTraining | None = None,
         tell: Tell = print,
     ):
         """`full` measures two threads as well, and the start of a hundred subnets.
 
         `thoroughness` stretches the seconds that every figure is given, `servable` and `queries`
-        say how many subnets are counted in memory and queries simulated.
+        say how many subnets are counted in memory and queries simulated. `training` is what part
+        onebit trains, for hours, and keeps; without it that part measures times and sizes alone.
         """
         self._nets = nets or PublishedNets()
         self._full = full
         self._thoroughness = thoroughness
         self._servable = servable
         self._queries = queries
+        self._training = training
         self._tell = tell
         self._folder = Path()
 
@@ -213,6 +219,12 @@ class ActuationBench:
         profile = measure_profile(executor, checkpoint, repeats=repeats)
         executor.close()
         return capacity_rows(net.name, profile, queries=self._queries, tell=self._tell)
+
+    def _onebit(self) -> list[Row]:
+        bench = OneBitBench(
+            self._nets.cifar, self._training, thoroughness=self._thoroughness, tell=self._tell
+        )
+        return bench.run()
 
     def _views(self, net: BenchNet) -> tuple[Checkpoint, EagerExecutor]:
         """Return the checkpoint of what a network serves, and an executor of it on views."""

@@ -101,13 +101,13 @@ def test_switches_are_read(decoder: Checkpoint) -> None:
     space = decoder.definition.space
     read = parse_switches("largest@32, e=0.5@16,d=2,e=0.25@40", decoder)
     assert read == [
-        (16, space.uniform(expand=0.5)),
-        (32, space.largest),
-        (40, space.uniform(depth=2, expand=0.25)),
+        (16, (space.uniform(expand=0.5), "fp32")),
+        (32, (space.largest, "fp32")),
+        (40, (space.uniform(depth=2, expand=0.25), "fp32")),
     ]
     assert parse_switches("", decoder) == []
     served = decoder.subnet_ids[0]
-    assert parse_switches(f"{served}@0", decoder) == [(0, decoder.subnets[0].arch)]
+    assert parse_switches(f"{served}@0", decoder) == [(0, (decoder.subnets[0].arch, "fp32"))]
 
 
 @pytest.mark.parametrize(

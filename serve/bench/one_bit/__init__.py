@@ -1,0 +1,1 @@
+"""Part onebit of `supernet bench actuation`; imports `training` and what other benches share."""
