@@ -30,7 +30,7 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt as a user's message in the template.")
     ] = False,
     packing: Annotated[
-        str, typer.Option(help="How weights are read: views, packed or int8.")
+        str, typer.Option(help="How weights are read: views, packed, half or int8.")
     ] = "views",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:

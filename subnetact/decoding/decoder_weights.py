@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import LinearForm, make_linear
+from subnetact.decoding.linear_forms import Affine, JointForm, LinearForm, make_joint, make_linear
 from supernet.checkpoint import Checkpoint
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -22,20 +22,19 @@ from supernet.slicing import leading_slice
 class FeedForward(NamedTuple):
     """down(silu(gate(x)) * up(x)) at one width; (T, C) in and out."""
 
-    gate: LinearForm
-    up: LinearForm
+    gate_up: JointForm
     down: LinearForm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(x)).mul_(self.up(x)))
+        gate, up = self.gate_up(x)
+        return self.down(F.silu(gate).mul_(up))
 
 
 class Layer(NamedTuple):
     """One block but for its feed-forward; norms of queries and keys where the family has them."""
 
     norm1: torch.Tensor
-    q: LinearForm
-    kv: LinearForm
+    q_kv: JointForm
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     proj: LinearForm
@@ -57,7 +56,7 @@ class DecoderWeights:
             )
         self.config: Any = definition.config
         self.form = form
-        self._state = {name: t.float() for name, t in checkpoint.state.items()}
+        self._state = {name: t.detach().float() for name, t in checkpoint.state.items()}
         self.layers = [self._layer(f"blocks.{i}") for i in range(self.config.depth)]
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
@@ -65,7 +64,7 @@ class DecoderWeights:
         self.head = make_linear(form, table)
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.feed_forwards: dict[str, list[FeedForward]] = {}
-        self._made: dict[tuple[str, tuple[int, ...]], LinearForm] = {}
+        self._made: dict[tuple[str, int], FeedForward] = {}
         for subnet_id in wanted:
             arch = checkpoint.subnet(subnet_id).arch
             self.feed_forwards[subnet_id] = self._feed_forwards(definition, arch)
@@ -82,35 +81,30 @@ class DecoderWeights:
 
     def _layer(self, name: str) -> Layer:
         own = self._state
+        attn = f"{name}.attn"
+        joint = [Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")]
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
-            q=make_linear(self.form, own[f"{name}.attn.q.weight"], own.get(f"{name}.attn.q.bias")),
-            kv=make_linear(
-                self.form, own[f"{name}.attn.kv.weight"], own.get(f"{name}.attn.kv.bias")
-            ),
-            q_norm=own.get(f"{name}.attn.q_norm.weight"),
-            k_norm=own.get(f"{name}.attn.k_norm.weight"),
-            proj=make_linear(self.form, own[f"{name}.attn.proj.weight"]),
+            q_kv=make_joint(self.form, joint),
+            q_norm=own.get(f"{attn}.q_norm.weight"),
+            k_norm=own.get(f"{attn}.k_norm.weight"),
+            proj=make_linear(self.form, own[f"{attn}.proj.weight"]),
             norm2=own[f"{name}.norm2.weight"],
         )
 
     def _feed_forwards(self, definition: SupernetDefinition, arch: Any) -> list[FeedForward]:
         shapes = definition.parameter_shapes(arch)
-        return [
-            FeedForward(
-                *(
-                    self._sliced(f"blocks.{i}.mlp.{part}.weight", shapes)
-                    for part in ("gate", "up", "down")
-                )
-            )
-            for i in range(self.config.depth)
-        ]
+        return [self._feed_forward(f"blocks.{i}.mlp", shapes) for i in range(self.config.depth)]
 
-    def _sliced(self, name: str, shapes: Any) -> LinearForm:
-        """One layer per width of a block, also where several subnets have it."""
-        key = (name, tuple(shapes[name]))
+    def _feed_forward(self, name: str, shapes: Any) -> FeedForward:
+        """One per width of a block, also where several subnets have it."""
+        key = (name, shapes[f"{name}.gate.weight"][0])
         if key not in self._made:
-            self._made[key] = make_linear(
-                self.form, leading_slice(self._state[name].detach(), shapes[name])
+            gate, up, down = (
+                leading_slice(self._state[f"{name}.{part}.weight"], shapes[f"{name}.{part}.weight"])
+                for part in ("gate", "up", "down")
+            )
+            self._made[key] = FeedForward(
+                make_joint(self.form, [Affine(gate), Affine(up)]), make_linear(self.form, down)
             )
         return self._made[key]

@@ -9,19 +9,31 @@ for the rows that sample. The twin is the plain network on the whole context
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.attention import Slab, attend, plan_slabs
+from subnetact.decoding.attention import Slab, attend, has_log_sum_exp, plan_slabs
+from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
+from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
-from supernet.layers.causal import rotary_angles, rotate
+from supernet.layers.causal import rotary_angles
+
+
+class _Reads(NamedTuple):
+    """Of one iteration: slots (T,) of its rows, their angles (T, 1, D), what they attend to."""
+
+    slots: torch.Tensor
+    angles: tuple[torch.Tensor, torch.Tensor]
+    decodes: DecodeAttention
+    chunks: list[tuple[slice, list[Slab]]]
 
 
 class StreamExecutor:
@@ -51,7 +63,8 @@ class StreamExecutor:
         self.packing, self.threads = packing, threads
         self._thread_count = ThreadCount(threads)
         positions = torch.arange(config.max_positions)
-        self._cos, self._sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._sin = signed_sine(sin)
 
     @property
     def max_positions(self) -> int:
@@ -107,53 +120,57 @@ class StreamExecutor:
 
     def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps
-        slots, plans = self._places(batch)
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        reads = self._reads(batch)
         x = F.embedding(batch.ids, weights.embedding)
         width = (x.shape[-1],)
         for i, (layer, feed_forward) in enumerate(zip(weights.layers, feed_forwards, strict=True)):
             y = F.rms_norm(x, width, layer.norm1, eps)
-            x = x + self._attention(i, layer, y, (cos, sin), slots, plans)
+            x = x + self._attention(i, layer, y, reads)
             x = x + feed_forward(F.rms_norm(x, width, layer.norm2, eps))
         sampled = F.rms_norm(x[batch.sampled_rows], width, weights.norm, eps)
         return weights.head(sampled)
 
-    def _attention(
-        self,
-        i: int,
-        layer: Layer,
-        y: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-        plans: list[tuple[slice, list[Slab]]],
-    ) -> torch.Tensor:
+    def _attention(self, i: int, layer: Layer, y: torch.Tensor, reads: _Reads) -> torch.Tensor:
         config = self._config
         groups, head_dim = config.num_kv_heads, config.head_dim
-        cos, sin = angles
-        query = layer.q(y).view(len(y), -1, groups, head_dim)  # (T, ranks, groups, D)
-        key, value = layer.kv(y).view(len(y), 2, groups, head_dim).unbind(1)
+        query, key_value = layer.q_kv(y)
+        query = query.unflatten(1, (-1, head_dim))  # (T, ranks * groups, D)
+        key, value = key_value.unflatten(1, (2, groups, head_dim)).unbind(1)
         if layer.q_norm is not None:
             query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
             key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)
-        query = rotate(query, cos[:, None, None], sin[:, None, None])
-        self.cache.write(i, slots, rotate(key, cos[:, None], sin[:, None]), value)
-        mixed = torch.empty_like(query)
-        for rows, slabs in plans:
+        turned = turn(torch.cat((query, key), 1), *reads.angles)
+        query, key = turned.split((query.shape[1], groups), 1)
+        query = query.unflatten(1, (-1, groups))  # (T, ranks, groups, D)
+        self.cache.write(i, reads.slots, key, value)
+        mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
+        reads.decodes.into(mixed, query, i)
+        for rows, slabs in reads.chunks:
             views = [self.cache.view(i, slab.run) for slab in slabs]
             mixed[rows] = attend(query[rows], slabs, views)
         return layer.proj(mixed.flatten(1))
 
-    def _places(self, batch: RaggedBatch) -> tuple[torch.Tensor, list[tuple[slice, list[Slab]]]]:
-        """Slots (T,) of the batch's rows; of each chunk its rows and what it attends to."""
-        table = self.cache.table
+    def _reads(self, batch: RaggedBatch) -> _Reads:
+        """Plan, for all layers alike, where the batch's rows go and what they attend to."""
+        table, cache = self.cache.table, self.cache
         ranks = self._config.num_heads // self._config.num_kv_heads
         slots: list[int] = []
-        plans: list[tuple[slice, list[Slab]]] = []
+        decodes: list[Decode] = []
+        chunks: list[tuple[slice, list[Slab]]] = []
         for chunk, start in zip(batch.chunks, batch.starts, strict=True):
             count = len(chunk.ids)
             first = len(slots)
             for run in table.slots(chunk.sequence, start, start + count):
                 slots += range(run.begin, run.begin + run.length)
             runs = table.slots(chunk.sequence, 0, start + count)
-            plans.append((slice(first, first + count), plan_slabs(runs, start, count, ranks)))
-        return torch.tensor(slots, dtype=torch.long), plans
+            if count == 1 and has_log_sum_exp():
+                decodes.append(Decode(first, runs))
+            else:
+                plan = plan_slabs(runs, start, count, ranks)
+                chunks.append((slice(first, first + count), plan))
+        return _Reads(
+            torch.tensor(slots, dtype=torch.long),
+            (self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)),
+            DecodeAttention(decodes, cache.keys, cache.values),
+            chunks,
+        )

@@ -39,7 +39,8 @@ class Shrinking:
 
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
-    `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
+    `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it;
+    `full_target`: what the full model learns from.
     """
 
     ramp_steps: int
@@ -49,6 +50,7 @@ class Shrinking:
     parts: int = 1
     prepares: tuple[Event, ...] = ()
     target: Target = "full_model"
+    full_target: Target = "labels"
 
 
 class DepsStrategy:
@@ -96,8 +98,8 @@ class DepsStrategy:
         return (*events, "freeze_teacher") if step == self._focus_step() else events
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
-        """The full model from labels; once shrinking has begun, subnets from its outputs."""
-        full = SubnetTask(self._space.largest, 1.0, "labels")
+        """The full model, from labels mostly; once shrinking has begun, subnets from its outputs."""
+        full = SubnetTask(self._space.largest, 1.0, self._shrinking.full_target)
         weight = self._ramp().at(step)
         if weight == 0.0:
             return (full,)

@@ -52,6 +52,7 @@ def make_strategy(
         parts=options.parts,
         prepares=(*(crop + sort if is_deps else ()), *freeze),
         target="teacher" if is_frozen else "full_model",
+        full_target=config.loss.full_model,
     )
     if is_deps and options.delay_rule == "plateau":
         delay = PlateauDelay(total)

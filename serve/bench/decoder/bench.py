@@ -6,7 +6,7 @@ not depend on their values. Ratios are of calls in turn, in one thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ import torch
 from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
 from serve.bench.decoder.pages import GatheredPages
 from serve.bench.rows import Row, Tell, row
-from subnetact.decoding.attention import attend, plan_slabs
+from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.extents import Run
-from subnetact.decoding.linear_forms import has_form, make_linear
+from subnetact.decoding.linear_forms import FORMS, Affine, has_form, make_joint, make_linear
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.threads import computing_with
@@ -61,7 +61,7 @@ class DecoderBench:
             ("smollm2_135m", define_supernet("smollm2_135m")),
             ("small_vocabulary", define_supernet("decoder_tiny", **_SMALL)),
         ):
-            for form in ("views", "packed"):
+            for form in FORMS:
                 if has_form(form):
                     rows += iteration_rows(name, definition, form, self._seconds)
         return rows
@@ -107,18 +107,24 @@ def iteration_rows(
 
 
 def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) -> list[Row]:
-    """Packed and int8 over views: gate, up and down of 12 blocks, more than a cache holds."""
+    """Copied forms over views: gate and up, and down, of 12 blocks, more than a cache holds."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(hidden, width), (hidden, width), (width, hidden)] * 12
-    weights = [torch.randn(shape, generator=generator) * 0.05 for shape in shapes]
-    inputs = {n: torch.randn(tokens, n, generator=generator) for n in (width, hidden)}
-    calls = {}
-    for form in ("views", "packed", "int8"):
+    blocks = [
+        [torch.randn(s, generator=generator) * 0.05 for s in ((hidden, width),) * 2]
+        + [torch.randn((width, hidden), generator=generator) * 0.05]
+        for _ in range(12)
+    ]
+    x, y = (torch.randn(tokens, n, generator=generator) for n in (width, hidden))
+    calls: dict[str, Callable[[], object]] = {}
+    for form in FORMS:
         if has_form(form):
-            layers = [(make_linear(form, weight), inputs[weight.shape[1]]) for weight in weights]
-            calls[form] = lambda layers=layers: [layer(x) for layer, x in layers]
+            layers = [
+                (make_joint(form, [Affine(gate), Affine(up)]), make_linear(form, down))
+                for gate, up, down in blocks
+            ]
+            calls[form] = lambda layers=layers: [(both(x), down(y)) for both, down in layers]
     samples_s = rotated(calls, at_least_s)
-    detail = f"{len(weights)} layers of {width} and {hidden}, {tokens} tokens, 1 thread; "
+    detail = f"12 feed-forwards of {width} and {hidden}, {tokens} tokens, 1 thread; "
     return [
         row(
             f"decoder/linear_{form}_over_views",
@@ -132,29 +138,32 @@ def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) 
 
 
 def attention_rows(*, context: int, at_least_s: float) -> list[Row]:
-    """One decode of each of 8 streams: slabs as views over pages of 16 that are gathered."""
+    """One decode of each of 8 streams: slabs as views over pages of 16 that are gathered.
+
+    Where slabs and pages lie is looked up once for an iteration, so it is not measured here.
+    """
     groups, ranks, head_dim = 4, 2, 64
     generator = torch.Generator().manual_seed(0)
     slots = _DECODES * context
     keys, values = (torch.randn(groups, slots, head_dim, generator=generator) for _ in range(2))
     query = torch.randn(_DECODES, ranks, groups, head_dim, generator=generator)
     pages = GatheredPages(keys, values, context=context, seed=0)
+    mixed = torch.empty_like(query)
 
-    def by_slabs(num_slabs: int) -> list[torch.Tensor]:
+    def planned(num_slabs: int) -> DecodeAttention:
         size = context // num_slabs
-        mixed = []
-        for i in range(_DECODES):
+        decodes = [
             # A stream's slabs lie between those of others.
-            runs = [Run((j * _DECODES + i) * size, size) for j in range(num_slabs)]
-            slabs = plan_slabs(runs, context - 1, 1, ranks)
-            views = [(keys.narrow(1, *run), values.narrow(1, *run)) for run in runs]
-            mixed.append(attend(query[i : i + 1], slabs, views))
-        return mixed
+            Decode(i, [Run((j * _DECODES + i) * size, size) for j in range(num_slabs)])
+            for i in range(_DECODES)
+        ]
+        return DecodeAttention(decodes, keys[None], values[None])
 
+    one, two = planned(1), planned(2)
     samples_s = rotated(
         {
-            "one_extent": lambda: by_slabs(1),
-            "two_extents": lambda: by_slabs(2),
+            "one_extent": lambda: one.into(mixed, query, 0),
+            "two_extents": lambda: two.into(mixed, query, 0),
             "pages": lambda: pages.attend(query),
         },
         at_least_s,
