@@ -7,11 +7,13 @@ WIRE := .venv-wire
 WIRE_STAMP := $(WIRE)/.installed
 LITSERVE := .venv-litserve
 LITSERVE_STAMP := $(LITSERVE)/.installed
+LLAMACPP := .venv-llamacpp
+LLAMACPP_STAMP := $(LLAMACPP)/.installed
 PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install check audit test test-slow test-gpu bench litserve demo demo-lm proto
+.PHONY: install check audit test test-slow test-gpu bench litserve llamacpp demo demo-lm proto
 
 install: $(STAMP)
 
@@ -29,6 +31,11 @@ $(LITSERVE_STAMP): requirements-litserve.txt
 	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
 	$(LITSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-litserve.txt
 	touch $(LITSERVE_STAMP)
+
+$(LLAMACPP_STAMP): requirements-llamacpp.txt
+	test -x $(LLAMACPP)/bin/python || $(PYTHON) -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-llamacpp.txt
+	touch $(LLAMACPP_STAMP)
 
 check: $(STAMP) audit
 	$(BIN)/ruff format --check .
@@ -60,6 +67,9 @@ bench: $(STAMP)
 
 # A peer of `supernet bench serving --part static`, which says so and goes on where it is absent.
 litserve: $(LITSERVE_STAMP)
+
+# A peer of `supernet bench decoder --part llamacpp`, likewise.
+llamacpp: $(LLAMACPP_STAMP)
 
 # Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)

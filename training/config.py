@@ -153,8 +153,8 @@ class LossConfig:
     two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
     `average`: subnets learn from the full model at the averaged weights (needs ema_decay);
     `frozen`: from the full model as it was when shrinking began, of a deps or sandwich run. With
-    `full_model` `teacher` the full model of a sandwich run learns from it too, instead of labels: it
-    is held where it was while the weights that it shares with subnets move.
+    `full_model` `teacher` the full model of a sandwich run learns from it too, instead of labels:
+    it is held where it was while the weights that it shares with subnets move.
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     `features` `layer_pairs` adds, `features_weight` times, how unlike a subnet's hidden layers are
     to the full model's, over all pairs weighed by `pairs` (training/trainer/layer_pairs.py); for
@@ -194,8 +194,8 @@ class EvaluationConfig:
 class LogConfig:
     """`log.jsonl` is always written; `tensorboard` adds scalars in the folder of that name.
 
-    The state to resume from is saved at the end of every epoch, with `save_every_steps` above 0 also
-    after every so many steps.
+    The state to resume from is saved at the end of every epoch, with `save_every_steps` above 0
+    also after every so many steps.
     """
 
     tensorboard: bool = False
@@ -309,7 +309,8 @@ class TrainConfig:
             self.loss.teacher != "frozen" or self.schedule.strategy != "sandwich"
         ):
             raise ConfigError(
-                "loss.full_model is teacher: set loss.teacher to frozen, schedule.strategy to sandwich"
+                "loss.full_model is teacher: set loss.teacher to frozen, "
+                "schedule.strategy to sandwich"
             )
         if self.loss.teacher == "average" and not self.optimizer.ema_decay:
             raise ConfigError(

@@ -28,7 +28,7 @@ class _Group(NamedTuple):
     """Decodes that lie in equally many slabs; views (1, groups, slots, D) slab by slab."""
 
     rows: list[int]
-    index: torch.Tensor  # (n,)
+    where: torch.Tensor  # (n,), the rows as an index
     num_slabs: int
     keys: list[tuple[torch.Tensor, ...]]  # by slab and decode, then by layer
     values: list[tuple[torch.Tensor, ...]]
@@ -37,9 +37,7 @@ class _Group(NamedTuple):
 class DecodeAttention:
     """Attention of single rows over their slabs, layer by layer."""
 
-    def __init__(
-        self, decodes: Sequence[Decode], keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
+    def __init__(self, decodes: Sequence[Decode], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Plan for keys and values (layers, groups, slots, D) of a whole cache.
 
         Needs the operator that gives log-sum-exps (`has_log_sum_exp`).
@@ -54,7 +52,7 @@ class DecodeAttention:
     def into(self, mixed: torch.Tensor, query: torch.Tensor, layer: int) -> None:
         """Write the decodes' rows of `mixed`, (T, ranks, groups, D) like `query`."""
         own = query.transpose(1, 2).split(1)  # T of (1, groups, ranks, D)
-        for rows, index, num_slabs, keys, values in self._groups:
+        for rows, where, num_slabs, keys, values in self._groups:
             parts = [
                 self._flash(own[row], k[layer], v[layer], 0.0, False)
                 for row, k, v in zip(rows * num_slabs, keys, values, strict=True)
@@ -64,7 +62,7 @@ class DecodeAttention:
                 norms = torch.cat([part[1] for part in parts]).unflatten(0, (num_slabs, -1))
                 weights = norms.softmax(0).unsqueeze(-1)
                 found = (found.unflatten(0, (num_slabs, -1)) * weights).sum(0)
-            mixed.index_copy_(0, index, found.transpose(1, 2))
+            mixed.index_copy_(0, where, found.transpose(1, 2))
 
 
 def _group(members: list[Decode], pools: tuple[torch.Tensor, torch.Tensor]) -> _Group:

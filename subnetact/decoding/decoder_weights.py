@@ -82,7 +82,9 @@ class DecoderWeights:
     def _layer(self, name: str) -> Layer:
         own = self._state
         attn = f"{name}.attn"
-        joint = [Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")]
+        joint = [
+            Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")
+        ]
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
             q_kv=make_joint(self.form, joint),

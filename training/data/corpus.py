@@ -44,12 +44,14 @@ def load_corpus(options: DataConfig, seed: int) -> Dataset:
         tokenizer = Tokenizer(spec)
     except TokenizerMissingError as error:
         raise DataError(str(error)) from None
-    windows = [[windows_of(tokenizer.encode(part), options.size) for part in each] for each in parts]
+    windows = [
+        [windows_of(tokenizer.encode(part), options.size) for part in each] for each in parts
+    ]
     fewest = min(len(split) for each in windows for split in each)
     if fewest < 1:
         raise DataError(
-            f"{options.path}: {min(map(len, texts)):,} characters are too few for windows of {options.size} "
-            "tokens in each split; give more text or a smaller data.size"
+            f"{options.path}: {min(map(len, texts)):,} characters are too few for windows of "
+            f"{options.size} tokens in each split; give more text or a smaller data.size"
         )
     train, validation, test = zip(*windows, strict=True)
     return Dataset(
@@ -99,7 +101,7 @@ def _parts(text: str, options: DataConfig) -> tuple[str, str, str]:
 
 
 def _limited(trains: Sequence[Split], limit: int) -> list[Split]:
-    """Return at most `limit` windows in all (0: all), equally many of each text while it has them."""
+    """Return at most `limit` windows (0: all), equally many of each text while it has them."""
     if not limit:
         return list(trains)
     left, kept = limit, dict[int, Split]()

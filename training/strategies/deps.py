@@ -98,7 +98,7 @@ class DepsStrategy:
         return (*events, "freeze_teacher") if step == self._focus_step() else events
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
-        """The full model, from labels mostly; once shrinking has begun, subnets from its outputs."""
+        """The full model; once shrinking has begun, subnets from its outputs."""
         full = SubnetTask(self._space.largest, 1.0, self._shrinking.full_target)
         weight = self._ramp().at(step)
         if weight == 0.0:

