@@ -19,6 +19,7 @@ from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.decoding.prefix_index import Prefix, PrefixIndex
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
 from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
@@ -48,10 +49,13 @@ class StreamExecutor:
         threads: int | None = 1,
         subnet_ids: Iterable[str] | None = None,
         packing: str = "views",
+        keep_prefixes: bool = False,
     ):
         """Make the listed subnets (default: those that are served) runnable on the CPU.
 
         `capacity_tokens` is how many tokens of all streams are kept, in blocks of `block_tokens`.
+        With `keep_prefixes` beginnings of texts stay for others that begin alike, until their
+        memory is needed (`find_prefix`).
         Raises ValueError for a checkpoint of no decoder, or a packing that is not to be had.
         """
         self._definition = checkpoint.definition
@@ -61,6 +65,8 @@ class StreamExecutor:
         shape = CacheShape(config.depth, config.num_kv_heads, config.head_dim)
         self.cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
         self.packing, self.threads = packing, threads
+        self._qualities = {subnet.subnet_id: subnet.accuracy for subnet in checkpoint.subnets}
+        self._prefixes = PrefixIndex(self.cache.table) if keep_prefixes else None
         self._thread_count = ThreadCount(threads)
         positions = torch.arange(config.max_positions)
         self._cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
@@ -102,6 +108,8 @@ class StreamExecutor:
             max_positions=config.max_positions,
         )
         missing = self.missing_tokens(chunks)
+        if self._prefixes is not None:
+            self._prefixes.make_room(missing)
         if missing > table.free_tokens:
             raise CacheFullError(
                 f"the iteration needs {missing} more tokens of cache, {table.free_tokens} of "
@@ -110,12 +118,36 @@ class StreamExecutor:
         for chunk in chunks:
             table.reserve(chunk.sequence, len(chunk.ids))
         logits = self._forward(batch, feed_forwards)
-        for chunk in chunks:
+        for chunk, start in zip(chunks, batch.starts, strict=True):
             table.advance(chunk.sequence, len(chunk.ids))
+            if self._prefixes is not None:
+                self._prefixes.wrote(chunk.sequence, start, chunk.ids, self.quality(subnet_id))
         return logits
+
+    def quality(self, subnet_id: str) -> float:
+        """Return the quality of a width as the checkpoint says; 0 of one that was added."""
+        return self._qualities.get(subnet_id, 0.0)
+
+    def find_prefix(self, ids: Sequence[int], least_quality: float) -> Prefix | None:
+        """Return the longest beginning of a text that is kept, written at `least_quality` or above.
+
+        None also where beginnings are not kept.
+        """
+        return None if self._prefixes is None else self._prefixes.find(ids, least_quality)
+
+    def begin(self, sequence: SequenceId, prefix: Prefix) -> None:
+        """Begin a stream with what `find_prefix` returned just before; nothing is computed."""
+        assert self._prefixes is not None, "only an index finds prefixes"
+        self._prefixes.begin(sequence, prefix)
+
+    def share(self, source: SequenceId, sequence: SequenceId, tokens: int) -> None:
+        """Begin a stream with the first `tokens` of one that is cached. Raises as the table."""
+        self.cache.table.share(source, sequence, tokens)
 
     def release(self, sequence: SequenceId) -> None:
         """Forget a stream: it has ended, was aborted, or will be computed again."""
+        if self._prefixes is not None:
+            self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
     def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:

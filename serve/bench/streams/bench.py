@@ -115,25 +115,6 @@ def decoder_of(folder: Path, packing: str = "views") -> tuple[Callable[[], Itera
     checkpoint: Any = load_checkpoint(folder)
 
     def make() -> IterationExecutor:
-        return _Shared(
-            executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS, packing=packing)
-        )
+        return executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS, packing=packing)
 
     return make, int(checkpoint.definition.config.vocab_size)
-
-
-class _Shared:
-    """A decoder's executor, whose table shares prefixes."""
-
-    def __init__(self, executor: Any) -> None:
-        self._executor = executor
-        self.subnet_ids: tuple[str, ...] = executor.subnet_ids
-
-    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
-        return self._executor.run(subnet_id, chunks)
-
-    def share(self, source: Any, sequence: Any, tokens: int) -> None:
-        self._executor.cache.table.share(source, sequence, tokens)
-
-    def release(self, sequence: Any) -> None:
-        self._executor.release(sequence)

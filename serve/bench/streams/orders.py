@@ -16,7 +16,7 @@ from slackfit.streams.stream_query import StreamQuery
 _SHORT, _TIMES, _LONG_SHARE = 64, 30, 0.01
 _RUNNING = 64
 POLICIES = {"fcfs": "fcfs@granule=8", "lars": "lars@granule=8@budget=192"}
-"""An iteration that long prompts fill is what short ones wait for, so LARS's is a little shorter."""
+"""An iteration that a long prompt fills is what short ones wait for: LARS's is a little shorter."""
 
 
 def lars_rows(setting: StreamSetting, num: int = 3000, load: float = 0.3) -> list[Row]:

@@ -78,6 +78,7 @@ class StreamScheduler:
         self._credit = RelegationCredit(relegated_share)
         self._correction = CostCorrection(costs) if correct_costs else None
         self._view = ScheduleView(costs)
+        self._quality = costs.rungs[-1].quality
         self._live: dict[int, LiveStream] = {}
         self._queue = PromptQueue(policy)
         self._step: Step | None = None
@@ -113,6 +114,15 @@ class StreamScheduler:
     def cost_factor(self) -> float | None:
         """How much longer than profiled iterations are taken to be; None: not corrected."""
         return None if self._correction is None else self._correction.factor
+
+    @property
+    def quality_in_force(self) -> float:
+        """The quality of the latest iteration's width, of the largest before the first.
+
+        A prompt that is begun now is computed about as well: what is cached of it should be no
+        worse than that, nor than the query's own floor.
+        """
+        return self._quality
 
     @property
     def policy(self) -> StreamPolicy:
@@ -380,6 +390,7 @@ class StreamScheduler:
             return None
         step_id = self._num_steps
         self._num_steps += 1
+        self._quality = cost.quality
         return Step(
             step_id,
             cost.subnet_id,
