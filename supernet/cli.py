@@ -90,6 +90,9 @@ def import_(
     accuracy: Annotated[
         float | None, typer.Option(help="Known accuracy of the largest subnet, a fraction.")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Keep the weights in float16, at half the size.")
+    ] = False,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
@@ -98,6 +101,7 @@ def import_(
     ] = None,
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
+    from supernet.weights.half_weights import halved
     from supernet.weights.import_decoder import import_decoder, is_decoder
     from supernet.weights.import_network import imported_checkpoint
     from supernet.weights.import_weights import check_finite, import_supernet
@@ -142,6 +146,8 @@ def import_(
                     **({"weights": weights.name} if weights else {}),
                 },
             )
+        if half:
+            checkpoint = halved(checkpoint)
         save_checkpoint(checkpoint, out)
     Console().print(
         f"{out}: {checkpoint.name}, {checkpoint.definition.family_name}, "

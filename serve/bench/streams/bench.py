@@ -34,12 +34,16 @@ class StreamsBench:
         profile: LatencyProfile,
         *,
         checkpoint: Path | None,
+        packing: str = "views",
         tell: Tell,
     ) -> None:
-        """Measure in a setting with `profile`'s costs; with a `checkpoint` on that decoder too."""
+        """Measure in a setting with `profile`'s costs; with a `checkpoint` on that decoder too.
+
+        `packing` is that of the decoder's layers.
+        """
         self._setting = setting
         self._profile = profile
-        self._checkpoint = checkpoint
+        self._checkpoint, self._packing = checkpoint, packing
         self._tell = tell
         self._capacity_qps: float | None = None
         self.rows: list[Row] = []
@@ -87,9 +91,11 @@ class StreamsBench:
         if self._checkpoint is None:
             reason = "no decoder: give its checkpoint with --checkpoint and its profile"
             return [skipped(f"live/{name}", reason) for name in ("chunking", "points")]
-        make, vocab_size = decoder_of(self._checkpoint)
+        make, vocab_size = decoder_of(self._checkpoint, self._packing)
         run = live_runner(self._setting.costs, make, vocab_size)
-        rows = chunking_rows(run, self._setting.costs, f"live on {self._checkpoint.name}")
+        rows = chunking_rows(
+            run, self._setting.costs, f"live on {self._checkpoint.name}, {self._packing}"
+        )
         renamed = [
             row(
                 r["figure"].replace("streams/", "streams/live/"), r["value"], r["unit"], r["detail"]
@@ -106,7 +112,7 @@ class StreamsBench:
         return self._capacity_qps
 
 
-def decoder_of(folder: Path) -> tuple[Callable[[], IterationExecutor], int]:
+def decoder_of(folder: Path, packing: str = "views") -> tuple[Callable[[], IterationExecutor], int]:
     """Return what makes an executor of a decoder's checkpoint, and its vocabulary's size.
 
     Raises ImportError where decoders are not installed, CheckpointError for a bad folder.
@@ -117,6 +123,6 @@ def decoder_of(folder: Path) -> tuple[Callable[[], IterationExecutor], int]:
     checkpoint: Any = load_checkpoint(folder)
 
     def make() -> IterationExecutor:
-        return executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS)
+        return executors.StreamExecutor(checkpoint, capacity_tokens=_KV_TOKENS, packing=packing)
 
     return make, int(checkpoint.definition.config.vocab_size)

@@ -59,7 +59,11 @@ def bench_streams(
             num_streams=streams,
         )
         bench = StreamsBench(
-            setting, table, checkpoint=checkpoint, tell=lambda text: typer.echo(text, err=True)
+            setting,
+            table,
+            checkpoint=checkpoint,
+            packing=table.packing or "views",
+            tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:10} {row['figure']}" for row in rows)

@@ -89,7 +89,7 @@ class Lars(Fcfs):
         long_tokens: int = 1024,
         long_share: float = 0.5,
     ) -> None:
-        """A prompt is long with more than `long_tokens` left; see `Fcfs` for the others.
+        """A prompt is long with more than `long_tokens` in all; see `Fcfs` for the others.
 
         Raises ValueError for a share outside 0 to 1.
         """

@@ -1,7 +1,9 @@
 """`StepFiller`: the prompt chunks of an iteration, within the room that the policy left.
 
 Order within an iteration does not matter to when it ends, so a long prompt that is first leaves
-those behind it their share and takes what they do not need.
+those behind it their share and takes what they do not need. Long ones come one after the other: by
+relative slack alone they would take turns, and all be late (Medha's code also goes on with what is
+begun).
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ class StepFiller:
             self._take_in_order(streams, 0, decision.target_s)
             return
         among = list(streams)
-        long = [stream for stream in among if stream.remaining > decision.long_tokens]
-        short = [stream for stream in among if stream.remaining <= decision.long_tokens]
+        long = [stream for stream in among if stream.known > decision.long_tokens]
+        short = [stream for stream in among if stream.known <= decision.long_tokens]
+        long.sort(key=_is_not_begun)
         reserved, target_s = 0, decision.target_s
         if long and short and among[0] is long[0]:
             reserved = int(decision.long_share * decision.budget)
@@ -94,3 +97,7 @@ class StepFiller:
         self._fill.add(stream.cached, length, length == stream.remaining)
         self._left -= length
         self.taken.append(PromptPart(stream, length))
+
+
+def _is_not_begun(stream: LiveStream) -> bool:
+    return stream.cached == stream.query.cached_tokens

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import islice
-from math import inf, isnan
+from math import inf
 from typing import NamedTuple
 
 from slackfit.query import Status
 from slackfit.scheduling.streams.cost_correction import CostCorrection
 from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
+from slackfit.scheduling.streams.places import Places
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
+from slackfit.scheduling.streams.relegation_credit import RelegationCredit
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
+from slackfit.scheduling.streams.stream_admission import StreamAdmission, check_stream
 from slackfit.streams.iteration_cost import IterationCost, IterationCosts, IterationWork
 from slackfit.streams.iteration_fill import IterationFill
 from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
@@ -67,27 +70,21 @@ class StreamScheduler:
         (None: no bound); `relegated_share` is the part of prompt tokens that the relegated get;
         `correct_costs` corrects predictions by what iterations took (`CostCorrection`).
         """
-        for name, value in (("max_running", max_running), ("max_waiting", max_waiting)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, allowed 1 or more")
-        if not 0.0 < relegated_share <= 1.0:
-            raise ValueError(f"relegated_share is {relegated_share}, allowed above 0 and up to 1")
+        if max_running < 1:
+            raise ValueError(f"max_running is {max_running}, allowed 1 or more")
         self._policy = policy
-        self._kv = KVTable(kv_tokens, extent_tokens)
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._relegated_share = relegated_share
-        self._credit = 0.0  # prompt tokens that the relegated are owed
+        self._places = Places(KVTable(kv_tokens, extent_tokens), max_running)
+        self._admission = StreamAdmission(max_waiting, self.kv.capacity_tokens)
+        self._credit = RelegationCredit(relegated_share)
         self._correction = CostCorrection(costs) if correct_costs else None
         self._view = ScheduleView(costs)
+        self._quality = costs.rungs[-1].quality
         self._live: dict[int, LiveStream] = {}
-        self._running: dict[int, LiveStream] = {}
         self._queue = PromptQueue(policy)
         self._step: Step | None = None
         self._num_steps = 0
         self._ended: list[StreamOutcome] = []  # not yet handed out by `poll`
         self._earliest_end_s = inf  # no hard deadline of a live stream is before
-        self._draining = False
 
     def __len__(self) -> int:
         """Return how many streams wait or run."""
@@ -96,12 +93,12 @@ class StreamScheduler:
     @property
     def num_running(self) -> int:
         """How many streams hold a place."""
-        return len(self._running)
+        return len(self._places)
 
     @property
     def num_waiting(self) -> int:
         """How many streams hold none yet."""
-        return len(self._live) - len(self._running)
+        return len(self._live) - len(self._places)
 
     @property
     def num_relegated(self) -> int:
@@ -119,6 +116,15 @@ class StreamScheduler:
         return None if self._correction is None else self._correction.factor
 
     @property
+    def quality_in_force(self) -> float:
+        """The quality of the latest iteration's width, of the largest before the first.
+
+        A prompt that is begun now is computed about as well: what is cached of it should be no
+        worse than that, nor than the query's own floor.
+        """
+        return self._quality
+
+    @property
     def policy(self) -> StreamPolicy:
         """The policy that decides."""
         return self._policy
@@ -126,37 +132,37 @@ class StreamScheduler:
     @property
     def kv(self) -> KVTable:
         """Who holds how much memory; to look at."""
-        return self._kv
+        return self._places.kv
 
     @property
     def max_running(self) -> int:
         """How many streams may run at once."""
-        return self._max_running
+        return self._places.most
 
     @property
     def settings(self) -> dict[str, int | float | bool | None]:
         """How it was set, by the names of its arguments."""
         return {
-            "kv_tokens": self._kv.capacity_tokens,
-            "extent_tokens": self._kv.extent_tokens,
-            "max_running": self._max_running,
-            "max_waiting": self._max_waiting,
-            "relegated_share": self._relegated_share,
+            "kv_tokens": self.kv.capacity_tokens,
+            "extent_tokens": self.kv.extent_tokens,
+            "max_running": self._places.most,
+            "max_waiting": self._admission.max_waiting,
+            "relegated_share": self._credit.share,
             "correct_costs": self._correction is not None,
         }
 
     def submit(self, query: StreamQuery, now_s: float) -> StreamOutcome | None:
         """Admit a stream (None), or return why it is refused at once.
 
-        Refused: `draining`; `too_long` (prompt and outputs fit into memory at no time);
-        `infeasible` (no width is as good as asked); `queue_full`.
+        The reasons are those of `StreamAdmission.refusal`.
         Raises ValueError for an id that is live, counts below 1 and times that are none.
         """
-        _check(query)
+        check_stream(query)
         if query.query_id in self._live:
             raise ValueError(f"query_id {query.query_id} waits or runs already; ids must differ")
         stream = LiveStream(query)
-        reason = self._refusal(query)
+        best = self.costs.rungs[-1].quality
+        reason = self._admission.refusal(query, self.num_waiting, best)
         if reason:
             return stream.end("rejected", reason, now_s)
         self._live[query.query_id] = stream
@@ -284,42 +290,34 @@ class StreamScheduler:
 
     def drain(self) -> None:
         """Refuse new streams from now on; what was admitted is still served."""
-        self._draining = True
+        self._admission.is_draining = True
 
     # --- one iteration ---------------------------------------------------------------------------
 
     def _decode_chunks(self, now_s: float) -> tuple[list[StreamChunk], list[int]]:
         """Return a chunk for every decode, and whom it cost its memory; sets the view."""
-        decoding = [stream for stream in self._running.values() if stream.is_decoding]
-        preempted: list[int] = []
-        extent = self._kv.extent_tokens
-        for stream in decoding:
-            if stream.cached % extent == 0:
-                while stream.is_running and not self._kv.grow(stream.query_id, stream.cached + 1):
-                    victim = max(self._running.values(), key=_gives_way)
-                    self._preempt(victim, now_s)
-                    preempted.append(victim.query_id)
-        if preempted:
-            decoding = [stream for stream in decoding if stream.is_running]
+        decoding, gave_way = self._places.make_room()
+        for stream in gave_way:
+            self._begin_again(stream, now_s)
         view, count = self._view, len(decoding)
         cached = [stream.cached for stream in decoding]
         view.decodes = IterationWork(count, count, count, sum(cached) + count)
         dues = [stream.fluidity.due_s for stream in decoding]
         view.slack_s = min(dues) - now_s if dues else inf
-        running = self._running.values()
+        running = self._places.streams
         view.period_s = min([stream.query.period_s for stream in running], default=inf)
         view.min_quality = max([stream.query.min_quality for stream in running], default=0.0)
         chunks = [
             StreamChunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)
         ]
-        return chunks, preempted
+        return chunks, [stream.query_id for stream in gave_way]
 
     def _decide(self, now_s: float) -> tuple[StreamDecision, list[LiveStream]]:
         """Ask the policy; return its decision and the prompts in order, the relegated last."""
         view, policy = self._view, self._policy
-        view.num_running = len(self._running)
+        view.num_running = len(self._places)
         view.num_waiting = len(self._live) - view.num_running
-        view.free_tokens = self._kv.free_tokens
+        view.free_tokens = self.kv.free_tokens
         waiting: list[LiveStream] = []
         view.first = []
         try:
@@ -357,7 +355,7 @@ class StreamScheduler:
     ) -> Step | None:
         cost = self._rung(decision.subnet_id)
         fill = IterationFill(cost, self._view.decodes)
-        places = self._max_running
+        places = self._places.most
         if decision.max_running is not None:
             places = min(places, max(decision.max_running, 1))
         is_open = not preempted
@@ -368,17 +366,13 @@ class StreamScheduler:
                 return True
             if cost.quality < stream.query.min_quality:
                 return False
-            is_open = is_open and self._admit(stream, places, now_s)
+            is_open = is_open and self._places.admit(stream, places, now_s)
             return is_open
 
         filler = StepFiller(fill, decision, self._policy.granule, admit)
         first = next(self._queue.relegated(), None)
-        if (
-            first is not None
-            and waiting[0] is not first
-            and self._credit >= min(self._policy.granule, first.remaining)
-        ):
-            self._credit -= filler.take_first(first, int(self._credit))
+        if first is not None and waiting[0] is not first:
+            self._credit.pay(first, filler, self._policy.granule)
         owed = len(filler.taken)
         filler.take_all(waiting)
         regular = filler.taken[owed:]
@@ -387,12 +381,7 @@ class StreamScheduler:
         filler.take_all(rest)
         if not chunks and not filler.taken:
             filler.force([*waiting, *rest])
-        if self._queue.num_relegated:
-            self._credit += self._relegated_share * sum(
-                length for stream, length in regular if not stream.is_relegated
-            )
-        else:
-            self._credit = 0.0
+        self._credit.earn(regular, self._queue.num_relegated)
         chunks += [
             StreamChunk(s.query_id, s.cached, length, length == s.remaining)
             for s, length in filler.taken
@@ -401,6 +390,7 @@ class StreamScheduler:
             return None
         step_id = self._num_steps
         self._num_steps += 1
+        self._quality = cost.quality
         return Step(
             step_id,
             cost.subnet_id,
@@ -414,7 +404,7 @@ class StreamScheduler:
 
     def _behind(self, waiting: list[LiveStream]) -> list[LiveStream]:
         """Return who may have what is left: begun prompts far back in the order, the relegated."""
-        begun = [stream for stream in self._running.values() if not stream.is_decoding]
+        begun = [stream for stream in self._places.streams if not stream.is_decoding]
         behind = [*begun, *islice(self._queue.relegated(), LOOK_AHEAD)]
         seen = {stream.query_id for stream in waiting}
         return [s for s in dict.fromkeys(behind) if s.query_id not in seen]
@@ -427,23 +417,9 @@ class StreamScheduler:
             return cost
         return next(rung for rung in self._view.costs.rungs if rung.quality >= floor)
 
-    def _admit(self, stream: LiveStream, places: int, now_s: float) -> bool:
-        """Give a stream its place and memory for all that is known of it, if there is room."""
-        if len(self._running) >= places:
-            return False
-        if not self._kv.fits(stream.known, spare_extents=1 if self._running else 0):
-            return False
-        self._kv.grow(stream.query_id, stream.known)
-        stream.is_running = True
-        if stream.start_s is None:
-            stream.start_s = now_s
-        self._running[stream.query_id] = stream
-        return True
-
-    def _preempt(self, stream: LiveStream, now_s: float) -> None:
+    def _begin_again(self, stream: LiveStream, now_s: float) -> None:
+        """Let a stream wait that has lost its memory."""
         was_decoding = stream.is_decoding
-        del self._running[stream.query_id]
-        self._kv.release(stream.query_id)
         stream.preempt()
         if was_decoding:
             self._queue.add(stream, now_s)
@@ -451,16 +427,6 @@ class StreamScheduler:
             self._queue.update(stream, now_s)
 
     # --- ends ------------------------------------------------------------------------------------
-
-    def _refusal(self, query: StreamQuery) -> str:
-        if self._draining:
-            return "draining"
-        if query.prompt_tokens + query.max_tokens > self._kv.capacity_tokens:
-            return "too_long"
-        if query.min_quality > self._view.costs.rungs[-1].quality:
-            return "infeasible"
-        is_full = self._max_waiting is not None and self.num_waiting >= self._max_waiting
-        return "queue_full" if is_full else ""
 
     def _expire(self, now_s: float) -> None:
         for stream in tuple(self._live.values()):
@@ -476,9 +442,7 @@ class StreamScheduler:
 
     def _forget(self, stream: LiveStream) -> None:
         del self._live[stream.query_id]
-        self._running.pop(stream.query_id, None)
-        self._kv.release(stream.query_id)
-        stream.is_running = False
+        self._places.release(stream)
 
     def _handed_out(self, step: Step | None) -> StepDispatch:
         ended, self._ended = self._ended, []
@@ -503,22 +467,3 @@ class StreamScheduler:
         is_first = before == 0.0
         new = tokens_per_s if is_first else _DECAY * before + (1.0 - _DECAY) * tokens_per_s
         self._view.tokens_per_s = new
-
-
-def _gives_way(stream: LiveStream) -> tuple[bool, float, int]:
-    """Who is pre-empted first: the relegated, then whose next output is due last."""
-    return stream.is_relegated, stream.fluidity.due_s, stream.query_id
-
-
-def _check(query: StreamQuery) -> None:
-    """Raise ValueError for a query that can't be."""
-    for name in ("prompt_tokens", "max_tokens"):
-        if getattr(query, name) < 1:
-            raise ValueError(f"{name} is {getattr(query, name)}, allowed 1 or more")
-    if not 0 <= query.cached_tokens < query.prompt_tokens:
-        raise ValueError(
-            f"cached_tokens is {query.cached_tokens}, allowed 0 to one less than the prompt's "
-            f"{query.prompt_tokens}"
-        )
-    if isnan(query.first_deadline_s) or isnan(query.deadline_s):
-        raise ValueError(f"a deadline of query {query.query_id} is NaN, allowed a time or inf")

@@ -54,7 +54,7 @@ def test_an_operator_that_answers_otherwise_is_not_used(monkeypatch: pytest.Monk
     def wrong(query, keys, values, *_args, **_named):
         return torch.zeros_like(query), torch.zeros(query.shape[:-1])
 
-    monkeypatch.setattr(attention, "_operator", lambda: wrong)
+    monkeypatch.setattr(attention, "flash_operator", lambda: wrong)
     assert not attention.has_log_sum_exp.__wrapped__()
-    monkeypatch.setattr(attention, "_operator", lambda: torch.ops.aten.not_there)
+    monkeypatch.setattr(attention, "flash_operator", lambda: torch.ops.aten.not_there)
     assert not attention.has_log_sum_exp.__wrapped__()

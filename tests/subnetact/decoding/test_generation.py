@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from subnetact.decoding.drawn_texts import drawn_texts
 from subnetact.decoding.generation import Switch, generate, subnet_at
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.sampling import Sampling
@@ -137,3 +138,24 @@ def test_switches_that_say_nothing_are_refused(
 def test_a_sampling_that_cannot_be_is_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**values)
+
+
+def test_drawn_texts_do_not_depend_on_how_many_are_drawn_at_once(
+    executor: StreamExecutor,
+) -> None:
+    width = executor.subnet_ids[-1]
+
+    def drawn(at_once: int) -> list[list[int]]:
+        texts = drawn_texts(
+            executor, [3, 9], subnet_id=width, count=5, max_tokens=12, seed=4, eos_ids=[7, 50],
+            temperature=2.0, at_once=at_once,
+        )  # fmt: skip
+        return sorted(texts)
+
+    alone = drawn(1)
+    assert drawn(3) == alone
+    assert len({tuple(text) for text in alone}) == 5
+    assert all(1 <= len(text) <= 12 and not {7, 50} & set(text[1:]) for text in alone)
+    assert executor.cache.table.sequences == ()
+    with pytest.raises(ValueError, match="behind at least one first id"):
+        next(drawn_texts(executor, [], subnet_id=width, count=1, max_tokens=2))

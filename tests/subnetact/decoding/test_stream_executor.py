@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subnetact.decoding.extents import CacheFullError
-from subnetact.decoding.linear_forms import Int8Linear, has_form
+from subnetact.decoding.linear_forms import has_form
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from supernet import Checkpoint, define_supernet, extract
@@ -83,12 +84,15 @@ def test_any_schedule_gives_the_logits_of_the_plain_loop(
     fresh(executor)
 
 
-@pytest.mark.parametrize("form", ["views", "packed"])
+@pytest.mark.parametrize("form", ["views", "packed", "half"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_width_equals_the_extracted_subnet(form: str, tied: bool, make_decoder) -> None:
     if not has_form(form):
         pytest.skip(f"no {form} linear layers in this build of torch")
     checkpoint: Checkpoint = make_decoder(define_supernet("decoder_tiny", tied=tied))
+    if form == "half":  # exact for weights that are kept in 16 bit
+        halved = {name: t.half().float() for name, t in checkpoint.state.items()}
+        checkpoint = replace(checkpoint, state=halved)
     executor = StreamExecutor(checkpoint, packing=form)
     ids = list(range(7, 47))
     for subnet in checkpoint.subnets:
@@ -114,11 +118,6 @@ def test_int8_weights_stay_near(make_decoder) -> None:
         assert 0 < (logits - expected).norm() < 0.1 * expected.norm()
         for each in (plain, rounded):
             each.release("a")
-
-
-def test_int8_refuses_widths_that_its_kernel_reads_beyond() -> None:
-    with pytest.raises(ValueError, match="24 inputs, allowed multiples of 32"):
-        Int8Linear(torch.ones(8, 24))
 
 
 def test_no_logits_are_computed_for_rows_that_do_not_sample(executor: StreamExecutor) -> None:

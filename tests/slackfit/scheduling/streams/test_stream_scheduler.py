@@ -563,6 +563,41 @@ def test_a_long_prompt_takes_what_the_short_ones_leave(decoder_costs: IterationC
     assert {c.query_id: c.length for c in step.chunks} == {1: 30, 0: 70}
 
 
+def test_a_long_prompt_that_is_begun_is_finished_before_the_next(decoder_costs: IterationCosts):
+    """By relative slack alone two would take turns, and both would come late."""
+    scheduler = scheduler_of(decoder_costs, "lars@long_tokens=200")
+    for i in range(2):
+        scheduler.submit(a_query(i, prompt=2000, outputs=1, first_deadline_s=30.0 - i), 0.0)
+    now_s, order = 0.0, list[int]()
+    while len(scheduler):
+        step = scheduler.poll(now_s).step
+        assert step is not None
+        order += ids(step)
+        now_s += step.expected_s
+        scheduler.complete(step.step_id, now_s)
+    assert order == sorted(order, reverse=True)  # the second is due first
+
+
+def test_a_prompt_is_long_by_all_of_its_work(decoder_costs: IterationCosts):
+    """Nearly done, it still has but its share while others wait."""
+    decision = StreamDecision("e1", 100, long_tokens=50, long_share=0.5)
+    scheduler = StreamScheduler(decoder_costs, Decides(decision))
+    scheduler.submit(a_query(0, prompt=190), 0.0)
+    step = scheduler.poll(0.0).step
+    assert step is not None
+    scheduler.complete(step.step_id, 0.1)
+    scheduler.submit(a_query(1, 0.1, prompt=45), 0.1)
+    step = scheduler.poll(0.1).step
+    assert step is not None
+    assert {c.query_id: c.length for c in step.chunks} == {1: 45, 0: 55}
+    scheduler.complete(step.step_id, 0.2)
+    for i in (2, 3, 4):
+        scheduler.submit(a_query(i, 0.2, prompt=40), 0.2)
+    step = scheduler.poll(0.2).step
+    assert step is not None
+    assert {c.query_id: c.length for c in step.chunks if c.query_id != 1} == {2: 40, 3: 10, 0: 35}
+
+
 # --- costs that are not those of the device ------------------------------------------------------
 
 
