@@ -26,7 +26,7 @@ from slackfit.scheduling.streams.live_stream import LiveStream
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
-from slackfit.streams.iteration_cost import IterationCost, IterationCosts, IterationWork
+from slackfit.streams.iteration_cost import IterationCost, IterationCosts
 from slackfit.streams.iteration_fill import IterationFill
 from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
 from slackfit.streams.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
@@ -301,9 +301,9 @@ class StreamScheduler:
                     preempted.append(victim.query_id)
         if preempted:
             decoding = [stream for stream in decoding if stream.is_running]
-        view, count = self._view, len(decoding)
+        view = self._view
         cached = [stream.cached for stream in decoding]
-        view.decodes = IterationWork(count, count, count, sum(cached) + count)
+        view.decodes = view.costs.decode_work(cached)
         dues = [stream.fluidity.due_s for stream in decoding]
         view.slack_s = min(dues) - now_s if dues else inf
         running = self._running.values()
