@@ -32,6 +32,7 @@ from slackfit.query import Status
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
+from subnetact.parallel.worker_failure import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -340,4 +341,6 @@ class StreamEngine:
 
 
 def _failure(error: Exception) -> str:
+    if isinstance(error, WorkerFailedError):  # no fault of the input
+        return "device_failed"
     return f"execution failed: {type(error).__name__}: {error}"

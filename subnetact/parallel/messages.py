@@ -25,10 +25,10 @@ class WorkerSpec(NamedTuple):
 
 
 class ChunkRows(NamedTuple):
-    """`count` rows of a micro-batch from `first` on, of one stream, and what they read here."""
+    """`rows` rows of a micro-batch from `first` on, of one stream, and what they read here."""
 
     first: int
-    count: int
+    rows: int
     reads: ShardReads
 
 

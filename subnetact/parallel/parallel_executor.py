@@ -122,6 +122,11 @@ class ParallelExecutor:
         """Of the workers, by rank."""
         return self._pool.process_ids
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all workers were there the last time that anything was run."""
+        return self._pool.is_joined
+
     def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
         """How many free tokens (whole blocks) of the cache an iteration takes, at the most."""
         return sum(self.table.missing_tokens(chunk.sequence, len(chunk.ids)) for chunk in chunks)

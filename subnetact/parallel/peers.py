@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from subnetact.parallel.worker_grid import WorkerGrid
 
@@ -37,7 +38,7 @@ class Peers:
         if sys.platform == "linux":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         grid = self._grid
-        store = dist.FileStore(path, len(grid))
+        store = FileStore(path, len(grid))
         store.set_timeout(MEET_WITHIN)
         dist.init_process_group(
             "gloo", store=store, rank=self._rank, world_size=len(grid), timeout=_NEVER

@@ -71,7 +71,7 @@ class ShardDecoder:
         positions = torch.tensor(batch.positions)
         angles = rotary_angles(positions, config.head_dim, config.rope_theta)
         ranks = config.num_heads // config.num_kv_heads
-        plans = [plan_reads(c.reads, c.count, ranks, x.dtype) for c in batch.chunks]
+        plans = [plan_reads(c.reads, c.rows, ranks, x.dtype) for c in batch.chunks]
         width = (x.shape[-1],)
         for own, i in enumerate(self._blocks):
             layer, feed_forward = weights.layers[i], weights.feed_forwards[subnet_id][i]
@@ -87,9 +87,7 @@ class ShardDecoder:
         """Return logits (S, vocabulary) of the rows that sample."""
         weights = self.weights
         rows = x[torch.tensor(batch.sampled, dtype=torch.long)]
-        return weights.head(
-            F.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps)
-        )
+        return weights.head(F.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps))
 
     def fill(self, runs: tuple[Run, ...], seed: int) -> None:
         """Write random keys and values: zeros that nobody wrote would all be the same memory."""
@@ -125,7 +123,7 @@ class ShardDecoder:
         plans: list[ReadPlan],
         peers: ShardPeers | None,
     ) -> torch.Tensor:
-        """Write this shard's part of the fresh keys and values; return attention over all shards."""
+        """Write this shard's part of fresh keys and values; return attention over all shards."""
         head_dim = query.shape[-1]
         # Outputs and log-sum-exps beside each other: one gather carries both.
         part = query.new_empty(*query.shape[:-1], head_dim + 1)

@@ -25,18 +25,20 @@ def work(connection: Connection, spec: WorkerSpec) -> None:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     worker = _Worker(spec)
-    connection.send(Loaded())
-    while True:
-        try:
-            order = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = worker.carry_out(order)
-        except Exception as error:  # another worker is gone, or a bug: the executor decides
-            worker.peers.leave()
-            answer = Failed(f"{type(error).__name__}: {error}")
-        connection.send(answer)
+    try:
+        connection.send(Loaded())
+        while True:
+            connection.send(_answer(worker, connection.recv()))
+    except (EOFError, OSError):
+        return
+
+
+def _answer(worker: _Worker, order: Any) -> Done | Failed:
+    try:
+        return worker.carry_out(order)
+    except Exception as error:  # another worker is gone, or a bug: the executor decides
+        worker.peers.leave()
+        return Failed(f"{type(error).__name__}: {error}")
 
 
 class _Worker:

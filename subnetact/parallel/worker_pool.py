@@ -15,7 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ SURVIVORS_WITHIN_S = 1.0
 """How long the others of an order may take to notice that one of them is gone."""
 
 KILLED_WITHIN_S = 1.0
+_PRELOADED = ["subnetact.parallel.worker", "supernet.families.decoder", "torch._dynamo"]
+"""What every worker needs; shapes on the meta device import the last one, which takes seconds."""
+
 _MOST_STARTS = 3  # in a row of one worker, until starting is given up
 
 
@@ -38,7 +41,7 @@ _MOST_STARTS = 3  # in a row of one worker, until starting is given up
 class _Member:
     spec: WorkerSpec
     process: BaseProcess
-    connection: Connection
+    connection: Any  # a pipe's end
     is_loaded: bool = False
     starts: int = 1
 
@@ -49,7 +52,7 @@ class WorkerPool:
     def __init__(self, specs: list[WorkerSpec], meeting_place: Path) -> None:
         """Start all; they load while this returns. `meeting_place` is an empty folder."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["subnetact.parallel.worker"])
+        self._context.set_forkserver_preload(_PRELOADED)
         self._place = meeting_place
         self._members = [self._started(spec) for spec in specs]
         self._ended: set[int] = set()  # and nobody was told yet
