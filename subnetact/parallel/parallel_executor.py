@@ -84,7 +84,7 @@ class ParallelExecutor:
             extent_tokens=extent_tokens,
             spread_from=spread_from,
         )
-        self._micro_tokens = micro_tokens if grid.stages > 1 else None
+        self.micro_tokens = micro_tokens
         self._hung_after_s = hung_after_s
         self._lost: set[SequenceId] = set()
         self._temporary = TemporaryDirectory(prefix="supernet-workers-")
@@ -143,7 +143,9 @@ class ParallelExecutor:
             raise KeyError(subnet_id)
         self._notice()
         self._check(chunks)
-        planned, placed = plan_batches(self.table, cut(chunks, self._micro_tokens))
+        planned, placed = plan_batches(
+            self.table, cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
+        )
         try:
             logits = self._ask(subnet_id, planned, self._shards_of(planned))
         except WorkerFailedError:
