@@ -53,6 +53,12 @@ def profile(
             help="Measure on views, and beside sets of graphs of at most this size (CPU).",
         ),
     ] = None,
+    shards: Annotated[
+        int, typer.Option(min=1, help="Decoders: processes that share keys and values.")
+    ] = 1,
+    stages: Annotated[
+        int, typer.Option(min=1, help="Decoders: processes in a row that share the blocks.")
+    ] = 1,
 ) -> None:
     """Measure latency quantiles of every served subnet at every batch size."""
     with user_errors(ValueError, RuntimeError, OSError):
@@ -61,6 +67,8 @@ def profile(
             raise ValueError("--residency goes with a CPU, without --packing and --cache-mib")
         check_outputs(out)
         loaded = load_checkpoint(checkpoint)
+        if shards * stages > 1 and not loaded.definition.family.generates:
+            raise ValueError("--shards and --stages go with a decoder")
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)
 
@@ -69,6 +77,10 @@ def profile(
 
             if loaded.definition.family.generates:
                 measured = _of_iterations(loaded, sizes, repeats, threads, packing, device, show)
+                if shards * stages > 1:
+                    measured = with_grid(
+                        measured, loaded, checkpoint, shards, stages, threads, packing, repeats
+                    )
             elif residency is not None:
                 from subnetact.cpu.graph_executor import GraphExecutor
                 from subnetact.profiling.resident_profile import measure_resident_profile
@@ -132,6 +144,52 @@ def _of_iterations(
         packing=packing or "views",
     )
     return measure_iterations(executor, loaded, decodes=decodes, repeats=repeats, progress=show)
+
+
+def with_grid(
+    measured: LatencyProfile,
+    loaded: Checkpoint,
+    folder: Path,
+    shards: int,
+    stages: int,
+    threads: int,
+    packing: str | None,
+    repeats: int,
+) -> LatencyProfile:
+    """Add to a profile what a grid of worker processes costs, and say from where shards pay.
+
+    Raises what `measure_grid` and `ParallelExecutor` raise.
+    """
+    from slackfit.streams.iteration_cost import IterationCosts
+    from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.parallel.break_even import CONTEXTS, NOWHERE, measure_grid
+    from subnetact.parallel.parallel_executor import ParallelExecutor
+    from subnetact.parallel.worker_grid import WorkerGrid
+
+    longest = loaded.definition.config.max_positions - repeats - 1  # type: ignore[attr-defined]
+    contexts = [c for c in CONTEXTS if c < longest] or [longest // 4]
+    contexts = [*contexts, longest] if len(contexts) == 1 else contexts
+    packing = packing or "views"
+    executor = ParallelExecutor(
+        loaded,
+        WorkerGrid(shards, stages),
+        folder=folder,
+        capacity_tokens=2 * max(contexts) + 2048,
+        threads=threads,
+        packing=packing,
+    )
+    try:
+        plain = StreamExecutor(loaded, capacity_tokens=256, threads=threads, packing=packing)
+        grid = measure_grid(
+            executor, plain, contexts=contexts, repeats=repeats, tell=console.print
+        ).cost
+    finally:
+        executor.close()
+    if shards > 1:
+        even = grid.break_even_tokens
+        told = "at no context" if even >= NOWHERE else f"from {even} tokens of context on"
+        console.print(f"{shards} shards pay {told}")
+    return IterationCosts.of(measured).on_workers(grid).in_profile(measured)
 
 
 def latency_table(profile: LatencyProfile) -> Table:

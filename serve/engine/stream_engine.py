@@ -36,6 +36,7 @@ from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamSch
 from slackfit.streams.iteration_cost import IterationCosts
 from slackfit.streams.stream_policy import StreamPolicy
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
+from subnetact.parallel.worker_failure import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -406,4 +407,6 @@ class StreamEngine:
 
 
 def _failure(error: Exception) -> str:
+    if isinstance(error, WorkerFailedError):  # no fault of the input
+        return "device_failed"
     return f"execution failed: {type(error).__name__}: {error}"

@@ -21,7 +21,8 @@ In a profile file this is the key `iterations`; milliseconds there, seconds here
                 "decode_ms": 0.1, "position_ms": 1e-4, "chunk_ms": 0.1, "pair_ms": 1e-5}}}
 
 Every subnet of the profile has one rung, and its accuracy is the rung's quality, of which
-`quality_kind` says what it is: numbers of different kinds are not compared. Unknown keys are kept.
+`quality_kind` says what it is: numbers of different kinds are not compared. With the key `parallel`
+iterations run on several workers (`parallel_cost.py`). Unknown keys are kept.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 from slackfit.profile import LatencyProfile, ProfileError
+from slackfit.streams.parallel_cost import KEY as PARALLEL
+from slackfit.streams.parallel_cost import ParallelCost
 
 KEY = "iterations"
-_KNOWN_KEYS = {"quality_kind", "linear_tokens", "head_rows", "rungs"}
+_KNOWN_KEYS = {"quality_kind", "linear_tokens", "head_rows", "rungs", PARALLEL}
 
 
 class IterationWork(NamedTuple):
@@ -43,7 +46,9 @@ class IterationWork(NamedTuple):
 
     `tokens` pass the linear layers, `rows` of them the head (only those whose logits are sampled).
     A chunk of one token is a decode: `decodes` of them read `decode_positions` keys in all. The
-    `chunks` of more tokens have `chunk_pairs` pairs of a query and a key that it attends to.
+    `chunks` of more tokens have `chunk_pairs` pairs of a query and a key that it attends to. Where
+    several shards hold keys and values, both are the fullest's, and `spread` is how many of the
+    streams lie on several.
     """
 
     tokens: int = 0
@@ -52,13 +57,14 @@ class IterationWork(NamedTuple):
     decode_positions: int = 0
     chunks: int = 0
     chunk_pairs: int = 0
+    spread: int = 0
 
     @classmethod
     def of(cls, chunks: Iterable[tuple[int, int, bool]]) -> IterationWork:
         """Return the work of chunks (tokens already cached, tokens of the chunk, samples).
 
-        >>> IterationWork.of([(9, 1, True), (4, 2, False)])
-        IterationWork(tokens=3, rows=1, decodes=1, decode_positions=10, chunks=1, chunk_pairs=11)
+        >>> IterationWork.of([(9, 1, True), (4, 2, False)])[:6]
+        (3, 1, 1, 10, 1, 11)
         """
         tokens = rows = decodes = positions = longer = pairs = 0
         for start, length, samples in chunks:
@@ -139,6 +145,7 @@ class IterationCost:
     position_s: float = 0.0
     chunk_s: float = 0.0
     pair_s: float = 0.0
+    parallel: ParallelCost | None = None
 
     def __post_init__(self) -> None:
         for name in _COEFFICIENTS:
@@ -150,16 +157,47 @@ class IterationCost:
 
     def seconds(self, work: IterationWork) -> float:
         """Return the predicted seconds of an iteration."""
-        tokens, rows, decodes, positions, chunks, pairs = work
-        return (
-            self.fixed_s
-            + self.linear(tokens)
-            + self.head(rows)
-            + decodes * self.decode_s
+        tokens, rows, decodes, positions, chunks, pairs, spread = work
+        attention_s = (
+            decodes * self.decode_s
             + positions * self.position_s
             + chunks * self.chunk_s
             + pairs * self.pair_s
         )
+        return self.seconds_of(attention_s, tokens, rows, spread > 0)
+
+    def seconds_of(self, attention_s: float, tokens: int, rows: int, is_spread: bool) -> float:
+        """Return the predicted seconds of an iteration, from what its attention takes."""
+        if self.parallel is None:
+            return self.fixed_s + self.linear(tokens) + self.head(rows) + attention_s
+        return self.parallel.seconds(
+            fixed_s=self.fixed_s,
+            linear=self.linear,
+            attention_s=attention_s,
+            head_s=self.head(rows),
+            tokens=tokens,
+            is_spread=is_spread,
+        )
+
+    def attention_s(self, start: int, length: int) -> float:
+        """Return what the attention of one chunk takes, behind `start` tokens."""
+        if length == 1:
+            return self.decode_s + self.reads(start + 1) * self.position_s
+        return self.chunk_s + self.pairs(start, length) * self.pair_s
+
+    def pairs(self, start: int, length: int) -> int:
+        """Return how many pairs a causal chunk has, on the fullest shard."""
+        if self.parallel is None:
+            return chunk_pairs(start, length)
+        return self.parallel.pairs(start, length)
+
+    def reads(self, context: int) -> int:
+        """Return how many positions of a context a decode reads, on the fullest shard."""
+        return context if self.parallel is None else self.parallel.reads(context)
+
+    def is_spread(self, context: int) -> bool:
+        """Whether a stream of this context lies on several shards."""
+        return self.parallel is not None and self.parallel.is_spread(context)
 
     def scaled(self, factor: float) -> IterationCost:
         """Return the cost of a device that takes `factor` times as long, above 0."""
@@ -167,6 +205,7 @@ class IterationCost:
             self,
             linear=self.linear.scaled(factor),
             head=self.head.scaled(factor),
+            parallel=None if self.parallel is None else self.parallel.scaled(factor),
             **{name: getattr(self, name) * factor for name in _COEFFICIENTS},
         )
 
@@ -216,6 +255,24 @@ class IterationCosts:
         """Return the predicted seconds of an iteration. Raises ProfileError as `rung`."""
         return self.rung(subnet_id).seconds(work)
 
+    @property
+    def parallel(self) -> ParallelCost | None:
+        """What several workers change, which is the same for all widths; None: there is one."""
+        return self.rungs[0].parallel
+
+    def on_workers(self, parallel: ParallelCost | None) -> IterationCosts:
+        """Return these costs on a grid of workers, or on one."""
+        return replace(self, rungs=tuple(replace(r, parallel=parallel) for r in self.rungs))
+
+    def decode_work(self, cached: Sequence[int]) -> IterationWork:
+        """Return the work of a decode of each stream, of which so many tokens are cached."""
+        count, parallel = len(cached), self.parallel
+        if parallel is None:
+            return IterationWork(count, count, count, sum(cached) + count)
+        reads = sum([parallel.reads(tokens + 1) for tokens in cached])
+        spread = sum([parallel.is_spread(tokens + 1) for tokens in cached])
+        return IterationWork(count, count, count, reads, spread=spread)
+
     def select(self, subnet_ids: Iterable[str]) -> IterationCosts:
         """Return these costs with the named rungs only. Raises ProfileError as `rung`."""
         return replace(self, rungs=tuple(self.rung(i) for i in dict.fromkeys(subnet_ids)))
@@ -257,10 +314,11 @@ class IterationCosts:
                     f"{', '.join(sorted(qualities))}; give one rung for each subnet"
                 )
             tokens, samples = tuple(fields["linear_tokens"]), tuple(fields["head_rows"])
+            parallel = ParallelCost.from_json(fields[PARALLEL]) if PARALLEL in fields else None
             return cls(
                 quality_kind=str(fields["quality_kind"]),
                 rungs=tuple(
-                    _rung_from_json(subnet_id, quality, rows, tokens, samples)
+                    _rung_from_json(subnet_id, quality, rows, tokens, samples, parallel)
                     for subnet_id, quality in qualities.items()
                 ),
                 extra={key: value for key, value in fields.items() if key not in _KNOWN_KEYS},
@@ -287,6 +345,7 @@ class IterationCosts:
                 }
                 for rung in self.rungs
             },
+            **({} if self.parallel is None else {PARALLEL: self.parallel.to_json()}),
             **self.extra,
         }
 
@@ -309,6 +368,7 @@ def _rung_from_json(
     rows: Mapping[str, Any],
     tokens: tuple[int, ...],
     samples: tuple[int, ...],
+    parallel: ParallelCost | None,
 ) -> IterationCost:
     row = _mapping(f"rung {subnet_id!r}", rows[subnet_id])
     return IterationCost(
@@ -316,6 +376,7 @@ def _rung_from_json(
         quality=quality,
         linear=CostCurve(tokens, tuple(float(t) * 1e-3 for t in row["linear_ms"])),
         head=CostCurve(samples, tuple(float(t) * 1e-3 for t in row["head_ms"])),
+        parallel=parallel,
         **{name: float(row.get(_in_ms(name), 0.0)) * 1e-3 for name in _COEFFICIENTS},
     )
 

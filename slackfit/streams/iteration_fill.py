@@ -6,42 +6,48 @@ chunking of Medha, arXiv 2409.17264 section 3.1), and the iteration still ends w
 
 from __future__ import annotations
 
-from slackfit.streams.iteration_cost import NO_WORK, IterationCost, IterationWork, chunk_pairs
+from slackfit.streams.iteration_cost import NO_WORK, IterationCost, IterationWork
 
 
 class IterationFill:
     """The predicted time of an iteration at one width, while chunks are added to it."""
 
-    __slots__ = ("_cost", "_other_s", "_rows", "_tokens")
+    __slots__ = ("_attention_s", "_cost", "_is_spread", "_rows", "_tokens")
 
     def __init__(self, cost: IterationCost, work: IterationWork = NO_WORK) -> None:
         """Begin with `work`, the iteration's decodes say."""
         self._cost = cost
         self._tokens = work.tokens
         self._rows = work.rows
-        self._other_s = cost.seconds(work._replace(tokens=0, rows=0))
+        self._is_spread = work.spread > 0
+        self._attention_s = (
+            work.decodes * cost.decode_s
+            + work.decode_positions * cost.position_s
+            + work.chunks * cost.chunk_s
+            + work.chunk_pairs * cost.pair_s
+        )
 
     @property
     def seconds(self) -> float:
         """The predicted time of what it has so far."""
-        cost = self._cost
-        return self._other_s + cost.linear(self._tokens) + cost.head(self._rows)
+        return self._cost.seconds_of(self._attention_s, self._tokens, self._rows, self._is_spread)
 
     def seconds_with(self, start: int, length: int, samples: bool) -> float:
         """Return the predicted time with one chunk more."""
         cost = self._cost
-        return (
-            self._other_s
-            + _chunk_s(cost, start, length)
-            + cost.linear(self._tokens + length)
-            + cost.head(self._rows + samples)
+        return cost.seconds_of(
+            self._attention_s + cost.attention_s(start, length),
+            self._tokens + length,
+            self._rows + samples,
+            self._is_spread or cost.is_spread(start + length),
         )
 
     def add(self, start: int, length: int, samples: bool) -> None:
         """Add a chunk."""
-        self._other_s += _chunk_s(self._cost, start, length)
+        self._attention_s += self._cost.attention_s(start, length)
         self._tokens += length
         self._rows += samples
+        self._is_spread = self._is_spread or self._cost.is_spread(start + length)
 
     def largest_chunk(
         self, start: int, remaining: int, limit: int, target_s: float, granule: int = 1
@@ -66,12 +72,6 @@ class IterationFill:
         return low * granule
 
 
-def _chunk_s(cost: IterationCost, start: int, length: int) -> float:
-    if length == 1:
-        return cost.decode_s + (start + 1) * cost.position_s
-    return cost.chunk_s + chunk_pairs(start, length) * cost.pair_s
-
-
 def prompt_alone_s(cost: IterationCost, start: int, end: int, chunk: int) -> float:
     """Return the time to compute prompt tokens `start` to `end` alone, in chunks of `chunk`.
 
@@ -82,8 +82,11 @@ def prompt_alone_s(cost: IterationCost, start: int, end: int, chunk: int) -> flo
     if length <= 0:
         return 0.0
     whole, rest = divmod(length, chunk)
-    per_chunk_s = cost.fixed_s + cost.chunk_s + cost.linear(chunk)
-    total_s = whole * per_chunk_s + chunk_pairs(start, length) * cost.pair_s + cost.head(1)
-    if rest:
-        total_s += cost.fixed_s + cost.chunk_s + cost.linear(rest)
+    is_spread = cost.is_spread(end)
+    pairs_s = cost.pairs(start, length) * cost.pair_s / length  # of a token, on average
+    total_s = cost.head(1)
+    for count, size in ((whole, chunk), (1, rest)):
+        if count and size:
+            attention_s = cost.chunk_s + pairs_s * size
+            total_s += count * cost.seconds_of(attention_s, size, 0, is_spread)
     return total_s

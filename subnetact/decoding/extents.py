@@ -78,6 +78,11 @@ class ExtentTable:
         held = self._sequences.get(sequence)
         return 0 if held is None else len(held.extents)
 
+    def room(self, sequence: SequenceId) -> int:
+        """How many tokens more fit into the blocks that a sequence holds."""
+        held = self._sequences.get(sequence)
+        return 0 if held is None else held.num_blocks * self.block_tokens - held.length
+
     def missing_tokens(self, sequence: SequenceId, tokens: int) -> int:
         """How many free tokens (whole blocks) it takes to append `tokens` to a sequence."""
         held = self._sequences.get(sequence) or _Sequence()

@@ -294,7 +294,7 @@ class SlackWidth:
             if prompt.is_running:
                 continue
             count = places + 1
-            positions = count * max(mean, prompt.total)
+            positions = count * max(mean, cost.reads(prompt.total))
             work = decodes._replace(
                 tokens=count, rows=count, decodes=count, decode_positions=positions
             )

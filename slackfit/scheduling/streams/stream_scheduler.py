@@ -29,7 +29,7 @@ from slackfit.scheduling.streams.relegation_credit import RelegationCredit
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
 from slackfit.scheduling.streams.stream_admission import StreamAdmission, check_stream
-from slackfit.streams.iteration_cost import IterationCost, IterationCosts, IterationWork
+from slackfit.streams.iteration_cost import IterationCost, IterationCosts
 from slackfit.streams.iteration_fill import IterationFill
 from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
 from slackfit.streams.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
@@ -299,9 +299,9 @@ class StreamScheduler:
         decoding, gave_way = self._places.make_room()
         for stream in gave_way:
             self._begin_again(stream, now_s)
-        view, count = self._view, len(decoding)
+        view = self._view
         cached = [stream.cached for stream in decoding]
-        view.decodes = IterationWork(count, count, count, sum(cached) + count)
+        view.decodes = view.costs.decode_work(cached)
         dues = [stream.fluidity.due_s for stream in decoding]
         view.slack_s = min(dues) - now_s if dues else inf
         running = self._places.streams

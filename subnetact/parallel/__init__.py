@@ -1,0 +1,1 @@
+"""One context over several worker processes; imports `subnetact.decoding`, the root, below."""

@@ -1,0 +1,78 @@
+"""What the executor and its workers say to each other: plain integers, and rows of logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from subnetact.decoding.extents import Run
+from subnetact.parallel.shard_table import ShardReads
+from subnetact.parallel.worker_grid import WorkerGrid
+
+
+class WorkerSpec(NamedTuple):
+    """What one worker is made of: where the checkpoint lies, and its place in the grid."""
+
+    folder: str
+    grid: WorkerGrid
+    rank: int
+    capacity_tokens: int
+    block_tokens: int
+    threads: int | None
+    packing: str
+    subnet_ids: tuple[str, ...]
+
+
+class ChunkRows(NamedTuple):
+    """`rows` rows of a micro-batch from `first` on, of one stream, and what they read here."""
+
+    first: int
+    rows: int
+    reads: ShardReads
+
+
+class MicroBatch(NamedTuple):
+    """Rows that go through a stage together: ids and positions (T,), rows that sample, chunks."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    sampled: tuple[int, ...]
+    chunks: tuple[ChunkRows, ...]
+
+
+class Iterate(NamedTuple):
+    """Run micro-batches one behind the other; `alone`: no other shard takes part."""
+
+    subnet_id: str
+    micro_batches: tuple[MicroBatch, ...]
+    alone: bool
+
+
+class Join(NamedTuple):
+    """Form a group with all other workers, meeting in a new file of this path."""
+
+    path: str
+
+
+class Fill(NamedTuple):
+    """Write random keys and values into slots: a context that was never computed, to measure."""
+
+    runs: tuple[Run, ...]
+    seed: int
+
+
+class Done(NamedTuple):
+    """An order was carried out; `logits` (S, vocabulary) from the worker that has the head."""
+
+    logits: np.ndarray | None = None
+
+
+class Failed(NamedTuple):
+    """An order was not carried out, because another worker is gone, or by a bug of ours."""
+
+    reason: str
+
+
+class Loaded(NamedTuple):
+    """The worker has its weights and waits for orders."""

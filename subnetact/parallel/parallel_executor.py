@@ -1,0 +1,256 @@
+"""`ParallelExecutor`: iterations of one decoder over several worker processes.
+
+To who calls it a decoder's executor like `StreamExecutor`: chunks of streams in, logits out, at the
+width that is asked for. Behind it are shards of keys and values (a context that one worker can't
+hold, read by several at once) and stages of blocks (chunks of a prompt in flight); see
+`worker_grid.py`. An iteration whose streams all lie on one shard is run by that shard alone.
+
+When a worker ends, streams that it held anything of are lost: whoever runs them next is told so
+(`WorkerFailedError`), and all others go on. The twin is the plain network on the whole context.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from subnetact.decoding.extents import CacheFullError, SequenceId
+from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
+from subnetact.parallel.messages import Fill, Iterate, MicroBatch, WorkerSpec
+from subnetact.parallel.micro_batches import cut, plan_batches
+from subnetact.parallel.shard_table import EXTENT_TOKENS, ShardTable
+from subnetact.parallel.worker_failure import WorkerFailedError
+from subnetact.parallel.worker_grid import WorkerGrid
+from subnetact.parallel.worker_pool import WorkerPool
+from supernet.checkpoint import Checkpoint, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MICRO_TOKENS = 256
+HUNG_AFTER_S = 60.0
+
+
+class ParallelExecutor:
+    """Runs iterations on a grid of workers; used by one thread."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        grid: WorkerGrid,
+        *,
+        folder: str | Path | None = None,
+        capacity_tokens: int = 4096,
+        block_tokens: int = 64,
+        extent_tokens: int = EXTENT_TOKENS,
+        spread_from: int = 0,
+        micro_tokens: int = MICRO_TOKENS,
+        threads: int | None = 1,
+        subnet_ids: Iterable[str] | None = None,
+        packing: str = "views",
+        hung_after_s: float = HUNG_AFTER_S,
+    ) -> None:
+        """Start the workers and wait until they have met.
+
+        `folder` is where the checkpoint lies; None: it is written to a temporary one, which workers
+        read. `capacity_tokens` is what each shard keeps. A stream of less than `spread_from` tokens
+        (a profile's break-even context) stays on one shard. With several stages an iteration is cut
+        into micro-batches of `micro_tokens` at the most. A worker that does not answer for
+        `hung_after_s` is replaced. Raises ValueError for a checkpoint of no decoder, a grid that it
+        has too few blocks for, sizes that can't be; WorkerFailedError where workers don't start.
+        """
+        definition = checkpoint.definition
+        if not definition.family.generates:
+            raise ValueError(
+                f"{checkpoint.name} is a {definition.family_name}, which makes no text; "
+                "a decoder is needed (docs/decoder.md)"
+            )
+        if micro_tokens < 1:
+            raise ValueError(f"micro_tokens is {micro_tokens}, allowed 1 or more")
+        self._config: Any = definition.config
+        grid.blocks(0, self._config.depth)
+        self.grid, self.threads, self.packing = grid, threads, packing
+        self.subnet_ids = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
+        for subnet_id in self.subnet_ids:
+            checkpoint.subnet(subnet_id)
+        self.table = ShardTable(
+            grid.shards,
+            capacity_tokens,
+            block_tokens=block_tokens,
+            extent_tokens=extent_tokens,
+            spread_from=spread_from,
+        )
+        self.micro_tokens = micro_tokens
+        self._hung_after_s = hung_after_s
+        self._lost: set[SequenceId] = set()
+        self._temporary = TemporaryDirectory(prefix="supernet-workers-")
+        place = Path(self._temporary.name)
+        if folder is None:
+            folder = place / "checkpoint"
+            save_checkpoint(checkpoint, folder)
+        specs = [
+            WorkerSpec(
+                str(folder),
+                grid,
+                rank,
+                capacity_tokens,
+                block_tokens,
+                threads,
+                packing,
+                self.subnet_ids,
+            )
+            for rank in range(len(grid))
+        ]
+        self._pool = WorkerPool(specs, place)
+        try:
+            self._pool.join()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context, in tokens."""
+        return self._config.max_positions
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the workers, by rank."""
+        return self._pool.process_ids
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all workers were there the last time that anything was run."""
+        return self._pool.is_joined
+
+    def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
+        """How many free tokens (whole blocks) of the cache an iteration takes, at the most."""
+        return sum(self.table.missing_tokens(chunk.sequence, len(chunk.ids)) for chunk in chunks)
+
+    def run(self, subnet_id: str, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Run one iteration; return logits (S, vocabulary) of the chunks that sample, in order.
+
+        Raises WorkerFailedError when a worker is or goes missing that it needs, RuntimeError when
+        one fails, CacheFullError when there is no room, ValueError for chunks that can't be
+        (`RaggedBatch.of`), KeyError for a subnet that is not runnable. Nothing of the iteration is
+        kept then.
+        """
+        if subnet_id not in self.subnet_ids:
+            raise KeyError(subnet_id)
+        self._notice()
+        self._check(chunks)
+        planned, placed = plan_batches(
+            self.table, cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
+        )
+        try:
+            logits = self._ask(subnet_id, planned, self._shards_of(planned))
+        except WorkerFailedError:
+            self._notice()
+            raise
+        for sequence, spans in placed.items():
+            self.table.commit(sequence, spans)
+        return logits
+
+    def share(self, source: SequenceId, sequence: SequenceId, tokens: int) -> None:
+        """Begin a stream with the first `tokens` of another one, without computing them.
+
+        Of one that is lost it is lost as well. Raises ValueError unless these are whole blocks.
+        """
+        if source in self._lost:
+            self._lost.add(sequence)
+        else:
+            self.table.share(source, sequence, tokens)
+
+    def release(self, sequence: SequenceId) -> None:
+        """Forget a stream: it has ended, was aborted, or will be computed again."""
+        self._lost.discard(sequence)
+        self.table.release(sequence)
+
+    def occupy(self, sequence: SequenceId, tokens: int) -> None:
+        """Let a stream hold `tokens` random keys and values, to measure what reading them costs.
+
+        Raises CacheFullError as `run`.
+        """
+        self._notice()
+        spans = self.table.place(sequence, tokens)
+        reads = self.table.reads(sequence, (), spans)
+        orders = {
+            rank: Fill(tuple(f.run for f in reads[self.grid.shard_of(rank)].fresh), rank)
+            for rank in range(len(self.grid))
+        }
+        self._join_if_needed()
+        self._pool.ask(orders, self._hung_after_s)
+        self.table.commit(sequence, spans)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+        self._temporary.cleanup()
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        lost = [chunk.sequence for chunk in chunks if chunk.sequence in self._lost]
+        if lost:
+            raise WorkerFailedError(
+                f"sequence {lost[0]!r} was with a worker that is gone; release it, and begin again"
+            )
+        RaggedBatch.of(
+            chunks,
+            [self.table.length(chunk.sequence) for chunk in chunks],
+            vocab_size=self._config.vocab_size,
+            max_positions=self._config.max_positions,
+        )
+        if not self.table.capacity_tokens:  # no shard has all of its stages
+            self._join_if_needed()
+        missing = self.missing_tokens(chunks)
+        if missing > self.table.free_tokens:
+            raise CacheFullError(
+                f"the iteration needs {missing} more tokens of cache, {self.table.free_tokens} of "
+                f"{self.table.capacity_tokens} are free"
+            )
+
+    @staticmethod
+    def _shards_of(planned: list[list[MicroBatch]]) -> frozenset[int]:
+        """The shards that an iteration reads or writes."""
+        return frozenset(
+            shard
+            for shard, batches in enumerate(planned)
+            if any(c.reads.past or c.reads.fresh for batch in batches for c in batch.chunks)
+        )
+
+    def _ask(
+        self, subnet_id: str, planned: list[list[MicroBatch]], shards: frozenset[int]
+    ) -> np.ndarray:
+        """Have the shards that hold anything run it, or all of a stage where they are several."""
+        alone = len(shards) == 1
+        ranks = self.grid.ranks_of(shards) if alone else list(range(len(self.grid)))
+        if len(ranks) > 1:
+            self._join_if_needed()
+        orders = {
+            rank: Iterate(subnet_id, tuple(planned[self.grid.shard_of(rank)]), alone)
+            for rank in ranks
+        }
+        answers = self._pool.ask(orders, self._hung_after_s)
+        (logits,) = (done.logits for done in answers.values() if done.logits is not None)
+        return logits
+
+    def _notice(self) -> None:
+        """Give up what workers held that have ended, and use those again that were replaced."""
+        for rank in self._pool.notice():
+            shard = self.grid.shard_of(rank)
+            lost = self.table.lose(shard)
+            self._lost.update(lost)
+            logger.error("%d streams are lost with worker %d", len(lost), rank)
+        if not self._pool.is_joined and len(self._pool.ready) == len(self._pool):
+            self._join_if_needed()
+
+    def _join_if_needed(self) -> None:
+        """Wait until all workers are there again, for what one of them can't do."""
+        if self._pool.is_joined:
+            return
+        self._pool.join()
+        for shard in range(self.grid.shards):
+            self.table.regain(shard)

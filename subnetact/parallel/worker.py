@@ -1,0 +1,84 @@
+"""A worker process: takes orders from the executor until it is gone.
+
+Orders come and answers go through one pipe; what workers exchange goes through `Peers`. An order
+that fails because another worker is gone is answered with `Failed`, the group is left, and the
+worker waits for the next group: what it holds of other streams stays.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from subnetact.parallel.messages import Done, Failed, Fill, Iterate, Join, Loaded, WorkerSpec
+from subnetact.parallel.peers import Peers
+from subnetact.parallel.shard_decoder import ShardDecoder
+from supernet.checkpoint import load_checkpoint
+
+
+def work(connection: Connection, spec: WorkerSpec) -> None:
+    """Serve until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the executor, and that ends us
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    worker = _Worker(spec)
+    try:
+        connection.send(Loaded())
+        while True:
+            connection.send(_answer(worker, connection.recv()))
+    except (EOFError, OSError):
+        return
+
+
+def _answer(worker: _Worker, order: Any) -> Done | Failed:
+    try:
+        return worker.carry_out(order)
+    except Exception as error:  # another worker is gone, or a bug: the executor decides
+        worker.peers.leave()
+        return Failed(f"{type(error).__name__}: {error}")
+
+
+class _Worker:
+    def __init__(self, spec: WorkerSpec) -> None:
+        checkpoint = load_checkpoint(spec.folder)
+        depth = checkpoint.definition.config.depth  # type: ignore[attr-defined]
+        self.peers = Peers(spec.grid, spec.rank)
+        self._speaks = spec.grid.shard_of(spec.rank)
+        self._decoder = ShardDecoder(
+            checkpoint,
+            spec.grid.blocks(spec.grid.stage_of(spec.rank), depth),
+            capacity_tokens=spec.capacity_tokens,
+            block_tokens=spec.block_tokens,
+            packing=spec.packing,
+            subnet_ids=spec.subnet_ids,
+        )
+
+    def carry_out(self, order: Any) -> Done:
+        if isinstance(order, Iterate):
+            return Done(self._iterate(order))
+        if isinstance(order, Join):
+            self.peers.join(order.path)
+        elif isinstance(order, Fill):
+            self._decoder.fill(order.runs, order.seed)
+        else:
+            raise TypeError(f"an order of type {type(order).__name__}")
+        return Done()
+
+    def _iterate(self, order: Iterate) -> Any:
+        """Take each micro-batch from the stage before, and pass it on before taking the next."""
+        decoder, width = self._decoder, self._decoder.config.width
+        peers = None if order.alone else self.peers
+        found: list[torch.Tensor] = []
+        for batch in order.micro_batches:
+            shape = (len(batch.ids), width)
+            x = decoder.embed(batch) if decoder.is_first else self.peers.take_over(shape)
+            x = decoder.run(order.subnet_id, batch, x, peers)
+            if not decoder.is_last:
+                self.peers.pass_on(x)
+            elif order.alone or self._speaks == 0:
+                found.append(decoder.logits(x, batch))
+        self.peers.finish()
+        return torch.cat(found).numpy() if found else None

@@ -1,0 +1,84 @@
+"""What a grid costs is measured with its own iterations, and goes into the profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slackfit.profile import LatencyProfile, SubnetProfile
+from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts
+from subnetact.cli import with_grid
+from subnetact.decoding.stream_executor import StreamExecutor
+from subnetact.parallel.break_even import NOWHERE, measure_grid
+from subnetact.parallel.parallel_executor import ParallelExecutor
+from subnetact.parallel.worker_grid import WorkerGrid
+from supernet import Checkpoint, define_supernet
+from supernet.checkpoint import save_checkpoint
+
+
+def a_profile(decoder: Checkpoint) -> LatencyProfile:
+    ids = decoder.subnet_ids
+    bare = LatencyProfile(
+        name="made up",
+        device="none",
+        dtype="float32",
+        created="2026-11-30",
+        source="made up",
+        batch_sizes=(1,),
+        subnets=tuple(
+            SubnetProfile(
+                subnet_id=i, accuracy=decoder.subnet(i).accuracy, macs=0, latency_s={"p50": (0.1,)}
+            )
+            for i in ids
+        ),
+    )
+    curve = CostCurve((1,), (0.001,))
+    rungs = tuple(
+        IterationCost(subnet_id=i, quality=decoder.subnet(i).accuracy, linear=curve, head=curve)
+        for i in ids
+    )
+    return IterationCosts(quality_kind="top1_agreement", rungs=rungs).in_profile(bare)
+
+
+def test_the_break_even_is_printed_and_stored_in_the_profile(
+    tmp_path: Path, decoder: Checkpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(decoder, tmp_path / "decoder")
+    measured = with_grid(a_profile(decoder), decoder, tmp_path / "decoder", 2, 1, 1, None, 2)
+    assert "2 shards pay" in capfd.readouterr().err
+    measured.save(tmp_path / "profile.json")
+    parallel = IterationCosts.of(LatencyProfile.load(tmp_path / "profile.json")).parallel
+    assert parallel is not None
+    assert (parallel.shards, parallel.stages) == (2, 1)
+
+
+def test_a_grid_is_measured_by_its_own_iterations(make_decoder) -> None:
+    """Attention that is all there is: shards pay from some context on, and the policy gets it."""
+    definition = define_supernet("decoder_tiny", max_positions=40_000, num_heads=8, head_dim=32)
+    checkpoint: Checkpoint = make_decoder(definition)
+    executor = ParallelExecutor(checkpoint, WorkerGrid(shards=2), capacity_tokens=50_000)
+    try:
+        told: list[str] = []
+        measured = measure_grid(
+            executor,
+            StreamExecutor(checkpoint, capacity_tokens=256),
+            contexts=(256, 30_000),
+            repeats=3,
+            tell=told.append,
+        )
+        assert executor.table.sequences == ()
+        assert executor.table.spread_from == 0
+    finally:
+        executor.close()
+    cost = measured.cost
+    assert [context for context, _ in measured.alone_s] == [256, 30_000]
+    assert measured.alone_s[1][1] > measured.alone_s[0][1]
+    assert cost.gather_s >= 0.0  # beside other work the best of a few may be equal
+    assert (cost.shards, cost.stages) == (2, 1)
+    assert 0 <= cost.break_even_tokens <= NOWHERE
+    assert len(told) == 2
+    with pytest.raises(ValueError, match="allowed two or more of 1 to 39996"):
+        measure_grid(
+            executor, StreamExecutor(checkpoint, capacity_tokens=256), contexts=(1,), repeats=3
+        )
