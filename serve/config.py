@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,9 @@ class ServeConfig(BaseModel):
     so, instead of costing device time (false: they are served late; null: as the policy says).
     `host` may be `unix:PATH`, without Ray: then HTTP listens at that socket instead of `port`, and
     gRPC, where asked for, at `PATH.grpc`.
+    `doors` (without Ray): how many processes parse and answer requests. 1: the engine's own; more,
+    up to the cores of the machine: processes beside it, on the same ports, which hand samples over
+    in shared memory. Each has an equal part of `max_inflight_bytes` and `max_connections`.
     `replicas` (on Ray): how many, each with a device of its own. `replica_urls` (without Ray): the
     addresses of all servers that serve the same, this one among them, HTTP and gRPC: what clients
     spread over (`models/replica_set.py`); on Ray the replicas tell each other.
@@ -205,6 +209,7 @@ class ServeConfig(BaseModel):
     host: str = LOOPBACK
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    doors: Annotated[int, Field(ge=1)] = 1
     replicas: Annotated[int, Field(ge=1)] = 1
     replica_urls: tuple[str, ...] = ()
     door_port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -278,6 +283,25 @@ class ServeConfig(BaseModel):
         given = [key for key in ("checkpoint", "profile", "model_name") if getattr(self, key)]
         if given:
             raise ValueError(f"{', '.join(given)} and models exclude each other: name it in models")
+        return self
+
+    @model_validator(mode="after")
+    def _check_doors(self) -> ServeConfig:
+        if self.doors == 1:
+            return self
+        cores = len(os.sched_getaffinity(0))
+        if self.doors > cores:
+            text = f"doors is {self.doors}, allowed 1 to {cores}"
+            raise ValueError(f"{text}: the cores that this process may use")
+        if self.max_inflight_bytes // self.doors < self.max_body_bytes:
+            allowed = f"{self.doors * self.max_body_bytes} or more, max_body_bytes for each door"
+            raise ValueError(f"max_inflight_bytes is {self.max_inflight_bytes}, allowed {allowed}")
+        if self.max_connections is not None and self.max_connections < self.doors:
+            text = f"max_connections is {self.max_connections}, allowed {self.doors} or more"
+            raise ValueError(f"{text}, one for each door")
+        if self.host.startswith("unix:") and self.grpc_port is not None:
+            text = "doors share no UNIX socket over gRPC: give doors=1, a host, or no grpc_port"
+            raise ValueError(text)
         return self
 
     @model_validator(mode="after")

@@ -6,19 +6,21 @@ import ipaddress
 from collections.abc import Callable
 
 from serve.access.guard import Guard, is_loopback
-from serve.access.rate_limits import RateLimits
+from serve.access.shared_rates import SharedRates, limits
 from serve.access.tenants import Tenants, build_tenants
 from serve.access.tls import tls_files
 from serve.access.tokens import VARIABLE, RenewedTokens, Tokens, read_tokens
 from serve.config import ServeConfig, ServeConfigError
 
 
-def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
-    """Return the guard of all doors.
+def build_guard(
+    config: ServeConfig, clock: Callable[[], float], shared: SharedRates | None = None
+) -> Guard:
+    """Return the guard of all doors; rates are `shared` with those of other processes.
 
     Raises ServeConfigError for what cannot or should not be served.
     """
-    tenants = build_tenants(config, clock)
+    tenants = build_tenants(config, clock, shared)
     tokens = _tokens(config, tenants)
     if tokens is None and not is_loopback(config.host) and not config.allow_anonymous:
         raise ServeConfigError(
@@ -31,7 +33,7 @@ def build_guard(config: ServeConfig, clock: Callable[[], float]) -> Guard:
     rates = None
     if config.rate_limit_qps is not None:
         burst = config.rate_limit_burst or max(1.0, config.rate_limit_qps)
-        rates = RateLimits(config.rate_limit_qps, burst, clock)
+        rates = limits(config.rate_limit_qps, burst, clock, shared, "principal")
     return Guard(
         tokens,
         rates,

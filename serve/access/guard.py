@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from serve.access.rate_limits import RateLimits
+from serve.access.rate_limits import Rates
 from serve.access.tenants import Tenants
 from serve.access.tokens import Token, Tokens
 from serve.models.limits import RefusedError
@@ -41,7 +41,7 @@ class Guard:
     def __init__(
         self,
         tokens: Tokens | None = None,
-        rates: RateLimits | None = None,
+        rates: Rates | None = None,
         *,
         tenants: Tenants | None = None,
         trusted_proxies: Iterable[Network] = (),

@@ -10,8 +10,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 _MAX_PRINCIPALS = 10_000
+
+
+class Rates(Protocol):
+    """Buckets by principal, of this process or of several (`shared_rates.py`)."""
+
+    def take(self, principal: str) -> float:
+        """Charge one sample and return 0.0, or return the seconds until that is possible."""
+        ...
+
+    def charge(self, principal: str, count: int) -> None:
+        """Take `count` more samples off a bucket, below zero if need be."""
+        ...
 
 
 class RateLimits:

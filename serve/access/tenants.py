@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import inf
 
-from serve.access.rate_limits import RateLimits
+from serve.access.shared_rates import SharedRates, limits
 from serve.config import ServeConfig, ServeConfigError, TenantConfig
 from serve.models.limits import RefusedError
 from serve.models.tenant_limits import TenantLimits
@@ -17,13 +17,24 @@ DEFAULT = "default"
 class Tenants:
     """The configured tenants. Raises ServeConfigError for shares of more than the device."""
 
-    def __init__(self, tenants: Iterable[TenantLimits], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        tenants: Iterable[TenantLimits],
+        clock: Callable[[], float],
+        shared: SharedRates | None = None,
+    ) -> None:
         self._by_name = {tenant.name: tenant for tenant in tenants}
         shares = sum(tenant.share or 0.0 for tenant in self._by_name.values())
         if shares > 1.0 + 1e-9:
             raise ServeConfigError(f"tenants: the shares add up to {shares:g}, allowed 1 or less")
         self._rates = {
-            name: RateLimits(tenant.rate_qps, tenant.rate_burst or max(1.0, tenant.rate_qps), clock)
+            name: limits(
+                tenant.rate_qps,
+                tenant.rate_burst or max(1.0, tenant.rate_qps),
+                clock,
+                shared,
+                "tenant",
+            )
             for name, tenant in self._by_name.items()
             if tenant.rate_qps is not None
         }
@@ -61,9 +72,11 @@ class Tenants:
             rates.charge(tenant.name, count)
 
 
-def build_tenants(config: ServeConfig, clock: Callable[[], float]) -> Tenants:
+def build_tenants(
+    config: ServeConfig, clock: Callable[[], float], shared: SharedRates | None = None
+) -> Tenants:
     """Return the tenants that `config` names. Raises ServeConfigError."""
-    return Tenants((_limits(*item) for item in (config.tenants or {}).items()), clock)
+    return Tenants((_limits(*item) for item in (config.tenants or {}).items()), clock, shared)
 
 
 def _limits(name: str, given: TenantConfig) -> TenantLimits:

@@ -78,7 +78,7 @@ class BodyForm(NamedTuple):
         """Whether all of the body is JSON."""
         return self.binary_header is None and not self.is_image
 
-    def json_length(self, body: bytes) -> int:
+    def json_length(self, body: bytes | bytearray) -> int:
         """Return how much of a body is JSON. Raises RefusedError."""
         return 0 if self.is_image else _json_length(body, self.binary_header)
 
@@ -89,7 +89,7 @@ def _is_image(content_type: str) -> bool:
 
 
 def parse_infer(
-    body: bytes,
+    body: bytes | bytearray,
     form: BodyForm,
     spec: ModelSpec,
     *,
@@ -105,11 +105,11 @@ def parse_infer(
         if spec.sample.is_text or spec.sample.is_node:
             allowed = f"application/json: {'token' if spec.sample.is_text else 'node'} ids"
             raise bad("bad_tensor", "content-type", form.content_type, allowed)
-        return InferRequest((body,), None, {})
+        return InferRequest((bytes(body),), None, {})
     json_length = form.json_length(body)
-    text, tail = body[:json_length], memoryview(body)[json_length:]
+    text, tail = bytes(body[:json_length]), memoryview(body)[json_length:]
     if json_length <= _HEAD_BYTES and len(tail):
-        head = _read_known(bytes(text), spec, max_json_bytes)
+        head = _read_known(text, spec, max_json_bytes)
         head = head._replace(parameters=dict(head.parameters))  # who asks may add to them
     else:
         head = _read_head(text, spec, max_json_bytes)
@@ -336,7 +336,7 @@ def model_config(spec: ModelSpec, policy: str) -> dict[str, Any]:
     }
 
 
-def _json_length(body: bytes, binary_header: str | None) -> int:
+def _json_length(body: bytes | bytearray, binary_header: str | None) -> int:
     if binary_header is None:
         return len(body)
     if not binary_header.isascii() or not binary_header.isdigit() or len(binary_header) > 18:

@@ -402,13 +402,15 @@ async def rpc_listening(
     max_connections: int = _MOST_CONNECTIONS,
     max_age_s: float | None = None,
     is_shared: bool = False,
+    has_own: bool | None = None,
     tls: TlsFiles | None = None,
 ) -> AsyncIterator[RpcPort]:
     """Serve `door` on a port from this event loop, yield the port; at the end, finish open calls.
 
     With the `host` `unix:PATH` that is a socket at `PATH.grpc`. Replicas on one host may share the
-    port (`is_shared`); each then has one of its own besides. Connections older than `max_age_s`
-    are told to go (GOAWAY); calls on them end first. Raises ServeConfigError for a taken port.
+    port (`is_shared`); each then has one of its own besides, unless `has_own` is false. Connections
+    older than `max_age_s` are told to go (GOAWAY); calls on them end first. Raises ServeConfigError
+    for a taken port.
     Compressed messages are refused: gRPC bounds their size before it unpacks them, not after.
     """
     age = () if max_age_s is None else (("grpc.max_connection_age_ms", round(max_age_s * 1e3)),)
@@ -433,7 +435,7 @@ async def rpc_listening(
 
     try:
         bound_port = listen(port)
-        own_port = listen(0) if is_shared else bound_port
+        own_port = listen(0) if (is_shared if has_own is None else has_own) else bound_port
     except RuntimeError:
         raise ServeConfigError(f"gRPC port {port} on {host} is not free: give another") from None
     await server.start()

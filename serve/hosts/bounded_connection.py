@@ -27,6 +27,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
+from starlette.types import Receive, Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -163,9 +164,10 @@ class BoundedConnection(HttpToolsProtocol):
         assert self.door is not None, "or nothing is deferred"
         if WHOLE in cycle.scope and not self.flow.write_paused and not cycle.disconnected:
             respond = functools.partial(self._respond, cycle)
-            if self.door.answer_at_once(cycle.scope, cycle.receive, cycle.body, respond):
+            receive = cast("Receive", cycle.receive)
+            if self.door.answer_at_once(cast("Scope", cycle.scope), receive, cycle.body, respond):
                 return
-        super()._start_asgi_task(cycle, self.app)
+        super()._start_asgi_task(cycle, cast("Any", self.app))
 
     @property
     def _own_scope(self) -> dict[str, Any]:

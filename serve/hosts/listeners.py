@@ -86,7 +86,7 @@ class Listeners:
                     lag_s=server.loop_lag.now_s,
                 )
                 closing.append(await stack.enter_async_context(http))
-            with _closed_when_gone(server, closing):
+            with closed_when_gone(server, closing):
                 yield
 
     def _add_own(self, scheme: str, port: int) -> None:
@@ -99,7 +99,7 @@ class Listeners:
 
 
 @contextlib.contextmanager
-def _closed_when_gone(server: Server, closing: list[Callable[[], object]]) -> Iterator[None]:
+def closed_when_gone(server: Server, closing: list[Callable[[], object]]) -> Iterator[None]:
     """Close ports as soon as the server takes no queries any more: others may.
 
     A replica whose device hangs would still get its share of new connections, and keep those of

@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_node_ip_address
 from starlette.types import ASGIApp
 
-from serve.config import ServeConfig, parse_config, parse_live_config
+from serve.config import ServeConfig, ServeConfigError, parse_config, parse_live_config
 from serve.hosts.assemble import build_server
 from serve.hosts.autoscale import reported
 from serve.hosts.check import check
@@ -111,6 +111,11 @@ def build(args: ServeConfig) -> ray_serve.Application:
     replica.
     """
     check(args)
+    if args.doors > 1:
+        text = (
+            f"doors is {args.doors}, allowed 1 on Ray: give replicas, or serve without (--no-ray)"
+        )
+        raise ServeConfigError(text)
     deployment = SupernetReplica.options(
         **_scaling(args),
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,

@@ -17,6 +17,7 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.hosts.assemble import build_server
 from serve.hosts.connection_limits import most_connections
+from serve.hosts.doors_host import serve_behind_doors
 from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process
@@ -56,6 +57,9 @@ def _address(sock: socket.socket) -> str:
 
 def serve_forever(config: ServeConfig) -> None:
     """Serve until a signal. Raises ServeConfigError or ProfileError before anything is served."""
+    if config.doors > 1:
+        serve_behind_doors(config)
+        return
     with contextlib.ExitStack() as resources:
         sock = resources.enter_context(contextlib.closing(bind(config.host, config.port)))
         if config.host.startswith(UNIX):

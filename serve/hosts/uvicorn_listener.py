@@ -46,16 +46,18 @@ async def listening(
     drain_left_s: Callable[[], float],
     tls: TlsFiles | None = None,
     own: socket.socket | None = None,
+    inherited: socket.socket | None = None,
     **limits: Any,
 ) -> AsyncIterator[Callable[[], None]]:
     """Serve `app` on a port from this event loop; at the end, finish the open requests.
 
-    Replicas on one host may share the port (the kernel spreads the connections), and a replica
-    that replaces a dead one gets it at once; `own` is bound to one besides that nobody shares.
+    Processes on one host may share the port (the kernel spreads the connections), and one that
+    replaces a dead one gets it at once; `own` is bound to one besides that nobody shares. One that
+    is bound elsewhere is `inherited`.
     Yields what closes the ports early, and each connection behind its answer, so that clients go to
     the others; `limits` are those of `uvicorn_config`.
     """
-    socks = [bind(host, port, is_shared=True), *([] if own is None else [own])]
+    socks = [inherited or bind(host, port, is_shared=True), *([] if own is None else [own])]
     server = _Listener(uvicorn_config(app, tls, lifespan="off", **limits))
     task = asyncio.ensure_future(server.serve(sockets=socks))
     try:

@@ -79,6 +79,16 @@ class ServedModel:
         self._request_observers = [Guarded(observer) for observer in request_observers]
 
     @property
+    def profile(self) -> LatencyProfile:
+        """Every subnet that could be offered."""
+        return self._profile
+
+    @property
+    def reply_allowance_s(self) -> float:
+        """What the way back to a client takes, as configured."""
+        return self._reply_allowance_s
+
+    @property
     def policy_name(self) -> str:
         """The name of the policy in force."""
         return self.engine.policy_name
@@ -305,6 +315,15 @@ class ServedModel:
             "max_batch_size": self._profile.max_batch_size,
         }
         return LiveConfig(**{**first, **given})
+
+    def live_config(self) -> LiveConfig:
+        """Return the whole of the live settings in force."""
+        return LiveConfig(
+            policy=self._policy,
+            slo_ms=self._slo_s * 1e3,
+            subnets=self._subnets or (),
+            max_batch_size=self._max_batch_size,
+        )
 
     def signals(self) -> Signals:
         """Return what the last seconds asked of the device: what replicas are scaled by."""
