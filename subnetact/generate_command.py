@@ -116,13 +116,13 @@ def _draw(
     """Draw texts and write them to a file, which is there only when it is whole."""
     from subnetact.decoding.drawn_texts import AT_ONCE, drawn_texts
     from subnetact.decoding.stream_executor import StreamExecutor
-    from subnetact.decoding.switches import find_arch
+    from subnetact.decoding.switches import find_subnet
     from supernet.tokenizer import Tokenizer
 
     check_outputs(str(out))
     text = loaded.text
     assert text is not None, "a decoder without a tokenizer was refused"
-    tokenizer, chosen = Tokenizer(text), find_arch(arch, loaded)
+    tokenizer, chosen = Tokenizer(text), find_subnet(arch, loaded)
     block = 64
     executor = StreamExecutor(
         loaded,
@@ -136,7 +136,7 @@ def _draw(
     drawn = drawn_texts(
         executor,
         list(dict.fromkeys(starts)),
-        subnet_id=executor.add(chosen),
+        subnet_id=executor.add(*chosen),
         count=texts,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -44,6 +44,13 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option(help="Speak gRPC on this port too; 0 takes a free one.")
     ] = None,
+    doors: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that parse and answer requests; above 1 beside the engine's own, "
+            "without Ray (default 1)."
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, or timed (sleeps for profiled latencies) (default cpu)."),
@@ -80,6 +87,7 @@ def serve(
         "host": host,
         "port": port,
         "grpc_port": grpc_port,
+        "doors": doors,
         "device": device,
         "threads": threads,
         "max_queue": max_queue,

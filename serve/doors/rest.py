@@ -85,16 +85,15 @@ class RestDoor:
     def answer_at_once(
         self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
     ) -> bool:
-        """Answer an inference request that has come whole, without a task; whether it was one.
+        """Answer an inference request that has come whole; return whether it was one.
 
-        What this does not take, or not yet, is called as any ASGI app.
+        Any other is for the app.
         """
         path = inference_path(scope)
         if path is None:
             return False
-        return self._inference.answer_at_once(
-            self._calls.call(scope, receive), body, respond, *path
-        )
+        self._inference.answer_at_once(self._calls.call(scope, receive), body, respond, *path)
+        return True
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:

@@ -91,28 +91,29 @@ class RestInference:
         respond: Respond,
         model_name: str,
         version: str | None,
-    ) -> bool:
-        """Answer a request that has come whole without a task, where that can be; whether it can.
+    ) -> None:
+        """Answer a request that has come whole, without a task where nothing has to wait.
 
-        A task, its future and what it awaits cost a third of such a request.
+        Tasks, futures and what awaits them cost a third of such a request.
         """
-        form = _form_of(call)
-        if form.is_image or (form.is_json and len(body) > SMALL_BYTES):
-            return False  # to be decoded elsewhere, or parsed in its turn
-        inflight = self._server.budget.body()
-        if len(body) > self._server.max_body_bytes or not inflight.take_at_once(len(body)):
-            return False
-        at_once = _AtOnce(self, call, inflight, respond)
         try:
             model = self._admit(call, model_name, version)
-            if form.json_length(body) > SMALL_BYTES:
-                inflight.shrink(0)  # it is taken again when it is read
+        except RefusedError as error:  # most of what comes under overload: nothing else is made
+            self.refuse(call, error).respond(respond, call.request_id)
+            return
+        except Exception:  # as in `answer`
+            self.failed(call).respond(respond, call.request_id)
+            return
+        inflight = self._server.budget.body()
+        at_once = _AtOnce(self, call, inflight, respond)
+        try:
+            if self._waits(call, body) or not inflight.take_at_once(len(body)):
                 at_once.go_on(self._infer_whole(call, model, version, inflight))
-                return True
+                return
             regions = self._regions(call, inflight)
-            parsed = self._parse_now(call, model, form, body, regions)
+            parsed = self._parse_now(call, model, _form_of(call), body, regions)
             served = _ServedCall(call, model, self._charged(call, parsed, version), regions)
-            if isinstance(parsed.samples, tuple):
+            if isinstance(parsed.samples, tuple):  # to be decoded elsewhere
                 at_once.go_on(self._serve(served))
             else:
                 at_once.open(served)
@@ -120,7 +121,11 @@ class RestInference:
             at_once.end(self.refuse(call, error))
         except Exception:  # as in `answer`
             at_once.end(self.failed(call))
-        return True
+
+    def _waits(self, call: HttpCall, body: bytes | bytearray) -> bool:
+        """Whether a body is long to parse, or longer than allowed. Raises RefusedError."""
+        is_long = len(body) > SMALL_BYTES and _form_of(call).json_length(body) > SMALL_BYTES
+        return is_long or len(body) > self._server.max_body_bytes
 
     def answer_of(self, served: _ServedCall, replies: Sequence[Reply]) -> HttpAnswer:
         """Return the answer that replies are. Raises RefusedError: shared memory has gone."""

@@ -12,15 +12,16 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.types import Send
 
 from serve.doors.headers import check_not_encoded
 from serve.doors.http_answer import HttpAnswer
+from serve.doors.http_call import HttpCall
 from serve.doors.request_body import check_size, read_body
-from serve.doors.rest_infer import HttpCall, identify, watch_client
+from serve.doors.rest_infer import watch_client
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import DecoderStream, ServedDecoder
@@ -86,7 +87,7 @@ class Completions:
     ) -> tuple[CompletionRequest, ServedDecoder, DecoderStream]:
         """Read a request and begin its stream. Raises RefusedError."""
         guard = self._server.guard
-        call.caller = identify(guard, call, "infer")
+        call.caller = call.identify(guard, "infer")
         guard.admit(call.caller)
         values = await self.read_json(call)
         decoder = self.decoder_of(values)
@@ -171,7 +172,7 @@ def _check_whole(decoder: ServedDecoder, opened: DecoderStream) -> None:
         raise decoder.refusal(opened.stream)
 
 
-def _with_read_timeout(headers: dict[str, str]) -> dict[str, str]:
+def _with_read_timeout(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return headers with the time limit that OpenAI's client says it waits for a whole answer."""
     limit = headers.get(_READ_TIMEOUT, "")
     if not limit.replace(".", "", 1).isdigit():

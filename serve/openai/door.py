@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.doors.http_answer import HttpAnswer
-from serve.doors.request_id import RequestIds, sent_id
-from serve.doors.rest import FIRST_BYTE
-from serve.doors.rest_infer import HttpCall, identify
+from serve.doors.http_call import HttpCall, HttpCalls
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import ServedDecoder
@@ -38,8 +35,7 @@ class OpenAIDoor:
         """Serve the decoders of `server`, of which there is one at the least."""
         self._server = server
         self._rest = rest
-        self._clock = server.models.clock
-        self._request_ids = RequestIds()
+        self._calls = HttpCalls(server.models.clock, server.loop_lag.now_s)
         self._completions = Completions(server)
         self._handlers: dict[str, tuple[str, Handler]] = {
             "/v1/models": ("GET", self._models),
@@ -54,9 +50,7 @@ class OpenAIDoor:
         if scope["type"] != "http" or not self._is_ours(_path(scope)):
             await self._rest(scope, receive, send)
             return
-        arrival_s = self._clock() - self._waited_s(scope)
-        request_id = self._request_ids.give(sent_id(scope["headers"]))
-        call = HttpCall(scope, receive, arrival_s, request_id)
+        call = self._calls.call(scope, receive)
         path, method = _path(scope), scope["method"]
         if method == "POST" and path == "/v1/completions":
             await self._completions.answer(call, send, is_chat=False)
@@ -64,16 +58,10 @@ class OpenAIDoor:
             await self._completions.answer(call, send, is_chat=True)
         else:
             answer = await self._answer(call, method, path)
-            await answer.send(scope, send, request_id)
+            await answer.send(scope, send, call.request_id)
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith("/v1/") or path in self._handlers
-
-    def _waited_s(self, scope: Scope) -> float:
-        first_byte_s = scope.get(FIRST_BYTE)
-        if first_byte_s is None:
-            return self._server.loop_lag.now_s()
-        return max(0.0, time.monotonic() - first_byte_s)
 
     async def _answer(self, call: HttpCall, method: str, path: str) -> HttpAnswer:
         """Answer what is no completion; every refusal and bug becomes an error object."""
@@ -105,12 +93,12 @@ class OpenAIDoor:
         return _json({})
 
     async def _models(self, call: HttpCall) -> HttpAnswer:
-        call.caller = identify(self._server.guard, call, "infer")
+        call.caller = call.identify(self._server.guard, "infer")
         models = [_described(decoder) for decoder in self._server.models.decoders]
         return _json({"object": "list", "data": models})
 
     async def _model(self, call: HttpCall, name: str) -> HttpAnswer:
-        call.caller = identify(self._server.guard, call, "infer")
+        call.caller = call.identify(self._server.guard, "infer")
         return _json(_described(self._server.models.find_decoder(name)))
 
     # --- tokens ----------------------------------------------------------------------------------
@@ -134,7 +122,7 @@ class OpenAIDoor:
         return _json({"prompt": decoder.coder.decode(ids)})
 
     async def _read(self, call: HttpCall) -> tuple[dict[str, Any], ServedDecoder]:
-        call.caller = identify(self._server.guard, call, "infer")
+        call.caller = call.identify(self._server.guard, "infer")
         self._server.guard.admit(call.caller)
         values = await self._completions.read_json(call)
         if not isinstance(values, dict):

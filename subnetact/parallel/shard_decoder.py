@@ -106,8 +106,9 @@ class ShardDecoder:
         config = self.config
         groups, head_dim = config.num_kv_heads, config.head_dim
         cos, sin = angles
-        query = layer.q(y).unflatten(1, (-1, groups, head_dim))
-        key, value = layer.kv(y).unflatten(1, (2, groups, head_dim)).unbind(1)
+        query, kv = layer.q_kv(y)
+        query = query.unflatten(1, (-1, groups, head_dim))
+        key, value = kv.unflatten(1, (2, groups, head_dim)).unbind(1)
         if layer.q_norm is not None:
             query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
             key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import Int8Linear
+from subnetact.decoding.linear_forms import Affine, Int8Linear
 from subnetact.decoding.one_bit_linear import OneBitTable, native_kernels, one_bit_linear
 from supernet.low_bit.packed_bits import PackedBits
 from supernet.low_bit.quantisers import quantise
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 ONE_BIT, INT4 = "one_bit", "torch_int4"
-INT8 = ("onednn_int8", "onednn_int8_dynamic", "torch_int8", "own_int8")
+INT8 = ("onednn_int8", "onednn_int8_dynamic", "torch_int8", "own_int8", "served_int8")
 _GROUP = 64  # weights that share a scale in int4
 
 
@@ -98,12 +98,26 @@ def torch_int4(weight: torch.Tensor) -> Layer:
     return lambda x: matmul(x.bfloat16(), packed, _GROUP, scales).float()
 
 
+def torch_int8(weight: torch.Tensor) -> Layer:
+    """torch's weight-only int8 product; activations in bfloat16."""
+    scale, rows = _int8_rows(weight)
+    scale = scale.bfloat16()
+    matmul = torch.ops.aten._weight_int8pack_mm
+    return lambda x: matmul(x.bfloat16(), rows, scale).float()
+
+
+def served_int8(weight: torch.Tensor) -> Layer:
+    """The int8 form in which decoders are served; activations in 16 bit, as two bytes."""
+    return Int8Linear(Affine(weight))
+
+
 MAKERS: dict[str, Callable[[torch.Tensor], Layer]] = {
     ONE_BIT: one_bit,
     "onednn_int8": onednn_int8,
     "onednn_int8_dynamic": onednn_int8_dynamic,
-    "torch_int8": Int8Linear,
+    "torch_int8": torch_int8,
     "own_int8": own_int8,
+    "served_int8": served_int8,
     INT4: torch_int4,
     "fp32": fp32,
 }

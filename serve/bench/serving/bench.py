@@ -134,6 +134,7 @@ class ServingBench:
 
     def _doors(self) -> Part:
         from serve.bench.serving.door_cost import FULL, QUICK, DoorCostBench
+        from serve.bench.serving.door_processes import DoorProcessesBench
         from serve.bench.serving.doors import DoorsBench
 
         count, journal = 2000 if self._full else 400, self._journal("doors")
@@ -141,6 +142,13 @@ class ServingBench:
         return _Parts(
             (
                 DoorCostBench(self._setting, journal, scale=scale, tell=self._tell),
+                DoorProcessesBench(
+                    self._setting,
+                    journal,
+                    rounds=scale.rounds,
+                    duration_s=2 * scale.loop_s,
+                    tell=self._tell,
+                ),
                 DoorsBench(self._setting, journal, count=count, tell=self._tell),
             )
         )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serve.bench.journal import Journal
+from serve.bench.serving.closed_loop import http_request
 from serve.bench.serving.door_cost import CostScale, DoorCostBench
+from serve.bench.serving.door_processes import DoorProcessesBench, paced
 from serve.bench.serving.load import Load
 from serve.bench.serving.setting import Setting
 from slackfit.profile import LatencyProfile, SubnetProfile
@@ -64,3 +69,34 @@ def test_a_short_run_measures_every_door(bench: DoorCostBench) -> None:
     assert all(us > 1 for row in processor.values() for us in row)
     memory = bench._memory()
     assert [len(memory[name]) for name in ("binary", "shared")] == [4, 4]
+
+
+def test_rows_of_door_processes_are_medians_of_the_rounds(bench: DoorCostBench) -> None:
+    processes = DoorProcessesBench(
+        bench._setting, bench._journal, rounds=3, duration_s=1.0, tell=print
+    )
+    assert processes.rows() == []
+    keys = ("answered_qps", "device_cores", "door_cores", "forward", "p50_s", "p99_s")
+    for count, number in itertools.product((1, 2), range(3)):
+        cell = dict.fromkeys(keys, float(count * (1 + number)))
+        bench._journal.once(f"cost/door_processes/{count}/{number}", lambda cell=cell: cell)
+    values = {
+        row["figure"].removeprefix("serving/doors/"): row["value"] for row in processes.rows()
+    }
+    assert values["1_at_2000/device_process_cores"] == 2.0
+    assert values["2_at_2000/forward_over_profiled"] == 4.0
+    assert len(values) == 10
+
+
+def test_a_paced_client_sends_at_its_times_and_reads_who_ran_with_whom(
+    running, profile_file: Path
+) -> None:
+    with running(profile_file, "--no-ray", "--slo-ms", "20000") as server:
+        request = http_request(server.url, "tiny", np.zeros((1, 1, 2, 2), np.uint8), "small")
+        answers = asyncio.run(paced(server.url, request, 200.0, 0.5))
+    assert len(answers) == 100
+    due_s = sorted(answer.due_s for answer in answers)
+    assert due_s[-1] - due_s[0] == pytest.approx(0.495)
+    assert all(answer.ended_s > answer.due_s for answer in answers)
+    sizes = {answer.batch_id: answer.batch_size for answer in answers}
+    assert sum(sizes.values()) == 100
