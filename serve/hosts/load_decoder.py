@@ -34,8 +34,8 @@ STREAM_POLICY = "slackwidth"
 _BATCH_POLICY = ServeConfig.model_fields["policy"].default
 _KV_BYTES = 512 * 2**20
 _BLOCK_TOKENS = 64
-_QUICK_DECODES = (1, 2, 4, 8)
-_QUICK_REPEATS = 2
+_QUICK_DECODES = (1, 4, 8)
+_QUICK_REPEATS = 1
 _PACKINGS = ("views", "packed", "int8")
 
 

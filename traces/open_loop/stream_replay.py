@@ -65,7 +65,7 @@ async def replay_streams(
     start_s = clock.now_s() + START_DELAY_S
     seen: list[SeenStream] = []
     tasks: set[asyncio.Task[None]] = set()
-    told = _Told(len(queries), seen, progress)
+    told = _ReplayProgress(len(queries), seen, progress)
     try:
         for query in queries:
             prompt = tuple(rng.integers(lowest, size, query.prompt_tokens).tolist())
@@ -153,7 +153,7 @@ async def _send(
         stream.end_s = clock.now_s() - start_s
 
 
-class _Told:
+class _ReplayProgress:
     """Tells how far a run is, twice a second."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`supernet bench streams`: chunking, capacity, overload, orders, cost, fidelity, live, doors.
+"""`supernet bench streams`: chunking, capacity, overload, orders, fidelity, live, door, peers.
 
 Figures of chunking, capacity, overload and orders are simulated with a profile's cost model and say
 which. With a decoder's checkpoint those of chunking are measured on it too, and three points live.
@@ -17,6 +17,7 @@ from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import fidelity_rows, live_point_rows, live_runner
 from serve.bench.streams.orders import cost_rows, lars_rows
+from serve.bench.streams.peers import PeerSetting, peer_rows
 from serve.bench.streams.setting import StreamSetting, skipped
 from serve.engine.stream_device import IterationExecutor
 from slackfit.profile import LatencyProfile
@@ -35,6 +36,7 @@ class StreamsBench:
         *,
         checkpoint: Path | None,
         packing: str = "views",
+        gguf: Path | None = None,
         tell: Tell,
     ) -> None:
         """Measure in a setting with `profile`'s costs; with a `checkpoint` on that decoder too.
@@ -44,6 +46,7 @@ class StreamsBench:
         self._setting = setting
         self._profile = profile
         self._checkpoint, self._packing = checkpoint, packing
+        self._gguf = gguf
         self._tell = tell
         self._capacity_qps: float | None = None
         self.rows: list[Row] = []
@@ -59,6 +62,7 @@ class StreamsBench:
             "fidelity": self.fidelity,
             "live": self.live,
             "door": lambda: door_rows(self._setting, self._profile, self._tell),
+            "peers": self.peers,
         }
         unknown = sorted(set(parts or ()) - set(known))
         if unknown:
@@ -104,6 +108,10 @@ class StreamsBench:
         ]
         capacity_qps = self._our_capacity()
         return renamed + live_point_rows(self._setting, run, capacity_qps, self._tell)
+
+    def peers(self) -> list[Row]:
+        """Against llama.cpp's server, where both have their weights."""
+        return peer_rows(PeerSetting(self._checkpoint, self._gguf, self._profile), self._tell)
 
     def _our_capacity(self) -> float:
         if self._capacity_qps is None:

@@ -22,7 +22,8 @@ def bench_streams(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live, door.",
+            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live, door, "
+            "peers.",
         ),
     ] = None,
     profile: Annotated[
@@ -37,6 +38,10 @@ def bench_streams(
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A decoder, to measure on as well.")
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What it was imported from, for llama.cpp (peers)."),
     ] = None,
     streams: Annotated[int, typer.Option(min=50, help="Streams of a run.")] = 900,
     seeds: Annotated[int, typer.Option(min=1, help="How often traffic is drawn.")] = 3,
@@ -63,6 +68,7 @@ def bench_streams(
             table,
             checkpoint=checkpoint,
             packing=table.packing or "views",
+            gguf=gguf,
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])

@@ -94,6 +94,7 @@ def inside(client: OpenAI) -> list[Any]:
             model=MODEL,
             prompt="x",
             max_tokens=5000,
+            temperature=0,
             stream=True,
             extra_headers={"x-request-timeout-seconds": "0.5"},
         ):
@@ -105,7 +106,9 @@ def inside(client: OpenAI) -> list[Any]:
 
 def gone(client: OpenAI) -> int:
     """Take two events of a long text, and close it."""
-    stream = client.completions.create(model=MODEL, prompt="x", max_tokens=5000, stream=True)
+    stream = client.completions.create(
+        model=MODEL, prompt="x", max_tokens=5000, temperature=0, stream=True
+    )
     seen = 0
     for _ in stream:
         seen += 1
@@ -130,7 +133,7 @@ def timeout(url: str) -> list[Any]:
     """A client that waits a short time only; the server knows, and ends the stream with it."""
     client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=0.3)
     try:
-        client.completions.create(model=MODEL, prompt="x", max_tokens=5000)
+        client.completions.create(model=MODEL, prompt="x", max_tokens=5000, temperature=0)
     except (openai.APITimeoutError, openai.APIStatusError) as error:
         return [type(error).__name__]
     return ["answered"]
