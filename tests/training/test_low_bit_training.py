@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from subnetact import load_executor
+from slackfit.policies import create_policy
+from slackfit.simulation.simulate import simulate
+from subnetact import load_executor, measure_profile
 from supernet import Checkpoint, define_supernet, load_checkpoint
 from supernet.low_bit.covered import low_bit_names
 from supernet.low_bit.quantisers import QUANTISERS, quantise
@@ -131,6 +134,22 @@ def test_a_run_ends_with_entries_that_are_served(trained: Checkpoint) -> None:
     assert executor.launch(form.subnet_id, [test.images[:2].numpy()]).form == (
         "graph signed_binary"
     )
+
+
+def test_a_profile_has_them_and_a_policy_chooses_one(trained: Checkpoint) -> None:
+    """Its entry on a machine on which it alone is fast enough for the deadlines."""
+    profile = measure_profile(load_executor(trained), trained, batch_sizes=(1,), repeats=1)
+    assert set(profile.subnet_ids) == {form.subnet_id for form in trained.forms}
+    form_id = trained.low_bit_subnets[-1].subnet_id
+    assert profile.accuracy(form_id) == trained.low_bit_subnets[-1].accuracy
+    quick = tuple(
+        replace(s, latency_s={"p50": (0.001 if s.subnet_id == form_id else 0.1,)})
+        for s in profile.subnets
+    )
+    profile = replace(profile, subnets=quick)
+    policy = create_policy("slackfit", profile)
+    outcomes = simulate(np.linspace(0.0, 1.0, 20), profile, policy, slo_s=0.01)
+    assert {outcome.subnet_id for outcome in outcomes} == {form_id}
 
 
 def test_training_the_axis_is_what_makes_it_accurate(trained: Checkpoint) -> None:
