@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import Affine, JointForm, LinearForm, make_joint, make_linear
+from subnetact.decoding.linear_forms import Dense, JointForm, LinearForm, make_joint, make_linear
 from supernet.checkpoint import Checkpoint
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
@@ -82,9 +82,7 @@ class DecoderWeights:
     def _layer(self, name: str) -> Layer:
         own = self._state
         attn = f"{name}.attn"
-        joint = [
-            Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")
-        ]
+        joint = [Dense(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")]
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
             q_kv=make_joint(self.form, joint),
@@ -107,6 +105,6 @@ class DecoderWeights:
                 for part in ("gate", "up", "down")
             )
             self._made[key] = FeedForward(
-                make_joint(self.form, [Affine(gate), Affine(up)]), make_linear(self.form, down)
+                make_joint(self.form, [Dense(gate), Dense(up)]), make_linear(self.form, down)
             )
         return self._made[key]
