@@ -1,4 +1,4 @@
-"""`StreamPlaces`: the streams that run, each with a place in the iterations and memory for its tokens.
+"""`StreamPlaces`: the streams that run, each with a place and memory for its tokens.
 
 A prompt gets both at once: memory for the keys and values of all of it, and an extent to spare
 unless it is alone. A decode that finds none takes it from the stream whose next output is due last.
