@@ -24,7 +24,7 @@ class Decode(NamedTuple):
     runs: list[Run]
 
 
-class _Group(NamedTuple):
+class _SlabGroup(NamedTuple):
     """Decodes that lie in equally many slabs; views (1, groups, slots, D) slab by slab."""
 
     rows: list[int]
@@ -65,10 +65,10 @@ class DecodeAttention:
             mixed.index_copy_(0, where, found.transpose(1, 2))
 
 
-def _group(members: list[Decode], pools: tuple[torch.Tensor, torch.Tensor]) -> _Group:
+def _group(members: list[Decode], pools: tuple[torch.Tensor, torch.Tensor]) -> _SlabGroup:
     rows, num_slabs = [decode.row for decode in members], len(members[0].runs)
     runs = [decode.runs[i] for i in range(num_slabs) for decode in members]
     keys, values = (
         [pool.narrow(3, run.begin, run.length).unbind(0) for run in runs] for pool in pools
     )
-    return _Group(rows, torch.tensor(rows, dtype=torch.long), num_slabs, keys, values)
+    return _SlabGroup(rows, torch.tensor(rows, dtype=torch.long), num_slabs, keys, values)

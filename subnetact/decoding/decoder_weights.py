@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import Affine, JointForm, LinearForm, make_joint, make_linear
+from subnetact.decoding.linear_forms import Dense, JointForm, LinearForm, make_joint, make_linear
 from subnetact.decoding.one_bit_linear import OneBitTable, one_bit_linear
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
@@ -97,9 +97,7 @@ class DecoderWeights:
     def _layer(self, name: str) -> Layer:
         own = self._state
         attn = f"{name}.attn"
-        joint = [
-            Affine(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")
-        ]
+        joint = [Dense(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")]
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
             q_kv=make_joint(self.form, joint),
@@ -125,7 +123,7 @@ class DecoderWeights:
         if key not in self._made:
             self._made[key] = (
                 FeedForward(
-                    make_joint(self.form, [Affine(self._sliced(n, shapes)) for n in (gate, up)]),
+                    make_joint(self.form, [Dense(self._sliced(n, shapes)) for n in (gate, up)]),
                     make_linear(self.form, self._sliced(down, shapes)),
                 )
                 if precision == "fp32"

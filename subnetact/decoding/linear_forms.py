@@ -29,7 +29,7 @@ FORMS = ("views", "packed", "half", "int8")
 _FEW_TOKENS = 8  # for which the packed layout is chosen; it computes any number
 
 
-class Affine(NamedTuple):
+class Dense(NamedTuple):
     """A weight (out, in) and its bias (out,), where it has one."""
 
     weight: torch.Tensor
@@ -39,7 +39,7 @@ class Affine(NamedTuple):
 class ViewLinear:
     """x W^T + b with W as it lies in the supernet's weights; (T, in) to (T, out)."""
 
-    def __init__(self, layer: Affine):
+    def __init__(self, layer: Dense):
         self._weight, self._bias = layer
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class ViewLinear:
 class PackedLinear:
     """x W^T + b with W in oneDNN's blocked layout; (T, in) to (T, out)."""
 
-    def __init__(self, layer: Affine):
+    def __init__(self, layer: Dense):
         weight, self._bias = layer
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _FEW_TOKENS)
 
@@ -60,7 +60,7 @@ class PackedLinear:
 class HalfLinear:
     """x W^T + b with W rounded to float16; x and sums stay float32; (T, in) to (T, out)."""
 
-    def __init__(self, layer: Affine):
+    def __init__(self, layer: Dense):
         weight, bias = layer
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
 
@@ -76,7 +76,7 @@ class Int8Linear:
     as two rows. Sums are integers: what a token gets does not depend on its company.
     """
 
-    def __init__(self, layer: Affine):
+    def __init__(self, layer: Dense):
         weight, self._bias = layer
         self._scale = weight.abs().amax(1).clamp_min(1e-12) / 127.0
         rounded = (weight / self._scale[:, None]).round_().to(torch.int8)
@@ -110,7 +110,7 @@ def _two_bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat((high, low)).add_(float(_MIDDLE)).to(torch.uint8), scale
 
 
-_CLASSES: dict[str, Callable[[Affine], LinearForm]] = {
+_CLASSES: dict[str, Callable[[Dense], LinearForm]] = {
     "views": ViewLinear,
     "packed": PackedLinear,
     "half": HalfLinear,
@@ -124,10 +124,10 @@ def make_linear(form: str, weight: torch.Tensor, bias: torch.Tensor | None = Non
         raise ValueError(f"packing is {form!r}, allowed {', '.join(FORMS)}")
     if not has_form(form):
         raise ValueError(f"packing {form} is not to be had with this build of torch; use views")
-    return _CLASSES[form](Affine(weight, bias))
+    return _CLASSES[form](Dense(weight, bias))
 
 
-def make_joint(form: str, layers: Sequence[Affine]) -> JointForm:
+def make_joint(form: str, layers: Sequence[Dense]) -> JointForm:
     """Return layers of one input as one call, (T, in) to a (T, out) each. Raises as `make_linear`.
 
     Biases: all of them or none.
@@ -153,7 +153,7 @@ def has_form(form: str) -> bool:
     tolerance = {"int8": 0.05, "half": 2e-3}.get(form, 1e-4)
     try:
         with torch.inference_mode():
-            layer = _CLASSES[form](Affine(weight[:, :64], bias))
+            layer = _CLASSES[form](Dense(weight[:, :64], bias))
             for tokens in (1, 5):
                 x = torch.randn(tokens, 64, generator=generator)
                 expected = F.linear(x, weight[:, :64], bias)

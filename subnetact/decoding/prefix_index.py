@@ -20,7 +20,7 @@ from subnetact.decoding.extents import ExtentTable, SequenceId
 _ROOT = 0
 
 
-class Prefix(NamedTuple):
+class KeptPrefix(NamedTuple):
     """The first `tokens` of a text are cached as those of `source`, written at `quality`."""
 
     source: SequenceId
@@ -71,13 +71,13 @@ class PrefixIndex:
             else:
                 text.qualities.append(quality)
 
-    def find(self, ids: Sequence[int], least_quality: float) -> Prefix | None:
+    def find(self, ids: Sequence[int], least_quality: float) -> KeptPrefix | None:
         """Return the longest beginning of a text that is kept and was written well enough.
 
         At least one token is left to compute. Of equally long ones the best written is returned.
         """
         block, node = self._table.block_tokens, _ROOT
-        found: Prefix | None = None
+        found: KeptPrefix | None = None
         for end in range(block, len(ids), block):
             step = self._nodes.get((node, tuple(ids[end - block : end])))
             if step is None:
@@ -86,12 +86,12 @@ class PrefixIndex:
             good = {n: q for n, q in self._holders[node].items() if q >= least_quality}
             if good:
                 name = max(good, key=lambda n: good[n])
-                found = Prefix(name, end, good[name])
+                found = KeptPrefix(name, end, good[name])
         if found is not None:
             self._kept[str(found.source)] = self._kept.pop(str(found.source))
         return found
 
-    def begin(self, sequence: SequenceId, prefix: Prefix) -> None:
+    def begin(self, sequence: SequenceId, prefix: KeptPrefix) -> None:
         """Begin a sequence with a beginning that `find` returned; nothing is copied."""
         self._table.share(prefix.source, sequence, prefix.tokens)
         kept = self._kept[str(prefix.source)]

@@ -19,7 +19,7 @@ from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
-from subnetact.decoding.prefix_index import Prefix, PrefixIndex
+from subnetact.decoding.prefix_index import KeptPrefix, PrefixIndex
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
 from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
@@ -128,14 +128,14 @@ class StreamExecutor:
         """Return the quality of a width as the checkpoint says; 0 of one that was added."""
         return self._qualities.get(subnet_id, 0.0)
 
-    def find_prefix(self, ids: Sequence[int], least_quality: float) -> Prefix | None:
+    def find_prefix(self, ids: Sequence[int], least_quality: float) -> KeptPrefix | None:
         """Return the longest beginning of a text that is kept, written at `least_quality` or above.
 
         None also where beginnings are not kept.
         """
         return None if self._prefixes is None else self._prefixes.find(ids, least_quality)
 
-    def begin(self, sequence: SequenceId, prefix: Prefix) -> None:
+    def begin(self, sequence: SequenceId, prefix: KeptPrefix) -> None:
         """Begin a stream with what `find_prefix` returned just before; nothing is computed."""
         assert self._prefixes is not None, "only an index finds prefixes"
         self._prefixes.begin(sequence, prefix)

@@ -1,8 +1,7 @@
 """`halved`: a checkpoint whose weights are kept in float16, for files of half the size.
 
-What runs is float32 as ever: weights are expanded when a subnet is made of them. They have lost
-their last bits (2e-4 of a layer's output), so accuracies that were measured before stand as they
-are.
+What runs is float32 as ever: weights are expanded when a subnet is made of them. They lost their
+last bits (2e-4 of a layer's output); accuracies that were measured before stand as they are.
 """
 
 from __future__ import annotations

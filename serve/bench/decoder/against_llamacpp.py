@@ -58,13 +58,13 @@ def llamacpp_rows(gguf: Path | None, tell: Tell, tokens: int = _TOKENS) -> list[
             write_in_precision(source, precision, path)
             executor = StreamExecutor(checkpoint, capacity_tokens=8 * 256, packing=form)
             for batch in BATCHES:
-                rows.append(_row(executor, checkpoint, path, python, precision, batch, tokens))
+                rows.append(_against(executor, checkpoint, path, python, precision, batch, tokens))
                 tell(f"llama.cpp {precision}, batch {batch}: {rows[-1]['value']:.2f}")
             path.unlink()
     return rows
 
 
-def _row(
+def _against(
     executor: StreamExecutor,
     checkpoint: Checkpoint,
     path: Path,

@@ -20,7 +20,7 @@ from serve.bench.decoder.pages import GatheredPages
 from serve.bench.rows import Row, Tell, row
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.extents import Run
-from subnetact.decoding.linear_forms import FORMS, Affine, has_form, make_joint, make_linear
+from subnetact.decoding.linear_forms import FORMS, Dense, has_form, make_joint, make_linear
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.threads import computing_with
@@ -157,7 +157,7 @@ def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) 
     for form in FORMS:
         if has_form(form):
             layers = [
-                (make_joint(form, [Affine(gate), Affine(up)]), make_linear(form, down))
+                (make_joint(form, [Dense(gate), Dense(up)]), make_linear(form, down))
                 for gate, up, down in blocks
             ]
             calls[form] = lambda layers=layers: [(both(x), down(y)) for both, down in layers]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import Affine, Int8Linear
+from subnetact.decoding.linear_forms import Dense, Int8Linear
 from subnetact.decoding.one_bit_linear import OneBitTable, native_kernels, one_bit_linear
 from supernet.low_bit.packed_bits import PackedBits
 from supernet.low_bit.quantisers import quantise
@@ -108,7 +108,7 @@ def torch_int8(weight: torch.Tensor) -> Layer:
 
 def served_int8(weight: torch.Tensor) -> Layer:
     """The int8 form in which decoders are served; activations in 16 bit, as two bytes."""
-    return Int8Linear(Affine(weight))
+    return Int8Linear(Dense(weight))
 
 
 MAKERS: dict[str, Callable[[torch.Tensor], Layer]] = {

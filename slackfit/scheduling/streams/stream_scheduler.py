@@ -23,12 +23,12 @@ from slackfit.query import Status
 from slackfit.scheduling.streams.cost_correction import CostCorrection
 from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
-from slackfit.scheduling.streams.places import Places
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.relegation_credit import RelegationCredit
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
 from slackfit.scheduling.streams.step_filler import StepFiller
 from slackfit.scheduling.streams.stream_admission import StreamAdmission, check_stream
+from slackfit.scheduling.streams.stream_places import StreamPlaces
 from slackfit.streams.iteration_cost import IterationCost, IterationCosts
 from slackfit.streams.iteration_fill import IterationFill
 from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
@@ -73,7 +73,7 @@ class StreamScheduler:
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, allowed 1 or more")
         self._policy = policy
-        self._places = Places(KVTable(kv_tokens, extent_tokens), max_running)
+        self._places = StreamPlaces(KVTable(kv_tokens, extent_tokens), max_running)
         self._admission = StreamAdmission(max_waiting, self.kv.capacity_tokens)
         self._credit = RelegationCredit(relegated_share)
         self._correction = CostCorrection(costs) if correct_costs else None

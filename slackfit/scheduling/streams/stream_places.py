@@ -1,4 +1,4 @@
-"""`Places`: the streams that run, each with a place in the iterations and memory for its tokens.
+"""`StreamPlaces`: the streams that run, each with a place and memory for its tokens.
 
 A prompt gets both at once: memory for the keys and values of all of it, and an extent to spare
 unless it is alone. A decode that finds none takes it from the stream whose next output is due last.
@@ -12,7 +12,7 @@ from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
 
 
-class Places:
+class StreamPlaces:
     """Streams by id, at most `most` of them, and what memory they hold (`kv`)."""
 
     __slots__ = ("_running", "kv", "most")
