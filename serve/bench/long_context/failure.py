@@ -58,19 +58,19 @@ async def _watch(executor: ParallelExecutor, num_long: int, num_short: int) -> K
     engine = StreamEngine(scheduler, StreamDevice(executor))
     await engine.start()
     try:
-        long = [Reader(engine, _LONG, 500) for _ in range(num_long)]
-        short = [Reader(engine, _SHORT, 100) for _ in range(num_short)]
+        long = [StreamReader(engine, _LONG, 500) for _ in range(num_long)]
+        short = [StreamReader(engine, _SHORT, 60) for _ in range(num_short)]
         while not all(reader.stamps_s for reader in (*long, *short)):
             await asyncio.sleep(0.005)
         killed_s = time.monotonic()
         os.kill(executor.process_ids[1], signal.SIGKILL)
         await asyncio.gather(*(reader.task for reader in long))
         failed_s = max(reader.ended_s for reader in long) - killed_s
-        again = Reader(engine, _LONG, 2)
+        again = StreamReader(engine, _LONG, 2)
         await again.task
         while not executor.is_whole:  # an iteration each: that is when workers are looked after
-            await Reader(engine, _SHORT, 1).task
-        again = Reader(engine, _LONG, 2)
+            await StreamReader(engine, _SHORT, 1).task
+        again = StreamReader(engine, _LONG, 2)
         await again.task
         back_s = again.stamps_s[0] - killed_s
         await asyncio.gather(*(reader.task for reader in short))
@@ -86,7 +86,7 @@ async def _watch(executor: ParallelExecutor, num_long: int, num_short: int) -> K
         await engine.stop()
 
 
-class Reader:
+class StreamReader:
     """A client of one stream: when its outputs came, and how it ended."""
 
     def __init__(self, engine: StreamEngine, prompt_tokens: int, outputs: int) -> None:

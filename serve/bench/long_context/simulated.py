@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from slackfit.simulation.simulate_streams import simulate_streams
 from slackfit.streams.hardware import DecoderShape, HardwareProfile, hardware_profiles
 from slackfit.streams.iteration_cost import IterationCosts
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
+from subnetact.parallel.worker_grid import WorkerGrid
 
 SHAPE = DecoderShape(
     name="8 B decoder (32 blocks of 4096, 32 heads on 8 groups of 128, 2 bytes a number)",
@@ -43,24 +44,12 @@ POLICIES = {
 }
 
 
-class Grid(NamedTuple):
-    """Shards of keys and values, and stages of blocks."""
-
-    shards: int
-    stages: int
-
-    @property
-    def name(self) -> str:
-        """Such as `kvp4_spp2`."""
-        return f"kvp{self.shards}_spp{self.stages}"
-
-
 GRIDS = {
-    "128k": (Grid(1, 1), Grid(8, 1), Grid(1, 8), Grid(2, 4)),
-    "1m": (Grid(8, 1), Grid(1, 8), Grid(2, 4), Grid(4, 8)),
-    "10m": (Grid(32, 1), Grid(4, 8), Grid(8, 8), Grid(16, 8)),
+    "128k": (WorkerGrid(1, 1), WorkerGrid(8, 1), WorkerGrid(1, 8), WorkerGrid(2, 4)),
+    "1m": (WorkerGrid(8, 1), WorkerGrid(1, 8), WorkerGrid(2, 4), WorkerGrid(4, 8)),
+    "10m": (WorkerGrid(32, 1), WorkerGrid(4, 8), WorkerGrid(8, 8), WorkerGrid(16, 8)),
 }
-_MIXED = {"128k": Grid(2, 4), "1m": Grid(4, 8), "10m": Grid(16, 8)}
+_MIXED = {"128k": WorkerGrid(2, 4), "1m": WorkerGrid(4, 8), "10m": WorkerGrid(16, 8)}
 _SHORT_PROMPT, _SHORT_OUTPUTS, _LONG_OUTPUTS = 1024, 64, 64
 _TTFT_S, _TPOT_S, _LOAD = 0.5, 0.05, 0.25
 _MOST_SHORT = 1500
@@ -177,16 +166,16 @@ def _long(tokens: int, arrival_s: float, due_s: float) -> StreamQuery:
     return StreamQuery(0, arrival_s, tokens, _LONG_OUTPUTS, arrival_s + due_s, 1.0)
 
 
-def _figure(hardware: HardwareProfile, context: str, grid: Grid) -> str:
+def _figure(hardware: HardwareProfile, context: str, grid: WorkerGrid) -> str:
     device = hardware.name.lower().replace("nvidia ", "").split()[0]
-    return f"long-context/simulated/{device}/{context}/{grid.name}"
+    return f"long-context/simulated/{device}/{context}/kvp{grid.shards}_spp{grid.stages}"
 
 
 def _even(costs: IterationCosts) -> int | None:
     return None if costs.parallel is None else costs.parallel.break_even_tokens
 
 
-def _detail(hardware: HardwareProfile, grid: Grid, **more: Any) -> dict[str, Any]:
+def _detail(hardware: HardwareProfile, grid: WorkerGrid, **more: Any) -> dict[str, Any]:
     return {
         "simulated": True,
         "hardware": f"{hardware.name}, {hardware.dated}: {hardware.source}",
