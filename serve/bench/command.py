@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.bench.graphs.command import bench_graphs
+from serve.bench.long_context.command import bench_long_context
 from serve.bench.rows import write_rows
 from serve.bench.serving.command import bench_serving
 from serve.bench.streams.command import bench_streams
@@ -176,6 +177,7 @@ def decoder(
 
 
 bench_app.command("graphs")(bench_graphs)
+bench_app.command("long-context")(bench_long_context)
 bench_app.command("training")(bench_training)
 bench_app.command("serving")(bench_serving)
 bench_app.command("streams")(bench_streams)

@@ -55,7 +55,7 @@ class Join(NamedTuple):
     path: str
 
 
-class Fill(NamedTuple):
+class FillSlots(NamedTuple):
     """Write random keys and values into slots: a context that was never computed, to measure."""
 
     runs: tuple[Run, ...]

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from slackfit.streams.iteration_cost import IterationCosts
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
-from subnetact.parallel.messages import Fill, Iterate, MicroBatch, WorkerSpec
+from subnetact.parallel.messages import FillSlots, Iterate, MicroBatch, WorkerSpec
 from subnetact.parallel.micro_batches import cut, plan_batches
 from subnetact.parallel.shard_table import EXTENT_TOKENS, ShardTable
 from subnetact.parallel.worker_failure import WorkerFailedError
@@ -112,6 +113,29 @@ class ParallelExecutor:
             self.close()
             raise
 
+    @classmethod
+    def for_costs(
+        cls, checkpoint: Checkpoint, costs: IterationCosts, **settings: Any
+    ) -> ParallelExecutor:
+        """Start the grid that costs were measured on: streams are spread from their break-even.
+
+        `settings` are further arguments of the constructor. Raises ValueError for costs of one
+        worker, and what the constructor raises.
+        """
+        parallel = costs.parallel
+        if parallel is None:
+            raise ValueError(
+                "these costs are of one worker; measure a grid with `supernet profile --shards N`"
+            )
+        return cls(
+            checkpoint,
+            WorkerGrid(parallel.shards, parallel.stages),
+            spread_from=parallel.break_even_tokens,
+            micro_tokens=parallel.micro_tokens,
+            subnet_ids=costs.subnet_ids,
+            **settings,
+        )
+
     @property
     def max_positions(self) -> int:
         """The longest context, in tokens."""
@@ -179,7 +203,7 @@ class ParallelExecutor:
         spans = self.table.place(sequence, tokens)
         reads = self.table.reads(sequence, (), spans)
         orders = {
-            rank: Fill(tuple(f.run for f in reads[self.grid.shard_of(rank)].fresh), rank)
+            rank: FillSlots(tuple(f.run for f in reads[self.grid.shard_of(rank)].fresh), rank)
             for rank in range(len(self.grid))
         }
         self._join_if_needed()

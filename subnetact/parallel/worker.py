@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from subnetact.parallel.messages import Done, Failed, Fill, Iterate, Join, Loaded, WorkerSpec
+from subnetact.parallel.messages import Done, Failed, FillSlots, Iterate, Join, Loaded, WorkerSpec
 from subnetact.parallel.peers import Peers
 from subnetact.parallel.shard_decoder import ShardDecoder
 from supernet.checkpoint import load_checkpoint
@@ -24,7 +24,7 @@ def work(connection: Connection, spec: WorkerSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the executor, and that ends us
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    worker = _Worker(spec)
+    worker = _WorkerOrders(spec)
     try:
         connection.send(Loaded())
         while True:
@@ -33,7 +33,7 @@ def work(connection: Connection, spec: WorkerSpec) -> None:
         return
 
 
-def _answer(worker: _Worker, order: Any) -> Done | Failed:
+def _answer(worker: _WorkerOrders, order: Any) -> Done | Failed:
     try:
         return worker.carry_out(order)
     except Exception as error:  # another worker is gone, or a bug: the executor decides
@@ -41,7 +41,7 @@ def _answer(worker: _Worker, order: Any) -> Done | Failed:
         return Failed(f"{type(error).__name__}: {error}")
 
 
-class _Worker:
+class _WorkerOrders:
     def __init__(self, spec: WorkerSpec) -> None:
         checkpoint = load_checkpoint(spec.folder)
         depth = checkpoint.definition.config.depth  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ class _Worker:
             return Done(self._iterate(order))
         if isinstance(order, Join):
             self.peers.join(order.path)
-        elif isinstance(order, Fill):
+        elif isinstance(order, FillSlots):
             self._decoder.fill(order.runs, order.seed)
         else:
             raise TypeError(f"an order of type {type(order).__name__}")

@@ -38,7 +38,7 @@ _MOST_STARTS = 3  # in a row of one worker, until starting is given up
 
 
 @dataclass(slots=True)
-class _Member:
+class _PoolWorker:
     spec: WorkerSpec
     process: BaseProcess
     connection: Any  # a pipe's end
@@ -193,11 +193,11 @@ class WorkerPool:
         self._members[rank] = self._started(old.spec)
         self._members[rank].starts = starts
 
-    def _started(self, spec: WorkerSpec) -> _Member:
+    def _started(self, spec: WorkerSpec) -> _PoolWorker:
         here, there = self._context.Pipe()
         process = self._context.Process(
             target=work, args=(there, spec), name=f"shard-{spec.rank}", daemon=True
         )
         process.start()
         there.close()
-        return _Member(spec, process, here)
+        return _PoolWorker(spec, process, here)

@@ -8,7 +8,9 @@ import pytest
 
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts
+from slackfit.streams.parallel_cost import ParallelCost
 from subnetact.cli import with_grid
+from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.parallel.break_even import NOWHERE, measure_grid
 from subnetact.parallel.parallel_executor import ParallelExecutor
@@ -51,6 +53,21 @@ def test_the_break_even_is_printed_and_stored_in_the_profile(
     parallel = IterationCosts.of(LatencyProfile.load(tmp_path / "profile.json")).parallel
     assert parallel is not None
     assert (parallel.shards, parallel.stages) == (2, 1)
+
+
+def test_streams_are_spread_from_the_break_even_of_the_profile(decoder: Checkpoint) -> None:
+    costs = IterationCosts.of(a_profile(decoder))
+    with pytest.raises(ValueError, match="these costs are of one worker"):
+        ParallelExecutor.for_costs(decoder, costs)
+    costs = costs.on_workers(ParallelCost(shards=2, break_even_tokens=16))
+    executor = ParallelExecutor.for_costs(decoder, costs, block_tokens=4, extent_tokens=4)
+    try:
+        width = costs.subnet_ids[0]
+        for tokens, held in ((16, [16, 0]), (1, [16, 1]), (20, [20, 17])):
+            executor.run(width, [Chunk("a", (1,) * tokens)])
+            assert executor.table.held("a") == held
+    finally:
+        executor.close()
 
 
 def test_a_grid_is_measured_by_its_own_iterations(make_decoder) -> None:

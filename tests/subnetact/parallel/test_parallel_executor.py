@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +307,8 @@ def test_closing_ends_the_workers(decoder: Checkpoint) -> None:
     for process_id in ids:
         with pytest.raises(ProcessLookupError):
             os.kill(process_id, 0)
+
+
+def test_workers_that_cannot_start_are_given_up(decoder: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailedError, match="ended 3 times before it had loaded its weights"):
+        ParallelExecutor(decoder, WorkerGrid(shards=2), folder=tmp_path)

@@ -1,0 +1,1 @@
+"""One context over several workers, measured and simulated; imports `subnetact` and `slackfit`."""

@@ -1,0 +1,200 @@
+"""Two workers of one thread against one process of one thread, in turn, the best of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from serve.bench.decoder.bench import random_checkpoint
+from serve.bench.rows import Row, Tell, row
+from subnetact.decoding.ragged_batch import Chunk
+from subnetact.decoding.stream_executor import StreamExecutor
+from subnetact.parallel.break_even import NOWHERE, measure_grid
+from subnetact.parallel.parallel_executor import ParallelExecutor
+from subnetact.parallel.worker_grid import WorkerGrid
+from supernet.checkpoint import Checkpoint
+from supernet.definition import define_supernet
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 1024, "width": 576, "depth": 4, "num_heads": 9, "num_kv_heads": 3,
+    "head_dim": 64, "hidden": 1536,
+}  # fmt: skip
+"""Blocks of SmolLM2-135M, four of them, with a small vocabulary."""
+
+_ATTENTION_ONLY = {**_SHAPE, "depth": 2, "hidden": 64, "vocab_size": 64}
+_SPARE = 4096  # tokens that runs append
+_CHUNKS, _CHUNK = 8, 512
+
+
+def kvp_rows(context: int, repeats: int) -> list[Row]:
+    """Attention at a context, and a whole token where attention is 80 % of the time."""
+    with _both(_ATTENTION_ONLY, context, WorkerGrid(shards=2)) as (plain, two):
+        rest_s = best_of({"plain": lambda: plain_token(plain, 0)}, repeats)["plain"]
+        best = _tokens(plain, two, context, repeats)
+        speedup = (best["plain"] - rest_s) / (best["two"] - rest_s)
+    rows = [
+        row(
+            f"long-context/kvp2/attention_{context}_speedup",
+            speedup,
+            "ratio",
+            f"a decode behind {context} tokens, 2 blocks, 9 heads of 64 on 3 groups, less "
+            f"{rest_s * 1e3:.2f} ms of a token without context; one process "
+            f"{best['plain'] * 1e3:.2f} ms, two workers {best['two'] * 1e3:.2f} ms; best of "
+            f"{repeats}; bar 1.5",
+        )
+    ]
+    with _both(_SHAPE, context, WorkerGrid(shards=2)) as (plain, two):
+        probe = context // 4
+        rest_s = best_of({"plain": lambda: plain_token(plain, 0)}, repeats)["plain"]
+        probe_s = best_of({"plain": lambda: plain_token(plain, probe)}, repeats)["plain"]
+        at = min(context, round(4 * rest_s / max(probe_s - rest_s, 1e-9) * probe))
+        best = _tokens(plain, two, at, repeats)
+        share = 1 - rest_s / best["plain"]
+    rows.append(
+        row(
+            "long-context/kvp2/token_speedup_at_80_percent_attention",
+            best["plain"] / best["two"],
+            "ratio",
+            f"a whole token behind {at} tokens, where attention is {share:.0%} of it: 4 blocks of "
+            f"SmolLM2-135M; one process {best['plain'] * 1e3:.2f} ms, two workers "
+            f"{best['two'] * 1e3:.2f} ms; best of {repeats}; bar 1.3",
+        )
+    )
+    return rows
+
+
+def spp_rows(repeats: int) -> list[Row]:
+    """A prompt of 8 chunks: one process chunk by chunk, against two stages in flight."""
+    with _both(_SHAPE, 2 * _CHUNKS * _CHUNK, WorkerGrid(stages=2)) as (plain, two):
+        ids = tuple(i % 64 for i in range(_CHUNKS * _CHUNK))
+        width = plain.subnet_ids[-1]
+
+        def chunked() -> None:
+            for at in range(0, len(ids), _CHUNK):
+                plain.run(width, [Chunk("a", ids[at : at + _CHUNK], samples=False)])
+            plain.release("a")
+
+        def whole() -> None:
+            plain.run(width, [Chunk("a", ids)])
+            plain.release("a")
+
+        def staged() -> None:
+            two.run(width, [Chunk("a", ids)])
+            two.release("a")
+
+        best = best_of({"chunked": chunked, "whole": whole, "staged": staged}, repeats)
+    return [
+        row(
+            "long-context/spp2/prefill_8_chunks_speedup",
+            best["chunked"] / best["staged"],
+            "ratio",
+            f"{len(ids)} tokens in {_CHUNKS} chunks, 4 blocks of SmolLM2-135M; one process "
+            f"{best['chunked']:.3f} s (in one chunk {best['whole']:.3f} s), two stages "
+            f"{best['staged']:.3f} s; best of {repeats}; bar 1.4, ideal "
+            f"{_CHUNKS / (_CHUNKS / 2 + 0.5):.2f}",
+        )
+    ]
+
+
+def break_even_rows(repeats: int, tell: Tell) -> list[Row]:
+    """The context from which two shards are no slower, as a profile would have it."""
+    with _both(_SHAPE, 8192, WorkerGrid(shards=2)) as (plain, two):
+        measured = measure_grid(two, plain, repeats=repeats, tell=tell)
+    cost, depth = measured.cost, _SHAPE["depth"]
+    at = cost.break_even_tokens
+    points = ", ".join(
+        f"{context}: {alone_s * 1e3:.2f} and {spread_s * 1e3:.2f} ms"
+        for (context, alone_s), (_, spread_s) in zip(
+            measured.alone_s, measured.spread_s, strict=True
+        )
+    )
+    return [
+        row(
+            "long-context/kvp2/break_even_context",
+            -1 if at >= NOWHERE else at,
+            "tokens",
+            f"-1: at none; a decode on one shard and on two at {points}; 4 blocks of SmolLM2-135M",
+            digits=None,
+        ),
+        row(
+            "long-context/kvp2/gather",
+            cost.gather_s / depth * 1e3,
+            "ms",
+            f"a block, one token; {cost.gather_token_s / depth * 1e6:.2f} us each further",
+        ),
+    ]
+
+
+def best_of(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the least seconds of each call, in turn, after a round that does not count."""
+    best = dict.fromkeys(calls, float("inf"))
+    for number in range(-1, repeats):
+        for name, call in calls.items():
+            start_s = time.perf_counter()
+            call()
+            taken_s = time.perf_counter() - start_s
+            if number >= 0:
+                best[name] = min(best[name], taken_s)
+    return best
+
+
+def plain_token(plain: StreamExecutor, context: int) -> None:
+    """Run a decode behind `context` tokens of what the cache has, on one process."""
+    table = plain.cache.table
+    if context:
+        table.reserve("token", context)
+        table.advance("token", context)
+    plain.run(plain.subnet_ids[-1], [Chunk("token", (1,))])
+    plain.release("token")
+
+
+def _tokens(
+    plain: StreamExecutor, two: ParallelExecutor, context: int, repeats: int
+) -> dict[str, float]:
+    """The best seconds of a decode behind `context` tokens, on one process and on two workers."""
+    two.table.spread_from = 0
+    two.occupy("token", context)
+    width = two.subnet_ids[-1]
+    best = best_of(
+        {
+            "plain": lambda: plain_token(plain, context),
+            "two": lambda: two.run(width, [Chunk("token", (1,))]),
+        },
+        repeats,
+    )
+    two.release("token")
+    return best
+
+
+@contextmanager
+def _both(
+    shape: Mapping[str, Any], context: int, grid: WorkerGrid
+) -> Iterator[tuple[StreamExecutor, ParallelExecutor]]:
+    """One decoder in this process and on a grid, with memory for a context that was written."""
+    capacity = context + _SPARE
+    checkpoint: Checkpoint = random_checkpoint(
+        define_supernet("decoder_tiny", **shape, max_positions=capacity)
+    )
+    plain = StreamExecutor(checkpoint, capacity_tokens=capacity)
+    _write_all(plain)
+    two = ParallelExecutor(checkpoint, grid, capacity_tokens=capacity, micro_tokens=_CHUNK)
+    try:
+        yield plain, two
+    finally:
+        two.close()
+
+
+def _write_all(plain: StreamExecutor) -> None:
+    """Write random keys and values everywhere: memory that nobody has written is all one page."""
+    cache = plain.cache
+    slots = torch.arange(cache.table.capacity_tokens)
+    generator = torch.Generator().manual_seed(0)
+    config = plain.weights.config
+    size = (2, len(slots), config.num_kv_heads, config.head_dim)
+    drawn = torch.randn(size, generator=generator)
+    for layer in range(config.depth):
+        cache.write(layer, slots, drawn[0], drawn[1])

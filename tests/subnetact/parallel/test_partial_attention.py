@@ -1,0 +1,81 @@
+"""Parts of a context, attended to one by one and merged, are attention over the whole of it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from subnetact.decoding.attention import has_log_sum_exp
+from subnetact.decoding.extents import Run
+from subnetact.parallel import partial_attention
+from subnetact.parallel.partial_attention import attend_part, merge_parts, plan_reads
+from subnetact.parallel.shard_table import ShardTable
+
+RANKS, GROUPS, HEAD_DIM = 3, 2, 16
+
+
+def whole64(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
+) -> torch.Tensor:
+    """Plain causal attention in double precision; query (rows, ranks, groups, D)."""
+    query, keys, values = query.double(), keys.double(), values.double()
+    scores = torch.einsum("nrgd,gsd->rgns", query, keys) / HEAD_DIM**0.5
+    rows, slots = len(query), keys.shape[1]
+    unseen = torch.arange(slots) > torch.arange(start, start + rows)[:, None]
+    return torch.einsum(
+        "rgns,gsd->nrgd", scores.masked_fill(unseen, -torch.inf).softmax(-1), values
+    )
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_uneven_parts_are_the_whole(
+    seed: int, is_plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two or three workers, growth on the way, one that holds nothing for a while."""
+    if is_plain:
+        monkeypatch.setattr(partial_attention, "has_log_sum_exp", lambda: False)
+    elif not has_log_sum_exp():
+        pytest.skip("no attention with a log-sum-exp in this build of torch")
+    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    shards = draw.choice((2, 3))
+    table = ShardTable(shards, 512, block_tokens=4, extent_tokens=draw.choice((4, 16, 64)))
+    pools = [torch.zeros(2, GROUPS, 512, HEAD_DIM) for _ in range(shards)]
+    keys, values = torch.zeros(2, GROUPS, 0, HEAD_DIM)
+    for _ in range(8):
+        rows, start = draw.choice((1, draw.randint(2, 60))), keys.shape[1]
+        table.spread_from = draw.choice((0, 40, 1000))
+        query = torch.randn(rows, RANKS, GROUPS, HEAD_DIM, generator=generator) * 3
+        fresh = torch.randn(2, GROUPS, rows, HEAD_DIM, generator=generator)
+        keys, values = (torch.cat(pair, 1) for pair in ((keys, fresh[0]), (values, fresh[1])))
+        spans = table.place("a", rows)
+        parts = []
+        for pool, reads in zip(pools, table.reads("a", (), spans), strict=True):
+            for first, run in reads.fresh:
+                pool[:, :, run.begin : run.begin + run.length] = fresh[
+                    :, :, first : first + run.length
+                ]
+            plan = plan_reads(reads, rows, RANKS, query.dtype)
+            runs: list[Run] = [*reads.past, *(run for _, run in reads.fresh)]
+            views = [tuple(pool.narrow(2, run.begin, run.length)) for run in runs]
+            parts.append(attend_part(query, plan, views))
+        table.commit("a", spans)
+        mixed = merge_parts(*(torch.stack(part) for part in zip(*parts, strict=True)))
+        expected = whole64(query, keys, values, start)
+        error = (mixed - expected).abs().max() / expected.abs().max()
+        assert error <= 1e-6
+
+
+def test_a_worker_that_holds_nothing_counts_for_nothing() -> None:
+    query = torch.ones(2, RANKS, GROUPS, HEAD_DIM)
+    mixed, norm = attend_part(
+        query, plan_reads(partial_attention.ShardReads(), 2, RANKS, query.dtype), []
+    )
+    assert mixed.eq(0).all()
+    assert norm.eq(-torch.inf).all()
+    other = torch.rand(2, RANKS, GROUPS, HEAD_DIM)
+    merged = merge_parts(torch.stack((mixed, other)), torch.stack((norm, torch.zeros_like(norm))))
+    assert merged.equal(other)
