@@ -17,7 +17,7 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.hosts.assemble import build_server
 from serve.hosts.connection_limits import most_connections
-from serve.hosts.doors_host import serve_behind_doors
+from serve.hosts.doors.doors_host import serve_behind_doors
 from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
 from serve.hosts.tuned_process import tuned_process

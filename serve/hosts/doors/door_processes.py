@@ -155,7 +155,11 @@ class DoorProcesses:
         arguments = [*map(str, inherited), *(["-1"] if self._listener is None else [])]
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serve.hosts.door_process", *arguments, pass_fds=inherited
+                sys.executable,
+                "-m",
+                "serve.hosts.doors.door_process",
+                *arguments,
+                pass_fds=inherited,
             )
         finally:
             theirs.close()

@@ -18,7 +18,7 @@ from serve.access.guard import UNIX
 from serve.config import ServeConfig, ServeConfigError
 from serve.doors.server import Server
 from serve.hosts.assemble import build_server
-from serve.hosts.door_processes import DoorPorts, DoorProcesses, reserved
+from serve.hosts.doors.door_processes import DoorPorts, DoorProcesses, reserved
 from serve.hosts.tuned_process import tuned_process
 from serve.hosts.uvicorn_listener import in_url
 

@@ -1,0 +1,1 @@
+"""A server whose doors are processes of their own."""
