@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.journal import Journal
-from serve.bench.policies import planning, speed, tiny, twin
+from serve.bench.policies import planning, small_catalogs, speed, tiny, twin
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
@@ -224,7 +224,8 @@ class PoliciesBench:
         self.rows += twin.same_rows(cells, self._tell)
 
     def plan(self) -> None:
-        """Plans on odd hours, judged on even ones."""
+        """Plans on odd hours, judged on even ones; small catalogues against all their fleets."""
+        self.rows += small_catalogs.rows(range(small_catalogs.NUM_CATALOGS), self._tell)
         self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
 
     def _cell(
