@@ -105,7 +105,7 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     catalog = str(RESNET.with_name("catalog.example.toml"))
     code, out, _ = plan(
         *BASE, *SHORT, "--slo", "attainment>=0.999,accuracy>=0.775", "--json", "-",
-        "--catalog", catalog, "--html", str(page),
+        "--catalog", catalog, "--html", str(page), "--seeds", "2",
     )  # fmt: skip
     made = json.loads(out)
     assert code == 0
@@ -118,6 +118,12 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     }  # fmt: skip
     headroom = made["headroom"]
     assert 1.0 <= headroom["low"] <= headroom["factor"]
+    assert [row["seed"] for row in made["seeds"]] == [0, 1]
+    assert all(r["attainment"] >= 0.999 and r["accuracy"] >= 0.775 for r in made["seeds"])
+    curve = {row["factor"]: row for row in made["load_curve"]}
+    assert curve[1.0]["attainment"] == made["attainment"]
+    assert curve[1.0]["accuracy"] == made["accuracy"]
+    assert curve[0.5]["accuracy"] > curve[1.0]["accuracy"] > curve[1.5]["accuracy"]
     changes = [row["change"] for row in made["neighbours"]]
     assert changes == [
         "deadline x0.8", "deadline x1.25", "accuracy -0.5 points", "accuracy +0.5 points",
@@ -125,8 +131,30 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     ]  # fmt: skip
     assert made["simulated_by"] in ("compiled", "numba is not installed")
     text = page.read_text()
-    assert "<svg" in text
+    assert text.count("<svg") == 2
     assert f"{made['workers']} x 2080ti-resnet" in text
+
+
+def test_a_fleet_grows_until_every_seed_keeps_the_promise(resnet: LatencyProfile):
+    offer = DeviceOffer(name="d", profile=resnet)
+    steady_s = np.arange(0, 4, 1 / 2000)
+    traces = [Trace(arrival_s=a, duration_s=4.0) for a in (steady_s, np.repeat(steady_s, 4))]
+    workers: list[int] = []
+    for draws in ({}, {1: traces[1]}):
+        options = PlanOptions(policies=["slackfit"], confidence=0.0, draws=draws)
+        made = make_plan(
+            traces[0], 0.036, Catalog(offers=(offer,)), Promise(0.999, 0.75), options
+        )  # fmt: skip
+        workers.append(made["workers"])
+    assert workers[1] > workers[0]
+
+
+def test_a_trace_that_has_no_seed_is_not_drawn_again():
+    code, _, err = plan(
+        *BASE, "--trace", "gamma:rate=100,cv2=0,duration=1", "--slo", "attainment>=0.9",
+        "--seeds", "2",
+    )  # fmt: skip
+    assert (code, "is the same with every seed" in err) == (2, True), err
 
 
 def test_a_saturated_plan_says_so_and_gives_no_latency():
