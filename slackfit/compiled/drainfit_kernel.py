@@ -88,6 +88,28 @@ def _pace_alone(form: DrainForm, state: State, num_demands: int) -> tuple[float,
 
 
 @inlined
+def _can_wait(form: DrainForm, state: State, now_s: float, size: int, batch_s: float) -> bool:
+    """Return whether a batch leaves time for whom it leaves waiting, as `Rest.can_wait`."""
+    first, last = state.i[FIRST], state.i[LAST]
+    left = last - first - size
+    if left <= 0:
+        return True
+    next_free_s = state.free_s[1] - form.lead_s if len(state.slots.until_s) > 1 else np.inf
+    served_s = min(batch_s, next_free_s) + form.latency_s[min(left, len(form.latency_s) - 1), 0]
+    return bisect_right(state.queue.deadline_s, now_s + served_s, first, last) - first <= size
+
+
+@inlined
+def _waited_for(
+    form: DrainForm, state: State, now_s: float, size: int, place: int, above: int
+) -> int:
+    """Return the most accurate place up to `place` that leaves the rest time; else `above`."""
+    while place > above and not _can_wait(form, state, now_s, size, form.latency_s[size, place]):
+        place -= 1
+    return place
+
+
+@inlined
 def _bounded(form: DrainForm, credit_s: float, place: int) -> float:
     bound_s = form.steps_s[place]
     return max(-bound_s, min(bound_s, credit_s))
@@ -97,6 +119,7 @@ def _bounded(form: DrainForm, credit_s: float, place: int) -> float:
 def _cut_short(
     form: DrainForm,
     state: State,
+    now_s: float,
     pace_s: float,
     reserved_s: float,
     slack_s: float,
@@ -104,10 +127,11 @@ def _cut_short(
     floor: int,
     wanted: int,
 ) -> tuple[int, int]:
-    """Return (place, size) where the slack does not afford all that wait."""
+    """Return (place, size) where the slack, or the rest's, does not afford all that wait."""
     places = len(form.full_s)
     ceiling_s = min(pace_s, reserved_s)
     best = min(wanted, bisect_right(form.latency_s[size], slack_s, 0, places) - 1)
+    best = max(_waited_for(form, state, now_s, size, best, -1), min(best, floor))
     best_size = size
     for smaller in range(size - 1, 0, -1):
         keeping = bisect_right(form.per_query_s[smaller], ceiling_s, 0, places) - 1
@@ -115,6 +139,7 @@ def _cut_short(
             break
         fitting = bisect_right(form.latency_s[smaller], slack_s, 0, places) - 1
         place = min(wanted, min(keeping, fitting))
+        place = _waited_for(form, state, now_s, smaller, place, best)
         if place > best:
             best, best_size = place, smaller
     if best >= floor:
@@ -132,6 +157,7 @@ def _cut_short(
 def _choose(
     form: DrainForm,
     state: State,
+    now_s: float,
     pace_s: float,
     reserved_s: float,
     slack_s: float,
@@ -146,8 +172,9 @@ def _choose(
     if reserved_s < pace_s:
         wanted = max(min(wanted, bisect_right(form.full_s, reserved_s, 0, places) - 1), 0)
     wanted = max(wanted, floor)
-    if form.latency_s[size, wanted] > slack_s:
-        return _cut_short(form, state, pace_s, reserved_s, slack_s, size, floor, wanted)
+    batch_s = form.latency_s[size, wanted]
+    if batch_s > slack_s or not _can_wait(form, state, now_s, size, batch_s):
+        return _cut_short(form, state, now_s, pace_s, reserved_s, slack_s, size, floor, wanted)
     state.f[CREDIT] = new_credit_s
     return wanted, size
 
@@ -168,7 +195,7 @@ def decide_drain(
     pace_s, reserved_s = _pace_alone(form, state, num_demands)
     size = min(i[LAST] - first, len(form.latency_s) - 1)
     floor = form.place[queue.floor[first] - 1] if queue.floor[first] > 0 else 0
-    place, size = _choose(form, state, pace_s, reserved_s, slack_s, size, floor)
+    place, size = _choose(form, state, now_s, pace_s, reserved_s, slack_s, size, floor)
     return form.subnet[place], size, NO_WISH
 
 
@@ -259,7 +286,7 @@ def _decide_apart(form: DrainForm, state: State, now_s: float) -> tuple[int, int
         size = min(max(i[LAST] - first - num_waiting, 1), largest)
         floor = form.place[queue.floor[joint] - 1] if queue.floor[joint] > 0 else 0
         credit_s = state.f[CREDIT]
-        place, size = _choose(form, state, pace_s, reserved_s, slack_s, size, floor)
+        place, size = _choose(form, state, now_s, pace_s, reserved_s, slack_s, size, floor)
         subnet = form.subnet[place]
         if urgent < 0 or not urgent_s < slack_s - form.rows_s[subnet, size]:
             return subnet, size, PLAIN_WISH

@@ -17,6 +17,7 @@ all workers, and counts on what will arrive:
    over as credit, so the mean pace is kept with few subnets too. (Not under a reserve that binds.)
 4. All that waits, up to a full batch, if the head's slack affords it on that subnet. Else the
    subnet, with the batch cut as far as the pace allows, that is most accurate and affordable.
+   Whom a batch leaves waiting must be left the time for the fastest subnet (`Rest`).
 5. A head that no subnet serves in time in a batch as large as the pace demands gets the largest
    that it affords; it asks the scheduler to give up those not worth one
    (`slackfit.scheduling.triage`).
@@ -40,6 +41,7 @@ from slackfit.policies.apart import Apart, ApartGroup
 from slackfit.policies.forecast import Arrivals, Forecast, begin_forecast
 from slackfit.policies.others import Others
 from slackfit.policies.pace import DueBy, Supply, pace_alone, pace_shared
+from slackfit.policies.rest import Rest
 from slackfit.policies.twins import Twins
 from slackfit.policy import View
 from slackfit.profile import LatencyProfile
@@ -69,6 +71,7 @@ class _Need(NamedTuple):
     slack_s: float  # of the head
     size: int  # queries that wait, at most a full batch
     floor: int  # index of the least accurate subnet that the head accepts
+    rest: Rest
 
 
 class DrainTables(NamedTuple):
@@ -146,13 +149,14 @@ class DrainFit:
 
     def _choose(self, need: _Need, memo: _Memo) -> Decision:
         """Return what serves the need: steps 3 to 5."""
-        _, reserved_s, slack_s, size, floor = need
+        _, reserved_s, slack_s, size, floor, rest = need
         # 3. the most accurate subnet that keeps the pace, and the reserve where that binds
         wanted, credit_s = self._subnet_at(need.pace_s, size, memo.credit_s)
         if reserved_s < need.pace_s:
             wanted = max(min(wanted, bisect_right(self._full_s, reserved_s) - 1), 0)
         wanted = max(wanted, floor)
-        if self._latency_s[size][wanted] > slack_s:
+        batch_s = self._latency_s[size][wanted]
+        if batch_s > slack_s or not rest.can_wait(size, batch_s):
             return self._cut_short(need, wanted, memo)  # 4. and 5.
         # 4. all that waits
         return Decision(self._ids[wanted], size, _Memo(memo[0], memo[1], memo[2], credit_s))
@@ -188,7 +192,11 @@ class DrainFit:
         demands = self._demands(view, now_s, memo, slack_s)
         pace_s, reserved_s = pace_alone(demands, supply, num_waiting, self._full_s[0], self.reserve)
         size = min(num_waiting, self._max_batch)
-        return _Need(pace_s, reserved_s, slack_s, size, self._floor(head))
+        rest = self._rest(view, now_s, supply)
+        return _Need(pace_s, reserved_s, slack_s, size, self._floor(head), rest)
+
+    def _rest(self, view: View, now_s: float, supply: Supply) -> Rest:
+        return Rest(view.queue, now_s, supply.next_free_s, self._fastest_s)
 
     def _demands(self, view: View, now_s: float, memo: _Memo, slack_s: float) -> list[DueBy]:
         """Return the demands: beyond one SLO the queue and arrivals, up to it the queue's own."""
@@ -222,6 +230,7 @@ class DrainFit:
                 break
             apart = Apart(kept, memo.slo_s)
         longest_s = max(others.longest_batch_s, self._latency_s[self._max_batch][0])
+        rest = self._rest(view, now_s, supply)
         urgent = apart.most_urgent(now_s, self._max_batch)
         first = queue.earliest(LOOK_AT)
         joint = next((q for q in first if not apart.holds(q, groups)), None)
@@ -229,7 +238,7 @@ class DrainFit:
         if joint is not None:
             slack_s = joint.deadline_s - now_s
             size = min(max(len(queue) - apart.num_waiting, 1), self._max_batch)
-            need = _Need(*pace, min(slack_s, longest_s), size, self._floor(joint))
+            need = _Need(*pace, min(slack_s, longest_s), size, self._floor(joint), rest)
             decision = self._choose(need, memo)
             laxity_s = slack_s - self._rows[decision.subnet_id][decision.batch_size]
             if groups:
@@ -268,20 +277,23 @@ class DrainFit:
         return max(-bound_s, min(bound_s, credit_s))
 
     def _cut_short(self, need: _Need, wanted: int, memo: _Memo) -> Decision:
-        """Choose where the slack does not afford all that wait on `wanted`: steps 4 and 5.
+        """Choose where the slack, or the rest's, does not afford all on `wanted`: steps 4 and 5.
 
         More accuracy in a smaller batch must keep the pace by itself; of equally accurate subnets
         the largest batch is taken.
         """
-        pace_s, reserved_s, slack_s, size, floor = need
+        pace_s, reserved_s, slack_s, size, floor, rest = need
         ceiling_s = min(pace_s, reserved_s)
         # 4. a less accurate subnet for all, or a batch cut short for a more accurate one
-        best, best_size = min(wanted, bisect_right(self._latency_s[size], slack_s) - 1), size
+        best = min(wanted, bisect_right(self._latency_s[size], slack_s) - 1)
+        best = max(self._waited_for(rest, size, best, -1), min(best, floor))
+        best_size = size
         for smaller in range(size - 1, 0, -1):
             keeping = bisect_right(self._per_query_s[smaller], ceiling_s) - 1
             if keeping <= best:
                 break
             index = min(wanted, keeping, bisect_right(self._latency_s[smaller], slack_s) - 1)
+            index = self._waited_for(rest, smaller, index, best)
             if index > best:
                 best, best_size = index, smaller
         if best >= floor:
@@ -292,6 +304,13 @@ class DrainFit:
         # 5. the largest batch that the head affords; who is not worth one is given up by triage
         fitting = (b for b in range(size, 0, -1) if self._latency_s[b][floor] <= slack_s)
         return Decision(self._ids[floor], next(fitting, size), memo)
+
+    def _waited_for(self, rest: Rest, size: int, index: int, above: int) -> int:
+        """Return the most accurate subnet up to `index` that leaves the rest time; else `above`."""
+        row_s = self._latency_s[size]
+        while index > above and not rest.can_wait(size, row_s[index]):
+            index -= 1
+        return index
 
     def lay_out(self, profile: LatencyProfile) -> None:
         """Lay out the Pareto subnets, ascending in accuracy and latency, by batch size."""
@@ -308,6 +327,7 @@ class DrainFit:
         self._latency_s = [list(accumulate(row, max)) for row in by_size]
         self._per_query_s = [[t / max(b, 1) for t in row] for b, row in enumerate(self._latency_s)]
         self._full_s = self._per_query_s[largest]
+        self._fastest_s = [row[0] for row in self._latency_s]
         self._steps_s = [(b - a) * largest for a, b in pairwise(self._full_s)] + [0.0]
         # Batches do not end where deadlines are: up to one per worker helps none of those due.
         self._lead_s = self._lead * self._latency_s[largest][0]

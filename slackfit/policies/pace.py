@@ -41,13 +41,15 @@ class Pace(NamedTuple):
 class Supply:
     """What the workers have to give from now on."""
 
-    __slots__ = ("_free_s", "_until_s")
+    __slots__ = ("_free_s", "_until_s", "next_free_s")
 
     def __init__(self, workers: Sequence[WorkerView], now_s: float, lead_s: float) -> None:
         """Begin `lead_s` after each worker is free: so much a deadline may cut off."""
         free_s = [max(worker.busy_until_s - now_s, 0.0) + lead_s for worker in workers]
         self._free_s = sorted(free_s)
         self._until_s = [0.0, *accumulate(self._free_s)]
+        #: Seconds until another worker than the first is free; inf of one alone.
+        self.next_free_s = self._free_s[1] - lead_s if len(free_s) > 1 else inf
 
     def until(self, horizon_s: float) -> float:
         """Return the worker seconds that there are up to `horizon_s` from now."""

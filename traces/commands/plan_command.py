@@ -49,6 +49,10 @@ def plan_command(
         float, typer.Option(min=0, help="Added to every batch's profiled latency.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="Draws of a generator's trace that the best fleets must keep."),
+    ] = 1,
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Write the plan.")
     ] = None,
@@ -67,7 +71,7 @@ def plan_command(
         check_outputs(json_out, html_out)
         plan = _plan(
             trace, slo, profile, slo_ms, catalog, policies, max_devices, confidence, noise,
-            overhead_ms, seed,
+            overhead_ms, seed, seeds,
         )  # fmt: skip
         plan["command"] = command_line(context, "supernet plan", without=("json_out", "html_out"))
         text = json.dumps(plan, indent=1, allow_nan=False) + "\n"
@@ -93,8 +97,11 @@ def _plan(
     noise: bool,
     overhead_ms: float,
     seed: int,
+    seeds: int,
 ) -> dict[str, Any]:
     from dataclasses import replace
+
+    import numpy as np
 
     from slackfit.derive import with_overhead
     from slackfit.simulation.devices import DeviceModel
@@ -120,15 +127,20 @@ def _plan(
     profiles = [offer.profile for offer in offers.offers]
     if noise and len(profiles) != 1:
         raise TraceError("--noise goes with one profile, whose quantiles it draws from")
+    trace = parse_spec(spec, seed=seed)
+    draws = {seed + k: parse_spec(spec, seed=seed + k) for k in range(1, seeds)}
+    if any(np.array_equal(drawn.arrival_s, trace.arrival_s) for drawn in draws.values()):
+        raise TraceError(f"{spec!r} is the same with every seed; --seeds goes with generators")
     options = PlanOptions(
         policies=[n.strip() for n in policies.split(",")] if policies else DEFAULT_POLICIES,
         max_devices=max_devices,
         confidence=confidence,
         devices=DeviceModel(noise=next(iter(profiles)) if noise else None),
         seed=seed,
+        draws=draws,
     )
     return make_plan(
-        parse_spec(spec, seed=seed),
+        trace,
         None if slo_ms is None else slo_ms / 1e3,
         offers,
         promise,

@@ -20,7 +20,7 @@ def plan_page(plan: Mapping[str, Any]) -> str:
     if plan["saturated"]:
         parts.append(f"<p><b>Saturated.</b> {html.escape(plan['why'])}.</p>")
     else:
-        parts += [_chosen(plan), _neighbours(plan), _day(plan), _zoo(plan)]
+        parts += [_chosen(plan), _load_curve(plan), _neighbours(plan), _day(plan), _zoo(plan)]
     parts.append(_certificates(plan["certificates"]))
     parts.append(_dropped(plan["dropped"]))
     prices = plan["prices"]
@@ -60,6 +60,24 @@ def _chosen(plan: Mapping[str, Any]) -> str:
 def _with_interval(fleet: Mapping[str, Any], name: str) -> str:
     low, high = fleet[f"{name}_interval"]
     return f"{fleet[name]:.4%} ({low:.4%} to {high:.4%})"
+
+
+def _load_curve(plan: Mapping[str, Any]) -> str:
+    """Return attainment and accuracy over load, and the table of seeds where there are several."""
+    curve = plan["load_curve"]
+    axes, figure = _axes(7.0, 2.8)
+    factors = [row["factor"] for row in curve]
+    for name in ("attainment", "accuracy"):
+        axes.plot(factors, [100 * row[name] for row in curve], marker="o", label=name)
+        axes.axhline(100 * plan["promise"][name], color="#a0aec0", linestyle=":")
+    axes.axvline(plan["headroom"]["factor"], color="#c53030", linestyle="--", label="first missed")
+    axes.set_xlabel("times the load")
+    axes.set_ylabel("%")
+    axes.legend(frameon=False)
+    seeds = [(str(s["seed"]), f"{s['attainment']:.4%}", f"{s['accuracy']:.4%}") for s in
+             plan["seeds"]]  # fmt: skip
+    table = _table(("seed", "attainment", "accuracy"), seeds) if len(seeds) > 1 else ""
+    return f"<h2>Load</h2>{_svg(figure)}{table}"
 
 
 def _neighbours(plan: Mapping[str, Any]) -> str:

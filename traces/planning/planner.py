@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from traces.burstiness import trace_summary
 from traces.planning.candidates import DEFAULT_POLICIES, FleetCandidate, candidates
 from traces.planning.catalog import Catalog
 from traces.planning.certificate import query_s
+from traces.planning.finalists import by_seed, kept_on_all
 from traces.planning.promise import Promise, impossible_part
 from traces.planning.search import MOST_DEVICES, Dropped, Fleet, FleetSearch, Task, Tell
 from traces.planning.trial import Traffic, run_trial
@@ -23,17 +24,19 @@ _MOST_FACTOR = 8.0
 _FACTOR_PRECISION = 0.005
 _DAY_FROM_S = 7200.0
 _HOUR_S = 3600.0
+_CURVE = tuple(k / 10 for k in range(5, 16))  # load factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """How to plan; see the command's options."""
+    """How to plan; see the command's options. `draws` are the trace with other seeds, by seed."""
 
     policies: Sequence[str] = DEFAULT_POLICIES
     max_devices: int | None = None
     confidence: float = 0.95
     devices: DeviceModel = AS_PROFILED
     seed: int = 0
+    draws: Mapping[int, Trace] = field(default_factory=dict[int, Trace])
 
 
 def make_plan(
@@ -77,18 +80,22 @@ def make_plan(
         "certificates": certificates,
         "dropped": _why_dropped(found.dropped),
     }  # fmt: skip
-    if not found.fleets:
+    draws = {seed: _traffic(drawn, slo_s) for seed, drawn in options.draws.items()}
+    fleets = kept_on_all(found.fleets, task, draws, tell) if draws else found.fleets
+    if not fleets:
         return {**common, **_saturated(search, catalog, options)}
-    best = found.fleets[0]
-    others = [fleet for fleet in found.fleets[1:] if fleet.candidate != best.candidate]
+    best = fleets[0]
+    others = [fleet for fleet in fleets[1:] if fleet.candidate != best.candidate]
     tell("headroom, neighbours, zoo")
     return {
         **common,
         **fleet_json(best),
         "certificate_workers": search.certificate(best.candidate.offer).workers,
         "runner_up": fleet_json(others[0]) if others else None,
+        "seeds": by_seed(best, task, draws),
         "headroom": _headroom(best, task),
-        "neighbours": _neighbours(found.fleets[:2], best, task),
+        "load_curve": _load_curve(best, task),
+        "neighbours": _neighbours(fleets[:2], best, task),
         "day": _day(best, task),
         "zoo": _zoo(best, task),
         "saturated": False,
@@ -164,6 +171,19 @@ def _headroom(best: Fleet, task: Task) -> dict[str, float]:
         low, high = (middle, high) if shares[middle] > 0 else (low, middle)
     sure = [f for f, share in shares.items() if share >= 0.95]
     return {"factor": high, "low": max(sure, default=1.0), "high": high, "tried": len(shares)}
+
+
+def _load_curve(best: Fleet, task: Task) -> list[dict[str, float]]:
+    """Return what the fleet comes to at half to one and a half times the load."""
+    rows: list[dict[str, float]] = []
+    for factor in _CURVE:
+        traffic = task.traffic.faster(factor)
+        trial = run_trial(
+            best.candidate, best.workers, traffic, devices=task.devices, seed=task.seed
+        )  # fmt: skip
+        figures = {"attainment": trial.attainment, "accuracy": trial.accuracy}
+        rows.append({"factor": factor, "rate_qps": traffic.rate_qps, **figures})
+    return rows
 
 
 def _neighbours(fleets: Sequence[Fleet], best: Fleet, task: Task) -> list[dict[str, Any]]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.journal import Journal
-from serve.bench.policies import planning, speed, tiny, twin
+from serve.bench.policies import planning, small_catalogs, speed, tiny, twin, twin_cases
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
+from slackfit.profile import LatencyProfile
 from traces.generators.arrivals import GENERATOR_VERSION
 from traces.simulation.cells import Cell, CellScore, Estimate, estimate, run_cells
 from traces.trace import TraceError
@@ -212,8 +213,10 @@ class PoliciesBench:
         self.rows += speed.rows(Path(self._resnet))
 
     def twin(self) -> None:
-        """The compiled scheduler: the cells of `bars` again, and how much sooner it is."""
+        """The compiled scheduler: drawn cases, the cells of `bars` again, how much sooner it is."""
         self.rows += twin.speed_rows(Path(self._resnet))
+        resnet = LatencyProfile.load(Path(self._resnet))
+        self.rows += twin_cases.rows(resnet, range(twin_cases.NUM_CASES), self._tell)
         cells = [
             self._cell(name, paper.load_spec(qps, cv2, self._scale.duration_s), 0, ov)
             for name in ("drainfit", "slackfit")
@@ -224,7 +227,8 @@ class PoliciesBench:
         self.rows += twin.same_rows(cells, self._tell)
 
     def plan(self) -> None:
-        """Plans on odd hours, judged on even ones."""
+        """Plans on odd hours, judged on even ones; small catalogues against all their fleets."""
+        self.rows += small_catalogs.rows(range(small_catalogs.NUM_CATALOGS), self._tell)
         self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
 
     def _cell(

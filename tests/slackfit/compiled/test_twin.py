@@ -2,166 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 import pytest
 
+from serve.bench.policies.twin_cases import NAMES, NUM_CASES, differing_cases
 from slackfit.compiled.jit import missing
-from slackfit.compiled.simulate import simulate_columns
-from slackfit.derive import densified
-from slackfit.policies import create_policy, policy_names
-from slackfit.profile import LatencyProfile, SubnetProfile
-from slackfit.simulation.devices import DeviceModel, Failure, Slowdown
-from slackfit.simulation.simulate import simulate
+from slackfit.profile import LatencyProfile
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "numba is here")
-
-NAMES = tuple(name for name in policy_names() if "<" not in name)
-PARAMETERS = {
-    "slackfit": ("", "@num_buckets=40", "@variant=bucket", "@drop_hopeless=true"),
-    "drainfit": ("", "@expect=0.25@lead=0.25@reserve=1", "@reserve=0", "@drop_hopeless=false"),
-    "sushi": ("", "@strict=accuracy", "@batch_size=4", "@strict=accuracy@batch_size=3"),
-    "modelzoo": ("", "@loading_s=0.002"),
-    "maxbatch": ("", "@drop_hopeless=true"),
-    "fixed:middle": ("", "@drop_hopeless=true"),
-}
-
-
-class Case(NamedTuple):
-    """One simulation: everything but the policy."""
-
-    arrival_s: np.ndarray
-    slo_s: float | np.ndarray
-    min_accuracy: float | np.ndarray
-    query_class: np.ndarray | None
-    profile: LatencyProfile
-    devices: DeviceModel
-    num_workers: int
-    seed: int
-
-
-def generated_profile(rng: np.random.Generator) -> LatencyProfile:
-    """A few subnets, slower with accuracy and batch, but for some that are not."""
-    sizes = tuple(sorted(rng.choice([1, 2, 3, 4, 6, 8, 16], rng.integers(1, 5), replace=False)))
-    sizes = tuple(int(b) for b in sizes)
-    accuracies = np.sort(
-        rng.choice([0.6, 0.65, 0.7, 0.7, 0.75, 0.8, 0.85, 0.9], rng.integers(1, 7))
-    )
-    base_s = np.sort(rng.uniform(1e-3, 8e-3, len(accuracies)))
-    if rng.random() < 0.3:
-        rng.shuffle(base_s)
-    subnets: list[SubnetProfile] = []
-    for i, (accuracy, per_s) in enumerate(zip(accuracies, base_s, strict=True)):
-        fixed_s = rng.uniform(0, 3e-3)
-        row = np.array([fixed_s + per_s * b ** rng.uniform(0.3, 1.0) for b in sizes])
-        if rng.random() < 0.8:
-            row = np.maximum.accumulate(row)
-        more = rng.uniform(1.0, 2.0, len(row))
-        latency_s = {"p50": tuple(row.tolist()), "p95": tuple((row * more).tolist())}
-        subnets.append(
-            SubnetProfile(
-                subnet_id=f"s{i}", accuracy=float(accuracy), macs=int(1 + 1e6 * per_s),
-                latency_s=latency_s,
-            )
-        )  # fmt: skip
-    return LatencyProfile(
-        name="generated", device="none", dtype="none", batch_sizes=sizes, subnets=tuple(subnets)
-    )
-
-
-def generated_devices(
-    rng: np.random.Generator, profile: LatencyProfile, num_workers: int, end_s: float
-) -> DeviceModel:
-    """Overhead, noise, other profiles, switching, failures and slow-downs, each now and then."""
-    events: list[Failure | Slowdown] = []
-    if rng.random() < 0.4:
-        doomed = rng.permutation(num_workers)[: rng.integers(0, num_workers + 1)]
-        events += [Failure(float(rng.uniform(0, end_s)), int(w)) for w in doomed]
-        for _ in range(rng.integers(0, 3)):
-            factor = float(rng.uniform(0.5, 3))
-            at_s = float(rng.uniform(0, end_s))
-            events.append(Slowdown(at_s, int(rng.integers(num_workers)), factor))
-    noise = None
-    if rng.random() < 0.5:
-        noise = profile if rng.random() < 0.5 else rng.uniform(0.5, 2.0, 7).tolist()
-    others = None
-    if rng.random() < 0.3:
-        others = [profile.scaled(float(rng.uniform(0.5, 2))) for _ in range(num_workers)]
-    return DeviceModel(
-        overhead_s=float(rng.choice([0.0, 0.001])),
-        switch_cost_s=float(rng.uniform(0, 5e-3)) if rng.random() < 0.3 else None,
-        noise=noise,
-        profiles=others,
-        events=events,
-    )
-
-
-def generated_case(seed: int, resnet: LatencyProfile) -> Case:
-    rng = np.random.default_rng([seed, 24])
-    profile = generated_profile(rng)
-    if rng.random() < 0.1:
-        profile = resnet if rng.random() < 0.5 else densified(resnet, 20)
-    num_workers = int(rng.integers(1, 6))
-    count = int(rng.integers(1, 500))
-    rate_qps = profile.fastest().capacity_qps * num_workers * rng.uniform(0.2, 2.5)
-    shape = float(rng.choice([0.12, 0.5, 1.0]))
-    gaps_s = rng.gamma(shape, 1 / (shape * rate_qps), count)
-    if rng.random() < 0.3:  # ties, with completions too
-        gaps_s = np.round(gaps_s, 3)
-    arrival_s = np.cumsum(gaps_s)
-    longest_s = max(row[-1] for row in profile.table().values())
-    slo_s = float(longest_s * rng.uniform(0.5, 8))
-    kinds = longest_s * rng.uniform(0.2, 12, 4)
-    kinds[3] = np.inf if rng.random() < 0.3 else kinds[3]
-    min_accuracy: float | np.ndarray = 0.0
-    if rng.random() < 0.4:
-        top = float(rng.choice([0.75, 0.95]))
-        min_accuracy = np.where(
-            rng.random(count) < rng.uniform(0, 1), rng.uniform(0, top, count), 0
-        )
-    return Case(
-        arrival_s=arrival_s,
-        slo_s=slo_s if rng.random() < 0.4 else rng.choice(kinds, count),
-        min_accuracy=min_accuracy,
-        query_class=rng.integers(-1, 3, count) if rng.random() < 0.3 else None,
-        profile=profile,
-        devices=generated_devices(rng, profile, num_workers, float(arrival_s[-1])),
-        num_workers=num_workers,
-        seed=int(rng.integers(0, 1 << 40)),
-    )  # fmt: skip
-
-
-def both(case: Case, name: str):
-    """The outcomes in Python, and what the compiled path gave."""
-    arrival_s, profile = case.arrival_s, case.profile
-    options = {
-        "slo_s": case.slo_s, "num_workers": case.num_workers, "seed": case.seed,
-        "devices": case.devices, "query_class": case.query_class,
-        "min_accuracy": case.min_accuracy,
-    }  # fmt: skip
-    want = simulate(arrival_s, profile, create_policy(name, profile), **options)
-    got = simulate_columns(arrival_s, profile, create_policy(name, profile), **options)
-    return want, got
-
-
-def check(name: str, seeds: range, resnet: LatencyProfile) -> None:
-    variants = PARAMETERS.get(name, ("",))
-    for seed in seeds:
-        case = generated_case(seed, resnet)
-        full = name + variants[seed % len(variants)]
-        full = full.replace("batch_size=4", f"batch_size={min(4, case.profile.max_batch_size)}")
-        full = full.replace("batch_size=3", f"batch_size={min(3, case.profile.max_batch_size)}")
-        want, got = both(case, full)
-        assert list(got.columns) == want, f"{full}, case {seed}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_policy_ends_every_query_as_in_python(name: str, resnet: LatencyProfile):
-    check(name, range(40), resnet)
+    assert differing_cases(name, resnet, range(40)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_policy_ends_every_query_as_in_python_500_times(name: str, resnet: LatencyProfile):
-    check(name, range(40, 540), resnet)
+    assert differing_cases(name, resnet, range(40, 40 + NUM_CASES)) == []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from serve.bench.policies.small_catalogs import compared, small_task
 from serve.cli import build_app
 from slackfit.profile import LatencyProfile, SubnetProfile
 from traces.planning.candidates import candidates
@@ -19,7 +20,6 @@ from traces.planning.certificate import certify, query_s
 from traces.planning.page import plan_page
 from traces.planning.planner import PlanOptions, make_plan
 from traces.planning.promise import Promise
-from traces.planning.search import FleetSearch, Task
 from traces.planning.trial import Traffic, run_trial
 from traces.trace import Trace, TraceError
 
@@ -31,71 +31,13 @@ def resnet() -> LatencyProfile:
     return LatencyProfile.load(RESNET)
 
 
-def small_profile(rng: np.random.Generator, name: str) -> LatencyProfile:
-    accuracies = np.sort(rng.choice(np.arange(0.6, 0.95, 0.05), rng.integers(2, 5), replace=False))
-    base_s = np.sort(rng.uniform(1e-3, 6e-3, len(accuracies)))
-    subnets = tuple(
-        SubnetProfile(
-            subnet_id=f"s{i}", accuracy=float(accuracy), macs=1,
-            latency_s={"p50": tuple(float(t * b**0.6) for b in (1, 2, 4, 8))},
-        )
-        for i, (accuracy, t) in enumerate(zip(accuracies, base_s, strict=True))
-    )  # fmt: skip
-    return LatencyProfile(
-        name=name, device="none", dtype="none", batch_sizes=(1, 2, 4, 8), subnets=subnets
-    )
-
-
-def small_task(seed: int) -> tuple[Catalog, Traffic, Promise, list[str]]:
-    rng = np.random.default_rng([seed, 8])
-    offers = tuple(
-        DeviceOffer(
-            name=f"d{i}", profile=small_profile(rng, f"d{i}"),
-            price_per_hour=float(rng.integers(1, 9)), max_devices=int(rng.integers(2, 7)),
-        )
-        for i in range(rng.integers(1, 4))
-    )  # fmt: skip
-    capacity_qps = max(offer.profile.fastest().capacity_qps for offer in offers)
-    rate_qps = capacity_qps * rng.uniform(0.3, 3.0)
-    shape = float(rng.choice([0.25, 1.0]))
-    arrival_s = np.cumsum(rng.gamma(shape, 1 / (shape * rate_qps), 1500))
-    slo_s = float(rng.uniform(0.015, 0.06))
-    accuracies = [s.accuracy for offer in offers for s in offer.profile.subnets]
-    promise = Promise(
-        float(rng.choice([0.9, 0.99, 0.999])), float(rng.uniform(0.55, np.median(accuracies)))
-    )
-    traffic = Traffic(arrival_s, float(arrival_s[-1]) + 1e-9, slo_s)
-    policies = ["drainfit", "slackfit"] if rng.random() < 0.7 else ["slackfit@num_buckets=40"]
-    return Catalog(offers=offers), traffic, promise, policies
-
-
-def cheapest_of_all(
-    catalog: Catalog, traffic: Traffic, promise: Promise, policies: list[str]
-) -> float | None:
-    """The price of the cheapest fleet that keeps the promise, of every one there is."""
-    costs = [
-        candidate.cost(count)
-        for candidate in candidates(catalog, policies, promise, float(traffic.slo_s))
-        for count in range(1, (candidate.offer.max_devices or 0) + 1)
-        if run_trial(candidate, count, traffic).keeps(promise)
-    ]
-    return min(costs, default=None)
-
-
 def check_against_all(seeds: range, *, other_at_most: int) -> None:
     others: list[int] = []
     for seed in seeds:
-        catalog, traffic, promise, policies = small_task(seed)
-        search = FleetSearch(Task(traffic, promise))
-        found = search.run(candidates(catalog, policies, promise, float(traffic.slo_s)))
-        expected = cheapest_of_all(catalog, traffic, promise, policies)
-        best = found.fleets[0] if found.fleets else None
-        if (None if best is None else best.cost) != expected:
+        found = compared(small_task(seed))
+        if found.planned != found.cheapest:
             others.append(seed)
-        if best is not None:
-            again = run_trial(best.candidate, best.workers, traffic)
-            assert again.keeps(promise), f"seed {seed}"
-            assert best.workers >= search.certificate(best.candidate.offer).workers
+        assert found.keeps, f"seed {seed}"
     assert len(others) <= other_at_most, others
 
 
@@ -163,7 +105,7 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     catalog = str(RESNET.with_name("catalog.example.toml"))
     code, out, _ = plan(
         *BASE, *SHORT, "--slo", "attainment>=0.999,accuracy>=0.775", "--json", "-",
-        "--catalog", catalog, "--html", str(page),
+        "--catalog", catalog, "--html", str(page), "--seeds", "2",
     )  # fmt: skip
     made = json.loads(out)
     assert code == 0
@@ -176,6 +118,12 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     }  # fmt: skip
     headroom = made["headroom"]
     assert 1.0 <= headroom["low"] <= headroom["factor"]
+    assert [row["seed"] for row in made["seeds"]] == [0, 1]
+    assert all(r["attainment"] >= 0.999 and r["accuracy"] >= 0.775 for r in made["seeds"])
+    curve = {row["factor"]: row for row in made["load_curve"]}
+    assert curve[1.0]["attainment"] == made["attainment"]
+    assert curve[1.0]["accuracy"] == made["accuracy"]
+    assert curve[0.5]["accuracy"] > curve[1.0]["accuracy"] > curve[1.5]["accuracy"]
     changes = [row["change"] for row in made["neighbours"]]
     assert changes == [
         "deadline x0.8", "deadline x1.25", "accuracy -0.5 points", "accuracy +0.5 points",
@@ -183,8 +131,30 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     ]  # fmt: skip
     assert made["simulated_by"] in ("compiled", "numba is not installed")
     text = page.read_text()
-    assert "<svg" in text
+    assert text.count("<svg") == 2
     assert f"{made['workers']} x 2080ti-resnet" in text
+
+
+def test_a_fleet_grows_until_every_seed_keeps_the_promise(resnet: LatencyProfile):
+    offer = DeviceOffer(name="d", profile=resnet)
+    steady_s = np.arange(0, 4, 1 / 2000)
+    traces = [Trace(arrival_s=a, duration_s=4.0) for a in (steady_s, np.repeat(steady_s, 4))]
+    workers: list[int] = []
+    for draws in ({}, {1: traces[1]}):
+        options = PlanOptions(policies=["slackfit"], confidence=0.0, draws=draws)
+        made = make_plan(
+            traces[0], 0.036, Catalog(offers=(offer,)), Promise(0.999, 0.75), options
+        )  # fmt: skip
+        workers.append(made["workers"])
+    assert workers[1] > workers[0]
+
+
+def test_a_trace_that_has_no_seed_is_not_drawn_again():
+    code, _, err = plan(
+        *BASE, "--trace", "gamma:rate=100,cv2=0,duration=1", "--slo", "attainment>=0.9",
+        "--seeds", "2",
+    )  # fmt: skip
+    assert (code, "is the same with every seed" in err) == (2, True), err
 
 
 def test_a_saturated_plan_says_so_and_gives_no_latency():
