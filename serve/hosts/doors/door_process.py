@@ -1,8 +1,8 @@
 """A door's process: HTTP and gRPC on ports that other doors share, for engines in another process.
 
-`python -m serve.hosts.doors.door_process LINK MEMORY RATES LISTENER`, four inherited descriptors, is
-started by `DoorProcesses`, which tells it what to serve, when to end, and starts it again when it
-dies. It leaves signals to that process, and ends with it.
+`python -m serve.hosts.doors.door_process LINK MEMORY RATES LISTENER`, four inherited descriptors,
+is started by `DoorProcesses`, which tells it what to serve, when to end, and starts it again when
+it dies. It leaves signals to that process, and ends with it.
 """
 
 from __future__ import annotations
