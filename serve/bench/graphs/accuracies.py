@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from serve.bench.graphs.cases import NodeCase, missing, node_case
+from serve.bench.graphs.cases import REGULARISATION, NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
 from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
@@ -114,7 +114,8 @@ class NodeAccuracies:
         teacher = self._teacher(name, seed)
         few = case.definition.space.fanout[1]
         archs = [parse_arch(t.format(few=few), case.definition.space) for t in SHAPES]
-        training = replace(self._training, seed=seed)
+        decay, dropout = REGULARISATION[name]
+        training = replace(self._training, seed=seed, weight_decay=decay, dropout=dropout)
         state = NodeTrainer(case.definition, case.whole, training, teacher).run()
         shared = {a.subnet_id: self._accuracy(case, state, a) for a in archs}
         alone: dict[str, float] = {}
