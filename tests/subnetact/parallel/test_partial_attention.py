@@ -58,7 +58,7 @@ def test_uneven_parts_are_the_whole(
                 pool[:, :, run.begin : run.begin + run.length] = fresh[
                     :, :, first : first + run.length
                 ]
-            plan = plan_reads(reads, rows, RANKS, query.dtype)
+            plan = plan_reads(reads, rows, RANKS, query)
             runs: list[Run] = [*reads.past, *(run for _, run in reads.fresh)]
             views = [tuple(pool.narrow(2, run.begin, run.length)) for run in runs]
             parts.append(attend_part(query, plan, views))
@@ -72,7 +72,7 @@ def test_uneven_parts_are_the_whole(
 def test_a_worker_that_holds_nothing_counts_for_nothing() -> None:
     query = torch.ones(2, RANKS, GROUPS, HEAD_DIM)
     mixed, norm = attend_part(
-        query, plan_reads(partial_attention.ShardReads(), 2, RANKS, query.dtype), []
+        query, plan_reads(partial_attention.ShardReads(), 2, RANKS, query), []
     )
     assert mixed.eq(0).all()
     assert norm.eq(-torch.inf).all()
