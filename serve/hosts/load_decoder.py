@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serve.config import ServeConfig, ServeConfigError
 from serve.engine.stream_device import IterationExecutor
+from serve.hosts.decoder_workers import start_workers
 from serve.hosts.load_device import DEFAULT_NAME, read_checkpoint, read_profile
 from serve.models.served_decoder import DecoderSpec
 from serve.models.text_coder import ByteCoder, TextCoder
@@ -22,10 +23,12 @@ from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.scheduling.streams.stream_scheduler import KV_TOKENS
 from slackfit.streams.iteration_cost import IterationCosts, has_iterations
 from slackfit.streams.stream_policy import StreamPolicy
+from subnetact.parallel.worker_failure import WorkerFailedError
 from subnetact.timed_decoder import TimedDecoder
 
 if TYPE_CHECKING:
     from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.parallel.parallel_executor import ParallelExecutor
     from supernet.checkpoint import Checkpoint
     from supernet.families.decoder import DecoderConfig
 
@@ -86,6 +89,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     _check_fit(config, checkpoint, given)
     if given is not None:
         offered_costs(config, IterationCosts.of(given))  # before anything slow
+    from subnetact.decoding.stream_executor import StreamExecutor
     from supernet.tokenizer import Tokenizer, TokenizerMissingError
 
     assert checkpoint.text is not None, "checked as it was read"
@@ -94,7 +98,11 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     except (TokenizerMissingError, ValueError) as error:
         raise ServeConfigError(f"checkpoint {config.checkpoint}: {error}") from None
     executor = _load_executor(config, checkpoint, given)
-    profile = _profile(config, executor, checkpoint, given)
+    if isinstance(executor, StreamExecutor):
+        profile = _profile(config, executor, checkpoint, given)
+    else:
+        assert given is not None, "it was measured on workers"
+        profile = given
     costs = IterationCosts.of(profile)
     spec = DecoderSpec(
         name=config.model_name or checkpoint.name.replace(" ", "-") or DEFAULT_NAME,
@@ -107,7 +115,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
         device=profile.device,
         created=int(time.time()),
     )
-    table = executor.cache.table
+    table = executor.cache.table if isinstance(executor, StreamExecutor) else executor.table
     return LoadedDecoder(executor, costs, coder, spec, table.capacity_tokens, table.block_tokens)
 
 
@@ -158,9 +166,11 @@ def _config(checkpoint: Checkpoint) -> DecoderConfig:
 
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None
-) -> StreamExecutor:
+) -> StreamExecutor | ParallelExecutor:
+    """Return the executor that runs here, or on workers where a profile of this device has them."""
     from subnetact.decoding.kv_cache import CacheShape
     from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.device import device_name
 
     of = _config(checkpoint)
     shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)
@@ -171,6 +181,17 @@ def _load_executor(
         raise ServeConfigError(text)
     packing = config.packing or (given.packing if given is not None else None) or "views"
     try:
+        if given is not None and IterationCosts.of(given).parallel is not None:
+            if (given.device, given.packing) == (device_name(config.device), packing):
+                return start_workers(
+                    config,
+                    checkpoint,
+                    given,
+                    packing=packing,
+                    kv_tokens=kv_tokens,
+                    block_tokens=_BLOCK_TOKENS,
+                )
+            logger.warning("profile %s is of workers elsewhere: served on one", config.profile)
         return StreamExecutor(
             checkpoint,
             capacity_tokens=kv_tokens,
@@ -178,7 +199,7 @@ def _load_executor(
             threads=config.threads,
             packing=packing,
         )
-    except ValueError as error:
+    except (ValueError, WorkerFailedError) as error:
         raise ServeConfigError(str(error)) from None
 
 
