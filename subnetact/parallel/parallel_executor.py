@@ -97,6 +97,7 @@ class ParallelExecutor:
         backend = backend_for(device, len(grid))
         if device != "cpu" and packing != "views":
             raise ValueError(f"packing is {packing!r}, on {device} allowed views")
+        self.backend = backend
         self._hung_after_s = hung_after_s
         self._costs = costs
         self._lost: set[SequenceId] = set()
