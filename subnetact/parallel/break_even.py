@@ -72,10 +72,13 @@ def measure_grid(
             spread.append((context, best.spread))
         found = break_even_tokens(alone, spread)
         even = NOWHERE if found is None else found
-        short = best_decode_s(executor, _SHORT, repeats)
+        at = executor.table.extent_tokens + _SHORT  # a stream of one extent is on one shard
+        fitting = (executor.max_positions - at) // (_CHUNK * _IN_A_ROW) - 1
+        if fitting < 0:
+            at, fitting = _SHORT, 0  # none of this decoder ever is on several
+        short = best_decode_s(executor, at, repeats)
         gather_s = max(0.0, short.spread - short.alone)
-        fitting = (executor.max_positions - _SHORT) // (_CHUNK * _IN_A_ROW) - 1
-        chunk = best_decode_s(executor, _SHORT, min(repeats, fitting), tokens=_CHUNK)
+        chunk = best_decode_s(executor, at, min(repeats, fitting), tokens=_CHUNK)
         gather_token_s = max(0.0, chunk.spread - chunk.alone - gather_s) / (_CHUNK - 1)
     cost = ParallelCost(
         shards=grid.shards,

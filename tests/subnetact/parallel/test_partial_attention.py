@@ -79,3 +79,17 @@ def test_a_worker_that_holds_nothing_counts_for_nothing() -> None:
     other = torch.rand(2, RANKS, GROUPS, HEAD_DIM)
     merged = merge_parts(torch.stack((mixed, other)), torch.stack((norm, torch.zeros_like(norm))))
     assert merged.equal(other)
+
+
+def test_an_operator_of_other_devices_is_tried_with_values_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is none for this device; one that answers otherwise is not used, one that agrees is."""
+    device = torch.device("cpu")
+    assert not partial_attention.has_efficient.__wrapped__(device)
+    wrong = lambda query, keys, values: (query, query[..., 0])  # noqa: E731
+    monkeypatch.setattr(partial_attention, "efficient_slab", wrong)
+    assert not partial_attention.has_efficient.__wrapped__(device)
+    right = lambda *tensors: partial_attention.plain_slab(*tensors, None)  # noqa: E731
+    monkeypatch.setattr(partial_attention, "efficient_slab", right)
+    assert partial_attention.has_efficient.__wrapped__(device)
