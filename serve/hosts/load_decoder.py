@@ -1,6 +1,7 @@
 """A decoder ready to write what a `ServeConfig` names: its executor, tokenizer, iteration costs.
 
-As `load_device.py` for models that answer at once; both hosts come through here.
+As `load_device.py` for models that answer at once; both hosts come through here. A profile that was
+measured on a grid of workers (`supernet profile --shards N --stages N`) has it run on such a grid.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serve.config import ServeConfig, ServeConfigError
 from serve.engine.stream_device import IterationExecutor
-from serve.hosts.decoder_workers import start_workers
 from serve.hosts.load_device import DEFAULT_NAME, read_checkpoint, read_profile
+from serve.hosts.several_models import each_model
 from serve.models.served_decoder import DecoderSpec
 from serve.models.text_coder import ByteCoder, TextCoder
 from slackfit.policies.streams import create_stream_policy
@@ -65,6 +66,22 @@ def serves_streams(config: ServeConfig) -> bool:
         return get_family(str(header["family"])).generates
     except (OSError, ValueError, KeyError, TypeError):
         return False  # who loads it says what is wrong
+
+
+def count_workers(config: ServeConfig) -> int:
+    """Return how many worker processes a replica of these settings starts, of all its models.
+
+    Raises ServeConfigError or ProfileError as reading the profiles does.
+    """
+    return sum(map(_workers_of, each_model(config)))
+
+
+def _workers_of(config: ServeConfig) -> int:
+    if config.device != "cpu" or config.profile is None:
+        return 0
+    profile = read_profile(config.profile)
+    parallel = IterationCosts.of(profile).parallel if has_iterations(profile) else None
+    return 0 if parallel is None else parallel.shards * parallel.stages
 
 
 def check_decoder(config: ServeConfig) -> None:
@@ -183,7 +200,7 @@ def _load_executor(
     try:
         if given is not None and IterationCosts.of(given).parallel is not None:
             if (given.device, given.packing) == (device_name(config.device), packing):
-                return start_workers(
+                return _start_workers(
                     config,
                     checkpoint,
                     given,
@@ -201,6 +218,37 @@ def _load_executor(
         )
     except (ValueError, WorkerFailedError) as error:
         raise ServeConfigError(str(error)) from None
+
+
+def _start_workers(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    profile: LatencyProfile,
+    *,
+    packing: str,
+    kv_tokens: int,
+    block_tokens: int,
+) -> ParallelExecutor:
+    """Start the grid of workers that a profile was measured on, with `kv_tokens` over its shards.
+
+    Workers are taken to hang in half the time that the engine gives the whole device, so one that
+    does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
+    """
+    from subnetact.parallel.parallel_executor import ParallelExecutor
+
+    costs = IterationCosts.of(profile)
+    shards = 1 if costs.parallel is None else costs.parallel.shards
+    blocks = -(-kv_tokens // (shards * block_tokens))
+    return ParallelExecutor.for_costs(
+        checkpoint,
+        costs,
+        folder=config.checkpoint,
+        capacity_tokens=blocks * block_tokens,
+        block_tokens=block_tokens,
+        threads=config.threads,
+        packing=packing,
+        hung_after_s=config.hung_after_s / 2,
+    )
 
 
 def _profile(

@@ -29,7 +29,7 @@ from serve.access.tls import tls_files
 from serve.access.tokens import read_tokens
 from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.check import check
-from serve.hosts.decoder_workers import count_workers
+from serve.hosts.load_decoder import count_workers
 from serve.hosts.uvicorn_listener import bind, in_url
 from serve.proto.names import REPLICAS
 

@@ -17,9 +17,9 @@ from serve.config import ServeConfig, ServeConfigError, parse_config, parse_live
 from serve.hosts.assemble import build_server
 from serve.hosts.autoscale import reported
 from serve.hosts.check import check
-from serve.hosts.decoder_workers import count_workers
 from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
+from serve.hosts.load_decoder import count_workers
 from serve.hosts.ray_metrics import exporting_to_ray
 from serve.hosts.ray_registry import RayStore, Registry, announced
 from serve.hosts.tuned_process import tuned_process

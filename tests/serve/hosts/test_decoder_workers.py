@@ -10,8 +10,8 @@ import pytest
 
 from serve.bench.decoder.bench import random_checkpoint
 from serve.config import ServeConfig, parse_config
-from serve.hosts import decoder_workers, load_decoder
-from serve.hosts.decoder_workers import count_workers
+from serve.hosts import load_decoder
+from serve.hosts.load_decoder import count_workers
 from serve.hosts.ray_host import _cores
 from slackfit.profile import LatencyProfile
 from slackfit.streams.iteration_cost import IterationCosts
@@ -76,4 +76,4 @@ def test_workers_are_started_as_the_profile_of_this_device_says(
     found = load_decoder._load_executor(config, checkpoint, elsewhere)
     assert isinstance(found, StreamExecutor)
     assert "is of workers elsewhere: served on one" in caplog.text
-    assert decoder_workers.count_workers(config) == 3
+    assert count_workers(config) == 3
