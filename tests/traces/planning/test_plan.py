@@ -20,7 +20,8 @@ from traces.planning.certificate import certify, query_s
 from traces.planning.page import plan_page
 from traces.planning.planner import PlanOptions, make_plan
 from traces.planning.promise import Promise
-from traces.planning.trial import Traffic, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import run_trial
 from traces.trace import Trace, TraceError
 
 RESNET = Path("profiles/superserve_resnet_2080ti.json").resolve()
@@ -185,7 +186,7 @@ def test_a_saturated_plan_says_so_and_gives_no_latency():
         ("accuracy>=0.7", "36", "names no attainment above 0"),
         ("attainment>=1.5", "36", "attainment>=1.5 is no fraction, allowed 0 to 1"),
         ("attainment=0.9", "36", "is not understood; give attainment>=FRACTION"),
-        ("fluidity>=0.9", "36", "a promise on fluidity is one of streams, which are not planned"),
+        ("fluidity>=0.9", "36", "a promise on fluidity is one of streams, which need a profile"),
     ],
 )  # fmt: skip
 def test_a_promise_that_cannot_be_says_why(slo: str, slo_ms: str, message: str):
