@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traces.commands.stream_options import (
+    KvTokensOption,
+    LengthScaleOption,
+    LengthsOption,
+    MaxRunningOption,
+    ThinOption,
+)
+
 if TYPE_CHECKING:
     from traces.planning.plan_request import PlanRequest
 
@@ -31,7 +39,8 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
             typer.Option(
                 metavar="PROMISE",
                 help='What must hold: "attainment>=0.999,accuracy>=0.775"; floor>=0.7 of every '
-                "answer; gold:attainment>=0.9999 of one tenant or class.",
+                "answer; gold:attainment>=0.9999 of one tenant or class. Of streams: "
+                "first_output<=500ms,period<=50ms,attainment>=0.99,fluidity>=0.95.",
             ),
         ],
         profile: Annotated[
@@ -49,13 +58,14 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
             str | None, typer.Option(metavar="NAME[,NAME...]", help="Policies to try.")
         ] = None,
         routing: Annotated[
-            str,
+            str | None,
             typer.Option(
                 metavar="RULE[,RULE...]",
-                help="How queries get to several devices: one-queue, round-robin, or as in "
-                "`simulate`; those beyond the first two run in Python.",
+                help="How queries get to several devices: one-queue (default), round-robin, or as "
+                "in `simulate`; those beyond the two run in Python. Streams: round-robin, "
+                "fewest-streams; default both.",
             ),
-        ] = "one-queue",
+        ] = None,
         max_devices: Annotated[int | None, typer.Option(min=1, help="Devices at the most.")] = None,
         confidence: Annotated[
             float,
@@ -94,6 +104,11 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
         verify_s: Annotated[
             float, typer.Option(min=1, help="Seconds of each load, with --verify.")
         ] = 20.0,
+        thin: ThinOption = 1.0,
+        length_scale: LengthScaleOption = 1.0,
+        lengths: LengthsOption = None,
+        kv_tokens: KvTokensOption = None,
+        max_running: MaxRunningOption = None,
         json_out: Annotated[
             str | None, typer.Option("--json", metavar="FILE|-", help="Write the plan.")
         ] = None,
@@ -107,7 +122,7 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
 
         with trace_errors():
             from slackfit.output_files import check_outputs
-            from traces.planning.plan_request import read_request
+            from traces.planning.plan_request import PlanRequest, read_request
             from traces.trace import TraceError
 
             check_outputs(json_out, html_out)
@@ -120,7 +135,12 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
             plan["command"] = command_line(
                 context, "supernet plan", without=("json_out", "html_out")
             )
-            if verify is not None and checker is not None and not plan["saturated"]:
+            if (
+                verify is not None
+                and checker is not None
+                and isinstance(request, PlanRequest)
+                and not plan["saturated"]
+            ):
                 plan["verification"] = checker(
                     request, plan, verify, verify_s,
                     lambda forecast: _forecast(plan, forecast, json_out),
@@ -176,6 +196,13 @@ def _summary(plan: dict[str, Any]) -> str:
         f"the promise holds up to {headroom['factor']:.2f} times the load "
         f"({headroom['low']:.2f} surely)",
     ]
+    if plan.get("kind") == "streams":
+        first, gap = plan["first_output_ms"]["p95"], plan["gap_ms"]["p95"]
+        lines.insert(
+            2,
+            f"fluidity {plan['fluidity']:.5f}; 95 of 100 first outputs within {first or 0:.0f} ms, "
+            f"95 of 100 gaps within {gap or 0:.0f} ms",
+        )
     if plan["answers_of"] != "the whole trace":
         lines[-1] += f", of {plan['answers_of']}"
     if "verification" in plan:

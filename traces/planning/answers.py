@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,8 @@ _MOST_FACTOR = 8.0
 _FACTOR_PRECISION = 0.005
 _DAY_FROM_S = 7200.0
 _HOUR_S = 3600.0
-_CURVE = tuple(k / 10 for k in range(5, 16))  # load factors
+LOAD_FACTORS = tuple(k / 10 for k in range(5, 16))
+"""Of `load_curve`."""
 _COMPARED_ROUTINGS = (ONE_QUEUE, parse_routing("round-robin"))
 
 
@@ -34,6 +35,14 @@ def headroom(best: Fleet, task: Task) -> dict[str, float]:
         )  # fmt: skip
         return 0.0 if not trial.keeps(task.promise) else trial.share_kept(task.promise)
 
+    return first_missed(kept)
+
+
+def first_missed(kept: Callable[[float], float]) -> dict[str, float]:
+    """Return the least load factor at which `kept`, the share of redrawn traces, is 0.
+
+    `low` is the largest that was tried with a share of 0.95; 1 stands for itself.
+    """
     shares: dict[float, float] = {1.0: kept(1.0)}
     step, high = 0.04, 1.0
     while shares[high] > 0.0 and high < _MOST_FACTOR:
@@ -52,7 +61,7 @@ def headroom(best: Fleet, task: Task) -> dict[str, float]:
 def load_curve(best: Fleet, task: Task) -> list[dict[str, float]]:
     """Return what the fleet comes to at half to one and a half times the load."""
     rows: list[dict[str, float]] = []
-    for factor in _CURVE:
+    for factor in LOAD_FACTORS:
         traffic = task.traffic.faster(factor)
         trial = run_trial(
             best.candidate, best.workers, traffic, devices=task.devices, seed=task.seed

@@ -18,6 +18,11 @@ from traces.planning.catalog import Catalog, load_catalog, without_prices
 from traces.planning.planner import PlanOptions, make_plan
 from traces.planning.promise import Promise, parse_promise
 from traces.planning.search import Tell
+from traces.planning.streams.stream_request import (
+    StreamPlanRequest,
+    is_of_streams,
+    read_stream_request,
+)
 from traces.spec.spec import parse_spec
 from traces.trace import Trace, TraceError
 
@@ -63,13 +68,15 @@ class PlanRequest:
         return next(offer.profile for offer in self.catalog.offers if offer.name == device)
 
 
-def read_request(given: Mapping[str, Any], tell: Tell) -> PlanRequest:
+def read_request(given: Mapping[str, Any], tell: Tell) -> PlanRequest | StreamPlanRequest:
     """Return what the command's parameters, by name, ask for.
 
     Raises TraceError and ProfileError for what can't be, FileNotFoundError.
     """
-    promise = parse_promise(given["slo"])
     catalog = _catalog(given["profile"], given["catalog"], given["overhead_ms"] * 1e-3)
+    if is_of_streams(catalog, given):
+        return read_stream_request(given, catalog, tell)
+    promise = parse_promise(given["slo"])
     profiles = [offer.profile for offer in catalog.offers]
     if given["noise"] and len(profiles) != 1:
         raise TraceError("--noise goes with one profile, whose quantiles it draws from")
@@ -81,7 +88,9 @@ def read_request(given: Mapping[str, Any], tell: Tell) -> PlanRequest:
         if any(np.array_equal(drawn.arrival_s, trace.arrival_s) for drawn in draws.values()):
             raise TraceError(f"{spec!r} is the same with every seed; --seeds goes with generators")
     try:
-        routings = [parse_routing(rule.strip()) for rule in given["routing"].split(",")]
+        routings = [
+            parse_routing(rule.strip()) for rule in (given["routing"] or "one-queue").split(",")
+        ]
     except ValueError as error:
         raise TraceError(str(error)) from None
     options = PlanOptions(
