@@ -30,7 +30,7 @@ _LATENCIES = ("p50_ms", "p95_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class LoadForecast:
     """What a server should do with `trace`, which is `load` of its capacity."""
 
     load: float
@@ -86,17 +86,17 @@ def at_rate(trace: Trace, rate_qps: float, duration_s: float) -> Trace:
 
 def forecasts(
     trace: Trace, server: LiveServer, capacity: float, options: ReplayOptions, duration_s: float
-) -> list[Forecast]:
+) -> list[LoadForecast]:
     """Return what the server should do at each of `LOADS`."""
-    found: list[Forecast] = []
+    found: list[LoadForecast] = []
     for number, load in enumerate(LOADS):
         part = at_rate(trace, load * capacity, duration_s + options.warmup_s)
         outcomes = simulate_live(part, server, replace(options, seed=options.seed + number))
-        found.append(Forecast(load=load, trace=part, figures=figures(outcomes), outcomes=outcomes))
+        found.append(LoadForecast(load=load, trace=part, figures=figures(outcomes), outcomes=outcomes))
     return found
 
 
-def judged(forecast: Forecast, live: Sequence[Outcome], invalid_reason: str) -> dict[str, Any]:
+def judged(forecast: LoadForecast, live: Sequence[Outcome], invalid_reason: str) -> dict[str, Any]:
     """Return the row of one load: predicted, live, errors, and whether they are within bounds.
 
     The error of a latency is relative to the live one. Beyond 0.85 of the capacity only attainment
