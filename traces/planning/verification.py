@@ -92,7 +92,9 @@ def forecasts(
     for number, load in enumerate(LOADS):
         part = at_rate(trace, load * capacity, duration_s + options.warmup_s)
         outcomes = simulate_live(part, server, replace(options, seed=options.seed + number))
-        found.append(LoadForecast(load=load, trace=part, figures=figures(outcomes), outcomes=outcomes))
+        found.append(
+            LoadForecast(load=load, trace=part, figures=figures(outcomes), outcomes=outcomes)
+        )
     return found
 
 
