@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from slackfit.profile import LatencyProfile
+from traces.cli import app as traces_app
+from traces.commands.plan_command import plan_command_with
 from traces.generators.arrivals import gamma
 from traces.open_loop.fidelity import LiveServer
 from traces.open_loop.replay_options import ReplayOptions
+from traces.planning.page import plan_page
+from traces.planning.plan_request import PlanRequest
 from traces.planning.promise import Promise
 from traces.planning.verification import (
     LOADS,
@@ -89,3 +97,46 @@ def test_the_table_says_machine_door_and_errors(server):
     after = verification_lines({**about, "levels": [row]})
     assert after[3].endswith("+0.0%")
     assert after[-1].endswith("INVALID: too late")
+
+
+def test_the_plans_file_holds_the_forecast_before_anything_is_replayed(server, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 2.0)[0]
+    about = {
+        "url": "http://a:1", "policy": "drainfit", "device": "timed", "cpu": "EPYC x2",
+        "load_average": 0.5, "door": {"request_ms": 0.3, "idle_ms": 2.0}, "capacity_qps": 120.0,
+    }  # fmt: skip
+    seen: list[dict[str, Any]] = []
+
+    def checker(
+        request: PlanRequest, plan: dict[str, Any], url: str, duration_s: float, on_forecast
+    ) -> dict[str, Any]:
+        assert (url, duration_s) == ("http://a:1", 7.0)
+        assert request.profile_of(plan["device"]).name == "superserve_resnet_2080ti"
+        on_forecast({**about, "levels": [forecast.to_json()]})
+        seen.append(json.loads(path.read_text()))
+        return {**about, "levels": [judged(forecast, forecast.outcomes, "")]}
+
+    app = typer.Typer()
+    app.command()(plan_command_with(checker))
+    words = (
+        "--profile", "profiles/superserve_resnet_2080ti.json", "--slo-ms", "36", "--trace",
+        "gamma:rate=1000,cv2=1,duration=2", "--slo", "attainment>=0.9", "--policies", "slackfit",
+        "--verify", "http://a:1", "--json", str(path),
+    )  # fmt: skip
+    result = CliRunner().invoke(app, [*words, "--verify-s", "7"])
+    assert result.exit_code == 0, result.stderr
+    assert "live" not in seen[0]["verification"]["levels"][0]
+    assert seen[0]["workers"] >= 1
+    made = json.loads(path.read_text())
+    assert made["verification"]["levels"][0]["is_within"]
+    assert "foretold:" in result.stderr
+    assert "+0.0%" in result.stdout
+    assert "<h2>Foretold and live</h2>" in plan_page(made)
+    for offline, more in ((traces_app, ("plan",)), (app, ())):
+        words_of = (*more, *words, *(() if more else ("--stream",)))
+        refused = CliRunner().invoke(offline, list(words_of))
+        assert refused.exit_code == 2
+        assert (
+            "--verify goes without --stream, and with the command `supernet plan`" in refused.stderr
+        )
