@@ -43,6 +43,7 @@ class KVCache:
         size = (shape.layers, shape.groups, slots, shape.head_dim)
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
+        self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
 
     @property
     def num_bytes(self) -> int:
@@ -53,12 +54,11 @@ class KVCache:
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Write keys and values (T, groups, D) into slots (T,)."""
-        self.keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
-        self.values[layer].index_copy_(1, slots, values.transpose(0, 1))
+        own_keys, own_values = self._layers[layer]
+        own_keys.index_copy_(1, slots, keys.transpose(0, 1))
+        own_values.index_copy_(1, slots, values.transpose(0, 1))
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""
-        return (
-            self.keys[layer].narrow(1, run.begin, run.length),
-            self.values[layer].narrow(1, run.begin, run.length),
-        )
+        keys, values = self._layers[layer]
+        return keys.narrow(1, run.begin, run.length), values.narrow(1, run.begin, run.length)

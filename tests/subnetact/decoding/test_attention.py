@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from subnetact.decoding import attention
-from subnetact.decoding.attention import attend, plan_slabs
+from subnetact.decoding.attention import attend, first_visible, plan_slabs
 from subnetact.decoding.extents import Run
 from supernet.layers.causal import CausalCore
 
@@ -27,25 +27,28 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("cuts", [(), (7,), (4, 5, 17), tuple(range(1, N))])
 @pytest.mark.parametrize(("start", "stop"), [(0, N), (9, 10), (N - 1, N), (3, 19), (7, 12)])
+@pytest.mark.parametrize("window", [0, 1, 4, 9, 40])
 def test_slabs_of_any_size_give_what_the_whole_gives(
-    cuts: tuple[int, ...], start: int, stop: int
+    cuts: tuple[int, ...], start: int, stop: int, window: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(N, RANKS, GROUPS, D, generator=generator)
     keys, values = (torch.randn(GROUPS, 2 * N, D, generator=generator) for _ in range(2))
     # Slabs lie in the cache in another order than their positions.
-    edges = [0, *(cut for cut in cuts if cut < stop), stop]
+    low = first_visible(start, window)
+    edges = [low, *(cut for cut in cuts if low < cut < stop), stop]
     sizes = [b - a for a, b in pairwise(edges)]
     runs, end = [], 2 * N
     for size in sizes:
         end -= size
         runs.append(Run(end, size))
     slots = [slot for run in runs for slot in range(run.begin, run.begin + run.length)]
-    slabs = plan_slabs(runs, start, stop - start, RANKS)
+    slots = list(range(low)) + slots  # whatever lies before what is visible
+    slabs = plan_slabs(runs, start, stop - start, RANKS, window=window)
     views = [(keys.narrow(1, *run), values.narrow(1, *run)) for run in runs]
     mixed = attend(query[start:stop], slabs, views)
     grouped = query[:stop].permute(2, 1, 0, 3).flatten(0, 1)[None]  # (1, groups * ranks, N, D)
-    whole = CausalCore()(grouped, keys[None, :, slots], values[None, :, slots])
+    whole = CausalCore(window)(grouped, keys[None, :, slots], values[None, :, slots])
     expected = whole[0].unflatten(0, (GROUPS, RANKS)).permute(2, 1, 0, 3)[start:]
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-5)
 
