@@ -7,7 +7,6 @@ A folder holds `config.json`, safetensors (in several files with an index where 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +29,6 @@ _CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _SHARD_BYTES = 4 * 2**30
 
 
@@ -65,9 +63,9 @@ def write_folder(
 ) -> None:
     """Write one subnet as a folder that `transformers` loads; whole or not at all.
 
-    The blocks that it keeps are counted anew. Raises ExportError for another family than the
-    decoders, widths or heads that differ between blocks (their config has one number), windows that
-    no class of theirs has, or a folder that is there already.
+    Raises ExportError for another family than the decoders, widths or heads that differ between
+    blocks (their config has one number), windows that no class of theirs has, or a folder that is
+    there already.
     """
     definition, target = checkpoint.definition, Path(folder)
     if not definition.family.generates:
@@ -83,7 +81,7 @@ def write_folder(
                 f"{arch.subnet_id}: its blocks have different {what}, and a Hugging Face config "
                 "has one for all; choose a uniform arch"
             )
-    state = _counted_anew(origin_state(checkpoint.state, definition, arch, "huggingface"))
+    state = origin_state(checkpoint.state, definition, arch, "huggingface")
     config = _config(definition.config, arch, checkpoint.text)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -93,16 +91,6 @@ def write_folder(
         _write_text(whole, checkpoint.text)
         _write_shards(whole, state, shard_bytes)
         whole.rename(target)
-
-
-def _counted_anew(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors with their layers numbered from 0 on; a subnet's have gaps."""
-    layers = sorted({int(found[1]) for name in state if (found := _LAYER.match(name))})
-    places = {layer: str(place) for place, layer in enumerate(layers)}
-    return {
-        _LAYER.sub(lambda found: f"model.layers.{places[int(found[1])]}.", name): tensor
-        for name, tensor in state.items()
-    }
 
 
 def _config(ours: Any, arch: Arch, text: TextSpec | None) -> dict[str, Any]:
