@@ -63,7 +63,7 @@ class Layer(NamedTuple):
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     norm2: torch.Tensor
-    feed_forward: FeedForward
+    feed_forward: LinearForm  # (T, C) in and out; a `FeedForward`
 
 
 class SkippedLayer(NamedTuple):
