@@ -78,9 +78,18 @@ class DecoderWeights:
     """The layers of one decoder: of each subnet one of `Layer` or `SkippedLayer` per block."""
 
     def __init__(
-        self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None = None, form: str = "views"
+        self,
+        checkpoint: Checkpoint,
+        subnet_ids: Iterable[str] | None = None,
+        form: str = "views",
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
-        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form."""
+        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form.
+
+        Forms but views are a CPU's, and of float32.
+        """
         definition = checkpoint.definition
         if not definition.family.generates:
             raise ValueError(
@@ -89,7 +98,7 @@ class DecoderWeights:
             )
         self.config: Any = definition.config
         self.form = form
-        self._state = {name: t.detach().float() for name, t in checkpoint.state.items()}
+        self._state = {n: t.detach().to(device, dtype) for n, t in checkpoint.state.items()}
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]

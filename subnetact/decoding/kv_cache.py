@@ -35,11 +35,15 @@ class KVCache:
         *,
         block_tokens: int = 64,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
+        spare_slots: int = 0,
     ):
-        """Raises ValueError for a capacity below one block."""
+        """`spare_slots` are more than the table hands out, behind the others.
+
+        Raises ValueError for a capacity below one block.
+        """
         self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
-        slots = self.table.capacity_tokens
+        slots = self.table.capacity_tokens + spare_slots
         size = (shape.layers, shape.groups, slots, shape.head_dim)
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
@@ -57,6 +61,10 @@ class KVCache:
         own_keys, own_values = self._layers[layer]
         own_keys.index_copy_(1, slots, keys.transpose(0, 1))
         own_values.index_copy_(1, slots, values.transpose(0, 1))
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and values of a layer, (groups, slots, D) each."""
+        return self._layers[layer]
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""

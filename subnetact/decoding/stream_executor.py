@@ -32,7 +32,7 @@ from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
-from supernet.layers.causal import rotary_angles
+from supernet.layers.causal import Angles, rotary_angles
 
 Layers = Sequence[Layer | SkippedLayer]
 
@@ -48,7 +48,7 @@ class _Reads(NamedTuple):
     """Of one iteration: slots (T,) of its rows, their angles (T, 1, D), what they attend to."""
 
     slots: torch.Tensor
-    angles: tuple[torch.Tensor, torch.Tensor]
+    angles: Angles
     plans: dict[tuple[int, int], _ReadPlan]  # by query heads per group, and window
 
 
@@ -74,11 +74,11 @@ class StreamExecutor:
         Raises ValueError for a checkpoint of no decoder, or a packing that is not to be had.
         """
         self._definition = checkpoint.definition
-        self.weights = DecoderWeights(checkpoint, subnet_ids, packing)
+        self.weights = self._load_weights(checkpoint, subnet_ids, packing)
         config = self.weights.config
         self._config = config
         shape = CacheShape(config.depth, config.num_kv_heads, config.head_dim)
-        self.cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+        self.cache = self._make_cache(shape, capacity_tokens, block_tokens)
         self.packing, self.threads = packing, threads
         self._qualities = {subnet.subnet_id: subnet.accuracy for subnet in checkpoint.subnets}
         self._prefixes = PrefixIndex(self.cache.table) if keep_prefixes else None
@@ -113,7 +113,8 @@ class StreamExecutor:
         Raises CacheFullError when the cache has no room for it, ValueError for chunks that can't be
         (`RaggedBatch.of`), KeyError for a subnet that is not runnable; then nothing was changed.
         """
-        layers = self.weights.subnets[subnet_id]
+        if subnet_id not in self.weights.subnets:
+            raise KeyError(subnet_id)
         self._thread_count.use()
         table, config = self.cache.table, self._config
         batch = RaggedBatch.of(
@@ -132,7 +133,7 @@ class StreamExecutor:
             )
         for chunk in chunks:
             table.reserve(chunk.sequence, len(chunk.ids))
-        logits = self._forward(batch, layers)
+        logits = self._forward(batch, subnet_id)
         for chunk, start in zip(chunks, batch.starts, strict=True):
             table.advance(chunk.sequence, len(chunk.ids))
             if self._prefixes is not None:
@@ -165,15 +166,24 @@ class StreamExecutor:
             self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
-    def _forward(self, batch: RaggedBatch, layers: Layers) -> torch.Tensor:
+    def _load_weights(
+        self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None, packing: str
+    ) -> DecoderWeights:
+        return DecoderWeights(checkpoint, subnet_ids, packing)
+
+    def _make_cache(self, shape: CacheShape, capacity_tokens: int, block_tokens: int) -> KVCache:
+        return KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+
+    def _forward(self, batch: RaggedBatch, subnet_id: str) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps
+        layers = weights.subnets[subnet_id]
         reads = self._reads(batch, layers)
         x = F.embedding(batch.ids, weights.embedding)
         width = (x.shape[-1],)
         for i, layer in enumerate(layers):
             y = torch.rms_norm(x, width, layer.norm1, eps)
             if isinstance(layer, SkippedLayer):
-                self._write_passing(i, layer, y, reads)
+                self._write_passing(i, layer, y, reads.slots, reads.angles)
                 continue
             x = x + self._attention(i, layer, y, reads)
             x = x + layer.feed_forward(torch.rms_norm(x, width, layer.norm2, eps))
@@ -181,19 +191,10 @@ class StreamExecutor:
         return weights.head(sampled)
 
     def _attention(self, i: int, layer: Layer, y: torch.Tensor, reads: _Reads) -> torch.Tensor:
-        config, heads = self._config, layer.heads
-        groups, asking = config.num_kv_heads, heads.ranks * config.num_kv_heads
-        whole = heads.q_kv(y).unflatten(1, (-1, config.head_dim))  # (T, (ranks + 2) * groups, D)
-        turned = whole.narrow(1, 0, asking + groups)  # queries and keys, which are turned alike
-        if layer.q_norm is not None:
-            query, key = turned.split((asking, groups), 1)
-            query = torch.rms_norm(query, (config.head_dim,), layer.q_norm, config.norm_eps)
-            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
-            turned = torch.cat((query, key), 1)
-        query, key = turn(turned, *reads.angles).split((asking, groups), 1)
-        self.cache.write(i, reads.slots, key, whole.narrow(1, asking + groups, groups))
-        query = query.unflatten(1, (-1, groups))  # (T, ranks, groups, D)
-        plan = reads.plans[heads.ranks, config.window(i)]
+        query, key, value = self._project(layer, y, reads.angles)
+        self.cache.write(i, reads.slots, key, value)
+        heads = layer.heads
+        plan = reads.plans[heads.ranks, self._config.window(i)]
         if not plan.chunks:
             return heads.proj(plan.decodes.attend(query, i).flatten(1))
         mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -203,13 +204,31 @@ class StreamExecutor:
             mixed[rows] = attend(query[rows], slabs, views)
         return heads.proj(mixed.flatten(1))
 
-    def _write_passing(self, i: int, layer: SkippedLayer, y: torch.Tensor, reads: _Reads) -> None:
+    def _project(
+        self, layer: Layer, y: torch.Tensor, angles: Angles
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (T, ranks, groups, D), keys and values (T, groups, D), turned by position."""
+        config, heads = self._config, layer.heads
+        groups, asking = config.num_kv_heads, heads.ranks * config.num_kv_heads
+        whole = heads.q_kv(y).unflatten(1, (-1, config.head_dim))  # (T, (ranks + 2) * groups, D)
+        turned = whole.narrow(1, 0, asking + groups)  # queries and keys, which are turned alike
+        if layer.q_norm is not None:
+            query, key = turned.split((asking, groups), 1)
+            query = torch.rms_norm(query, (config.head_dim,), layer.q_norm, config.norm_eps)
+            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
+            turned = torch.cat((query, key), 1)
+        query, key = turn(turned, *angles).split((asking, groups), 1)
+        return query.unflatten(1, (-1, groups)), key, whole.narrow(1, asking + groups, groups)
+
+    def _write_passing(
+        self, i: int, layer: SkippedLayer, y: torch.Tensor, slots: torch.Tensor, angles: Angles
+    ) -> None:
         """Write the keys and values that a block would have made of rows that pass it by."""
         config = self._config
         key, value = layer.kv(y).unflatten(1, (2, -1, config.head_dim)).unbind(1)
         if layer.k_norm is not None:
             key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
-        self.cache.write(i, reads.slots, turn(key, *reads.angles), value)
+        self.cache.write(i, slots, turn(key, *angles), value)
 
     def _reads(self, batch: RaggedBatch, layers: Layers) -> _Reads:
         """Plan, for all layers alike, where the batch's rows go and what they attend to."""

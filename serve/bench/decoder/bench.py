@@ -18,6 +18,7 @@ from serve.bench.decoder.against_llamacpp import llamacpp_rows
 from serve.bench.decoder.healing import healing_rows
 from serve.bench.decoder.pages import GatheredPages
 from serve.bench.decoder.pieces import occupy, piece_rows
+from serve.bench.decoder.random_decoder import random_checkpoint
 from serve.bench.rows import Row, Tell, row
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.extents import Run
@@ -25,11 +26,9 @@ from subnetact.decoding.linear_forms import FORMS, Dense, has_form, make_joint, 
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.threads import computing_with
-from supernet.checkpoint import Checkpoint, ServedSubnet
+from supernet.checkpoint import ServedSubnet
 from supernet.definition import SupernetDefinition, define_supernet
-from supernet.subnets.cost import cost
 from supernet.subnets.subgraph import Subgraph
-from supernet.weights.expected_input import input_of
 
 PARTS = ("iteration", "pieces", "linear", "attention", "llamacpp", "healing")
 _DECODES, _CONTEXT = 8, 128
@@ -244,23 +243,6 @@ def attention_rows(*, context: int, at_least_s: float) -> list[Row]:
         )
         for name in ("one_extent", "two_extents")
     ]
-
-
-def random_checkpoint(definition: SupernetDefinition) -> Checkpoint:
-    """A decoder with random weights that serves half and full width."""
-    space = definition.space
-    archs = (space.uniform(expand=0.5), space.largest)
-    return Checkpoint(
-        name=definition.family_name,
-        definition=definition,
-        input=input_of(definition, ""),
-        state={name: tensor.detach() for name, tensor in definition.build().state_dict().items()},
-        norm_statistics={arch.subnet_id: {} for arch in archs},
-        subnets=tuple(
-            ServedSubnet(arch=a, accuracy=0.0, ci95=(0.0, 1.0), **cost(definition, a)._asdict())
-            for a in archs
-        ),
-    )
 
 
 def _weight_bytes(definition: SupernetDefinition, subnet: ServedSubnet, form: str) -> float:

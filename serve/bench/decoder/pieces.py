@@ -96,7 +96,7 @@ class _Stopwatch:
     """Charges the time since it was last read to a piece."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PIECES, 0.0)
+        self.seconds: dict[str, float] = {piece: 0.0 for piece in PIECES}
         self._last_s = 0.0
         self._is_first = True
 
