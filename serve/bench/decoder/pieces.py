@@ -20,7 +20,14 @@ from subnetact.decoding.decoder_weights import Layer, SkippedLayer
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 
-PIECES = ("planning", "norms", "attention_linear", "attention", "feed_forward", "head")
+PIECES: tuple[str, ...] = (
+    "planning",
+    "norms",
+    "attention_linear",
+    "attention",
+    "feed_forward",
+    "head",
+)
 _LEAST_ROUNDS = 9
 _Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -96,7 +103,7 @@ class _Stopwatch:
     """Charges the time since it was last read to a piece."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {piece: 0.0 for piece in PIECES}
+        self.seconds = dict.fromkeys(PIECES, 0.0)
         self._last_s = 0.0
         self._is_first = True
 
