@@ -157,6 +157,32 @@ def test_further_axes_are_chosen_at_import(ours: Checkpoint, tmp_path: Path) -> 
     torch.testing.assert_close(logits_of(read), logits_of(ours), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "gguf"], "is a folder; give the .gguf file, or for a folder --from hugging"),
+        (["--from", "llama"], "--from is 'llama', allowed timm, torchvision, ofa, huggingface"),
+        (["--from", "huggingface", "--calibration", "no.txt"], "no.txt: no such file"),
+        (["--from", "huggingface", "--calibration", "bytes.txt"], "bytes.txt: not UTF-8 text"),
+    ],
+)
+def test_a_wrong_source_or_text_is_one_sentence(
+    ours: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    write_folder(ours, ours.definition.space.largest, tmp_path / "folder")
+    given = ["import", "folder", *arguments, "--out", "made"]
+    result = CliRunner().invoke(build_app(["import"]), given)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def test_axes_of_decoders_are_refused_for_other_weights(tmp_path: Path) -> None:
     arguments = ["import", "resnet18", "--from", "timm", "--out", str(tmp_path / "made")]
     result = CliRunner().invoke(build_app(["import"]), [*arguments, "--elastic", "heads"])
