@@ -1,14 +1,16 @@
 """The stream engine: one stream scheduler and one decoder, driven in real time.
 
-As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread repeats `step`:
+As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread warms every
+width up, then repeats `step`:
 poll the scheduler, run the iteration, complete it, and hand all its outputs to the loop with one
 wake-up. `step` takes its time from an injected clock and needs no thread, so a test drives the very
 same code in virtual time. The engine's stamps, taken when an iteration ends, are what fluidity is
 judged by.
 
 Whatever happens, every stream ends exactly once. An iteration that fails is run again chunk by
-chunk, so that one poisonous prompt costs its own stream only; a device that hangs fails all; a
-policy that breaks its contract is replaced by `fixed:smallest`.
+chunk, so that one poisonous prompt costs its own stream only; a device that hangs, one whose thread
+ends and one that does not come back at the end fail all, and `status` says which it was; a policy
+that breaks its contract is replaced by `fixed:smallest`.
 """
 
 from __future__ import annotations
@@ -23,18 +25,18 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve.engine.answer_loop import AnswerLoop
+from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.guarded import Guarded
 from serve.engine.job import State
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
 from serve.engine.prefix_cache import PrefixCounts
-from serve.engine.stream_device import StreamDevice
+from serve.engine.stream_device import IterationResult, StreamDevice
 from serve.engine.watchdog import Watchdog
 from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
-from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from slackfit.streams.stream_policy import StreamPolicy
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 from subnetact.parallel.worker_failure import WorkerFailedError
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 STREAM_FALLBACK = "fixed:smallest"
 HUNG_AFTER_S = 10.0
+PROBE_AFTER_S = 10.0
+_PROBE = IterationWork(1, 1, 1, 1)
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4
 
@@ -74,7 +78,8 @@ class StreamEngine:
     """Serves streams on one decoder; see the module for the threads involved.
 
     `observer` is called with every outcome on the thread that delivers it, `on_step` after every
-    iteration on the device thread.
+    iteration on the device thread. A device that had nothing to do for `probe_after_s` is given a
+    token of nobody's, so that one that fails or hangs is known before the next stream comes.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class StreamEngine:
         observer: Callable[[StreamOutcome], None] | None = None,
         on_step: OnStep | None = None,
         hung_after_s: float = HUNG_AFTER_S,
+        probe_after_s: float = PROBE_AFTER_S,
     ) -> None:
         self.clock = clock
         self._scheduler = scheduler
@@ -95,6 +101,7 @@ class StreamEngine:
         self._observer = None if observer is None else Guarded(observer)
         self._on_step = None if on_step is None else Guarded(on_step)
         self._watchdog = Watchdog(hung_after_s)
+        self._probe_after_s = probe_after_s
         self._watch: asyncio.Task[None] | None = None
         self._state: State = "starting"
         self._fallback = ""
@@ -114,11 +121,16 @@ class StreamEngine:
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take streams from this event loop from now on."""
-        self._answers.bind()
-        self._state = "ready"
-        self._thread = threading.Thread(target=self._device_main, name="decoder", daemon=True)
+        """Warm every width up on the device thread, then take streams from this event loop.
+
+        Raises what an iteration raises.
+        """
+        warm: asyncio.Future[None] = self._answers.bind().create_future()
+        self._thread = threading.Thread(
+            target=self._device_main, args=(warm,), name="decoder", daemon=True
+        )
         self._thread.start()
+        await warm
         self._watch = asyncio.ensure_future(self._watch_device())
 
     async def drain(self, timeout_s: float) -> bool:
@@ -134,7 +146,10 @@ class StreamEngine:
         return not self._open
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """End the device thread; open streams end as dropped, `draining`."""
+        """End the device thread; open streams end as dropped, `draining`.
+
+        Where the device does not come back with its iteration in time they have `failed`.
+        """
         with self._lock:
             self._is_stopping = True
             self._state = "stopped"
@@ -143,6 +158,9 @@ class StreamEngine:
             self._watch.cancel()
         if self._thread is not None and not self._fault:  # a hung thread is never joined
             await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread is not None and self._thread.is_alive() and not self._fault:
+            self._deliver(self._give_up("the device did not end its iteration in time"))
+            return
         with self._lock:
             outcomes = self._scheduler.cancel_all(self.clock(), "draining")
             delivery = _Delivery([], self._close(outcomes))
@@ -251,7 +269,7 @@ class StreamEngine:
         if step is None:
             return False
         tokens, failed = self._run(step)
-        over = self._over(tokens, failed)
+        over = self._over(tokens, failed)  # from here on nothing may be run again
         with self._lock:
             self._watchdog.returned()
             if self._fault:  # too late: its streams were answered as failed
@@ -264,24 +282,26 @@ class StreamEngine:
             self._on_step(step, now_s, decision_s)
         return True
 
-    def _run(self, step: Step) -> tuple[dict[int, int], dict[int, str]]:
-        """Return the tokens of an iteration, and why streams failed; alone where not together."""
+    def _run(self, step: Step) -> IterationResult:
+        """Return what came of an iteration; stream by stream where it fails for all together."""
         for query_id in step.preempted:
             self._device.restart(query_id)
         try:
-            return self._device.run(step.subnet_id, step.chunks), {}
+            return self._device.run(step.subnet_id, step.chunks)
         except Exception as error:  # the model's code: its errors end with their inputs
             logger.exception("iteration %d on %s failed", step.step_id, step.subnet_id)
             if len(step.chunks) == 1:
-                return {}, {step.chunks[0].query_id: _failure(error)}
-        tokens: dict[int, int] = {}
-        failed: dict[int, str] = {}
+                return IterationResult({}, {step.chunks[0].query_id: _failure(error)})
+        result = IterationResult({}, {})
         for chunk in step.chunks:
             try:
-                tokens |= self._device.run(step.subnet_id, [chunk])
+                alone = self._device.run(step.subnet_id, [chunk])
             except Exception as error:  # the stream whose input fails ends, the others go on
-                failed[chunk.query_id] = _failure(error)
-        return tokens, failed
+                result.failed[chunk.query_id] = _failure(error)
+            else:
+                result.tokens.update(alone.tokens)
+                result.failed.update(alone.failed)
+        return result
 
     def _over(self, tokens: dict[int, int], failed: dict[int, str]) -> list[int]:
         """Return the streams whose token was their last; what fails at that fails its stream."""
@@ -301,22 +321,52 @@ class StreamEngine:
                 failed[query_id] = _failure(error)
         return over
 
-    def _device_main(self) -> None:
+    def _device_main(self, warm: asyncio.Future[None]) -> None:
+        try:
+            for subnet_id in self._scheduler.costs.subnet_ids:
+                self._device.probe(subnet_id)
+        except Exception as error:  # handed to whoever started the engine
+            self._answers.call(settle, warm, error)
+            return
+        with self._lock:
+            if self._state == "starting":
+                self._state = "ready"
+        self._answers.call(settle, warm, None)
         try:
             while not self._is_stopping:
-                if not self.step():
-                    self._wait()
+                if not self.step() and self._waited_long():
+                    self._probe()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the decoder's thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
 
-    def _wait(self) -> None:
+    def _waited_long(self) -> bool:
+        """Wait for something to do. Return whether the device was idle for so long instead."""
         with self._wake:
             if self._is_dirty or self._is_stopping:
-                return
+                return False
             wakeup_s = self._scheduler.next_wakeup_s()
-            timeout_s = None if wakeup_s is None else max(_MIN_WAIT_S, wakeup_s - self.clock())
-            self._wake.wait(timeout_s)
+            if wakeup_s is None:
+                return not self._wake.wait(self._probe_after_s)
+            self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
+            return False
+
+    def _probe(self) -> None:
+        """Run a token that nobody asked for. Raises what the executor raises.
+
+        Workers that were lost are looked after in an iteration, so that one which says so is no
+        fault.
+        """
+        subnet_id = self._scheduler.costs.subnet_ids[0]
+        with self._lock:
+            expected_s = self._scheduler.costs.seconds(subnet_id, _PROBE)
+            self._watchdog.launched(self.clock(), expected_s)
+        try:
+            self._device.probe(subnet_id)
+        except WorkerFailedError:
+            logger.exception("a worker is lost")
+        with self._lock:
+            self._watchdog.returned()
 
     async def _watch_device(self) -> None:
         while not self._fault:

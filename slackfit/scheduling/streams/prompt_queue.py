@@ -11,20 +11,22 @@ from operator import itemgetter
 from typing import TypeAlias
 
 from slackfit.scheduling.streams.live_stream import LiveStream
+from slackfit.scheduling.streams.stream_standing import StreamStanding
 from slackfit.streams.stream_policy import StreamPolicy
 
-_Key: TypeAlias = tuple[int, float, float, int]
+_Key: TypeAlias = tuple[int, int, float, float, int]
 _KEY = itemgetter(0)
 
 
 class PromptQueue:
-    """Streams by (class, rank, arrival, id), where a higher class comes first.
+    """Streams by (standing, rank, arrival, id), where a higher standing comes first.
 
     Ranks that time alone changes are taken anew whenever the order is asked for.
     """
 
-    def __init__(self, policy: StreamPolicy) -> None:
-        """Begin empty."""
+    def __init__(self, policy: StreamPolicy, standing: StreamStanding) -> None:
+        """Begin empty; `standing` ranks tenants and classes, see `use` for its changes."""
+        self._standing = standing
         self._policy = policy
         self._entries: list[tuple[_Key, LiveStream]] = []  # sorted, unless ranks age
         self._keys: dict[int, _Key] = {}
@@ -39,7 +41,7 @@ class PromptQueue:
         return len(self._relegated)
 
     def use(self, policy: StreamPolicy, now_s: float) -> None:
-        """Order by another policy from now on."""
+        """Order by this policy, and by the standing as it is now."""
         self._policy = policy
         streams = [stream for _, stream in self._entries]
         self._entries, self._keys = [], {}
@@ -98,4 +100,5 @@ class PromptQueue:
     def _key(self, stream: LiveStream, now_s: float) -> _Key:
         query = stream.query
         rank = self._policy.rank(stream.prompt(), now_s)
-        return (-query.query_class, rank, query.arrival_s, query.query_id)
+        behind, query_class = self._standing.rank(query)
+        return (-behind, -query_class, rank, query.arrival_s, query.query_id)
