@@ -1,4 +1,4 @@
-"""OpenTelemetry spans: one per request, with the door, the queue and the execution inside it.
+"""OpenTelemetry spans: one per request or stream, with where its time went inside it.
 
 They are written when the request has ended, from times that are known anyway, so a request that is
 not sampled costs a look at its `traceparent`. Names, exporter and sampler follow OpenTelemetry's
