@@ -1,16 +1,15 @@
 """The stream engine: one stream scheduler and one decoder, driven in real time.
 
 As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread warms every
-width up, then repeats `step`:
-poll the scheduler, run the iteration, complete it, and hand all its outputs to the loop with one
-wake-up. `step` takes its time from an injected clock and needs no thread, so a test drives the very
-same code in virtual time. The engine's stamps, taken when an iteration ends, are what fluidity is
-judged by.
+width up, then repeats `step`: poll the scheduler, run the iteration, complete it, and hand all its
+outputs to the loop with one wake-up. `step` takes its time from an injected clock and needs no
+thread, so a test drives the very same code in virtual time. The engine's stamps, taken when an
+iteration ends, are what fluidity is judged by.
 
-Whatever happens, every stream ends exactly once. An iteration that fails is run again chunk by
-chunk, so that one poisonous prompt costs its own stream only; a device that hangs, one whose thread
-ends and one that does not come back at the end fail all, and `status` says which it was; a policy
-that breaks its contract is replaced by `fixed:smallest`.
+Whatever happens, every stream ends exactly once. A poisonous prompt costs its own stream only
+(`step_runner.py`); a device that hangs, one whose thread ends and one that does not come back at
+the end fail all, and `status` says which it was; a policy that breaks its contract is replaced by
+`fixed:smallest`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from serve.engine.guarded import Guarded
 from serve.engine.job import State
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
 from serve.engine.prefix_cache import PrefixCounts
-from serve.engine.stream_device import IterationResult, StreamDevice
+from serve.engine.step_runner import StepResult, StepRunner
+from serve.engine.stream_device import StreamDevice
 from serve.engine.watchdog import Watchdog
 from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status
@@ -39,7 +39,6 @@ from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamSch
 from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from slackfit.streams.stream_policy import StreamPolicy
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
-from subnetact.parallel.worker_failure import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +94,7 @@ class StreamEngine:
     ) -> None:
         self.clock = clock
         self._scheduler = scheduler
+        self._runner = StepRunner(device)
         self._device = device
         self._prefixes = device.prefixes
         self._width = scheduler.costs.subnet_ids[-1]  # of the last iteration
@@ -258,68 +258,35 @@ class StreamEngine:
             if step is not None:
                 self._watchdog.launched(step.start_s, step.expected_s)
         for stream in begin:
-            request = stream.request
-            query_id = stream.query.query_id
-            self._device.begin(
-                query_id, request.prompt, request.choose, request.shared, request.tenant
-            )
+            self._begin(stream)
         for query_id in release:
             self._device.release(query_id)
         self._hand_over(delivery)
         if step is None:
             return False
-        tokens, failed = self._run(step)
-        over = self._over(tokens, failed)  # from here on nothing may be run again
+        result = self._runner.run(step, self._open)
         with self._lock:
             self._watchdog.returned()
             if self._fault:  # too late: its streams were answered as failed
                 return False
             now_s = self.clock()
             self._width = step.subnet_id
-            delivery = self._complete(step, tokens, over, failed, now_s)
+            delivery = self._complete(step, result, now_s)
         self._hand_over(delivery)
         if self._on_step is not None:
             self._on_step(step, now_s, decision_s)
         return True
 
-    def _run(self, step: Step) -> IterationResult:
-        """Return what came of an iteration; stream by stream where it fails for all together."""
-        for query_id in step.preempted:
-            self._device.restart(query_id)
-        try:
-            return self._device.run(step.subnet_id, step.chunks)
-        except Exception as error:  # the model's code: its errors end with their inputs
-            logger.exception("iteration %d on %s failed", step.step_id, step.subnet_id)
-            if len(step.chunks) == 1:
-                return IterationResult({}, {step.chunks[0].query_id: _failure(error)})
-        result = IterationResult({}, {})
-        for chunk in step.chunks:
-            try:
-                alone = self._device.run(step.subnet_id, [chunk])
-            except Exception as error:  # the stream whose input fails ends, the others go on
-                result.failed[chunk.query_id] = _failure(error)
-            else:
-                result.tokens.update(alone.tokens)
-                result.failed.update(alone.failed)
-        return result
-
-    def _over(self, tokens: dict[int, int], failed: dict[int, str]) -> list[int]:
-        """Return the streams whose token was their last; what fails at that fails its stream."""
-        over: list[int] = []
-        for query_id, token in list(tokens.items()):
-            stream = self._open.get(query_id)
-            if stream is None:  # cancelled while it ran
-                continue
-            request = stream.request
-            try:
-                is_end = token in request.end_tokens
-                if is_end or (request.ends is not None and request.ends(token)):
-                    over.append(query_id)
-            except Exception as error:  # what a request asks for: it ends with that request
-                logger.exception("whether stream %d is over can't be told", query_id)
-                del tokens[query_id]
-                failed[query_id] = _failure(error)
-        return over
+    def _begin(self, stream: OpenStream) -> None:
+        """Hand a stream to the device; one that it can't begin fails alone."""
+        failure = self._runner.begin(stream)
+        if not failure:
+            return
+        with self._lock:
+            outcome = self._scheduler.cancel(stream.query.query_id, self.clock(), failure)
+            failed = () if outcome is None else (outcome._replace(status="failed"),)
+            delivery = _Delivery([], self._close(failed))
+        self._hand_over(delivery)
 
     def _device_main(self, warm: asyncio.Future[None]) -> None:
         try:
@@ -352,19 +319,12 @@ class StreamEngine:
             return False
 
     def _probe(self) -> None:
-        """Run a token that nobody asked for. Raises what the executor raises.
-
-        Workers that were lost are looked after in an iteration, so that one which says so is no
-        fault.
-        """
+        """Run a token that nobody asked for. Raises what the executor raises."""
         subnet_id = self._scheduler.costs.subnet_ids[0]
         with self._lock:
             expected_s = self._scheduler.costs.seconds(subnet_id, _PROBE)
             self._watchdog.launched(self.clock(), expected_s)
-        try:
-            self._device.probe(subnet_id)
-        except WorkerFailedError:
-            logger.exception("a worker is lost")
+        self._runner.probe(subnet_id)
         with self._lock:
             self._watchdog.returned()
 
@@ -409,21 +369,16 @@ class StreamEngine:
             scheduler.reconfigure(now_s, policy=fallback)
             return scheduler.poll(now_s)
 
-    def _complete(
-        self,
-        step: Step,
-        tokens: dict[int, int],
-        over: list[int],
-        failed: dict[int, str],
-        now_s: float,
-    ) -> _Delivery:
+    def _complete(self, step: Step, result: StepResult, now_s: float) -> _Delivery:
         quality = self._scheduler.costs.rung(step.subnet_id).quality
         outputs: list[tuple[OpenStream, StreamOutput]] = []
-        for query_id, token in tokens.items():
+        for query_id, token in result.tokens.items():
             stream = self._open.get(query_id)
             if stream is not None:  # else it was cancelled while it ran
                 outputs.append((stream, StreamOutput(token, now_s, step.subnet_id, quality)))
-        outcomes = self._scheduler.complete(step.step_id, now_s, over, tuple(failed.items()))
+        outcomes = self._scheduler.complete(
+            step.step_id, now_s, result.over, tuple(result.failed.items())
+        )
         return _Delivery(outputs, self._close(outcomes))
 
     def _close(self, outcomes: Collection[StreamOutcome]) -> list[tuple[OpenStream, StreamOutcome]]:
@@ -448,9 +403,3 @@ class StreamEngine:
         self._counts[outcome.status] += 1
         if self._observer is not None:
             self._observer(outcome)
-
-
-def _failure(error: Exception) -> str:
-    if isinstance(error, WorkerFailedError):  # no fault of the input
-        return "device_failed"
-    return f"execution failed: {type(error).__name__}: {error}"

@@ -244,6 +244,19 @@ def test_logits_that_are_not_finite_fail_their_stream():
     assert stream_refusal(bad.outcome, 1).message.startswith("the output holds NaN or infinity, of")
 
 
+def test_a_stream_that_cant_be_begun_fails_alone():
+    """Its prompt is said to begin with what the executor does not have."""
+    bench = Bench()
+    lost, good = bench.open([1] * 20, 3, shared=SharedPrefix("nowhere", 10)), bench.open([2], 3)
+    bench.run()
+    assert lost.outcome is not None
+    assert (lost.outcome.status, lost.outcome.reason) == (
+        "failed",
+        "execution failed: KeyError: 'nowhere'",
+    )
+    assert tokens_of(good) == continued([2], 3)
+
+
 def test_what_nobody_reads_is_bounded():
     bench = Bench()
     most = MOST_UNREAD_BYTES // 100_000
