@@ -8,8 +8,8 @@ outputs. A smaller width for a while gives both back. For each width, from the b
     pace   at that room, when would each waiting prompt have its first output
 
 and the first width at which all decodes and all prompts are in time is taken; if there is none, the
-one at which prompts get on fastest, of several as fast the best. It goes down at once and up only after `up_after` iterations in
-which it could have. Beyond that,
+one at which prompts get on fastest, of several as fast the best. It goes down at once and up only
+after `up_after` iterations in which it could have. Beyond that,
 
 - a stream is admitted only while an iteration of decodes alone, on the fastest width, leaves a part
   of the period to prompts: more streams would make all of them late;

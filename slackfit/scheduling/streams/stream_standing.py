@@ -2,10 +2,10 @@
 
 While the device has time to spare nobody's tenant matters. Once it is busy, the tenant that had the
 smallest part of its share in the last ten seconds goes first, whatever the classes: a tenant is not
-a priority, and no priority buys another tenant's share. `Standing` of queries asks only who had more
-than that; a stream has the device for seconds, by which all would swing about their shares. Within
-an eighth of a share, and without shares, the higher class goes first. Nobody is stopped for it: who
-is behind gets on where the others leave room, and what runs keeps its place.
+a priority, and no priority buys another tenant's share. `Standing` of queries asks only who had
+more than that; a stream has the device for seconds, by which all would swing about their shares.
+Within an eighth of a share, and without shares, the higher class goes first. Nobody is stopped for
+it: who is behind gets on where the others leave room, and what runs keeps its place.
 """
 
 from __future__ import annotations
