@@ -13,7 +13,7 @@ _LONGEST_TEXT = 128  # of what a client or a model wrote: a line of a log stays 
 Facts = dict[str, str | int | float]
 
 
-class Phase(NamedTuple):
+class RequestPhase(NamedTuple):
     """A part of a request's time, on the engine's clock."""
 
     name: str
@@ -47,7 +47,7 @@ class EndedRequest(Protocol):
         """Return what there is to say of it, by name; times in milliseconds."""
         ...
 
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[RequestPhase]:
         """Return where its time went, in order."""
         ...
 
@@ -111,18 +111,18 @@ class RequestRecord(NamedTuple):
         facts["slack_ms"] = in_ms(outcome.deadline_s - outcome.finish_s)
         return facts
 
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[RequestPhase]:
         """See `EndedRequest`: queue and execution once per batch that ran it."""
-        phases = [Phase("door", self.arrival_s, self.submitted_s)]
+        phases = [RequestPhase("door", self.arrival_s, self.submitted_s)]
         seen: set[int | None] = set()
         for reply in self.replies:
             outcome = reply.outcome
             if outcome.start_s is None:
-                phases.append(Phase("queue", self.submitted_s, outcome.finish_s))
+                phases.append(RequestPhase("queue", self.submitted_s, outcome.finish_s))
             elif reply.batch_id not in seen:
                 seen.add(reply.batch_id)
-                phases.append(Phase("queue", self.submitted_s, outcome.start_s))
-                phases.append(Phase("execution", outcome.start_s, outcome.finish_s))
+                phases.append(RequestPhase("queue", self.submitted_s, outcome.start_s))
+                phases.append(RequestPhase("execution", outcome.start_s, outcome.finish_s))
         return phases
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serve.observe.request_record import Facts, Phase, in_ms
+from serve.observe.request_record import Facts, RequestPhase, in_ms
 from slackfit.streams.stream_query import StreamOutcome
 
 _LONGEST_TEXT = 128
@@ -70,13 +70,16 @@ class StreamRecord(NamedTuple):
         facts["latency_ms"] = in_ms(outcome.finish_s - query.arrival_s)
         return facts
 
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[RequestPhase]:
         """See `EndedRequest`: until its prompt was begun, until its first output, the others."""
         outcome = self.outcome
-        phases = [Phase("door", self.arrival_s, self.submitted_s)]
+        phases = [RequestPhase("door", self.arrival_s, self.submitted_s)]
         start_s, end_s = outcome.start_s, outcome.finish_s
         if start_s is None:
-            return [*phases, Phase("queue", self.submitted_s, end_s)]
+            return [*phases, RequestPhase("queue", self.submitted_s, end_s)]
         first_s = outcome.output_s[0] if outcome.output_s else end_s
-        phases += [Phase("queue", self.submitted_s, start_s), Phase("prefill", start_s, first_s)]
-        return phases if first_s == end_s else [*phases, Phase("decode", first_s, end_s)]
+        phases += [
+            RequestPhase("queue", self.submitted_s, start_s),
+            RequestPhase("prefill", start_s, first_s),
+        ]
+        return phases if first_s == end_s else [*phases, RequestPhase("decode", first_s, end_s)]
