@@ -13,7 +13,7 @@ from slackfit.scheduling.streams.live_stream import LiveStream
 from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.relegation_credit import RelegationCredit
 from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
-from slackfit.scheduling.streams.step_filler import StepFiller
+from slackfit.scheduling.streams.step_filler import PromptPart, StepFiller
 from slackfit.scheduling.streams.stream_places import StreamPlaces
 from slackfit.scheduling.streams.stream_standing import ChargedChunk, StreamStanding
 from slackfit.streams.iteration_cost import IterationCost, IterationCosts
@@ -58,14 +58,41 @@ class StepComposer:
         `num_live` streams wait or run. Raises StreamPolicyError when the policy fails; the streams
         stay.
         """
-        if self._standing.refresh(now_s):
-            self.queue.use(self.policy, now_s)
-        decodes, preempted = self._decodes(now_s)
+        self._standing.refresh(now_s)
+        chunks, decoding, preempted = self._decodes(now_s)
         decision, waiting = self._decide(now_s, num_live)
-        return self._filled(decision, waiting, decodes, preempted, now_s)
+        cost = self._rung(decision.subnet_id)
+        fill = IterationFill(cost, self.view.decodes)
+        taken = self._prompts(decision, cost, fill, waiting, not preempted, now_s)
+        chunks += [
+            StreamChunk(s.query_id, s.cached, length, length == s.remaining) for s, length in taken
+        ]
+        if not chunks:
+            return None
+        if self._standing.shares:
+            streams = [*decoding, *(stream for stream, _ in taken)]
+            self._standing.charge(
+                [ChargedChunk(s.query, c) for s, c in zip(streams, chunks, strict=True)],
+                cost,
+                fill.seconds,
+                now_s,
+            )
+        step_id = self._num_steps
+        self._num_steps += 1
+        self.quality = cost.quality
+        return Step(
+            step_id,
+            cost.subnet_id,
+            tuple(chunks),
+            now_s,
+            fill.seconds,
+            self.view.slack_s,
+            decision.budget,
+            tuple(preempted),
+        )
 
-    def _decodes(self, now_s: float) -> tuple[list[ChargedChunk], list[int]]:
-        """Return a chunk for every decode, and whom it cost its memory; sets the view."""
+    def _decodes(self, now_s: float) -> tuple[list[StreamChunk], list[LiveStream], list[int]]:
+        """Return a chunk for every decode, whose, and whom it cost its memory; sets the view."""
         decoding, gave_way = self._places.make_room()
         for stream in gave_way:
             self._begin_again(stream, now_s)
@@ -78,10 +105,9 @@ class StepComposer:
         view.period_s = min([stream.query.period_s for stream in running], default=inf)
         view.min_quality = max([stream.query.min_quality for stream in running], default=0.0)
         chunks = [
-            ChargedChunk(s.query, StreamChunk(s.query_id, c, 1, True))
-            for s, c in zip(decoding, cached, strict=True)
+            StreamChunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)
         ]
-        return chunks, [stream.query_id for stream in gave_way]
+        return chunks, decoding, [stream.query_id for stream in gave_way]
 
     def _decide(self, now_s: float, num_live: int) -> tuple[StreamDecision, list[LiveStream]]:
         """Ask the policy; return its decision and the prompts in order, the relegated last."""
@@ -116,20 +142,19 @@ class StepComposer:
             raise StreamPolicyError(policy.name, repr(error), num_live) from error
         return decision, waiting
 
-    def _filled(
+    def _prompts(
         self,
         decision: StreamDecision,
+        cost: IterationCost,
+        fill: IterationFill,
         waiting: list[LiveStream],
-        decodes: list[ChargedChunk],
-        preempted: list[int],
+        is_open: bool,
         now_s: float,
-    ) -> Step | None:
-        cost = self._rung(decision.subnet_id)
-        fill = IterationFill(cost, self.view.decodes)
+    ) -> list[PromptPart]:
+        """Fill an iteration with prompts; return which. Nothing is begun unless it `is_open`."""
         places = self._places.most
         if decision.max_running is not None:
             places = min(places, max(decision.max_running, 1))
-        is_open = not preempted
 
         def admit(stream: LiveStream) -> bool:
             nonlocal is_open
@@ -140,6 +165,7 @@ class StepComposer:
             is_open = is_open and self._places.admit(stream, places, now_s)
             return is_open
 
+        has_decodes = fill.num_tokens > 0
         filler = StepFiller(fill, decision, self.policy.granule, admit)
         first = next(self.queue.relegated(), None)
         if first is not None and waiting[0] is not first:
@@ -150,40 +176,10 @@ class StepComposer:
         taken = {stream.query_id for stream, _ in filler.taken}
         rest = [stream for stream in self._behind(waiting) if stream.query_id not in taken]
         filler.take_all(rest)
-        if not decodes and not filler.taken:
+        if not has_decodes and not filler.taken:
             filler.force([*waiting, *rest])
         self._credit.earn(regular, self.queue.num_relegated)
-        charged = decodes + [
-            ChargedChunk(s.query, StreamChunk(s.query_id, s.cached, length, length == s.remaining))
-            for s, length in filler.taken
-        ]
-        if not charged:
-            return None
-        self._standing.charge(charged, cost, fill.seconds, now_s)
-        return self._step(decision, cost, charged, preempted, fill.seconds, now_s)
-
-    def _step(
-        self,
-        decision: StreamDecision,
-        cost: IterationCost,
-        charged: list[ChargedChunk],
-        preempted: list[int],
-        expected_s: float,
-        now_s: float,
-    ) -> Step:
-        step_id = self._num_steps
-        self._num_steps += 1
-        self.quality = cost.quality
-        return Step(
-            step_id,
-            cost.subnet_id,
-            tuple([chunk for _, chunk in charged]),
-            now_s,
-            expected_s,
-            self.view.slack_s,
-            decision.budget,
-            tuple(preempted),
-        )
+        return filler.taken
 
     def _behind(self, waiting: list[LiveStream]) -> list[LiveStream]:
         """Return who may have what is left: begun prompts far back in the order, the relegated."""

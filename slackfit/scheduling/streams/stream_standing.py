@@ -51,20 +51,26 @@ class StreamStanding:
         """The shares as given."""
         return self._time.shares
 
-    def refresh(self, now_s: float) -> bool:
-        """Look how much of their shares tenants had; return whether any rank has changed."""
+    def refresh(self, now_s: float) -> None:
+        """Look how much of their shares tenants had."""
         if not self.shares:
-            return False
-        before, self._levels = self._levels, {}
+            return
+        self._levels = {}
         if sum(self._time.used(now_s).values()) >= _BUSY:
             served = self._time.served(now_s)
             self._levels = {key: _level(part) for key, part in served.items()}
-        return before != self._levels
+
+    def account(self, query: StreamQuery) -> str:
+        """Return whose share a stream's time is on, see `TenantShares.key_of`."""
+        return self._time.key_of(query.tenant)
+
+    def level(self, account: str) -> int:
+        """Return how much of its share an account had, in eighths; 0 for all with time to spare."""
+        return self._levels.get(account, 0)
 
     def rank(self, query: StreamQuery) -> StreamRank:
         """Return the rank of a stream."""
-        level = self._levels.get(self._time.key_of(query.tenant), 0) if self._levels else 0
-        return -level, query.query_class
+        return -self.level(self.account(query)), query.query_class
 
     def charge(
         self, charged: Iterable[ChargedChunk], cost: IterationCost, step_s: float, now_s: float
