@@ -157,11 +157,7 @@ def _build_scheduler(
         "drop_hopeless": config.drop_hopeless,
         "correct_latency": config.correct_latency,
         "triage": True,
-        "tenant_shares": {
-            name: tenant.share
-            for name, tenant in (config.tenants or {}).items()
-            if tenant.share is not None
-        },
+        "tenant_shares": config.tenant_shares,
     }
     if config.record is None:
         return Scheduler(offered, policy, **settings)
