@@ -61,10 +61,13 @@ def bootstrap_command(
         int, typer.Option(help="Samples of one pass, where a step does not fit; 0: all of them.")
     ] = 0,
     activation_checkpointing: Annotated[
-        bool, typer.Option(help="Less memory for a third more computation.")
+        bool,
+        typer.Option(
+            "--activation-checkpointing", help="Less memory for a third more computation."
+        ),
     ] = False,
     alone: Annotated[
-        bool, typer.Option(help="Train the whole network by itself, to compare with.")
+        bool, typer.Option("--alone", help="Train the whole network by itself, to compare with.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="0: torch's default.")] = 0,

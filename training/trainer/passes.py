@@ -33,7 +33,7 @@ _DROPOUT = 6
 _MEASURED, _MEASURED_AT_ONCE = 512, 128  # validation samples that losses are measured on
 
 
-class Taught(NamedTuple):
+class StepTargets(NamedTuple):
     """What a step's subnets learn from besides labels, for all samples of the batch.
 
     (B, K) probabilities of the step's full model and of a model that stands still, and the hidden
@@ -66,9 +66,9 @@ class Passes:
         task: SubnetTask,
         images: torch.Tensor,
         labels: torch.Tensor,
-        taught: Taught,
+        taught: StepTargets,
         key: DrawKey,
-    ) -> tuple[torch.Tensor, Taught]:
+    ) -> tuple[torch.Tensor, StepTargets]:
         """Add a task's gradients to the shared weights' own.
 
         `images` and `labels` are the whole batch's. Returned are the loss, a detached scalar, and
@@ -106,7 +106,7 @@ class Passes:
     @torch.no_grad()
     def taught(
         self, images: torch.Tensor, plan: Iterable[SubnetTask], teacher: Tensors, average: Tensors
-    ) -> Taught:
+    ) -> StepTargets:
         """What a model that this step does not train teaches; nothing where none is asked for.
 
         `teacher` are a frozen teacher's parameters, `average` the averaged ones.
@@ -118,7 +118,7 @@ class Passes:
         elif "full_model" in asked and self._config.loss.teacher == "average":
             parameters = average
         else:
-            return Taught()
+            return StepTargets()
         targets: list[torch.Tensor] = []
         kept: dict[str, list[torch.Tensor]] = {}
         for rows in micro_batches(slice(0, len(images)), self._config.data.micro_batch_size):
@@ -130,7 +130,9 @@ class Passes:
             targets.append(soft_targets(logits.flatten(0, -2), self._config.loss.temperature))
             for name, state in (hidden or {}).items():
                 kept.setdefault(name, []).append(state)
-        return Taught(None, torch.cat(targets), {name: torch.cat(s) for name, s in kept.items()})
+        return StepTargets(
+            None, torch.cat(targets), {name: torch.cat(s) for name, s in kept.items()}
+        )
 
     @torch.no_grad()
     def losses(self, archs: Sequence[Arch], samples: Samples, spec: InputSpec) -> list[float]:
@@ -164,7 +166,7 @@ class Passes:
         task: SubnetTask,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        taught: Taught,
+        taught: StepTargets,
         rows: slice,
     ) -> torch.Tensor:
         """The loss of (b, ..., K) logits of some `rows`; the rest is given for the whole batch."""

@@ -43,7 +43,7 @@ from serve.bench.training.cases import (
     place_of,
     points_of,
 )
-from serve.bench.training.comparison import Comparison, Tuned
+from serve.bench.training.comparison import CaseComparison, Tuned
 from serve.bench.training.pace import seconds_per_step
 from serve.bench.training.time_left import TimeLeft
 from serve.bench.training.timed_run import FinishedRun, StoppedError, TimedRun, of_all_shapes
@@ -249,8 +249,8 @@ class TrainingBench:
         tuned = {case: self._tuned(case) for case in self._cases}
         return {case: found for case, found in tuned.items() if found is not None}
 
-    def _comparison(self) -> Comparison:
-        return Comparison(self._finished(), self._all_tuned(), self._sizes(), self._judged_on)
+    def _comparison(self) -> CaseComparison:
+        return CaseComparison(self._finished(), self._all_tuned(), self._sizes(), self._judged_on)
 
     def _finished(self) -> dict[str, list[FinishedRun]]:
         """By case that was asked for; of the shapes alone the seeds of which all are there."""

@@ -73,7 +73,7 @@ def difference(
     return PairedGain(value, value - half, value + half, len(pairs))
 
 
-class Comparison(NamedTuple):
+class CaseComparison(NamedTuple):
     """The finished runs by case, the rates that were chosen, `points` as archs with their MACs.
 
     `split` says on which images cases are compared; runs were measured on the validation images in

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from serve.bench.training.comparison import Comparison, Tuned, difference
+from serve.bench.training.comparison import CaseComparison, Tuned, difference
 from serve.bench.training.timed_run import FinishedRun, of_all_shapes, packed, unpacked
 from supernet import define_supernet
 
@@ -73,7 +73,7 @@ def test_the_table_has_a_line_per_case_and_rows_say_where_they_come_from() -> No
     points = [(space.smallest, 1_000_000), (space.largest, 4_000_000)]
     runs = {"deps": runs_of("deps", 0.7, 0.6), "other": runs_of("other", 0.8, 0.7), "none": []}
     tuned = {"deps": Tuned(0.1, {0.03: 0.5, 0.1: 0.6, 0.3: 0.4})}
-    compared = Comparison(runs, tuned, points)
+    compared = CaseComparison(runs, tuned, points)
     lines = compared.table().splitlines()
     assert lines[0] == ("| case | rate | 1.0 M | 4.0 M | mean | less deps (95 %) | core s |")
     assert lines[2] == "| deps | 0.1 | 65.0 | 65.0 | 65.0 |  | 60 |"
@@ -107,7 +107,7 @@ def test_validation_images_are_each_seeds_own() -> None:
     assert gap.high - gap.value == pytest.approx(wide, rel=0.01)
     space = define_supernet("resnet_tiny").space
     points = [(space.smallest, 1_000_000), (space.largest, 4_000_000)]
-    compared = Comparison({"deps": reference, "better": better}, {}, points, "validation")
+    compared = CaseComparison({"deps": reference, "better": better}, {}, points, "validation")
     assert compared.table().splitlines()[3].startswith("| better | - | 75.0 | 75.0 | 75.0 | +5.0 (")
     rows = {row["figure"]: row for row in compared.rows(0.0)}
     assert rows["training/better/p1/accuracy"]["detail"]["split"] == "validation"
@@ -128,7 +128,7 @@ def test_shapes_trained_alone_are_a_row_of_their_own() -> None:
     points = [(space.smallest, 1_000_000), (space.largest, 4_000_000)]
     tuned = {f"alone_p{i}": Tuned(rate, {0.1: 0.5, 0.3: 0.5}) for i, rate in ((1, 0.1), (2, 0.3))}
     runs = {"deps": runs_of("deps", 0.7), "alone": [merged]}
-    compared = Comparison(runs, tuned, points)
+    compared = CaseComparison(runs, tuned, points)
     line = compared.table().splitlines()[3]
     assert line.startswith("| alone | 0.1/0.3 | 60.0 | 80.0 | 70.0 | ")
     assert line.endswith("| 30 |")
