@@ -63,7 +63,7 @@ class TimedExecutor(StagingExecutor):
         Raises ProfileError for an unknown subnet or an unprofiled batch size.
         """
         start_s = self._clock()
-        labels = np.concatenate([self._labels(slot) for slot in slots])
+        labels = self._labels(slots)
         return TimedLaunched(labels, start_s + self._profile.latency_s(subnet_id, len(labels)))
 
     def result(self, launched: TimedLaunched) -> np.ndarray:
@@ -74,8 +74,13 @@ class TimedExecutor(StagingExecutor):
         self._sleep(max(0.0, launched.finish_s - self._clock()))
         return logits
 
-    def _labels(self, samples: np.ndarray) -> np.ndarray:
-        sums = samples.reshape(len(samples), -1).sum(axis=1, dtype=np.int64)
+    def _labels(self, slots: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a label (B,) for each sample."""
+        rows = [slot.reshape(len(slot), -1) for slot in slots]
+        if self.sample.is_text:  # of several lengths
+            sums = np.concatenate([row.sum(axis=1, dtype=np.int64) for row in rows])
+        else:  # one sum for all: those of small samples cost more than the rest of a batch
+            sums = np.concatenate(rows).sum(axis=1, dtype=np.int64)
         return sums % self.num_classes
 
     def warm_up(self) -> None:
