@@ -107,7 +107,7 @@ class ScheduleConfig:
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
     frozen as the teacher and only smaller subnets train. Samplers: training/strategies/sampling.py;
     from a share `front` of the run on (0: never), random subnets are drawn from the front of what
-    is measured then on validation samples (training/strategies/front.py).
+    is measured then on training samples (training/strategies/front.py).
     `low_bit` trains the largest subnet, and with shrinking a drawn one, in binary, ternary or
     signed-binary weights made of the same latent ones, too; for deps and sandwich runs
     (docs/one_bit.md).

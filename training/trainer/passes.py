@@ -30,7 +30,7 @@ from training.trainer.pairs_training import PairsTraining
 from training.trainer.shared_weights import SharedWeights
 
 _DROPOUT = 6
-_MEASURED, _MEASURED_AT_ONCE = 512, 128  # validation samples that losses are measured on
+_MEASURED, _MEASURED_AT_ONCE = 512, 128  # samples that losses are measured on
 
 
 class StepTargets(NamedTuple):

@@ -281,7 +281,7 @@ class Trainer:
                 crop_kernels(self._optimization.average, self._definition)
         elif event == "find_front":
             archs = self._strategy.candidates
-            losses = self._passes.losses(archs, self.data.validation, self.data.input)
+            losses = self._passes.losses(archs, self.data.train, self.data.input)
             # On every process the same, to the last bit.
             self._strategy.find_front([self._workers.mean(loss) for loss in losses])
         elif event == "freeze_teacher":

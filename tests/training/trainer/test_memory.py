@@ -241,3 +241,17 @@ def test_settings_that_would_not_do_what_they_say_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config_from_json({"supernet": {"variant": "resnet_tiny"}, **changes})
+
+
+def test_so_they_are_in_half_precision() -> None:
+    """What is run again is run as the first time: under the same autocast."""
+    definition = define_supernet("vit_tiny_patch16_224", **VIT)
+    x, found = inputs_of(definition), []
+    for is_checkpointed in (False, True):
+        weights = SharedWeights(definition, device="cpu", seed=0, is_checkpointed=is_checkpointed)
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            logits = weights.forward(definition.space.largest, x)
+        assert logits.dtype == torch.bfloat16
+        logits.float().square().mean().backward()
+        found.append({name: p.grad for name, p in weights.parameters.items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
