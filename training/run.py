@@ -143,6 +143,7 @@ def _trained(
         provenance={
             "config": asdict(config),
             "split": data.split.to_json() if data.split else None,
+            **({} if definition.family.generates else {"training_macs": trainer.macs()}),
             "versions": {"torch": version("torch"), "python": platform.python_version()},
         },
     )

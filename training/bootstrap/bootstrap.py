@@ -188,6 +188,10 @@ def _planned(
             f"measuring, {search_s / 60:.1f} are for the search, and a step takes {step_s:.2f} s; "
             "give more minutes, a smaller --batch-size or --resolution"
         )
+    tell(
+        f"of {options.minutes:g} minutes {journal.spent_s / 60:.1f} are spent; some "
+        f"{steps * step_s / 60:.1f} are for training, {search_s / 60:.1f} for the search"
+    )
     epochs = steps / per_epoch
     searched = max(0, int(search_s / max(journal.measure_s, 1e-3)) - _BEFORE)
     uniforms = len(uniform_archs(load_checkpoint(out / START).definition.space))

@@ -52,6 +52,7 @@ from training.trainer.passes import Passes
 from training.trainer.resume import ResumeState, load_resume_state, save_resume_state
 from training.trainer.run_log import EpochReport, RunLog, StepReport, mean
 from training.trainer.shared_weights import SharedWeights
+from training.trainer.work import training_macs
 
 DIVERGED_FILE = "diverged.safetensors"
 _SORT_BATCH, _SORT_SAMPLES = 8, 64  # on which activations are measured before sorting
@@ -139,7 +140,7 @@ class Trainer:
         epoch_end: EpochEnd | None,
     ) -> bool:
         while self.step < self.total_steps:
-            started_s, reports = time.perf_counter(), []
+            started_s, started_cpu_s, reports = time.perf_counter(), time.process_time(), []
             for batch in self._batches():
                 if self._workers.any(should_stop()):
                     self.save()
@@ -152,12 +153,14 @@ class Trainer:
                     self.save()
             self.save()
             seconds = time.perf_counter() - started_s
+            cpu_s = time.process_time() - started_cpu_s
             num_images = len(reports) * self.config.data.batch_size
             epoch = math.ceil(self.step / self._steps_per_epoch)
             if self._workers.is_first:
                 also = dict(epoch_end(epoch)) if epoch_end else {}
                 also |= self._pairs.figures() if self._pairs else {}
-                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
+                done = EpochReport(epoch, tuple(reports), seconds, cpu_s, num_images, also)
+                self._log.add_epoch(done)
         return True
 
     def _is_saved_now(self) -> bool:
@@ -184,6 +187,11 @@ class Trainer:
             teacher=self._teacher,
         )
         save_resume_state(self._out, self.config, state, *([name] if name else []))
+
+    def macs(self) -> float:
+        """Multiply-accumulates of the whole run, forward and backward, of all processes."""
+        size, total = self.config.data.batch_size, self.total_steps
+        return training_macs(self._strategy, self._definition, total_steps=total, batch_size=size)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state_dict to evaluate and save: averaged weights if there are any."""
