@@ -51,6 +51,7 @@ def options(inputs: Path, **changes: object) -> BootstrapOptions:
     return BootstrapOptions(**{**given, "threads": 1, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_whole_network_by_itself_is_trained_and_served_alone(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,7 @@ def test_a_batch_in_micro_batches_gives_the_gradient_of_the_whole(tmp_path: Path
     whole = trainer_of(tmp_path / "whole", **changes)
     parts = trainer_of(tmp_path / "parts", data={"micro_batch_size": 16}, **changes)
     for trainer in (whole, parts):
-        trainer.run(should_stop=stop_after(4))
+        trainer.run(should_stop=stop_after(3))
     expected, found = weights_of(whole), weights_of(parts)
     assert any(not torch.equal(expected[name], found[name]) for name in expected)
     for name in expected:
@@ -167,7 +167,7 @@ def test_so_it_does_with_every_kind_of_teacher(tmp_path: Path, changes: dict) ->
     whole = trainer_of(tmp_path / "whole", **changes)
     parts = trainer_of(tmp_path / "parts", data={"micro_batch_size": 16}, **changes)
     for trainer in (whole, parts):
-        trainer.run(should_stop=stop_after(16))
+        trainer.run(should_stop=stop_after(10))
     expected, found = weights_of(whole), weights_of(parts)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-3)
