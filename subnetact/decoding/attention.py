@@ -11,6 +11,7 @@ Decodes, which are many and short, go by `decode_attention.py`; this is their tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from subnetact.decoding.extents import Run
+
+_LEAST_PAIRS = 2**17
+"""Rows times tokens before them, below which a mask over all costs less than one call more."""
 
 
 class Slab(NamedTuple):
@@ -32,11 +36,12 @@ def plan_slabs(runs: list[Run], start: int, rows: int, ranks: int) -> list[Slab]
     """Return what a chunk of `rows` tokens at position `start` attends to, for all layers alike.
 
     Rows before a slab's first position do not see it; a mask (ranks * rows, slots) says what the
-    others see of one that reaches beyond them.
+    others see of one that reaches beyond them. A run that begins long before the chunk is two
+    slabs, so that the mask is of the chunk alone, and not of all that came before.
     """
     slabs: list[Slab] = []
     begin = 0
-    for run in runs:
+    for run in _cut_at(runs, start, rows) if rows > 1 and has_log_sum_exp() else runs:
         first_row = max(0, begin - start)
         mask = None
         if begin + run.length > start + first_row + 1:
@@ -47,6 +52,18 @@ def plan_slabs(runs: list[Run], start: int, rows: int, ranks: int) -> list[Slab]
         slabs.append(Slab(run, first_row, mask))
         begin += run.length
     return slabs
+
+
+def _cut_at(runs: list[Run], start: int, rows: int) -> Iterator[Run]:
+    """Cut the run in which position `start` lies there, where there is much before it."""
+    at = start
+    for begin, length in runs:
+        if 0 < at < length and rows * at >= _LEAST_PAIRS:
+            yield Run(begin, at)
+            yield Run(begin + at, length - at)
+        else:
+            yield Run(begin, length)
+        at -= length
 
 
 def attend(

@@ -52,9 +52,16 @@ class DecoderWeights:
     """The layers of one decoder, and for each subnet the feed-forward of each of them."""
 
     def __init__(
-        self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None = None, form: str = "views"
+        self,
+        checkpoint: Checkpoint,
+        subnet_ids: Iterable[str] | None = None,
+        form: str = "views",
+        device: torch.device | str = "cpu",
     ):
-        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form."""
+        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form.
+
+        Every form is of CPUs; on another device there are views alone, and no one-bit weights.
+        """
         definition = checkpoint.definition
         if not definition.family.generates:
             raise ValueError(
@@ -62,14 +69,18 @@ class DecoderWeights:
                 "a decoder is needed (docs/decoder.md)"
             )
         self.config: Any = definition.config
+        if torch.device(device).type != "cpu" and form != "views":
+            raise ValueError(f"packing is {form!r}, on {device} allowed views")
         self.form = form
-        self._state = {name: t.detach().float() for name, t in checkpoint.state.items()}
+        self._state = {
+            name: t.detach().to(device, torch.float32) for name, t in checkpoint.state.items()
+        }
         self.layers = [self._layer(f"blocks.{i}") for i in range(self.config.depth)]
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]
         self.head = make_linear(form, table)
-        self._low_bit = checkpoint.low_bit
+        self._low_bit = checkpoint.low_bit if torch.device(device).type == "cpu" else None
         self._tables: dict[str, OneBitTable] = {}
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         self.feed_forwards: dict[str, list[FeedForward]] = {}
@@ -145,8 +156,8 @@ class DecoderWeights:
         """The words of a whole weight, of which every width reads a prefix."""
         if self._low_bit is None:
             raise ValueError(
-                "the checkpoint has no one-bit weights; make them with `supernet precision --to "
-                "signed_binary`"
+                "there are no one-bit weights; make them with `supernet precision --to "
+                "signed_binary`, and run them on a CPU"
             )
         if name not in self._tables:
             self._tables[name] = OneBitTable.of(self._low_bit.tensors[name])

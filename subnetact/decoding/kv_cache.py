@@ -35,7 +35,7 @@ class KVCache:
         *,
         block_tokens: int = 64,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
     ):
         """Raises ValueError for a capacity below one block."""
         self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
@@ -55,6 +55,19 @@ class KVCache:
         """Write keys and values (T, groups, D) into slots (T,)."""
         self.keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
         self.values[layer].index_copy_(1, slots, values.transpose(0, 1))
+
+    def fill(self, slots: torch.Tensor, seed: int) -> None:
+        """Write random keys and values into slots (T,) of all layers, to measure what reads cost.
+
+        Memory that nobody has written is all one page of zeros, which is read from the cache.
+        """
+        layers, groups, _, head_dim = self.keys.shape
+        generator = torch.Generator().manual_seed(seed)
+        size = (2, groups, len(slots), head_dim)
+        drawn = torch.randn(size, generator=generator).to(self.keys)
+        for layer in range(layers):
+            self.keys[layer].index_copy_(1, slots, drawn[0])
+            self.values[layer].index_copy_(1, slots, drawn[1])
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""

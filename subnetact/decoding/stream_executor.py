@@ -150,6 +150,17 @@ class StreamExecutor:
             self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
+    def look_after(self) -> tuple[()]:
+        """Return the sequences that were lost: none ever are."""
+        return ()
+
+    def wait_until_whole(self) -> bool:
+        """Return whether there was anything to wait for: never."""
+        return False
+
+    def close(self) -> None:
+        """End nothing: it is all in this process."""
+
     def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps
         reads = self._reads(batch)

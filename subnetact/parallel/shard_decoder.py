@@ -39,13 +39,15 @@ class ShardDecoder:
         block_tokens: int,
         packing: str = "views",
         subnet_ids: tuple[str, ...] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Hold nothing. Raises ValueError for a checkpoint of no decoder, or another packing."""
-        self.weights = DecoderWeights(checkpoint, subnet_ids, packing)
+        self.weights = DecoderWeights(checkpoint, subnet_ids, packing, device)
+        self._device = torch.device(device)
         self.config = self.weights.config
         self._blocks = blocks
         shape = CacheShape(len(blocks), self.config.num_kv_heads, self.config.head_dim)
-        self._cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+        self._cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens, device=device)
 
     @property
     def is_first(self) -> bool:
@@ -60,7 +62,7 @@ class ShardDecoder:
     @torch.inference_mode()
     def embed(self, batch: MicroBatch) -> torch.Tensor:
         """Return the rows (T, C) that the first block reads."""
-        return F.embedding(torch.tensor(batch.ids, dtype=torch.long), self.weights.embedding)
+        return F.embedding(self._indices(batch.ids), self.weights.embedding)
 
     @torch.inference_mode()
     def run(
@@ -68,10 +70,10 @@ class ShardDecoder:
     ) -> torch.Tensor:
         """Run rows (T, C) through the blocks; `peers` None: this shard has all that they read."""
         config, weights = self.config, self.weights
-        positions = torch.tensor(batch.positions)
+        positions = self._indices(batch.positions)
         angles = rotary_angles(positions, config.head_dim, config.rope_theta)
         ranks = config.num_heads // config.num_kv_heads
-        plans = [plan_reads(c.reads, c.rows, ranks, x.dtype) for c in batch.chunks]
+        plans = [plan_reads(c.reads, c.rows, ranks, x) for c in batch.chunks]
         width = (x.shape[-1],)
         for own, i in enumerate(self._blocks):
             layer, feed_forward = weights.layers[i], weights.feed_forwards[subnet_id][i]
@@ -86,18 +88,17 @@ class ShardDecoder:
     def logits(self, x: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Return logits (S, vocabulary) of the rows that sample."""
         weights = self.weights
-        rows = x[torch.tensor(batch.sampled, dtype=torch.long)]
+        rows = x[self._indices(batch.sampled)]
         return weights.head(F.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps))
 
     def fill(self, runs: tuple[Run, ...], seed: int) -> None:
-        """Write random keys and values: zeros that nobody wrote would all be the same memory."""
-        generator = torch.Generator().manual_seed(seed)
-        groups, head_dim = self.config.num_kv_heads, self.config.head_dim
-        for run in runs:
-            slots = torch.arange(run.begin, run.begin + run.length)
-            drawn = torch.randn(2, run.length, groups, head_dim, generator=generator)
-            for own in range(len(self._blocks)):
-                self._cache.write(own, slots, drawn[0], drawn[1])
+        """Write random keys and values (`KVCache.fill`)."""
+        slots = [torch.arange(run.begin, run.begin + run.length) for run in runs]
+        if slots:
+            self._cache.fill(torch.cat(slots).to(self._device), seed)
+
+    def _indices(self, numbers: tuple[int, ...]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
     def _project(
         self, layer: Layer, y: torch.Tensor, angles: Angles
@@ -131,7 +132,7 @@ class ShardDecoder:
         for (first, count, reads), plan in zip(chunks, plans, strict=True):
             for row, run in reads.fresh:
                 rows = slice(first + row, first + row + run.length)
-                slots = torch.arange(run.begin, run.begin + run.length)
+                slots = torch.arange(run.begin, run.begin + run.length, device=query.device)
                 self._cache.write(own, slots, fresh[0][rows], fresh[1][rows])
             runs = (*reads.past, *(run for _, run in reads.fresh))
             views = [self._cache.view(own, run) for run in runs]
