@@ -116,7 +116,7 @@ def flash_operator():
 
     Its results are attention and log-sum-exp (B, heads, N). Raises AttributeError where it is not.
     """
-    return torch._scaled_dot_product_flash_attention_for_cpu
+    return torch._scaled_dot_product_flash_attention_for_cpu  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _flash(
