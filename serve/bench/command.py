@@ -36,7 +36,7 @@ def policies(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan.",
+            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan, verify.",
         ),
     ] = None,
     processes: Annotated[

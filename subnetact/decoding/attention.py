@@ -11,6 +11,7 @@ Decodes, which are many and short, go by `decode_attention.py`; this is their tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ import torch
 from torch.nn import functional as F
 
 from subnetact.decoding.extents import Run
+
+_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+_LEAST_PAIRS = 2**17
+"""Rows times tokens before them, below which a mask over all costs less than one call more."""
 
 
 class Slab(NamedTuple):
@@ -45,11 +50,13 @@ def plan_slabs(
 
     `runs` are the slots from `first_visible(start, window)` on. Rows that see nothing of a slab are
     left out: those before its first position, and those whose window lies behind its last. A mask
-    (ranks * rows, slots) says what the others see where that is not all.
+    (ranks * rows, slots) says what the others see where that is not all. A run that begins long
+    before the chunk is two slabs, so that the mask is of the chunk alone, and not of all before it.
     """
     slabs: list[Slab] = []
     begin = first_visible(start, window)
-    for run in runs:
+    is_cut_up = rows > 1 and has_log_sum_exp()
+    for run in _cut_at(runs, start - begin, rows) if is_cut_up else runs:
         end = begin + run.length
         first_row = max(0, begin - start)
         stop_row = min(rows, end - 1 + window - start) if window else rows
@@ -67,6 +74,17 @@ def plan_slabs(
         slabs.append(Slab(run, first_row, stop_row, mask))
         begin = end
     return slabs
+
+
+def _cut_at(runs: list[Run], at: int, rows: int) -> Iterator[Run]:
+    """Cut the run in which the slot at `at` of all lies there, where there is much before it."""
+    for begin, length in runs:
+        if 0 < at < length and rows * at >= _LEAST_PAIRS:
+            yield Run(begin, at)
+            yield Run(begin + at, length - at)
+        else:
+            yield Run(begin, length)
+        at -= length
 
 
 def attend(
@@ -116,7 +134,7 @@ def flash_operator():
 
     Its results are attention and log-sum-exp (B, heads, N). Raises AttributeError where it is not.
     """
-    return torch._scaled_dot_product_flash_attention_for_cpu  # pyright: ignore[reportPrivateImportUsage]
+    return getattr(torch, _FLASH)
 
 
 def _flash(

@@ -88,7 +88,7 @@ class DecoderWeights:
     ):
         """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form.
 
-        Forms but views are a CPU's, and of float32.
+        Forms but views are a CPU's, and of float32; elsewhere there are no one-bit weights either.
         """
         definition = checkpoint.definition
         if not definition.family.generates:
@@ -97,13 +97,15 @@ class DecoderWeights:
                 "a decoder is needed (docs/decoder.md)"
             )
         self.config: Any = definition.config
+        if torch.device(device).type != "cpu" and form != "views":
+            raise ValueError(f"packing is {form!r}, on {device} allowed views")
         self.form = form
         self._state = {n: t.detach().to(device, dtype) for n, t in checkpoint.state.items()}
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]
         self.head = make_linear(form, table)
-        self._low_bit = checkpoint.low_bit
+        self._low_bit = checkpoint.low_bit if torch.device(device).type == "cpu" else None
         self._tables: dict[str, OneBitTable] = {}
         self.subnets: dict[str, tuple[Layer | SkippedLayer, ...]] = {}
         self._feed_forwards: dict[tuple[str, Shape, str], FeedForward] = {}
@@ -205,8 +207,8 @@ class DecoderWeights:
         """The words of a whole weight, of which every width reads a prefix."""
         if self._low_bit is None:
             raise ValueError(
-                "the checkpoint has no one-bit weights; make them with `supernet precision --to "
-                "signed_binary`"
+                "there are no one-bit weights; make them with `supernet precision --to "
+                "signed_binary`, and run them on a CPU"
             )
         if name not in self._tables:
             self._tables[name] = OneBitTable.of(self._low_bit.tensors[name])

@@ -66,6 +66,19 @@ class KVCache:
         """Return all keys and values of a layer, (groups, slots, D) each."""
         return self._layers[layer]
 
+    def fill(self, slots: torch.Tensor, seed: int) -> None:
+        """Write random keys and values into slots (T,) of all layers, to measure what reads cost.
+
+        Memory that nobody has written is all one page of zeros, which is read from the cache.
+        """
+        layers, groups, _, head_dim = self.keys.shape
+        generator = torch.Generator().manual_seed(seed)
+        size = (2, groups, len(slots), head_dim)
+        drawn = torch.randn(size, generator=generator).to(self.keys)
+        for layer in range(layers):
+            self.keys[layer].index_copy_(1, slots, drawn[0])
+            self.values[layer].index_copy_(1, slots, drawn[1])
+
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""
         keys, values = self._layers[layer]

@@ -166,6 +166,17 @@ class StreamExecutor:
             self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
+    def look_after(self) -> tuple[()]:
+        """Return the sequences that were lost: none ever are."""
+        return ()
+
+    def wait_until_whole(self) -> bool:
+        """Return whether there was anything to wait for: never."""
+        return False
+
+    def close(self) -> None:
+        """End nothing: it is all in this process."""
+
     def _load_weights(
         self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None, packing: str
     ) -> DecoderWeights:

@@ -39,13 +39,15 @@ class ShardDecoder:
         block_tokens: int,
         packing: str = "views",
         subnet_ids: tuple[str, ...] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Hold nothing. Raises ValueError for a checkpoint of no decoder, or another packing."""
-        self.weights = DecoderWeights(checkpoint, subnet_ids, packing)
+        self.weights = DecoderWeights(checkpoint, subnet_ids, packing, device=device)
+        self._device = torch.device(device)
         self.config = self.weights.config
         self._blocks = blocks
         shape = CacheShape(len(blocks), self.config.num_kv_heads, self.config.head_dim)
-        self._cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+        self._cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens, device=device)
 
     @property
     def is_first(self) -> bool:
@@ -60,7 +62,7 @@ class ShardDecoder:
     @torch.inference_mode()
     def embed(self, batch: MicroBatch) -> torch.Tensor:
         """Return the rows (T, C) that the first block reads."""
-        return F.embedding(torch.tensor(batch.ids, dtype=torch.long), self.weights.embedding)
+        return F.embedding(self._indices(batch.ids), self.weights.embedding)
 
     @torch.inference_mode()
     def run(
@@ -68,7 +70,7 @@ class ShardDecoder:
     ) -> torch.Tensor:
         """Run rows (T, C) through the blocks; `peers` None: this shard has all that they read."""
         config, layers = self.config, self.weights.subnets[subnet_id]
-        positions = torch.tensor(batch.positions)
+        positions = self._indices(batch.positions)
         angles = rotary_angles(positions, config.head_dim, config.rope_theta)
         plans: dict[int, list[ReadPlan]] = {}  # by the query heads per group
         width = (x.shape[-1],)
@@ -80,7 +82,7 @@ class ShardDecoder:
                 continue
             ranks = layer.heads.ranks
             if ranks not in plans:
-                plans[ranks] = [plan_reads(c.reads, c.rows, ranks, x.dtype) for c in batch.chunks]
+                plans[ranks] = [plan_reads(c.reads, c.rows, ranks, x) for c in batch.chunks]
             query, key, value = self._project(layer, y, angles)
             mixed = self._attend(own, query, (key, value), batch.chunks, plans[ranks], peers)
             x = x + layer.heads.proj(mixed.flatten(1))
@@ -91,18 +93,17 @@ class ShardDecoder:
     def logits(self, x: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Return logits (S, vocabulary) of the rows that sample."""
         weights = self.weights
-        rows = x[torch.tensor(batch.sampled, dtype=torch.long)]
+        rows = x[self._indices(batch.sampled)]
         return weights.head(F.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps))
 
     def fill(self, runs: tuple[Run, ...], seed: int) -> None:
-        """Write random keys and values: zeros that nobody wrote would all be the same memory."""
-        generator = torch.Generator().manual_seed(seed)
-        groups, head_dim = self.config.num_kv_heads, self.config.head_dim
-        for run in runs:
-            slots = torch.arange(run.begin, run.begin + run.length)
-            drawn = torch.randn(2, run.length, groups, head_dim, generator=generator)
-            for own in range(len(self._blocks)):
-                self._cache.write(own, slots, drawn[0], drawn[1])
+        """Write random keys and values (`KVCache.fill`)."""
+        slots = [torch.arange(run.begin, run.begin + run.length) for run in runs]
+        if slots:
+            self._cache.fill(torch.cat(slots).to(self._device), seed)
+
+    def _indices(self, numbers: tuple[int, ...]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
     def _project(
         self, layer: Layer, y: torch.Tensor, angles: Angles
@@ -137,7 +138,7 @@ class ShardDecoder:
         for first, _, reads in chunks:
             for row, run in reads.fresh:
                 rows = slice(first + row, first + row + run.length)
-                slots = torch.arange(run.begin, run.begin + run.length)
+                slots = torch.arange(run.begin, run.begin + run.length, device=self._device)
                 self._cache.write(own, slots, fresh[0][rows], fresh[1][rows])
 
     def _attend(

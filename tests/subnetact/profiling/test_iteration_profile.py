@@ -121,3 +121,27 @@ def test_a_profile_of_a_decoder_tells_its_iterations(
         measure_iterations(stream_executor, decoder, decodes=(1, 2, 4), repeats=1)
     with pytest.raises(ValueError, match="streams need"):
         measure_iterations(stream_executor, decoder, decodes=(64,), repeats=1)
+
+
+def test_contexts_are_read_from_memory_that_was_written(
+    decoder: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unwritten cache is one page of zeros, however long: reading it would cost next to none."""
+    executor = StreamExecutor(decoder, capacity_tokens=2560)
+    table, run = executor.cache.table, executor.run
+    read = 0
+
+    def checked(subnet_id: str, chunks):
+        nonlocal read
+        for chunk in chunks:
+            cached = table.length(chunk.sequence)
+            for begin, length in table.slots(chunk.sequence, 0, cached) if cached else ():
+                for pool in (executor.cache.keys, executor.cache.values):
+                    assert pool.narrow(2, begin, length).abs().sum(-1).gt(0).all()
+                read += length
+        return run(subnet_id, chunks)
+
+    monkeypatch.setattr(executor, "run", checked)
+    measure_iterations(executor, decoder, decodes=(1, 2), repeats=1, max_error=float("inf"))
+    assert read > 0
+    assert table.sequences == ()
