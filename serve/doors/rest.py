@@ -121,6 +121,7 @@ class RestDoor:
             ("/v2/models/stats", self._all_statistics, "GET", "infer"),
             ("/v2/repository/index", self._index, "POST", "infer"),
             ("/metrics", self._render_metrics, "GET", "metrics"),
+            ("/admin/audit", self._may_audit, "GET", "audit"),
             ("/admin/config", self._show_config, "GET", "admin"),
             ("/admin/config", self._change_config, "POST", "admin"),
             (f"{_MEMORY}/status", self._regions, "GET", "infer"),
@@ -206,7 +207,8 @@ class RestDoor:
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params
-        return self._models.find(parameters["model"], parameters.get("version"))
+        models = self.server.models_for(_call_of(request).caller)
+        return models.find(parameters["model"], parameters.get("version"))
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -247,15 +249,20 @@ class RestDoor:
         rows = model.statistics.rows(model.spec.name, request.path_params.get("version"))
         return JSONResponse({"model_stats": rows})
 
-    async def _all_statistics(self, _: Request) -> Response:
-        rows = [row for model in self._models for row in model.statistics.rows(model.spec.name)]
+    async def _all_statistics(self, request: Request) -> Response:
+        models = self.server.models_for(_call_of(request).caller)
+        rows = [row for model in models for row in model.statistics.rows(model.spec.name)]
         return JSONResponse({"model_stats": rows})
 
-    async def _render_metrics(self, _: Request) -> Response:
-        self.server.refresh_metrics()
-        return Response(self.server.metrics.render(), media_type=CONTENT_TYPE)
+    async def _render_metrics(self, request: Request) -> Response:
+        text = self.server.render_metrics(_call_of(request).caller)
+        return Response(text, media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
+
+    async def _may_audit(self, _: Request) -> Response:
+        """Say that the caller may audit this server, and whether it hides its choice."""
+        return JSONResponse({"security": self.server.security is not None})
 
     async def _show_config(self, _: Request) -> Response:
         return JSONResponse({m.spec.name: m.live_settings() for m in self._models})

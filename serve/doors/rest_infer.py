@@ -105,7 +105,7 @@ class RestInference:
 
     async def _infer(self, call: HttpCall, model_name: str, version: str | None) -> HttpAnswer:
         call.caller = identify(self._guard, call, "infer")
-        model = self._server.models.find(model_name, version)
+        model = self._server.models_for(call.caller).find(model_name, version)
         self._guard.admit(call.caller)
         model.check_waited(
             call.headers,

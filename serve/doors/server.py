@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from serve.access.guard import Guard
+from serve.access.guard import Caller, Guard
 from serve.doors.body_budget import BodyBudget
 from serve.doors.shared_memory import SharedMemory
 from serve.models.limits import RefusedError
@@ -13,6 +14,9 @@ from serve.models.models import Models
 from serve.models.replica_set import ReplicaSet
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serve.security.security import Security
 
 _LAST_WORDS_S = 1.0
 _BODY_BYTES = 16 * 2**20
@@ -28,7 +32,7 @@ class Server:
     requests at once. `memory` is what clients on this host share, `loop_lag` how long the doors'
     loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
     the server ends. Clients may choose among `replicas`; `others_note` says, where this is one of
-    several, how settings reach all.
+    several, how settings reach all. `security` hides which subnets serve (None: nothing is hidden).
     """
 
     models: Models
@@ -42,7 +46,22 @@ class Server:
     drain_timeout_s: float = 10.0
     replicas: ReplicaSet = field(default_factory=ReplicaSet)
     others_note: str = ""
+    security: Security | None = None
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def models_for(self, caller: Caller) -> Models:
+        """Return the models as a caller may see them."""
+        if self.security is None:
+            return self.models
+        seen = self.security.models_for(self.models, caller.principal, caller.scopes)
+        return cast("Models", seen)  # the same methods, as far as doors call them
+
+    def render_metrics(self, caller: Caller) -> bytes:
+        """Return the metrics that a caller may see, as of now."""
+        self.refresh_metrics()
+        if self.security is None:
+            return self.metrics.render()
+        return self.security.render_metrics(self.metrics, caller.scopes)
 
     def check_alone(self) -> None:
         """Raise RefusedError where live settings would reach one of several replicas only."""

@@ -165,9 +165,14 @@ def offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile,
     """Return the offered part of a profile and the policy for it. Raises ServeConfigError."""
     try:
         offered = profile.select(config.subnets) if config.subnets else profile
-        return offered, create_policy(config.policy, offered)
+        policy = create_policy(config.policy, offered)
     except (ProfileError, ValueError) as error:
         raise ServeConfigError(str(error)) from None
+    if config.security is not None:
+        from serve.security.lattice import Lattice
+
+        Lattice(offered, config.security)  # whether a subnet can hide among those
+    return offered, policy
 
 
 def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:

@@ -1,0 +1,133 @@
+"""`Lattice`: the few specifications that a defended server tells apart, and what each may get.
+
+A specification is a tier (a floor on accuracy) and a multiple of the deadline grid. Its candidates
+are the most accurate subnets that reach the floor and fit the deadline, as many as `spread`; which
+of them serves is drawn (`mechanism.py`). A specification with fewer than four is refused, since who
+asks for it would know the subnet. Pure: profile in, probabilities out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from math import floor
+from typing import NamedTuple
+
+from serve.config import ServeConfigError
+from serve.models.deadline import MAX_ALLOWANCE
+from serve.security.mechanism import MECHANISMS, cumulative, scaled_utilities
+from serve.security_config import TIER_NAMES, SecurityConfig
+from slackfit.profile import LatencyProfile
+
+LEAST_CANDIDATES = 4
+_FIT_TIMES = (2.0, 1.0)  # room for what waits before it, where the deadline has it
+_LONGEST_STEPS = 10_000
+_HUNDREDTHS = 100
+_EQUAL = 1e-9
+
+
+class Tier(NamedTuple):
+    """A named floor on accuracy, a fraction."""
+
+    name: str
+    floor: float
+
+
+class Cell(NamedTuple):
+    """One specification: its tier, its deadline in steps of the grid, and its candidates."""
+
+    tier: Tier
+    steps: int
+    subnet_ids: tuple[str, ...]
+    cumulative: tuple[float, ...]
+
+    def chosen(self, uniform: float) -> str:
+        """Return the candidate at a number of [0, 1)."""
+        return self.subnet_ids[bisect_right(self.cumulative, uniform)]
+
+
+class Lattice:
+    """The specifications of one profile under one configuration.
+
+    Raises ServeConfigError where a tier has too few subnets to hide among, however late the
+    deadline.
+    """
+
+    def __init__(self, profile: LatencyProfile, config: SecurityConfig) -> None:
+        self.profile = profile
+        self.grid_s = config.grid_ms * 1e-3
+        self._config = config
+        pareto = profile.pareto()
+        self._subnets = [
+            (s.accuracy, s.subnet_id, profile.latency_s(s.subnet_id, 1)) for s in pareto.subnets
+        ]
+        self.tiers = _tiers(config, [accuracy for accuracy, _, _ in self._subnets])
+        self._cells: dict[tuple[str, int], Cell | None] = {}
+        for tier in self.tiers:
+            if self._find(tier, _LONGEST_STEPS) is None:
+                have = sum(accuracy >= tier.floor for accuracy, _, _ in self._subnets)
+                raise ServeConfigError(
+                    f"security: tier {tier.name} (accuracy {tier.floor:g}) has {have} subnets, "
+                    f"allowed {LEAST_CANDIDATES} or more: lower its floor or serve more subnets"
+                )
+
+    def tier_of(self, min_accuracy: float) -> Tier | None:
+        """Return the lowest tier that keeps a floor; None where none does."""
+        return next((tier for tier in self.tiers if tier.floor >= min_accuracy - _EQUAL), None)
+
+    def steps_of(self, given_s: float) -> int:
+        """Return how many whole steps of the grid a deadline is away."""
+        return min(floor(given_s / self.grid_s + 1e-9), _LONGEST_STEPS)
+
+    def cell(self, tier: Tier, steps: int) -> Cell | None:
+        """Return a specification; None where too few subnets fit."""
+        key = (tier.name, steps)
+        if key not in self._cells:
+            if len(self._cells) >= _LONGEST_STEPS:
+                self._cells.clear()
+            self._cells[key] = self._find(tier, steps)
+        return self._cells[key]
+
+    def shortest_steps(self, tier: Tier) -> int:
+        """Return the shortest deadline of a tier, in steps."""
+        low, high = 0, _LONGEST_STEPS
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._find(tier, middle) else (middle, high)
+        return high
+
+    def _find(self, tier: Tier, steps: int) -> Cell | None:
+        usable_s = steps * self.grid_s * (1.0 - MAX_ALLOWANCE)
+        fitting: list[tuple[float, str, float]] = []
+        for times in _FIT_TIMES:
+            fitting = [s for s in self._subnets if s[0] >= tier.floor and times * s[2] <= usable_s]
+            if len(fitting) >= self._config.spread:
+                break
+        candidates = fitting[-self._config.spread :]
+        if len(candidates) < LEAST_CANDIDATES:
+            return None
+        utilities = scaled_utilities([accuracy for accuracy, _, _ in candidates])
+        chances = MECHANISMS[self._config.mechanism](utilities, self._config.epsilon)
+        ids = tuple(subnet_id for _, subnet_id, _ in candidates)
+        return Cell(tier, steps, ids, cumulative(chances))
+
+
+def _tiers(config: SecurityConfig, accuracies: list[float]) -> tuple[Tier, ...]:
+    """Return the tiers, lowest floor first; those laid out have floors in whole percent."""
+    given: Mapping[str, float]
+    if isinstance(config.tiers, dict):
+        given = config.tiers
+    else:
+        last = max(0, len(accuracies) - config.spread)
+        parts = max(1, config.tiers - 1)
+        places = [round(last * part / parts) for part in range(config.tiers)]
+        given = {
+            name: _rounded_down(accuracies[place])
+            for name, place in zip(TIER_NAMES, places, strict=False)
+        }
+    return tuple(sorted((Tier(*item) for item in given.items()), key=lambda tier: tier.floor))
+
+
+def _rounded_down(accuracy: float) -> float:
+    """Return an accuracy in whole percent; never above it, not even by a rounding error."""
+    return min(accuracy, floor(accuracy * _HUNDREDTHS + _EQUAL) / _HUNDREDTHS)
