@@ -33,7 +33,7 @@ class Tier(NamedTuple):
     floor: float
 
 
-class Cell(NamedTuple):
+class Specification(NamedTuple):
     """One specification: its tier, its deadline in steps of the grid, and its candidates."""
 
     tier: Tier
@@ -62,7 +62,7 @@ class Lattice:
             (s.accuracy, s.subnet_id, profile.latency_s(s.subnet_id, 1)) for s in pareto.subnets
         ]
         self.tiers = _tiers(config, [accuracy for accuracy, _, _ in self._subnets])
-        self._cells: dict[tuple[str, int], Cell | None] = {}
+        self._known: dict[tuple[str, int], Specification | None] = {}
         for tier in self.tiers:
             if self._find(tier, _LONGEST_STEPS) is None:
                 have = sum(accuracy >= tier.floor for accuracy, _, _ in self._subnets)
@@ -79,14 +79,14 @@ class Lattice:
         """Return how many whole steps of the grid a deadline is away."""
         return min(floor(given_s / self.grid_s + 1e-9), _LONGEST_STEPS)
 
-    def cell(self, tier: Tier, steps: int) -> Cell | None:
+    def specification(self, tier: Tier, steps: int) -> Specification | None:
         """Return a specification; None where too few subnets fit."""
         key = (tier.name, steps)
-        if key not in self._cells:
-            if len(self._cells) >= _LONGEST_STEPS:
-                self._cells.clear()
-            self._cells[key] = self._find(tier, steps)
-        return self._cells[key]
+        if key not in self._known:
+            if len(self._known) >= _LONGEST_STEPS:
+                self._known.clear()
+            self._known[key] = self._find(tier, steps)
+        return self._known[key]
 
     def shortest_steps(self, tier: Tier) -> int:
         """Return the shortest deadline of a tier, in steps."""
@@ -96,7 +96,7 @@ class Lattice:
             low, high = (low, middle) if self._find(tier, middle) else (middle, high)
         return high
 
-    def _find(self, tier: Tier, steps: int) -> Cell | None:
+    def _find(self, tier: Tier, steps: int) -> Specification | None:
         usable_s = steps * self.grid_s * (1.0 - MAX_ALLOWANCE)
         fitting: list[tuple[float, str, float]] = []
         for times in _FIT_TIMES:
@@ -109,7 +109,7 @@ class Lattice:
         utilities = scaled_utilities([accuracy for accuracy, _, _ in candidates])
         chances = MECHANISMS[self._config.mechanism](utilities, self._config.epsilon)
         ids = tuple(subnet_id for _, subnet_id, _ in candidates)
-        return Cell(tier, steps, ids, cumulative(chances))
+        return Specification(tier, steps, ids, cumulative(chances))
 
 
 def _tiers(config: SecurityConfig, accuracies: list[float]) -> tuple[Tier, ...]:

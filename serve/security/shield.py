@@ -10,7 +10,7 @@ import numpy as np
 from serve.models.limits import RefusedError
 from serve.security.audit_log import AuditLog
 from serve.security.budget import EpsilonBudget
-from serve.security.lattice import Cell, Lattice, Tier
+from serve.security.lattice import Specification, Lattice, Tier
 from serve.security.loose_pins import LoosePin
 from serve.security.patterns import PatternWatch
 from serve.security.sticky import StickyDraw, digest_of, look_of
@@ -71,30 +71,30 @@ class Shield:
             raise RefusedError("accuracy_floor", text)
         return found
 
-    def cell(self, tier: Tier, given_s: float) -> Cell:
+    def specification(self, tier: Tier, given_s: float) -> Specification:
         """Return the specification. Raises RefusedError, `infeasible`: the deadline is too near."""
         lattice = self._lattice
-        cell = lattice.cell(tier, lattice.steps_of(given_s))
-        if cell is None:
+        specification = lattice.specification(tier, lattice.steps_of(given_s))
+        if specification is None:
             shortest_ms = lattice.shortest_steps(tier) * lattice.grid_s * 1e3
             text = f"the shortest deadline of tier {tier.name} is {shortest_ms:g} ms"
             raise RefusedError("infeasible", text)
-        return cell
+        return specification
 
-    def drawn(self, principal: str, cell: Cell, sample: np.ndarray) -> Drawn:
+    def drawn(self, principal: str, specification: Specification, sample: np.ndarray) -> Drawn:
         """Return the subnet for one input. Raises RefusedError, `rate_limited`: no budget left."""
         digest = digest_of(sample)
         self._watch.input(principal, digest, look_of(sample))
-        specification = f"{self._name}/{cell.tier.name}/{cell.steps}"
-        if not self._budget.spend(principal, self._draw.window(), specification.encode() + digest):
+        name = f"{self._name}/{specification.tier.name}/{specification.steps}"
+        if not self._budget.spend(principal, self._draw.window(), name.encode() + digest):
             self._watch.attempt(principal, SPENT)
             raise RefusedError(
                 "rate_limited",
                 "the budget of this principal is spent for now",
                 retry_after_s=self._draw.window_left_s(),
             )
-        uniform = self._draw.uniform(principal, specification, digest)
-        return Drawn(LoosePin(cell.chosen(uniform)), digest)
+        uniform = self._draw.uniform(principal, name, digest)
+        return Drawn(LoosePin(specification.chosen(uniform)), digest)
 
     def refuse_pin(self, principal: str) -> RefusedError:
         """Return the refusal of a request that names a subnet."""
@@ -115,7 +115,7 @@ class Shield:
         tiers = {tier.name: tier.floor for tier in self._lattice.tiers}
         return {"tiers": tiers, "deadline_grid_ms": self._config.grid_ms}
 
-    def note(self, principal: str, cell: Cell, about: Mapping[str, Any]) -> None:
+    def note(self, principal: str, specification: Specification, about: Mapping[str, Any]) -> None:
         """Write one answer to the audit log."""
         if self._log is not None:
             self._log.note(
@@ -123,8 +123,8 @@ class Shield:
                     "time": round(self._unix_clock(), 3),
                     "model": self._name,
                     "principal": principal,
-                    "tier": cell.tier.name,
-                    "deadline_ms": round(cell.steps * self._config.grid_ms, 3),
+                    "tier": specification.tier.name,
+                    "deadline_ms": round(specification.steps * self._config.grid_ms, 3),
                     "epsilon_spent": self._budget.spent(principal),
                     **about,
                 }

@@ -19,7 +19,7 @@ from serve.models.models import Models
 from serve.models.request import InferRequest, ModelSpec
 from serve.models.served_model import ServedModel
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
-from serve.security.lattice import Cell
+from serve.security.lattice import Specification
 from serve.security.redaction import (
     merged,
     reduced,
@@ -150,25 +150,27 @@ class VeiledModel:
         )
         assert options.given_deadline_s is not None, "resolved"
         given_s = options.given_deadline_s - arrival_s
-        cell = shield.cell(shield.tier(principal, floor, given_s), given_s)
-        options = self._narrowed(options, cell, arrival_s)
+        specification = shield.specification(shield.tier(principal, floor, given_s), given_s)
+        options = self._narrowed(options, specification, arrival_s)
         samples = await model.ready(request.samples, options, headers, arrival_s, ids)
-        drawn = [shield.drawn(principal, cell, sample) for sample in samples]
+        drawn = [shield.drawn(principal, specification, sample) for sample in samples]
         replies = await self._serve(samples, drawn, options, headers, arrival_s, ids)
-        self._note(cell, drawn, replies, request_id)
-        replies = [self._given(reply, cell) for reply in replies]
+        self._note(specification, drawn, replies, request_id)
+        replies = [self._given(reply, specification) for reply in replies]
         await self._hold(arrival_s, options)
         return replies
 
-    def _narrowed(self, options: RequestOptions, cell: Cell, arrival_s: float) -> RequestOptions:
+    def _narrowed(
+        self, options: RequestOptions, specification: Specification, arrival_s: float
+    ) -> RequestOptions:
         """Return the options with the tier's floor, and the deadline of the grid to work for.
 
         The scheduler must not take for slack what the answer waits for at the door.
         """
-        on_grid_s = cell.steps * self._shield.lattice.grid_s
+        on_grid_s = specification.steps * self._shield.lattice.grid_s
         deadline_s = arrival_s + usable(on_grid_s, self._model.allowance_s)
         return options._replace(
-            deadline_s=min(options.deadline_s, deadline_s), min_accuracy=cell.tier.floor
+            deadline_s=min(options.deadline_s, deadline_s), min_accuracy=specification.tier.floor
         )
 
     async def _serve(
@@ -214,7 +216,13 @@ class VeiledModel:
             parts.append((places[subnet_id], end))
         return merged(parts, len(samples))
 
-    def _note(self, cell: Cell, drawn: list[Drawn], replies: list[Reply], request_id: str) -> None:
+    def _note(
+        self,
+        specification: Specification,
+        drawn: list[Drawn],
+        replies: list[Reply],
+        request_id: str,
+    ) -> None:
         served = sorted({str(reply.outcome.subnet_id) for reply in replies})
         about = {
             "request_id": request_id,
@@ -224,12 +232,12 @@ class VeiledModel:
             "served": served,
             "status": replies[0].outcome.status,
         }
-        self._shield.note(self._viewer.principal, cell, about)
+        self._shield.note(self._viewer.principal, specification, about)
 
-    def _given(self, reply: Reply, cell: Cell) -> Reply:
+    def _given(self, reply: Reply, specification: Specification) -> Reply:
         assert reply.output is not None, "refusals were raised"
         shield = self._shield
-        output = reduced(reply.output, shield.form(cell.tier), shield.decimals)
+        output = reduced(reply.output, shield.form(specification.tier), shield.decimals)
         reply = reply._replace(output=output)
         if self._viewer.is_auditor:
             return reply

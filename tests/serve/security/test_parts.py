@@ -33,26 +33,26 @@ def test_tiers_are_laid_out_over_the_front_and_floors_round_up(ten):
 def test_a_cell_has_the_most_accurate_that_fit_and_none_dominates(ten):
     lattice = Lattice(ten, SecurityConfig(grid_ms=40))
     gold = lattice.tiers[-1]
-    cell = lattice.cell(gold, lattice.steps_of(0.1))
-    assert cell is not None
-    assert cell.steps == 2
-    assert cell.subnet_ids == tuple(f"secretnet{n}" for n in range(4, 10))
-    counts = Counter(cell.chosen((i + 0.5) / 10_000) for i in range(10_000))
+    found = lattice.specification(gold, lattice.steps_of(0.1))
+    assert found is not None
+    assert found.steps == 2
+    assert found.subnet_ids == tuple(f"secretnet{n}" for n in range(4, 10))
+    counts = Counter(found.chosen((i + 0.5) / 10_000) for i in range(10_000))
     assert max(counts.values()) <= 2500
-    assert cell.chosen(0.0) == "secretnet4"
-    assert cell.chosen(1 - 2**-53) == "secretnet9"
+    assert found.chosen(0.0) == "secretnet4"
+    assert found.chosen(1 - 2**-53) == "secretnet9"
 
 
 def test_no_cell_is_so_small_that_its_subnet_is_known(ten):
     lattice = Lattice(ten, SecurityConfig(grid_ms=1.0))
     for tier in lattice.tiers:
         shortest = lattice.shortest_steps(tier)
-        assert lattice.cell(tier, shortest - 1) is None
+        assert lattice.specification(tier, shortest - 1) is None
         for steps in range(shortest, shortest + 40):
-            cell = lattice.cell(tier, steps)
-            assert cell is not None
-            assert len(cell.subnet_ids) >= 4
-            assert all(ten.accuracy(i) >= tier.floor for i in cell.subnet_ids)
+            found = lattice.specification(tier, steps)
+            assert found is not None
+            assert len(found.subnet_ids) >= 4
+            assert all(ten.accuracy(i) >= tier.floor for i in found.subnet_ids)
 
 
 def test_a_tier_with_too_few_subnets_is_refused_at_the_start(ten):

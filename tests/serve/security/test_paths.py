@@ -456,9 +456,9 @@ def test_the_defence_costs_at_most_50_microseconds(defended, tmp_path):
         for sample in samples:
             began_s = time.perf_counter()
             tier = shield.tier("token honest", 0.74, 0.2)
-            cell = shield.cell(tier, 0.2)
-            drawn = shield.drawn("token honest", cell, sample)
-            shield.note("token honest", cell, {"drawn": [drawn.subnet_id], "status": "on_time"})
+            wanted = shield.specification(tier, 0.2)
+            drawn = shield.drawn("token honest", wanted, sample)
+            shield.note("token honest", wanted, {"drawn": [drawn.subnet_id], "status": "on_time"})
             took_s.append(time.perf_counter() - began_s)
     assert np.median(took_s) <= 50e-6
 
