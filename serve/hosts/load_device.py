@@ -215,7 +215,32 @@ def read_profile(path: str) -> LatencyProfile:
 
 def _load_timed(config: ServeConfig, profile: LatencyProfile | None) -> LoadedDevice:
     assert profile is not None, "checked by ServeConfig"
+    if config.checkpoint is not None:
+        return _load_paced(config, profile)
     logger.warning("device 'timed': nothing is computed, batches sleep for their profiled latency")
     sample = SampleSpec(shape=config.input_shape or (3, 32, 32))
     executor = TimedExecutor(profile, sample, config.num_classes or 10)
     return LoadedDevice(executor, profile, config.model_name or DEFAULT_NAME)
+
+
+def _load_paced(config: ServeConfig, profile: LatencyProfile) -> LoadedDevice:
+    """Load the labelled fake whose outputs are real: a CPU's, at the profile's pace."""
+    from subnetact.load import load_executor
+
+    logger.warning("device 'timed': batches take their profiled latency, whatever they cost here")
+    checkpoint = _read_checkpoint(config)
+    outputs = load_executor(
+        checkpoint, threads=config.threads, max_batch_size=profile.max_batch_size
+    )
+    try:
+        profile.check_serves(
+            checkpoint=profile.checkpoint,
+            device=profile.device,
+            threads=None,
+            subnet_ids=[form.subnet_id for form in checkpoint.forms],
+        )
+    except ProfileError:
+        outputs.close()
+        raise
+    executor = TimedExecutor(profile, outputs.sample, outputs.num_classes, outputs=outputs)
+    return LoadedDevice(executor, profile, config.model_name or checkpoint.name or DEFAULT_NAME)

@@ -2,8 +2,12 @@
 
 A specification is a tier (a floor on accuracy) and a multiple of the deadline grid. Its candidates
 are the most accurate subnets that reach the floor and fit the deadline, as many as `spread`; which
-of them serves is drawn (`mechanism.py`). A specification with fewer than four is refused, since who
-asks for it would know the subnet. Pure: profile in, probabilities out.
+of them serves is drawn (`mechanism.py`). They fit if one batch of each, and the longest once more,
+take at most half of the time: then those who ask at once keep what they drew (`loose_pins.py`). (If
+each alone had to fit in half of it, an attacker with eight queries open asked for the shortest
+deadline and was given one subnet for 55 %: all drawn ones were let go.) A specification with fewer
+than four is refused, since who asks for it would know the subnet. Pure: profile in, probabilities
+out.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from serve.security_config import TIER_NAMES, SecurityConfig
 from slackfit.profile import LatencyProfile
 
 LEAST_CANDIDATES = 4
-_FIT_TIMES = (2.0, 1.0)  # room for what waits before it, where the deadline has it
+_FITTING_SHARE = 0.5  # of the time, see `loose_pins.py`
 _LONGEST_STEPS = 10_000
 _HUNDREDTHS = 100
 _EQUAL = 1e-9
@@ -97,19 +101,28 @@ class Lattice:
         return high
 
     def _find(self, tier: Tier, steps: int) -> Specification | None:
-        usable_s = steps * self.grid_s * (1.0 - MAX_ALLOWANCE)
-        fitting: list[tuple[float, str, float]] = []
-        for times in _FIT_TIMES:
-            fitting = [s for s in self._subnets if s[0] >= tier.floor and times * s[2] <= usable_s]
-            if len(fitting) >= self._config.spread:
-                break
-        candidates = fitting[-self._config.spread :]
-        if len(candidates) < LEAST_CANDIDATES:
+        usable_s = steps * self.grid_s * (1.0 - MAX_ALLOWANCE) * _FITTING_SHARE
+        reaching = [subnet for subnet in self._subnets if subnet[0] >= tier.floor]
+        candidates = _most_accurate(reaching, self._config.spread, usable_s)
+        if candidates is None:
             return None
         utilities = scaled_utilities([accuracy for accuracy, _, _ in candidates])
         chances = MECHANISMS[self._config.mechanism](utilities, self._config.epsilon)
         ids = tuple(subnet_id for _, subnet_id, _ in candidates)
         return Specification(tier, steps, ids, cumulative(chances))
+
+
+def _most_accurate(
+    subnets: list[tuple[float, str, float]], spread: int, usable_s: float
+) -> list[tuple[float, str, float]] | None:
+    """Return `spread` neighbours on the front that fit, else fewer, but not fewer than four."""
+    for size in range(min(spread, len(subnets)), LEAST_CANDIDATES - 1, -1):
+        for end in range(len(subnets), size - 1, -1):
+            window = subnets[end - size : end]
+            takes_s = [latency_s for _, _, latency_s in window]
+            if sum(takes_s) + max(takes_s) <= usable_s:
+                return window
+    return None
 
 
 def _tiers(config: SecurityConfig, accuracies: list[float]) -> tuple[Tier, ...]:

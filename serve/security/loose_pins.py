@@ -90,7 +90,7 @@ class LooseEngine(Engine):
 
 def loosened(waiting: Sequence[Query], profile: LatencyProfile, free_at_s: float) -> list[Query]:
     """Return the queries whose pins should go; `waiting` is earliest deadline first."""
-    walk = _Walk(profile)
+    walk = _PinnedBacklog(profile)
     room_s = _longest_batch_s(waiting, profile)
     kept: list[Query] = []
     gone: list[Query] = []
@@ -109,7 +109,7 @@ def loosened(waiting: Sequence[Query], profile: LatencyProfile, free_at_s: float
     return gone
 
 
-class _Walk:
+class _PinnedBacklog:
     """How long some queries take when each runs with those of its subnet."""
 
     def __init__(self, profile: LatencyProfile) -> None:

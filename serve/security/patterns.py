@@ -27,7 +27,7 @@ class Alert(NamedTuple):
     allowed: int
 
 
-class _Seen:
+class _AskedLately:
     """What one principal asked in the present window."""
 
     def __init__(self, began_s: float) -> None:
@@ -55,7 +55,7 @@ class PatternWatch:
         self._max_repeats = max_repeats
         self._clock = clock
         self._tell = tell
-        self._by_principal: OrderedDict[str, _Seen] = OrderedDict()
+        self._by_principal: OrderedDict[str, _AskedLately] = OrderedDict()
 
     def specification(self, principal: str, min_accuracy: float, given_s: float) -> None:
         """Note a specification as it was given, served or not."""
@@ -88,11 +88,11 @@ class PatternWatch:
                 self._seen(principal).told.add(pattern)
                 self._tell(Alert(principal, pattern, count, allowed))
 
-    def _seen(self, principal: str) -> _Seen:
+    def _seen(self, principal: str) -> _AskedLately:
         now_s = self._clock()
         seen = self._by_principal.get(principal)
         if seen is None or now_s - seen.began_s > self._window_s:
-            seen = self._by_principal[principal] = _Seen(now_s)
+            seen = self._by_principal[principal] = _AskedLately(now_s)
             if len(self._by_principal) > _MOST_PRINCIPALS:
                 self._by_principal.popitem(last=False)
         self._by_principal.move_to_end(principal)

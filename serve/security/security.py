@@ -70,9 +70,9 @@ class Security:
     engine: type[Engine] = LooseEngine
     """What schedules for it: an engine that lets drawn subnets go for the deadlines' sake."""
 
-    def protect(self, name: str, offered: LatencyProfile) -> None:
-        """Lay out the defence of one model. Raises ServeConfigError."""
-        self._shields[name] = Shield(
+    def protect(self, name: str, offered: LatencyProfile) -> Shield:
+        """Lay out the defence of one model and return it. Raises ServeConfigError."""
+        shield = self._shields[name] = Shield(
             name,
             self._config,
             offered,
@@ -82,6 +82,7 @@ class Security:
             log=self._log,
             unix_clock=self._unix_clock,
         )
+        return shield
 
     def check(self, offered: LatencyProfile) -> None:
         """Raise ServeConfigError unless a subnet can hide among those offered."""

@@ -10,7 +10,7 @@ import numpy as np
 from serve.models.limits import RefusedError
 from serve.security.audit_log import AuditLog
 from serve.security.budget import EpsilonBudget
-from serve.security.lattice import Specification, Lattice, Tier
+from serve.security.lattice import Lattice, Specification, Tier
 from serve.security.loose_pins import LoosePin
 from serve.security.patterns import PatternWatch
 from serve.security.sticky import StickyDraw, digest_of, look_of

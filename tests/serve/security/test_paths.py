@@ -135,6 +135,7 @@ def test_answers_have_the_same_length_whichever_subnet_served(defended, as_princ
         for value in range(30):
             asked = body(value * 10 % 250, binary_data_output=True)
             answer = await client.post(URL, json=asked, headers=as_principal("mallory"))
+            assert answer.status_code == 200, answer.text
             length = int(answer.headers["inference-header-content-length"])
             heads.append((len(answer.content), answer.content[:length].decode()))
         return heads
