@@ -30,7 +30,7 @@ from serve.audit.side import AttackScale, Side
 from serve.bench.journal import Journal
 from serve.bench.rows import Tell
 
-SLOW_STEP_S, FAST_STEP_S = 3e-3, 0.5e-3
+SLOW_STEP_S, FAST_STEP_S = 6e-3, 0.4e-3
 SIDES = ("undefended", "defended")
 _GRID_SLOTS = (2.0, 3.0, 4.0)  # honest deadlines, in steps of the grid
 _ATTACK_SLOTS = (1.0, 2.0, 4.0, 20.0)

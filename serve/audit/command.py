@@ -85,12 +85,15 @@ def _audit(
 
         images = find_images(data, image_shape(endpoint), seed)
         return audit_endpoint(endpoint, images, scale=scale, seed=seed, tell=tell)
+    import torch
+
     from serve.audit.audit import LocalAudit
     from serve.audit.copying.copies import CopyScale
     from serve.audit.local_servers import LocalServers
     from serve.bench.journal import Journal
     from supernet.checkpoint import load_checkpoint
 
+    torch.set_num_threads(1)  # a server has the other core, and the students are small
     loaded = load_checkpoint(checkpoint)
     images = find_images(data, loaded.sample.shape, seed)
     tell(f"asking with {images.source}")

@@ -64,8 +64,7 @@ def audit_endpoint(
     """Return the record of one server. Raises ClientError, and InferError where it refuses."""
     is_defended = may_audit(url)
     token = bearer().get("authorization", " ").partition(" ")[2]
-    names: tuple[str, ...] = (AUDITOR, ATTACKER, LOOKER, SPENDER)
-    tokens = {name: token for name in names} if token else {}
+    tokens = {name: token for name in (AUDITOR, ATTACKER, LOOKER, SPENDER) if token}
     server = AuditedServer(url, tokens, None, is_defended)
     return asyncio.run(_attacked(server, images, scale, seed, tell))
 

@@ -30,13 +30,14 @@ class AttackScale(NamedTuple):
 
     share_queries: int = 10_000
     open_share_queries: int = 2_000
-    timing_idle: int = 8  # for each subnet
+    timing_idle: int = 4  # for each subnet
     timing_loaded: int = 30
     load: float = 0.3
     honest_s: float = 30.0
     pool: int = 4_000
     checks: int = 260
     fingerprint_queries: int = 300
+    defended_fingerprint_queries: int = 120  # each waits for the grid, and nothing is pinned
     in_flight: int = 8
 
 
@@ -69,7 +70,9 @@ class Side:
 
     async def fingerprint(self) -> dict[str, Any]:
         """Walk the front by bisecting specifications."""
-        most = self._scale.fingerprint_queries
+        scale = self._scale
+        is_defended = self._server.is_defended
+        most = scale.defended_fingerprint_queries if is_defended else scale.fingerprint_queries
         async with self.prober() as prober:
             return await fingerprint(
                 prober, self._images, most_queries=most, most_subnets=len(self._subnets)
@@ -87,7 +90,7 @@ class Side:
                 prober, background, images, idle, rate_qps=0.0, in_flight=1, seed=seed
             )
             beside = await under_load(
-                prober, background, images[::-1], loaded, rate_qps=rate_qps, in_flight=4, seed=seed
+                prober, background, images[::-1], loaded, rate_qps=rate_qps, in_flight=6, seed=seed
             )
         return summary(alone, beside, sees_told=not self._server.is_defended, seed=seed)
 

@@ -310,13 +310,13 @@ def test_answers_leave_on_the_grid_and_never_after_the_deadline(defended, as_pri
         for value in range(6):
             began_s = time.monotonic()
             answer = await client.post(
-                URL, json=body(value), headers={**as_principal("mallory"), "x-slo-ms": "130"}
+                URL, json=body(value), headers={**as_principal("mallory"), "x-slo-ms": "600"}
             )
             took.append((time.monotonic() - began_s, answer.json()["parameters"]["status"]))
         return took
 
-    for took_s, status in over_http(defended(grid_ms=60.0), use):
-        assert 0.059 <= took_s < 0.13
+    for took_s, status in over_http(defended(grid_ms=200.0), use):
+        assert 0.199 <= took_s < 0.6
         assert status == "on_time"
 
 
