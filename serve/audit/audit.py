@@ -204,7 +204,7 @@ class LocalAudit:
         if f"{side}/answers/{kind}" not in self._journal:
             return None
         path = self._folder / f"answers-{side}-{kind}.npz"
-        arrays = np.load(path)
+        arrays = np.load(path, allow_pickle=False)
         return Answers(arrays["places"], arrays["logits"])
 
     def _live(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _beside(shape: tuple[int, ...]) -> AuditImages:
 
 
 def _tiny_imagenet(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    arrays = np.load(path)
+    arrays = np.load(path, allow_pickle=False)
     offsets, jpeg = arrays["offsets"], arrays["jpeg"]
     order = np.random.default_rng(0).permutation(len(offsets) - 1)[:_MOST]
     images = np.empty((len(order), *shape), dtype=np.uint8)
