@@ -34,7 +34,7 @@ from serve.audit.timing import summary
 
 def seen_of(rng: np.random.Generator, *, leaks: bool) -> list[Seen]:
     answers = []
-    for number in rng.integers(0, 5, 200):
+    for number in rng.integers(0, 5, 150):
         took_s = 0.01 * (number + 1) if leaks else 0.06
         answers.append(Seen(np.zeros(2), took_s + rng.exponential(5e-4), f"net{number}"))
     return answers
@@ -115,6 +115,7 @@ def test_a_student_copies_from_answers_and_not_from_noise(rng, student):
     assert score(student, body, noise, judged, 200, 0)["fidelity"] < 0.75
 
 
+@pytest.mark.slow
 def test_a_student_from_scratch_copies(rng):
     from serve.audit.copying.mixmatch import mixmatch_student
 
@@ -152,6 +153,7 @@ def test_what_a_copy_needs_is_the_least_budget_near_the_best():
     assert copy_needs(rows[1:]) is None
 
 
+@pytest.mark.slow
 def test_a_body_without_weights_of_others_tells_images_apart(rng, monkeypatch):
     monkeypatch.delenv("SUPERNET_DATA_DIR", raising=False)
     images = rng.integers(0, 60, (240, 3, 16, 16), dtype=np.uint8)
