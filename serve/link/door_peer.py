@@ -191,7 +191,7 @@ class DoorPeer:
         server = self._server
         match name:
             case "metrics":
-                return await server.render_metrics()
+                return await server.render_metrics(Caller())
             case "statistics":
                 return await server.statistics(*values)
             case "settings":

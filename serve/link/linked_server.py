@@ -68,12 +68,12 @@ class LinkedServer(Server):
         """See `Server`."""
         self.link.send("refused", door, reason, tenant)
 
-    async def render_metrics(self) -> bytes:
+    async def render_metrics(self, caller: Caller) -> bytes:
         """See `Server`."""
         return await self.link.ask("metrics")
 
     async def statistics(
-        self, name: str | None = None, version: str | None = None
+        self, name: str | None = None, version: str | None = None, caller: Caller = Caller()
     ) -> list[dict[str, Any]]:
         """See `Server`."""
         return await self.link.ask("statistics", name, version)

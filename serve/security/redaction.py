@@ -1,0 +1,161 @@
+"""What those outside may learn of an answer, a refusal, a count: pure, from ours to theirs.
+
+What is told has the same names and the same length whichever subnet served: times are 0, texts
+empty. Only the outputs, the status, and the grid point at which the answer leaves are left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serve.engine.reply import Reply
+from serve.models.limits import RefusedError
+from serve.observe.request_record import RequestRecord
+from serve.security_config import OutputForm
+from slackfit.query import Outcome
+
+PUBLIC_METRICS = (
+    "supernet_queries",
+    "supernet_ready",
+    "supernet_refused_requests",
+    "supernet_tenant_queries",
+)
+"""Families that say nothing of single queries' subnets: neither by label nor by a sum of times."""
+
+_TEXTS = {
+    "infeasible": "no answer can be given before the deadline",
+    "unknown_subnet": "the server chooses",
+}
+
+
+def veiled_reply(reply: Reply, *, tells_outlook: bool) -> Reply:
+    """Return a reply without its subnet, accuracy, times and sizes."""
+    outcome = reply.outcome
+    told = outcome._replace(
+        query_id=0,
+        subnet_id="",
+        accuracy=0.0,
+        batch_size=0,
+        worker_id=None,
+        arrival_s=0.0,
+        start_s=0.0,
+        finish_s=0.0,
+        deadline_s=0.0,
+    )
+    outlook = reply.outlook if tells_outlook else None
+    return Reply(told, reply.output, tenant=reply.tenant, outlook=outlook)
+
+
+def veiled_refusal(error: RefusedError, *, tells_outlook: bool) -> RefusedError:
+    """Return a refusal without a predicted time, but for whole seconds to wait."""
+    retry_after_s = float(math.ceil(error.retry_after_s))
+    return RefusedError(
+        error.reason,
+        _TEXTS.get(error.reason, error.message),
+        status=error.status,
+        retry_after_s=error.retry_after_s if tells_outlook else retry_after_s,
+        earliest_finish_s=error.earliest_finish_s if tells_outlook else None,
+    )
+
+
+def veiled_record(record: RequestRecord, grid_s: float) -> RequestRecord:
+    """Return what logs and spans are told: principals may read theirs, in a common trace say.
+
+    A request lasts until the grid point at which its answer leaves.
+    """
+
+    def on_grid(time_s: float) -> float:
+        return record.arrival_s + _steps_up(time_s - record.arrival_s, grid_s) * grid_s
+
+    def veiled(outcome: Outcome) -> Outcome:
+        return outcome._replace(
+            subnet_id=None,
+            accuracy=0.0,
+            batch_size=0,
+            start_s=None,
+            finish_s=on_grid(outcome.finish_s),
+        )
+
+    replies = [Reply(veiled(reply.outcome), tenant=reply.tenant) for reply in record.replies]
+    return record._replace(
+        replies=replies, submitted_s=record.arrival_s, ended_s=on_grid(record.ended_s)
+    )
+
+
+def veiled_rows(
+    rows: Iterable[Mapping[str, Any]], name: str, version: str | None
+) -> list[dict[str, Any]]:
+    """Return statistics as one row of counts: sums of times, read twice, tell one query's."""
+    served = failed = 0
+    last_ms = 0
+    for row in rows:
+        served += row["inference_count"]
+        failed += row["inference_stats"]["fail"]["count"]
+        last_ms = max(last_ms, row["last_inference"])
+    nothing = {"count": 0, "ns": 0}
+    kinds = ("queue", "compute_input", "compute_infer", "compute_output")
+    return [
+        {
+            "name": name,
+            "version": version or "",
+            "last_inference": last_ms // 1000 * 1000,
+            "inference_count": served,
+            "execution_count": 0,
+            "inference_stats": {
+                "success": {"count": served, "ns": 0},
+                "fail": {"count": failed, "ns": 0},
+                **{kind: dict(nothing) for kind in kinds},
+            },
+            "batch_stats": [],
+        }
+    ]
+
+
+def reduced(logits: np.ndarray, form: OutputForm, decimals: int) -> np.ndarray:
+    """Return logits (B, classes) in the form that a tier gets, the same shape.
+
+    `rounded`: probabilities, so rounded; `top1`: 1 at the class of the highest logit, else 0.
+    """
+    if form == "full":
+        return logits
+    if form == "top1":
+        one_hot = np.zeros_like(logits)
+        one_hot[np.arange(len(logits)), logits.argmax(axis=1)] = 1.0
+        return one_hot
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.round(shifted / shifted.sum(axis=1, keepdims=True), decimals)
+
+
+def release_s(
+    arrival_s: float, now_s: float, deadline_s: float, given_deadline_s: float, grid_s: float
+) -> float:
+    """Return when an answer that is ready at `now_s` leaves: the next point of the grid.
+
+    Never later than what the scheduler worked for (`deadline_s`); between that and the deadline
+    itself at once; what is late anyway at the next point.
+    """
+    on_grid_s = arrival_s + _steps_up(now_s - arrival_s, grid_s) * grid_s
+    if now_s > given_deadline_s:
+        return on_grid_s
+    return max(now_s, min(on_grid_s, deadline_s))
+
+
+def _steps_up(duration_s: float, grid_s: float) -> int:
+    return max(1, math.ceil(duration_s / grid_s - 1e-9))
+
+
+def merged(parts: Sequence[tuple[Sequence[int], Sequence[Reply]]], count: int) -> list[Reply]:
+    """Return one reply per sample, in the request's order, of groups that were served apart."""
+    whole: dict[int, Reply] = {}
+    for indices, replies in parts:
+        at = iter(indices)
+        for reply in replies:
+            assert reply.output is not None, "refusals were raised"
+            own = reply.outcome._replace(samples=1)
+            for row in reply.output:
+                whole[next(at)] = reply._replace(outcome=own, output=row[np.newaxis])
+    return [whole[place] for place in range(count)]

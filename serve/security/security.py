@@ -1,0 +1,121 @@
+"""`Security`: the defence of a whole server; what its doors and its assembly ask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serve.engine.engine import Engine
+from serve.models.models import Models
+from serve.observe.metrics import Metrics
+from serve.observe.request_record import RequestObserver, RequestRecord
+from serve.observe.tallies import TallyCounter
+from serve.security.audit_log import AuditLog
+from serve.security.budget import EpsilonBudget
+from serve.security.lattice import Lattice
+from serve.security.loose_pins import LooseEngine
+from serve.security.patterns import Alert, PatternWatch
+from serve.security.redaction import PUBLIC_METRICS, veiled_record
+from serve.security.shield import Shield
+from serve.security.sticky import StickyDraw, read_key
+from serve.security.veiled_model import VeiledModels, Viewer
+from serve.security_config import SecurityConfig
+from slackfit.profile import LatencyProfile
+
+logger = logging.getLogger("serve.security")
+
+
+class Security:
+    """What is kept of principals, and a shield for each model.
+
+    `resources` closes what was opened. Raises ServeConfigError.
+    """
+
+    def __init__(
+        self,
+        config: SecurityConfig,
+        metrics: Metrics,
+        resources: contextlib.ExitStack,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._unix_clock = unix_clock
+        self._grid_s = config.grid_ms * 1e-3
+        self._draw = StickyDraw(read_key(config.key_file), config.window_s, unix_clock)
+        self._budget = EpsilonBudget(config.epsilon, config.budget_epsilon)
+        self._alerts = TallyCounter(
+            "supernet_security_alerts",
+            "Alerts by principal and pattern.",
+            ("principal", "pattern"),
+            metrics.registry,
+        )
+        self._log: AuditLog | None = None
+        if config.audit_log is not None:
+            opened = AuditLog(config.audit_log, clock)
+            self._log = resources.enter_context(contextlib.closing(opened))
+        self._watch = PatternWatch(
+            window_s=config.alert_window_s,
+            max_specifications=config.max_specifications,
+            max_repeats=config.max_repeats,
+            clock=clock,
+            tell=self._alert,
+        )
+        self._shields: dict[str, Shield] = {}
+
+    engine: type[Engine] = LooseEngine
+    """What schedules for it: an engine that lets drawn subnets go for the deadlines' sake."""
+
+    def protect(self, name: str, offered: LatencyProfile) -> Shield:
+        """Lay out the defence of one model and return it. Raises ServeConfigError."""
+        shield = self._shields[name] = Shield(
+            name,
+            self._config,
+            offered,
+            draw=self._draw,
+            budget=self._budget,
+            watch=self._watch,
+            log=self._log,
+            unix_clock=self._unix_clock,
+        )
+        return shield
+
+    def check(self, offered: LatencyProfile) -> None:
+        """Raise ServeConfigError unless a subnet can hide among those offered."""
+        Lattice(offered, self._config)
+
+    def models_for(self, models: Models, principal: str, scopes: frozenset[str]) -> VeiledModels:
+        """Return the models as a caller sees them."""
+        return VeiledModels(models, self._shields, Viewer(principal, scopes))
+
+    def render_metrics(self, metrics: Metrics, scopes: frozenset[str]) -> bytes:
+        """Return the exposition text: what is public only for those who also ask queries."""
+        if "infer" in scopes and "audit" not in scopes:
+            return metrics.render(PUBLIC_METRICS)
+        return metrics.render()
+
+    def veiling(self, observers: Sequence[RequestObserver]) -> list[RequestObserver]:
+        """Return the observers so that they see what principals may read."""
+        return [self._veiled(observer) for observer in observers]
+
+    def _veiled(self, observer: RequestObserver) -> RequestObserver:
+        def observe(record: RequestRecord) -> None:
+            observer(veiled_record(record, self._grid_s))
+
+        return observe
+
+    def _alert(self, alert: Alert) -> None:
+        about: dict[str, Any] = {
+            "principal": alert.principal,
+            "pattern": alert.pattern,
+            "seen": alert.seen,
+            "allowed": alert.allowed,
+        }
+        self._alerts.labels(alert.principal, alert.pattern).inc()
+        logger.warning("alert %s", alert.pattern, extra={"facts": about})
+        if self._log is not None:
+            self._log.note({"time": round(self._unix_clock(), 3), "alert": True, **about})
