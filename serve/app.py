@@ -1,10 +1,10 @@
 """The Ray Serve application: one replica per device, with the whole engine inside the replica.
 
 `serve run serve.app:build checkpoint=DIR profile=FILE policy=slackfit` starts it; `user_config`
-(`policy`, `slo_ms`, `subnets`, `max_batch_size`) reconfigures it without a restart. Ray Serve
-places, routes, checks and replaces replicas; queueing, ordering and refusing are the engine's
-alone, so `max_ongoing_requests` stays above what the engine queues and Ray's router never holds a
-request.
+(`policy`, `slo_ms`, `subnets`, `max_batch_size`, of decoders `ttft_ms`, `tpot_ms`) reconfigures it
+without a restart. Ray Serve places, routes, checks and replaces replicas; queueing, ordering and
+refusing are the engine's alone, so `max_ongoing_requests` stays above what the engine queues
+and Ray's router never holds a request.
 
 A request through Ray's proxy costs milliseconds, of latency and of CPU. So with `door_port` each
 replica also listens itself, with the same app: the same answers, without the hop; and with

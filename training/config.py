@@ -21,6 +21,9 @@ class ConfigError(ValueError):
     """A configuration is malformed; the message names key, value and what is allowed."""
 
 
+LowBit = Literal["none", "binary", "ternary", "signed_binary"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupernetConfig:
     """Which supernet: a named variant, some of its config fields replaced.
@@ -120,7 +123,7 @@ class ScheduleConfig:
     focus: float = 0.0
     parts: int = 3
     sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
-    low_bit: Literal["none", "binary", "ternary", "signed_binary"] = "none"
+    low_bit: LowBit = "none"
     sort_channels: bool = True
 
 

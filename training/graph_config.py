@@ -12,10 +12,11 @@ class GraphConfig:
 
     data.path is a graph folder (`supernet graph convert`), a planetoid .npz, or `cora` or
     `citeseer`, which are looked for under SUPERNET_DATA_DIR. The whole graph is one batch, so
-    `schedule.steps` are its epochs. Every step trains the largest subnet, the smallest and
-    `schedule.random_subnets` drawn ones. `teacher` `gcnii` trains one of that many layers first,
-    whose soft outputs on all nodes all subnets learn with a share `distillation` of the loss;
-    with `none` the largest subnet learns labels, and the others its soft outputs.
+    `schedule.steps` are its epochs. Every step trains the largest subnet, the smallest, the
+    smallest at full width, and `schedule.random_subnets` drawn ones. `teacher` `gcnii` trains one
+    of that many layers first, whose soft outputs on all nodes all subnets learn with a share
+    `distillation` of the loss; with `none` the largest subnet learns labels, and the others its
+    soft outputs.
     `dropout` acts on features and hidden states. Accuracy on the validation nodes is looked at
     every `watch_steps`; the weights of the best are kept.
     """

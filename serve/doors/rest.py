@@ -248,13 +248,12 @@ class RestDoor:
 
     async def _statistics(self, request: Request) -> Response:
         asked = request.path_params
-        rows = await self.server.statistics(
-            asked["model"], asked.get("version"), _call_of(request).caller
-        )
+        caller = _call_of(request).caller
+        rows = await self.server.statistics(caller, asked["model"], asked.get("version"))
         return JSONResponse({"model_stats": rows})
 
     async def _all_statistics(self, request: Request) -> Response:
-        rows = await self.server.statistics(caller=_call_of(request).caller)
+        rows = await self.server.statistics(_call_of(request).caller)
         return JSONResponse({"model_stats": rows})
 
     async def _render_metrics(self, request: Request) -> Response:

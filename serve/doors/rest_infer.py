@@ -101,7 +101,7 @@ class RestInference:
         except RefusedError as error:  # most of what comes under overload: nothing else is made
             self.refuse(call, error).respond(respond, call.request_id)
             return
-        except Exception:  # as in `answer`
+        except Exception:  # the door's boundary, as in `answer`: it is logged and answered
             self.failed(call).respond(respond, call.request_id)
             return
         inflight = self._server.budget.body()
@@ -119,7 +119,7 @@ class RestInference:
                 at_once.open(served)
         except RefusedError as error:
             at_once.end(self.refuse(call, error))
-        except Exception:  # as in `answer`
+        except Exception:  # the door's boundary, as in `answer`: it is logged and answered
             at_once.end(self.failed(call))
 
     def _waits(self, call: HttpCall, body: bytes | bytearray) -> bool:
@@ -291,7 +291,7 @@ class _AtOnce:
             self.end(self._inference.refuse(self._call, error))
         except asyncio.CancelledError:  # the loop ends
             self._inflight.release()
-        except Exception:
+        except Exception:  # the same boundary: an error of a task would end in nobody's hands
             self.end(self._inference.failed(self._call))
 
     def _replied(self, end: list[Reply] | RefusedError) -> None:
@@ -304,7 +304,7 @@ class _AtOnce:
             answer = inference.answer_of(self._served, end)
         except RefusedError as error:
             answer = inference.refuse(call, error, self._served.parsed.request_id)
-        except Exception:
+        except Exception:  # the same boundary: the engine that calls this has others to answer
             answer = inference.failed(call)
         self.end(answer)
 

@@ -297,7 +297,7 @@ class RpcDoor(grpc.GenericRpcHandler):
 
     async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
         name, version = call.message.name or None, call.message.version or None
-        return messages.statistics(await self.server.statistics(name, version, call.caller))
+        return messages.statistics(await self.server.statistics(call.caller, name, version))
 
     async def _repository_index(self, call: Call) -> pb.RepositoryIndexResponse:
         return messages.index(self._models.index(is_ready=call.message.ready))

@@ -97,11 +97,11 @@ class Server:
         return self.security.render_metrics(self.metrics, caller.scopes)
 
     async def statistics(
-        self, name: str | None = None, version: str | None = None, caller: Caller = Caller()
+        self, caller: Caller, name: str | None = None, version: str | None = None
     ) -> list[dict[str, Any]]:
-        """Return the statistics of a model, or of one version; of all without a name.
+        """Return what a caller may see of the statistics of a model, or of one version of it.
 
-        Raises RefusedError.
+        Without a name those of all models. Raises RefusedError.
         """
         seen = self.models_for(caller)
         models = seen if name is None else [seen.find(name, version)]

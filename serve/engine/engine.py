@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.earliest_answer import EarliestAnswer
@@ -92,18 +93,14 @@ class Engine:
         self._is_stopping = False
         self._busy_until_s = 0.0  # as predicted
         self._running_ids: frozenset[int] = frozenset()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread = 0
-        self._wakes_soon = False
+        self._answers = AnswerLoop()
         self._thread: threading.Thread | None = None
 
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Warm the executor up on the device thread, then take queries from this event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
-        warm: asyncio.Future[None] = self._loop.create_future()
+        warm: asyncio.Future[None] = self._answers.bind().create_future()
         self._thread = threading.Thread(
             target=self._device_main, args=(warm,), name="device", daemon=True
         )
@@ -362,12 +359,12 @@ class Engine:
         try:
             self._runner.executor.warm_up()
         except Exception as error:  # handed to whoever started the engine
-            self._in_loop(_settle, warm, error)
+            self._answers.call(settle, warm, error)
             return
         with self._lock:
             if self._state == "starting":
                 self._state = "ready"
-        self._in_loop(_settle, warm, None)
+        self._answers.call(settle, warm, None)
         try:
             while not self._is_stopping:
                 with self._slot:
@@ -394,7 +391,6 @@ class Engine:
 
     def _wake_device(self) -> None:
         with self._lock:
-            self._wakes_soon = False
             self._wake.notify()
 
     def _due_s(self) -> float | None:
@@ -440,17 +436,9 @@ class Engine:
         self._wake.notify()
 
     def _touch_soon(self) -> None:
-        """Wake the device thread at the end of this turn of the event loop.
-
-        Then all that came in the turn is there, and goes into one batch; woken by the first it
-        takes that alone, and the two threads take the interpreter from each other for each.
-        """
         self._is_dirty = True  # seen by a thread that does not wait
-        if self._loop is None or threading.get_ident() != self._loop_thread:
+        if not self._answers.wake_soon(self._wake_device):
             self._wake.notify()
-        elif not self._wakes_soon:
-            self._wakes_soon = True
-            self._loop.call_soon(self._wake_device)
 
     def _admit(self, query: Query, now_s: float) -> Outcome | None:
         if self._state == "starting":
@@ -515,22 +503,4 @@ class Engine:
 
     def _hand_over(self, ended: Sequence[EndedQuery]) -> None:
         if ended:
-            self._in_loop(self._ledger.deliver, ended)
-
-    def _in_loop(self, call: Callable[..., None], *args: object) -> None:
-        if self._loop is None:
-            call(*args)
-            return
-        try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            logger.warning("the event loop is closed: nobody is left to answer")
-
-
-def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+            self._answers.call(self._ledger.deliver, ended)

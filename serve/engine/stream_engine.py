@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
 
+from serve.engine.answer_loop import AnswerLoop
 from serve.engine.guarded import Guarded
 from serve.engine.job import State
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
@@ -107,14 +108,14 @@ class StreamEngine:
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False
         self._is_stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._answers = AnswerLoop()
         self._thread: threading.Thread | None = None
 
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take streams from this event loop from now on."""
-        self._loop = asyncio.get_running_loop()
+        self._answers.bind()
         self._state = "ready"
         self._thread = threading.Thread(target=self._device_main, name="decoder", daemon=True)
         self._thread.start()
@@ -383,15 +384,8 @@ class StreamEngine:
     # --- handing over ----------------------------------------------------------------------------
 
     def _hand_over(self, delivery: _Delivery) -> None:
-        if not (delivery.outputs or delivery.ended):
-            return
-        if self._loop is None:
-            self._deliver(delivery)
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, delivery)
-        except RuntimeError:
-            logger.warning("the event loop is closed: nobody is left to answer")
+        if delivery.outputs or delivery.ended:
+            self._answers.call(self._deliver, delivery)
 
     def _deliver(self, delivery: _Delivery) -> None:
         for stream, output in delivery.outputs:

@@ -27,6 +27,7 @@ from subnetact.timed_decoder import TimedDecoder
 if TYPE_CHECKING:
     from subnetact.decoding.stream_executor import StreamExecutor
     from supernet.checkpoint import Checkpoint
+    from supernet.families.decoder import DecoderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _KV_BYTES = 512 * 2**20
 _BLOCK_TOKENS = 64
 _QUICK_DECODES = (1, 4, 8)
 _QUICK_REPEATS = 1
-_PACKINGS = ("views", "packed", "int8")
+_PACKINGS = ("views", "packed", "half", "int8")
 
 
 class LoadedDecoder(NamedTuple):
@@ -97,7 +98,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     costs = IterationCosts.of(profile)
     spec = DecoderSpec(
         name=config.model_name or checkpoint.name.replace(" ", "-") or DEFAULT_NAME,
-        vocab_size=checkpoint.definition.config.vocab_size,  # type: ignore[attr-defined]
+        vocab_size=_config(checkpoint).vocab_size,
         max_positions=executor.max_positions,
         eos_ids=frozenset(checkpoint.text.eos_ids),
         quality_kind=costs.quality_kind,
@@ -147,16 +148,24 @@ def _check_fit(config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfil
         )
 
 
+def _config(checkpoint: Checkpoint) -> DecoderConfig:
+    from supernet.families.decoder import DecoderConfig
+
+    config = checkpoint.definition.config
+    assert isinstance(config, DecoderConfig), "of decoders alone"
+    return config
+
+
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None
 ) -> StreamExecutor:
     from subnetact.decoding.kv_cache import CacheShape
     from subnetact.decoding.stream_executor import StreamExecutor
 
-    of = checkpoint.definition.config
-    shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)  # type: ignore[attr-defined]
+    of = _config(checkpoint)
+    shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)
     fitting = min(_KV_BYTES // shape.token_bytes(), KV_TOKENS)
-    kv_tokens = config.kv_tokens or max(fitting, of.max_positions)  # type: ignore[attr-defined]
+    kv_tokens = config.kv_tokens or max(fitting, of.max_positions)
     if kv_tokens < _BLOCK_TOKENS:
         text = f"kv_tokens is {kv_tokens}, allowed a block of {_BLOCK_TOKENS} or more"
         raise ServeConfigError(text)

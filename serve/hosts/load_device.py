@@ -214,7 +214,7 @@ def _load_paced(config: ServeConfig, profile: LatencyProfile) -> LoadedDevice:
     from subnetact.load import load_executor
 
     logger.warning("device 'timed': batches take their profiled latency, whatever they cost here")
-    checkpoint = _read_checkpoint(config)
+    checkpoint = read_checkpoint(config)
     outputs = load_executor(
         checkpoint, threads=config.threads, max_batch_size=profile.max_batch_size
     )

@@ -7,7 +7,7 @@ the outermost hop, most of what a query reads: their means are taken where they 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +17,9 @@ from supernet.graphs.find_sampler import NeighbourSampler
 from supernet.graphs.graph_store import GraphStore
 from supernet.graphs.sampler import SampledNodes
 from supernet.slicing import leading_slice
+
+if TYPE_CHECKING:
+    from subnetact.nodes.compiled_mlp import CompiledMlp
 
 
 class _MeanLayer(NamedTuple):
@@ -46,6 +49,13 @@ class MeanForward:
         ]
         self._head = (views["head.weight"].T, views["head.bias"])
         self.fanout = arch.fanout
+
+    def compiled_alone(self) -> CompiledMlp:
+        """Return the same subnet, one without neighbours, as compiled code; needs numba."""
+        from subnetact.nodes.compiled_mlp import CompiledMlp
+
+        first, (head, head_bias) = self._layers[0], self._head
+        return CompiledMlp(first.own.T, first.bias, head.T, head_bias)
 
     def logits(
         self, graph: GraphStore, sampled: SampledNodes, sampler: NeighbourSampler

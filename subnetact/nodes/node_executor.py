@@ -2,14 +2,16 @@
 
 A sample is a node's id. What it reads is sampled when its batch runs; nodes that several queries
 of a batch reach are read and computed once. Mean aggregation runs straight from the graph's file
-(`mean_forward.py`); other aggregators, and the plain twin, as the family's module on operators.
+(`mean_forward.py`, without neighbours `compiled_mlp.py`); other aggregators, and the plain twin, as
+the family's module on operators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from supernet.graphs.find_sampler import find_sampler
 from supernet.graphs.graph_store import GraphStore, open_graph
 from supernet.graphs.sampler import SampledNodes
 from supernet.layers.neighbours import Hop, Neighbourhood
+
+if TYPE_CHECKING:
+    from subnetact.nodes.compiled_mlp import CompiledMlp
 
 
 class NodeExecutor(StagingExecutor):
@@ -71,6 +76,7 @@ class NodeExecutor(StagingExecutor):
         self._actuator = Actuator(self._net, definition)
         self._archs: dict[str, Arch] = {}
         self._fast: dict[str, MeanForward] = {}
+        self._alone: dict[str, CompiledMlp] = {}
         config: Any = definition.config
         is_mean = config.aggregator == "mean"
         for subnet_id in checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids):
@@ -78,7 +84,10 @@ class NodeExecutor(StagingExecutor):
             self._archs[self._actuator.register(arch, {})] = arch
             if is_mean and not plain:
                 shapes = definition.parameter_shapes(arch)
-                self._fast[subnet_id] = MeanForward(arch, checkpoint.state, shapes)
+                fast = MeanForward(arch, checkpoint.state, shapes)
+                self._fast[subnet_id] = fast
+                if arch.depth[0] == 0 and find_spec("numba") is not None:
+                    self._alone[subnet_id] = fast.compiled_alone()
         self._work = SizeExpectation(self._graph).two_hops
 
     @property
@@ -113,13 +122,19 @@ class NodeExecutor(StagingExecutor):
         fanout = self._archs[subnet_id].fanout
         return self._sampler.sample(self._graph, nodes, fanout, self._seed)
 
-    @torch.inference_mode()
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> HostLaunched:
         """See `Executor`: sample, compute, and return the logits on the host."""
         nodes = slots[0] if len(slots) == 1 else np.concatenate(slots)
         check_batch(len(nodes), self.max_batch_size)
+        alone = self._alone.get(subnet_id)
+        if alone is not None and alone.takes(len(nodes)):
+            return HostLaunched(alone.logits(self._graph.features, nodes), "views")
+        return self._computed(subnet_id, nodes[:, 0])
+
+    @torch.inference_mode()
+    def _computed(self, subnet_id: str, nodes: np.ndarray) -> HostLaunched:
         self._thread_count.use()
-        sampled = self.sampled(subnet_id, nodes[:, 0])
+        sampled = self.sampled(subnet_id, nodes)
         fast = self._fast.get(subnet_id)
         if fast is not None:
             logits = fast.logits(self._graph, sampled, self._sampler)

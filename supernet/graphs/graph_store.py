@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,17 +79,27 @@ class GraphStore:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> GraphStore:
-        """Write the folder, the header last, and return the graph as opened from there."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / HEADER).unlink(missing_ok=True)
+        """Write the folder, the header last, and return the graph as opened from there.
+
+        Files are written beside the folder and moved in when all are there: whoever stops it, with
+        Ctrl-C too, leaves what was there before.
+        """
+        target = Path(folder).absolute()
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+        try:
+            self._write(part)
+            _move(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return open_graph(folder)
+
+    def _write(self, folder: Path) -> None:
         arrays = {name: getattr(self, name) for name in _NAMES} | self.splits
-        for name in (*SPLITS, "labels"):
-            (target / f"{name}.npy").unlink(missing_ok=True)
         if self.labels is not None:
             arrays["labels"] = self.labels
         for name, array in arrays.items():
-            np.save(target / f"{name}.npy", array)
+            np.save(folder / f"{name}.npy", array)
         header = {
             "format": FORMAT,
             "name": self.name,
@@ -98,8 +110,20 @@ class GraphStore:
             "source": self.source,
             "digest": self.digest(),
         }
-        (target / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-        return open_graph(target)
+        (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def _move(part: Path, target: Path) -> None:
+    """Move a written folder to its place; one that is there keeps what is no graph's."""
+    if not target.exists():
+        part.rename(target)
+        return
+    (target / HEADER).unlink(missing_ok=True)
+    for name in (*_NAMES, *SPLITS, "labels"):
+        (target / f"{name}.npy").unlink(missing_ok=True)
+    for path in sorted(part.glob("*.npy")):
+        path.replace(target / path.name)
+    (part / HEADER).replace(target / HEADER)
 
 
 def open_graph(folder: str | Path) -> GraphStore:

@@ -233,8 +233,9 @@ def test_10000_queries_as_fast_as_two_processes_can_send(running, profile_file: 
         f"the server grew by {grown_mib:.0f} MiB and counts {dict(seen)}"
     )
     assert counts.total() == 10_000
-    refusals = {"rejected queue_full", "rejected infeasible", "dropped infeasible",
-                "dropped expired", "rejected expired"}  # fmt: skip
+    # Dropped with a full queue: for one that was due earlier, as of other connections some are.
+    refusals = {"rejected queue_full", "dropped queue_full", "rejected infeasible",
+                "dropped infeasible", "dropped expired", "rejected expired"}  # fmt: skip
     assert set(counts) <= {"ok", *refusals}
     assert counts["ok"] == seen["on_time"] + seen["late"]
     assert grown_mib < 300, "10,000 connections, requests and answers, and a queue of 1,000"

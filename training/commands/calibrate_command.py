@@ -22,7 +22,7 @@ from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
 from training.config import DataConfig
-from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
 from training.data.samples import Dataset, Samples
 from training.evaluation.evaluate import Measurement, measure, pareto_of, uniform_archs
 from training.evaluation.retrieval import reference_neighbours
@@ -72,6 +72,7 @@ def calibrate(
     """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""
     with user_errors(ValueError, OSError, SafetensorError):
         loaded = load_checkpoint(checkpoint)
+        check_classifies(loaded)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
         check_outputs(folders=[checkpoint if out is None else out.parent])

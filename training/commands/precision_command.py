@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
 from training.data.samples import Dataset
 from training.progress import tracked
 
@@ -62,6 +62,8 @@ def precision(
         if alone is not None and to != "signed_binary":
             raise ValueError(f"--alone goes with --to signed_binary, not with {to}")
         loaded = load_checkpoint(checkpoint)
+        if to == "int8":
+            check_classifies(loaded)
         check_outputs(folders=[checkpoint, alone])
         samples = dataset_of(loaded, data, choose_on=choose_on)
         if to == "int8":

@@ -23,7 +23,7 @@ from slackfit.output_files import check_outputs, write_each, write_text
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import ChooseOn, dataset_of
+from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
 from training.evaluation.journal import SearchJournal
 from training.evaluation.search import (
     Comparison,
@@ -84,6 +84,7 @@ def search(
             raise ValueError(f"{out} exists already; choose another --out or delete it")
         check_outputs(json_, plot, folders=[None if out is None else out.parent])
         loaded = load_checkpoint(checkpoint)
+        check_classifies(loaded)
         options = SearchOptions(
             num_samples=samples,
             num_final=final,

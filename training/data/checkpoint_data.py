@@ -19,6 +19,16 @@ from training.data.samples import Dataset, SplitRecord
 ChooseOn = Literal["validation", "test"]
 
 
+def check_classifies(checkpoint: Checkpoint) -> None:
+    """Raise DataError for a decoder, whose widths are measured on text in another place."""
+    if checkpoint.definition.family.generates:
+        raise DataError(
+            f"checkpoint {checkpoint.name!r} is a decoder: its widths are measured on text when it "
+            "is imported or trained, so there is nothing to search, calibrate or round; for int8 "
+            "use --packing int8 of generate and profile"
+        )
+
+
 def dataset_of(
     checkpoint: Checkpoint,
     path: Path | None = None,
@@ -31,14 +41,8 @@ def dataset_of(
     Data that it was trained on are split as they were then, wherever they lie now; of others
     `validation` is the share of the training images that is held out. `choose_on` `test` holds out
     half of the test images instead (`Dataset.choosing_on_test`). Raises DataError when there are
-    none, channels or classes differ from the checkpoint's, or that is a decoder.
+    none, or channels or classes differ from the checkpoint's.
     """
-    if checkpoint.definition.family.generates:
-        raise DataError(
-            f"checkpoint {checkpoint.name!r} is a decoder: its widths are measured on text when it "
-            "is imported or trained, so there is nothing to search, calibrate or round; for int8 "
-            "use --packing int8 of generate and profile"
-        )
     if path is not None:
         options = DataConfig(name=kind_of(path), path=str(path), validation=validation)
         data = load_dataset(options)

@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from serve.bench.graphs.cases import NodeCase, missing, node_case
+from serve.bench.graphs.cases import REGULARISATION, NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from supernet import Arch
@@ -32,8 +33,14 @@ class NodeAccuracies:
     def __init__(
         self, journal: Journal, *, seeds: int, graphs: Sequence[str], steps: int, tell: Tell
     ):
-        self._journal, self._seeds, self._tell = journal, seeds, tell
-        self._graphs = graphs
+        self._seeds, self._graphs = seeds, graphs
+        there = [name for name in graphs if not missing(name)]
+        self._cells = {
+            part: TrainingCells(
+                journal, [f"{part}/{g}/{seed}" for g in there for seed in range(seeds)], tell
+            )
+            for part in ("teacher", "subnets")
+        }
         self._training = replace(_TRAINING, steps=steps)
         self._cases: dict[str, NodeCase] = {}
 
@@ -49,7 +56,7 @@ class NodeAccuracies:
             what = f"GCNII, {self._case(name).teacher.layers} layers of 64, public split"
             detail = {"what": what, **interval.detail()}
             rows.append(row(f"graphs/teacher/{name}", interval.mean, "accuracy", detail))
-        return rows
+        return [*rows, self._cells["teacher"].core_time("graphs/teacher/core_time")]
 
     def subnets(self) -> list[Row]:
         """Subnets less the same shapes trained alone, by the same teacher and in as many steps."""
@@ -77,7 +84,7 @@ class NodeAccuracies:
             figure = f"graphs/subnets/{name}/mean/shared_less_alone"
             detail = {"without": shapes[0], **interval.detail()}
             rows.append(row(figure, 100 * interval.mean, "points", detail))
-        return rows
+        return [*rows, self._cells["subnets"].core_time("graphs/subnets/core_time")]
 
     def _case(self, name: str) -> NodeCase:
         if name not in self._cases:
@@ -86,10 +93,9 @@ class NodeAccuracies:
 
     def _taught(self, name: str, seed: int) -> float:
         def measure() -> float:
-            self._tell(f"teacher of {name}, seed {seed}")
             return accuracy_of(self._teacher(name, seed), self._case(name).whole, "test")
 
-        return self._journal.once(f"teacher/{name}/{seed}", measure)
+        return self._cells["teacher"].once(f"teacher/{name}/{seed}", measure)
 
     @torch.no_grad()
     def _teacher(self, name: str, seed: int) -> torch.Tensor:
@@ -99,21 +105,21 @@ class NodeAccuracies:
         return net(case.whole, Dropout())
 
     def _cell(self, name: str, seed: int) -> dict[str, dict[str, float]]:
-        return self._journal.once(f"subnets/{name}/{seed}", lambda: self._compared(name, seed))
+        return self._cells["subnets"].once(
+            f"subnets/{name}/{seed}", lambda: self._compared(name, seed)
+        )
 
     def _compared(self, name: str, seed: int) -> dict[str, dict[str, float]]:
         case = self._case(name)
-        self._tell(f"subnets of {name}, seed {seed}: teacher")
         teacher = self._teacher(name, seed)
         few = case.definition.space.fanout[1]
         archs = [parse_arch(t.format(few=few), case.definition.space) for t in SHAPES]
-        training = replace(self._training, seed=seed)
-        self._tell(f"subnets of {name}, seed {seed}: together")
+        decay, dropout = REGULARISATION[name]
+        training = replace(self._training, seed=seed, weight_decay=decay, dropout=dropout)
         state = NodeTrainer(case.definition, case.whole, training, teacher).run()
         shared = {a.subnet_id: self._accuracy(case, state, a) for a in archs}
         alone: dict[str, float] = {}
         for arch in archs:
-            self._tell(f"subnets of {name}, seed {seed}: {arch.subnet_id} alone")
             single = replace(training, alone=arch)
             mine = NodeTrainer(case.definition, case.whole, single, teacher).run()
             alone[arch.subnet_id] = self._accuracy(case, mine, arch)

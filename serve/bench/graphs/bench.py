@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from serve.bench.graphs.accuracies import NodeAccuracies
-from serve.bench.graphs.cases import GENERATED, PUBLISHED
+from serve.bench.graphs.cases import GENERATED, PUBLISHED, REGULARISATION
 from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.large_graph import LargeGraph, large_graph
 from serve.bench.graphs.skewed import SkewedTrace
@@ -51,7 +51,7 @@ class GraphsBench:
         """The journal and the large graph are kept in `out`."""
         self._out, self._size, self._tell = out, size, tell
         # Seeds may be added later; everything else makes other cells.
-        settings = {"steps": size.steps}
+        settings = {"steps": size.steps, "regularisation": REGULARISATION}
         self._journal = Journal(out / "journal.jsonl", settings)
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:

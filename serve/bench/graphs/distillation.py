@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 from serve.bench.graphs.cases import PUBLISHED, NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from training.graphs.gcnii import train_gcnii
@@ -36,42 +38,48 @@ class Distillation:
     def rows(self, graphs: Sequence[str] = PUBLISHED) -> list[Row]:
         """Return the table of each graph, training what is missing of it."""
         made: list[Row] = []
+        there = [name for name in graphs if not missing(name)]
+        cells = TrainingCells(
+            self._journal,
+            [_name(g, way, seed) for g in there for seed in range(self._seeds) for way in WAYS],
+            self._tell,
+        )
         for name in graphs:
             if reason := missing(name):
                 figure = f"graphs/distillation/{name}/skipped"
                 made.append(row(figure, 1, "runs", {"reason": reason}, digits=None))
                 continue
-            made += self._table(name)
-        return made
+            made += self._table(name, cells)
+        return [*made, cells.core_time("graphs/distillation/core_time")]
 
-    def _table(self, name: str) -> list[Row]:
+    def _table(self, name: str, cells: TrainingCells) -> list[Row]:
         case = node_case(name)
-        teachers: dict[int, Teacher] = {}
-        cells: dict[Way, list[dict[str, Any]]] = {way: [] for way in WAYS}
+        teacher = cache(lambda number: self._teacher(case, number))
+
+        def student(way: Way, seed: int) -> dict[str, Any]:
+            shown = teacher(seed % _NUM_TEACHERS)
+            num_classes = case.definition.config.num_classes
+            return {
+                **teach(case.whole, shown, way, seed, self._options)._asdict(),
+                "teacher_parameters": shown.num_parameters,
+                "parameters": num_parameters(case.whole, num_classes, self._options),
+            }
+
+        made: dict[Way, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for seed in range(self._seeds):
             for way in WAYS:
-                key = f"distillation/{name}/{way}/{seed}"
-                if key not in self._journal:
-                    number = seed % _NUM_TEACHERS
-                    if number not in teachers:
-                        self._tell(f"teacher {number} of {name}")
-                        teachers[number] = self._teacher(case, number)
-                    self._tell(f"{name}, seed {seed}: {way}")
-                    made = teach(case.whole, teachers[number], way, seed, self._options)
-                    size = {
-                        "teacher_parameters": teachers[number].num_parameters,
-                        "parameters": num_parameters(
-                            case.whole, case.definition.config.num_classes, self._options
-                        ),
-                    }
-                    self._journal.once(key, lambda m=made, s=size: m._asdict() | s)
-                cells[way].append(self._journal.get(key))
-        return _rows_of(name, cells)
+                measure = partial(student, way, seed)
+                made[way].append(cells.once(_name(name, way, seed), measure))
+        return _rows_of(name, made)
 
     def _teacher(self, case: NodeCase, number: int) -> Teacher:
         size = case.teacher if self._epochs is None else replace(case.teacher, epochs=self._epochs)
         net = train_gcnii(case.whole, case.definition.config.num_classes, size, number)
         return Teacher.of(net, case.whole)
+
+
+def _name(graph: str, way: Way, seed: int) -> str:
+    return f"distillation/{graph}/{way}/{seed}"
 
 
 def _rows_of(name: str, cells: dict[Way, list[dict[str, Any]]]) -> list[Row]:

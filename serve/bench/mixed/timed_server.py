@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from serve.client import AsyncClient, InferError
 from serve.config import ServeConfig, parse_config
@@ -31,6 +34,21 @@ def config_of(**settings: Any) -> ServeConfig:
         "grpc_port": 0,
     }
     return parse_config({**fields, **settings})
+
+
+def on_time_share(metrics: str) -> float:
+    """Return the share of the queries that a server's own metrics count as on time, of all models.
+
+    Raises ValueError for metrics without a query.
+    """
+    ended: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name == "supernet_queries_total":
+                ended[sample.labels["status"]] += round(sample.value)
+    if not ended.total():
+        raise ValueError("the server has counted no query")
+    return ended["on_time"] / ended.total()
 
 
 async def in_time(ask: Ask, *, rate_qps: float, duration_s: float, slo_s: float) -> float:

@@ -12,6 +12,7 @@ from serve.bench.one_bit.precision_runs import AXES, SIZES, PrecisionRuns
 from serve.bench.one_bit.storage_rows import largest_bytes
 from serve.bench.rows import Row, Tell, row
 from subnetact.cpu.graph_executor import GraphExecutor
+from training.config import LowBit
 
 PRECISIONS = ("fp32", "int8", *AXES[1:])
 _BATCHES = (1, 8)
@@ -55,7 +56,8 @@ def axis_rows(measured: dict[str, list[Accuracies]]) -> list[Row]:
 def decoder_quality_rows(runs: PrecisionRuns, seeds: Sequence[int]) -> list[Row]:
     """Qualities and perplexities of a decoder's largest width: float, int8 and one-bit."""
     rows: list[Row] = []
-    for axis, other in (("none", "int8"), ("signed_binary", "signed_binary")):
+    others: dict[LowBit, str] = {"none": "int8", "signed_binary": "signed_binary"}
+    for axis, other in others.items():
         measured = [runs.accuracies(axis, seed) for seed in seeds]
         for precision in ("fp32", other):
             for kind, unit in (("quality", "fraction"), ("perplexity", "perplexity")):

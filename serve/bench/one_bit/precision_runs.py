@@ -20,7 +20,7 @@ from serve.bench.training.cases import points_of
 from supernet import Checkpoint, load_checkpoint
 from supernet.low_bit.covered import low_bit_names
 from supernet.subnets.agreement import top1_agreement
-from training.config import TrainConfig, config_from_json
+from training.config import LowBit, TrainConfig, config_from_json
 from training.data.checkpoint_data import dataset_of
 from training.evaluation.decoder import reported_windows
 from training.evaluation.evaluate import evaluate
@@ -29,7 +29,7 @@ from training.evaluation.low_bit import measure_low_bit, quantised_state, with_l
 from training.run import train
 from training.trainer.resume import RESUME_FILE
 
-AXES = ("none", "binary", "ternary", "signed_binary")
+AXES: tuple[LowBit, ...] = ("none", "binary", "ternary", "signed_binary")
 SIZES = ("min", "mid", "max")
 _HEADER = "supernet.json"
 _CIFAR: dict[str, Any] = {
@@ -59,7 +59,7 @@ class PrecisionRuns:
         self._base, self._folder, self._tell = base, folder, tell
         self._journal = Journal(folder / "measured.jsonl", asdict(base))
 
-    def accuracies(self, axis: str, seed: int) -> dict[str, dict[str, float]]:
+    def accuracies(self, axis: LowBit, seed: int) -> dict[str, dict[str, float]]:
         """Return {precision: {size: accuracy on test}} of one run, trained where it is not yet.
 
         A decoder's are `quality` and `perplexity` by precision and size, int8 by rounded weights.
@@ -72,19 +72,19 @@ class PrecisionRuns:
         """Whether the runs are of running text."""
         return self._base.data.name == "corpus"
 
-    def checkpoint(self, axis: str, seed: int) -> Checkpoint:
+    def checkpoint(self, axis: LowBit, seed: int) -> Checkpoint:
         """Return what a run made, going on with it where it was stopped."""
         out = self._folder / f"{axis}-{seed}"
         if (out / _HEADER).exists():
             return load_checkpoint(out)
         self._tell(f"  training {axis}, seed {seed}, in {out}")
-        schedule = replace(self._base.schedule, low_bit=axis)  # type: ignore[arg-type]
+        schedule = replace(self._base.schedule, low_bit=axis)
         config = replace(self._base, seed=seed, schedule=schedule)
         made = train(config, out, resume=(out / RESUME_FILE).exists())
         assert made is not None, "nothing stops it"
         return made
 
-    def served(self, axis: str, seed: int) -> Checkpoint:
+    def served(self, axis: LowBit, seed: int) -> Checkpoint:
         """Return the run's supernet serving three sizes, with int8 entries or one-bit ones."""
         floats = self._floats(axis, seed)
         data, images = dataset_of(floats), self._base.evaluation.calibration_images
@@ -94,7 +94,7 @@ class PrecisionRuns:
         low_bit = measure_low_bit(floats, data, axis, calibration_images=images)
         return with_low_bit_entries(floats, low_bit)
 
-    def _floats(self, axis: str, seed: int) -> Checkpoint:
+    def _floats(self, axis: LowBit, seed: int) -> Checkpoint:
         """The run's supernet serving three sizes in float, their accuracies on test."""
         trained = self.checkpoint(axis, seed)
         data = dataset_of(trained)
@@ -109,7 +109,7 @@ class PrecisionRuns:
         )
         return trained.serving(found.subnets, found.norm_statistics, "test")
 
-    def _of_images(self, axis: str, seed: int) -> dict[str, dict[str, float]]:
+    def _of_images(self, axis: LowBit, seed: int) -> dict[str, dict[str, float]]:
         if axis == "none":
             served = self.served(axis, seed)
             other, accuracies = "int8", [s.accuracy for s in served.int8_subnets]
@@ -121,7 +121,7 @@ class PrecisionRuns:
         floats = [s.accuracy for s in served.subnets]
         return {"fp32": _by_size(floats), other: _by_size(accuracies)}
 
-    def _of_decoder(self, axis: str, seed: int) -> dict[str, dict[str, float]]:
+    def _of_decoder(self, axis: LowBit, seed: int) -> dict[str, dict[str, float]]:
         trained = self.checkpoint(axis, seed)
         windows = reported_windows(dataset_of(trained))
         is_plain = axis == "none"

@@ -15,8 +15,8 @@ from slackfit.streams.stream_query import StreamQuery
 
 _SHORT, _TIMES, _LONG_SHARE = 64, 30, 0.01
 _RUNNING = 64
-POLICIES = {"fcfs": "fcfs@granule=8", "lars": "lars@granule=8@budget=192"}
-"""An iteration that a long prompt fills is what short ones wait for: LARS's is a little shorter."""
+POLICIES = {name: f"{name}@granule=8@budget=192" for name in ("fcfs", "lars")}
+"""An iteration that a long prompt fills is what short ones wait for: here a little shorter."""
 
 
 def lars_rows(setting: StreamSetting, num: int = 3000, load: float = 0.3) -> list[Row]:

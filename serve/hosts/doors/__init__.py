@@ -1,1 +1,1 @@
-"""A server whose doors are processes of their own."""
+"""Doors that are processes of their own; imports the rest of `serve.hosts` and `serve.link`."""

@@ -326,7 +326,7 @@ def test_batch_cap_switches_while_serving_and_requests_may_be_larger(ask):
     [
         (
             {"polcy": "slackfit"},
-            "unknown live setting polcy; known: policy, slo_ms, subnets, max_batch_size",
+            "unknown live setting polcy; known: policy, slo_ms, ttft_ms, tpot_ms, subnets,",
         ),
         ({"policy": "best"}, "'best' is unknown, allowed slackfit"),
         ({"subnets": ["huge"]}, "it has small, middle, large"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 from collections import Counter
@@ -47,7 +48,7 @@ def bent(rng: random.Random) -> tuple[str, bytes, dict[str, str]]:
         if isinstance(fields.get(name), dict) and rng.random() < 0.5:
             holder = fields[name]
             name = rng.choice([*holder, "other"])
-        holder[name] = rng.choice(ODD)
+        holder[name] = copy.deepcopy(rng.choice(ODD))  # the next round may write into it
     body = json.dumps(fields).encode()
     kind = rng.randrange(5)
     if kind == 0:

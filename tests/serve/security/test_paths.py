@@ -25,7 +25,7 @@ from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.hosts.assemble import build_server
-from serve.hosts.load_device import check
+from serve.hosts.check import check
 from serve.observe.logs import configure_logs
 from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc

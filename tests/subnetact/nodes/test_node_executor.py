@@ -70,6 +70,30 @@ def test_the_fast_path_equals_the_module_and_a_node_its_answer_in_any_batch(
         assert logits[:, 0].std() > 0
 
 
+def test_the_rung_without_neighbours_is_one_call_for_few_nodes_and_equal_for_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    checkpoint = checkpoint_of(tmp_path)
+    most = 200  # 1,024 products a node at full width: 128 nodes are few, 200 are many
+    executor = NodeExecutor(checkpoint, max_batch_size=most)
+    plain = NodeExecutor(checkpoint, max_batch_size=most, plain=True)
+    sampled: list[str] = []
+    of_sampler = executor.sampled
+    monkeypatch.setattr(
+        executor, "sampled", lambda i, nodes: (sampled.append(i), of_sampler(i, nodes))[1]
+    )
+    wide = next(i for i in executor.subnet_ids if i.startswith("d0-w1-"))
+    narrow = next(i for i in executor.subnet_ids if i.startswith("d0-w0.25-"))
+    for subnet_id in (wide, narrow):
+        for count in (1, 3, most):
+            nodes = np.random.default_rng(count).integers(0, 1800, (count, 1))
+            logits = executor.run(subnet_id, nodes)
+            assert logits.dtype == np.float32
+            np.testing.assert_allclose(logits, plain.run(subnet_id, nodes), atol=1e-5, rtol=1e-5)
+    assert sampled == [wide]
+
+
 def test_a_saved_checkpoint_finds_its_graph_wherever_the_folder_goes(tmp_path: Path) -> None:
     made = checkpoint_of(tmp_path / "run")
     save_checkpoint(made, tmp_path / "run")

@@ -25,6 +25,33 @@ def test_a_saved_graph_is_mapped_again_as_it_was(skewed: GraphStore, tmp_path: P
     assert (without.labels, without.splits) == (None, {})
 
 
+def test_a_save_that_is_stopped_leaves_what_was_there(
+    skewed: GraphStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skewed.save(tmp_path / "old")
+    (tmp_path / "old" / "note").write_text("of another program")
+    save, written = np.save, []
+
+    def stopped_at_the_third(path: Path, array: np.ndarray) -> None:
+        written.append(path)
+        if len(written) % 3 == 0:
+            raise KeyboardInterrupt
+        save(path, array)
+
+    other = replace(skewed, name="other", features=skewed.features + 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", stopped_at_the_third)
+        for name in ("old", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                other.save(tmp_path / name)
+    assert len(written) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    kept = open_graph(tmp_path / "old")
+    np.testing.assert_array_equal(kept.features, skewed.features)
+    np.testing.assert_array_equal(other.save(tmp_path / "old").features, skewed.features + 1)
+    assert (tmp_path / "old" / "note").read_text() == "of another program"
+
+
 def test_neighbour_lists_leave_out_loops_and_repeats() -> None:
     sources, targets = np.array([0, 0, 1, 2, 2]), np.array([1, 1, 0, 2, 3])
     indptr, indices = neighbour_lists(sources, targets, 4, undirected=False)

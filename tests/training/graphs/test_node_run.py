@@ -6,15 +6,19 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from subnetact import load_executor
-from supernet import load_checkpoint
+from supernet import define_supernet, load_checkpoint
 from supernet.graphs.generated import heterophilous
 from supernet.graphs.graph_store import GraphDataError
 from training.config import ConfigError, TrainConfig, config_from_json, load_config
+from training.graphs.node_trainer import NodeTrainer, NodeTraining
+from training.graphs.whole_graph import WholeGraph, node_logits
 from training.run import train
 
 
@@ -51,6 +55,26 @@ def test_what_was_measured_is_what_is_served(tmp_path: Path) -> None:
         assert right == pytest.approx(row["accuracy"], abs=0.0011)  # a tie may fall either way
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert set(json.loads(lines[-1])["test_accuracy"]) >= {row["id"] for row in rows}
+
+
+def test_every_step_trains_the_rung_without_neighbours_at_full_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    definition = define_supernet("graph_sage", num_features=8, num_classes=5, width=16)
+    whole = WholeGraph(heterophilous(num_nodes=1900, num_features=8))
+    trained: list[str] = []
+
+    def recorded(*given: Any) -> torch.Tensor:
+        if given[-1] is not None:  # a pass with dropout is of a step, the others watch
+            trained.append(given[2].subnet_id)
+        return node_logits(*given)
+
+    monkeypatch.setattr("training.graphs.node_trainer.node_logits", recorded)
+    NodeTrainer(definition, whole, NodeTraining(steps=3, random_subnets=1)).run()
+    largest, smallest = definition.space.largest.subnet_id, definition.space.smallest.subnet_id
+    assert len(trained) == 12
+    for step in (trained[:4], trained[4:8], trained[8:]):
+        assert step[:3] == [largest, smallest, "d0-w1-r1"]
 
 
 def test_one_subnet_trains_alone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from serve.bench.graphs import cases
 from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
 from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
 from training.graphs.student import WAYS
 
@@ -68,13 +69,46 @@ def test_trainings_are_kept_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("serve.bench.graphs.accuracies.node_case", lambda name: small)
     monkeypatch.setattr("serve.bench.graphs.accuracies.missing", lambda name: "")
     rows = {r["figure"]: r for r in bench.run(["subnets"])}
+    assert rows.pop("graphs/subnets/core_time")["detail"]["trainings"] == 3
     assert {name.split("/")[2] for name in rows} == {"cora", "citeseer", "heterophilous"}
     assert "graphs/subnets/cora/mean/shared_less_alone" in rows
     assert "graphs/subnets/cora/d0-w1-r1/shared_less_alone" in rows
     before = len(said)
     again = GraphsBench(tmp_path, TINY, tell=said.append).run(["subnets"])
     assert len(said) == before
-    assert {r["figure"]: r for r in again} == rows
+    assert rows.items() <= {r["figure"]: r for r in again}.items()
+
+
+def test_a_stopped_part_goes_on_and_tells_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    said: list[str] = []
+
+    def measured(seconds: float, value: int) -> int:
+        nonlocal now_s
+        now_s += seconds
+        return value
+
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
+    names = ["p/small/0", "p/small/1", "p/large/0", "p/large/1"]
+    cells = TrainingCells(Journal(tmp_path / "j", {}), names, said.append)
+    assert cells.once(names[0], lambda: measured(10, 7)) == 7
+    assert cells.once(names[2], lambda: measured(30, 8)) == 8
+    assert cells.left_s() == 40.0
+    with pytest.raises(KeyboardInterrupt):
+        cells.once(names[1], stopped)
+    assert said[-1] == "p small 1 (2 of 4 done, about 40 s left)"
+    on = TrainingCells(Journal(tmp_path / "j", {}), names, said.append)
+    assert on.left_s() is None
+    assert on.once(names[0], stopped) == 7
+    assert on.once(names[1], lambda: measured(20, 9)) == 9
+    assert said[-1] == "p small 1 (2 of 4 done)"
+    assert on.left_s() == 20.0
+    assert on.core_time("x")["detail"] == {"trainings": 3}
 
 
 def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +124,7 @@ def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.Mon
             detail = rows[f"graphs/distillation/cora/{way}_less_logits"]["detail"]
             assert detail["seeds"] == 2
     assert "least_spread" in rows["graphs/distillation/cora/attention"]["detail"]
-    assert len(journal) == 2 * len(WAYS)
+    students = [f"distillation/cora/{way}/{seed}" for way in WAYS for seed in range(2)]
+    assert all(name in journal for name in students)
+    assert rows["graphs/distillation/core_time"]["detail"] == {"trainings": len(students)}
     assert json.dumps(list(rows.values()), allow_nan=False)

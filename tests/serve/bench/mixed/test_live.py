@@ -12,7 +12,7 @@ from PIL import Image
 from serve.bench.mixed import live
 from serve.bench.mixed.image_overload import IMAGE_SIZE, highest_rate, image_files
 from serve.bench.mixed.live import CELLS
-from serve.bench.mixed.timed_server import SHAPE, config_of, in_time
+from serve.bench.mixed.timed_server import SHAPE, config_of, in_time, on_time_share
 
 
 @pytest.mark.alone
@@ -25,6 +25,17 @@ def test_a_query_is_in_time_from_its_intended_send():
 
     share = asyncio.run(in_time(ask, rate_qps=100, duration_s=0.4, slo_s=0.1))
     assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_servers_own_share_counts_every_model_and_every_end():
+    text = """# TYPE supernet_queries counter
+supernet_queries_total{model="a",status="on_time",reason=""} 7
+supernet_queries_total{model="a",status="late",reason=""} 1
+supernet_queries_total{model="b",status="rejected",reason="queue_full"} 2
+"""
+    assert on_time_share(text) == 0.7
+    with pytest.raises(ValueError, match="no query"):
+        on_time_share("")
 
 
 def test_files_are_jpegs_of_the_named_size():
