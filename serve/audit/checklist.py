@@ -1,7 +1,8 @@
 """The OWASP AISVS list, C11.5 (model extraction), line by line, with the evidence that was seen.
 
 A line passes on what an audit observed, never on what is configured. What could not be tried is
-`None`: neither.
+`None`: neither. C11.5.1 to C11.5.4 are the standard's lines; reduced outputs it leaves to
+supplemental guidance, and for the identity of the model that serves it has none.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ class Evidence(NamedTuple):
     alert_fields: Collection[str] = ()
     answers_name_subnets: bool | None = None
     output_is_reduced: bool | None = None
+    has_watermark: bool | None = None
+    """Whether copies made of the answers could be told to be copies."""
     copy_needs: int | None = None
     """The budget at which the best copy was within a point of the victim by its name."""
 
 
 def checklist(evidence: Evidence) -> list[dict[str, Any]]:
     """Return a row for each line: `line`, `requirement`, `passed` (or None), `evidence`."""
-    lines = (_rate_limits, _alerts, _patterns, _informativeness, _identity, _watermark)
+    lines = (_rate_limits, _alerts, _patterns, _watermark, _informativeness, _identity)
     return [line(evidence) for line in lines]
 
 
@@ -54,7 +57,8 @@ def _alerts(seen: Evidence) -> dict[str, Any]:
     missing = {"principal", "pattern"} - set(seen.alert_fields)
     passed = bool(seen.alerts) and not missing
     text = f"alerts {', '.join(sorted(seen.alerts)) or 'none'}"
-    return _row("C11.5.2", requirement, passed, text + (f"; lack {missing}" if missing else ""))
+    lacking = f"; they lack {', '.join(sorted(missing))}" if missing else ""
+    return _row("C11.5.2", requirement, passed, text + lacking)
 
 
 def _patterns(seen: Evidence) -> dict[str, Any]:
@@ -68,20 +72,24 @@ def _patterns(seen: Evidence) -> dict[str, Any]:
 
 
 def _informativeness(seen: Evidence) -> dict[str, Any]:
-    requirement = "outputs reduced to what the use needs"
+    requirement = "outputs reduced to what the use needs (supplemental guidance)"
     if seen.output_is_reduced is None:
-        return _row("C11.5.4", requirement, None, "not looked at")
+        return _row("outputs", requirement, None, "not looked at")
     text = "rounded or top-1 in a tier" if seen.output_is_reduced else "full logits in every tier"
-    return _row("C11.5.4", requirement, seen.output_is_reduced, text)
+    return _row("outputs", requirement, seen.output_is_reduced, text)
 
 
 def _identity(seen: Evidence) -> dict[str, Any]:
     requirement = "answers do not tell which model served (ours; the standard has no line for it)"
     if seen.answers_name_subnets is None:
-        return _row("own", requirement, None, "not looked at")
+        return _row("identity", requirement, None, "not looked at")
     text = "answers name the subnet" if seen.answers_name_subnets else "answers name none"
-    return _row("own", requirement, not seen.answers_name_subnets, text)
+    return _row("identity", requirement, not seen.answers_name_subnets, text)
 
 
-def _watermark(_: Evidence) -> dict[str, Any]:
-    return _row("C11.5.4b", "watermarks in outputs", False, "there are none")
+def _watermark(seen: Evidence) -> dict[str, Any]:
+    requirement = "watermarks in outputs, by which a copy is known"
+    if seen.has_watermark is None:
+        return _row("C11.5.4", requirement, None, "not looked for")
+    text = "an owner knows a copy by them" if seen.has_watermark else "there are none"
+    return _row("C11.5.4", requirement, seen.has_watermark, text)

@@ -188,6 +188,7 @@ class Side:
             "alert_fields": sorted({name for alert in alerts for name in alert}),
             "answers_name_subnets": bool(first.subnet_id),
             "output_is_reduced": first.logits is not None and _is_reduced(first.logits),
+            "has_watermark": False,  # servers of ours put none in
         }
 
 

@@ -112,9 +112,9 @@ def test_a_short_audit_fills_the_record_and_goes_on_where_it_stopped(tmp_path, r
     assert record["defended"]["share"]["naive"] < 0.5
     assert record["defended"]["fingerprint"]["queries_one"] is None
     rows = {row["line"]: row["passed"] for row in record["defended"]["checklist"]}
-    assert rows["own"]
+    assert rows["identity"]
     assert rows["C11.5.3"]
-    assert not {r["line"]: r["passed"] for r in record["undefended"]["checklist"]}["own"]
+    assert not {r["line"]: r["passed"] for r in record["undefended"]["checklist"]}["identity"]
     assert json.loads(json.dumps(record, allow_nan=False))
     assert "Extraction" in audit_page(record)
     told.clear()
