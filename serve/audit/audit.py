@@ -258,12 +258,9 @@ class LocalAudit:
             "agreement": self._journal.get("agreement"),
             "timing_live_cpu": self._journal.get("live"),
             "epsilon_curve": epsilon_curve(profile, security),
-            "overhead_us": {
-                "off": 0.0,
-                "on": self._journal.once(
-                    "overhead", lambda: overhead_us(profile, security, self._pool.images.shape[1:])
-                ),
-            },
+            "overhead_us": self._journal.once(
+                "overhead", lambda: overhead_us(profile, security, self._pool.images.shape[1:])
+            ),
             "setting": {
                 "subnets": list(self._subnets),
                 "images": self._source,

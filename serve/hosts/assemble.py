@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from serve.access.build_guard import build_guard
-from serve.config import LiveConfig, ServeConfig, ServeConfigError
+from serve.config import LiveConfig, ServeConfig
 from serve.doors.body_budget import BodyBudget
 from serve.doors.server import Server
 from serve.doors.shared_memory import SharedMemory
@@ -55,10 +55,6 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
     decoders: list[ServedDecoder] = []
     for own in each_model(config):
         if serves_streams(own):
-            if security is not None:
-                raise ServeConfigError(
-                    "security hides no decoder's choice: leave it out, or serve none"
-                )
             decoders.append(build_decoder(own, load_decoder(own), metrics, resources))
             continue
         loaded = load(own)

@@ -146,7 +146,7 @@ class ServedModel:
             replies = await self.engine.infer(samples, arrival_s=arrival_s, options=terms.options)
         finally:  # a client that goes away is a cancellation here
             self._record(terms, arrival_s, submitted_s, replies)
-        self._check_answered(replies, terms)
+        self.check_answered(replies, terms.options)
         return replies
 
     def open_request(
@@ -171,7 +171,7 @@ class ServedModel:
         def end(replies: list[Reply]) -> None:
             try:
                 self._record(terms, arrival_s, submitted_s, replies)
-                self._check_answered(replies, terms)
+                self.check_answered(replies, terms.options)
             except RefusedError as error:
                 on_end(error)
             else:
@@ -251,16 +251,22 @@ class ServedModel:
             return await self._decode(samples, options.deadline_s)
         return samples
 
-    async def serve(
+    def tell_end(
         self,
-        samples: np.ndarray,
         options: RequestOptions,
         headers: Mapping[str, str],
-        arrival_s: float,
         ids: tuple[str, str | None],
-    ) -> list[Reply]:
-        """Have the engine answer. Raises RefusedError when a sample gets no output."""
-        return await self._serve(samples, _Terms(options, ids, headers), arrival_s)
+        replies: list[Reply],
+        *,
+        arrival_s: float,
+        ended_s: float,
+    ) -> None:
+        """Tell who watches requests how one ended whose samples the engine was asked for apart.
+
+        `replies` is empty where the client went away first.
+        """
+        terms = _Terms(options, ids, headers)
+        self._record(terms, arrival_s, arrival_s, replies, ended_s=ended_s)
 
     @property
     def allowance_s(self) -> float:
@@ -284,11 +290,17 @@ class ServedModel:
         raise self._refusal(reply.outcome, options)
 
     def _record(
-        self, terms: _Terms, arrival_s: float, submitted_s: float, replies: list[Reply]
+        self,
+        terms: _Terms,
+        arrival_s: float,
+        submitted_s: float,
+        replies: list[Reply],
+        ended_s: float | None = None,
     ) -> None:
         """Tell who watches requests how one ended."""
         if self._request_observers:
-            times_s = (arrival_s, submitted_s, self.engine.clock())
+            ended_s = self.engine.clock() if ended_s is None else ended_s
+            times_s = (arrival_s, submitted_s, ended_s)
             about = (*terms.ids, terms.headers, *times_s, replies, terms.options.tenant)
             record = RequestRecord(self.spec.name, *about)
             for observer in self._request_observers:
@@ -302,9 +314,8 @@ class ServedModel:
         shape = self.spec.sample.shape
         return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
-    def _check_answered(self, replies: list[Reply], terms: _Terms) -> None:
+    def check_answered(self, replies: Sequence[Reply], options: RequestOptions) -> None:
         """Raise RefusedError unless every query has an output that its client still wants."""
-        options = terms.options
         ended = [reply.outcome for reply in replies if not reply.is_executed]
         if options.hard_deadline_s is not None:
             ended += [r.outcome for r in replies if r.outcome.finish_s > options.hard_deadline_s]

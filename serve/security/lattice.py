@@ -12,9 +12,10 @@ out.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
-from math import floor
+from math import ceil, floor
 from typing import NamedTuple
 
 from serve.config import ServeConfigError
@@ -38,12 +39,19 @@ class Tier(NamedTuple):
 
 
 class Specification(NamedTuple):
-    """One specification: its tier, its deadline in steps of the grid, and its candidates."""
+    """One specification: its tier, its deadline in steps of the grid, and its candidates.
+
+    No answer leaves before `ready_steps`, by when each candidate would have been ready: else a
+    small grid would tell the fast ones from the slow ones. Deadlines with the same candidates are
+    one question: `key`, their digest, is what a draw is keyed by.
+    """
 
     tier: Tier
     steps: int
     subnet_ids: tuple[str, ...]
     cumulative: tuple[float, ...]
+    ready_steps: int
+    key: bytes
 
     def chosen(self, uniform: float) -> str:
         """Return the candidate at a number of [0, 1)."""
@@ -81,7 +89,7 @@ class Lattice:
 
     def steps_of(self, given_s: float) -> int:
         """Return how many whole steps of the grid a deadline is away."""
-        return min(floor(given_s / self.grid_s + 1e-9), _LONGEST_STEPS)
+        return min(floor(given_s / self.grid_s + _EQUAL), _LONGEST_STEPS)
 
     def specification(self, tier: Tier, steps: int) -> Specification | None:
         """Return a specification; None where too few subnets fit."""
@@ -109,7 +117,9 @@ class Lattice:
         utilities = scaled_utilities([accuracy for accuracy, _, _ in candidates])
         chances = MECHANISMS[self._config.mechanism](utilities, self._config.epsilon)
         ids = tuple(subnet_id for _, subnet_id, _ in candidates)
-        return Specification(tier, steps, ids, cumulative(chances))
+        ready_steps = ceil(_takes_s(candidates) / self.grid_s - _EQUAL)
+        key = hashlib.blake2b(",".join(ids).encode(), digest_size=8).digest()
+        return Specification(tier, steps, ids, cumulative(chances), ready_steps, key)
 
 
 def _most_accurate(
@@ -119,10 +129,15 @@ def _most_accurate(
     for size in range(min(spread, len(subnets)), LEAST_CANDIDATES - 1, -1):
         for end in range(len(subnets), size - 1, -1):
             window = subnets[end - size : end]
-            takes_s = [latency_s for _, _, latency_s in window]
-            if sum(takes_s) + max(takes_s) <= usable_s:
+            if _takes_s(window) <= usable_s:
                 return window
     return None
+
+
+def _takes_s(subnets: list[tuple[float, str, float]]) -> float:
+    """Return the time of one batch of each, and the longest once more, in seconds."""
+    latencies_s = [latency_s for _, _, latency_s in subnets]
+    return sum(latencies_s) + max(latencies_s)
 
 
 def _tiers(config: SecurityConfig, accuracies: list[float]) -> tuple[Tier, ...]:

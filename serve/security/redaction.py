@@ -7,24 +7,20 @@ empty. Only the outputs, the status, and the grid point at which the answer leav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from serve.engine.reply import Reply
 from serve.models.limits import RefusedError
 from serve.observe.request_record import RequestRecord
+from serve.security.public_counts import RELEASED
 from serve.security_config import OutputForm
 from slackfit.query import Outcome
 
-PUBLIC_METRICS = (
-    "supernet_queries",
-    "supernet_ready",
-    "supernet_refused_requests",
-    "supernet_tenant_queries",
-)
-"""Families that say nothing of single queries' subnets: neither by label nor by a sum of times."""
+PUBLIC_METRICS = (RELEASED, "supernet_ready", "supernet_refused_requests")
+"""Families that say nothing of single queries' subnets: not by label, nor by a sum of times, nor by
+when they rise: with an answer or a refusal that leaves."""
 
 _TEXTS = {
     "infeasible": "no answer can be given before the deadline",
@@ -32,22 +28,24 @@ _TEXTS = {
 }
 
 
-def veiled_reply(reply: Reply, *, tells_outlook: bool) -> Reply:
-    """Return a reply without its subnet, accuracy, times and sizes."""
+def veiled_reply(reply: Reply, output: np.ndarray, *, tells_outlook: bool) -> Reply:
+    """Return a reply with another output, and without its subnet, accuracy, times and sizes."""
     outcome = reply.outcome
-    told = outcome._replace(
+    told = Outcome(
         query_id=0,
+        status=outcome.status,
+        reason=outcome.reason,
+        arrival_s=0.0,
+        deadline_s=0.0,
+        start_s=0.0,
+        finish_s=0.0,
         subnet_id="",
         accuracy=0.0,
         batch_size=0,
-        worker_id=None,
-        arrival_s=0.0,
-        start_s=0.0,
-        finish_s=0.0,
-        deadline_s=0.0,
+        samples=outcome.samples,
     )
     outlook = reply.outlook if tells_outlook else None
-    return Reply(told, reply.output, tenant=reply.tenant, outlook=outlook)
+    return Reply(told, output, tenant=reply.tenant, outlook=outlook)
 
 
 def veiled_refusal(error: RefusedError, *, tells_outlook: bool) -> RefusedError:
@@ -62,57 +60,29 @@ def veiled_refusal(error: RefusedError, *, tells_outlook: bool) -> RefusedError:
     )
 
 
-def veiled_record(record: RequestRecord, grid_s: float) -> RequestRecord:
+def veiled_record(record: RequestRecord) -> RequestRecord:
     """Return what logs and spans are told: principals may read theirs, in a common trace say.
 
-    A request lasts until the grid point at which its answer leaves.
+    A request lasts until it is told of, which is when its answer leaves. It has one end, however
+    many subnets were drawn for it, and no id, which would count those.
     """
-
-    def on_grid(time_s: float) -> float:
-        return record.arrival_s + _steps_up(time_s - record.arrival_s, grid_s) * grid_s
-
-    def veiled(outcome: Outcome) -> Outcome:
-        return outcome._replace(
-            subnet_id=None,
-            accuracy=0.0,
-            batch_size=0,
-            start_s=None,
-            finish_s=on_grid(outcome.finish_s),
-        )
-
-    replies = [Reply(veiled(reply.outcome), tenant=reply.tenant) for reply in record.replies]
-    return record._replace(
-        replies=replies, submitted_s=record.arrival_s, ended_s=on_grid(record.ended_s)
+    decisive = record.decisive
+    if decisive is None:
+        return record._replace(submitted_s=record.arrival_s)
+    told = Outcome(
+        query_id=0,
+        status=decisive.status,
+        reason=decisive.reason,
+        arrival_s=decisive.arrival_s,
+        deadline_s=decisive.deadline_s,
+        start_s=None,
+        finish_s=record.ended_s,
+        subnet_id=None,
+        accuracy=0.0,
+        batch_size=0,
     )
-
-
-def veiled_rows(
-    rows: Iterable[Mapping[str, Any]], name: str, version: str | None
-) -> list[dict[str, Any]]:
-    """Return statistics as one row of counts: sums of times, read twice, tell one query's."""
-    served = failed = 0
-    last_ms = 0
-    for row in rows:
-        served += row["inference_count"]
-        failed += row["inference_stats"]["fail"]["count"]
-        last_ms = max(last_ms, row["last_inference"])
-    nothing = {"count": 0, "ns": 0}
-    kinds = ("queue", "compute_input", "compute_infer", "compute_output")
-    return [
-        {
-            "name": name,
-            "version": version or "",
-            "last_inference": last_ms // 1000 * 1000,
-            "inference_count": served,
-            "execution_count": 0,
-            "inference_stats": {
-                "success": {"count": served, "ns": 0},
-                "fail": {"count": failed, "ns": 0},
-                **{kind: dict(nothing) for kind in kinds},
-            },
-            "batch_stats": [],
-        }
-    ]
+    replies = [Reply(told, tenant=record.tenant)]
+    return record._replace(replies=replies, submitted_s=record.arrival_s)
 
 
 def reduced(logits: np.ndarray, form: OutputForm, decimals: int) -> np.ndarray:
@@ -131,14 +101,20 @@ def reduced(logits: np.ndarray, form: OutputForm, decimals: int) -> np.ndarray:
 
 
 def release_s(
-    arrival_s: float, now_s: float, deadline_s: float, given_deadline_s: float, grid_s: float
+    arrival_s: float,
+    now_s: float,
+    deadline_s: float,
+    given_deadline_s: float,
+    grid_s: float,
+    least_steps: int,
 ) -> float:
     """Return when an answer that is ready at `now_s` leaves: the next point of the grid.
 
-    Never later than what the scheduler worked for (`deadline_s`); between that and the deadline
-    itself at once; what is late anyway at the next point.
+    Not before `least_steps` of it, by when any candidate would have been ready. Never later than
+    what the scheduler worked for (`deadline_s`); between that and the deadline itself at once; what
+    is late anyway at the next point.
     """
-    on_grid_s = arrival_s + _steps_up(now_s - arrival_s, grid_s) * grid_s
+    on_grid_s = arrival_s + max(least_steps, _steps_up(now_s - arrival_s, grid_s)) * grid_s
     if now_s > given_deadline_s:
         return on_grid_s
     return max(now_s, min(on_grid_s, deadline_s))
@@ -150,6 +126,8 @@ def _steps_up(duration_s: float, grid_s: float) -> int:
 
 def merged(parts: Sequence[tuple[Sequence[int], Sequence[Reply]]], count: int) -> list[Reply]:
     """Return one reply per sample, in the request's order, of groups that were served apart."""
+    if count == 1:
+        return list(parts[0][1])
     whole: dict[int, Reply] = {}
     for indices, replies in parts:
         at = iter(indices)

@@ -18,6 +18,7 @@ from serve.security.budget import EpsilonBudget
 from serve.security.lattice import Lattice
 from serve.security.loose_pins import LooseEngine
 from serve.security.patterns import Alert, PatternWatch
+from serve.security.public_counts import RELEASED, PublicCounts
 from serve.security.redaction import PUBLIC_METRICS, veiled_record
 from serve.security.shield import Shield
 from serve.security.sticky import StickyDraw, read_key
@@ -26,6 +27,8 @@ from serve.security_config import SecurityConfig
 from slackfit.profile import LatencyProfile
 
 logger = logging.getLogger("serve.security")
+
+_MOST_VIEWS = 1000
 
 
 class Security:
@@ -45,13 +48,18 @@ class Security:
     ) -> None:
         self._config = config
         self._unix_clock = unix_clock
-        self._grid_s = config.grid_ms * 1e-3
         self._draw = StickyDraw(read_key(config.key_file), config.window_s, unix_clock)
         self._budget = EpsilonBudget(config.epsilon, config.budget_epsilon)
         self._alerts = TallyCounter(
             "supernet_security_alerts",
             "Alerts by principal and pattern.",
             ("principal", "pattern"),
+            metrics.registry,
+        )
+        self._released = TallyCounter(
+            RELEASED,
+            "Samples that were answered or refused, as that left.",
+            ("model", "status"),
             metrics.registry,
         )
         self._log: AuditLog | None = None
@@ -66,6 +74,7 @@ class Security:
             tell=self._alert,
         )
         self._shields: dict[str, Shield] = {}
+        self._views: dict[tuple[str, frozenset[str]], VeiledModels] = {}
 
     engine: type[Engine] = LooseEngine
     """What schedules for it: an engine that lets drawn subnets go for the deadlines' sake."""
@@ -80,6 +89,7 @@ class Security:
             budget=self._budget,
             watch=self._watch,
             log=self._log,
+            counts=PublicCounts(name, self._released, self._unix_clock),
             unix_clock=self._unix_clock,
         )
         return shield
@@ -89,8 +99,14 @@ class Security:
         Lattice(offered, self._config)
 
     def models_for(self, models: Models, principal: str, scopes: frozenset[str]) -> VeiledModels:
-        """Return the models as a caller sees them."""
-        return VeiledModels(models, self._shields, Viewer(principal, scopes))
+        """Return the models as a caller sees them; kept, since a query would make it anew."""
+        view = self._views.get((principal, scopes))
+        if view is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            view = VeiledModels(models, self._shields, Viewer(principal, scopes))
+            self._views[principal, scopes] = view
+        return view
 
     def render_metrics(self, metrics: Metrics, scopes: frozenset[str]) -> bytes:
         """Return the exposition text: what is public only for those who also ask queries."""
@@ -100,13 +116,7 @@ class Security:
 
     def veiling(self, observers: Sequence[RequestObserver]) -> list[RequestObserver]:
         """Return the observers so that they see what principals may read."""
-        return [self._veiled(observer) for observer in observers]
-
-    def _veiled(self, observer: RequestObserver) -> RequestObserver:
-        def observe(record: RequestRecord) -> None:
-            observer(veiled_record(record, self._grid_s))
-
-        return observe
+        return [_veiled(observer) for observer in observers]
 
     def _alert(self, alert: Alert) -> None:
         about: dict[str, Any] = {
@@ -119,3 +129,10 @@ class Security:
         logger.warning("alert %s", alert.pattern, extra={"facts": about})
         if self._log is not None:
             self._log.note({"time": round(self._unix_clock(), 3), "alert": True, **about})
+
+
+def _veiled(observer: RequestObserver) -> RequestObserver:
+    def observe(record: RequestRecord) -> None:
+        observer(veiled_record(record))
+
+    return observe

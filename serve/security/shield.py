@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +13,16 @@ from serve.security.budget import EpsilonBudget
 from serve.security.lattice import Lattice, Specification, Tier
 from serve.security.loose_pins import LoosePin
 from serve.security.patterns import PatternWatch
+from serve.security.public_counts import PublicCounts
 from serve.security.sticky import StickyDraw, digest_of, look_of
 from serve.security_config import OutputForm, SecurityConfig
 from slackfit.profile import LatencyProfile
 
 SPENT = "budget_spent"
+
+
+class ShieldRefusedError(RefusedError):
+    """A refusal whose text says what the operator's settings allow, which everybody may know."""
 
 
 class Drawn(NamedTuple):
@@ -40,15 +45,18 @@ class Shield:
         budget: EpsilonBudget,
         watch: PatternWatch,
         log: AuditLog | None,
+        counts: PublicCounts,
         unix_clock: Callable[[], float],
     ) -> None:
         """Raises ServeConfigError for tiers that `profile` can't hide a subnet in."""
         self._name = name
+        self._model_key = f"{name}\0".encode()
         self._config = config
         self._draw = draw
         self._budget = budget
         self._watch = watch
         self._log = log
+        self.counts = counts
         self._unix_clock = unix_clock
         self._lattice = Lattice(profile, config)
 
@@ -62,44 +70,44 @@ class Shield:
         self._lattice = Lattice(profile, self._config)
 
     def tier(self, principal: str, min_accuracy: float, given_s: float) -> Tier:
-        """Return the tier that a request counts as. Raises RefusedError, `accuracy_floor`."""
+        """Return the tier that a request counts as. Raises ShieldRefusedError, `accuracy_floor`."""
         self._watch.specification(principal, min_accuracy, given_s)
         found = self._lattice.tier_of(min_accuracy)
         if found is None:
             allowed = ", ".join(f"{tier.floor:g} ({tier.name})" for tier in self._lattice.tiers)
             text = f"parameter min_accuracy is {min_accuracy:g}, allowed {allowed}, or less"
-            raise RefusedError("accuracy_floor", text)
+            raise ShieldRefusedError("accuracy_floor", text)
         return found
 
     def specification(self, tier: Tier, given_s: float) -> Specification:
-        """Return the specification. Raises RefusedError, `infeasible`: the deadline is too near."""
+        """Return the specification. Raises ShieldRefusedError, `infeasible`, too early."""
         lattice = self._lattice
         specification = lattice.specification(tier, lattice.steps_of(given_s))
         if specification is None:
             shortest_ms = lattice.shortest_steps(tier) * lattice.grid_s * 1e3
             text = f"the shortest deadline of tier {tier.name} is {shortest_ms:g} ms"
-            raise RefusedError("infeasible", text)
+            raise ShieldRefusedError("infeasible", text)
         return specification
 
     def drawn(self, principal: str, specification: Specification, sample: np.ndarray) -> Drawn:
-        """Return the subnet for one input. Raises RefusedError, `rate_limited`: no budget left."""
+        """Return the subnet for one input. Raises ShieldRefusedError, `rate_limited`."""
         digest = digest_of(sample)
         self._watch.input(principal, digest, look_of(sample))
-        name = f"{self._name}/{specification.tier.name}/{specification.steps}"
-        if not self._budget.spend(principal, self._draw.window(), name.encode() + digest):
+        question = self._model_key + specification.key + digest
+        if not self._budget.spend(principal, self._draw.window(), question):
             self._watch.attempt(principal, SPENT)
-            raise RefusedError(
+            raise ShieldRefusedError(
                 "rate_limited",
                 "the budget of this principal is spent for now",
                 retry_after_s=self._draw.window_left_s(),
             )
-        uniform = self._draw.uniform(principal, name, digest)
+        uniform = self._draw.uniform(principal, question)
         return Drawn(LoosePin(specification.chosen(uniform)), digest)
 
-    def refuse_pin(self, principal: str) -> RefusedError:
+    def refuse_pin(self, principal: str) -> ShieldRefusedError:
         """Return the refusal of a request that names a subnet."""
         self._watch.attempt(principal, "pin_attempt")
-        return RefusedError("forbidden", "the server chooses the subnet: leave it open")
+        return ShieldRefusedError("forbidden", "the server chooses the subnet: leave it open")
 
     def form(self, tier: Tier) -> OutputForm:
         """Return in which form a tier's outputs are given."""
@@ -115,17 +123,32 @@ class Shield:
         tiers = {tier.name: tier.floor for tier in self._lattice.tiers}
         return {"tiers": tiers, "deadline_grid_ms": self._config.grid_ms}
 
-    def note(self, principal: str, specification: Specification, about: Mapping[str, Any]) -> None:
-        """Write one answer to the audit log."""
-        if self._log is not None:
-            self._log.note(
-                {
-                    "time": round(self._unix_clock(), 3),
-                    "model": self._name,
-                    "principal": principal,
-                    "tier": specification.tier.name,
-                    "deadline_ms": round(specification.steps * self._config.grid_ms, 3),
-                    "epsilon_spent": self._budget.spent(principal),
-                    **about,
-                }
-            )
+    def note(
+        self,
+        principal: str,
+        specification: Specification,
+        drawn: Sequence[Drawn],
+        *,
+        served: Sequence[str],
+        status: str,
+        request_id: str,
+    ) -> None:
+        """Write to the audit log what was drawn for a request's samples, and what served them."""
+        if self._log is None:
+            return
+        self._log.note(
+            {
+                "time": round(self._unix_clock(), 3),
+                "model": self._name,
+                "principal": principal,
+                "tier": specification.tier.name,
+                "deadline_ms": round(specification.steps * self._config.grid_ms, 3),
+                "epsilon_spent": self._budget.spent(principal),
+                "request_id": request_id,
+                "digest": drawn[0].digest.hex(),
+                "samples": len(drawn),
+                "drawn": sorted({one.subnet_id for one in drawn}),
+                "served": sorted(set(served)),
+                "status": status,
+            }
+        )

@@ -1,14 +1,16 @@
 """`VeiledModel`: a served model as one caller sees it, with the methods that doors call.
 
 Every caller's queries are routed in the same way; who holds the scope `audit` is told all of it,
-who holds `balance` the predicted finish besides what everybody is told.
+who holds `balance` the predicted finish besides what everybody is told. Whatever was queued is
+answered, refused, counted and logged at a point of the grid, so that none of that tells when a
+batch ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +22,23 @@ from serve.models.request import InferRequest, ModelSpec
 from serve.models.served_model import ServedModel
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.security.lattice import Specification
-from serve.security.redaction import (
-    merged,
-    reduced,
-    release_s,
-    veiled_refusal,
-    veiled_reply,
-    veiled_rows,
-)
-from serve.security.shield import Drawn, Shield
+from serve.security.redaction import merged, reduced, release_s, veiled_refusal, veiled_reply
+from serve.security.shield import Drawn, Shield, ShieldRefusedError
+
+_Part = tuple[list[int], list[Reply]]
+"""Places of the samples of one subnet, and how they ended."""
+
+
+class _Question(NamedTuple):
+    """One request whose samples are decoded and drawn for; `ids` are ours and its own."""
+
+    samples: np.ndarray
+    drawn: list[Drawn]
+    specification: Specification
+    options: RequestOptions
+    headers: Mapping[str, str]
+    arrival_s: float
+    ids: tuple[str, str | None]
 
 
 class Viewer:
@@ -40,17 +50,6 @@ class Viewer:
         self.principal = principal
         self.is_auditor = "audit" in scopes
         self.tells_outlook = self.is_auditor or "balance" in scopes
-
-
-class VeiledStatistics:
-    """The protocol's statistics without what tells a subnet."""
-
-    def __init__(self, model: ServedModel) -> None:
-        self._model = model
-
-    def rows(self, name: str, version: str | None = None) -> list[dict[str, Any]]:
-        """Return one row of the model."""
-        return veiled_rows(self._model.statistics.rows(name), name, version)
 
 
 class VeiledModel:
@@ -76,10 +75,8 @@ class VeiledModel:
 
     @property
     def statistics(self) -> Any:
-        """The statistics, by subnet for auditors only."""
-        if self._viewer.is_auditor:
-            return self._model.statistics
-        return VeiledStatistics(self._model)
+        """The statistics, by subnet for auditors; else counts of what has left."""
+        return self._model.statistics if self._viewer.is_auditor else self._shield.counts
 
     def settings(self) -> dict[str, Any]:
         """Return what everybody may know of the defence; all settings for auditors."""
@@ -112,12 +109,16 @@ class VeiledModel:
         tenant: TenantLimits = NO_LIMITS,
     ) -> list[Reply]:
         """Serve one request on subnets that are drawn. Raises RefusedError."""
+        counts, num_samples = self._shield.counts, len(request.samples)
         try:
-            return await self._infer(
+            replies = await self._infer(
                 request, headers, arrival_s, call_timeout_s, request_id, tenant
             )
         except RefusedError as error:
+            counts.refused(num_samples)
             raise self._told(error) from None
+        counts.answered(num_samples)
+        return replies
 
     async def _infer(
         self,
@@ -144,7 +145,8 @@ class VeiledModel:
         if shield.lattice.profile is not model.engine.profile:
             shield.use(model.engine.profile)  # another set of subnets is offered since
         floor = request.min_accuracy()
-        request = request._replace(parameters={**request.parameters, "min_accuracy": 0.0})
+        if floor:  # the tier's is what counts
+            request = request._replace(parameters={**request.parameters, "min_accuracy": 0.0})
         options = model.resolve(
             request, headers, arrival_s=arrival_s, call_timeout_s=call_timeout_s, tenant=tenant
         )
@@ -154,11 +156,10 @@ class VeiledModel:
         options = self._narrowed(options, specification, arrival_s)
         samples = await model.ready(request.samples, options, headers, arrival_s, ids)
         drawn = [shield.drawn(principal, specification, sample) for sample in samples]
-        replies = await self._serve(samples, drawn, options, headers, arrival_s, ids)
-        self._note(specification, drawn, replies, request_id)
-        replies = [self._given(reply, specification) for reply in replies]
-        await self._hold(arrival_s, options)
-        return replies
+        replies = await self._released(
+            _Question(samples, drawn, specification, options, headers, arrival_s, ids)
+        )
+        return [self._given(reply, specification) for reply in replies]
 
     def _narrowed(
         self, options: RequestOptions, specification: Specification, arrival_s: float
@@ -173,89 +174,100 @@ class VeiledModel:
             deadline_s=min(options.deadline_s, deadline_s), min_accuracy=specification.tier.floor
         )
 
-    async def _serve(
-        self,
-        samples: np.ndarray,
-        drawn: list[Drawn],
-        options: RequestOptions,
-        headers: Mapping[str, str],
-        arrival_s: float,
-        ids: tuple[str, str | None],
-    ) -> list[Reply]:
+    async def _released(self, asked: _Question) -> list[Reply]:
+        """Have samples served, and return a reply for each when they may leave.
+
+        A refusal leaves with the grid as well, unless nothing was queued. Raises RefusedError.
+        """
+        model, arrival_s = self._model, asked.arrival_s
+        told: list[Reply] = []
+        ended_s: float | None = None
+        try:
+            parts = await self._served(asked)
+            ends = [reply for _, replies in parts for reply in replies]
+            refusal = None
+            try:
+                model.check_answered(ends, asked.options)
+            except RefusedError as error:
+                refusal = error
+            self._note(asked, ends)
+            if any(end.outcome.status != "rejected" for end in ends):  # something was queued
+                ended_s = await self._hold(asked)
+            told = ends
+        finally:  # a client that goes away is a cancellation here
+            ended_s = model.engine.clock() if ended_s is None else ended_s
+            about = (asked.options, asked.headers, asked.ids)
+            model.tell_end(*about, told, arrival_s=arrival_s, ended_s=ended_s)
+        if refusal is not None:
+            raise refusal
+        return merged(parts, len(asked.samples))
+
+    async def _served(self, asked: _Question) -> list[_Part]:
         """Have each sample served on its own subnet, those of one subnet together.
 
-        A request's samples share no draw: else one could be asked again beside others.
+        A request's samples share no draw: else one could be asked again beside others. All ends
+        are awaited, whichever are refused.
         """
+        samples, drawn, options = asked.samples, asked.drawn, asked.options
+        infer = self._model.engine.infer
+        if len(drawn) == 1:
+            own = options._replace(subnet_id=drawn[0].subnet_id)
+            return [([0], await infer(samples, arrival_s=asked.arrival_s, options=own))]
         places: dict[str, list[int]] = {}
         for place, one in enumerate(drawn):
             places.setdefault(one.subnet_id, []).append(place)
-        serve = self._model.serve
-        if len(places) == 1:
-            own = options._replace(subnet_id=drawn[0].subnet_id)
-            return await serve(samples, own, headers, arrival_s, ids)
         async with asyncio.TaskGroup() as group:
-            tasks = {
-                subnet_id: group.create_task(
-                    _outcome(
-                        serve(
-                            samples[indices],
-                            options._replace(subnet_id=drawn[indices[0]].subnet_id),
-                            headers,
-                            arrival_s,
-                            ids,
-                        )
+            tasks = [
+                group.create_task(
+                    infer(
+                        samples[own],
+                        arrival_s=asked.arrival_s,
+                        options=options._replace(subnet_id=drawn[own[0]].subnet_id),
                     )
                 )
-                for subnet_id, indices in places.items()
-            }
-        ends = {subnet_id: task.result() for subnet_id, task in tasks.items()}
-        parts: list[tuple[list[int], list[Reply]]] = []
-        for subnet_id, end in ends.items():
-            if isinstance(end, RefusedError):
-                raise end
-            parts.append((places[subnet_id], end))
-        return merged(parts, len(samples))
+                for own in places.values()
+            ]
+        return [(own, task.result()) for own, task in zip(places.values(), tasks, strict=True)]
 
-    def _note(
-        self,
-        specification: Specification,
-        drawn: list[Drawn],
-        replies: list[Reply],
-        request_id: str,
-    ) -> None:
-        served = sorted({str(reply.outcome.subnet_id) for reply in replies})
-        about = {
-            "request_id": request_id,
-            "digest": drawn[0].digest.hex(),
-            "samples": len(drawn),
-            "drawn": sorted({str(one.subnet_id) for one in drawn}),
-            "served": served,
-            "status": replies[0].outcome.status,
-        }
-        self._shield.note(self._viewer.principal, specification, about)
+    def _note(self, asked: _Question, ends: list[Reply]) -> None:
+        """Write what was drawn and what served to the audit log."""
+        outcomes = [reply.outcome for reply in ends]
+        self._shield.note(
+            self._viewer.principal,
+            asked.specification,
+            asked.drawn,
+            served=[o.subnet_id for o in outcomes if o.subnet_id is not None],
+            status=next((o.status for o in outcomes if o.status != "on_time"), "on_time"),
+            request_id=asked.ids[0],
+        )
 
     def _given(self, reply: Reply, specification: Specification) -> Reply:
         assert reply.output is not None, "refusals were raised"
         shield = self._shield
         output = reduced(reply.output, shield.form(specification.tier), shield.decimals)
-        reply = reply._replace(output=output)
         if self._viewer.is_auditor:
-            return reply
-        return veiled_reply(reply, tells_outlook=self._viewer.tells_outlook)
+            return reply._replace(output=output)
+        return veiled_reply(reply, output, tells_outlook=self._viewer.tells_outlook)
 
-    async def _hold(self, arrival_s: float, options: RequestOptions) -> None:
-        """Wait until the answer may leave."""
-        clock, deadline_s = self._model.engine.clock, options.given_deadline_s
+    async def _hold(self, asked: _Question) -> float:
+        """Wait until the answer may leave; return when that is."""
+        deadline_s = asked.options.given_deadline_s
         assert deadline_s is not None, "resolved"
-        now_s = clock()
+        now_s = self._model.engine.clock()
         until_s = release_s(
-            arrival_s, now_s, options.deadline_s, deadline_s, self._shield.lattice.grid_s
+            asked.arrival_s,
+            now_s,
+            asked.options.deadline_s,
+            deadline_s,
+            self._shield.lattice.grid_s,
+            asked.specification.ready_steps,
         )
         if until_s > now_s:
             await asyncio.sleep(until_s - now_s)
+        return until_s
 
     def _told(self, error: RefusedError) -> RefusedError:
-        if self._viewer.is_auditor:
+        if self._viewer.is_auditor or isinstance(error, ShieldRefusedError):
             return error
         return veiled_refusal(error, tells_outlook=self._viewer.tells_outlook)
 
@@ -267,24 +279,17 @@ class VeiledModels:
         self._models = models
         self._shields = shields
         self._viewer = viewer
+        self._veiled = {
+            model.spec.name: VeiledModel(model, shields[model.spec.name], viewer)
+            for model in models
+        }
 
     def __iter__(self) -> Iterator[VeiledModel]:
-        return (self._veiled(model) for model in self._models)
+        return iter(self._veiled.values())
 
     def find(self, name: str, version: str | None = None) -> VeiledModel:
         """Return a model; only auditors may name a version. Raises RefusedError."""
         if version is None or self._viewer.is_auditor:
-            return self._veiled(self._models.find(name, version))
+            return self._veiled[self._models.find(name, version).spec.name]
         model = self._models.find(name)
         raise self._shields[model.spec.name].refuse_pin(self._viewer.principal)
-
-    def _veiled(self, model: ServedModel) -> VeiledModel:
-        return VeiledModel(model, self._shields[model.spec.name], self._viewer)
-
-
-async def _outcome(serving: Any) -> list[Reply] | RefusedError:
-    """Return how a part of a request ended: one that is refused must not cancel the others'."""
-    try:
-        return await serving
-    except RefusedError as error:
-        return error

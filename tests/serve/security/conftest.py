@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from serve.config import ServeConfig, parse_config
+from serve.doors.rest import RestDoor
+from serve.hosts.assemble import build_server
 from slackfit.profile import LatencyProfile, SubnetProfile
 
 TOKENS = {
@@ -85,3 +91,35 @@ def defended(tmp_path: Path) -> Callable[..., ServeConfig]:
         )
 
     return make
+
+
+@contextlib.asynccontextmanager
+async def opened(config: ServeConfig) -> AsyncIterator[tuple[RestDoor, httpx.AsyncClient]]:
+    with contextlib.ExitStack() as resources:
+        door = RestDoor(build_server(config, resources))
+        transport = httpx.ASGITransport(door)
+        async with (
+            door.running(),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
+            yield door, client
+
+
+@pytest.fixture(scope="session")
+def door_of() -> Callable[[ServeConfig], Any]:
+    """`door_of(config)` is a context with a door that is open, and a client of it."""
+    return opened
+
+
+@pytest.fixture(scope="session")
+def over_http() -> Callable[..., Any]:
+    """`over_http(config, use)` is what a coroutine function made of a client of such a server."""
+
+    def run(config: ServeConfig, use: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
+        async def main() -> Any:
+            async with opened(config) as (_, client):
+                return await use(client)
+
+        return asyncio.run(main())
+
+    return run

@@ -85,14 +85,15 @@ def draw_at(now_s: float, key: bytes = b"k" * 32) -> StickyDraw:
 
 def test_the_same_question_draws_the_same_until_the_window_ends():
     digest = digest_of(np.arange(12, dtype=np.uint8))
-    first = draw_at(5.0).uniform("alice", "gold/3", digest)
-    assert draw_at(99.0).uniform("alice", "gold/3", digest) == first
+    other_digest = digest_of(np.arange(1, 13, dtype=np.uint8))
+    first = draw_at(5.0).uniform("alice", b"gold" + digest)
+    assert draw_at(99.0).uniform("alice", b"gold" + digest) == first
     others = {
-        draw_at(101.0).uniform("alice", "gold/3", digest),
-        draw_at(5.0).uniform("bob", "gold/3", digest),
-        draw_at(5.0).uniform("alice", "gold/4", digest),
-        draw_at(5.0, b"j" * 32).uniform("alice", "gold/3", digest),
-        draw_at(5.0).uniform("alice", "gold/3", digest_of(np.arange(1, 13, dtype=np.uint8))),
+        draw_at(101.0).uniform("alice", b"gold" + digest),
+        draw_at(5.0).uniform("bob", b"gold" + digest),
+        draw_at(5.0).uniform("alice", b"iron" + digest),
+        draw_at(5.0, b"j" * 32).uniform("alice", b"gold" + digest),
+        draw_at(5.0).uniform("alice", b"gold" + other_digest),
     }
     assert len(others) == 5
     assert first not in others
@@ -100,7 +101,7 @@ def test_the_same_question_draws_the_same_until_the_window_ends():
 
 def test_draws_of_other_inputs_are_uniform():
     draw = draw_at(0.0)
-    drawn = [draw.uniform("a", "s", number.to_bytes(8, "big")) for number in range(20_000)]
+    drawn = [draw.uniform("a", number.to_bytes(8, "big")) for number in range(20_000)]
     counts, _ = np.histogram(drawn, bins=10, range=(0, 1))
     assert np.abs(counts - 2000).max() < 4 * np.sqrt(2000 * 0.9)
     assert draw.window_left_s() == 100.0
