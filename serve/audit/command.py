@@ -119,20 +119,32 @@ def _page(record: dict[str, Any]) -> str:
     return audit_page(record)
 
 
+def _attacked(found: dict[str, Any]) -> list[str]:
+    """Return what the attacks on one side found; a part that was left out is left out here."""
+    finger, share, timing = found["fingerprint"], found["share"], found["timing"]
+    texts: list[str] = []
+    if finger is not None:
+        pinned = f"{finger['pinned']} of {finger['subnets']} subnets in {finger['queries_asked']}"
+        one = finger["queries_one"]
+        victim = "victim not pinned" if one is None else f"victim pinned in {one} queries"
+        texts.append(f"{victim}, {pinned}")
+    if share is not None:
+        texts.append(
+            f"share {share['naive']:.3f} naive, {share['adaptive']:.3f} adaptive, "
+            f"{share['repetition_gain']:+.3f} by repetition"
+        )
+    if timing is not None:
+        texts.append(f"timing {timing['accuracy']:.3f} (chance {timing['chance']:.3f})")
+    return texts
+
+
 def _summary(record: dict[str, Any]) -> str:
     lines: list[str] = []
     for side in ("undefended", "defended"):
         found = record.get(side)
         if found is None:
             continue
-        finger, share, timing = found["fingerprint"], found["share"], found["timing"]
-        lines.append(
-            f"{side}: victim pinned in {finger['queries_one'] or 'no'} queries, "
-            f"{finger['pinned']} of {finger['subnets']} subnets in {finger['queries_asked']}; "
-            f"share {share['naive']:.3f} naive, {share['adaptive']:.3f} adaptive, "
-            f"{share['repetition_gain']:+.3f} by repetition; "
-            f"timing {timing['accuracy']:.3f} (chance {timing['chance']:.3f})"
-        )
+        lines.append(f"{side}: {'; '.join(_attacked(found)) or 'nothing could be asked'}")
         if found["goodput"] is not None:
             price = found["price"]
             lines.append(

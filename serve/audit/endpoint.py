@@ -1,13 +1,15 @@
 """`audit_endpoint`: the attacks on a server that runs somewhere, with its operator's leave.
 
 Loopback, or a token of scope `audit` in SUPERNET_TOKEN: `GET /admin/audit` says so or refuses. What
-needs both an open and a defended server (the price) is left out and says so.
+needs both an open and a defended server (the price) is left out and says so; so is a part that the
+server's rates or budgets ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import urllib.parse
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
@@ -17,14 +19,21 @@ from serve.audit.audit_images import AuditImages
 from serve.audit.checklist import Evidence, checklist
 from serve.audit.local_servers import ATTACKER, AUDITOR, LOOKER, SPENDER, AuditedServer
 from serve.audit.prober import Asked, Prober
-from serve.audit.side import AttackScale, Side
+from serve.audit.side import AttackScale, Side, is_limited
 from serve.bench.rows import Tell
+from serve.client import InferError
 from serve.client.environment import bearer
 from serve.client.rest_answers import ClientError
 
 _TIMEOUT_S = 10.0
 _SLOTS = (1.0, 2.0, 4.0, 20.0)
 _OPEN_SLOT_MS = 50.0
+_NEEDS_BOTH = "needs an open and a defended server on the same trace: --endpoint local"
+_TOLD = {
+    "fingerprint": "{pinned} of {subnets} subnets pinned",
+    "share": "shares {naive:.3f} naive, {adaptive:.3f} adaptive",
+    "timing": "timing {accuracy:.3f}, chance {chance:.3f}",
+}
 
 
 def may_audit(url: str) -> bool:
@@ -85,16 +94,38 @@ async def _attacked(
         seed=seed,
         model=info.name,
     )
-    found = await side.fingerprint()
-    tell(f"{found['pinned']} of {found['subnets']} subnets pinned")
-    corners = found["corners"]
+    left_out: dict[str, str] = {"price": _NEEDS_BOTH, "extraction": _NEEDS_BOTH}
+    asked_until_limited: list[int] = []
+
+    async def part(name: str, attack: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:
+        try:
+            found = await attack
+        except (InferError, ExceptionGroup) as error:
+            if not is_limited(error):
+                raise
+            asked_until_limited.append(side.num_queries)
+            left_out[name] = "the server lets this principal ask no more for now"
+            tell(f"{name}: {left_out[name]}")
+            return None
+        tell(_TOLD[name].format(**found))
+        return found
+
+    found = await part("fingerprint", side.fingerprint())
+    corners = found["corners"] if found is not None else []
     corner = Asked(corners[0]["min_accuracy"] if corners else 0.0, _SLOTS[-1] * grid_ms)
-    shares = await side.shares(corner, None)
-    tell(f"shares {shares['naive']:.3f} naive, {shares['adaptive']:.3f} adaptive")
-    timing = await side.timing(0.0)
-    tell(f"timing {timing['accuracy']:.3f}, chance {timing['chance']:.3f}")
+    timing = await part("timing", side.timing(0.0))
+    shares = await part("share", side.shares(corner, None))
+    spent = await side.spend()
+    if spent["refused_after"]:
+        asked_until_limited.append(side.num_queries)
+    spent |= {"refused_after": next(iter(asked_until_limited), 0), "tried": side.num_queries}
+    # A defended server tells an auditor what it hides from others: this token can't look.
+    evidence = Evidence(
+        **spent,
+        answers_name_subnets=None if server.is_defended else bool(info.subnet_ids),
+        has_watermark=False,  # servers of ours put none in
+    )
     name = "defended" if server.is_defended else "undefended"
-    left_out = "needs an open and a defended server on the same trace: --endpoint local"
     return {
         **dict.fromkeys(("undefended", "defended")),
         name: {
@@ -104,8 +135,8 @@ async def _attacked(
             "served_accuracy_lost": None,
             "timing": timing,
             "extraction": [],
-            "checklist": checklist(Evidence(answers_name_subnets=not server.is_defended)),
+            "checklist": checklist(evidence),
         },
-        "left_out": {"price": left_out, "extraction": left_out},
+        "left_out": left_out,
         "setting": {"url": server.url, "images": images.source, "seed": seed},
     }

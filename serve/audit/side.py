@@ -63,10 +63,18 @@ class Side:
         self._scale = scale
         self._seed = seed
         self._model = model
+        self._probers: list[Prober] = []
+
+    @property
+    def num_queries(self) -> int:
+        """How much was asked so far, by all principals."""
+        return sum(prober.num_queries for prober in self._probers)
 
     def prober(self, principal: str = AUDITOR) -> Prober:
         """Return a client with the principal's token."""
-        return Prober(self._server.url, self._server.tokens.get(principal), self._model)
+        token = self._server.tokens.get(principal)
+        self._probers.append(Prober(self._server.url, token, self._model))
+        return self._probers[-1]
 
     async def fingerprint(self) -> dict[str, Any]:
         """Walk the front by bisecting specifications."""
@@ -157,17 +165,31 @@ class Side:
             seen = await prober.ask_all(images, asked, self._scale.in_flight)
         return _answered(seen)[1]
 
+    async def spend(self) -> dict[str, Any]:
+        """Ask as much as `checks` says; return after how many it was enough, and what was seen."""
+        count, lax_ms = self._scale.checks, self._slos_ms[-1]
+        images, refused_after = distinct(self._images, count, self._seed), 0
+        seen: list[Seen] = []
+        async with self.prober(SPENDER) as spender:
+            try:
+                seen.append(await spender.ask(images[0], Asked(slo_ms=lax_ms)))
+                await spender.ask_all(images[1:], [Asked(slo_ms=lax_ms)] * (count - 1), 4)
+            except (InferError, ExceptionGroup) as error:
+                if not is_limited(error):
+                    raise
+                refused_after = spender.num_queries
+        logits = seen[0].logits if seen else None
+        return {
+            "refused_after": refused_after,
+            "tried": count,
+            "output_is_reduced": None if logits is None else _is_reduced(logits),
+        }
+
     async def checks(self) -> dict[str, Any]:
         """Do what a server should notice; return what it did about it."""
         scale, lax_ms = self._scale, self._slos_ms[-1]
         images = distinct(self._images, scale.checks, self._seed)
-        refused_after = 0
-        async with self.prober(SPENDER) as spender:
-            try:
-                await spender.ask_all(images, [Asked(slo_ms=lax_ms)] * len(images), 4)
-            except* InferError as group:
-                if all(error.reason == "rate_limited" for error in _leaves(group)):
-                    refused_after = spender.num_queries
+        spent = await self.spend()
         async with self.prober(ATTACKER) as attacker:
             first = await attacker.ask(images[0], Asked(slo_ms=lax_ms))
             scan = [Asked(0.5 + 0.001 * n, lax_ms) for n in range(_SCANNED)]
@@ -182,12 +204,10 @@ class Side:
         log = self._server.audit_log
         alerts = [] if log is None else _alerts(log.read_text().splitlines())
         return {
-            "refused_after": refused_after,
-            "tried": scale.checks,
+            **spent,
             "alerts": sorted({alert["pattern"] for alert in alerts}),
             "alert_fields": sorted({name for alert in alerts for name in alert}),
             "answers_name_subnets": bool(first.subnet_id),
-            "output_is_reduced": first.logits is not None and _is_reduced(first.logits),
             "has_watermark": False,  # servers of ours put none in
         }
 
@@ -208,8 +228,8 @@ def _is_reduced(logits: np.ndarray) -> bool:
     return bool(np.allclose(logits, np.round(logits, 3), atol=1e-7))
 
 
-def _leaves(group: BaseExceptionGroup[InferError]) -> list[InferError]:
-    found: list[InferError] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
+def is_limited(error: Exception) -> bool:
+    """Whether an error says that this principal may ask no more for now, and nothing else."""
+    if isinstance(error, ExceptionGroup):
+        return all(is_limited(one) for one in error.exceptions)
+    return isinstance(error, InferError) and error.reason == "rate_limited"

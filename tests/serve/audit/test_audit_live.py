@@ -10,6 +10,7 @@ import pytest
 
 from serve.audit.audit import SIDES, LocalAudit
 from serve.audit.audit_images import AuditImages
+from serve.audit.command import _summary
 from serve.audit.copying.copies import CopyScale
 from serve.audit.endpoint import audit_endpoint, may_audit
 from serve.audit.local_servers import LocalServers, spread_front
@@ -56,6 +57,31 @@ def test_only_who_may_audit_does(running, profile_file, tmp_path, monkeypatch):
         may_audit("http://192.0.2.1:8000")
     with pytest.raises(ClientError, match="give `local`, or a URL"):
         may_audit("grpc://127.0.0.1:1")
+
+
+def test_what_a_rate_limit_ends_is_left_out_and_counts_as_evidence(
+    running, profile_file, tmp_path, monkeypatch
+):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"eve infer,audit {'e' * 16}\n")
+    monkeypatch.setenv("SUPERNET_TOKEN", "e" * 16)
+    limits = {"tokens_file": tokens, "rate_limit_qps": 0.01, "rate_limit_burst": 20}
+    sets = [word for item in limits.items() for word in ("--set", "{}={}".format(*item))]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 1, 2, 2), dtype=np.uint8)
+    told: list[str] = []
+    with running(profile_file, "--no-ray", *sets) as server:
+        images = AuditImages(noise, None, None, "noise")
+        record = audit_endpoint(server.url, images, scale=SHORT, seed=0, tell=told.append)
+    found = record["undefended"]
+    assert found["fingerprint"] is found["timing"] is found["share"] is None
+    limited = "the server lets this principal ask no more for now"
+    assert record["left_out"]["fingerprint"] == record["left_out"]["share"] == limited
+    rows = {row["line"]: row for row in found["checklist"]}
+    assert rows["C11.5.1"]["passed"] is True
+    assert rows["C11.5.1"]["evidence"].startswith("refused after 21 queries")
+    assert rows["identity"]["passed"] is False
+    assert "nothing could be asked" in _summary(record)
+    assert "OWASP AISVS" in audit_page(record)
 
 
 @pytest.mark.slow
