@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from serve.engine.engine import Engine
 from serve.engine.reply import RequestOptions
-from serve.security.loose_pins import LooseEngine, LoosePin, loosened
+from serve.security.loose_pins import LooseEngine, LoosePin, front_of, gathered, loosened
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
@@ -138,3 +139,28 @@ def test_only_loose_pins_are_let_go(ten):
     assert [q.query_id for q in loosened([strict, *loose], ten, 0.0)] == [2]
     assert loosened([strict], ten, 0.0) == []
     assert loosened([loose[1]], ten, 0.0) == []
+
+
+@pytest.mark.parametrize("rate_qps", [120.0, 300.0])
+def test_what_loses_its_pin_is_no_clue_to_one_subnet(ten, rate_qps):
+    """Left to the policy, one subnet gave 0.44 of the answers at both rates."""
+    served = VirtualRun(ten, LooseEngine).serve(trace(ten, rate_qps, 0, is_pinned=True))
+    counts = Counter(str(o.subnet_id) for o in served if o.status == "on_time")
+    assert max(counts.values()) / sum(counts.values()) <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("slo_s", "floor", "allowed"), [(0.1, 0.0, range(4, 8)), (0.2, 0.82, range(6, 10))]
+)
+def test_a_common_pin_keeps_floors_and_deadlines_and_is_drawn(ten, rng, slo_s, floor, allowed):
+    pins = (LoosePin(f"secretnet{n}") for n in range(4, 10))
+    queries = [Query(n, 0.0, slo_s, floor, subnet_id=pin) for n, pin in enumerate(pins)]
+    drawn = {gathered(queries, queries, front_of(ten), ten, 0.0, rng) for _ in range(80)}
+    assert drawn == {f"secretnet{n}" for n in allowed}
+    for pin in drawn:
+        assert loosened([q._replace(subnet_id=pin) for q in queries], ten, 0.0) == []
+
+
+def test_without_two_that_fit_there_is_no_common_pin(ten, rng):
+    queries = [Query(n, 0.0, 0.02, 0.86, subnet_id=LoosePin("secretnet8")) for n in range(3)]
+    assert gathered(queries, queries, front_of(ten), ten, 0.0, rng) is None
