@@ -29,6 +29,7 @@ _FITTING_SHARE = 0.5  # of the time, see `loose_pins.py`
 _LONGEST_STEPS = 10_000
 _HUNDREDTHS = 100
 _EQUAL = 1e-9
+_HASTE = 0.02  # of a step; the scheduler works for the deadline that was given all the same
 
 
 class Tier(NamedTuple):
@@ -88,8 +89,11 @@ class Lattice:
         return next((tier for tier in self.tiers if tier.floor >= min_accuracy - _EQUAL), None)
 
     def steps_of(self, given_s: float) -> int:
-        """Return how many whole steps of the grid a deadline is away."""
-        return min(floor(given_s / self.grid_s + _EQUAL), _LONGEST_STEPS)
+        """Return how many steps of the grid a deadline is away, whole but for a client's haste.
+
+        Clients say what is left when they send: microseconds less than a multiple that was meant.
+        """
+        return min(floor(given_s / self.grid_s + _HASTE), _LONGEST_STEPS)
 
     def specification(self, tier: Tier, steps: int) -> Specification | None:
         """Return a specification; None where too few subnets fit."""

@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from serve.client import AsyncClient
 from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.doors.rest import RestDoor
 from serve.hosts.assemble import build_server
@@ -157,7 +159,7 @@ def test_what_fails_in_one_subnet_is_refused_on_the_grid(
 def test_what_is_refused_before_it_is_queued_is_refused_at_once(defended, as_principal, over_http):
     async def use(client: httpx.AsyncClient) -> list[tuple[float, str, str]]:
         told: list[tuple[float, str, str]] = []
-        for parameters in ({"subnet": "d1"}, {"min_accuracy": 0.99}, {"slo_ms": 299.0}):
+        for parameters in ({"subnet": "d1"}, {"min_accuracy": 0.99}, {"slo_ms": 290.0}):
             began_s = time.monotonic()
             asked = body(**parameters)
             answer = await client.post(URL, json=asked, headers=as_principal("mallory"))
@@ -179,7 +181,7 @@ def test_answers_to_several_samples_say_the_same_whichever_subnets_served(
     async def use(client: httpx.AsyncClient) -> set[str]:
         told: set[str] = set()
         for value in range(0, 200, 10):
-            asked = body(value, 3, slo_ms=200.0)
+            asked = body(value, 3)
             asked["parameters"]["binary_data_output"] = True
             answer = await client.post(URL, json=asked, headers=as_principal("mallory"))
             length = int(answer.headers["inference-header-content-length"])
@@ -242,6 +244,27 @@ async def listened(config: ServeConfig) -> AsyncIterator[tuple[RestDoor, httpx.A
         )
         async with door.running(), listener, httpx.AsyncClient(base_url=url) as client:
             yield door, client
+
+
+def test_a_client_of_ours_that_asks_for_a_multiple_of_the_grid_gets_it(defended):
+    """It sends what is left of its deadline, microseconds less: a step less was another set."""
+
+    async def main() -> list[int]:
+        async with (
+            listened(defended(grid_ms=100.0)) as (door, http),
+            AsyncClient(str(http.base_url), token="u" * 16, spread=False) as client,
+        ):
+            assert door.server.security is not None
+            lattice = door.server.security._shields["ten"].lattice
+            gold = lattice.tiers[-1]
+            slo_ms = lattice.shortest_steps(gold) * 100.0
+            sample = np.zeros((1, 1, 2, 2), dtype=np.uint8)
+            asked = [
+                await client.infer(sample, slo_ms=slo_ms, min_accuracy=gold.floor) for _ in range(3)
+            ]
+            return [len(result.logits) for result in asked]
+
+    assert asyncio.run(main()) == [1] * 3
 
 
 ASKED: tuple[tuple[str, dict[str, Any], dict[str, str]], ...] = (

@@ -43,6 +43,12 @@ def test_a_cell_has_the_most_accurate_that_fit_and_none_dominates(ten):
     assert found.chosen(1 - 2**-53) == "secretnet9"
 
 
+def test_a_deadline_counts_as_the_multiple_below_but_for_microseconds(ten):
+    lattice = Lattice(ten, SecurityConfig(grid_ms=40))
+    steps = [lattice.steps_of(given_s) for given_s in (0.0799, 0.079995, 0.08, 0.119, 0.0, 0.078)]
+    assert steps == [2, 2, 2, 2, 0, 1]
+
+
 def test_no_cell_is_so_small_that_its_subnet_is_known(ten):
     lattice = Lattice(ten, SecurityConfig(grid_ms=1.0))
     for tier in lattice.tiers:
