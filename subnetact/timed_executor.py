@@ -62,18 +62,18 @@ class TimedExecutor(StagingExecutor):
         self._outputs = outputs
 
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
-        """Note when a device would be done.
+        """Compute the outputs, and note when a device would be done with them.
 
         Raises ProfileError for an unknown subnet or an unprofiled batch size.
         """
         start_s = self._clock()
-        samples = np.concatenate(list(slots))
-        takes_s = self._profile.latency_s(subnet_id, len(samples))
+        takes_s = self._profile.latency_s(subnet_id, sum(map(len, slots)))
         if self._outputs is not None:
-            return TimedLaunched(self._outputs.run(subnet_id, samples), start_s + takes_s)
-        labels = self._labels(samples)
-        logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, num_classes)
-        logits[np.arange(len(labels)), labels] = 1.0
+            logits = self._outputs.run(subnet_id, np.concatenate(list(slots)))
+        else:
+            labels = self._labels(slots)
+            logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, classes)
+            logits[np.arange(len(labels)), labels] = 1.0
         return TimedLaunched(logits, start_s + takes_s)
 
     def result(self, launched: TimedLaunched) -> np.ndarray:
@@ -81,8 +81,13 @@ class TimedExecutor(StagingExecutor):
         self._sleep(max(0.0, launched.finish_s - self._clock()))
         return launched.logits
 
-    def _labels(self, samples: np.ndarray) -> np.ndarray:
-        sums = samples.reshape(len(samples), -1).sum(axis=1, dtype=np.int64)
+    def _labels(self, slots: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a label (B,) for each sample."""
+        rows = [slot.reshape(len(slot), -1) for slot in slots]
+        if self.sample.is_text:  # of several lengths
+            sums = np.concatenate([row.sum(axis=1, dtype=np.int64) for row in rows])
+        else:  # one sum for all: those of small samples cost more than the rest of a batch
+            sums = np.concatenate(rows).sum(axis=1, dtype=np.int64)
         return sums % self.num_classes
 
     def warm_up(self) -> None:

@@ -15,6 +15,8 @@ FIRST_BYTE = "supernet.first_byte_s"
 """In the scope: when a request's first byte was there, on `time.monotonic`."""
 WHOLE = "supernet.is_whole"
 """In the scope of a request whose body has come."""
+JOINED = "supernet.headers"
+"""In the scope of a request whose head is known: its headers, as `headers.joined` gives them."""
 WHEN_GONE = "supernet.when_gone"
 """In the scope: has a function called when the client goes away, returns what takes that back."""
 
@@ -34,7 +36,7 @@ class HttpCalls:
         """Return a request with its arrival and its id."""
         first_byte_s = scope.get(FIRST_BYTE)
         waited_s = self._lag_s() if first_byte_s is None else time.monotonic() - first_byte_s
-        headers = joined(scope["headers"])
+        headers = scope.get(JOINED) or joined(scope["headers"])
         request_id = self._ids.give(headers.get(REQUEST_ID))
         return HttpCall(scope, receive, headers, self._clock() - max(0.0, waited_s), request_id)
 

@@ -108,14 +108,12 @@ def parse_infer(
         return InferRequest((bytes(body),), None, {})
     json_length = form.json_length(body)
     text, tail = bytes(body[:json_length]), memoryview(body)[json_length:]
-    if json_length <= _HEAD_BYTES and len(tail):
-        head = _read_known(text, spec, max_json_bytes)
-        head = head._replace(parameters=dict(head.parameters))  # who asks may add to them
-    else:
-        head = _read_head(text, spec, max_json_bytes)
+    is_short = json_length <= _HEAD_BYTES and len(tail) > 0
+    head = (_read_known if is_short else _read_head)(text, spec, max_json_bytes)
     samples = _read_tensor(head, tail, spec, regions)
     check_output(head.output, len(samples), spec, regions)
-    return InferRequest(samples, head.request_id, head.parameters, head.output)
+    parameters = dict(head.parameters)  # who asks may add to them
+    return InferRequest(samples, head.request_id, parameters, head.output)
 
 
 class _Head(NamedTuple):

@@ -39,6 +39,7 @@ from serve.doors import rest_messages
 from serve.doors.http_answer import SEND_WHOLE, Headers, is_closed
 from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE
 from serve.doors.rest import RestDoor
+from serve.hosts.known_heads import KnownHead, KnownHeads
 from serve.models.limits import RefusedError
 
 HEAD_TIMEOUT_S = 30.0
@@ -73,6 +74,7 @@ class BoundedConnection(HttpToolsProtocol):
     max_requests: int | None = None
     max_age_s: float | None = None
     door: RestDoor | None = None
+    known_heads: KnownHeads
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -126,10 +128,17 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
+        is_first = self.door is not None and not self._is_in_message and self._has_answered()
+        known = self.known_heads.find(data) if is_first else None
+        if known is not None:
+            self._take_known(known, data)
+            return
         self._is_feeding = True
         self._feed(data)
         self._is_feeding = False
         if self._deferred is not None:
+            if is_first and WHOLE in self._own_scope:
+                self.known_heads.learn(data, self._own_scope)
             self._begin_deferred()
         if self._is_refused or self.transport.is_closing() or not self._is_in_message:
             return
@@ -137,6 +146,41 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._timer is None:
             self._start_timer(HEAD_TIMEOUT_S if self._is_in_head else MESSAGE_TIMEOUT_S)
+
+    def _has_answered(self) -> bool:
+        """Whether no request is open: what comes now is answered next."""
+        return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+
+    def _take_known(self, known: KnownHead, data: bytes) -> None:
+        """Take a whole request whose head is known: what the parser and its callbacks would do."""
+        self._unread_bytes = 0
+        self.waits_since_s = None
+        self._stop_timer()
+        self.on_message_begin()
+        self._is_in_head = self._is_in_message = False
+        self.headers += known.headers
+        scope = self._own_scope
+        scope |= known.scope
+        scope[WHOLE] = True
+        self.cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        self._number()
+        self.cycle.body += data[known.length :]
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self._deferred = self.cycle
+        self._begin_deferred()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -219,6 +263,10 @@ class BoundedConnection(HttpToolsProtocol):
             self._method, self._version = self.parser.get_method(), self.parser.get_http_version()
             return
         super().on_headers_complete()
+        self._number()
+
+    def _number(self) -> None:
+        """Count a request whose head has been read, and let its answer be sent in one write."""
         self._num_requests += 1
         if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
             self.cycle.keep_alive = False  # its answer says so
@@ -372,4 +420,5 @@ def bounded(
     """
     limits: dict[str, Any] = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
     limits |= {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
+    limits["known_heads"] = KnownHeads()
     return type("BoundedConnection", (BoundedConnection,), limits)

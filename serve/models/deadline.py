@@ -22,6 +22,7 @@ commas, every value counts. What is no number is refused as `bad_deadline`, what
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from serve.models.limits import RefusedError
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.proto.names import SLO_HEADER, TIMEOUT_HEADER
 
+_SHORT_TEXT = 64
 MAX_ALLOWANCE = 0.15  # of the time given
 
 
@@ -113,21 +115,30 @@ def _given(name: str, parameters: Mapping[str, object]) -> tuple[float, ...]:
     return (number,) if number else ()
 
 
-def sent_numbers(name: str, headers: Mapping[str, str]) -> list[float]:
+def sent_numbers(name: str, headers: Mapping[str, str]) -> tuple[float, ...]:
     """Return what a header says, every time that it is sent; zeros say nothing.
 
     Raises RefusedError, `bad_deadline`.
     """
-    if name not in headers:
-        return []
+    sent = headers.get(name)
+    if sent is None:
+        return ()
+    return _known_numbers(name, sent) if len(sent) <= _SHORT_TEXT else _numbers(name, sent)
+
+
+def _numbers(name: str, sent: str) -> tuple[float, ...]:
     numbers: list[float] = []
-    for text in headers[name].split(","):
+    for text in sent.split(","):
         try:
             numbers.append(_number(f"header {name}", float(text)))
         except ValueError:
             given = f"header {name} is {text.strip()!r:.80}"
             raise RefusedError("bad_deadline", f"{given}, allowed a number") from None
-    return [number for number in numbers if number]
+    return tuple(number for number in numbers if number)
+
+
+# A client has one or two limits, and sends them all the time.
+_known_numbers = functools.lru_cache(maxsize=256)(_numbers)
 
 
 def _number(name: str, value: object) -> float:

@@ -132,3 +132,22 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server):
 def test_what_is_no_http_behind_a_whole_request_is_refused(server):
     assert statuses(server, request() + b"garbage\r\n\r\n")[-1] == b"400"
     assert statuses(server, request("1.0")) == [b"200"]
+
+
+def test_a_head_that_is_known_gets_the_same_answers(server):
+    whole, other = request(), request(**{"x-slo-ms": "0.01"})
+    missing = whole.replace(b"/tiny/", b"/else/")
+    assert statuses(server, whole, missing, whole, other, missing, other, whole) == [
+        b"200", b"404", b"200", b"504", b"404", b"504", b"200"
+    ]  # fmt: skip
+    assert statuses(server, whole, whole[:-10], whole[-10:], whole + whole, whole) == [b"200"] * 5
+    closing = request(connection="close")
+    assert statuses(server, whole, closing) == [b"200", b"200"]
+    assert statuses(server, closing, whole) == [b"200"]
+
+
+def test_a_known_head_with_what_is_no_body_of_its_length(server):
+    whole = request()
+    assert statuses(server, whole, whole[:-1], b"}" + whole) == [b"200"] * 3
+    assert statuses(server, whole, whole + b"garbage\r\n\r\n")[-1] == b"400"
+    assert statuses(server, whole, b"garbage\r\n\r\n" + whole) == [b"200", b"400"]

@@ -277,6 +277,7 @@ ASKED: tuple[tuple[str, dict[str, Any], dict[str, str]], ...] = (
     (URL, {"inputs": []}, {}),
     (URL, body(6), {"x-slo-ms": "x"}),
     (URL, body(7), {"authorization": "Bearer nobody"}),
+    *(((URL, body(8), {}),) * 3),  # on one connection: a head that is known
 )
 
 

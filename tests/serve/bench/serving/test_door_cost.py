@@ -46,8 +46,12 @@ def test_rows_are_ratios_of_what_was_measured_in_one_run(bench: DoorCostBench) -
     kinds = {"http": 150.0, "bare_http": 50.0, "http_batch": 480.0, "grpc": 400, "bare_grpc": 200}
     cells = {
         "cost/processor": {name: [us, us, 9 * us] for name, us in kinds.items()},
-        "cost/overload": {"capacity_qps": 250.0, "score": SCORE},
-        "cost/memory": {"shared": [0.001, 0.002, 0.003], "binary": [0.008, 0.008, 0.009]},
+        "cost/overload": {"capacity_qps": 250.0, "scores": {"50": SCORE, "10": SCORE}},
+        "cost/memory": {
+            "shared": [0.001, 0.002, 0.003],
+            "binary": [0.008, 0.008, 0.009],
+            "shared_one": [0.001, 0.001, 0.002],
+        },
     }
     for name, cell in cells.items():
         bench._journal.once(name, lambda cell=cell: cell)
@@ -56,9 +60,12 @@ def test_rows_are_ratios_of_what_was_measured_in_one_run(bench: DoorCostBench) -
         "http_cpu_over_bare_server": 3.0,
         "grpc_cpu_over_bare_server": 2.0,
         "cpu_per_sample_in_batch16_us": 30.0,
-        "goodput_at_1.25x_over_capacity": 0.6,
-        "utility_at_1.25x": 0.48,
+        "slo50/goodput_at_1.25x_over_capacity": 0.6,
+        "slo50/utility_at_1.25x": 0.48,
+        "slo10/goodput_at_1.25x_over_capacity": 0.6,
+        "slo10/utility_at_1.25x": 0.48,
         "shared_memory_over_binary": 0.25,
+        "shared_memory_over_binary/beyond_one": 0.143,
     }
 
 
@@ -68,7 +75,7 @@ def test_a_short_run_measures_every_door(bench: DoorCostBench) -> None:
     assert set(processor) == {"http", "bare_http", "http_batch", "grpc", "bare_grpc"}
     assert all(us > 1 for row in processor.values() for us in row)
     memory = bench._memory()
-    assert [len(memory[name]) for name in ("binary", "shared")] == [4, 4]
+    assert [len(memory[name]) for name in ("binary", "shared", "shared_one")] == [4] * 3
 
 
 def test_rows_of_door_processes_are_medians_of_the_rounds(bench: DoorCostBench) -> None:
