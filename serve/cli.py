@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
         "traces.commands.simulate_command", "simulate_command", "Run the scheduler in virtual time."
     ),
     "plan": Verb(
-        "traces.commands.plan_command", "plan_command", "Find the cheapest fleet for a promise."
+        "serve.commands.plan_command", "plan_command", "Find the cheapest fleet for a promise."
     ),
     "audit": Verb(
         "serve.audit.command", "audit_command", "Attack a server: what its choice gives away."

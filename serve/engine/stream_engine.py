@@ -7,8 +7,9 @@ same code in virtual time. The engine's stamps, taken when an iteration ends, ar
 judged by.
 
 Whatever happens, every stream ends exactly once. An iteration that fails is run again chunk by
-chunk, so that one poisonous prompt costs its own stream only; a device that hangs fails all; a
-policy that breaks its contract is replaced by `fixed:smallest`.
+chunk, so that one poisonous prompt costs its own stream only; a part of the device that is gone
+costs the streams that it held; a device that hangs fails all; a policy that breaks its contract is
+replaced by `fixed:smallest`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ STREAM_FALLBACK = "fixed:smallest"
 HUNG_AFTER_S = 10.0
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4
+_LOOK_AFTER_S = 0.5  # while nothing is asked
 
 OnStep = Callable[[Step, float, float], None]
 """Called on the device thread with an iteration, when it ended, and what deciding it took (s)."""
@@ -229,6 +231,7 @@ class StreamEngine:
 
     def step(self) -> bool:
         """Poll once, run the iteration if there is one, complete it. Return whether there was."""
+        self._look_after()
         with self._lock:
             self._is_dirty = False
             begin, self._to_begin = self._to_begin, []
@@ -263,6 +266,19 @@ class StreamEngine:
         if self._on_step is not None:
             self._on_step(step, now_s, decision_s)
         return True
+
+    def _look_after(self) -> None:
+        """Have the device see to what it runs on, and end the streams that were lost with it.
+
+        Again where some were, since it waits for what is gone only once they have been told.
+        """
+        while lost := self._device.look_after():
+            with self._lock:
+                now_s = self.clock()
+                ended = [self._scheduler.cancel(i, now_s, "device_failed") for i in lost]
+                failed = [o._replace(status="failed") for o in ended if o is not None]
+                delivery = _Delivery([], self._close(failed))
+            self._hand_over(delivery)
 
     def _run(self, step: Step) -> tuple[dict[int, int], dict[int, str]]:
         """Return the tokens of an iteration, and why streams failed; alone where not together."""
@@ -305,18 +321,22 @@ class StreamEngine:
         try:
             while not self._is_stopping:
                 if not self.step():
-                    self._wait()
+                    while not self._wait():
+                        self._look_after()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the decoder's thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
 
-    def _wait(self) -> None:
+    def _wait(self) -> bool:
+        """Wait until there is something to decide, or a while; return whether there is."""
         with self._wake:
             if self._is_dirty or self._is_stopping:
-                return
+                return True
             wakeup_s = self._scheduler.next_wakeup_s()
-            timeout_s = None if wakeup_s is None else max(_MIN_WAIT_S, wakeup_s - self.clock())
-            self._wake.wait(timeout_s)
+            if wakeup_s is None:
+                return self._wake.wait(_LOOK_AFTER_S)
+            left_s = max(_MIN_WAIT_S, wakeup_s - self.clock())
+            return self._wake.wait(min(left_s, _LOOK_AFTER_S)) or left_s <= _LOOK_AFTER_S
 
     async def _watch_device(self) -> None:
         while not self._fault:
