@@ -25,7 +25,7 @@ from serve.audit.honest import HonestEnd, HonestQuery, honest_trace, price
 from serve.audit.local_servers import LocalServers
 from serve.audit.membership import membership
 from serve.audit.overhead import epsilon_curve, overhead_us
-from serve.audit.prober import Asked
+from serve.audit.prober import Probe
 from serve.audit.side import AttackScale, Side
 from serve.bench.journal import Journal
 from serve.bench.rows import Tell
@@ -77,7 +77,7 @@ class LocalAudit:
 
     def _run(self) -> dict[str, Any]:
         victim = self._reference.labels(self._subnets[-1], self._pool.images)
-        corners: dict[str, Asked] = {}
+        corners: dict[str, Probe] = {}
         for side in SIDES:
             walk = self._once(side, "walk", self._walk)
             corners[side] = self._corner(walk)
@@ -124,13 +124,13 @@ class LocalAudit:
         with self._side(side, SLOW_STEP_S) as one:
             return asyncio.run(attack(one))
 
-    def _corner(self, walk: dict[str, Any]) -> Asked:
+    def _corner(self, walk: dict[str, Any]) -> Probe:
         """Return where the first bisection ended, at the longest deadline of the fast server."""
         corners = walk["fingerprint"]["corners"]
         floor = corners[0]["min_accuracy"] if corners else 0.0
-        return Asked(floor, _ATTACK_SLOTS[-1] * self._servers.security(FAST_STEP_S)["grid_ms"])
+        return Probe(floor, _ATTACK_SLOTS[-1] * self._servers.security(FAST_STEP_S)["grid_ms"])
 
-    def _shares(self, side: str, corner: Asked, victim: np.ndarray) -> dict[str, Any]:
+    def _shares(self, side: str, corner: Probe, victim: np.ndarray) -> dict[str, Any]:
         with self._side(side, FAST_STEP_S) as one:
             found = asyncio.run(one.shares(corner, victim))
         self._tell(f"{side}: shares {found['naive']:.3f} naive, {found['adaptive']:.3f} adaptive")
@@ -164,7 +164,7 @@ class LocalAudit:
         with self._side(side, FAST_STEP_S, **settings) as one:
             return asyncio.run(one.checks())
 
-    def _answers(self, side: str, corner: Asked) -> None:
+    def _answers(self, side: str, corner: Probe) -> None:
         """Collect what the arms of extraction get, and members' outputs, in files."""
         arms = ("named", "naive", "fingerprinted") if side == "undefended" else ("defended",)
         members = self._membership_images()
@@ -179,7 +179,7 @@ class LocalAudit:
                     f"{side}/answers/{kind}", lambda k=kind: self._collect(one, side, k, corner)
                 )
 
-    def _collect(self, one: Side, side: str, kind: str, corner: Asked) -> int:
+    def _collect(self, one: Side, side: str, kind: str, corner: Probe) -> int:
         """Ask for an arm's answers and write them; return how many there are."""
         members = self._membership_images()
         if kind in members:

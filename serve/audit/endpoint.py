@@ -18,7 +18,7 @@ from serve.access.guard import is_loopback
 from serve.audit.audit_images import AuditImages
 from serve.audit.checklist import Evidence, checklist
 from serve.audit.local_servers import ATTACKER, AUDITOR, LOOKER, SPENDER, AuditedServer
-from serve.audit.prober import Asked, Prober
+from serve.audit.prober import Probe, Prober
 from serve.audit.side import AttackScale, Side, is_limited
 from serve.bench.rows import Tell
 from serve.client import InferError
@@ -112,7 +112,7 @@ async def _attacked(
 
     found = await part("fingerprint", side.fingerprint())
     corners = found["corners"] if found is not None else []
-    corner = Asked(corners[0]["min_accuracy"] if corners else 0.0, _SLOTS[-1] * grid_ms)
+    corner = Probe(corners[0]["min_accuracy"] if corners else 0.0, _SLOTS[-1] * grid_ms)
     timing = await part("timing", side.timing(0.0))
     shares = await part("share", side.shares(corner, None))
     spent = await side.spend()

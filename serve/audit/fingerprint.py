@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.audit.prober import Asked, Prober
+from serve.audit.prober import Probe, Prober
 
 _FLOOR_STEP = 0.0005
 _DEADLINE_RATIO = 1.03
@@ -28,7 +28,7 @@ _PINNED = 0.999
 class Corner(NamedTuple):
     """Where a bisection ended, after how many queries in all, and what answered there."""
 
-    asked: Asked
+    asked: Probe
     queries: int
     share: float
     subnet_id: str
@@ -89,25 +89,25 @@ class _Bisection:
         low, width = ceiling, _FIRST_WIDTH
         while True:
             high, low = low, max(_LEAST_FLOOR, ceiling - width)
-            if await self._is_answered(Asked(low, slo_ms)):
+            if await self._is_answered(Probe(low, slo_ms)):
                 break
             if low == _LEAST_FLOOR:
                 return None
             width *= _GROWTH
         while high - low > _FLOOR_STEP:
             middle = (low + high) / 2
-            if await self._is_answered(Asked(middle, slo_ms)):
+            if await self._is_answered(Probe(middle, slo_ms)):
                 low = middle
             else:
                 high = middle
-        asked = Asked(low, slo_ms)
+        asked = Probe(low, slo_ms)
         served = [(await self._ask(asked)).subnet_id for _ in range(_CHECKS)]
         subnet_id, count = (
             Counter(filter(None, served)).most_common(1)[0] if any(served) else ("", 0)
         )
         return Corner(asked, self._prober.num_queries, count / _CHECKS, subnet_id)
 
-    async def shortest_ms(self, asked: Asked) -> float:
+    async def shortest_ms(self, asked: Probe) -> float:
         """Return the shortest deadline at which a floor is served, within a few percent.
 
         What is refused once may have waited at the door: it is asked again.
@@ -128,12 +128,12 @@ class _Bisection:
                 low = middle
         return high
 
-    async def _is_feasible(self, asked: Asked) -> bool:
+    async def _is_feasible(self, asked: Probe) -> bool:
         return await self._is_answered(asked) or await self._is_answered(asked)
 
-    async def _is_answered(self, asked: Asked) -> bool:
+    async def _is_answered(self, asked: Probe) -> bool:
         return (await self._ask(asked)).is_answered
 
-    async def _ask(self, asked: Asked) -> Any:
+    async def _ask(self, asked: Probe) -> Any:
         self._at += 1
         return await self._prober.ask(self._images[self._at % len(self._images)], asked)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.audit.prober import Asked, Prober
+from serve.audit.prober import Probe, Prober
 from serve.client import InferError
 
 
@@ -17,7 +17,7 @@ class HonestQuery(NamedTuple):
     """When a query is sent, in seconds from the start, and what it asks."""
 
     at_s: float
-    asked: Asked
+    asked: Probe
 
 
 class HonestEnd(NamedTuple):
@@ -34,7 +34,7 @@ def honest_trace(
     rng = np.random.default_rng(seed)
     times_s = np.cumsum(rng.exponential(1 / rate_qps, round(rate_qps * duration_s)))
     return [
-        HonestQuery(float(t), Asked(float(rng.choice(floors)), float(rng.choice(slos_ms))))
+        HonestQuery(float(t), Probe(float(rng.choice(floors)), float(rng.choice(slos_ms))))
         for t in times_s
     ]
 

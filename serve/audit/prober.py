@@ -20,7 +20,7 @@ from serve.client.info import ModelInfo
 _ANSWERED_ELSE = ("accuracy_floor", "infeasible", "expired", "bad_deadline")
 
 
-class Asked(NamedTuple):
+class Probe(NamedTuple):
     """A specification: a floor on accuracy and a deadline, or a pinned subnet."""
 
     min_accuracy: float = 0.0
@@ -61,7 +61,7 @@ class Prober:
         """Return the model's metadata. Raises InferError."""
         return await self._client.model_info()
 
-    async def ask(self, image: np.ndarray, asked: Asked) -> Seen:
+    async def ask(self, image: np.ndarray, asked: Probe) -> Seen:
         """Ask once. Raises InferError for what is no end of a query, such as a lost token."""
         self.num_queries += 1
         began_s = time.monotonic()
@@ -81,7 +81,7 @@ class Prober:
         return Seen(result.logits[0], took_s, result.subnet_id, result.accuracy, told)
 
     async def ask_all(
-        self, images: Sequence[np.ndarray] | np.ndarray, asked: Sequence[Asked], in_flight: int
+        self, images: Sequence[np.ndarray] | np.ndarray, asked: Sequence[Probe], in_flight: int
     ) -> list[Seen]:
         """Ask each image with its specification, so many at once; answers in their order."""
         seen: list[Seen | None] = [None] * len(images)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.audit.prober import Asked, Prober, Seen
+from serve.audit.prober import Probe, Prober, Seen
 
 _FIRST_TRIES = 24
 _EXPLORED = 0.2  # of the queries
@@ -29,7 +29,7 @@ def best_share(seen: Sequence[Seen]) -> float:
 
 
 async def naive_share(
-    prober: Prober, images: np.ndarray, corner: Asked, in_flight: int
+    prober: Prober, images: np.ndarray, corner: Probe, in_flight: int
 ) -> tuple[float, list[Seen]]:
     """Return the best share at one specification, each image once, and the answers."""
     seen = await prober.ask_all(images, [corner] * len(images), in_flight)
@@ -42,14 +42,14 @@ async def adaptive_share(
     floors: Sequence[float],
     slos_ms: Sequence[float],
     in_flight: int,
-) -> tuple[float, Asked]:
+) -> tuple[float, Probe]:
     """Return the best share that halving finds, on answers of its own, and where."""
-    field = [Asked(floor, slo_ms) for floor, slo_ms in product(floors, slos_ms)]
+    field = [Probe(floor, slo_ms) for floor, slo_ms in product(floors, slos_ms)]
     left, tries = int(len(images) * _EXPLORED), _FIRST_TRIES
     at = 0
     while len(field) > 1:
         tries = max(4, min(tries, left // len(field)))
-        shares: list[tuple[float, Asked]] = []
+        shares: list[tuple[float, Probe]] = []
         for asked in field:
             part = images[at : at + tries]
             at += len(part)
@@ -63,7 +63,7 @@ async def adaptive_share(
         if left < 4 * len(field):
             field = field[:1]
     if not field:
-        return 0.0, Asked()
+        return 0.0, Probe()
     rest = images[at:]
     return best_share(await prober.ask_all(rest, [field[0]] * len(rest), in_flight)), field[0]
 
@@ -71,7 +71,7 @@ async def adaptive_share(
 async def repetition(
     prober: Prober,
     images: np.ndarray,
-    corner: Asked,
+    corner: Probe,
     victim: np.ndarray | None,
     share: float,
     in_flight: int,

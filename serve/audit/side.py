@@ -13,7 +13,7 @@ from serve.audit.audit_images import distinct
 from serve.audit.fingerprint import fingerprint
 from serve.audit.honest import HonestQuery, served
 from serve.audit.local_servers import ATTACKER, AUDITOR, LOOKER, SPENDER, AuditedServer
-from serve.audit.prober import Asked, Prober, Seen
+from serve.audit.prober import Probe, Prober, Seen
 from serve.audit.shares import adaptive_share, naive_share, perturbed, repetition
 from serve.audit.timing import summary, under_load
 from serve.client import InferError
@@ -102,16 +102,16 @@ class Side:
             )
         return summary(alone, beside, sees_told=not self._server.is_defended, seed=seed)
 
-    def _timing_questions(self, each: int) -> list[Asked]:
+    def _timing_questions(self, each: int) -> list[Probe]:
         rng = np.random.default_rng(self._seed)
         lax_ms = self._slos_ms[-1]
         if not self._server.is_defended:
-            asked = [Asked(slo_ms=lax_ms, subnet=subnet) for subnet in self._subnets] * each
+            asked = [Probe(slo_ms=lax_ms, subnet=subnet) for subnet in self._subnets] * each
             return [asked[place] for place in rng.permutation(len(asked))]
         floors = rng.choice((0.0, 0.8), each * len(self._subnets))
-        return [Asked(float(floor), lax_ms) for floor in floors]
+        return [Probe(float(floor), lax_ms) for floor in floors]
 
-    async def shares(self, corner: Asked, victim: np.ndarray | None) -> dict[str, Any]:
+    async def shares(self, corner: Probe, victim: np.ndarray | None) -> dict[str, Any]:
         """Return the best shares that attackers reach, and what one gets who floods the server."""
         scale, seed = self._scale, self._seed
         count = scale.share_queries if self._server.is_defended else scale.open_share_queries
@@ -142,23 +142,23 @@ class Side:
         async with self.prober() as prober:
             return [list(map(float, e)) for e in await served(prober, self._images, trace)]
 
-    async def answers(self, kind: str, corner: Asked) -> tuple[np.ndarray, np.ndarray]:
+    async def answers(self, kind: str, corner: Probe) -> tuple[np.ndarray, np.ndarray]:
         """Return places and logits (N, classes) of the answers to an arm's questions."""
         rng, count = np.random.default_rng(self._seed), self._scale.pool
         images, lax_ms = self._images[:count], self._slos_ms[-1]
         if kind == "named":
-            asked = [Asked(slo_ms=lax_ms, subnet=self._subnets[-1])] * len(images)
+            asked = [Probe(slo_ms=lax_ms, subnet=self._subnets[-1])] * len(images)
         elif kind == "naive":
             floors = rng.uniform(*_FLOOR_RANGE, len(images))
             slos_ms = rng.uniform(self._slos_ms[0] / 10, lax_ms, len(images))
-            asked = [Asked(float(f), float(s)) for f, s in zip(floors, slos_ms, strict=True)]
+            asked = [Probe(float(f), float(s)) for f, s in zip(floors, slos_ms, strict=True)]
         else:
             asked = [corner._replace(slo_ms=lax_ms)] * len(images)
         async with self.prober() as prober:
             seen = await prober.ask_all(images, asked, self._scale.in_flight)
         return _answered(seen)
 
-    async def outputs(self, images: np.ndarray, corner: Asked) -> np.ndarray:
+    async def outputs(self, images: np.ndarray, corner: Probe) -> np.ndarray:
         """Return the logits (N, classes) of images asked at the corner."""
         async with self.prober() as prober:
             asked = [corner._replace(slo_ms=self._slos_ms[-1])] * len(images)
@@ -172,8 +172,8 @@ class Side:
         seen: list[Seen] = []
         async with self.prober(SPENDER) as spender:
             try:
-                seen.append(await spender.ask(images[0], Asked(slo_ms=lax_ms)))
-                await spender.ask_all(images[1:], [Asked(slo_ms=lax_ms)] * (count - 1), 4)
+                seen.append(await spender.ask(images[0], Probe(slo_ms=lax_ms)))
+                await spender.ask_all(images[1:], [Probe(slo_ms=lax_ms)] * (count - 1), 4)
             except (InferError, ExceptionGroup) as error:
                 if not is_limited(error):
                     raise
@@ -191,16 +191,16 @@ class Side:
         images = distinct(self._images, scale.checks, self._seed)
         spent = await self.spend()
         async with self.prober(ATTACKER) as attacker:
-            first = await attacker.ask(images[0], Asked(slo_ms=lax_ms))
-            scan = [Asked(0.5 + 0.001 * n, lax_ms) for n in range(_SCANNED)]
+            first = await attacker.ask(images[0], Probe(slo_ms=lax_ms))
+            scan = [Probe(0.5 + 0.001 * n, lax_ms) for n in range(_SCANNED)]
             await attacker.ask_all(images[:_SCANNED], scan, 4)
             again = np.repeat(images[:1], _REPEATED, axis=0)
-            await attacker.ask_all(again, [Asked(slo_ms=lax_ms)] * _REPEATED, 4)
+            await attacker.ask_all(again, [Probe(slo_ms=lax_ms)] * _REPEATED, 4)
             rng = np.random.default_rng(self._seed)
             flat = np.full_like(again, 127)  # in the middle of a step of what it looks like
-            await attacker.ask_all(perturbed(flat, rng), [Asked(slo_ms=lax_ms)] * _REPEATED, 4)
+            await attacker.ask_all(perturbed(flat, rng), [Probe(slo_ms=lax_ms)] * _REPEATED, 4)
             await asyncio.sleep(_LOG_WRITTEN_S)
-            await attacker.ask(images[1], Asked(slo_ms=lax_ms))  # its entry takes the others along
+            await attacker.ask(images[1], Probe(slo_ms=lax_ms))  # its entry takes the others along
         log = self._server.audit_log
         alerts = [] if log is None else _alerts(log.read_text().splitlines())
         return {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.audit.prober import Asked, Prober, Seen
+from serve.audit.prober import Probe, Prober, Seen
 from serve.client import InferError
 
 _FOLDS = 5
@@ -25,7 +25,7 @@ async def under_load(
     prober: Prober,
     background: Prober,
     images: np.ndarray,
-    asked: Sequence[Asked],
+    asked: Sequence[Probe],
     *,
     rate_qps: float,
     in_flight: int,
@@ -37,7 +37,7 @@ async def under_load(
 
     async def one(image: np.ndarray) -> None:
         try:
-            await background.ask(image, Asked(slo_ms=1000.0))
+            await background.ask(image, Probe(slo_ms=1000.0))
         except InferError:
             return  # what is refused is load as well
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.audit.fingerprint import fingerprint
-from serve.audit.prober import Asked, Seen
+from serve.audit.prober import Probe, Seen
 from serve.audit.shares import adaptive_share, best_share, label_gain, perturbed, repetition
 
 IMAGES = np.zeros((20, 3, 4, 4), dtype=np.uint8)
@@ -26,7 +26,7 @@ class SimulatedServer:
         self._choose = choose
         self._rng = np.random.default_rng(0)
 
-    async def ask(self, image: np.ndarray, asked: Asked) -> Seen:
+    async def ask(self, image: np.ndarray, asked: Probe) -> Seen:
         self.num_queries += 1
         slo_ms = asked.slo_ms or 1e9
         fits = [net for net in FRONT if net[1] >= asked.min_accuracy and net[2] <= slo_ms]
@@ -70,10 +70,10 @@ def test_each_corner_holds_its_subnet_alone():
 
 def test_a_server_that_tells_tiers_only_is_not_pinned():
     class Tiered(SimulatedServer):
-        async def ask(self, image: np.ndarray, asked: Asked) -> Seen:
+        async def ask(self, image: np.ndarray, asked: Probe) -> Seen:
             if asked.min_accuracy > 0.80:
                 return Seen(None, 0.0, reason="accuracy_floor")
-            return await super().ask(image, Asked(0.0, max(asked.slo_ms or 0, 1e3)))
+            return await super().ask(image, Probe(0.0, max(asked.slo_ms or 0, 1e3)))
 
     found = asyncio.run(fingerprint(Tiered(spread), IMAGES, most_queries=300, most_subnets=14))
     assert found["queries_one"] is None
@@ -90,7 +90,7 @@ def test_the_adaptive_attacker_finds_the_one_specification_that_leaks():
         adaptive_share(SimulatedServer(leaky), images, (0.0, 0.8, 0.84), (1000.0, 50.0), 4)
     )
     assert share == 1.0
-    assert found == Asked(0.84, 1000.0)
+    assert found == Probe(0.84, 1000.0)
     share, _ = asyncio.run(
         adaptive_share(SimulatedServer(spread), images, (0.0, 0.75), (1000.0, 500.0), 4)
     )
@@ -100,16 +100,16 @@ def test_the_adaptive_attacker_finds_the_one_specification_that_leaks():
 def test_repetition_gains_nothing_on_independent_or_sticky_draws_and_is_seen_where_it_does():
     images = np.zeros((100, 3, 4, 4), dtype=np.uint8)
     found = asyncio.run(
-        repetition(SimulatedServer(spread), images, Asked(0.0, 1e3), None, 1 / 6, 4, 0)
+        repetition(SimulatedServer(spread), images, Probe(0.0, 1e3), None, 1 / 6, 4, 0)
     )
     assert found["repetition_gain"] < 0.02
 
     class Tiring(SimulatedServer):  # a server that gives in: repeated often, it serves the best
-        async def ask(self, image: np.ndarray, asked: Asked) -> Seen:
+        async def ask(self, image: np.ndarray, asked: Probe) -> Seen:
             self._choose = spread if self.num_queries < 100 else best
             return await super().ask(image, asked)
 
-    found = asyncio.run(repetition(Tiring(spread), images, Asked(0.0, 1e3), None, 1 / 6, 4, 0))
+    found = asyncio.run(repetition(Tiring(spread), images, Probe(0.0, 1e3), None, 1 / 6, 4, 0))
     assert found["repetition_gain"] > 0.5
 
 

@@ -26,7 +26,7 @@ from serve.audit.copying.extraction import (
 from serve.audit.honest import HonestEnd, HonestQuery, honest_trace, price
 from serve.audit.membership import membership
 from serve.audit.page import audit_page
-from serve.audit.prober import Asked, Seen
+from serve.audit.prober import Probe, Seen
 from serve.audit.timing import classified, summary
 
 # --- timing --------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_a_response_time_that_tells_is_found_and_one_on_a_grid_is_not(rng):
 
 
 def test_the_price_counts_misses_floors_and_accuracy():
-    trace = [HonestQuery(0.0, Asked(floor, 50.0)) for floor in (0.0, 0.8, 0.8, 0.0)]
+    trace = [HonestQuery(0.0, Probe(floor, 50.0)) for floor in (0.0, 0.8, 0.8, 0.0)]
     before = [HonestEnd(True, 0.9)] * 4
     after = [
         HonestEnd(True, 0.88), HonestEnd(True, 0.85), HonestEnd(True, 0.79), HonestEnd(False, 0.0),
