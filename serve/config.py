@@ -290,6 +290,12 @@ class ServeConfig(BaseModel):
             raise ValueError(f"{', '.join(given)} and models exclude each other: name it in models")
         return self
 
+    @property
+    def tenant_shares(self) -> dict[str, float]:
+        """The share of device time of each tenant that has one."""
+        shares = {name: tenant.share for name, tenant in (self.tenants or {}).items()}
+        return {name: share for name, share in shares.items() if share is not None}
+
     @model_validator(mode="after")
     def _check_doors(self) -> ServeConfig:
         if self.doors == 1:
