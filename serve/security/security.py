@@ -11,7 +11,7 @@ from typing import Any
 from serve.engine.engine import Engine
 from serve.models.models import Models
 from serve.observe.metrics import Metrics
-from serve.observe.request_record import RequestObserver, RequestRecord
+from serve.observe.request_record import EndedRequest, RequestObserver, RequestRecord
 from serve.observe.tallies import TallyCounter
 from serve.security.audit_log import AuditLog
 from serve.security.budget import EpsilonBudget
@@ -132,7 +132,8 @@ class Security:
 
 
 def _veiled(observer: RequestObserver) -> RequestObserver:
-    def observe(record: RequestRecord) -> None:
+    def observe(record: EndedRequest) -> None:
+        assert isinstance(record, RequestRecord), "streams are not served with a defence"
         observer(veiled_record(record))
 
     return observe
