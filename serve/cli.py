@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "serve.commands.plan_command", "plan_command", "Find the cheapest fleet for a promise."
     ),
+    "audit": Verb(
+        "serve.audit.command", "audit_command", "Attack a server: what its choice gives away."
+    ),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report_command", "Compare runs on one page."),
     "bench": Verb("serve.bench.command", "bench_app", "Run one of the project's benchmarks."),

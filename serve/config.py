@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from serve.config_keys import check_keys
+from serve.security_config import SecurityConfig
+
 LOOPBACK = "127.0.0.1"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -155,6 +158,7 @@ class ServeConfig(BaseModel):
     `trusted_proxies`: addresses or networks of proxies whose `X-Forwarded-For` says who asks.
     `tenants`: by name, what each may ask for (`TenantConfig`); `tenant_header` is the header where
     callers whose token is of no tenant may name theirs (null: none).
+    `security`: hides which subnet serves, at a price (`SecurityConfig`; null: nothing is hidden).
     `autoscaling` (on Ray): how many replicas, and when there are more.
     `models`: several models by name, which take turns on the device; each has settings of its own
     (`ModelConfig`) before those in common.
@@ -222,6 +226,7 @@ class ServeConfig(BaseModel):
     trusted_proxies: tuple[str, ...] = ()
     tenants: dict[ModelName, TenantConfig] | None = None
     tenant_header: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
+    security: SecurityConfig | None = None
     hung_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     record: str | None = None
@@ -295,6 +300,8 @@ class ServeConfig(BaseModel):
     def _check_doors(self) -> ServeConfig:
         if self.doors == 1:
             return self
+        if self.security is not None:
+            raise ValueError("security is served by one door only: give doors=1")
         cores = len(os.sched_getaffinity(0))
         if self.doors > cores:
             text = f"doors is {self.doors}, allowed 1 to {cores}"
@@ -347,13 +354,6 @@ class LiveConfig(BaseModel):
         if isinstance(data, Mapping):
             check_keys(data, cls.model_fields, "live setting")
         return data
-
-
-def check_keys(data: Mapping[Any, Any], known: Mapping[str, Any], what: str) -> None:
-    """Raise ValueError naming the unknown keys of `data` and listing the known ones."""
-    unknown = [str(key) for key in data if key not in known]
-    if unknown:
-        raise ValueError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def parse_config(data: Mapping[str, Any]) -> ServeConfig:

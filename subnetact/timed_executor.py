@@ -1,7 +1,8 @@
-"""`TimedExecutor`: occupies a device for the profiled time without computing anything.
+"""`TimedExecutor`: occupies a device for the profiled time, whatever its outputs cost.
 
 A labelled fake, for tests and for measurements of what surrounds the device: it sleeps for the
-latency that a profile gives and answers deterministic logits. Whatever reports a figure made with
+latency that a profile gives and answers deterministic logits, or those that another executor
+computes meanwhile. Whatever reports a figure made with
 it must say so (`is_timed`). It fulfils the same protocol as the real executor.
 """
 
@@ -14,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from slackfit.profile import LatencyProfile
-from subnetact.executor import NO_CACHE, StagingExecutor
+from subnetact.executor import NO_CACHE, Executor, StagingExecutor
 from supernet.sample import SampleSpec
 
 
 class TimedLaunched(NamedTuple):
-    """A batch that a device would be busy with: (B,) labels, and until when."""
+    """A batch that a device would be busy with: its logits (B, num_classes), and until when."""
 
-    labels: np.ndarray
+    logits: np.ndarray
     finish_s: float
     form: str = "timed"
 
@@ -30,7 +31,8 @@ class TimedExecutor(StagingExecutor):
     """Sleeps for the profiled latency of each batch; the answer is a function of the sample alone.
 
     The logits of a sample are one-hot at `sum of its numbers mod num_classes`, so that a test can
-    tell whose answer it got. `clock` and `sleep` are injected for virtual time.
+    tell whose answer it got. With `outputs` they are that executor's, whose own time counts within
+    the profiled one. `clock` and `sleep` are injected for virtual time.
     """
 
     is_timed = True
@@ -43,6 +45,7 @@ class TimedExecutor(StagingExecutor):
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        outputs: Executor | None = None,
     ) -> None:
         self.device = profile.device
         self.sample = sample
@@ -51,28 +54,32 @@ class TimedExecutor(StagingExecutor):
         self.max_batch_size = profile.max_batch_size
         self.threads = profile.threads
         self.dtype = profile.dtype
-        self.details = "timed: nothing is computed"
+        self.details = "timed: " + ("nothing is computed" if outputs is None else "sleeps")
         self.packing = profile.packing or "views"
         self._profile = profile
         self._clock = clock
         self._sleep = sleep
+        self._outputs = outputs
 
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
-        """Note when a device would be done.
+        """Compute the outputs, and note when a device would be done with them.
 
         Raises ProfileError for an unknown subnet or an unprofiled batch size.
         """
         start_s = self._clock()
-        labels = self._labels(slots)
-        return TimedLaunched(labels, start_s + self._profile.latency_s(subnet_id, len(labels)))
+        takes_s = self._profile.latency_s(subnet_id, sum(map(len, slots)))
+        if self._outputs is not None:
+            logits = self._outputs.run(subnet_id, np.concatenate(list(slots)))
+        else:
+            labels = self._labels(slots)
+            logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, classes)
+            logits[np.arange(len(labels)), labels] = 1.0
+        return TimedLaunched(logits, start_s + takes_s)
 
     def result(self, launched: TimedLaunched) -> np.ndarray:
         """Sleep until the device would be done; the batch's float32 logits."""
-        labels = launched.labels
-        logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, num_classes)
-        logits[np.arange(len(labels)), labels] = 1.0
         self._sleep(max(0.0, launched.finish_s - self._clock()))
-        return logits
+        return launched.logits
 
     def _labels(self, slots: Sequence[np.ndarray]) -> np.ndarray:
         """Return a label (B,) for each sample."""
@@ -84,11 +91,15 @@ class TimedExecutor(StagingExecutor):
         return sums % self.num_classes
 
     def warm_up(self) -> None:
-        """Do nothing: there is nothing to warm."""
+        """Warm up what computes the outputs, if anything does."""
+        if self._outputs is not None:
+            self._outputs.warm_up()
 
     def counts(self) -> Mapping[str, int]:
         """See `Executor`: nothing is held."""
         return NO_CACHE
 
     def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Release what computes the outputs, if anything does."""
+        if self._outputs is not None:
+            self._outputs.close()

@@ -27,6 +27,11 @@ def build_guard(
             f"host {config.host} lets others in and there are no tokens: give tokens_file or "
             f"{VARIABLE}, or set allow_anonymous=true if everybody there may ask"
         )
+    if tokens is None and config.security is not None:
+        raise ServeConfigError(
+            "security without tokens: what is hidden from whom goes by their scopes; "
+            f"give tokens_file or {VARIABLE}"
+        )
     tls = tls_files(config)
     if tls is not None:
         tls.check()

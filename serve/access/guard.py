@@ -22,6 +22,7 @@ from serve.models.limits import RefusedError
 from serve.models.tenant_limits import TenantLimits
 
 _BEARER = "bearer "
+_OWN_HOST = ("admin", "audit")  # scopes that without tokens only this host has
 UNIX = "unix:"
 """How the address of a UNIX socket begins, a server's and, without a path, a client's."""
 
@@ -29,10 +30,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Caller(NamedTuple):
-    """Who asks: the principal that rates are kept for, and the tenant whose limits hold."""
+    """Who asks: the principal that rates are kept for, the tenant whose limits hold, the scopes.
+
+    Without tokens there are no scopes.
+    """
 
     principal: str = ""
     tenant: TenantLimits = TenantLimits()
+    scopes: frozenset[str] = frozenset()
 
 
 class Guard:
@@ -72,8 +77,9 @@ class Guard:
         """
         if self._tokens is not None:
             token = self._token(scope, authorization)
-            return Caller(f"token {token.name}", self._tenants.find(token.tenant, tenant))
-        if scope == "admin":
+            tenant_of = self._tenants.find(token.tenant, tenant)
+            return Caller(f"token {token.name}", tenant_of, token.opens)
+        if scope in _OWN_HOST:
             is_strange = origin is not None or forwarded is not None or not is_own_name(host)
             if is_strange or not is_loopback(peer):
                 raise RefusedError("forbidden", "without tokens only this host may do that")

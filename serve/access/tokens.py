@@ -28,9 +28,11 @@ from serve.config import ServeConfigError
 logger = logging.getLogger(__name__)
 
 VARIABLE = "SUPERNET_TOKENS"
-SCOPES = ("infer", "metrics", "admin")
-"""`infer`: all of `/v2`. `metrics`: `/metrics`. `admin`: `/admin/config`, and the two others."""
+SCOPES = ("infer", "metrics", "audit", "balance", "admin")
+"""`infer`: all of `/v2`. `metrics`: `/metrics`. `admin`: `/admin/config`, and all others.
+Of a server that hides its choice (`security`), `audit` sees it, `balance` predicted finishes."""
 
+_ALL = frozenset(SCOPES)
 _MIN_SECRET = 16  # characters: what is shorter can be guessed
 _SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{_MIN_SECRET},}}=*")  # RFC 6750's b64token
 _FORM = "NAME SCOPES SECRET [TENANT]"
@@ -47,6 +49,11 @@ class Token(NamedTuple):
     def allows(self, scope: str) -> bool:
         """Whether the token opens `scope`."""
         return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def opens(self) -> frozenset[str]:
+        """Every scope that it opens."""
+        return _ALL if "admin" in self.scopes else self.scopes
 
 
 class Tokens:

@@ -90,7 +90,7 @@ class RestDoor:
         Any other is for the app.
         """
         path = inference_path(scope)
-        if path is None:
+        if path is None or self.server.security is not None:  # its answers wait for the grid
             return False
         self._inference.answer_at_once(self._calls.call(scope, receive), body, respond, *path)
         return True
@@ -121,6 +121,7 @@ class RestDoor:
             ("/v2/models/stats", self._all_statistics, "GET", "infer"),
             ("/v2/repository/index", self._index, "POST", "infer"),
             ("/metrics", self._render_metrics, "GET", "metrics"),
+            ("/admin/audit", self._may_audit, "GET", "audit"),
             ("/admin/config", self._show_config, "GET", "admin"),
             ("/admin/config", self._change_config, "POST", "admin"),
             (f"{_MEMORY}/status", self._regions, "GET", "infer"),
@@ -206,7 +207,8 @@ class RestDoor:
 
     def _find(self, request: Request) -> ServedModel:
         parameters = request.path_params
-        return self._models.find(parameters["model"], parameters.get("version"))
+        models = self.server.models_for(_call_of(request).caller)
+        return models.find(parameters["model"], parameters.get("version"))
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -246,16 +248,23 @@ class RestDoor:
 
     async def _statistics(self, request: Request) -> Response:
         asked = request.path_params
-        rows = await self.server.statistics(asked["model"], asked.get("version"))
+        caller = _call_of(request).caller
+        rows = await self.server.statistics(caller, asked["model"], asked.get("version"))
         return JSONResponse({"model_stats": rows})
 
-    async def _all_statistics(self, _: Request) -> Response:
-        return JSONResponse({"model_stats": await self.server.statistics()})
+    async def _all_statistics(self, request: Request) -> Response:
+        rows = await self.server.statistics(_call_of(request).caller)
+        return JSONResponse({"model_stats": rows})
 
-    async def _render_metrics(self, _: Request) -> Response:
-        return Response(await self.server.render_metrics(), media_type=CONTENT_TYPE)
+    async def _render_metrics(self, request: Request) -> Response:
+        text = await self.server.render_metrics(_call_of(request).caller)
+        return Response(text, media_type=CONTENT_TYPE)
 
     # --- control ---------------------------------------------------------------------------------
+
+    async def _may_audit(self, _: Request) -> Response:
+        """Say that the caller may audit this server, and whether it hides its choice."""
+        return JSONResponse({"security": self.server.security is not None})
 
     async def _show_config(self, _: Request) -> Response:
         return JSONResponse(await self.server.live_settings())

@@ -149,7 +149,7 @@ class RestInference:
     def _admit(self, call: HttpCall, model_name: str, version: str | None) -> ServedModel:
         """Return the model for who may ask it now; nothing of the body is looked at."""
         call.caller = call.identify(self._guard, "infer")
-        model = self._server.models.find(model_name, version)
+        model = self._server.models_for(call.caller).find(model_name, version)
         self._guard.admit(call.caller)
         model.check_waited(
             call.headers,

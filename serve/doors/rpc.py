@@ -37,6 +37,7 @@ from serve.doors.rpc_health import HEALTH, RpcHealth
 from serve.doors.rpc_reflection import reflection_methods
 from serve.doors.server import Server
 from serve.models.limits import REASONS, RefusedError
+from serve.models.served_model import ServedModel
 from serve.proto import open_inference_pb2 as pb
 from serve.proto.names import REPLICAS, SERVICE
 
@@ -268,8 +269,11 @@ class RpcDoor(grpc.GenericRpcHandler):
     async def _server_ready(self, _: Call) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=_is_ready(self._models))
 
+    def _find(self, call: Call, name: str, version: str | None) -> ServedModel:
+        return self.server.models_for(call.caller).find(name, version or None)
+
     async def _model_ready(self, call: Call) -> pb.ModelReadyResponse:
-        model = self._models.find(call.message.name, call.message.version or None)
+        model = self._find(call, call.message.name, call.message.version)
         return pb.ModelReadyResponse(ready=_is_ready(model))
 
     async def _server_metadata(self, call: Call) -> pb.ServerMetadataResponse:
@@ -280,7 +284,7 @@ class RpcDoor(grpc.GenericRpcHandler):
         return messages.server_metadata()
 
     async def _model_metadata(self, call: Call) -> pb.ModelMetadataResponse:
-        model = self._models.find(call.message.name, call.message.version or None)
+        model = self._find(call, call.message.name, call.message.version)
         about = model.spec.about(model.policy_name)  # the message has no place for it
         told = {**model.spec.input_limits(), "settings": model.settings()}
         texts = {name: json.dumps(value) for name, value in told.items()}
@@ -288,19 +292,19 @@ class RpcDoor(grpc.GenericRpcHandler):
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:
-        model = self._models.find(call.message.name, call.message.version or None)
+        model = self._find(call, call.message.name, call.message.version)
         return messages.model_config(model.spec, model.policy_name)
 
     async def _model_statistics(self, call: Call) -> pb.ModelStatisticsResponse:
         name, version = call.message.name or None, call.message.version or None
-        return messages.statistics(await self.server.statistics(name, version))
+        return messages.statistics(await self.server.statistics(call.caller, name, version))
 
     async def _repository_index(self, call: Call) -> pb.RepositoryIndexResponse:
         return messages.index(self._models.index(is_ready=call.message.ready))
 
     async def _model_infer(self, call: Call) -> pb.ModelInferResponse:
         message, version = call.message, call.message.model_version or None
-        model = self._models.find(message.model_name, version)
+        model = self._find(call, message.model_name, version)
         assert call.inflight is not None, "its message was read"
         owner = functools.partial(self._memory_owner, call)
         regions = self.server.memory.of(owner, call.inflight.take_or_refuse)

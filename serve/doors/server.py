@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from serve.access.guard import Guard
+from serve.access.guard import Caller, Guard
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors.body_budget import BodyBudget
 from serve.doors.shared_memory import Region, SharedMemory
@@ -17,6 +17,9 @@ from serve.models.replica_set import ReplicaSet
 from serve.models.request import bad
 from serve.observe.loop_lag import LoopLag
 from serve.observe.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serve.security.security import Security
 
 _LAST_WORDS_S = 1.0
 _BODY_BYTES = 16 * 2**20
@@ -33,7 +36,7 @@ class Server:
     loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
     the server ends. Clients may choose among `replicas`; `others_note` says, where this is one of
     several, how settings reach all. `door_load` tells the lag and the bytes in flight where doors
-    are elsewhere.
+    are elsewhere. `security` hides which subnets serve (None: nothing is hidden).
     """
 
     models: Models
@@ -48,7 +51,15 @@ class Server:
     replicas: ReplicaSet = field(default_factory=ReplicaSet)
     others_note: str = ""
     door_load: Callable[[], tuple[float, int]] | None = None
+    security: Security | None = None
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def models_for(self, caller: Caller) -> Models:
+        """Return the models as a caller may see them."""
+        if self.security is None:
+            return self.models
+        seen = self.security.models_for(self.models, caller.principal, caller.scopes)
+        return cast("Models", seen)  # the same methods, as far as doors call them
 
     async def drain(self) -> bool:
         """Refuse new queries and finish the queued ones; return whether all ended in time."""
@@ -78,19 +89,22 @@ class Server:
 
     # --- what doors ask; awaited, since a door of its own process asks another --------------------
 
-    async def render_metrics(self) -> bytes:
-        """Return the metrics in Prometheus' text form."""
+    async def render_metrics(self, caller: Caller) -> bytes:
+        """Return the metrics that a caller may see, in Prometheus' text form."""
         self.refresh_metrics()
-        return self.metrics.render()
+        if self.security is None:
+            return self.metrics.render()
+        return self.security.render_metrics(self.metrics, caller.scopes)
 
     async def statistics(
-        self, name: str | None = None, version: str | None = None
+        self, caller: Caller, name: str | None = None, version: str | None = None
     ) -> list[dict[str, Any]]:
-        """Return the statistics of a model, or of one version; of all without a name.
+        """Return what a caller may see of the statistics of a model, or of one version of it.
 
-        Raises RefusedError.
+        Without a name those of all models. Raises RefusedError.
         """
-        models = self.models if name is None else [self.models.find(name, version)]
+        seen = self.models_for(caller)
+        models = seen if name is None else [seen.find(name, version)]
         return [row for m in models for row in m.statistics.rows(m.spec.name, version)]
 
     async def live_settings(self) -> dict[str, Any]:

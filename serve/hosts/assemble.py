@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve.access.build_guard import build_guard
 from serve.config import LiveConfig, ServeConfig
@@ -38,6 +38,9 @@ from slackfit.profile import LatencyProfile
 from slackfit.scheduling.record import RecordingScheduler
 from slackfit.scheduling.scheduler import Scheduler
 
+if TYPE_CHECKING:
+    from serve.security.security import Security
+
 
 def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server:
     """Load what `config` names and return what doors serve; `resources` closes what was opened.
@@ -46,6 +49,7 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
     """
     guard = build_guard(config, time.monotonic)
     metrics = Metrics()
+    security = build_security(config, metrics, resources)
     turn = DeviceTurn()
     models: list[ServedModel] = []
     decoders: list[ServedDecoder] = []
@@ -55,7 +59,7 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
             continue
         loaded = load(own)
         resources.callback(loaded.executor.close)
-        models.append(build_model(own, loaded, metrics, resources, turn))
+        models.append(build_model(own, loaded, metrics, resources, turn, security))
     return Server(
         models=Models(models, decoders),
         metrics=metrics,
@@ -67,7 +71,22 @@ def build_server(config: ServeConfig, resources: contextlib.ExitStack) -> Server
         drain_timeout_s=config.drain_timeout_s,
         replicas=ReplicaSet(config.replica_urls),
         others_note=_others_note(config),
+        security=security,
     )
+
+
+def build_security(
+    config: ServeConfig, metrics: Metrics, resources: contextlib.ExitStack
+) -> Security | None:
+    """Return the defence that `config` asks for; without one none of its code is even imported.
+
+    Raises ServeConfigError.
+    """
+    if config.security is None:
+        return None
+    from serve.security.security import Security
+
+    return Security(config.security, metrics, resources)
 
 
 def _others_note(config: ServeConfig) -> str:
@@ -99,8 +118,12 @@ def build_model(
     metrics: Metrics,
     resources: contextlib.ExitStack,
     turn: DeviceTurn | None = None,
+    security: Security | None = None,
 ) -> ServedModel:
-    """Put scheduler, policy, engine and settings around a device; the models share `turn`."""
+    """Put scheduler, policy, engine and settings around a device; the models share `turn`.
+
+    `security` protects them all (None: nothing is hidden). Raises ServeConfigError.
+    """
     executor, profile, name = loaded
     offered, policy = offer(config, profile)
     statistics = Statistics(time.time)
@@ -113,7 +136,8 @@ def build_model(
         for observer in observers:
             observer(reply)
 
-    engine = Engine(
+    make_engine = Engine if security is None else security.engine
+    engine = make_engine(
         _build_scheduler(config, offered, policy, resources),
         executor,
         observer=observe,
@@ -137,6 +161,12 @@ def build_model(
     )
     resources.callback(decoder.close)
     allowance_s = config.reply_allowance_ms * 1e-3
+    request_observers = build_request_observers(config, engine.clock, resources)
+    check_offer = None
+    if security is not None:
+        security.protect(name, engine.profile)
+        request_observers = security.veiling(request_observers)
+        check_offer = security.check
     return ServedModel(
         spec,
         engine,
@@ -145,7 +175,8 @@ def build_model(
         statistics=statistics,
         decoder=decoder,
         demand=demand,
-        request_observers=build_request_observers(config, engine.clock, resources),
+        request_observers=request_observers,
+        check_offer=check_offer,
         reply_allowance_s=allowance_s,
     )
 

@@ -86,6 +86,7 @@ def _workers_of(config: ServeConfig) -> int:
 
 def check_decoder(config: ServeConfig) -> None:
     """Raise what loading would raise, without measuring anything."""
+    _check_undefended(config)
     given = None if config.profile is None else read_profile(config.profile)
     if given is not None:
         offered_costs(config, IterationCosts.of(given))
@@ -98,6 +99,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
 
     Raises ServeConfigError or ProfileError, a text of one line.
     """
+    _check_undefended(config)
     given = None if config.profile is None else read_profile(config.profile)
     if config.device == "timed":
         assert given is not None, "checked by ServeConfig"
@@ -134,6 +136,13 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     )
     table = executor.cache.table if isinstance(executor, StreamExecutor) else executor.table
     return LoadedDecoder(executor, costs, coder, spec, table.capacity_tokens, table.block_tokens)
+
+
+def _check_undefended(config: ServeConfig) -> None:
+    if config.security is not None:
+        raise ServeConfigError(
+            "security hides no decoder's choice of widths: leave it out, or serve no decoder"
+        )
 
 
 def offered_costs(

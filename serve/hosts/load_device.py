@@ -154,9 +154,14 @@ def offer(config: ServeConfig, profile: LatencyProfile) -> tuple[LatencyProfile,
     """Return the offered part of a profile and the policy for it. Raises ServeConfigError."""
     try:
         offered = profile.select(config.subnets) if config.subnets else profile
-        return offered, create_policy(config.policy, offered)
+        policy = create_policy(config.policy, offered)
     except (ProfileError, ValueError) as error:
         raise ServeConfigError(str(error)) from None
+    if config.security is not None:
+        from serve.security.lattice import Lattice
+
+        Lattice(offered, config.security)  # whether a subnet can hide among those
+    return offered, policy
 
 
 def _stand_in(checkpoint: Checkpoint) -> LatencyProfile:
@@ -199,7 +204,32 @@ def read_profile(path: str) -> LatencyProfile:
 
 def _load_timed(config: ServeConfig, profile: LatencyProfile | None) -> LoadedDevice:
     assert profile is not None, "checked by ServeConfig"
+    if config.checkpoint is not None:
+        return _load_paced(config, profile)
     logger.warning("device 'timed': nothing is computed, batches sleep for their profiled latency")
     sample = SampleSpec(shape=config.input_shape or (3, 32, 32))
     executor = TimedExecutor(profile, sample, config.num_classes or 10)
     return LoadedDevice(executor, profile, config.model_name or DEFAULT_NAME)
+
+
+def _load_paced(config: ServeConfig, profile: LatencyProfile) -> LoadedDevice:
+    """Load the labelled fake whose outputs are real: a CPU's, at the profile's pace."""
+    from subnetact.load import load_executor
+
+    logger.warning("device 'timed': batches take their profiled latency, whatever they cost here")
+    checkpoint = read_checkpoint(config)
+    outputs = load_executor(
+        checkpoint, threads=config.threads, max_batch_size=profile.max_batch_size
+    )
+    try:
+        profile.check_serves(
+            checkpoint=profile.checkpoint,
+            device=profile.device,
+            threads=None,
+            subnet_ids=[form.subnet_id for form in checkpoint.forms],
+        )
+    except ProfileError:
+        outputs.close()
+        raise
+    executor = TimedExecutor(profile, outputs.sample, outputs.num_classes, outputs=outputs)
+    return LoadedDevice(executor, profile, config.model_name or checkpoint.name or DEFAULT_NAME)

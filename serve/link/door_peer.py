@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from serve.access.guard import Caller
 from serve.doors.server import Server
 from serve.engine.open_request import Withdraw
 from serve.engine.reply import Reply, RequestOptions
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 HEARD_S = 1.0
 _TELL_PART = 8  # of the ring: read on that far, the door is told
+_A_DOOR = Caller()  # who asks it, it has let in; what is hidden from some has one door only
 
 
 class DoorPeer:
@@ -191,9 +193,9 @@ class DoorPeer:
         server = self._server
         match name:
             case "metrics":
-                return await server.render_metrics()
+                return await server.render_metrics(_A_DOOR)
             case "statistics":
-                return await server.statistics(*values)
+                return await server.statistics(_A_DOOR, *values)
             case "settings":
                 return await server.live_settings()
             case "change":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.access.build_guard import build_guard
+from serve.access.guard import Caller
 from serve.access.shared_rates import SharedRates
 from serve.config import ServeConfig
 from serve.doors.body_budget import BodyBudget
@@ -68,12 +69,12 @@ class LinkedServer(Server):
         """See `Server`."""
         self.link.send("refused", door, reason, tenant)
 
-    async def render_metrics(self) -> bytes:
+    async def render_metrics(self, caller: Caller) -> bytes:
         """See `Server`."""
         return await self.link.ask("metrics")
 
     async def statistics(
-        self, name: str | None = None, version: str | None = None
+        self, caller: Caller, name: str | None = None, version: str | None = None
     ) -> list[dict[str, Any]]:
         """See `Server`."""
         return await self.link.ask("statistics", name, version)

@@ -19,7 +19,7 @@ from serve.models.deadline import earliest_sent_s, resolve_deadline, usable
 from serve.models.image_decoder import ImageDecoder
 from serve.models.limits import RefusedError, check_floor, refusal_of, wish_text
 from serve.models.reply_lag import ReplyLag
-from serve.models.request import InferRequest, ModelSpec
+from serve.models.request import InferRequest, ModelSpec, Samples
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.observe.demand import Demand, Signals
 from serve.observe.request_record import RequestObserver, RequestRecord
@@ -59,7 +59,9 @@ class ServedModel:
         reply_allowance_s: float = 0.0,
         request_observers: Sequence[RequestObserver] = (),
         unix_clock: Callable[[], float] = time.time,
+        check_offer: Callable[[LatencyProfile], None] | None = None,
     ) -> None:
+        """`check_offer` raises ServeConfigError for subnets that may not be offered alone."""
         assert live.policy is not None, "a served model has a policy"
         assert live.slo_ms is not None, "a served model has a default SLO"
         self.spec = spec
@@ -76,6 +78,7 @@ class ServedModel:
         self._reply_allowance_s = reply_allowance_s
         self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
+        self._check_offer = check_offer
         self._request_observers = [Guarded(observer) for observer in request_observers]
 
     @property
@@ -108,7 +111,7 @@ class ServedModel:
         given_s = earliest_sent_s(headers)
         if given_s is None or given_s <= 0:
             return
-        deadline_s = arrival_s + usable(given_s, self._allowance_s)
+        deadline_s = arrival_s + usable(given_s, self.allowance_s)
         if self._is_in_time(deadline_s):
             return
         options = RequestOptions(
@@ -134,13 +137,16 @@ class ServedModel:
         samples = request.samples
         if isinstance(samples, tuple):
             samples = await self._decode(samples, terms.options.deadline_s)
+        return await self._serve(samples, terms, arrival_s)
+
+    async def _serve(self, samples: np.ndarray, terms: _Terms, arrival_s: float) -> list[Reply]:
         submitted_s = self.engine.clock()
         replies: list[Reply] = []
         try:
             replies = await self.engine.infer(samples, arrival_s=arrival_s, options=terms.options)
         finally:  # a client that goes away is a cancellation here
             self._record(terms, arrival_s, submitted_s, replies)
-        self._check_answered(replies, terms)
+        self.check_answered(replies, terms.options)
         return replies
 
     def open_request(
@@ -165,7 +171,7 @@ class ServedModel:
         def end(replies: list[Reply]) -> None:
             try:
                 self._record(terms, arrival_s, submitted_s, replies)
-                self._check_answered(replies, terms)
+                self.check_answered(replies, terms.options)
             except RefusedError as error:
                 on_end(error)
             else:
@@ -185,20 +191,43 @@ class ServedModel:
         tenant: TenantLimits,
     ) -> _Terms:
         """Return what a request is served by. Raises RefusedError, also for one that waited."""
+        options = self.resolve(
+            request, headers, arrival_s=arrival_s, call_timeout_s=call_timeout_s, tenant=tenant
+        )
+        terms = _Terms(options, (request_id, request.request_id), headers)
+        self._check_in_time(terms, arrival_s, len(request.samples))
+        return terms
+
+    def _check_in_time(self, terms: _Terms, arrival_s: float, num_samples: int) -> None:
+        """Refuse a request that waited at the door for too long. Raises RefusedError."""
+        is_long = self.engine.clock() - arrival_s >= _LONG_WAIT_S
+        if is_long and not self._is_in_time(terms.options.deadline_s):
+            self._refuse_late(terms, arrival_s, num_samples)
+
+    def resolve(
+        self,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        arrival_s: float,
+        call_timeout_s: float | None = None,
+        tenant: TenantLimits = NO_LIMITS,
+    ) -> RequestOptions:
+        """Return deadlines and wishes of a request. Raises RefusedError."""
         deadlines = resolve_deadline(
             request.parameters,
             headers,
             arrival_s=arrival_s,
             default_slo_s=self._slo_s,
             unix_arrival_s=self._unix_clock() - (self.engine.clock() - arrival_s),
-            reply_allowance_s=self._allowance_s,
+            reply_allowance_s=self.allowance_s,
             call_timeout_s=call_timeout_s,
             tenant=tenant,
         )
         priority, subnet_id, floor = request.priority(), request.subnet_id(), request.min_accuracy()
         tenant.check_wishes(priority, subnet_id)
         check_floor(floor, subnet_id, self.engine.profile)
-        options = RequestOptions(
+        return RequestOptions(
             deadlines.deadline_s,
             deadlines.hard_deadline_s,
             given_deadline_s=deadlines.given_deadline_s,
@@ -207,14 +236,41 @@ class ServedModel:
             subnet_id=subnet_id,
             tenant=tenant.name,
         )
-        terms = _Terms(options, (request_id, request.request_id), headers)
-        is_long = self.engine.clock() - arrival_s >= _LONG_WAIT_S
-        if is_long and not self._is_in_time(options.deadline_s):
-            self._refuse_late(terms, arrival_s, len(request.samples))
-        return terms
+
+    async def ready(
+        self,
+        samples: Samples,
+        options: RequestOptions,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        ids: tuple[str, str | None],
+    ) -> np.ndarray:
+        """Return a request's samples, decoded, unless it waited too long. Raises RefusedError."""
+        self._check_in_time(_Terms(options, ids, headers), arrival_s, len(samples))
+        if isinstance(samples, tuple):
+            return await self._decode(samples, options.deadline_s)
+        return samples
+
+    def tell_end(
+        self,
+        options: RequestOptions,
+        headers: Mapping[str, str],
+        ids: tuple[str, str | None],
+        replies: list[Reply],
+        *,
+        arrival_s: float,
+        ended_s: float,
+    ) -> None:
+        """Tell who watches requests how one ended whose samples the engine was asked for apart.
+
+        `replies` is empty where the client went away first.
+        """
+        terms = _Terms(options, ids, headers)
+        self._record(terms, arrival_s, arrival_s, replies, ended_s=ended_s)
 
     @property
-    def _allowance_s(self) -> float:
+    def allowance_s(self) -> float:
+        """How long before its deadline an answer should leave the device."""
         return self._reply_allowance_s + self._reply_lag.lag_s
 
     def _is_in_time(self, deadline_s: float) -> bool:
@@ -234,11 +290,17 @@ class ServedModel:
         raise self._refusal(reply.outcome, options)
 
     def _record(
-        self, terms: _Terms, arrival_s: float, submitted_s: float, replies: list[Reply]
+        self,
+        terms: _Terms,
+        arrival_s: float,
+        submitted_s: float,
+        replies: list[Reply],
+        ended_s: float | None = None,
     ) -> None:
         """Tell who watches requests how one ended."""
         if self._request_observers:
-            times_s = (arrival_s, submitted_s, self.engine.clock())
+            ended_s = self.engine.clock() if ended_s is None else ended_s
+            times_s = (arrival_s, submitted_s, ended_s)
             about = (*terms.ids, terms.headers, *times_s, replies, terms.options.tenant)
             record = RequestRecord(self.spec.name, *about)
             for observer in self._request_observers:
@@ -252,9 +314,8 @@ class ServedModel:
         shape = self.spec.sample.shape
         return await self._decoder.decode(files, shape, deadline_s=deadline_s, until_s=until_s)
 
-    def _check_answered(self, replies: list[Reply], terms: _Terms) -> None:
+    def check_answered(self, replies: Sequence[Reply], options: RequestOptions) -> None:
         """Raise RefusedError unless every query has an output that its client still wants."""
-        options = terms.options
         ended = [reply.outcome for reply in replies if not reply.is_executed]
         if options.hard_deadline_s is not None:
             ended += [r.outcome for r in replies if r.outcome.finish_s > options.hard_deadline_s]
@@ -292,6 +353,8 @@ class ServedModel:
                 offered = self._profile.select(subnets) if subnets else self._profile
                 offered = offered.capped(max_batch_size)
                 policy = create_policy(policy_name, offered)
+                if self._check_offer is not None:
+                    self._check_offer(offered)
             except (ValueError, ProfileError) as error:
                 raise ServeConfigError(str(error)) from None
             is_new = offered.subnets != self.engine.profile.subnets

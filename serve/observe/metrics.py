@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from serve.engine.reply import Reply
 from serve.engine.served_engine import ServedEngine
@@ -67,10 +69,23 @@ class Metrics:
         for name, engine in engines:
             self.of_streams(name).refresh(engine)
 
-    def render(self) -> bytes:
-        """Return the exposition text, a decoder's figures once more by the names of vLLM."""
-        own = generate_latest(self.registry)
-        return own if self._aliases is None else own + generate_latest(self._aliases)
+    def render(self, names: Collection[str] | None = None) -> bytes:
+        """Return the exposition text, of all metrics or of those with these names."""
+        if names is None:
+            own = generate_latest(self.registry)
+            return own if self._aliases is None else own + generate_latest(self._aliases)
+        return generate_latest(_Selected(self.registry, names))
+
+
+class _Selected(Collector):
+    """Some of a registry's metrics, by the names of their families."""
+
+    def __init__(self, registry: CollectorRegistry, names: Collection[str]) -> None:
+        self._registry = registry
+        self._names = frozenset(names)
+
+    def collect(self) -> Iterable[Metric]:
+        return [metric for metric in self._registry.collect() if metric.name in self._names]
 
 
 class ModelMetrics:

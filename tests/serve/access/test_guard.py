@@ -93,7 +93,10 @@ def test_tokens_come_from_the_environment_too(monkeypatch, tmp_path: Path):
     ("text", "message"),
     [
         ("alice infer", "line 1: 2 words, allowed 3 or 4: NAME SCOPES SECRET"),
-        (f"\nalice root {ADMIN}", "line 2: scope root is unknown, allowed infer, metrics, admin"),
+        (
+            f"\nalice root {ADMIN}",
+            "line 2: scope root is unknown, allowed infer, metrics, audit, balance, admin",
+        ),
         ("alice infer short", "line 1: the secret is no token of 16 letters"),
         (f"a infer {ADMIN}\na infer {INFER}", "the same name"),
         (f"a infer {ADMIN}\nb infer {ADMIN}", "the same secret"),

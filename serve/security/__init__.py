@@ -1,0 +1,1 @@
+"""The defence of a server that chooses models; imports models, engine and observe below it."""
