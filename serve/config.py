@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 LOOPBACK = "127.0.0.1"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-Packing = Literal["graph", "views", "folded", "shared", "packed", "int8"]
+Packing = Literal["graph", "views", "folded", "shared", "packed", "half", "int8"]
 
 
 class ServeConfigError(ValueError):
@@ -284,6 +284,12 @@ class ServeConfig(BaseModel):
         if given:
             raise ValueError(f"{', '.join(given)} and models exclude each other: name it in models")
         return self
+
+    @property
+    def tenant_shares(self) -> dict[str, float]:
+        """The share of device time of each tenant that has one."""
+        shares = {name: tenant.share for name, tenant in (self.tenants or {}).items()}
+        return {name: share for name, share in shares.items() if share is not None}
 
     @model_validator(mode="after")
     def _check_doors(self) -> ServeConfig:

@@ -19,6 +19,11 @@ Respond = Callable[[int, Headers, bytes], None]
 """Sends status, headers and body at once, to whoever is still there."""
 _JSON = b"application/json"
 _ENCODINGS = (b"accept-encoding", b"identity")
+_ELSEWHERE = (  # another server may: over a new connection
+    "device_failed", "draining", "not_ready",
+)  # fmt: skip
+CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
+"""Reasons of refusals behind which a connection is closed, whatever was asked."""
 
 
 class HttpAnswer(NamedTuple):

@@ -19,6 +19,8 @@ JOINED = "supernet.headers"
 """In the scope of a request whose head is known: its headers, as `headers.joined` gives them."""
 WHEN_GONE = "supernet.when_gone"
 """In the scope: has a function called when the client goes away, returns what takes that back."""
+WHY_GONE = "supernet.why_gone"
+"""In the scope: says why the client has gone, `cancelled`, or `too_slow` to read."""
 
 _READ_ON_BYTES = 64 * 2**10  # of a body that is not wanted, to keep its connection
 _NOBODY = Caller()

@@ -16,7 +16,7 @@ from starlette.types import Receive, Send
 from serve.doors import rest_messages
 from serve.doors.body_budget import InflightBody
 from serve.doors.headers import check_not_encoded
-from serve.doors.http_answer import HttpAnswer, Respond, refusal
+from serve.doors.http_answer import CLOSING, HttpAnswer, Respond, refusal
 from serve.doors.http_call import WHEN_GONE, WHOLE, HttpCall
 from serve.doors.json_bounds import check_begun
 from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
@@ -31,10 +31,6 @@ from serve.proto.names import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
-_ELSEWHERE = (  # another server may: over a new connection
-    "device_failed", "draining", "not_ready",
-)  # fmt: skip
-_CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
 _BINARY = b"application/octet-stream"
 _BINARY_HEADER = BINARY_HEADER.encode()
 _TASKS: set[asyncio.Task[HttpAnswer]] = set()  # that nobody else holds
@@ -81,7 +77,7 @@ class RestInference:
     ) -> HttpAnswer:
         """Count a refusal and return the answer that it is."""
         self._server.refused("http", error.reason, call.caller.tenant.name)
-        is_closing = error.reason in _CLOSING or not call.is_kept()
+        is_closing = error.reason in CLOSING or not call.is_kept()
         return refusal(error, client_id, is_closing=is_closing)
 
     def answer_at_once(

@@ -12,6 +12,10 @@ from typing import NamedTuple
 from serve.engine.stream_device import Choose, SharedPrefix, greedy
 from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
+MOST_UNREAD_BYTES = 2**20
+"""What the outputs of one stream may hold that its reader has not taken."""
+OUTPUT_BYTES = 200  # an output that waits: its tuple, its time
+
 
 class StreamOutput(NamedTuple):
     """One output: its token, when the device had it, and the width that computed it."""
@@ -29,7 +33,8 @@ class StreamRequest:
     Times are on the engine's clock: the first output is due at `first_deadline_s`, `deadline_s` is
     a hard end. `choose` samples a token; one of `end_tokens` is the last, and one of which `ends`,
     asked for each on the device thread, says so. What is `shared` of the
-    prompt is not computed again.
+    prompt is not computed again. An output that waits for its reader holds `output_bytes`.
+    `on_end` is told how the stream ended, on the thread that delivers; it raises nothing.
     """
 
     prompt: Sequence[int]
@@ -45,6 +50,8 @@ class StreamRequest:
     choose: Choose = greedy
     end_tokens: frozenset[int] = frozenset()
     ends: Callable[[int], bool] | None = None
+    output_bytes: int = OUTPUT_BYTES
+    on_end: Callable[[StreamOutcome], None] | None = None
 
     def query(self, query_id: int) -> StreamQuery:
         """Return the token that the scheduler knows it by."""
@@ -66,8 +73,9 @@ class StreamRequest:
 class OpenStream:
     """An asynchronous iterator over a stream's outputs; touched on one thread only.
 
-    When it is exhausted, `outcome` says how the stream ended. Outputs that nobody takes wait, at
-    most as many as were asked for, so a slow reader holds nobody up.
+    When it is exhausted, `outcome` says how the stream ended. Outputs that nobody takes wait, so a
+    slow reader holds nobody up, until they hold `MOST_UNREAD_BYTES`: then the stream ends as
+    `too_slow`, and its place is another's.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class OpenStream:
         self._on_cancel = on_cancel
         self._outputs: deque[StreamOutput] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._watcher: Callable[[], None] | None = None
 
     def __aiter__(self) -> OpenStream:
         return self
@@ -108,6 +117,17 @@ class OpenStream:
         self._outputs.clear()
         return outputs
 
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Have `watcher` called whenever there is an output, or the end, and now if there is."""
+        self._watcher = watcher
+        if self._outputs or self.outcome is not None:
+            watcher()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether outputs wait."""
+        return bool(self._outputs)
+
     def cancel(self, reason: str = "cancelled") -> None:
         """Withdraw the stream, the client has gone; one that has ended is left as it is."""
         if self.outcome is None:
@@ -115,16 +135,23 @@ class OpenStream:
 
     def put(self, output: StreamOutput) -> None:
         """Take an output from the engine; one after the end comes too late."""
-        if self.outcome is None:
-            self._outputs.append(output)
-            self._wake()
+        if self.outcome is not None:
+            return
+        self._outputs.append(output)
+        self._wake()
+        if len(self._outputs) * self.request.output_bytes > MOST_UNREAD_BYTES:
+            self.cancel("too_slow")
 
     def end(self, outcome: StreamOutcome) -> None:
         """Take the outcome from the engine, once."""
         assert self.outcome is None, "a stream ended twice"
         self.outcome = outcome
         self._wake()
+        if self.request.on_end is not None:
+            self.request.on_end(outcome)
 
     def _wake(self) -> None:
+        if self._watcher is not None:
+            self._watcher()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -4,6 +4,10 @@ The scheduler speaks of positions, the executor of token ids: this holds each st
 chunks of a step out of them, and chooses the next token of what was sampled. What the executor is
 does not matter here: `subnetact.decoding` has the real one, `TimedDecoder` sleeps.
 
+An iteration has happened once the executor has returned: its keys and values are there, whatever
+fails behind it. What fails there, choosing a token above all, fails its own stream and is never run
+again, or the others would be written twice.
+
 With a `PrefixCache`, prompts that were computed stay, as sequences that nobody runs; where the
 executor finds no room for an iteration, they go. What streams hold always fits, so then it does,
 unless a part of the executor is being replaced: then that is waited for. Kept prompts that were
@@ -12,17 +16,23 @@ lost with it are given up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
 from serve.engine.prefix_cache import PrefixCache, SharedPrefix
+from serve.engine.runner import NOT_FINITE
 from slackfit.streams.stream_query import StreamChunk
 from subnetact.decoding.extents import CacheFullError
+
+logger = logging.getLogger(__name__)
 
 Choose = Callable[[Any, int], int]
 """Chooses a token by its row of logits (vocabulary,) and its position in the sequence."""
 
 _FULL = (CacheFullError, MemoryError)
+_PROBE = "probe"  # a sequence of no stream
 
 
 class IterationExecutor(Protocol):
@@ -65,9 +75,19 @@ class IterationExecutor(Protocol):
 class TokenRun(NamedTuple):
     """The next tokens of one sequence, behind what is cached of it."""
 
-    sequence: int
+    sequence: int | str
     ids: tuple[int, ...]
     samples: bool
+
+
+class IterationResult(NamedTuple):
+    """What came of an iteration: the next token of streams that sampled, why others failed.
+
+    Both by the stream's id; a stream is in one of them at the most.
+    """
+
+    tokens: dict[int, int]
+    failed: dict[int, str]
 
 
 class _OpenText:
@@ -112,8 +132,8 @@ class StreamDevice:
             text.quality = self.prefixes.quality_of(shared.source)
             self.prefixes.unpin(shared.source)
 
-    def run(self, subnet_id: str, chunks: Sequence[StreamChunk]) -> dict[int, int]:
-        """Run one iteration; return the next token of every stream that sampled, by its id.
+    def run(self, subnet_id: str, chunks: Sequence[StreamChunk]) -> IterationResult:
+        """Run one iteration; a stream whose token can't be chosen is in `failed`.
 
         Raises what the executor raises, and then no stream has got on.
         """
@@ -122,15 +142,25 @@ class StreamDevice:
             for query_id, at, length, samples in chunks
         ]
         logits = self._run_with_room(subnet_id, runs)
-        sampled = [run.sequence for run in runs if run.samples]
-        if len(logits) != len(sampled):
-            raise RuntimeError(f"{len(logits)} rows of logits for {len(sampled)} that sample")
         if self.prefixes is not None:
             self._keep_prompts(self.prefixes, subnet_id, chunks)
-        return {
-            query_id: self._next(self._texts[query_id], row)
-            for query_id, row in zip(sampled, logits, strict=True)
-        }
+        sampled = [query_id for query_id, _, _, samples in chunks if samples]
+        result = IterationResult({}, {})
+        if len(logits) != len(sampled):
+            text = f"execution failed: {len(logits)} rows of logits for {len(sampled)} that sample"
+            logger.error(text)
+            result.failed.update(dict.fromkeys(sampled, text))
+            return result
+        for query_id, row in zip(sampled, logits, strict=True):
+            self._choose(query_id, row, result)
+        return result
+
+    def probe(self, subnet_id: str) -> None:
+        """Run a token that nobody asked for. Raises what the executor raises."""
+        try:
+            self._run_with_room(subnet_id, [TokenRun(_PROBE, (1,), True)])
+        finally:
+            self.executor.release(_PROBE)
 
     def restart(self, query_id: int) -> None:
         """Give up a stream's keys and values; its tokens stay, to be computed again."""
@@ -176,19 +206,34 @@ class StreamDevice:
             text.quality = min(text.quality, quality)
             if samples and at + length == text.prompt_tokens:
                 text.is_kept = True
+                try:
+                    self._keep_prompt(prefixes, query_id, text)
+                except Exception:  # a prompt that is not kept costs its stream nothing
+                    logger.exception("the prompt of stream %d is not kept", query_id)
 
-                def share(name: str, tokens: int, query_id: int = query_id) -> None:
-                    self.executor.share(query_id, name, tokens)
+    def _keep_prompt(self, prefixes: PrefixCache, query_id: int, text: _OpenText) -> None:
+        def share(name: str, tokens: int) -> None:
+            self.executor.share(query_id, name, tokens)
 
-                prompt = text.ids[: text.prompt_tokens]
-                for name in prefixes.keep(prompt, text.tenant, text.quality, share):
-                    self.executor.release(name)
+        prompt = text.ids[: text.prompt_tokens]
+        for name in prefixes.keep(prompt, text.tenant, text.quality, share):
+            self.executor.release(name)
 
-    @staticmethod
-    def _next(text: _OpenText, row: Any) -> int:
-        token = text.choose(row, len(text.ids))
+    def _choose(self, query_id: int, row: Any, result: IterationResult) -> None:
+        """Choose a stream's next token from its logits (vocabulary,), or say why it fails."""
+        text = self._texts[query_id]
+        if not isfinite(float(row.sum())):  # one that is not finite leaves no sum that is
+            logger.error("stream %d: %s", query_id, NOT_FINITE)
+            result.failed[query_id] = f"execution failed: {NOT_FINITE}"
+            return
+        try:
+            token = int(text.choose(row, len(text.ids)))
+        except Exception as error:  # what a request asks for: it ends with that request
+            logger.exception("no token of stream %d can be chosen", query_id)
+            result.failed[query_id] = f"execution failed: {type(error).__name__}: {error}"
+            return
         text.ids.append(token)
-        return token
+        result.tokens[query_id] = token
 
 
 def greedy(row: Any, position: int) -> int:

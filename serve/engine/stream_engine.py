@@ -1,15 +1,15 @@
 """The stream engine: one stream scheduler and one decoder, driven in real time.
 
-As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread repeats `step`:
-poll the scheduler, run the iteration, complete it, and hand all its outputs to the loop with one
-wake-up. `step` takes its time from an injected clock and needs no thread, so a test drives the very
-same code in virtual time. The engine's stamps, taken when an iteration ends, are what fluidity is
-judged by.
+As `Engine` for queries: the door (an asyncio loop) opens streams; one device thread warms every
+width up, then repeats `step`: poll the scheduler, run the iteration, complete it, and hand all its
+outputs to the loop with one wake-up. `step` takes its time from an injected clock and needs no
+thread, so a test drives the very same code in virtual time. The engine's stamps, taken when an
+iteration ends, are what fluidity is judged by.
 
-Whatever happens, every stream ends exactly once. An iteration that fails is run again chunk by
-chunk, so that one poisonous prompt costs its own stream only; a part of the device that is gone
-costs the streams that it held; a device that hangs fails all; a policy that breaks its contract is
-replaced by `fixed:smallest`.
+Whatever happens, every stream ends exactly once. A poisonous prompt costs its own stream only
+(`step_runner.py`); a part of the device that is gone costs the streams that it held; a device that
+hangs, one whose thread ends and one that does not come back at the end fail all, and `status` says
+which it was; a policy that breaks its contract is replaced by `fixed:smallest`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve.engine.answer_loop import AnswerLoop
+from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.guarded import Guarded
 from serve.engine.job import State
 from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
 from serve.engine.prefix_cache import PrefixCounts
+from serve.engine.step_runner import StepResult, StepRunner
 from serve.engine.stream_device import StreamDevice
 from serve.engine.watchdog import Watchdog
 from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status
 from slackfit.scheduling.streams.schedule_view import StreamPolicyError
 from slackfit.scheduling.streams.stream_scheduler import StepDispatch, StreamScheduler
-from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from slackfit.streams.stream_policy import StreamPolicy
 from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
-from subnetact.parallel.worker_failure import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
 STREAM_FALLBACK = "fixed:smallest"
 HUNG_AFTER_S = 10.0
+PROBE_AFTER_S = 10.0
+_PROBE = IterationWork(1, 1, 1, 1)
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4
 _LOOK_AFTER_S = 0.5  # while nothing is asked
@@ -76,7 +78,8 @@ class StreamEngine:
     """Serves streams on one decoder; see the module for the threads involved.
 
     `observer` is called with every outcome on the thread that delivers it, `on_step` after every
-    iteration on the device thread.
+    iteration on the device thread. A device that had nothing to do for `probe_after_s` is given a
+    token of nobody's, so that one that fails or hangs is known before the next stream comes.
     """
 
     def __init__(
@@ -88,15 +91,18 @@ class StreamEngine:
         observer: Callable[[StreamOutcome], None] | None = None,
         on_step: OnStep | None = None,
         hung_after_s: float = HUNG_AFTER_S,
+        probe_after_s: float = PROBE_AFTER_S,
     ) -> None:
         self.clock = clock
         self._scheduler = scheduler
+        self._runner = StepRunner(device)
         self._device = device
         self._prefixes = device.prefixes
         self._width = scheduler.costs.subnet_ids[-1]  # of the last iteration
         self._observer = None if observer is None else Guarded(observer)
         self._on_step = None if on_step is None else Guarded(on_step)
         self._watchdog = Watchdog(hung_after_s)
+        self._probe_after_s = probe_after_s
         self._watch: asyncio.Task[None] | None = None
         self._state: State = "starting"
         self._fallback = ""
@@ -116,11 +122,16 @@ class StreamEngine:
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take streams from this event loop from now on."""
-        self._answers.bind()
-        self._state = "ready"
-        self._thread = threading.Thread(target=self._device_main, name="decoder", daemon=True)
+        """Warm every width up on the device thread, then take streams from this event loop.
+
+        Raises what an iteration raises.
+        """
+        warm: asyncio.Future[None] = self._answers.bind().create_future()
+        self._thread = threading.Thread(
+            target=self._device_main, args=(warm,), name="decoder", daemon=True
+        )
         self._thread.start()
+        await warm
         self._watch = asyncio.ensure_future(self._watch_device())
 
     async def drain(self, timeout_s: float) -> bool:
@@ -136,7 +147,10 @@ class StreamEngine:
         return not self._open
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """End the device thread; open streams end as dropped, `draining`."""
+        """End the device thread; open streams end as dropped, `draining`.
+
+        Where the device does not come back with its iteration in time they have `failed`.
+        """
         with self._lock:
             self._is_stopping = True
             self._state = "stopped"
@@ -145,6 +159,9 @@ class StreamEngine:
             self._watch.cancel()
         if self._thread is not None and not self._fault:  # a hung thread is never joined
             await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread is not None and self._thread.is_alive() and not self._fault:
+            self._deliver(self._give_up("the device did not end its iteration in time"))
+            return
         with self._lock:
             outcomes = self._scheduler.cancel_all(self.clock(), "draining")
             delivery = _Delivery([], self._close(outcomes))
@@ -243,25 +260,20 @@ class StreamEngine:
             if step is not None:
                 self._watchdog.launched(step.start_s, step.expected_s)
         for stream in begin:
-            request = stream.request
-            query_id = stream.query.query_id
-            self._device.begin(
-                query_id, request.prompt, request.choose, request.shared, request.tenant
-            )
+            self._begin(stream)
         for query_id in release:
             self._device.release(query_id)
         self._hand_over(delivery)
         if step is None:
             return False
-        tokens, failed = self._run(step)
-        over = self._over(tokens, failed)
+        result = self._runner.run(step, self._open)
         with self._lock:
             self._watchdog.returned()
             if self._fault:  # too late: its streams were answered as failed
                 return False
             now_s = self.clock()
             self._width = step.subnet_id
-            delivery = self._complete(step, tokens, over, failed, now_s)
+            delivery = self._complete(step, result, now_s)
         self._hand_over(delivery)
         if self._on_step is not None:
             self._on_step(step, now_s, decision_s)
@@ -280,63 +292,64 @@ class StreamEngine:
                 delivery = _Delivery([], self._close(failed))
             self._hand_over(delivery)
 
-    def _run(self, step: Step) -> tuple[dict[int, int], dict[int, str]]:
-        """Return the tokens of an iteration, and why streams failed; alone where not together."""
-        for query_id in step.preempted:
-            self._device.restart(query_id)
+    def _begin(self, stream: OpenStream) -> None:
+        """Hand a stream to the device; one that it can't begin fails alone."""
+        failure = self._runner.begin(stream)
+        if not failure:
+            return
+        with self._lock:
+            outcome = self._scheduler.cancel(stream.query.query_id, self.clock(), failure)
+            failed = () if outcome is None else (outcome._replace(status="failed"),)
+            delivery = _Delivery([], self._close(failed))
+        self._hand_over(delivery)
+
+    def _device_main(self, warm: asyncio.Future[None]) -> None:
         try:
-            return self._device.run(step.subnet_id, step.chunks), {}
-        except Exception as error:  # the model's code: its errors end with their inputs
-            logger.exception("iteration %d on %s failed", step.step_id, step.subnet_id)
-            if len(step.chunks) == 1:
-                return {}, {step.chunks[0].query_id: _failure(error)}
-        tokens: dict[int, int] = {}
-        failed: dict[int, str] = {}
-        for chunk in step.chunks:
-            try:
-                tokens |= self._device.run(step.subnet_id, [chunk])
-            except Exception as error:  # the stream whose input fails ends, the others go on
-                failed[chunk.query_id] = _failure(error)
-        return tokens, failed
-
-    def _over(self, tokens: dict[int, int], failed: dict[int, str]) -> list[int]:
-        """Return the streams whose token was their last; what fails at that fails its stream."""
-        over: list[int] = []
-        for query_id, token in list(tokens.items()):
-            stream = self._open.get(query_id)
-            if stream is None:  # cancelled while it ran
-                continue
-            request = stream.request
-            try:
-                is_end = token in request.end_tokens
-                if is_end or (request.ends is not None and request.ends(token)):
-                    over.append(query_id)
-            except Exception as error:  # what a request asks for: it ends with that request
-                logger.exception("whether stream %d is over can't be told", query_id)
-                del tokens[query_id]
-                failed[query_id] = _failure(error)
-        return over
-
-    def _device_main(self) -> None:
+            for subnet_id in self._scheduler.costs.subnet_ids:
+                self._device.probe(subnet_id)
+        except Exception as error:  # handed to whoever started the engine
+            self._answers.call(settle, warm, error)
+            return
+        with self._lock:
+            if self._state == "starting":
+                self._state = "ready"
+        self._answers.call(settle, warm, None)
         try:
             while not self._is_stopping:
-                if not self.step():
-                    while not self._wait():
-                        self._look_after()
+                if not self.step() and self._waited_long():
+                    self._probe()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the decoder's thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
 
-    def _wait(self) -> bool:
-        """Wait until there is something to decide, or a while; return whether there is."""
-        with self._wake:
-            if self._is_dirty or self._is_stopping:
-                return True
-            wakeup_s = self._scheduler.next_wakeup_s()
-            if wakeup_s is None:
-                return self._wake.wait(_LOOK_AFTER_S)
-            left_s = max(_MIN_WAIT_S, wakeup_s - self.clock())
-            return self._wake.wait(min(left_s, _LOOK_AFTER_S)) or left_s <= _LOOK_AFTER_S
+    def _waited_long(self) -> bool:
+        """Wait for something to do, and look after the device meanwhile.
+
+        Return whether nothing was asked for so long that it is to be probed instead.
+        """
+        probe_at_s = self.clock() + self._probe_after_s
+        while True:
+            with self._wake:
+                if self._is_dirty or self._is_stopping:
+                    return False
+                wakeup_s = self._scheduler.next_wakeup_s()
+                end_s = probe_at_s if wakeup_s is None else wakeup_s
+                left_s = max(_MIN_WAIT_S, end_s - self.clock())
+                if self._wake.wait(min(left_s, _LOOK_AFTER_S)):
+                    return False
+            if left_s <= _LOOK_AFTER_S:
+                return wakeup_s is None
+            self._look_after()
+
+    def _probe(self) -> None:
+        """Run a token that nobody asked for. Raises what the executor raises."""
+        subnet_id = self._scheduler.costs.subnet_ids[0]
+        with self._lock:
+            expected_s = self._scheduler.costs.seconds(subnet_id, _PROBE)
+            self._watchdog.launched(self.clock(), expected_s)
+        self._runner.probe(subnet_id)
+        with self._lock:
+            self._watchdog.returned()
 
     async def _watch_device(self) -> None:
         while not self._fault:
@@ -379,21 +392,16 @@ class StreamEngine:
             scheduler.reconfigure(now_s, policy=fallback)
             return scheduler.poll(now_s)
 
-    def _complete(
-        self,
-        step: Step,
-        tokens: dict[int, int],
-        over: list[int],
-        failed: dict[int, str],
-        now_s: float,
-    ) -> _Delivery:
+    def _complete(self, step: Step, result: StepResult, now_s: float) -> _Delivery:
         quality = self._scheduler.costs.rung(step.subnet_id).quality
         outputs: list[tuple[OpenStream, StreamOutput]] = []
-        for query_id, token in tokens.items():
+        for query_id, token in result.tokens.items():
             stream = self._open.get(query_id)
             if stream is not None:  # else it was cancelled while it ran
                 outputs.append((stream, StreamOutput(token, now_s, step.subnet_id, quality)))
-        outcomes = self._scheduler.complete(step.step_id, now_s, over, tuple(failed.items()))
+        outcomes = self._scheduler.complete(
+            step.step_id, now_s, result.over, tuple(result.failed.items())
+        )
         return _Delivery(outputs, self._close(outcomes))
 
     def _close(self, outcomes: Collection[StreamOutcome]) -> list[tuple[OpenStream, StreamOutcome]]:
@@ -418,9 +426,3 @@ class StreamEngine:
         self._counts[outcome.status] += 1
         if self._observer is not None:
             self._observer(outcome)
-
-
-def _failure(error: Exception) -> str:
-    if isinstance(error, WorkerFailedError):  # no fault of the input
-        return "device_failed"
-    return f"execution failed: {type(error).__name__}: {error}"

@@ -129,6 +129,7 @@ def build_model(
         subnet_ids=offered.subnet_ids,
         profile=profile.name,
         device=profile.device,
+        output_kind=profile.output_kind or "logits",
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
     decoder = ImageDecoder(
@@ -157,11 +158,7 @@ def _build_scheduler(
         "drop_hopeless": config.drop_hopeless,
         "correct_latency": config.correct_latency,
         "triage": True,
-        "tenant_shares": {
-            name: tenant.share
-            for name, tenant in (config.tenants or {}).items()
-            if tenant.share is not None
-        },
+        "tenant_shares": config.tenant_shares,
     }
     if config.record is None:
         return Scheduler(offered, policy, **settings)

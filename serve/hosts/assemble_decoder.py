@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from serve.config import LiveConfig, ServeConfig
 from serve.engine.prefix_cache import PrefixCache
@@ -12,6 +13,7 @@ from serve.hosts.load_decoder import LoadedDecoder, offered_costs
 from serve.models.served_decoder import ServedDecoder
 from serve.observe.metrics import Metrics
 from serve.observe.record_file import RecordFile
+from serve.observe.request_observers import build_request_observers
 from slackfit.scheduling.streams.stream_record import RecordingStreamScheduler
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 
@@ -29,12 +31,13 @@ def build_decoder(
     """
     resources.callback(loaded.executor.close)
     costs, policy, name = offered_costs(config, loaded.costs)
-    settings = {
+    settings: dict[str, Any] = {
         "kv_tokens": loaded.kv_tokens,
         "extent_tokens": loaded.block_tokens,
         "max_running": config.max_running,
         "max_waiting": config.max_queue,
         "correct_costs": config.correct_latency,
+        "tenant_shares": config.tenant_shares,
     }
     if config.record is None:
         scheduler = StreamScheduler(costs, policy, **settings)
@@ -57,4 +60,5 @@ def build_decoder(
     # Torch now, on a timed device too: the first request that draws would wait seconds for it.
     from subnetact.decoding.token_sampler import TokenSampler
 
-    return ServedDecoder(loaded.spec, engine, loaded.coder, live, TokenSampler)
+    observers = build_request_observers(config, engine.clock, resources)
+    return ServedDecoder(loaded.spec, engine, loaded.coder, live, TokenSampler, observers)

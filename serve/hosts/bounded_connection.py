@@ -5,7 +5,9 @@ when a request has been answered before its end. Here whatever reaches no reader
 the lines between chunks and behind them, a body that comes after its answer. A head has 30
 seconds (from the connection, or from its first byte), the rest of a message 35: bodies that are
 read have time limits of their own (`doors/request_body.py`), which end before. Then the client gets
-408 or 431 if nothing was answered, and the connection is closed. At `max_connections` the one that
+408 or 431 if nothing was answered, and the connection is closed. A client that reads next to
+nothing of its answer for 30 seconds (what waits for it stays above uvicorn's low-water mark, or it
+holds up a close) is let go. At `max_connections` the one that
 has asked for nothing the longest makes room, idle or with an unfinished head; where every other is
 being answered, the newcomer gets 503. One that has had its share of requests, or is old, is closed
 behind an answer that says so: whoever keeps a connection comes to other replicas as well.
@@ -24,7 +26,7 @@ import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import httptools
 from starlette.types import Receive, Scope
@@ -36,14 +38,15 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from serve.access.guard import UNIX
 from serve.doors import rest_messages
-from serve.doors.http_answer import SEND_WHOLE, Headers, is_closed
-from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE
-from serve.doors.rest import RestDoor
+from serve.doors.http_answer import SEND_WHOLE, Headers, Respond, is_closed
+from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE, WHY_GONE
 from serve.hosts.known_heads import KnownHead, KnownHeads
 from serve.models.limits import RefusedError
 
 HEAD_TIMEOUT_S = 30.0
 MESSAGE_TIMEOUT_S = 35.0
+READ_TIMEOUT_S = 30.0
+"""How long what was written may wait for a client that does not read it."""
 MOST_UNREAD_BYTES = 64 * 2**10
 _LINGER_S = 0.5
 _LINGER_BYTES = 4 * MOST_UNREAD_BYTES
@@ -62,6 +65,14 @@ _REFUSALS = {
 }
 
 
+class AtOnceDoor(Protocol):
+    """What may answer a request without a task; see `RestDoor.answer_at_once`."""
+
+    def answer_at_once(
+        self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
+    ) -> bool: ...
+
+
 class BoundedConnection(HttpToolsProtocol):
     """One connection. A message that comes whole costs a few additions: no timer runs for it.
 
@@ -73,7 +84,7 @@ class BoundedConnection(HttpToolsProtocol):
     lag_s: Callable[[], float] = staticmethod(lambda: 0.0)
     max_requests: int | None = None
     max_age_s: float | None = None
-    door: RestDoor | None = None
+    door: AtOnceDoor | None = None
     known_heads: KnownHeads
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -89,6 +100,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._began_s = 0.0
         self._old_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None  # while nothing more may be written
+        self._is_asleep = False
         self.waits_since_s: float | None = None  # for a whole head; None while one is answered
         self._first_byte_s: float | None = None  # of a request that is read once more
         self._when_gone: dict[Callable[[], None], None] = {}
@@ -108,8 +121,25 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_read_timer()
         super().connection_lost(exc)
         self._tell_gone()
+
+    def why_gone(self) -> str:
+        """Say why the client is taken to have gone."""
+        return "too_slow" if self._is_asleep else "cancelled"
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_read_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_read_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._start_read_timer()
 
     def when_gone(self, call: Callable[[], None]) -> Callable[[], None]:
         """Have `call` called when the client goes away; return what takes that back."""
@@ -242,6 +272,7 @@ class BoundedConnection(HttpToolsProtocol):
         scope = self._own_scope
         scope[FIRST_BYTE] = self._began_s - self.lag_s() if first_byte_s is None else first_byte_s
         scope[WHEN_GONE] = self.when_gone
+        scope[WHY_GONE] = self.why_gone
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))
@@ -331,6 +362,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.is_closing():  # once the client has read all: it has so long
+            self._start_read_timer()
         if not self.pipeline and not self._is_in_message:
             self.waits_since_s = time.monotonic()
 
@@ -365,6 +398,20 @@ class BoundedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _start_read_timer(self) -> None:
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(READ_TIMEOUT_S, self._let_go)
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _let_go(self) -> None:
+        """Give up a client that reads nothing: a close would wait for it to read the rest."""
+        self._is_asleep = True
+        self.transport.abort()
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._is_refused:
@@ -412,7 +459,7 @@ def bounded(
     *,
     max_requests: int | None = None,
     max_age_s: float | None = None,
-    door: RestDoor | None = None,
+    door: AtOnceDoor | None = None,
 ) -> type[BoundedConnection]:
     """Return the protocol with its limits, as uvicorn wants it: a class.
 

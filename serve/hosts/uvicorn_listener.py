@@ -19,6 +19,7 @@ from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
+from serve.openai.door import OpenAIDoor
 
 
 class _Listener(uvicorn.Server):
@@ -153,7 +154,7 @@ def uvicorn_config(
     In a Ray replica a restarted controller then takes the replica for broken, and kills it.
     Whoever sends `X-Forwarded-For` is who it says to a proxy's server only: the guard reads it.
     """
-    door = app if isinstance(app, RestDoor) else None
+    door = app if isinstance(app, RestDoor | OpenAIDoor) else None
     limits: dict[str, Any] = {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
     options |= {
         "http": bounded(max_connections, lag_s, **limits),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from serve.config import LiveConfig, ServeConfigError
-from serve.engine.open_stream import OpenStream, StreamRequest
+from serve.engine.guarded import Guarded
+from serve.engine.open_stream import OUTPUT_BYTES, OpenStream, StreamRequest
 from serve.engine.stream_device import Choose, greedy
 from serve.engine.stream_engine import StreamEngine
 from serve.models.limits import RefusedError
@@ -17,14 +18,18 @@ from serve.models.stream_terms import NO_WISHES, SloWishes, resolve_terms
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
 from serve.models.text_assembly import StopWatch
 from serve.models.text_coder import TextCoder
+from serve.observe.request_record import RequestObserver
+from serve.observe.stream_record import StreamRecord
 from serve.proto.names import class_of
 from slackfit.policies.streams import create_stream_policy
+from slackfit.streams.stream_query import StreamOutcome
 from subnetact.decoding.sampling_params import SamplingParams
 
 SamplerMaker = Callable[[SamplingParams, Sequence[int], frozenset[int]], Choose]
 
 _LONGEST_TOKEN = 64  # characters: a longer text than so many per position is not worth encoding
 _SEED_BITS = 63
+_SCORE_BYTES = 150  # of an alternative to a token, with its log-probability
 
 
 class DecoderSpec(NamedTuple):
@@ -80,8 +85,12 @@ class ServedDecoder:
         coder: TextCoder,
         live: LiveConfig,
         make_sampler: SamplerMaker,
+        request_observers: Sequence[RequestObserver] = (),
     ) -> None:
-        """`make_sampler` makes what chooses tokens of a text that is not simply the likeliest."""
+        """`make_sampler` makes what chooses tokens of a text that is not simply the likeliest.
+
+        `request_observers` are told of every stream that the engine was asked for.
+        """
         assert live.policy is not None, "a served decoder has a policy"
         assert live.ttft_ms is not None, "a served decoder says when outputs are due"
         assert live.tpot_ms is not None, "a served decoder says when outputs are due"
@@ -89,6 +98,7 @@ class ServedDecoder:
         self.engine = engine
         self.coder = coder
         self._make_sampler = make_sampler
+        self._observers = [Guarded(observer) for observer in request_observers]
         self._start = self._live = live
 
     @property
@@ -115,6 +125,7 @@ class ServedDecoder:
         *,
         arrival_s: float,
         tenant: TenantLimits = NO_LIMITS,
+        request_id: str = "",
     ) -> DecoderStream:
         """Begin to write what follows a prompt. Raises RefusedError where it is refused at once."""
         self.check_ready()
@@ -153,11 +164,28 @@ class ServedDecoder:
                 choose=choose,
                 end_tokens=end_tokens,
                 ends=ends,
+                output_bytes=_output_bytes(wishes.sampling),
+                on_end=self._observed(headers, request_id),
             )
         )
         if stream.outcome is not None:
             raise self.refusal(stream)
         return DecoderStream(stream, end_tokens, choose)
+
+    def _observed(
+        self, headers: Mapping[str, str], request_id: str
+    ) -> Callable[[StreamOutcome], None] | None:
+        """Return what tells the observers how a stream ended, that is opened now."""
+        if not self._observers:
+            return None
+        submitted_s = self.engine.clock()
+
+        def ended(outcome: StreamOutcome) -> None:
+            record = StreamRecord(self.spec.name, request_id, headers, submitted_s, outcome)
+            for observer in self._observers:
+                observer(record)
+
+        return ended
 
     def refusal(self, stream: OpenStream) -> RefusedError:
         """Return why a stream that has ended gave no whole text."""
@@ -245,3 +273,8 @@ class ServedDecoder:
             "fault": status.fault,
             "ended": dict(status.ended),
         }
+
+
+def _output_bytes(sampling: SamplingParams) -> int:
+    """Return about what an output holds while it waits for its reader."""
+    return OUTPUT_BYTES + _SCORE_BYTES * (0 if sampling.logprobs is None else 1 + sampling.logprobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve.engine.runner import NOT_FINITE
 from serve.models.limits import RefusedError
 from slackfit.streams.stream_query import StreamOutcome
 
@@ -13,6 +14,7 @@ _TEXTS = {
     "draining": "the server is shutting down: it takes no new streams and ends those that last",
     "device_failed": "the device no longer answers; this server will be replaced",
     "cancelled": "the stream was withdrawn",
+    "too_slow": "the client reads too little of it: what waits for it is too much",
 }
 
 
@@ -22,6 +24,8 @@ def stream_refusal(outcome: StreamOutcome, kv_tokens: int) -> RefusedError:
     done = f"{len(outcome.output_s)} of at most {query.max_tokens} tokens had come"
     if status == "failed" and reason != "device_failed":
         text = f"the model failed on this stream; the server's log has it ({done})"
+        if reason.endswith(NOT_FINITE):
+            text = f"{NOT_FINITE}, of which nothing can be made ({done})"
         return RefusedError("execution_failed", text, status=status)
     if reason == "too_long":
         whole = query.prompt_tokens + query.max_tokens
@@ -37,7 +41,7 @@ def stream_refusal(outcome: StreamOutcome, kv_tokens: int) -> RefusedError:
         given_s = query.deadline_s - query.arrival_s
         text = f"the time limit of {given_s:g} s passed when {done}"
         return RefusedError("expired", text, status=status, retry_after_s=_RETRY_S)
-    retry_s = {"queue_full": _RETRY_S, "cancelled": 0.0}.get(reason, _RESTART_S)
+    retry_s = {"queue_full": _RETRY_S, "cancelled": 0.0, "too_slow": 0.0}.get(reason, _RESTART_S)
     text = _TEXTS.get(reason, reason)
     if outcome.output_s:
         text += f" ({done})"

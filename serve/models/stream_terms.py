@@ -84,3 +84,16 @@ def resolve_terms(
 def _earliest_s(headers: Mapping[str, str], name: str, wish_ms: float | None) -> float | None:
     given = [*sent_numbers(name, headers), *([wish_ms] if wish_ms else [])]
     return min(given) * 1e-3 if given else None
+
+
+def check_time_left(headers: Mapping[str, str], arrival_s: float, now_s: float) -> None:
+    """Refuse, unread, what nobody waits for any more. Raises RefusedError: `expired`.
+
+    As `ServedModel.check_waited` for hard limits; what is late by a soft one is served all the
+    same. Raises `bad_deadline` too.
+    """
+    if TIMEOUT_HEADER not in headers:
+        return
+    timeouts_s = [given for given in sent_numbers(TIMEOUT_HEADER, headers) if given > 0]
+    if arrival_s + min(timeouts_s, default=inf) <= now_s:
+        raise RefusedError("expired", "the time limit had passed before the request was read")

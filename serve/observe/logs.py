@@ -1,4 +1,4 @@
-"""Structured logs: one line per query worth a line, as text for people or as JSON for programs.
+"""Structured logs: a line per query or stream worth one, for people (text) or programs (JSON).
 
 By default only what was not on time gets a line, and never more than some lines per second: under
 overload the next line says how many were left out. So a query on time costs about a microsecond,
@@ -14,12 +14,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from serve.observe.request_record import RequestRecord
+from serve.observe.request_record import EndedRequest
 
 LogFormat = Literal["text", "json"]
 LoggedQueries = Literal["none", "misses", "all"]
 
 query_logger = logging.getLogger("serve.queries")
+_NOUNS = {"infer": "query"}
 
 
 class QueryLog:
@@ -33,11 +34,11 @@ class QueryLog:
         self._filled_s = clock()
         self._left_out = 0
 
-    def __call__(self, request: RequestRecord) -> None:
+    def __call__(self, request: EndedRequest) -> None:
         """Write a line for a request, unless it is not wanted or there are too many."""
         if self._what == "none":
             return
-        if self._what == "misses" and _is_on_time(request):
+        if self._what == "misses" and request.is_on_time:
             return
         if not self._take():
             self._left_out += 1
@@ -46,7 +47,8 @@ class QueryLog:
         if self._left_out:
             facts["left_out"] = self._left_out
             self._left_out = 0
-        query_logger.info("query %s", facts["status"], extra={"facts": facts})
+        noun = _NOUNS.get(request.verb, request.verb)
+        query_logger.info("%s %s", noun, facts["status"], extra={"facts": facts})
 
     def _take(self) -> bool:
         now_s = self._clock()
@@ -97,11 +99,6 @@ def configure_logs(log_format: LogFormat, stream: TextIO | None = None) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root.addHandler(handler)
     query_logger.setLevel(logging.INFO)
-
-
-def _is_on_time(request: RequestRecord) -> bool:
-    replies = request.replies
-    return bool(replies) and all(reply.outcome.status == "on_time" for reply in replies)
 
 
 def _shown(value: object) -> str:

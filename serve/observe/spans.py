@@ -1,4 +1,4 @@
-"""OpenTelemetry spans: one per request, with the door, the queue and the execution inside it.
+"""OpenTelemetry spans: one per request or stream, with where its time went inside it.
 
 They are written when the request has ended, from times that are known anyway, so a request that is
 not sampled costs a look at its `traceparent`. Names, exporter and sampler follow OpenTelemetry's
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from serve.observe.request_record import RequestRecord
+from serve.observe.request_record import EndedRequest
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -43,13 +43,13 @@ class Spans:
         self._clock = clock
         self._unix_clock = unix_clock
 
-    def __call__(self, record: RequestRecord) -> None:
+    def __call__(self, record: EndedRequest) -> None:
         """Write the spans of one request, as a part of the client's trace where it names one."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         offset_s = self._unix_clock() - self._clock()
         span = self._tracer.start_span(
-            f"infer {record.model}",
+            f"{record.verb} {record.model}",
             context=self._propagator.extract(record.headers),
             kind=SpanKind.SERVER,
             start_time=_ns(record.arrival_s + offset_s),
@@ -60,7 +60,7 @@ class Spans:
             if facts["status"] in ("dropped", "rejected", "failed"):
                 span.set_status(Status(StatusCode.ERROR, str(facts.get("reason", ""))))
             inside = set_span_in_context(span)
-            for name, start_s, end_s in _phases(record):
+            for name, start_s, end_s in record.phases():
                 part = self._tracer.start_span(
                     name, context=inside, start_time=_ns(start_s + offset_s)
                 )
@@ -96,21 +96,6 @@ def build_spans(
     provider.add_span_processor(BatchSpanProcessor(exporter))
     resources.callback(provider.shutdown)
     return Spans(provider, clock, unix_clock)
-
-
-def _phases(record: RequestRecord) -> list[tuple[str, float, float]]:
-    """Return name, start and end of what happened to a request, once per batch that ran it."""
-    phases = [("door", record.arrival_s, record.submitted_s)]
-    seen: set[int | None] = set()
-    for reply in record.replies:
-        outcome = reply.outcome
-        if outcome.start_s is None:
-            phases.append(("queue", record.submitted_s, outcome.finish_s))
-        elif reply.batch_id not in seen:
-            seen.add(reply.batch_id)
-            phases.append(("queue", record.submitted_s, outcome.start_s))
-            phases.append(("execution", outcome.start_s, outcome.finish_s))
-    return phases
 
 
 def _ns(time_s: float) -> int:

@@ -37,6 +37,7 @@ class StreamInstruments:
             return Gauge(f"supernet_stream_{name}", meaning, _MODEL, registry=registry)
 
         self.ended = counter("ended", "Streams by how they ended.", "outcome", "reason")
+        self.tenants = counter("tenant_ended", "The same by tenant.", "tenant", "outcome")
         self.outputs = counter("outputs", "Outputs by the width that computed them.", "subnet")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
         self.iterations = counter("iterations", "Iterations by width.", "subnet")
@@ -88,6 +89,7 @@ class StreamMetrics:
         """Count a stream that has ended."""
         of, model = self._of, self._model
         of.ended.labels(model, outcome.status, _reason(outcome)).inc()
+        of.tenants.labels(model, outcome.query.tenant, outcome.status).inc()
         of.finished.labels(model, finish_of(outcome)).inc()
         for subnet_id, count in CountOf(outcome.subnet_ids).items():
             of.outputs.labels(model, subnet_id).inc(count)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from serve.openai.completion_request import CompletionRequest
 from serve.openai.token_scores import chat_logprobs, completion_logprobs
@@ -14,14 +15,24 @@ from serve.openai.writing import Piece
 DONE = b"data: [DONE]\n\n"
 
 
+class WholeChoice(NamedTuple):
+    """One text of an answer that is not streamed, and why it ends."""
+
+    piece: Piece
+    finish_reason: str
+
+
 class AnswerForm:
-    """Writes events and answers; what all of one request's have in common is written once."""
+    """Writes events and answers; what all of one request's have in common is written once.
+
+    A request with several prompts has a choice for each: `index` says whose an event is.
+    """
 
     def __init__(self, request: CompletionRequest, fingerprint: str) -> None:
         self._is_chat = request.is_chat
         self._has_scores = request.logprobs is not None
         self._includes_usage = request.includes_usage or request.usage_in_each
-        self._offset = 0  # characters given so far
+        self._offsets = [0] * len(request.prompts)  # characters given so far
         kind = "chat.completion" if request.is_chat else "text_completion"
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -38,26 +49,30 @@ class AnswerForm:
         """Return the first event of a chat, which says who speaks; of a completion nothing."""
         if not self._is_chat:
             return b""
-        return self._event(b'{"role": "assistant", "content": ""}', b"null", None, None)
+        return self._event(0, b'{"role": "assistant", "content": ""}', b"null", None, None)
 
-    def piece(self, piece: Piece, usage: dict[str, Any] | None = None) -> bytes:
+    def piece(self, index: int, piece: Piece, usage: dict[str, Any] | None = None) -> bytes:
         """Return the event of some text."""
         text = json.dumps(piece.text).encode()
         content = b'{"content": %b}' % text if self._is_chat else text
-        return self._event(content, self._scores(piece), None, usage)
+        return self._event(index, content, self._scores(index, piece), None, usage)
 
-    def end(self, finish_reason: str, usage: dict[str, Any] | None = None) -> bytes:
-        """Return the event that says why the text ends."""
+    def end(self, index: int, finish_reason: str, usage: dict[str, Any] | None = None) -> bytes:
+        """Return the event that says why a text ends."""
         content = b"{}" if self._is_chat else b'""'
-        return self._event(content, b"null", finish_reason, usage)
+        return self._event(index, content, b"null", finish_reason, usage)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """Return the event behind the text that has no choices."""
         return self._head + b'"choices": [], "usage": %b}\n\n' % json.dumps(usage).encode()
 
-    def whole(self, piece: Piece, finish_reason: str, usage: dict[str, Any]) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], usage: dict[str, Any]) -> bytes:
         """Return the whole answer."""
-        choice: dict[str, Any] = {"index": 0}
+        written = [self._choice(index, *choice) for index, choice in enumerate(choices)]
+        return json.dumps({**self._common, "choices": written, "usage": usage}).encode()
+
+    def _choice(self, index: int, piece: Piece, finish_reason: str) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index}
         if self._is_chat:
             choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
             choice["logprobs"] = chat_logprobs(piece.scores) if self._has_scores else None
@@ -66,17 +81,19 @@ class AnswerForm:
             scores = completion_logprobs(piece.scores, 0) if self._has_scores else None
             choice["logprobs"] = scores
         choice["finish_reason"] = finish_reason
-        return json.dumps({**self._common, "choices": [choice], "usage": usage}).encode()
+        return choice
 
-    def _scores(self, piece: Piece) -> bytes:
+    def _scores(self, index: int, piece: Piece) -> bytes:
         if not self._has_scores:
             return b"null"
-        offset, self._offset = self._offset, self._offset + len(piece.text)
+        offset = self._offsets[index]
+        self._offsets[index] += len(piece.text)
         of = chat_logprobs(piece.scores) if self._is_chat else None
         return json.dumps(of or completion_logprobs(piece.scores, offset)).encode()
 
     def _event(
         self,
+        index: int,
         content: bytes,
         scores: bytes,
         finish_reason: str | None,
@@ -89,8 +106,8 @@ class AnswerForm:
             tail = b', "usage": %b' % (b"null" if usage is None else json.dumps(usage).encode())
         return (
             self._head
-            + b'"choices": [{"index": 0, "%b": %b, "logprobs": %b, "finish_reason": %b}]%b}\n\n'
-            % (name, content, scores, finish, tail)
+            + b'"choices": [{"index": %d, "%b": %b, "logprobs": %b, "finish_reason": %b}]%b}\n\n'
+            % (index, name, content, scores, finish, tail)
         )
 
 

@@ -20,6 +20,7 @@ from serve.proto.names import LOWEST_PRIORITY
 from subnetact.decoding.sampling_params import SamplingParams
 
 Message = dict[str, str]
+Prompt = str | tuple[int, ...]
 
 MOST_TOKENS = 2**31
 DEFAULT_TOKENS = 16  # of a completion that does not say, as OpenAI's
@@ -28,15 +29,19 @@ _MOST_STOP_CHARACTERS = 512
 _MOST_MESSAGES = 4096
 _MOST_BIASES = 1024
 _MOST_ALTERNATIVES = 20
+_MOST_PROMPTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """One request: a text, ids of its tokens, or a chat; and how what follows is wanted."""
+    """One request: texts, ids of their tokens, or a chat; and how what follows is wanted.
+
+    Each of `prompts` is continued by itself; of a chat there is one, which is empty.
+    """
 
     model: str
     wishes: TextWishes
-    prompt: str | tuple[int, ...] = ""
+    prompts: tuple[Prompt, ...] = ("",)
     messages: tuple[Message, ...] = ()
     streams: bool = False
     includes_usage: bool = False
@@ -71,7 +76,7 @@ def parse_completion(values: Any, *, is_chat: bool, vocab_size: int) -> Completi
     streams = fields.flag("stream")
     return CompletionRequest(
         model=model,
-        prompt="" if is_chat else _prompt(fields, vocab_size),
+        prompts=("",) if is_chat else _prompts(fields, vocab_size),
         messages=_messages(fields) if is_chat else (),
         wishes=_wishes(fields, is_chat=is_chat, vocab_size=vocab_size),
         streams=streams,
@@ -109,10 +114,18 @@ def _refuse_unserved(fields: BodyFields) -> None:
         raise fields.unsupported("response_format", text)
 
 
-def _prompt(fields: BodyFields, vocab_size: int) -> str | tuple[int, ...]:
+def _prompts(fields: BodyFields, vocab_size: int) -> tuple[Prompt, ...]:
+    """Return the prompts: one of a text or of token ids, several of a list of such."""
     value = fields.get("prompt")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
+    if not isinstance(value, list) or not value or not isinstance(value[0], str | list):
+        return (_prompt(fields, value, vocab_size),)
+    if len(value) > _MOST_PROMPTS:
+        text = f"prompt is a list of {len(value)} prompts, allowed {_MOST_PROMPTS}"
+        raise FieldError("prompt", text)
+    return tuple(_prompt(fields, each, vocab_size) for each in value)
+
+
+def _prompt(fields: BodyFields, value: Any, vocab_size: int) -> Prompt:
     if isinstance(value, str):
         if not value:
             raise fields.bad("prompt", "a text of one token or more")
@@ -123,10 +136,7 @@ def _prompt(fields: BodyFields, vocab_size: int) -> str | tuple[int, ...]:
             text = f"prompt has token {wrong}, allowed 0 to {vocab_size - 1}"
             raise FieldError("prompt", text)
         return tuple(value)
-    if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str | list):
-        text = f"prompt is a list of {len(value)} prompts: send one request for each"
-        raise fields.unsupported("prompt", text)
-    raise fields.bad("prompt", "a text, or a list of token ids")
+    raise fields.bad("prompt", "a text, a list of token ids, or a list of such")
 
 
 def _messages(fields: BodyFields) -> tuple[Message, ...]:

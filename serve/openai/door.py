@@ -11,10 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from serve.doors.http_answer import HttpAnswer
+from serve.doors.http_answer import HttpAnswer, Respond
 from serve.doors.http_call import HttpCall, HttpCalls
+from serve.doors.rest import RestDoor
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import ServedDecoder
@@ -31,7 +32,7 @@ Handler = Callable[[HttpCall], Awaitable[HttpAnswer]]
 class OpenAIDoor:
     """The app; `rest` is the door behind it."""
 
-    def __init__(self, server: Server, rest: ASGIApp) -> None:
+    def __init__(self, server: Server, rest: RestDoor) -> None:
         """Serve the decoders of `server`, of which there is one at the least."""
         self._server = server
         self._rest = rest
@@ -59,6 +60,12 @@ class OpenAIDoor:
         else:
             answer = await self._answer(call, method, path)
             await answer.send(scope, send, call.request_id)
+
+    def answer_at_once(
+        self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
+    ) -> bool:
+        """Answer an inference request of the door behind that has come whole; see `RestDoor`."""
+        return self._rest.answer_at_once(scope, receive, body, respond)
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith("/v1/") or path in self._handlers
@@ -124,7 +131,8 @@ class OpenAIDoor:
     async def _read(self, call: HttpCall) -> tuple[dict[str, Any], ServedDecoder]:
         call.caller = call.identify(self._server.guard, "infer")
         self._server.guard.admit(call.caller)
-        values = await self._completions.read_json(call)
+        async with self._server.budget.body() as inflight:
+            values = await self._completions.read_json(call, inflight)
         if not isinstance(values, dict):
             raise FieldError("", "the request is not a JSON object")
         return values, self._completions.decoder_of(values)

@@ -10,14 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from math import inf
 
 from slackfit.query import Query
-
-_PARTS_PER_S = 10
-_WINDOW_PARTS = 10  # a second
-
-_REST = ""  # stands for all tenants without a share
+from slackfit.scheduling.tenant_shares import REST, TenantShares
 
 Rank = tuple[bool, int]
 """Whether the tenant is within its share, and the class; the least is given up first."""
@@ -31,18 +26,14 @@ class Standing:
 
         Raises ValueError for a share that is not above 0 and at most 1.
         """
-        self.shares = dict(shares or {})
-        for tenant, share in self.shares.items():
-            if not 0.0 < share <= 1.0:
-                raise ValueError(
-                    f"the share of tenant {tenant!r} is {share}, allowed more than 0, at most 1"
-                )
-        rest = max(0.0, 1.0 - sum(self.shares.values()))
-        self._owed = {**self.shares, _REST: rest} if self.shares else {}
-        self._used_s: dict[str, dict[int, float]] = {key: {} for key in self._owed}
-        self._began_s = inf
+        self._time = TenantShares(shares)
         self._kinds: Counter[tuple[str, int]] = Counter()  # queries, by tenant and class
         self.samples: Counter[str] = Counter()  # that wait, by tenant
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares as given."""
+        return self._time.shares
 
     def add(self, query: Query) -> None:
         """Count a query that waits from now on."""
@@ -64,26 +55,14 @@ class Standing:
     ) -> None:
         """Note that a batch of these takes `batch_s` of a device."""
         if self.shares:
-            self._began_s = min(self._began_s, now_s)
-            part = int(now_s * _PARTS_PER_S)
             for query in queries:
-                used_s = self._used_s[query.tenant if query.tenant in self.shares else _REST]
-                used_s[part] = used_s.get(part, 0.0) + batch_s * query.samples / num_samples
+                self._time.charge(query.tenant, batch_s * query.samples / num_samples, now_s)
 
     def ranks(self, now_s: float, num_workers: int) -> Ranks:
         """Return the standing of everyone at this moment."""
         if not self.shares:
             return EQUALS
-        since = int(now_s * _PARTS_PER_S) - _WINDOW_PARTS
-        known_s = max(now_s - self._began_s, 1 / _PARTS_PER_S)
-        window_s = num_workers * min(known_s, _WINDOW_PARTS / _PARTS_PER_S)
-        within: set[str] = set()
-        for key, parts in self._used_s.items():
-            for old in [part for part in parts if part <= since]:
-                del parts[old]
-            if sum(parts.values()) <= self._owed[key] * window_s:
-                within.add(key)
-        return Ranks(self.shares.keys(), within)
+        return Ranks(self.shares.keys(), self._time.within(now_s, num_workers))
 
     def lowest(self, ranks: Ranks, num_ordinary: int) -> Rank:
         """Return the lowest rank of what waits, beside `num_ordinary` that were not counted."""
@@ -112,8 +91,8 @@ class Ranks:
 
     def of_kind(self, tenant: str, query_class: int) -> Rank:
         """Return the rank of a tenant's queries of a class."""
-        return (tenant if tenant in self._named else _REST) in self._within, query_class
+        return (tenant if tenant in self._named else REST) in self._within, query_class
 
 
-EQUALS = Ranks((), (_REST,))
+EQUALS = Ranks((), (REST,))
 """The standing where nobody has a share: classes alone."""

@@ -28,6 +28,11 @@ class IterationFill:
         )
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens it has so far."""
+        return self._tokens
+
+    @property
     def seconds(self) -> float:
         """The predicted time of what it has so far."""
         return self._cost.seconds_of(self._attention_s, self._tokens, self._rows, self._is_spread)

@@ -69,8 +69,8 @@ class ParallelExecutor:
         into micro-batches of `micro_tokens` at the most. On `device` cuda workers take devices in
         turn, with packing views alone. A worker that does not answer for `hung_after_s`, or 20
         times what `costs` predict of the iteration, is replaced. Raises ValueError for a
-        checkpoint of no decoder, a grid that it has too few blocks for, sizes or a device that
-        can't be; WorkerFailedError where workers don't start.
+        checkpoint of no decoder or of one with sliding windows, a grid that it has too few blocks
+        for, sizes or a device that can't be; WorkerFailedError where workers don't start.
         """
         definition = checkpoint.definition
         if not definition.family.generates:
@@ -81,6 +81,11 @@ class ParallelExecutor:
         if micro_tokens < 1:
             raise ValueError(f"micro_tokens is {micro_tokens}, allowed 1 or more")
         self._config: Any = definition.config
+        if any(self._config.windows):
+            raise ValueError(
+                f"{checkpoint.name} has sliding windows, which several workers don't share out; "
+                "run it in one process"
+            )
         grid.blocks(0, self._config.depth)
         self.grid, self.threads, self.packing = grid, threads, packing
         self.subnet_ids = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)

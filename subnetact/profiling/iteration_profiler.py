@@ -86,7 +86,10 @@ def measure_iterations(
     }
     ids = executor.subnet_ids
     qualities = {i: checkpoint.subnet(i).accuracy for i in ids}
-    costs = fit_iterations([measured[i, kind] for i in ids for kind in fitted_kinds], qualities)
+    depths = _depths(checkpoint)
+    costs = fit_iterations(
+        [measured[i, kind] for i in ids for kind in fitted_kinds], qualities, depths
+    )
     errors = relative_errors(costs, [measured[i, kind] for i in ids for kind in judged_kinds])
     error = statistics.fmean(errors)
     if error > max_error:
@@ -107,6 +110,7 @@ def measure_iterations(
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
         packing=executor.packing,
+        output_kind=checkpoint.definition.output.kind,
         batch_sizes=counts,
         subnets=tuple(
             SubnetProfile(
@@ -186,3 +190,9 @@ def _cached(executor: StreamExecutor, kind: Kind) -> Iterator[list[Run]]:
 
 def _blocks(chunk: tuple[int, int, bool], block_tokens: int) -> int:
     return -(-(chunk[0] + chunk[1]) // block_tokens) * block_tokens
+
+
+def _depths(checkpoint: Checkpoint) -> dict[str, float]:
+    """The share of the blocks that each served subnet keeps."""
+    largest = checkpoint.definition.space.largest.depth[0]
+    return {form.subnet_id: form.arch.depth[0] / largest for form in checkpoint.forms}

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from serve.bench.rows import Row, Tell, row
-from serve.bench.streams.capacity import capacity_rows, overload_rows
+from serve.bench.streams.capacity import capacity_of, capacity_rows, overload_rows
 from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import fidelity_rows, live_point_rows, live_runner
 from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.peers import PeerSetting, peer_rows
-from serve.bench.streams.setting import StreamSetting, skipped
+from serve.bench.streams.processor_time import processor_runner
+from serve.bench.streams.setting import OURS, StreamRunner, StreamSetting, skipped
 from serve.engine.stream_device import IterationExecutor
 from slackfit.profile import LatencyProfile
 
@@ -61,6 +62,7 @@ class StreamsBench:
             "cost": lambda: cost_rows(self._setting),
             "fidelity": self.fidelity,
             "live": self.live,
+            "processor": self.processor,
             "door": lambda: door_rows(self._setting, self._profile, self._tell),
             "peers": self.peers,
         }
@@ -97,17 +99,31 @@ class StreamsBench:
             return [skipped(f"live/{name}", reason) for name in ("chunking", "points")]
         make, vocab_size = decoder_of(self._checkpoint, self._packing)
         run = live_runner(self._setting.costs, make, vocab_size)
-        rows = chunking_rows(
-            run, self._setting.costs, f"live on {self._checkpoint.name}, {self._packing}"
-        )
-        renamed = [
+        return self._served(run, "live", f"{self._checkpoint.name}, {self._packing}, in real time")
+
+    def processor(self) -> list[Row]:
+        """The same on a decoder in processor time, which neighbours do not change."""
+        if self._checkpoint is None:
+            reason = "no decoder: give its checkpoint with --checkpoint and its profile"
+            return [skipped(f"processor/{name}", reason) for name in ("chunking", "points")]
+        make, vocab_size = decoder_of(self._checkpoint, self._packing)
+        run = processor_runner(self._setting.costs, make(), vocab_size, kv_tokens=_KV_TOKENS)
+        how = f"{self._checkpoint.name}, {self._packing}, in processor time"
+        return self._served(run, "processor", how)
+
+    def _served(self, run: StreamRunner, name: str, how: str) -> list[Row]:
+        """Return figures of chunking and points of attainment by load, served by a decoder."""
+        rows = [
             row(
-                r["figure"].replace("streams/", "streams/live/"), r["value"], r["unit"], r["detail"]
+                r["figure"].replace("streams/", f"streams/{name}/"),
+                r["value"],
+                r["unit"],
+                r["detail"],
             )
-            for r in rows
+            for r in chunking_rows(run, self._setting.costs, how)
         ]
         capacity_qps = self._our_capacity()
-        return renamed + live_point_rows(self._setting, run, capacity_qps, self._tell)
+        return rows + live_point_rows(self._setting, run, capacity_qps, self._tell, name, how)
 
     def peers(self) -> list[Row]:
         """Against llama.cpp's server, where both have their weights."""
@@ -115,8 +131,9 @@ class StreamsBench:
 
     def _our_capacity(self) -> float:
         if self._capacity_qps is None:
-            self._tell("our capacity first")
-            _, self._capacity_qps = capacity_rows(self._setting, self._tell)
+            found = [capacity_of(self._setting, OURS, seed) for seed in self._setting.seeds]
+            self._capacity_qps = sum(each.rate_qps for each in found) / len(found)
+            self._tell(f"our capacity, simulated: {self._capacity_qps:.3f} streams/s")
         return self._capacity_qps
 
 

@@ -22,8 +22,8 @@ def bench_streams(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live, door, "
-            "peers.",
+            help="Only these: chunking, capacity, overload, lars, cost, fidelity, live, processor, "
+            "door, peers.",
         ),
     ] = None,
     profile: Annotated[

@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 
 from serve.bench.rows import Row, Tell, row
-from serve.bench.streams.setting import OURS, StreamSetting
+from serve.bench.streams.setting import (
+    OURS,
+    StreamRunner,
+    StreamSetting,
+    mean_fluidity,
+    mean_quality,
+)
 from serve.engine.open_stream import OpenStream, StreamRequest
-from serve.engine.stream_device import IterationExecutor, SharedPrefix, StreamDevice
+from serve.engine.stream_device import IterationExecutor, SharedPrefix, StreamDevice, TokenRun
 from serve.engine.stream_engine import StreamEngine
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
@@ -25,6 +31,8 @@ from traces.trace import Trace
 
 LOADS = {0.5: 0.10, 0.7: 0.10, 0.85: 0.15}
 """Share of capacity, and how far the simulator may be off there."""
+POINTS = (0.7, 1.0, 1.3)
+"""Of our capacity, as simulated with the profile of the decoder."""
 SPEED_UP = 2.0
 _PREFIX = "prefix"
 
@@ -39,12 +47,13 @@ async def serve_live(
     """Send streams at their times, with drawn prompts; return outcomes whose times begin at 0."""
     scheduler = StreamScheduler(costs, create_stream_policy(policy, costs))
     engine = StreamEngine(scheduler, StreamDevice(executor))
-    await engine.start()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(1, vocab_size, q.prompt_tokens).tolist() for q in queries]
     for query, prompt in zip(queries, prompts, strict=True):
         if query.cached_tokens:
-            executor.run(costs.subnet_ids[-1], [_Prefix(_PREFIX, prompt[: query.cached_tokens])])
+            ids = tuple(prompt[: query.cached_tokens])
+            executor.run(costs.subnet_ids[-1], [TokenRun(_PREFIX, ids, samples=False)])
+    await engine.start()
     begun_s = engine.clock() + 0.05
     readers: list[asyncio.Task[OpenStream]] = []
     for query, prompt in zip(queries, prompts, strict=True):
@@ -65,15 +74,6 @@ async def serve_live(
     await engine.stop()
     executor.release(_PREFIX)
     return [_from_zero(stream, begun_s) for stream in streams]
-
-
-class _Prefix:
-    """Tokens that are computed before the run, for streams that begin with them."""
-
-    samples = False
-
-    def __init__(self, sequence: str, ids: Sequence[int]) -> None:
-        self.sequence, self.ids = sequence, tuple(ids)
 
 
 async def _read(stream: OpenStream) -> OpenStream:
@@ -143,7 +143,7 @@ def fidelity_rows(setting: StreamSetting, capacity_qps: float, tell: Tell) -> li
 
 def live_runner(
     costs: IterationCosts, make: Callable[[], IterationExecutor], vocab_size: int
-) -> Callable[[Sequence[StreamQuery], str], list[StreamOutcome]]:
+) -> StreamRunner:
     """Return a `StreamRunner` that serves in real time, on a fresh executor each."""
 
     def run(queries: Sequence[StreamQuery], policy: str) -> list[StreamOutcome]:
@@ -153,11 +153,16 @@ def live_runner(
 
 
 def live_point_rows(
-    setting: StreamSetting, run: Callable[..., list[StreamOutcome]], capacity_qps: float, tell: Tell
+    setting: StreamSetting,
+    run: StreamRunner,
+    capacity_qps: float,
+    tell: Tell,
+    name: str = "live",
+    how: str = "in real time",
 ) -> list[Row]:
-    """Return the on-time shares of ours and the fixed largest, live, at three loads."""
+    """Return the on-time shares of ours and the fixed largest, as they are served, by load."""
     rows: list[Row] = []
-    for load in LOADS:
+    for load in POINTS:
         trace: Trace = setting.trace(0, load * capacity_qps)
         queries = setting.queries(0, trace.rate_qps)[:60]
         for policy in (OURS, "fixed:largest"):
@@ -165,13 +170,20 @@ def live_point_rows(
             told: dict[str, Any] = {"simulated": _share(setting.simulated(queries, policy))}
             rows.append(
                 row(
-                    f"streams/live/load{load:g}/{policy}/on_time",
+                    f"streams/{name}/load{load:g}/{policy}/on_time",
                     _share(outcomes),
                     "fraction",
-                    setting.detail(**told, streams=len(queries)),
+                    setting.detail(
+                        **told,
+                        streams=len(queries),
+                        rate_qps=round(load * capacity_qps, 4),
+                        fluidity=round(mean_fluidity(outcomes), 4),
+                        mean_quality=round(mean_quality(outcomes), 4),
+                        how=how,
+                    ),
                 )
             )
-            tell(f"live at {load:.0%}, {policy}: {_share(outcomes):.3f} on time")
+            tell(f"{name} at {load:.0%}, {policy}: {_share(outcomes):.3f} on time")
     return rows
 
 

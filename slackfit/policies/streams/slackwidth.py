@@ -8,8 +8,8 @@ outputs. A smaller width for a while gives both back. For each width, from the b
     pace   at that room, when would each waiting prompt have its first output
 
 and the first width at which all decodes and all prompts are in time is taken; if there is none, the
-one at which prompts get on fastest. It goes down at once and up only after `up_after` iterations in
-which it could have. Beyond that,
+one at which prompts get on fastest, of several as fast the best. It goes down at once and up only
+after `up_after` iterations in which it could have. Beyond that,
 
 - a stream is admitted only while an iteration of decodes alone, on the fastest width, leaves a part
   of the period to prompts: more streams would make all of them late;
@@ -42,6 +42,7 @@ from slackfit.streams.stream_policy import PromptState, StreamDecision, StreamPo
 from slackfit.streams.stream_query import FLUENT
 
 Room = Literal["slack", "fixed", "ladder"]
+_NEARLY = 0.98  # of the fastest pace: as fast, for what costs are known
 
 
 class _Remembered(NamedTuple):
@@ -186,9 +187,15 @@ class SlackWidth:
             if plans[width].in_time:
                 return width
         # Of those that keep the decodes, if any does, the one at which prompts get on fastest; the
-        # smallest when none does.
+        # one whose decodes alone are fastest when none does. What a better width does nearly as
+        # fast it does better: a smaller one that is no faster would give quality away for nothing.
         kept = [width for width, plan in plans.items() if plan.keeps_decodes]
-        return max(kept, key=lambda w: (plans[w].tokens_per_s, -w)) if kept else least
+        if kept:
+            fastest = max(plans[width].tokens_per_s for width in kept)
+            return max(w for w in kept if plans[w].tokens_per_s >= _NEARLY * fastest)
+        alone_s = {w: rungs[w].seconds(view.decodes) for w in range(least, len(rungs))}
+        shortest_s = min(alone_s.values())
+        return max(w for w, seconds in alone_s.items() if _NEARLY * seconds <= shortest_s)
 
     def _steady(self, wanted: int, current: int, memo: _Remembered) -> tuple[int, tuple[int, int]]:
         """Go down at once, up only after `up_after` iterations that could have."""

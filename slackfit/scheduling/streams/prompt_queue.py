@@ -1,32 +1,39 @@
 """`PromptQueue`: the streams whose prompts are not computed yet, in the policy's order.
 
+Those of tenants with shares stand in a line each, since how far a tenant is behind its share
+changes with every iteration; the lines are put one behind the other when the order is asked for.
 Those that were relegated stand behind all others, in order of arrival.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import groupby
 from operator import itemgetter
 from typing import TypeAlias
 
 from slackfit.scheduling.streams.live_stream import LiveStream
+from slackfit.scheduling.streams.stream_standing import StreamStanding
 from slackfit.streams.stream_policy import StreamPolicy
 
 _Key: TypeAlias = tuple[int, float, float, int]
+_Line: TypeAlias = list[tuple[_Key, LiveStream]]
 _KEY = itemgetter(0)
 
 
 class PromptQueue:
-    """Streams by (class, rank, arrival, id), where a higher class comes first.
+    """Streams by (tenant's standing, class, rank, arrival, id), where a higher class comes first.
 
     Ranks that time alone changes are taken anew whenever the order is asked for.
     """
 
-    def __init__(self, policy: StreamPolicy) -> None:
-        """Begin empty."""
+    def __init__(self, policy: StreamPolicy, standing: StreamStanding) -> None:
+        """Begin empty; `standing` says whose tenant comes first, when the order is asked for."""
+        self._standing = standing
         self._policy = policy
-        self._entries: list[tuple[_Key, LiveStream]] = []  # sorted, unless ranks age
+        self._lines: dict[str, _Line] = {}  # by account, each sorted unless ranks age
         self._keys: dict[int, _Key] = {}
         self._relegated: dict[int, LiveStream] = {}  # in order of relegation
 
@@ -41,8 +48,8 @@ class PromptQueue:
     def use(self, policy: StreamPolicy, now_s: float) -> None:
         """Order by another policy from now on."""
         self._policy = policy
-        streams = [stream for _, stream in self._entries]
-        self._entries, self._keys = [], {}
+        streams = [stream for line in self._lines.values() for _, stream in line]
+        self._lines, self._keys = {}, {}
         for stream in streams:
             self.add(stream, now_s)
 
@@ -53,10 +60,11 @@ class PromptQueue:
             return
         key = self._key(stream, now_s)
         self._keys[stream.query_id] = key
+        line = self._lines.setdefault(self._standing.account(stream.query), [])
         if self._policy.ranks_age:
-            self._entries.append((key, stream))
+            line.append((key, stream))
         else:
-            insort(self._entries, (key, stream), key=_KEY)
+            insort(line, (key, stream), key=_KEY)
 
     def update(self, stream: LiveStream, now_s: float) -> None:
         """Rank a stream anew, some of whose prompt was computed."""
@@ -73,10 +81,11 @@ class PromptQueue:
         key = self._keys.pop(stream.query_id, None)
         if key is None:
             return
+        line = self._lines[self._standing.account(stream.query)]
         if self._policy.ranks_age:
-            self._entries = [entry for entry in self._entries if entry[1] is not stream]
+            line[:] = [entry for entry in line if entry[1] is not stream]
         else:
-            del self._entries[bisect_left(self._entries, key, key=_KEY)]
+            del line[bisect_left(line, key, key=_KEY)]
 
     def relegate(self, stream: LiveStream) -> None:
         """Put a stream behind all others, for good."""
@@ -85,11 +94,16 @@ class PromptQueue:
         self._relegated[stream.query_id] = stream
 
     def in_order(self, now_s: float) -> Iterator[LiveStream]:
-        """The streams that were not relegated, the first first."""
+        """The streams that were not relegated, the first first; the queue stays as it is."""
         if self._policy.ranks_age:
-            self._entries = [(self._key(stream, now_s), stream) for _, stream in self._entries]
-            self._entries.sort(key=_KEY)
-        return (stream for _, stream in self._entries)
+            for line in self._lines.values():
+                line[:] = [(self._key(stream, now_s), stream) for _, stream in line]
+                line.sort(key=_KEY)
+        level = self._standing.level
+        for _, accounts in groupby(sorted(self._lines, key=level), level):
+            lines = [self._lines[account] for account in accounts]
+            line = lines[0] if len(lines) == 1 else heapq.merge(*lines, key=_KEY)
+            yield from (stream for _, stream in line)
 
     def relegated(self) -> Iterator[LiveStream]:
         """The streams that were relegated, the first first."""

@@ -1,7 +1,8 @@
 """`StreamPlaces`: the streams that run, each with a place and memory for its tokens.
 
 A prompt gets both at once: memory for the keys and values of all of it, and an extent to spare
-unless it is alone. A decode that finds none takes it from the stream whose next output is due last.
+unless it is alone. A decode that finds none takes it from a stream of the lowest standing, of those
+from the one whose next output is due last.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from collections.abc import Collection
 
 from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
+from slackfit.scheduling.streams.stream_standing import StreamStanding
 
 
 class StreamPlaces:
     """Streams by id, at most `most` of them, and what memory they hold (`kv`)."""
 
-    __slots__ = ("_running", "kv", "most")
+    __slots__ = ("_running", "_standing", "kv", "most")
 
-    def __init__(self, kv: KVTable, most: int) -> None:
-        """Begin empty."""
+    def __init__(self, kv: KVTable, most: int, standing: StreamStanding) -> None:
+        """Begin empty; of the lowest `standing` is who gives way."""
+        self._standing = standing
         self.kv = kv
         self.most = most
         self._running: dict[int, LiveStream] = {}
@@ -59,7 +62,7 @@ class StreamPlaces:
         for stream in decoding:
             if stream.cached % extent == 0:
                 while stream.is_running and not self.kv.grow(stream.query_id, stream.cached + 1):
-                    victim = max(self._running.values(), key=_gives_way)
+                    victim = max(self._running.values(), key=self._gives_way)
                     self.release(victim)
                     gave_way.append(victim)
         if gave_way:
@@ -72,7 +75,8 @@ class StreamPlaces:
         self.kv.release(stream.query_id)
         stream.is_running = False
 
-
-def _gives_way(stream: LiveStream) -> tuple[bool, float, int]:
-    """Who is pre-empted first: the relegated, then whose next output is due last."""
-    return stream.is_relegated, stream.fluidity.due_s, stream.query_id
+    def _gives_way(self, stream: LiveStream) -> tuple[bool, int, int, float, int]:
+        """Who is pre-empted first: the relegated, the lowest standing, whose output is due last."""
+        behind, query_class = self._standing.rank(stream.query)
+        due_s = stream.fluidity.due_s
+        return stream.is_relegated, -behind, -query_class, due_s, stream.query_id

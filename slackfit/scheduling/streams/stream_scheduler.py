@@ -14,30 +14,26 @@ computed for the relegated, so that none waits for ever.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import islice
+from collections.abc import Collection, Mapping
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slackfit.query import Status
 from slackfit.scheduling.streams.cost_correction import CostCorrection
 from slackfit.scheduling.streams.kv_table import KVTable
 from slackfit.scheduling.streams.live_stream import LiveStream
-from slackfit.scheduling.streams.prompt_queue import PromptQueue
 from slackfit.scheduling.streams.relegation_credit import RelegationCredit
-from slackfit.scheduling.streams.schedule_view import ScheduleView, StreamPolicyError
-from slackfit.scheduling.streams.step_filler import StepFiller
+from slackfit.scheduling.streams.step_composer import StepComposer
 from slackfit.scheduling.streams.stream_admission import StreamAdmission, check_stream
 from slackfit.scheduling.streams.stream_places import StreamPlaces
-from slackfit.streams.iteration_cost import IterationCost, IterationCosts
-from slackfit.streams.iteration_fill import IterationFill
-from slackfit.streams.stream_policy import StreamDecision, StreamPolicy
-from slackfit.streams.stream_query import Step, StreamChunk, StreamOutcome, StreamQuery
+from slackfit.scheduling.streams.stream_standing import StreamStanding
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_policy import StreamPolicy
+from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 
 KV_TOKENS = 65_536
 MAX_RUNNING = 64
 RELEGATED_SHARE = 0.1
-LOOK_AHEAD = 32
 _DECAY = 0.995  # of the prompt tokens per second, per iteration (Niyama's)
 
 
@@ -62,27 +58,28 @@ class StreamScheduler:
         max_waiting: int | None = None,
         relegated_share: float = RELEGATED_SHARE,
         correct_costs: bool = False,
+        tenant_shares: Mapping[str, float] | None = None,
     ) -> None:
         """Start empty. Raises ValueError for a count below 1 or a share outside 0 to 1.
 
         `kv_tokens` is for how many tokens the device has memory, in extents of `extent_tokens`;
         `max_running` bounds the streams in an iteration, `max_waiting` those that wait for a place
         (None: no bound); `relegated_share` is the part of prompt tokens that the relegated get;
-        `correct_costs` corrects predictions by what iterations took (`CostCorrection`).
+        `correct_costs` corrects predictions by what iterations took (`CostCorrection`);
+        `tenant_shares` are fractions of the device's time that tenants have at least while others
+        want it too (`StreamStanding`).
         """
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, allowed 1 or more")
-        self._policy = policy
-        self._places = StreamPlaces(KVTable(kv_tokens, extent_tokens), max_running)
+        self._standing = StreamStanding(tenant_shares)
+        self._places = StreamPlaces(KVTable(kv_tokens, extent_tokens), max_running, self._standing)
         self._admission = StreamAdmission(max_waiting, self.kv.capacity_tokens)
         self._credit = RelegationCredit(relegated_share)
         self._correction = CostCorrection(costs) if correct_costs else None
-        self._view = ScheduleView(costs)
-        self._quality = costs.rungs[-1].quality
+        self._composer = StepComposer(costs, policy, self._places, self._credit, self._standing)
+        self._view, self._queue = self._composer.view, self._composer.queue
         self._live: dict[int, LiveStream] = {}
-        self._queue = PromptQueue(policy)
         self._step: Step | None = None
-        self._num_steps = 0
         self._ended: list[StreamOutcome] = []  # not yet handed out by `poll`
         self._earliest_end_s = inf  # no hard deadline of a live stream is before
 
@@ -122,12 +119,12 @@ class StreamScheduler:
         A prompt that is begun now is computed about as well: what is cached of it should be no
         worse than that, nor than the query's own floor.
         """
-        return self._quality
+        return self._composer.quality
 
     @property
     def policy(self) -> StreamPolicy:
         """The policy that decides."""
-        return self._policy
+        return self._composer.policy
 
     @property
     def kv(self) -> KVTable:
@@ -140,9 +137,9 @@ class StreamScheduler:
         return self._places.most
 
     @property
-    def settings(self) -> dict[str, int | float | bool | None]:
+    def settings(self) -> dict[str, Any]:
         """How it was set, by the names of its arguments."""
-        return {
+        settings: dict[str, Any] = {
             "kv_tokens": self.kv.capacity_tokens,
             "extent_tokens": self.kv.extent_tokens,
             "max_running": self._places.most,
@@ -150,11 +147,16 @@ class StreamScheduler:
             "relegated_share": self._credit.share,
             "correct_costs": self._correction is not None,
         }
+        if self._standing.shares:
+            settings["tenant_shares"] = self._standing.shares
+        return settings
 
     def submit(self, query: StreamQuery, now_s: float) -> StreamOutcome | None:
         """Admit a stream (None), or return why it is refused at once.
 
-        The reasons are those of `StreamAdmission.refusal`.
+        The reasons are those of `StreamAdmission.refusal`. Where as many wait as may, a stream of a
+        higher standing takes the place of one of the lowest, which leaves as `queue_full` with the
+        next `poll`.
         Raises ValueError for an id that is live, counts below 1 and times that are none.
         """
         check_stream(query)
@@ -163,6 +165,8 @@ class StreamScheduler:
         stream = LiveStream(query)
         best = self.costs.rungs[-1].quality
         reason = self._admission.refusal(query, self.num_waiting, best)
+        if reason == "queue_full" and self._make_room(query, now_s):
+            reason = ""
         if reason:
             return stream.end("rejected", reason, now_s)
         self._live[query.query_id] = stream
@@ -197,11 +201,8 @@ class StreamScheduler:
             self._expire(now_s)
         if not self._live:
             return self._handed_out(None)
-        chunks, preempted = self._decode_chunks(now_s)
-        decision, waiting = self._decide(now_s)
-        step = self._filled(decision, waiting, chunks, preempted, now_s)
-        self._step = step
-        return self._handed_out(step)
+        self._step = self._composer.compose(now_s, len(self._live))
+        return self._handed_out(self._step)
 
     def complete(
         self,
@@ -284,149 +285,26 @@ class StreamScheduler:
                 costs = self._correction.costs
             self._view.costs = costs
         if policy is not None:
-            self._policy = policy
-            self._view.memo = None
-            self._queue.use(policy, now_s)
+            self._composer.use(policy, now_s)
 
     def drain(self) -> None:
         """Refuse new streams from now on; what was admitted is still served."""
         self._admission.is_draining = True
 
-    # --- one iteration ---------------------------------------------------------------------------
-
-    def _decode_chunks(self, now_s: float) -> tuple[list[StreamChunk], list[int]]:
-        """Return a chunk for every decode, and whom it cost its memory; sets the view."""
-        decoding, gave_way = self._places.make_room()
-        for stream in gave_way:
-            self._begin_again(stream, now_s)
-        view = self._view
-        cached = [stream.cached for stream in decoding]
-        view.decodes = view.costs.decode_work(cached)
-        dues = [stream.fluidity.due_s for stream in decoding]
-        view.slack_s = min(dues) - now_s if dues else inf
-        running = self._places.streams
-        view.period_s = min([stream.query.period_s for stream in running], default=inf)
-        view.min_quality = max([stream.query.min_quality for stream in running], default=0.0)
-        chunks = [
-            StreamChunk(s.query_id, c, 1, True) for s, c in zip(decoding, cached, strict=True)
-        ]
-        return chunks, [stream.query_id for stream in gave_way]
-
-    def _decide(self, now_s: float) -> tuple[StreamDecision, list[LiveStream]]:
-        """Ask the policy; return its decision and the prompts in order, the relegated last."""
-        view, policy = self._view, self._policy
-        view.num_running = len(self._places)
-        view.num_waiting = len(self._live) - view.num_running
-        view.free_tokens = self.kv.free_tokens
-        waiting: list[LiveStream] = []
-        view.first = []
-        try:
-            lost: list[LiveStream] = []
-            for stream in self._queue.in_order(now_s):
-                prompt = stream.prompt()
-                if policy.relegates(prompt, view, now_s):
-                    lost.append(stream)
-                    continue
-                waiting.append(stream)
-                view.first.append(prompt)
-                if len(waiting) >= LOOK_AHEAD:
-                    break
-            for stream in lost:
-                self._queue.relegate(stream)
-            if not waiting:  # the relegated are all there is
-                waiting = list(islice(self._queue.relegated(), LOOK_AHEAD))
-                view.first = [stream.prompt() for stream in waiting]
-            if view.first:
-                view.min_quality = max(view.min_quality, view.first[0].query.min_quality)
-            decision = policy.decide(view, now_s)
-            view.memo = decision.memo
-            self._rung(decision.subnet_id)
-        except Exception as error:
-            raise StreamPolicyError(policy.name, repr(error), len(self._live)) from error
-        return decision, waiting
-
-    def _filled(
-        self,
-        decision: StreamDecision,
-        waiting: list[LiveStream],
-        chunks: list[StreamChunk],
-        preempted: list[int],
-        now_s: float,
-    ) -> Step | None:
-        cost = self._rung(decision.subnet_id)
-        fill = IterationFill(cost, self._view.decodes)
-        places = self._places.most
-        if decision.max_running is not None:
-            places = min(places, max(decision.max_running, 1))
-        is_open = not preempted
-
-        def admit(stream: LiveStream) -> bool:
-            nonlocal is_open
-            if stream.is_running:
-                return True
-            if cost.quality < stream.query.min_quality:
-                return False
-            is_open = is_open and self._places.admit(stream, places, now_s)
-            return is_open
-
-        filler = StepFiller(fill, decision, self._policy.granule, admit)
-        first = next(self._queue.relegated(), None)
-        if first is not None and waiting[0] is not first:
-            self._credit.pay(first, filler, self._policy.granule)
-        owed = len(filler.taken)
-        filler.take_all(waiting)
-        regular = filler.taken[owed:]
-        taken = {stream.query_id for stream, _ in filler.taken}
-        rest = [stream for stream in self._behind(waiting) if stream.query_id not in taken]
-        filler.take_all(rest)
-        if not chunks and not filler.taken:
-            filler.force([*waiting, *rest])
-        self._credit.earn(regular, self._queue.num_relegated)
-        chunks += [
-            StreamChunk(s.query_id, s.cached, length, length == s.remaining)
-            for s, length in filler.taken
-        ]
-        if not chunks:
-            return None
-        step_id = self._num_steps
-        self._num_steps += 1
-        self._quality = cost.quality
-        return Step(
-            step_id,
-            cost.subnet_id,
-            tuple(chunks),
-            now_s,
-            fill.seconds,
-            self._view.slack_s,
-            decision.budget,
-            tuple(preempted),
-        )
-
-    def _behind(self, waiting: list[LiveStream]) -> list[LiveStream]:
-        """Return who may have what is left: begun prompts far back in the order, the relegated."""
-        begun = [stream for stream in self._places.streams if not stream.is_decoding]
-        behind = [*begun, *islice(self._queue.relegated(), LOOK_AHEAD)]
-        seen = {stream.query_id for stream in waiting}
-        return [s for s in dict.fromkeys(behind) if s.query_id not in seen]
-
-    def _rung(self, subnet_id: str) -> IterationCost:
-        """Return the decided width, or the least that is as good as those in it ask for."""
-        cost = self._view.costs.rung(subnet_id)
-        floor = self._view.min_quality
-        if cost.quality >= floor:
-            return cost
-        return next(rung for rung in self._view.costs.rungs if rung.quality >= floor)
-
-    def _begin_again(self, stream: LiveStream, now_s: float) -> None:
-        """Let a stream wait that has lost its memory."""
-        was_decoding = stream.is_decoding
-        stream.preempt()
-        if was_decoding:
-            self._queue.add(stream, now_s)
-        else:
-            self._queue.update(stream, now_s)
-
     # --- ends ------------------------------------------------------------------------------------
+
+    def _make_room(self, query: StreamQuery, now_s: float) -> bool:
+        """Drop a stream of the lowest standing that is below a newcomer's; whether there was one.
+
+        Of those that were not begun yet the one whose output is due last.
+        """
+        rank = self._standing.rank
+        waiting = [stream for stream in self._live.values() if stream.start_s is None]
+        last = min(waiting, key=lambda s: (rank(s.query), -s.due_s), default=None)
+        if last is None or rank(last.query) >= rank(query):
+            return False
+        self._ended.append(self._end(last, "dropped", "queue_full", now_s))
+        return True
 
     def _expire(self, now_s: float) -> None:
         for stream in tuple(self._live.values()):

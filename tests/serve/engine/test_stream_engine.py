@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamOutput, StreamRequest
 from serve.engine.stream_device import SharedPrefix, StreamDevice
 from serve.engine.stream_engine import StreamEngine
+from serve.engine.stream_group import StreamGroup
+from serve.models.stream_refusal import stream_refusal
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
@@ -197,6 +199,79 @@ def test_a_poisonous_prompt_costs_its_own_stream_only():
     assert tokens_of(streams[2]) == continued([5], 3)
 
 
+def choosing_badly(row: Any, position: int) -> int:
+    raise ValueError("no token")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_token_that_cant_be_chosen_costs_its_own_stream_and_writes_no_other_twice(first: bool):
+    """The iteration has happened: to run it again would compute the others' tokens again."""
+    bench = Bench()
+    wishes = [{"choose": choosing_badly}, {}] if first else [{}, {"choose": choosing_badly}]
+    streams = [bench.open([4, 5 + i], 4, **wish) for i, wish in enumerate(wishes)]
+    bench.run()
+    bad, good = streams if first else streams[::-1]
+    assert bad.outcome is not None
+    assert good.outcome is not None
+    assert (bad.outcome.status, bad.outcome.reason) == (
+        "failed",
+        "execution failed: ValueError: no token",
+    )
+    assert good.outcome.status == "on_time"
+    assert tokens_of(good) == continued(good.request.prompt, 4)
+    assert bench.decoder.num_iterations == 4
+
+
+class NotFinite(TimedDecoder):
+    """Computes NaN for the sequence that begins with 13."""
+
+    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+        logits = super().run(subnet_id, chunks)
+        sampled = [chunk for chunk in chunks if chunk.samples]
+        for row, chunk in zip(logits, sampled, strict=True):
+            if self._sequences[chunk.sequence][0] == 13:
+                row[7] = float("nan")
+        return logits
+
+
+def test_logits_that_are_not_finite_fail_their_stream():
+    bench = Bench(decoder=NotFinite)
+    good, bad = bench.open([1, 2], 3), bench.open([13, 2], 3)
+    bench.run()
+    assert bad.outcome is not None
+    assert bad.outcome.reason == "execution failed: the output holds NaN or infinity"
+    assert tokens_of(good) == continued([1, 2], 3)
+    assert stream_refusal(bad.outcome, 1).message.startswith("the output holds NaN or infinity, of")
+
+
+def test_a_stream_that_cant_be_begun_fails_alone():
+    """Its prompt is said to begin with what the executor does not have."""
+    bench = Bench()
+    lost, good = bench.open([1] * 20, 3, shared=SharedPrefix("nowhere", 10)), bench.open([2], 3)
+    bench.run()
+    assert lost.outcome is not None
+    assert (lost.outcome.status, lost.outcome.reason) == (
+        "failed",
+        "execution failed: KeyError: 'nowhere'",
+    )
+    assert tokens_of(good) == continued([2], 3)
+
+
+def test_what_nobody_reads_is_bounded():
+    bench = Bench()
+    most = MOST_UNREAD_BYTES // 100_000
+    asleep = bench.open([1], 50, output_bytes=100_000)
+    reads = bench.open([2], 50)
+    bench.run()
+    assert asleep.outcome is not None
+    assert (asleep.outcome.status, asleep.outcome.reason) == ("dropped", "too_slow")
+    assert len(asleep.waiting()) == most + 1
+    assert reads.outcome is not None
+    assert reads.outcome.is_complete
+    bench.engine.step()
+    assert bench.decoder.held_tokens == 0
+
+
 def test_a_shared_prefix_is_not_computed_again():
     bench = Bench()
     prompt = list(range(1, 201))
@@ -306,9 +381,12 @@ def test_a_device_that_hangs_fails_every_stream_and_takes_no_more():
 
     release = threading.Event()
 
+    hangs = threading.Event()
+
     class Hangs(TimedDecoder):
         def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
-            release.wait(20)
+            if hangs.is_set():
+                release.wait(20)
             return super().run(subnet_id, chunks)
 
     async def main() -> None:
@@ -317,6 +395,7 @@ def test_a_device_that_hangs_fails_every_stream_and_takes_no_more():
             engine._watchdog, "_hung_at_s", now_s + 0.05
         )
         await engine.start()
+        hangs.set()
         stream = engine.open(request(engine, [1], 5))
         assert await asyncio.wait_for(collected(stream), 10) == []
         assert stream.outcome is not None
@@ -325,6 +404,101 @@ def test_a_device_that_hangs_fails_every_stream_and_takes_no_more():
         assert late.outcome is not None
         assert late.outcome.reason == "device_failed"
         release.set()
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_the_idle_device_is_looked_after():
+    """One that fails while nobody asks is known before the next stream comes."""
+
+    class Dies(TimedDecoder):
+        def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+            if self.num_iterations >= len(FAST.subnet_ids):  # they were warmed up
+                raise RuntimeError("gone")
+            return super().run(subnet_id, chunks)
+
+    async def main() -> None:
+        engine = live(Dies(FAST), probe_after_s=0.02)
+        await engine.start()
+        async with asyncio.timeout(5.0):
+            while not engine.status().fault:
+                await asyncio.sleep(0.005)
+        assert engine.status().fault == "the device thread ended: RuntimeError"
+        late = engine.open(request(engine, [1], 5))
+        assert late.outcome is not None
+        assert late.outcome.reason == "device_failed"
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_every_width_is_warm_before_the_first_stream():
+    seen: list[str] = []
+
+    class Notes(TimedDecoder):
+        def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+            seen.append(subnet_id)
+            return super().run(subnet_id, chunks)
+
+    async def main() -> None:
+        decoder = Notes(FAST)
+        engine = live(decoder)
+        await engine.start()
+        assert seen == list(FAST.subnet_ids)
+        assert decoder.held_tokens == 0
+        await engine.stop()
+
+        class Fails(TimedDecoder):
+            def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+                raise RuntimeError("cold")
+
+        with pytest.raises(RuntimeError, match="cold"):
+            await live(Fails(FAST)).start()
+
+    asyncio.run(main())
+
+
+def test_a_device_that_does_not_come_back_at_the_end_has_failed():
+    import threading
+
+    release, hangs = threading.Event(), threading.Event()
+
+    class Stuck(TimedDecoder):
+        def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+            if hangs.is_set():
+                release.wait(20)
+            return super().run(subnet_id, chunks)
+
+    async def main() -> None:
+        engine = live(Stuck(FAST))
+        await engine.start()
+        hangs.set()
+        stream = engine.open(request(engine, [1], 5))
+        await asyncio.sleep(0.05)
+        await engine.stop(timeout_s=0.1)
+        assert stream.outcome is not None
+        assert (stream.outcome.status, stream.outcome.reason) == ("failed", "device_failed")
+        assert engine.status().fault == "the device did not end its iteration in time"
+        release.set()
+
+    asyncio.run(main())
+
+
+def test_a_group_is_read_as_any_of_its_streams_gets_on():
+    async def main() -> None:
+        engine = live()
+        await engine.start()
+        lengths = (3, 9, 1)
+        group = StreamGroup(
+            [engine.open(request(engine, [i + 1] * 5, n)) for i, n in enumerate(lengths)]
+        )
+        found: list[list[int]] = [[] for _ in lengths]
+        while any(stream.outcome is None or stream.has_waiting for stream in group.streams):
+            for index in await asyncio.wait_for(group.changed(), 10.0):
+                found[index] += [o.token for o in group.streams[index].waiting()]
+        for i, (tokens, count) in enumerate(zip(found, lengths, strict=True)):
+            assert tokens == continued([i + 1] * 5, count)
         await engine.stop()
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serve.doors.http_answer import SEND_WHOLE, Respond
-from serve.doors.http_call import FIRST_BYTE, JOINED, WHEN_GONE
+from serve.doors.http_call import FIRST_BYTE, JOINED, WHEN_GONE, WHY_GONE
 from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
 from serve.hosts.known_heads import KnownHeads
@@ -132,7 +132,7 @@ def test_the_parser_reads_a_head_once_and_the_scope_is_the_same():
 
     scopes = asyncio.run(run()).scopes
     assert len(scopes) == 8
-    ours = (FIRST_BYTE, JOINED, SEND_WHOLE, WHEN_GONE)
+    ours = (FIRST_BYTE, JOINED, SEND_WHOLE, WHEN_GONE, WHY_GONE)
     plain = [{key: scope[key] for key in scope if key not in ours} for scope in scopes]
     assert [JOINED in scope for scope in scopes] == [False, True, False, *[True] * 5]
     assert all(scope == plain[0] for scope in (plain[1], plain[3], plain[4], plain[6]))

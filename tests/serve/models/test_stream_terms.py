@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from serve.models.limits import RefusedError
-from serve.models.stream_terms import SloWishes, resolve_terms
+from serve.models.stream_terms import SloWishes, check_time_left, resolve_terms
 from serve.models.tenant_limits import TenantLimits
 
 
@@ -72,3 +72,13 @@ def test_a_tenant_names_no_longer_slo_than_it_may() -> None:
     with pytest.raises(RefusedError) as refused:
         terms({"x-slo-ttft-ms": "600"}, tenant=tenant)
     assert refused.value.reason == "forbidden"
+
+
+def test_what_nobody_waits_for_is_refused_unread():
+    limit = {"x-request-timeout-seconds": "0.5,2"}
+    check_time_left(limit, 10.0, 10.4)
+    check_time_left({"x-slo-ttft-ms": "1"}, 10.0, 99.0)  # late is not hopeless
+    check_time_left({"x-request-timeout-seconds": "-1"}, 10.0, 99.0)
+    with pytest.raises(RefusedError, match="the time limit had passed before") as refused:
+        check_time_left(limit, 10.0, 10.5)
+    assert refused.value.reason == "expired"

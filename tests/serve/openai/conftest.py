@@ -94,7 +94,12 @@ async def run_streams(**settings: Any) -> AsyncIterator[Streams]:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a reader that sleeps is felt
         url = f"http://127.0.0.1:{own.getsockname()[1]}"
         listener = listening(
-            door, "127.0.0.1", 0, drain_left_s=lambda: 1.0, own=own, max_connections=2000
+            door,
+            "127.0.0.1",
+            0,
+            drain_left_s=lambda: 1.0,
+            own=own,
+            max_connections=config.max_connections or 2000,
         )
         try:
             with server.loop_lag.running():

@@ -62,7 +62,10 @@ def text(client: OpenAI) -> dict[str, Any]:
         prompt=list(b"Hi"), extra_body={"slo": {"ttft_ms": 500}, "ignore_eos": True}, **options
     )
     pieces = client.completions.create(prompt="Hi", stream=True, **options)
+    several = client.completions.create(prompt=["Hi", "Hello"], **options)
     return {
+        "several": [[choice.index, choice.text] for choice in several.choices],
+        "several_tokens": several.usage.completion_tokens,
         "by_text": by_text.choices[0].text,
         "by_ids": by_ids.choices[0].text,
         "streamed": "".join(piece.choices[0].text for piece in pieces),

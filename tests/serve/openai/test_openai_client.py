@@ -40,6 +40,9 @@ def test_the_official_client_sees_what_it_expects(serve_streams: Callable[..., A
     assert chat["usage"] == [len("user: Hi\nassistant: "), 6, len("user: Hi\nassistant: ") + 6]
     assert text["by_text"] == text["by_ids"] == text["streamed"]
     assert sum(count for _, count in text["widths"]) == 5
+    assert text["several"][0] == [0, text["by_text"]]
+    assert [index for index, _ in text["several"]] == [0, 1]
+    assert text["several_tokens"] == 10
     assert seen["errors"] == {
         "model": ["NotFoundError", "model_not_found", None],
         "field": ["BadRequestError", "unsupported", "n"],
@@ -50,6 +53,6 @@ def test_the_official_client_sees_what_it_expects(serve_streams: Callable[..., A
     assert seen["gone"] == 2
     assert seen["retries"] == [504, True]
     assert seen["timeout"][0] in ("APITimeoutError", "InternalServerError")
-    # Each stream once: 5 whole, one expired inside, one left; the short wait is one of either.
-    assert ended["on_time"] + ended.get("late", 0) == 5
+    # Each stream once: 7 whole, one expired inside, one left; the short wait is one of either.
+    assert ended["on_time"] + ended.get("late", 0) == 7
     assert ended["dropped"] == 3

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from serve.engine.stream_device import StreamDevice
+from serve.engine.stream_device import IterationResult, StreamDevice
 
 
 async def bystander(streams: Any, outputs: int = 80) -> float:
@@ -121,7 +121,9 @@ def test_a_device_that_hangs_is_told_to_every_stream(
             import threading
 
             stuck = threading.Event()
-            monkeypatch.setattr(StreamDevice, "run", lambda *_: stuck.wait(20) or {})
+            monkeypatch.setattr(
+                StreamDevice, "run", lambda *_: stuck.wait(20) and IterationResult({}, {})
+            )
             waiting = asyncio.ensure_future(streams.complete("y", max_tokens=5))
             events = await asyncio.wait_for(hung, 10.0)
             assert events[-2]["error"]["code"] == "device_failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,30 @@ def test_the_fit_finds_the_costs_that_made_the_times(noise: float) -> None:
     big = IterationWork.of([(100, 1, True)] * 8 + [(50, 100, False)])
     ratio = fitted[0].seconds(big) / fitted[1].seconds(big)
     assert ratio == pytest.approx(costs["half"].seconds(big) / costs["full"].seconds(big), rel=0.06)
+
+
+def test_attention_costs_a_shallower_subnet_its_share() -> None:
+    """Two subnets with the same linear layers, one of them with half of the blocks."""
+    deep = true_cost("deep", 1.0)
+    attention = ("decode_s", "position_s", "chunk_s", "pair_s")
+    halves = {name: getattr(deep, name) / 2 for name in attention}
+    costs = {"deep": deep, "flat": replace(deep, subnet_id="flat", **halves)}
+    kinds, judged = grid(DECODES, 8192)
+
+    def measured(kinds) -> list[MeasuredIteration]:
+        return [
+            MeasuredIteration(name, work, cost.seconds(work))
+            for name, cost in costs.items()
+            for work in map(IterationWork.of, kinds)
+        ]
+
+    qualities = {"deep": 1.0, "flat": 0.9}
+    depths = {"deep": 1.0, "flat": 0.5}
+    fitted = {each.subnet_id: each for each in fit_iterations(measured(kinds), qualities, depths)}
+    assert max(relative_errors(tuple(fitted.values()), measured(judged))) < 0.02
+    assert fitted["flat"].position_s == pytest.approx(fitted["deep"].position_s / 2)
+    plain = fit_iterations(measured(kinds), qualities)
+    assert max(relative_errors(plain, measured(judged))) > 0.03
 
 
 def test_a_subnet_that_was_not_measured_is_told() -> None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from serve.bench.decoder.bench import random_checkpoint
+from serve.bench.streams import peers
 from serve.bench.streams.bench import StreamsBench
 from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import live_runner, serve_live
 from serve.bench.streams.orders import cost_rows, lars_rows
+from serve.bench.streams.peers import PeerSetting, peer_rows
+from serve.bench.streams.processor_time import processor_runner
 from serve.bench.streams.setting import StreamSetting, drawn_conversation
 from slackfit.profile import LatencyProfile
 from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.stream_query import StreamOutcome, StreamQuery
+from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.timed_decoder import TimedDecoder
+from supernet.definition import define_supernet
 
 PROFILE = LatencyProfile.load("profiles/smollm2_135m_example.json")
 COSTS = IterationCosts.of(PROFILE)
@@ -90,6 +100,58 @@ def test_the_same_scenarios_run_live():
 
     rows = chunking_rows(live_runner(costs, make, 256), costs, "timed")
     assert len(rows) == 7
+
+
+def test_a_decoder_serves_in_processor_time():
+    """Every iteration is computed: all outputs come, at the times that computing takes."""
+    checkpoint = random_checkpoint(define_supernet("decoder_tiny", max_positions=512))
+    executor = StreamExecutor(checkpoint, capacity_tokens=4096)
+    rungs = [
+        replace(rung, subnet_id=i)
+        for rung, i in zip(COSTS.rungs, executor.subnet_ids, strict=False)
+    ]
+    costs = replace(COSTS, rungs=tuple(rungs)).scaled(0.01)
+    run = processor_runner(costs, executor, 100, kv_tokens=4096)
+    queries = [
+        StreamQuery(i, 0.01 * i, 130, 4, 0.01 * i + 1.0, 0.2, cached_tokens=128 * (i == 2))
+        for i in range(5)
+    ]
+    outcomes = run(queries, "slackwidth")
+    assert [len(outcome.output_s) for outcome in outcomes] == [4] * 5
+    assert all(o.output_s[0] > o.query.arrival_s for o in outcomes)
+    assert executor.cache.table.free_tokens == 4096
+
+
+def test_every_peer_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch):
+    """Ours and its largest width are policies of one server, asked in turn."""
+    asked: list[tuple[str, str | None]] = []
+
+    @contextlib.contextmanager
+    def served(_: PeerSetting) -> Iterator[str]:
+        yield "ours"
+
+    async def replayed(url: str, queries: list[StreamQuery]) -> list[StreamOutcome]:
+        return SETTING.simulated(queries, asked[-1][1] or "fcfs")
+
+    async def carried(url: str, run_s: float) -> float:
+        return 0.5
+
+    monkeypatch.setattr(peers, "_ours", served)
+    monkeypatch.setattr(peers, "_use", lambda url, policy: asked.append((url, policy)))
+    monkeypatch.setattr(peers, "_replay", replayed)
+    monkeypatch.setattr(peers, "_capacity_qps", carried)
+    rows = peer_rows(PeerSetting(Path("x"), None, PROFILE, run_s=30.0), lambda _: None)
+    found = values(rows)
+    assert {row["figure"] for row in rows if row["unit"] == "skipped"} == {
+        "streams/peers/llamacpp",
+        "streams/peers/vllm",
+    }
+    policies = [policy for _, policy in asked]
+    assert policies == ["fixed:largest", *["fixed:largest", "slackwidth"] * 3]
+    for load in ("0.7", "1", "1.3"):
+        gained = found[f"peers/load{load}/on_time_ours_less_largest"]
+        ours, largest = (found[f"peers/load{load}/{n}/on_time"] for n in ("ours", "largest"))
+        assert gained == pytest.approx(ours - largest)
 
 
 @pytest.mark.slow

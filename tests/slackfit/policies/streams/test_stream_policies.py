@@ -248,6 +248,19 @@ def test_width_follows_the_load(decoder_costs: IterationCosts):
     assert quality(busy) < 0.97
 
 
+def test_a_smaller_width_that_is_no_faster_is_not_taken(decoder_costs: IterationCosts):
+    """Under a load that none carries it would give quality away for nothing."""
+    largest = decoder_costs.rungs[-1]
+    alike = [
+        replace(largest, subnet_id=rung.subnet_id, quality=rung.quality)
+        for rung in decoder_costs.rungs
+    ]
+    costs = replace(decoder_costs, rungs=tuple(alike))
+    outcomes, steps = run(streams(9.0, 60, seed=1), "slackwidth", costs)
+    assert sum(outcome.status != "on_time" for outcome in outcomes) > 20
+    assert {step.subnet_id for step in steps} == {"e1"}
+
+
 def test_every_iteration_ends_before_the_most_urgent_decode_is_due_if_any_width_allows_it(
     decoder_costs: IterationCosts,
 ):
