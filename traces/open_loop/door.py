@@ -8,6 +8,7 @@ client and door share of one machine is in it, as it is in the run that is foret
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,23 +64,27 @@ def bursts(slowest_s: float) -> Trace:
 def door_cost(single: Sequence[Answer], burst: Sequence[Answer]) -> DoorCost:
     """Return the cost from the answers to `single_queries` and to `bursts`.
 
-    What else runs on the machine only adds, so of single queries the lower quartile counts, and of
-    bursts the least at each place, whose slope is found by least squares; below 0 it is 0. Raises
-    TraceError where too few were answered to tell.
+    What else runs on the machine only adds, so of single queries the lower quartile counts. It
+    adds to whole bursts or from some place on, so the slope is the median over all pairs of one
+    burst (Theil, 1950; Sen, 1968); below 0 it is 0. Raises TraceError where too few were answered.
     """
     alone_s = [
         a.finish_s - a.sent_s - a.reply.execution_s for a in single if a.reply.status == "ok"
     ]
-    by_place: dict[int, list[float]] = {}
+    by_burst: dict[int, list[tuple[int, float]]] = {}
     for a in burst:
         if a.reply.status == "ok":
             over_s = a.finish_s - a.intended_s - a.reply.queue_s - a.reply.execution_s
-            by_place.setdefault(a.query_id % BURST, []).append(over_s)
-    if not alone_s or len(by_place) < 2:
+            number, place = divmod(a.query_id, BURST)
+            by_burst.setdefault(number, []).append((place, over_s))
+    slopes = [
+        (later_s - over_s) / (later - place)
+        for one in by_burst.values()
+        for (place, over_s), (later, later_s) in itertools.combinations(sorted(one), 2)
+    ]
+    if not alone_s or not slopes:
         raise TraceError("the server answered too few of the queries that measure its door")
-    places = sorted(by_place)
-    least_s = [min(by_place[place]) for place in places]
-    slope_s = float(np.polyfit(places, least_s, 1)[0])
+    slope_s = float(np.median(slopes))
     return DoorCost(max(float(np.quantile(alone_s, _LOWER)), 0.0), max(slope_s, 0.0))
 
 

@@ -31,10 +31,15 @@ def test_the_slope_over_a_burst_is_the_doors_time_of_one_request():
     assert np.unique(burst.arrival_s)[:2].tolist() == [0.0, 0.2]
     found = door_cost(
         answers(single.arrival_s, lambda i: 0.003),
-        # What else the machine does adds to all bursts but one.
+        # What else the machine does adds to whole bursts, or from some place on.
         answers(
             burst.arrival_s,
-            lambda i: 0.002 + 0.0004 * (i % BURST) * (1 if BURST <= i < 2 * BURST else i),
+            lambda i: (
+                0.002
+                + 0.0004 * (i % BURST)
+                + 0.01 * (i // BURST % 3)
+                + (0.004 if i % BURST > i // BURST else 0.0)
+            ),
         ),
     )
     assert found.request_s == pytest.approx(0.0004)
