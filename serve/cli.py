@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
         "traces.commands.simulate_command", "simulate_command", "Run the scheduler in virtual time."
     ),
     "plan": Verb(
-        "traces.commands.plan_command", "plan_command", "Find the cheapest fleet for a promise."
+        "serve.commands.plan_command", "plan_command", "Find the cheapest fleet for a promise."
     ),
     "trace": Verb("traces.cli", "trace_app", "Look at a trace, convert it, plot it."),
     "report": Verb("traces.cli", "report_command", "Compare runs on one page."),

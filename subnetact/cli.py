@@ -162,11 +162,12 @@ def with_grid(
     """
     from slackfit.streams.iteration_cost import IterationCosts
     from subnetact.decoding.stream_executor import StreamExecutor
-    from subnetact.parallel.break_even import CONTEXTS, NOWHERE, measure_grid
+    from subnetact.parallel.break_even import CONTEXTS, NOWHERE, longest_context, measure_grid
     from subnetact.parallel.parallel_executor import ParallelExecutor
     from subnetact.parallel.worker_grid import WorkerGrid
 
-    longest = loaded.definition.config.max_positions - repeats - 1  # type: ignore[attr-defined]
+    max_positions = loaded.definition.config.max_positions  # type: ignore[attr-defined]
+    longest = longest_context(max_positions, repeats)
     contexts = [c for c in CONTEXTS if c < longest] or [longest // 4]
     contexts = [*contexts, longest] if len(contexts) == 1 else contexts
     packing = packing or "views"

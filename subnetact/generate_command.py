@@ -88,6 +88,7 @@ def generate(
         subnet_id = executor.add(*chosen)
         switches = [Switch(at, executor.add(*other)) for at, other in planned]
         stream = TextStream(tokenizer)
+        room = longest - len(ids) + 1
         for token in generated(
             executor,
             ids,
@@ -97,9 +98,12 @@ def generate(
             eos_ids=loaded.text.eos_ids,
             switches=switches,
         ):
+            room -= 1
             sys.stdout.write(stream.push(token))
             sys.stdout.flush()
         sys.stdout.write(stream.finish() + "\n")
+        if room == 0 and len(ids) + max_tokens > longest + 1:
+            typer.echo(f"stopped at the network's longest context, {longest} tokens", err=True)
 
 
 def _draw(

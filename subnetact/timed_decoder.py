@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_fill import IterationFill
 
 
 class SequenceChunk(Protocol):
@@ -73,10 +74,7 @@ class TimedDecoder:
         wrong = [i for chunk in chunks for i in chunk.ids if not 0 <= i < self.vocab_size]
         if wrong:
             raise ValueError(f"token {wrong[0]}, allowed 0 to {self.vocab_size - 1}")
-        work = IterationWork.of(
-            (len(self._sequences.get(c.sequence, ())), len(c.ids), c.samples) for c in chunks
-        )
-        finish_s = start_s + self._costs.seconds(subnet_id, work)
+        finish_s = start_s + self._predicted_s(subnet_id, chunks)
         held = {chunk.sequence: len(self._sequences.get(chunk.sequence, ())) for chunk in chunks}
         more = sum(
             self._blocks(held[chunk.sequence] + len(chunk.ids)) - self._blocks(held[chunk.sequence])
@@ -95,6 +93,12 @@ class TimedDecoder:
         self._sleep(max(0.0, finish_s - self._clock()))
         return logits
 
+    def _predicted_s(self, subnet_id: str, chunks: Sequence[SequenceChunk]) -> float:
+        fill = IterationFill(self._costs.rung(subnet_id))
+        for chunk in chunks:
+            fill.add(len(self._sequences.get(chunk.sequence, ())), len(chunk.ids), chunk.samples)
+        return fill.seconds
+
     def next_token(self, ids: Sequence[int]) -> int:
         """Return the token that follows `ids`; never the end token."""
         total = sum((i + 1) * (token + 1) for i, token in enumerate(ids))
@@ -107,6 +111,17 @@ class TimedDecoder:
     def release(self, sequence: int | str) -> None:
         """Forget a sequence; one that is not known is no error."""
         self._sequences.pop(sequence, None)
+
+    def look_after(self) -> tuple[()]:
+        """Return the sequences that were lost: none ever are."""
+        return ()
+
+    def wait_until_whole(self) -> bool:
+        """Return whether there was anything to wait for: never."""
+        return False
+
+    def close(self) -> None:
+        """End nothing: it is all in this process."""
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)

@@ -99,6 +99,13 @@ def import_(
             help="Decoders: a file of text to sort and compare widths by; broad is better."
         ),
     ] = None,
+    elastic: Annotated[
+        str,
+        typer.Option(
+            metavar="AXES",
+            help="Decoders: what is elastic beside the width: heads, depth, or heads,depth.",
+        ),
+    ] = "",
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
     from supernet.weights.half_weights import halved
@@ -107,16 +114,22 @@ def import_(
     from supernet.weights.import_weights import check_finite, import_supernet
 
     with _user_errors(ValueError, OSError, RuntimeError, ImportError):
+        if supernet is None and origin not in ORIGINS.split(", "):  # else the family says which
+            raise ValueError(f"--from is {origin!r}, allowed {ORIGINS}")
+        reads_decoder = origin != "supernet" and is_decoder(source, origin)
+        if (elastic or calibration) and not reads_decoder:
+            raise ValueError("--elastic and --calibration go with the weights of a decoder")
         if origin == "supernet":
             checkpoint = load_checkpoint(source)
             for tensors in (checkpoint.state, *checkpoint.norm_statistics.values()):
                 check_finite(tensors, source)
-        elif is_decoder(source, origin):
+        elif reads_decoder:
             checkpoint = import_decoder(
                 source,
                 origin=origin,
                 sort=sort,
-                calibration=[path.read_text(encoding="utf-8") for path in calibration or ()],
+                calibration=[_text_of(path) for path in calibration or ()],
+                elastic=[axis.strip() for axis in elastic.split(",") if axis.strip()],
                 tell=lambda text: Console(stderr=True).print(text, highlight=False, soft_wrap=True),
             )
         else:
@@ -154,6 +167,16 @@ def import_(
         f"{len(checkpoint.subnets)} of {checkpoint.definition.space.num_archs:.3g} subnets served",
         highlight=False,
     )
+
+
+def _text_of(path: Path) -> str:
+    """A file's text. Raises ValueError naming the file where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def export(

@@ -36,7 +36,8 @@ class ChannelGroup:
     `produced` are (tensor name, dimension) pairs indexed by the group's channels on the side
     that makes them (weights, biases, norm vectors and statistics), `consumed` those on the side
     that reads them. Importance of a channel is the L1 norm of the weights that consume it.
-    With `units`, channels move in that many equal runs (attention heads). `activations_at` names
+    With `units`, channels move in that many equal runs (attention heads); `among` (first, step) are
+    the units that are interchangeable, every step-th from the first. `activations_at` names
     the module that reads channels whose importance only their activations tell (hidden units of
     gated feed-forwards): what comes in there is measured, and weights alone are refused.
     """
@@ -45,6 +46,7 @@ class ChannelGroup:
     produced: tuple[tuple[str, int], ...]
     consumed: tuple[tuple[str, int], ...]
     units: int | None = None
+    among: tuple[int, int] = (0, 1)
     activations_at: str | None = None
 
 

@@ -36,7 +36,7 @@ def policies(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan.",
+            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan, verify.",
         ),
     ] = None,
     processes: Annotated[
@@ -130,7 +130,7 @@ def decoder(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: iteration, linear, attention, llamacpp, healing.",
+            help="Only these: iteration, pieces, linear, attention, llamacpp, healing.",
         ),
     ] = None,
     seconds: Annotated[
@@ -152,7 +152,8 @@ def decoder(
 ) -> None:
     """Measure decoders: half over full width, forms of linear layers, slabs against pages.
 
-    Against llama.cpp (make llamacpp), and perplexities after healing over those before.
+    What an iteration's time consists of. Against llama.cpp (make llamacpp), and perplexities after
+    healing over those before.
     """
     from serve.bench.decoder.bench import DecoderBench, Healing
     from slackfit.user_errors import user_errors

@@ -51,7 +51,7 @@ class LiveReplay:
 
     `model` None is the server's first, `label` None its policy; `data` is the folder of samples
     (None: noise), `twin` the profile to simulate the same with (None: do not). `num_processes`
-    None: as many as the trace asks for.
+    None: as many as the trace asks for. `is_alone`: the replicas that the server names get nothing.
     """
 
     trace: Trace
@@ -62,6 +62,7 @@ class LiveReplay:
     data: Path | None = None
     num_processes: int | None = None
     twin: LatencyProfile | None = None
+    is_alone: bool = False
 
     async def run(
         self, progress: Callable[[Progress], None] | None = None
@@ -80,7 +81,8 @@ class LiveReplay:
         client, model = await dial(self.url, self.model, spread=self._spreads)
         try:
             payloads, source = self._payloads(model)
-            self._check_twin(model)
+            if self.twin is not None:
+                check_profile(model, self.twin)
             server = await self._server(client, model, payloads)
             started_s = time.monotonic()
             result = await self._replay(client, model, payloads, progress)
@@ -112,7 +114,7 @@ class LiveReplay:
     @property
     def _spreads(self) -> bool:
         """Whether queries also go to the replicas that the server names: not beside a twin."""
-        return self.twin is None
+        return self.twin is None and not self.is_alone
 
     def _payloads(self, model: Model) -> tuple[Payloads, str]:
         if self.data is None:
@@ -153,15 +155,6 @@ class LiveReplay:
         if result.is_partial:  # interrupted: there is nothing to keep yet
             raise asyncio.CancelledError
         return wire_s(result.answers)
-
-    def _check_twin(self, model: Model) -> None:
-        """Refuse a profile that is not the one that the server serves with."""
-        served = model.parameters.get("profile")
-        if self.twin is not None and served != self.twin.name:
-            raise TraceError(
-                f"the server serves with profile {served!r}, the one given is {self.twin.name!r}; "
-                "simulate with the profile that the server was started with (--profile)"
-            )
 
     def _report(
         self, model: Model, source: str, result: ReplayResult, elapsed_s: float
@@ -214,6 +207,16 @@ class LiveReplay:
                 f"p{q}": float(np.percentile(factors, q)) for q in (50, 90, 99)
             }
         return [live, simulated_report(simulated, live, sent)]
+
+
+def check_profile(model: Model, profile: LatencyProfile) -> None:
+    """Refuse a profile that is not the one that the server serves with. Raises TraceError."""
+    served = model.parameters.get("profile")
+    if served != profile.name:
+        raise TraceError(
+            f"the server serves with profile {served!r}, the one given is {profile.name!r}; "
+            "simulate with the profile that the server was started with (--profile)"
+        )
 
 
 def simulated_server(model: Model, profile: LatencyProfile, wire_s: float) -> LiveServer:

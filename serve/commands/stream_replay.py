@@ -18,14 +18,13 @@ from slackfit.streams.stream_metrics import summarize_streams
 from slackfit.streams.stream_query import StreamQuery
 from traces.burstiness import trace_summary
 from traces.commands.command_line import command_line
-from traces.commands.simulate_streams import fitted_trace
 from traces.open_loop.progress import replay_progress
 from traces.open_loop.sender import Progress
 from traces.open_loop.stream_chunks import write_chunks
 from traces.open_loop.stream_replay import SeenStream, as_client_saw, replay_streams
 from traces.open_loop.stream_target import StreamModel
 from traces.report.report import write_report_html, write_report_json
-from traces.simulation.stream_simulation import StreamSlo, stream_queries
+from traces.simulation.stream_simulation import StreamSlo, fitted_trace, stream_queries
 from traces.trace import Trace, TraceError
 
 OUTPUTS = ("report.json", "report.html", "chunks.parquet")

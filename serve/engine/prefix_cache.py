@@ -17,7 +17,7 @@ import itertools
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -138,15 +138,37 @@ class PrefixCache:
         with self._lock:
             return self._pop()
 
+    def forget(self, names: Collection[int | str]) -> list[str]:
+        """Offer entries to nobody any more, whose keys and values are gone; return whom to release.
+
+        One that a stream was promised goes when that has begun, as the first to be evicted.
+        """
+        released: list[str] = []
+        with self._lock:
+            for name in names:
+                entry = self._entries.get(str(name))
+                if entry is None:
+                    continue
+                self._unlist(entry)
+                if entry.pins:
+                    self._entries.move_to_end(entry.name, last=False)
+                else:
+                    del self._entries[entry.name]
+                    released.append(entry.name)
+        return released
+
     def _pop(self) -> str | None:
         entry = next((entry for entry in self._entries.values() if not entry.pins), None)
         if entry is None:
             return None
         del self._entries[entry.name]
+        self._unlist(entry)
+        return entry.name
+
+    def _unlist(self, entry: _PrefixEntry) -> None:
         for key in entry.keys:
             if self._by_key.get(key) is entry:
                 del self._by_key[key]
-        return entry.name
 
     def _keys(self, ids: Sequence[int], tenant: str) -> list[bytes]:
         """Return the chained hash of each whole block."""

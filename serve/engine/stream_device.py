@@ -9,13 +9,15 @@ fails behind it. What fails there, choosing a token above all, fails its own str
 again, or the others would be written twice.
 
 With a `PrefixCache`, prompts that were computed stay, as sequences that nobody runs; where the
-executor finds no room for an iteration, they go. What streams hold always fits, so then it does.
+executor finds no room for an iteration, they go. What streams hold always fits, so then it does,
+unless a part of the executor is being replaced: then that is waited for. Kept prompts that were
+lost with it are given up.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +54,21 @@ class IterationExecutor(Protocol):
 
     def release(self, sequence: Any) -> None:
         """Forget a sequence's keys and values."""
+        ...
+
+    def look_after(self) -> Collection[Any]:
+        """See to what it runs on, between iterations; return sequences that were lost with it.
+
+        Raises where it can't run anything any more.
+        """
+        ...
+
+    def wait_until_whole(self) -> bool:
+        """Wait for what is being replaced, and has room; return whether there was anything."""
+        ...
+
+    def close(self) -> None:
+        """End what it runs on."""
         ...
 
 
@@ -155,15 +172,27 @@ class StreamDevice:
         if self._texts.pop(query_id, None) is not None:
             self.executor.release(query_id)
 
+    def look_after(self) -> list[int]:
+        """See to what the executor runs on; return the streams that were lost with a part of it.
+
+        Raises as the executor's.
+        """
+        lost = self.executor.look_after()
+        if self.prefixes is not None:
+            for name in self.prefixes.forget(lost):
+                self.executor.release(name)
+        return [name for name in lost if name in self._texts]
+
     def _run_with_room(self, subnet_id: str, runs: list[TokenRun]) -> Any:
         while True:
             try:
                 return self.executor.run(subnet_id, runs)
             except _FULL:
                 name = None if self.prefixes is None else self.prefixes.evict()
-                if name is None:
+                if name is not None:
+                    self.executor.release(name)
+                elif not self.executor.wait_until_whole():
                     raise
-                self.executor.release(name)
 
     def _keep_prompts(
         self, prefixes: PrefixCache, subnet_id: str, chunks: Sequence[StreamChunk]

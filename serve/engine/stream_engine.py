@@ -7,9 +7,9 @@ thread, so a test drives the very same code in virtual time. The engine's stamps
 iteration ends, are what fluidity is judged by.
 
 Whatever happens, every stream ends exactly once. A poisonous prompt costs its own stream only
-(`step_runner.py`); a device that hangs, one whose thread ends and one that does not come back at
-the end fail all, and `status` says which it was; a policy that breaks its contract is replaced by
-`fixed:smallest`.
+(`step_runner.py`); a part of the device that is gone costs the streams that it held; a device that
+hangs, one whose thread ends and one that does not come back at the end fail all, and `status` says
+which it was; a policy that breaks its contract is replaced by `fixed:smallest`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ PROBE_AFTER_S = 10.0
 _PROBE = IterationWork(1, 1, 1, 1)
 _DRAIN_POLL_S = 0.005
 _MIN_WAIT_S = 1e-4
+_LOOK_AFTER_S = 0.5  # while nothing is asked
 
 OnStep = Callable[[Step, float, float], None]
 """Called on the device thread with an iteration, when it ended, and what deciding it took (s)."""
@@ -247,6 +248,7 @@ class StreamEngine:
 
     def step(self) -> bool:
         """Poll once, run the iteration if there is one, complete it. Return whether there was."""
+        self._look_after()
         with self._lock:
             self._is_dirty = False
             begin, self._to_begin = self._to_begin, []
@@ -277,6 +279,19 @@ class StreamEngine:
             self._on_step(step, now_s, decision_s)
         return True
 
+    def _look_after(self) -> None:
+        """Have the device see to what it runs on, and end the streams that were lost with it.
+
+        Again where some were, since it waits for what is gone only once they have been told.
+        """
+        while lost := self._device.look_after():
+            with self._lock:
+                now_s = self.clock()
+                ended = [self._scheduler.cancel(i, now_s, "device_failed") for i in lost]
+                failed = [o._replace(status="failed") for o in ended if o is not None]
+                delivery = _Delivery([], self._close(failed))
+            self._hand_over(delivery)
+
     def _begin(self, stream: OpenStream) -> None:
         """Hand a stream to the device; one that it can't begin fails alone."""
         failure = self._runner.begin(stream)
@@ -301,22 +316,32 @@ class StreamEngine:
         self._answers.call(settle, warm, None)
         try:
             while not self._is_stopping:
-                if not self.step() and self._waited_long():
-                    self._probe()
+                if not self.step():
+                    self._idle()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the decoder's thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
 
-    def _waited_long(self) -> bool:
-        """Wait for something to do. Return whether the device was idle for so long instead."""
+    def _idle(self) -> None:
+        """Wait until there is something to decide; look after the device meanwhile."""
+        probed_s = self.clock()
+        while not self._wait():
+            self._look_after()
+            if not self._open and self.clock() >= probed_s + self._probe_after_s:
+                self._probe()
+                probed_s = self.clock()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to decide, or a while; return whether there is."""
+        most_s = min(_LOOK_AFTER_S, self._probe_after_s)
         with self._wake:
             if self._is_dirty or self._is_stopping:
-                return False
+                return True
             wakeup_s = self._scheduler.next_wakeup_s()
             if wakeup_s is None:
-                return not self._wake.wait(self._probe_after_s)
-            self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
-            return False
+                return self._wake.wait(most_s)
+            left_s = max(_MIN_WAIT_S, wakeup_s - self.clock())
+            return self._wake.wait(min(left_s, most_s)) or left_s <= most_s
 
     def _probe(self) -> None:
         """Run a token that nobody asked for. Raises what the executor raises."""

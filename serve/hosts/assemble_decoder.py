@@ -27,8 +27,9 @@ def build_decoder(
     """Put scheduler, policy and engine around a decoder.
 
     The scheduler counts memory in the blocks of the decoder's own cache, so that what it admits
-    always fits.
+    always fits. `resources` ends what the decoder runs on.
     """
+    resources.callback(loaded.executor.close)
     costs, policy, name = offered_costs(config, loaded.costs)
     settings: dict[str, Any] = {
         "kv_tokens": loaded.kv_tokens,

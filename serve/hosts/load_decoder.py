@@ -1,6 +1,7 @@
 """A decoder ready to write what a `ServeConfig` names: its executor, tokenizer, iteration costs.
 
-As `load_device.py` for models that answer at once; both hosts come through here.
+As `load_device.py` for models that answer at once; both hosts come through here. A profile that was
+measured on a grid of workers (`supernet profile --shards N --stages N`) has it run on such a grid.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from serve.config import ServeConfig, ServeConfigError
 from serve.engine.stream_device import IterationExecutor
 from serve.hosts.load_device import DEFAULT_NAME, read_checkpoint, read_profile
+from serve.hosts.several_models import each_model
 from serve.models.served_decoder import DecoderSpec
 from serve.models.text_coder import ByteCoder, TextCoder
 from slackfit.policies.streams import create_stream_policy
@@ -22,10 +24,12 @@ from slackfit.profile import LatencyProfile, ProfileError
 from slackfit.scheduling.streams.stream_scheduler import KV_TOKENS
 from slackfit.streams.iteration_cost import IterationCosts, has_iterations
 from slackfit.streams.stream_policy import StreamPolicy
+from subnetact.parallel.worker_failure import WorkerFailedError
 from subnetact.timed_decoder import TimedDecoder
 
 if TYPE_CHECKING:
     from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.parallel.parallel_executor import ParallelExecutor
     from supernet.checkpoint import Checkpoint
     from supernet.families.decoder import DecoderConfig
 
@@ -64,6 +68,22 @@ def serves_streams(config: ServeConfig) -> bool:
         return False  # who loads it says what is wrong
 
 
+def count_workers(config: ServeConfig) -> int:
+    """Return how many worker processes a replica of these settings starts, of all its models.
+
+    Raises ServeConfigError or ProfileError as reading the profiles does.
+    """
+    return sum(map(_workers_of, each_model(config)))
+
+
+def _workers_of(config: ServeConfig) -> int:
+    if config.device != "cpu" or config.profile is None:
+        return 0
+    profile = read_profile(config.profile)
+    parallel = IterationCosts.of(profile).parallel if has_iterations(profile) else None
+    return 0 if parallel is None else parallel.shards * parallel.stages
+
+
 def check_decoder(config: ServeConfig) -> None:
     """Raise what loading would raise, without measuring anything."""
     given = None if config.profile is None else read_profile(config.profile)
@@ -86,6 +106,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     _check_fit(config, checkpoint, given)
     if given is not None:
         offered_costs(config, IterationCosts.of(given))  # before anything slow
+    from subnetact.decoding.stream_executor import StreamExecutor
     from supernet.tokenizer import Tokenizer, TokenizerMissingError
 
     assert checkpoint.text is not None, "checked as it was read"
@@ -94,7 +115,11 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     except (TokenizerMissingError, ValueError) as error:
         raise ServeConfigError(f"checkpoint {config.checkpoint}: {error}") from None
     executor = _load_executor(config, checkpoint, given)
-    profile = _profile(config, executor, checkpoint, given)
+    if isinstance(executor, StreamExecutor):
+        profile = _profile(config, executor, checkpoint, given)
+    else:
+        assert given is not None, "it was measured on workers"
+        profile = given
     costs = IterationCosts.of(profile)
     spec = DecoderSpec(
         name=config.model_name or checkpoint.name.replace(" ", "-") or DEFAULT_NAME,
@@ -107,7 +132,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
         device=profile.device,
         created=int(time.time()),
     )
-    table = executor.cache.table
+    table = executor.cache.table if isinstance(executor, StreamExecutor) else executor.table
     return LoadedDecoder(executor, costs, coder, spec, table.capacity_tokens, table.block_tokens)
 
 
@@ -158,9 +183,11 @@ def _config(checkpoint: Checkpoint) -> DecoderConfig:
 
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None
-) -> StreamExecutor:
+) -> StreamExecutor | ParallelExecutor:
+    """Return the executor that runs here, or on workers where a profile of this device has them."""
     from subnetact.decoding.kv_cache import CacheShape
     from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.device import device_name
 
     of = _config(checkpoint)
     shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)
@@ -171,6 +198,17 @@ def _load_executor(
         raise ServeConfigError(text)
     packing = config.packing or (given.packing if given is not None else None) or "views"
     try:
+        if given is not None and IterationCosts.of(given).parallel is not None:
+            if (given.device, given.packing) == (device_name(config.device), packing):
+                return _start_workers(
+                    config,
+                    checkpoint,
+                    given,
+                    packing=packing,
+                    kv_tokens=kv_tokens,
+                    block_tokens=_BLOCK_TOKENS,
+                )
+            logger.warning("profile %s is of workers elsewhere: served on one", config.profile)
         return StreamExecutor(
             checkpoint,
             capacity_tokens=kv_tokens,
@@ -178,8 +216,39 @@ def _load_executor(
             threads=config.threads,
             packing=packing,
         )
-    except ValueError as error:
+    except (ValueError, WorkerFailedError) as error:
         raise ServeConfigError(str(error)) from None
+
+
+def _start_workers(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    profile: LatencyProfile,
+    *,
+    packing: str,
+    kv_tokens: int,
+    block_tokens: int,
+) -> ParallelExecutor:
+    """Start the grid of workers that a profile was measured on, with `kv_tokens` over its shards.
+
+    Workers are taken to hang in half the time that the engine gives the whole device, so one that
+    does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
+    """
+    from subnetact.parallel.parallel_executor import ParallelExecutor
+
+    costs = IterationCosts.of(profile)
+    shards = 1 if costs.parallel is None else costs.parallel.shards
+    blocks = -(-kv_tokens // (shards * block_tokens))
+    return ParallelExecutor.for_costs(
+        checkpoint,
+        costs,
+        folder=config.checkpoint,
+        capacity_tokens=blocks * block_tokens,
+        block_tokens=block_tokens,
+        threads=config.threads,
+        packing=packing,
+        hung_after_s=config.hung_after_s / 2,
+    )
 
 
 def _profile(

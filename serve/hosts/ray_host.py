@@ -29,6 +29,7 @@ from serve.access.tls import tls_files
 from serve.access.tokens import read_tokens
 from serve.config import ServeConfig, ServeConfigError
 from serve.hosts.check import check
+from serve.hosts.load_decoder import count_workers
 from serve.hosts.uvicorn_listener import bind, in_url
 from serve.proto.names import REPLICAS
 
@@ -52,9 +53,7 @@ class RayHost:
 
     def __init__(self, config: ServeConfig, *, num_cpus: int | None = None) -> None:
         self._config = config
-        scaling = config.autoscaling
-        num_replicas = config.replicas if scaling is None else scaling.max_replicas
-        self._num_cpus = num_cpus or num_replicas * config.threads + 1
+        self._num_cpus = num_cpus
         self._is_started = False
         self._environment = contextlib.ExitStack()
         self.url = ""
@@ -89,7 +88,7 @@ class RayHost:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address="local",
-            num_cpus=self._num_cpus,
+            num_cpus=self._num_cpus or _cores(self._config),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -157,6 +156,13 @@ class RayHost:
             ray_serve.delete(APP_NAME)
         ray.shutdown()
         self._environment.close()
+
+
+def _cores(config: ServeConfig) -> int:
+    """How many cores the replicas take when there are most of them, and Serve besides."""
+    scaling = config.autoscaling
+    num_replicas = config.replicas if scaling is None else scaling.max_replicas
+    return num_replicas * config.threads * (1 + count_workers(config)) + 1
 
 
 @contextlib.contextmanager

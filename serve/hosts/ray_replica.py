@@ -19,6 +19,7 @@ from serve.hosts.autoscale import reported
 from serve.hosts.check import check
 from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners
+from serve.hosts.load_decoder import count_workers
 from serve.hosts.ray_metrics import exporting_to_ray
 from serve.hosts.ray_registry import RayStore, Registry, announced
 from serve.hosts.tuned_process import tuned_process
@@ -104,6 +105,21 @@ def _scaling(config: ServeConfig) -> dict[str, Any]:
     }
 
 
+def _placement(config: ServeConfig) -> dict[str, Any]:
+    """Return the deployment options that reserve cores for a decoder's workers, if there are any.
+
+    They are processes of the replica, in its first bundle; the others keep cores of the same node
+    for them.
+    """
+    num_workers = count_workers(config)
+    if not num_workers:
+        return {}
+    return {
+        "placement_group_bundles": [{"CPU": config.threads}] * (1 + num_workers),
+        "placement_group_strategy": "STRICT_PACK",
+    }
+
+
 def build(args: ServeConfig) -> ray_serve.Application:
     """Return the application; `args` are the settings of `serve.config.ServeConfig`.
 
@@ -118,6 +134,7 @@ def build(args: ServeConfig) -> ray_serve.Application:
         raise ServeConfigError(text)
     deployment = SupernetReplica.options(
         **_scaling(args),
+        **_placement(args),
         max_ongoing_requests=args.max_queue + _ROUTER_HEADROOM,
         graceful_shutdown_timeout_s=args.drain_timeout_s + _END_S,
         ray_actor_options={

@@ -253,7 +253,10 @@ class CompiledRun:
 
 
 def _after(before: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the values after those before, in one piece of memory."""
+    """Return the values after those before, in one piece of memory that may be written to.
+
+    Numba compiles another form, half a minute of work, for arrays that are read only.
+    """
     if not len(before):
-        return np.ascontiguousarray(values, dtype=before.dtype)
+        return np.require(values, before.dtype, ["C", "W"])
     return np.concatenate([before, values]).astype(before.dtype, copy=False)

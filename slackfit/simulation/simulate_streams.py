@@ -1,9 +1,9 @@
 """Streams in virtual time: the very scheduler that serves them, under a clock that jumps.
 
-One device, as streams live where their keys and values are. Order of events, the one a live engine
-keeps: at a completion `complete`, then `poll`; at an arrival `submit`, then, if the device is free,
-`poll`; at equal times the completion comes first. What can't be served any more leaves as
-`cancelled`.
+A device for each scheduler, and a stream stays where its keys and values are. Order of events, the
+one a live engine keeps: at a completion `complete`, then `poll`; at an arrival `submit`, then, if
+the device is free, `poll`; at equal times the completion comes first. What can't be served any
+more leaves as `cancelled`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ def as_expected(step: Step) -> float:
     return step.expected_s
 
 
+STREAM_ROUTINGS = ("round-robin", "fewest-streams")
+"""How streams get to replicas: in turn, or to the one with the fewest that have not ended."""
+
+
 def simulate_streams(
     queries: Sequence[StreamQuery],
     scheduler: DrivenStreamScheduler,
@@ -50,20 +54,44 @@ def simulate_streams(
 
     Raises ValueError for arrivals that are not sorted, and what the scheduler raises.
     """
+    return simulate_stream_replicas(queries, [scheduler], seconds=seconds, on_step=on_step)
+
+
+def simulate_stream_replicas(
+    queries: Sequence[StreamQuery],
+    schedulers: Sequence[DrivenStreamScheduler],
+    routing: str = STREAM_ROUTINGS[0],
+    *,
+    seconds: StepSeconds = as_expected,
+    on_step: OnStep | None = None,
+) -> list[StreamOutcome]:
+    """Do what `simulate_streams` does with a device for each scheduler; a stream stays where it is.
+
+    Raises what `simulate_streams` raises, and ValueError for a routing other than
+    `STREAM_ROUTINGS`.
+    """
+    if routing not in STREAM_ROUTINGS:
+        raise ValueError(f"routing {routing!r} is unknown, allowed {', '.join(STREAM_ROUTINGS)}")
     by_id: dict[int, StreamOutcome] = {}
-    driver = _StreamDriver(scheduler, seconds, on_step, by_id)
+    drivers = [_StreamDriver(scheduler, seconds, on_step, by_id) for scheduler in schedulers]
     last_s = 0.0
     with collector_paused():
-        for query in queries:
+        for number, query in enumerate(queries):
             if query.arrival_s < last_s:
                 raise ValueError(
                     f"arrivals must be sorted, but query {query.query_id} comes at "
                     f"{query.arrival_s} s, after one at {last_s} s"
                 )
             last_s = query.arrival_s
+            driver = drivers[number % len(drivers)]
+            if routing == "fewest-streams":
+                for each in drivers:
+                    each.advance(last_s)
+                driver = min(drivers, key=lambda each: each.num_open)
             driver.advance(last_s)
             driver.arrive(query)
-        driver.end()
+        for driver in drivers:
+            driver.end()
     return [by_id[query.query_id] for query in queries]
 
 
@@ -79,6 +107,7 @@ class _StreamDriver:
         self._seconds = seconds
         self._on_step = on_step
         self._by_id = by_id
+        self.num_open = 0
         self._step: Step | None = None
         self._finish_s = float("inf")
         self._now_s = 0.0
@@ -95,6 +124,7 @@ class _StreamDriver:
 
     def arrive(self, query: StreamQuery) -> None:
         self._now_s = query.arrival_s
+        self.num_open += 1
         refused = self._scheduler.submit(query, self._now_s)
         if refused is not None:
             self._note((refused,))
@@ -114,4 +144,5 @@ class _StreamDriver:
 
     def _note(self, outcomes: Iterable[StreamOutcome]) -> None:
         for outcome in outcomes:
+            self.num_open -= 1
             self._by_id[outcome.query_id] = outcome

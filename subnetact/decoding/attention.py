@@ -11,6 +11,7 @@ Decodes, which are many and short, go by `decode_attention.py`; this is their tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -19,34 +20,71 @@ from torch.nn import functional as F
 
 from subnetact.decoding.extents import Run
 
+_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+_LEAST_PAIRS = 2**17
+"""Rows times tokens before them, below which a mask over all costs less than one call more."""
+
 
 class Slab(NamedTuple):
-    """A run of slots that a chunk attends to, from its row `first_row` on; `mask` where not all."""
+    """A run of slots that rows `first_row` to `stop_row` of a chunk see; `mask` where not all."""
 
     run: Run
     first_row: int
+    stop_row: int
     mask: torch.Tensor | None
 
 
-def plan_slabs(runs: list[Run], start: int, rows: int, ranks: int) -> list[Slab]:
-    """Return what a chunk of `rows` tokens at position `start` attends to, for all layers alike.
+def first_visible(start: int, window: int) -> int:
+    """The first position that a token at `start` reads with a window (0: all before it).
 
-    Rows before a slab's first position do not see it; a mask (ranks * rows, slots) says what the
-    others see of one that reaches beyond them.
+    >>> first_visible(9, 4), first_visible(2, 4), first_visible(9, 0)
+    (6, 0, 0)
+    """
+    return max(0, start + 1 - window) if window else 0
+
+
+def plan_slabs(
+    runs: list[Run], start: int, rows: int, ranks: int, *, window: int = 0
+) -> list[Slab]:
+    """Return what a chunk of `rows` tokens at position `start` attends to, for layers alike.
+
+    `runs` are the slots from `first_visible(start, window)` on. Rows that see nothing of a slab are
+    left out: those before its first position, and those whose window lies behind its last. A mask
+    (ranks * rows, slots) says what the others see where that is not all. A run that begins long
+    before the chunk is two slabs, so that the mask is of the chunk alone, and not of all before it.
     """
     slabs: list[Slab] = []
-    begin = 0
-    for run in runs:
+    begin = first_visible(start, window)
+    is_cut_up = rows > 1 and has_log_sum_exp()
+    for run in _cut_at(runs, start - begin, rows) if is_cut_up else runs:
+        end = begin + run.length
         first_row = max(0, begin - start)
+        stop_row = min(rows, end - 1 + window - start) if window else rows
+        queries = torch.arange(start + first_row, start + stop_row)
+        reaches_beyond = end > start + first_row + 1
+        is_cut = window > 0 and begin < first_visible(start + stop_row - 1, window)
         mask = None
-        if begin + run.length > start + first_row + 1:
-            positions = torch.arange(begin, begin + run.length)
-            queries = torch.arange(start + first_row, start + rows)
-            visible = (positions <= queries[:, None]).repeat(ranks, 1)
+        if reaches_beyond or is_cut:
+            distance = queries[:, None] - torch.arange(begin, end)
+            visible = distance >= 0
+            if window:
+                visible &= distance < window
+            visible = visible.repeat(ranks, 1)
             mask = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        slabs.append(Slab(run, first_row, mask))
-        begin += run.length
+        slabs.append(Slab(run, first_row, stop_row, mask))
+        begin = end
     return slabs
+
+
+def _cut_at(runs: list[Run], at: int, rows: int) -> Iterator[Run]:
+    """Cut the run in which the slot at `at` of all lies there, where there is much before it."""
+    for begin, length in runs:
+        if 0 < at < length and rows * at >= _LEAST_PAIRS:
+            yield Run(begin, at)
+            yield Run(begin + at, length - at)
+        else:
+            yield Run(begin, length)
+        at -= length
 
 
 def attend(
@@ -64,14 +102,16 @@ def attend(
         folded = _fold(query)
         mixed = F.scaled_dot_product_attention(folded, keys[None], values[None], attn_mask=mask)
         return _unfold(mixed[0], rows, ranks)
-    mixed, norm = _flash(query, *views[0], slabs[0].mask)
-    for slab, (keys, values) in zip(slabs[1:], views[1:], strict=True):
-        part, part_norm = _flash(query[slab.first_row :], keys, values, slab.mask)
-        seen, seen_norm = mixed[slab.first_row :], norm[slab.first_row :]
+    mixed = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    norm = query.new_full(query.shape[:-1], -torch.inf)
+    for slab, (keys, values) in zip(slabs, views, strict=True):
+        seeing = slice(slab.first_row, slab.stop_row)
+        part, part_norm = _flash(query[seeing], keys, values, slab.mask)
+        seen, seen_norm = mixed[seeing], norm[seeing]
         total = torch.logaddexp(seen_norm, part_norm)
         weighted = seen * (seen_norm - total).exp()[..., None]
-        mixed[slab.first_row :] = weighted + part * (part_norm - total).exp()[..., None]
-        norm[slab.first_row :] = total
+        mixed[seeing] = weighted + part * (part_norm - total).exp()[..., None]
+        norm[seeing] = total
     return mixed
 
 
@@ -94,7 +134,7 @@ def flash_operator():
 
     Its results are attention and log-sum-exp (B, heads, N). Raises AttributeError where it is not.
     """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    return getattr(torch, _FLASH)
 
 
 def _flash(
@@ -109,13 +149,21 @@ def _flash(
 
 
 def _attend_joined(
-    query: torch.Tensor, slabs: list[Slab], views: list[tuple[torch.Tensor, torch.Tensor]]
+    query: torch.Tensor,
+    slabs: list[Slab],
+    views: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
     rows, ranks = query.shape[:2]
     keys, values = (torch.cat([view[i] for view in views], 1)[None] for i in (0, 1))
-    end = sum(slab.run.length for slab in slabs)
-    (joined,) = plan_slabs([Run(0, end)], end - rows, rows, ranks)
-    mixed = F.scaled_dot_product_attention(_fold(query), keys, values, attn_mask=joined.mask)
+    whole = query.new_full((ranks, rows, keys.shape[2]), -torch.inf)
+    begin = 0
+    for slab in slabs:
+        part = whole[:, slab.first_row : slab.stop_row, begin : begin + slab.run.length]
+        part.copy_(query.new_zeros(()) if slab.mask is None else slab.mask.view(part.shape))
+        begin += slab.run.length
+    mixed = F.scaled_dot_product_attention(
+        _fold(query), keys, values, attn_mask=whole.flatten(0, 1)
+    )
     return _unfold(mixed[0], rows, ranks)
 
 

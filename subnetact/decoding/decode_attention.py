@@ -27,11 +27,10 @@ class Decode(NamedTuple):
 class _SlabGroup(NamedTuple):
     """Decodes that lie in equally many slabs; views (1, groups, slots, D) slab by slab."""
 
-    rows: list[int]
-    where: torch.Tensor  # (n,), the rows as an index
+    rows: list[int]  # of each slab of each decode
+    where: torch.Tensor  # (n,), the decodes' rows as an index
     num_slabs: int
-    keys: list[tuple[torch.Tensor, ...]]  # by slab and decode, then by layer
-    values: list[tuple[torch.Tensor, ...]]
+    slabs: list[list[tuple[torch.Tensor, torch.Tensor]]]  # by layer: keys and values of each
 
 
 class DecodeAttention:
@@ -45,24 +44,40 @@ class DecodeAttention:
         by_slabs: dict[int, list[Decode]] = {}
         for decode in decodes:
             by_slabs.setdefault(len(decode.runs), []).append(decode)
-        self._flash = flash_operator()
+        self._flash = flash_operator() if decodes else None
         pools = keys.unsqueeze(1), values.unsqueeze(1)
         self._groups = [_group(members, pools) for members in by_slabs.values()]
+        self._is_in_order = len(by_slabs) == 1 and all(
+            decode.row == row for row, decode in enumerate(decodes)
+        )
+
+    def attend(self, query: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the attention of a batch of decodes alone, (T, ranks, groups, D) like `query`."""
+        if self._is_in_order:  # the usual case: nothing to put anywhere
+            return self._attend(self._groups[0], query, layer)
+        mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
+        self.into(mixed, query, layer)
+        return mixed
 
     def into(self, mixed: torch.Tensor, query: torch.Tensor, layer: int) -> None:
         """Write the decodes' rows of `mixed`, (T, ranks, groups, D) like `query`."""
-        own = query.transpose(1, 2).split(1)  # T of (1, groups, ranks, D)
-        for rows, where, num_slabs, keys, values in self._groups:
-            parts = [
-                self._flash(own[row], k[layer], v[layer], 0.0, False)
-                for row, k, v in zip(rows * num_slabs, keys, values, strict=True)
-            ]
-            found = torch.cat([part[0] for part in parts])  # (slabs * n, groups, ranks, D)
-            if num_slabs > 1:
-                norms = torch.cat([part[1] for part in parts]).unflatten(0, (num_slabs, -1))
-                weights = norms.softmax(0).unsqueeze(-1)
-                found = (found.unflatten(0, (num_slabs, -1)) * weights).sum(0)
-            mixed.index_copy_(0, where, found.transpose(1, 2))
+        for group in self._groups:
+            mixed.index_copy_(0, group.where, self._attend(group, query, layer))
+
+    def _attend(self, group: _SlabGroup, query: torch.Tensor, layer: int) -> torch.Tensor:
+        """(n, ranks, groups, D) of the group's decodes, in their order."""
+        assert self._flash is not None, "there are decodes"
+        flash, own = self._flash, query.transpose(1, 2).split(1)  # T of (1, groups, ranks, D)
+        parts = [
+            flash(own[row], keys, values)
+            for row, (keys, values) in zip(group.rows, group.slabs[layer], strict=True)
+        ]
+        found = torch.cat([part[0] for part in parts])  # (slabs * n, groups, ranks, D)
+        if group.num_slabs > 1:
+            norms = torch.cat([part[1] for part in parts]).unflatten(0, (group.num_slabs, -1))
+            weights = norms.softmax(0).unsqueeze(-1)
+            found = (found.unflatten(0, (group.num_slabs, -1)) * weights).sum(0)
+        return found.transpose(1, 2)
 
 
 def _group(members: list[Decode], pools: tuple[torch.Tensor, torch.Tensor]) -> _SlabGroup:
@@ -71,4 +86,8 @@ def _group(members: list[Decode], pools: tuple[torch.Tensor, torch.Tensor]) -> _
     keys, values = (
         [pool.narrow(3, run.begin, run.length).unbind(0) for run in runs] for pool in pools
     )
-    return _SlabGroup(rows, torch.tensor(rows, dtype=torch.long), num_slabs, keys, values)
+    by_layer = [
+        list(zip(*views, strict=True))
+        for views in zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True)
+    ]
+    return _SlabGroup(rows * num_slabs, torch.tensor(rows, dtype=torch.long), num_slabs, by_layer)

@@ -1,9 +1,12 @@
-"""`DecoderWeights`: a decoder's layers in one form, with the feed-forward of every width.
+"""`DecoderWeights`: every block of every served subnet of a decoder, in one form.
 
-What no width changes (attention, norms, embedding, head) is there once; of the feed-forwards there
-is one per served subnet and block, views of the same weights, copies in a faster form, or, of a
-subnet whose id ends in `-sb`, prefixes of the one set of one-bit weights. Choosing the width of an
-iteration is one look-up.
+What no subnet changes (norms, embedding, head) is there once. Of attentions there is one per block
+and number of heads, of feed-forwards one per block and width, whichever subnets have them: views of
+the same weights, copies in a faster form, or, of a subnet whose id ends in `-sb`, prefixes of the
+one set of one-bit weights. Choosing the subnet of an iteration is one look-up.
+
+A block that a subnet leaves out still writes keys and values, made of what passes it by: so any
+subnet reads what any other has cached, and a stream may change its depth between two tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.linear_forms import Dense, JointForm, LinearForm, make_joint, make_linear
+from subnetact.decoding.linear_forms import (
+    Dense,
+    JointForm,
+    LinearForm,
+    make_joint,
+    make_linear,
+    make_stacked,
+)
 from subnetact.decoding.one_bit_linear import OneBitTable, one_bit_linear
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
@@ -37,24 +47,49 @@ class FeedForward(NamedTuple):
         return self.down(F.silu(gate).mul_(up))
 
 
+class HeadsForm(NamedTuple):
+    """An attention's linear layers at one number of query heads per group (`ranks`)."""
+
+    ranks: int
+    q_kv: LinearForm  # (T, C) to queries, keys and values (T, (ranks + 2) * groups * D)
+    proj: LinearForm
+
+
 class Layer(NamedTuple):
-    """One block but for its feed-forward; norms of queries and keys where the family has them."""
+    """A block of a subnet; norms of queries and keys where the family has them."""
 
     norm1: torch.Tensor
-    q_kv: JointForm
+    heads: HeadsForm
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    proj: LinearForm
     norm2: torch.Tensor
+    feed_forward: LinearForm  # (T, C) in and out; a `FeedForward`
+
+
+class SkippedLayer(NamedTuple):
+    """A block that a subnet leaves out, which writes keys and values for those that do not."""
+
+    norm1: torch.Tensor
+    kv: LinearForm
+    k_norm: torch.Tensor | None
 
 
 class DecoderWeights:
-    """The layers of one decoder, and for each subnet the feed-forward of each of them."""
+    """The layers of one decoder: of each subnet one of `Layer` or `SkippedLayer` per block."""
 
     def __init__(
-        self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None = None, form: str = "views"
+        self,
+        checkpoint: Checkpoint,
+        subnet_ids: Iterable[str] | None = None,
+        form: str = "views",
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
-        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form."""
+        """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form.
+
+        Forms but views are a CPU's, and of float32; elsewhere there are no one-bit weights either.
+        """
         definition = checkpoint.definition
         if not definition.family.generates:
             raise ValueError(
@@ -62,18 +97,21 @@ class DecoderWeights:
                 "a decoder is needed (docs/decoder.md)"
             )
         self.config: Any = definition.config
+        if torch.device(device).type != "cpu" and form != "views":
+            raise ValueError(f"packing is {form!r}, on {device} allowed views")
         self.form = form
-        self._state = {name: t.detach().float() for name, t in checkpoint.state.items()}
-        self.layers = [self._layer(f"blocks.{i}") for i in range(self.config.depth)]
+        self._state = {n: t.detach().to(device, dtype) for n, t in checkpoint.state.items()}
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]
         self.head = make_linear(form, table)
-        self._low_bit = checkpoint.low_bit
+        self._low_bit = checkpoint.low_bit if torch.device(device).type == "cpu" else None
         self._tables: dict[str, OneBitTable] = {}
+        self.subnets: dict[str, tuple[Layer | SkippedLayer, ...]] = {}
+        self._feed_forwards: dict[tuple[str, Shape, str], FeedForward] = {}
+        self._heads: dict[tuple[str, Shape], HeadsForm] = {}
+        self._skipped: dict[str, SkippedLayer] = {}
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
-        self.feed_forwards: dict[str, list[FeedForward]] = {}
-        self._made: dict[tuple[str, tuple[int, ...], str], FeedForward] = {}
         for subnet_id in wanted:
             subnet = checkpoint.subnet(subnet_id)
             self.add(definition, subnet.arch, subnet.precision)
@@ -90,38 +128,62 @@ class DecoderWeights:
                 f"{', '.join(_PRECISIONS)}; int8 is a packing of all its layers"
             )
         form_id = ServedForm(arch.subnet_id, precision).form_id
-        if form_id not in self.feed_forwards:
-            self.feed_forwards[form_id] = self._feed_forwards(definition, arch, precision)
+        if form_id not in self.subnets:
+            shapes = definition.parameter_shapes(arch)
+            self.subnets[form_id] = tuple(
+                self._layer(f"blocks.{i}", shapes, precision)
+                if f"blocks.{i}.norm1.weight" in shapes
+                else self._skipped_layer(f"blocks.{i}")
+                for i in range(self.config.depth)
+            )
         return form_id
 
-    def _layer(self, name: str) -> Layer:
-        own = self._state
-        attn = f"{name}.attn"
-        joint = [Dense(own[f"{attn}.{n}.weight"], own.get(f"{attn}.{n}.bias")) for n in ("q", "kv")]
+    def _layer(self, name: str, shapes: Mapping[str, Shape], precision: str) -> Layer:
+        own, attn = self._state, f"{name}.attn"
         return Layer(
             norm1=own[f"{name}.norm1.weight"],
-            q_kv=make_joint(self.form, joint),
+            heads=self._heads_form(attn, shapes),
             q_norm=own.get(f"{attn}.q_norm.weight"),
             k_norm=own.get(f"{attn}.k_norm.weight"),
-            proj=make_linear(self.form, own[f"{attn}.proj.weight"]),
             norm2=own[f"{name}.norm2.weight"],
+            feed_forward=self._feed_forward(f"{name}.mlp", shapes, precision),
         )
 
-    def _feed_forwards(
-        self, definition: SupernetDefinition, arch: Arch, precision: str
-    ) -> list[FeedForward]:
-        shapes = definition.parameter_shapes(arch)
-        return [
-            self._feed_forward(f"blocks.{i}.mlp", shapes, precision)
-            for i in range(self.config.depth)
-        ]
+    def _skipped_layer(self, name: str) -> SkippedLayer:
+        if name not in self._skipped:
+            own, attn = self._state, f"{name}.attn"
+            self._skipped[name] = SkippedLayer(
+                own[f"{name}.norm1.weight"],
+                make_linear(self.form, own[f"{attn}.kv.weight"], own.get(f"{attn}.kv.bias")),
+                own.get(f"{attn}.k_norm.weight"),
+            )
+        return self._skipped[name]
+
+    def _heads_form(self, attn: str, shapes: Mapping[str, Shape]) -> HeadsForm:
+        """One per number of heads of a block, also where several subnets have it."""
+        key = (attn, shapes[f"{attn}.q.weight"])
+        if key not in self._heads:
+            config = self.config
+            joint = [
+                Dense(
+                    self._sliced(f"{attn}.{part}.weight", shapes),
+                    self._sliced(f"{attn}.{part}.bias", shapes) if config.qkv_bias else None,
+                )
+                for part in ("q", "kv")
+            ]
+            self._heads[key] = HeadsForm(
+                key[1][0] // (config.num_kv_heads * config.head_dim),
+                make_stacked(self.form, joint),
+                make_linear(self.form, self._sliced(f"{attn}.proj.weight", shapes)),
+            )
+        return self._heads[key]
 
     def _feed_forward(self, name: str, shapes: Mapping[str, Shape], precision: str) -> FeedForward:
         """One per width of a block, also where several subnets have it."""
         gate, up, down = (f"{name}.{part}.weight" for part in ("gate", "up", "down"))
         key = (name, shapes[gate], precision)
-        if key not in self._made:
-            self._made[key] = (
+        if key not in self._feed_forwards:
+            self._feed_forwards[key] = (
                 FeedForward(
                     make_joint(self.form, [Dense(self._sliced(n, shapes)) for n in (gate, up)]),
                     make_linear(self.form, self._sliced(down, shapes)),
@@ -129,7 +191,7 @@ class DecoderWeights:
                 if precision == "fp32"
                 else self._one_bit(gate, up, down, shapes)
             )
-        return self._made[key]
+        return self._feed_forwards[key]
 
     def _sliced(self, name: str, shapes: Mapping[str, Shape]) -> torch.Tensor:
         return leading_slice(self._state[name], shapes[name])
@@ -145,8 +207,8 @@ class DecoderWeights:
         """The words of a whole weight, of which every width reads a prefix."""
         if self._low_bit is None:
             raise ValueError(
-                "the checkpoint has no one-bit weights; make them with `supernet precision --to "
-                "signed_binary`"
+                "there are no one-bit weights; make them with `supernet precision --to "
+                "signed_binary`, and run them on a CPU"
             )
         if name not in self._tables:
             self._tables[name] = OneBitTable.of(self._low_bit.tensors[name])

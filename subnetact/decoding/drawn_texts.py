@@ -31,10 +31,10 @@ def drawn_texts(
     """Yield `count` texts of at most `max_tokens` ids as they end, without the ids around them.
 
     Text i begins behind `first_ids[i % len(first_ids)]`. The cache must have room for `at_once`
-    texts. Raises ValueError where nothing could be drawn: no first id, a count below 1.
+    texts. Raises ValueError where nothing could be drawn: no first id, a count below 1; and for
+    texts that are longer than the network's longest context.
     """
-    if not first_ids or min(count, max_tokens, at_once) < 1:
-        raise ValueError("texts are drawn behind at least one first id, and 1 or more of them")
+    _check(first_ids, min(count, max_tokens, at_once), max_tokens, executor.max_positions)
     samplings = [Sampling(temperature, seed * _SEEDS + i) for i in range(count)]
     running: dict[int, list[int]] = {}
     waiting = iter(range(count))
@@ -60,3 +60,13 @@ def drawn_texts(
     finally:
         for i in running:
             executor.release(i)
+
+
+def _check(first_ids: Sequence[int], least: int, max_tokens: int, longest: int) -> None:
+    if not first_ids or least < 1:
+        raise ValueError("texts are drawn behind at least one first id, and 1 or more of them")
+    if max_tokens > longest:
+        raise ValueError(
+            f"texts of {max_tokens} tokens are asked for, allowed {longest} (the network's longest "
+            "context)"
+        )

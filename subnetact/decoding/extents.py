@@ -2,7 +2,8 @@
 
 Slots are handed out in blocks. A sequence holds extents, runs of consecutive blocks, so that what
 it attends to is a few contiguous slabs and mostly one: it grows in place while the next block is
-free, and opens a further extent elsewhere when it is not. Blocks that are full may be shared by
+free, and opens a further extent elsewhere when it is not; extents begin amid what is free, so that
+those who write in turn do not take each other's next block. Blocks that are full may be shared by
 sequences with the same beginning; they are counted, and nobody writes into them any more.
 
 (vLLM, SOSP'23, pages its cache in blocks of 16 tokens and gathers them; on a CPU gathering costs
@@ -181,20 +182,23 @@ class ExtentTable:
                 assert full or self._references[block] == 1, f"{sequence!r} could write shared"
 
     def _next_run(self, held: _Sequence, wanted: int) -> Run:
-        """The free run to take next: behind the last extent, else where all fits, else longest."""
+        """The free run to take next: behind the last extent, else of the longest, or all of that.
+
+        In the middle of it: whoever ends before it can grow as far in place as what begins here.
+        """
         if held.extents:
             behind = self._free_run(held.extents[-1].begin + held.extents[-1].length, wanted)
             if behind.length:
                 return behind
-        best, block = Run(0, 0), 0
+        longest, block = Run(0, 0), 0
         while block < len(self._references):
-            run = self._free_run(block, wanted)
-            if run.length > best.length:
-                best = run
-            if run.length == wanted:
-                break
+            run = self._free_run(block, len(self._references))
+            longest = max(longest, run, key=lambda each: each.length)
             block += run.length + 1
-        return best
+        if longest.length <= wanted:
+            return longest
+        before = (longest.length - wanted) // 2 if longest.begin else 0  # nobody ends before 0
+        return Run(longest.begin + before, wanted)
 
     def _free_run(self, begin: int, most: int) -> Run:
         end = begin

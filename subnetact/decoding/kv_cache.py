@@ -35,14 +35,19 @@ class KVCache:
         *,
         block_tokens: int = 64,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
+        spare_slots: int = 0,
     ):
-        """Raises ValueError for a capacity below one block."""
+        """`spare_slots` are more than the table hands out, behind the others.
+
+        Raises ValueError for a capacity below one block.
+        """
         self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
-        slots = self.table.capacity_tokens
+        slots = self.table.capacity_tokens + spare_slots
         size = (shape.layers, shape.groups, slots, shape.head_dim)
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
+        self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
 
     @property
     def num_bytes(self) -> int:
@@ -53,12 +58,28 @@ class KVCache:
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Write keys and values (T, groups, D) into slots (T,)."""
-        self.keys[layer].index_copy_(1, slots, keys.transpose(0, 1))
-        self.values[layer].index_copy_(1, slots, values.transpose(0, 1))
+        own_keys, own_values = self._layers[layer]
+        own_keys.index_copy_(1, slots, keys.transpose(0, 1))
+        own_values.index_copy_(1, slots, values.transpose(0, 1))
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and values of a layer, (groups, slots, D) each."""
+        return self._layers[layer]
+
+    def fill(self, slots: torch.Tensor, seed: int) -> None:
+        """Write random keys and values into slots (T,) of all layers, to measure what reads cost.
+
+        Memory that nobody has written is all one page of zeros, which is read from the cache.
+        """
+        layers, groups, _, head_dim = self.keys.shape
+        generator = torch.Generator().manual_seed(seed)
+        size = (2, groups, len(slots), head_dim)
+        drawn = torch.randn(size, generator=generator).to(self.keys)
+        for layer in range(layers):
+            self.keys[layer].index_copy_(1, slots, drawn[0])
+            self.values[layer].index_copy_(1, slots, drawn[1])
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""
-        return (
-            self.keys[layer].narrow(1, run.begin, run.length),
-            self.values[layer].narrow(1, run.begin, run.length),
-        )
+        keys, values = self._layers[layer]
+        return keys.narrow(1, run.begin, run.length), values.narrow(1, run.begin, run.length)

@@ -127,18 +127,26 @@ def make_linear(form: str, weight: torch.Tensor, bias: torch.Tensor | None = Non
     return _CLASSES[form](Dense(weight, bias))
 
 
-def make_joint(form: str, layers: Sequence[Dense]) -> JointForm:
-    """Return layers of one input as one call, (T, in) to a (T, out) each. Raises as `make_linear`.
+def make_stacked(form: str, layers: Sequence[Dense]) -> LinearForm:
+    """Return layers of one input as one call, (T, in) to their outputs side by side.
 
-    Biases: all of them or none.
+    Biases: all of them or none. Raises as `make_linear`.
     """
+    if form == "views":
+        separate = [make_linear(form, *layer) for layer in layers]
+        return lambda x: torch.cat([layer(x) for layer in separate], -1)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    weight = torch.cat([layer.weight for layer in layers])
+    return make_linear(form, weight, torch.cat(biases) if biases else None)
+
+
+def make_joint(form: str, layers: Sequence[Dense]) -> JointForm:
+    """Return layers of one input as one call, (T, in) to a (T, out) each. See `make_stacked`."""
     if form == "views":
         separate = [make_linear(form, *layer) for layer in layers]
         return lambda x: [layer(x) for layer in separate]
     sizes = [len(layer.weight) for layer in layers]
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    weight = torch.cat([layer.weight for layer in layers])
-    whole = make_linear(form, weight, torch.cat(biases) if biases else None)
+    whole = make_stacked(form, layers)
     return lambda x: whole(x).split(sizes, -1)
 
 

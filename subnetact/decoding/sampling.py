@@ -23,7 +23,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}, allowed 0 or more")
+            raise ValueError(f"temperature is {self.temperature}, allowed a number, 0 or more")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, allowed 0 to {2**64 - 1}")
 

@@ -1,9 +1,10 @@
-"""`StreamExecutor`: one iteration of many streams on one decoder, at the width that is asked for.
+"""`StreamExecutor`: one iteration of many streams on one decoder, on the subnet that is asked for.
 
 An iteration runs decodes and parts of prompts of any length in one pass. Linear layers see all its
 rows at once, attention goes sequence by sequence over views of its slabs, logits are computed only
-for the rows that sample. The twin is the plain network on the whole context
-(`supernet/families/decoder.py`); tests hold the two equal for any split into iterations.
+for the rows that sample. A block that the subnet leaves out only writes keys and values. The twin
+is the plain network on the whole context (`supernet/families/decoder.py`); tests hold the two equal
+for any split into iterations.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.attention import Slab, attend, has_log_sum_exp, plan_slabs
+from subnetact.decoding.attention import (
+    Slab,
+    attend,
+    first_visible,
+    has_log_sum_exp,
+    plan_slabs,
+)
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
-from subnetact.decoding.decoder_weights import DecoderWeights, Layer
+from subnetact.decoding.decoder_weights import DecoderWeights, Layer, SkippedLayer
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.prefix_index import KeptPrefix, PrefixIndex
@@ -25,16 +32,24 @@ from subnetact.decoding.rotary import signed_sine, turn
 from subnetact.threads import ThreadCount
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
-from supernet.layers.causal import rotary_angles
+from supernet.layers.causal import Angles, rotary_angles
+
+Layers = Sequence[Layer | SkippedLayer]
+
+
+class _ReadPlan(NamedTuple):
+    """What the rows of an iteration attend to, in layers of one number of heads and one window."""
+
+    decodes: DecodeAttention
+    chunks: list[tuple[slice, list[Slab]]]
 
 
 class _Reads(NamedTuple):
     """Of one iteration: slots (T,) of its rows, their angles (T, 1, D), what they attend to."""
 
     slots: torch.Tensor
-    angles: tuple[torch.Tensor, torch.Tensor]
-    decodes: DecodeAttention
-    chunks: list[tuple[slice, list[Slab]]]
+    angles: Angles
+    plans: dict[tuple[int, int], _ReadPlan]  # by query heads per group, and window
 
 
 class StreamExecutor:
@@ -59,11 +74,11 @@ class StreamExecutor:
         Raises ValueError for a checkpoint of no decoder, or a packing that is not to be had.
         """
         self._definition = checkpoint.definition
-        self.weights = DecoderWeights(checkpoint, subnet_ids, packing)
+        self.weights = self._load_weights(checkpoint, subnet_ids, packing)
         config = self.weights.config
         self._config = config
         shape = CacheShape(config.depth, config.num_kv_heads, config.head_dim)
-        self.cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+        self.cache = self._make_cache(shape, capacity_tokens, block_tokens)
         self.packing, self.threads = packing, threads
         self._qualities = {subnet.subnet_id: subnet.accuracy for subnet in checkpoint.subnets}
         self._prefixes = PrefixIndex(self.cache.table) if keep_prefixes else None
@@ -79,8 +94,8 @@ class StreamExecutor:
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
-        """Ids of the widths that can run."""
-        return tuple(self.weights.feed_forwards)
+        """Ids of the subnets that can run."""
+        return tuple(self.weights.subnets)
 
     def add(self, arch: Arch, precision: str = "fp32") -> str:
         """Make another subnet of the space runnable; return its id. Raises as `DecoderWeights`."""
@@ -98,7 +113,8 @@ class StreamExecutor:
         Raises CacheFullError when the cache has no room for it, ValueError for chunks that can't be
         (`RaggedBatch.of`), KeyError for a subnet that is not runnable; then nothing was changed.
         """
-        feed_forwards = self.weights.feed_forwards[subnet_id]
+        if subnet_id not in self.weights.subnets:
+            raise KeyError(subnet_id)
         self._thread_count.use()
         table, config = self.cache.table, self._config
         batch = RaggedBatch.of(
@@ -117,7 +133,7 @@ class StreamExecutor:
             )
         for chunk in chunks:
             table.reserve(chunk.sequence, len(chunk.ids))
-        logits = self._forward(batch, feed_forwards)
+        logits = self._forward(batch, subnet_id)
         for chunk, start in zip(chunks, batch.starts, strict=True):
             table.advance(chunk.sequence, len(chunk.ids))
             if self._prefixes is not None:
@@ -150,59 +166,111 @@ class StreamExecutor:
             self._prefixes.end(sequence)
         self.cache.table.release(sequence)
 
-    def _forward(self, batch: RaggedBatch, feed_forwards: Sequence) -> torch.Tensor:
+    def look_after(self) -> tuple[()]:
+        """Return the sequences that were lost: none ever are."""
+        return ()
+
+    def wait_until_whole(self) -> bool:
+        """Return whether there was anything to wait for: never."""
+        return False
+
+    def close(self) -> None:
+        """End nothing: it is all in this process."""
+
+    def _load_weights(
+        self, checkpoint: Checkpoint, subnet_ids: Iterable[str] | None, packing: str
+    ) -> DecoderWeights:
+        return DecoderWeights(checkpoint, subnet_ids, packing)
+
+    def _make_cache(self, shape: CacheShape, capacity_tokens: int, block_tokens: int) -> KVCache:
+        return KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+
+    def _forward(self, batch: RaggedBatch, subnet_id: str) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps
-        reads = self._reads(batch)
+        layers = weights.subnets[subnet_id]
+        reads = self._reads(batch, layers)
         x = F.embedding(batch.ids, weights.embedding)
         width = (x.shape[-1],)
-        for i, (layer, feed_forward) in enumerate(zip(weights.layers, feed_forwards, strict=True)):
-            y = F.rms_norm(x, width, layer.norm1, eps)
+        for i, layer in enumerate(layers):
+            y = torch.rms_norm(x, width, layer.norm1, eps)
+            if isinstance(layer, SkippedLayer):
+                self._write_passing(i, layer, y, reads.slots, reads.angles)
+                continue
             x = x + self._attention(i, layer, y, reads)
-            x = x + feed_forward(F.rms_norm(x, width, layer.norm2, eps))
-        sampled = F.rms_norm(x[batch.sampled_rows], width, weights.norm, eps)
+            x = x + layer.feed_forward(torch.rms_norm(x, width, layer.norm2, eps))
+        sampled = torch.rms_norm(x[batch.sampled_rows], width, weights.norm, eps)
         return weights.head(sampled)
 
     def _attention(self, i: int, layer: Layer, y: torch.Tensor, reads: _Reads) -> torch.Tensor:
-        config = self._config
-        groups, head_dim = config.num_kv_heads, config.head_dim
-        query, key_value = layer.q_kv(y)
-        query = query.unflatten(1, (-1, head_dim))  # (T, ranks * groups, D)
-        key, value = key_value.unflatten(1, (2, groups, head_dim)).unbind(1)
-        if layer.q_norm is not None:
-            query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
-            key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)
-        turned = turn(torch.cat((query, key), 1), *reads.angles)
-        query, key = turned.split((query.shape[1], groups), 1)
-        query = query.unflatten(1, (-1, groups))  # (T, ranks, groups, D)
+        query, key, value = self._project(layer, y, reads.angles)
         self.cache.write(i, reads.slots, key, value)
+        heads = layer.heads
+        plan = reads.plans[heads.ranks, self._config.window(i)]
+        if not plan.chunks:
+            return heads.proj(plan.decodes.attend(query, i).flatten(1))
         mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
-        reads.decodes.into(mixed, query, i)
-        for rows, slabs in reads.chunks:
+        plan.decodes.into(mixed, query, i)
+        for rows, slabs in plan.chunks:
             views = [self.cache.view(i, slab.run) for slab in slabs]
             mixed[rows] = attend(query[rows], slabs, views)
-        return layer.proj(mixed.flatten(1))
+        return heads.proj(mixed.flatten(1))
 
-    def _reads(self, batch: RaggedBatch) -> _Reads:
+    def _project(
+        self, layer: Layer, y: torch.Tensor, angles: Angles
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (T, ranks, groups, D), keys and values (T, groups, D), turned by position."""
+        config, heads = self._config, layer.heads
+        groups, asking = config.num_kv_heads, heads.ranks * config.num_kv_heads
+        whole = heads.q_kv(y).unflatten(1, (-1, config.head_dim))  # (T, (ranks + 2) * groups, D)
+        turned = whole.narrow(1, 0, asking + groups)  # queries and keys, which are turned alike
+        if layer.q_norm is not None:
+            query, key = turned.split((asking, groups), 1)
+            query = torch.rms_norm(query, (config.head_dim,), layer.q_norm, config.norm_eps)
+            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
+            turned = torch.cat((query, key), 1)
+        query, key = turn(turned, *angles).split((asking, groups), 1)
+        return query.unflatten(1, (-1, groups)), key, whole.narrow(1, asking + groups, groups)
+
+    def _write_passing(
+        self, i: int, layer: SkippedLayer, y: torch.Tensor, slots: torch.Tensor, angles: Angles
+    ) -> None:
+        """Write the keys and values that a block would have made of rows that pass it by."""
+        config = self._config
+        key, value = layer.kv(y).unflatten(1, (2, -1, config.head_dim)).unbind(1)
+        if layer.k_norm is not None:
+            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
+        self.cache.write(i, slots, turn(key, *angles), value)
+
+    def _reads(self, batch: RaggedBatch, layers: Layers) -> _Reads:
         """Plan, for all layers alike, where the batch's rows go and what they attend to."""
-        table, cache = self.cache.table, self.cache
-        ranks = self._config.num_heads // self._config.num_kv_heads
+        table = self.cache.table
         slots: list[int] = []
-        decodes: list[Decode] = []
-        chunks: list[tuple[slice, list[Slab]]] = []
         for chunk, start in zip(batch.chunks, batch.starts, strict=True):
-            count = len(chunk.ids)
-            first = len(slots)
-            for run in table.slots(chunk.sequence, start, start + count):
+            for run in table.slots(chunk.sequence, start, start + len(chunk.ids)):
                 slots += range(run.begin, run.begin + run.length)
-            runs = table.slots(chunk.sequence, 0, start + count)
-            if count == 1 and has_log_sum_exp():
-                decodes.append(Decode(first, runs))
-            else:
-                plan = plan_slabs(runs, start, count, ranks)
-                chunks.append((slice(first, first + count), plan))
+        kinds = {
+            (layer.heads.ranks, self._config.window(i))
+            for i, layer in enumerate(layers)
+            if isinstance(layer, Layer)
+        }
         return _Reads(
             torch.tensor(slots, dtype=torch.long),
             (self._cos[batch.positions].unsqueeze(1), self._sin[batch.positions].unsqueeze(1)),
-            DecodeAttention(decodes, cache.keys, cache.values),
-            chunks,
+            {kind: self._read_plan(batch, *kind) for kind in kinds},
         )
+
+    def _read_plan(self, batch: RaggedBatch, ranks: int, window: int) -> _ReadPlan:
+        table, cache = self.cache.table, self.cache
+        decodes: list[Decode] = []
+        chunks: list[tuple[slice, list[Slab]]] = []
+        first = 0
+        for chunk, start in zip(batch.chunks, batch.starts, strict=True):
+            count = len(chunk.ids)
+            runs = table.slots(chunk.sequence, first_visible(start, window), start + count)
+            if count == 1 and has_log_sum_exp():
+                decodes.append(Decode(first, runs))
+            else:
+                plan = plan_slabs(runs, start, count, ranks, window=window)
+                chunks.append((slice(first, first + count), plan))
+            first += count
+        return _ReadPlan(DecodeAttention(decodes, cache.keys, cache.values), chunks)

@@ -2,7 +2,9 @@
 
 Decodes behind contexts that were never computed but hold random keys and values: memory that
 nobody has written is all one page, and read from the cache. On one shard and on all in turn, so
-that what disturbs one disturbs the other; the best of several, as an exchange waits for the later.
+that what disturbs one disturbs the other; each time several in a row, as a stream's are, since the
+first pays for what the other has left of caches; the best of all, as an exchange waits for the
+later.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 
 from slackfit.streams.parallel_cost import ParallelCost, break_even_tokens
 from subnetact.decoding.ragged_batch import Chunk
@@ -22,6 +26,7 @@ NOWHERE = 2**40
 CONTEXTS = (1024, 2048, 4096, 8192)
 _CHUNK = 64
 _SHORT = 64
+_IN_A_ROW = 3
 
 Tell = Callable[[str], None]
 
@@ -48,7 +53,7 @@ def measure_grid(
     Where shards pay at no context the break-even is `NOWHERE`. Raises ValueError for fewer than two
     contexts or one that is too long, CacheFullError for more than shards keep.
     """
-    longest = executor.max_positions - repeats - 1
+    longest = longest_context(executor.max_positions, repeats)
     if len(set(contexts)) < 2 or min(contexts) < 1 or max(contexts) > longest:
         raise ValueError(f"contexts are {list(contexts)}, allowed two or more of 1 to {longest}")
     grid = executor.grid
@@ -67,10 +72,13 @@ def measure_grid(
             spread.append((context, best.spread))
         found = break_even_tokens(alone, spread)
         even = NOWHERE if found is None else found
-        short = best_decode_s(executor, _SHORT, repeats)
+        at = executor.table.extent_tokens + _SHORT  # a stream of one extent is on one shard
+        fitting = (executor.max_positions - at) // (_CHUNK * _IN_A_ROW) - 1
+        if fitting < 0:
+            at, fitting = _SHORT, 0  # none of this decoder ever is on several
+        short = best_decode_s(executor, at, repeats)
         gather_s = max(0.0, short.spread - short.alone)
-        fitting = (executor.max_positions - _SHORT) // _CHUNK - 1
-        chunk = best_decode_s(executor, _SHORT, min(repeats, fitting), tokens=_CHUNK)
+        chunk = best_decode_s(executor, at, min(repeats, fitting), tokens=_CHUNK)
         gather_token_s = max(0.0, chunk.spread - chunk.alone - gather_s) / (_CHUNK - 1)
     cost = ParallelCost(
         shards=grid.shards,
@@ -82,6 +90,11 @@ def measure_grid(
         micro_tokens=executor.micro_tokens,
     )
     return MeasuredGrid(cost, alone, spread)
+
+
+def longest_context(max_positions: int, repeats: int) -> int:
+    """Return the longest context that decodes of so many repeats can be measured behind."""
+    return max_positions - (repeats + 1) * _IN_A_ROW
 
 
 class BestDecode(NamedTuple):
@@ -107,9 +120,10 @@ def best_decode_s(
         for _ in range(repeats + 1):  # the first finds caches and connections cold
             for name in best:
                 table.spread_from = NOWHERE if name == "alone" else 0
-                start_s = time.perf_counter()
-                executor.run(width, [Chunk(name, (1,) * tokens)])
-                best[name] = min(best[name], time.perf_counter() - start_s)
+                for _ in range(_IN_A_ROW):
+                    start_s = time.perf_counter()
+                    executor.run(width, [Chunk(name, (1,) * tokens)])
+                    best[name] = min(best[name], time.perf_counter() - start_s)
     finally:
         table.spread_from = before
         for name in best:
@@ -124,6 +138,8 @@ def plain_decode_s(plain: StreamExecutor, repeats: int) -> float:
     try:
         table.reserve("plain", _SHORT)
         table.advance("plain", _SHORT)
+        (run,) = table.slots("plain", 0, _SHORT)
+        plain.cache.fill(torch.arange(run.begin, run.begin + run.length), seed=0)
         for _ in range(repeats + 1):
             start_s = time.perf_counter()
             plain.run(width, [Chunk("plain", (1,))])

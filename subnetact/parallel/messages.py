@@ -12,7 +12,10 @@ from subnetact.parallel.worker_grid import WorkerGrid
 
 
 class WorkerSpec(NamedTuple):
-    """What one worker is made of: where the checkpoint lies, and its place in the grid."""
+    """What one worker is made of: where the checkpoint lies, its place in the grid, its device.
+
+    `meeting_place` is a folder of the executor's, which workers clear away if that was killed.
+    """
 
     folder: str
     grid: WorkerGrid
@@ -22,6 +25,9 @@ class WorkerSpec(NamedTuple):
     threads: int | None
     packing: str
     subnet_ids: tuple[str, ...]
+    device: str
+    backend: str
+    meeting_place: str
 
 
 class ChunkRows(NamedTuple):
@@ -50,9 +56,10 @@ class Iterate(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Form a group with all other workers, meeting in a new file of this path."""
+    """Form a group with all other workers, meeting in a new file of this path, in so long."""
 
     path: str
+    within_s: float
 
 
 class FillSlots(NamedTuple):

@@ -5,8 +5,9 @@ width that is asked for. Behind it are shards of keys and values (a context that
 hold, read by several at once) and stages of blocks (chunks of a prompt in flight); see
 `worker_grid.py`. An iteration whose streams all lie on one shard is run by that shard alone.
 
-When a worker ends, streams that it held anything of are lost: whoever runs them next is told so
-(`WorkerFailedError`), and all others go on. The twin is the plain network on the whole context.
+When a worker ends, streams that it held anything of are lost: whoever looks after the executor
+(`look_after`), or runs them next (`WorkerFailedError`), is told so, and all others go on. The twin
+is the plain network on the whole context.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from typing import Any
 import numpy as np
 
 from slackfit.streams.iteration_cost import IterationCosts
+from slackfit.streams.iteration_fill import IterationFill
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
 from subnetact.parallel.messages import FillSlots, Iterate, MicroBatch, WorkerSpec
 from subnetact.parallel.micro_batches import cut, plan_batches
 from subnetact.parallel.shard_table import EXTENT_TOKENS, ShardTable
-from subnetact.parallel.worker_failure import WorkerFailedError
+from subnetact.parallel.worker_device import backend_for
+from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 from subnetact.parallel.worker_grid import WorkerGrid
-from subnetact.parallel.worker_pool import WorkerPool
+from subnetact.parallel.worker_pool import START_WITHIN_S, SURVIVORS_WITHIN_S, WorkerPool
 from supernet.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 MICRO_TOKENS = 256
 HUNG_AFTER_S = 60.0
+_HUNG_FACTOR = 20.0  # times the predicted time: less than a server waits for all of us
 
 
 class ParallelExecutor:
@@ -53,16 +57,20 @@ class ParallelExecutor:
         threads: int | None = 1,
         subnet_ids: Iterable[str] | None = None,
         packing: str = "views",
+        device: str = "cpu",
         hung_after_s: float = HUNG_AFTER_S,
+        costs: IterationCosts | None = None,
     ) -> None:
         """Start the workers and wait until they have met.
 
         `folder` is where the checkpoint lies; None: it is written to a temporary one, which workers
         read. `capacity_tokens` is what each shard keeps. A stream of less than `spread_from` tokens
         (a profile's break-even context) stays on one shard. With several stages an iteration is cut
-        into micro-batches of `micro_tokens` at the most. A worker that does not answer for
-        `hung_after_s` is replaced. Raises ValueError for a checkpoint of no decoder, a grid that it
-        has too few blocks for, sizes that can't be; WorkerFailedError where workers don't start.
+        into micro-batches of `micro_tokens` at the most. On `device` cuda workers take devices in
+        turn, with packing views alone. A worker that does not answer for `hung_after_s`, or 20
+        times what `costs` predict of the iteration, is replaced. Raises ValueError for a
+        checkpoint of no decoder or of one with sliding windows, a grid that it has too few blocks
+        for, sizes or a device that can't be; WorkerFailedError where workers don't start.
         """
         definition = checkpoint.definition
         if not definition.family.generates:
@@ -73,6 +81,11 @@ class ParallelExecutor:
         if micro_tokens < 1:
             raise ValueError(f"micro_tokens is {micro_tokens}, allowed 1 or more")
         self._config: Any = definition.config
+        if any(self._config.windows):
+            raise ValueError(
+                f"{checkpoint.name} has sliding windows, which several workers don't share out; "
+                "run it in one process"
+            )
         grid.blocks(0, self._config.depth)
         self.grid, self.threads, self.packing = grid, threads, packing
         self.subnet_ids = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
@@ -86,8 +99,14 @@ class ParallelExecutor:
             spread_from=spread_from,
         )
         self.micro_tokens = micro_tokens
+        backend = backend_for(device, len(grid))
+        if device != "cpu" and packing != "views":
+            raise ValueError(f"packing is {packing!r}, on {device} allowed views")
+        self.backend = backend
         self._hung_after_s = hung_after_s
+        self._costs = costs
         self._lost: set[SequenceId] = set()
+        self._to_tell: list[SequenceId] = []  # of those lost, who was not told by `look_after`
         self._temporary = TemporaryDirectory(prefix="supernet-workers-")
         place = Path(self._temporary.name)
         if folder is None:
@@ -103,6 +122,9 @@ class ParallelExecutor:
                 threads,
                 packing,
                 self.subnet_ids,
+                device,
+                backend,
+                str(place),
             )
             for rank in range(len(grid))
         ]
@@ -133,6 +155,7 @@ class ParallelExecutor:
             spread_from=parallel.break_even_tokens,
             micro_tokens=parallel.micro_tokens,
             subnet_ids=costs.subnet_ids,
+            costs=costs,
             **settings,
         )
 
@@ -167,13 +190,14 @@ class ParallelExecutor:
             raise KeyError(subnet_id)
         self._notice()
         self._check(chunks)
+        expected_s = self._expected_s(subnet_id, chunks)
         planned, placed = plan_batches(
             self.table, cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
         )
         try:
-            logits = self._ask(subnet_id, planned, self._shards_of(planned))
+            logits = self._ask(subnet_id, planned, self._shards_of(planned), expected_s)
         except WorkerFailedError:
-            self._notice()
+            self._give_up_lost()
             raise
         for sequence, spans in placed.items():
             self.table.commit(sequence, spans)
@@ -194,6 +218,36 @@ class ParallelExecutor:
         self._lost.discard(sequence)
         self.table.release(sequence)
 
+    def look_after(self) -> tuple[SequenceId, ...]:
+        """See to the workers, between iterations and while there are none; return who is lost.
+
+        Those that have ended are replaced, those that were replaced are used again when they have
+        their weights. Each stream that is lost is returned once. While nobody is left to run
+        anything it waits, unless there is somebody to tell. Raises WorkersLostError when workers
+        can't be had any more.
+        """
+        self._notice()
+        if not self._to_tell and not self.table.capacity_tokens:
+            try:
+                self._join_if_needed(START_WITHIN_S)
+            except WorkersLostError:
+                raise
+            except RuntimeError:  # one more has gone: it is replaced, and waited for the next time
+                logger.exception("workers have not come back yet")
+        lost, self._to_tell = tuple(self._to_tell), []
+        return lost
+
+    def wait_until_whole(self) -> bool:
+        """Wait for workers that are being replaced; return whether there were any.
+
+        Where an iteration found no room there may be some then. Raises as `look_after`, and
+        WorkerFailedError when it takes too long.
+        """
+        if self._pool.is_joined:
+            return False
+        self._join_if_needed(self._hung_after_s)
+        return True
+
     def occupy(self, sequence: SequenceId, tokens: int) -> None:
         """Let a stream hold `tokens` random keys and values, to measure what reading them costs.
 
@@ -206,7 +260,7 @@ class ParallelExecutor:
             rank: FillSlots(tuple(f.run for f in reads[self.grid.shard_of(rank)].fresh), rank)
             for rank in range(len(self.grid))
         }
-        self._join_if_needed()
+        self._join_if_needed(START_WITHIN_S)
         self._pool.ask(orders, self._hung_after_s)
         self.table.commit(sequence, spans)
 
@@ -228,7 +282,7 @@ class ParallelExecutor:
             max_positions=self._config.max_positions,
         )
         if not self.table.capacity_tokens:  # no shard has all of its stages
-            self._join_if_needed()
+            self._join_if_needed(self._hung_after_s)
         missing = self.missing_tokens(chunks)
         if missing > self.table.free_tokens:
             raise CacheFullError(
@@ -245,36 +299,63 @@ class ParallelExecutor:
             if any(c.reads.past or c.reads.fresh for batch in batches for c in batch.chunks)
         )
 
+    def _expected_s(self, subnet_id: str, chunks: Sequence[Chunk]) -> float:
+        """What an iteration is predicted to take; 0 without costs."""
+        if self._costs is None:
+            return 0.0
+        fill = IterationFill(self._costs.rung(subnet_id))
+        for chunk in chunks:
+            fill.add(self.table.length(chunk.sequence), len(chunk.ids), chunk.samples)
+        return fill.seconds
+
     def _ask(
-        self, subnet_id: str, planned: list[list[MicroBatch]], shards: frozenset[int]
+        self,
+        subnet_id: str,
+        planned: list[list[MicroBatch]],
+        shards: frozenset[int],
+        expected_s: float,
     ) -> np.ndarray:
         """Have the shards that hold anything run it, or all of a stage where they are several."""
         alone = len(shards) == 1
         ranks = self.grid.ranks_of(shards) if alone else list(range(len(self.grid)))
         if len(ranks) > 1:
-            self._join_if_needed()
+            self._join_if_needed(self._hung_after_s)
         orders = {
             rank: Iterate(subnet_id, tuple(planned[self.grid.shard_of(rank)]), alone)
             for rank in ranks
         }
-        answers = self._pool.ask(orders, self._hung_after_s)
+        answers = self._pool.ask(
+            orders,
+            max(self._hung_after_s, _HUNG_FACTOR * expected_s),
+            max(SURVIVORS_WITHIN_S, expected_s),  # until they come to the next exchange
+        )
         (logits,) = (done.logits for done in answers.values() if done.logits is not None)
         return logits
 
     def _notice(self) -> None:
         """Give up what workers held that have ended, and use those again that were replaced."""
-        for rank in self._pool.notice():
-            shard = self.grid.shard_of(rank)
-            lost = self.table.lose(shard)
-            self._lost.update(lost)
-            logger.error("%d streams are lost with worker %d", len(lost), rank)
-        if not self._pool.is_joined and len(self._pool.ready) == len(self._pool):
-            self._join_if_needed()
+        self._give_up_lost()
+        if self._pool.is_joined or len(self._pool.ready) < len(self._pool):
+            return
+        try:
+            self._join_if_needed(self._hung_after_s)
+        except WorkersLostError:
+            raise
+        except RuntimeError:  # the others go on as they are
+            logger.exception("workers did not meet, which is tried again")
+            self._give_up_lost()
 
-    def _join_if_needed(self) -> None:
+    def _give_up_lost(self) -> None:
+        for rank in self._pool.notice():
+            lost = self.table.lose(self.grid.shard_of(rank))
+            self._lost.update(lost)
+            self._to_tell += lost
+            logger.error("%d streams are lost with worker %d", len(lost), rank)
+
+    def _join_if_needed(self, within_s: float) -> None:
         """Wait until all workers are there again, for what one of them can't do."""
         if self._pool.is_joined:
             return
-        self._pool.join()
+        self._pool.join(within_s)
         for shard in range(self.grid.shards):
             self.table.regain(shard)

@@ -8,11 +8,12 @@ l = logsumexp(l_w) the whole is sum(o_w exp(l_w - l)) (Milakov and Gimelshein, 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from subnetact.decoding.attention import has_log_sum_exp
+from subnetact.decoding.attention import flash_operator, has_log_sum_exp
 from subnetact.parallel.shard_table import ShardReads
 
 Views = tuple[torch.Tensor, torch.Tensor]  # keys and values (groups, slots, D)
@@ -25,19 +26,20 @@ class ReadPlan(NamedTuple):
     masks: tuple[torch.Tensor | None, ...]
 
 
-def plan_reads(reads: ShardReads, rows: int, ranks: int, dtype: torch.dtype) -> ReadPlan:
+def plan_reads(reads: ShardReads, rows: int, ranks: int, like: torch.Tensor) -> ReadPlan:
     """Lay out, for all layers alike, what `rows` rows of a chunk read: the past, then fresh slots.
 
     Every row reads all of the past. Of fresh slots, which rows from `first_row` on write, a row
-    reads those up to its own; masks are (ranks * rows, slots).
+    reads those up to its own; masks are (ranks * rows, slots), of the kind of `like`.
     """
     first_rows, masks = [0] * len(reads.past), list[torch.Tensor | None]([None] * len(reads.past))
     for first_row, run in reads.fresh:
-        seeing = torch.arange(rows - first_row)
+        seeing = torch.arange(rows - first_row, device=like.device)
         mask = None
         if run.length > 1:
-            visible = (torch.arange(run.length) <= seeing[:, None]).repeat(ranks, 1)
-            mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)
+            slots = torch.arange(run.length, device=like.device)
+            visible = (slots <= seeing[:, None]).repeat(ranks, 1)
+            mask = like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
         first_rows.append(first_row)
         masks.append(mask)
     return ReadPlan(tuple(first_rows), tuple(masks))
@@ -78,13 +80,37 @@ def attend_slab(
     """
     rows, ranks = query.shape[:2]
     folded = query.permute(2, 1, 0, 3).flatten(1, 2)  # (groups, ranks * rows, D)
-    if has_log_sum_exp():
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        found = flash(folded[None], keys[None], values[None], 0.0, False, attn_mask=mask)
+    if query.device.type == "cpu" and has_log_sum_exp():
+        found = flash_operator()(folded[None], keys[None], values[None], 0.0, False, attn_mask=mask)
         mixed, norm = found[0][0], found[1][0]
+    elif query.device.type == "cuda" and mask is None and has_efficient(query.device):
+        mixed, norm = efficient_slab(folded, keys, values)
     else:
         mixed, norm = plain_slab(folded, keys, values, mask)
     return _unfold(mixed, rows, ranks), _unfold(norm, rows, ranks)
+
+
+def efficient_slab(
+    folded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `plain_slab` without a mask, by torch's memory-efficient attention on CUDA devices."""
+    operator = torch.ops.aten._scaled_dot_product_efficient_attention.default
+    found = operator(folded[None], keys[None], values[None], None, True)
+    return found[0][0], found[1][0, :, : folded.shape[1]]  # rows are padded there
+
+
+@cache
+def has_efficient(device: torch.device) -> bool:
+    """Whether `efficient_slab` gives on a device what `plain_slab` gives, tried with values."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = (torch.randn(2, n, 64, generator=generator).to(device) for n in (3, 70, 70))
+    query, keys, values = drawn
+    try:
+        found = efficient_slab(query, keys, values)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    expected = plain_slab(query, keys, values, None)
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
 
 
 def plain_slab(

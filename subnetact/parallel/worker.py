@@ -1,27 +1,39 @@
-"""A worker process: takes orders from the executor until it is gone.
+"""A worker process: takes orders from the executor until that is gone.
 
 Orders come and answers go through one pipe; what workers exchange goes through `Peers`. An order
 that fails because another worker is gone is answered with `Failed`, the group is left, and the
 worker waits for the next group: what it holds of other streams stays.
+
+It ends when the pipe is closed, or the process of the executor is gone: at once, also in the middle
+of an exchange, and with it those that hang. SIGINT and SIGTERM, which a terminal or a service
+manager sends to all processes of a service, are the executor's to act on, maybe after a drain.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from subnetact.parallel.lifeline import Lifeline
 from subnetact.parallel.messages import Done, Failed, FillSlots, Iterate, Join, Loaded, WorkerSpec
 from subnetact.parallel.peers import Peers
 from subnetact.parallel.shard_decoder import ShardDecoder
+from subnetact.parallel.worker_device import worker_device
 from supernet.checkpoint import load_checkpoint
 
 
 def work(connection: Connection, spec: WorkerSpec) -> None:
-    """Serve until the other end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the executor, and that ends us
+    """Serve until the other end of the pipe is closed, or its process is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    lifeline = Lifeline(spec.meeting_place)
+    with contextlib.suppress(OSError):  # what `ps` and `top` call it, on Linux
+        Path("/proc/self/comm").write_text(f"supernet-w{spec.rank}", encoding="ascii")
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     worker = _WorkerOrders(spec)
@@ -30,7 +42,7 @@ def work(connection: Connection, spec: WorkerSpec) -> None:
         while True:
             connection.send(_answer(worker, connection.recv()))
     except (EOFError, OSError):
-        return
+        lifeline.let_go()
 
 
 def _answer(worker: _WorkerOrders, order: Any) -> Done | Failed:
@@ -43,9 +55,10 @@ def _answer(worker: _WorkerOrders, order: Any) -> Done | Failed:
 
 class _WorkerOrders:
     def __init__(self, spec: WorkerSpec) -> None:
+        device = worker_device(spec.device, spec.rank)
         checkpoint = load_checkpoint(spec.folder)
         depth = checkpoint.definition.config.depth  # type: ignore[attr-defined]
-        self.peers = Peers(spec.grid, spec.rank)
+        self.peers = Peers(spec.grid, spec.rank, backend=spec.backend, device=device)
         self._speaks = spec.grid.shard_of(spec.rank)
         self._decoder = ShardDecoder(
             checkpoint,
@@ -54,13 +67,14 @@ class _WorkerOrders:
             block_tokens=spec.block_tokens,
             packing=spec.packing,
             subnet_ids=spec.subnet_ids,
+            device=device,
         )
 
     def carry_out(self, order: Any) -> Done:
         if isinstance(order, Iterate):
             return Done(self._iterate(order))
         if isinstance(order, Join):
-            self.peers.join(order.path)
+            self.peers.join(order.path, order.within_s)
         elif isinstance(order, FillSlots):
             self._decoder.fill(order.runs, order.seed)
         else:
@@ -81,4 +95,4 @@ class _WorkerOrders:
             elif order.alone or self._speaks == 0:
                 found.append(decoder.logits(x, batch))
         self.peers.finish()
-        return torch.cat(found).numpy() if found else None
+        return torch.cat(found).cpu().numpy() if found else None

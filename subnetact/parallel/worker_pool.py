@@ -5,15 +5,21 @@ once; the others keep their process and what they hold. The new one needs a seco
 weights, in which the others go on alone; then all meet in a new group.
 
 Processes are forked from a server that has loaded torch and nothing else (`forkserver`): starting
-one does not load it again, and no thread of this process is forked.
+one does not load it again, and no thread of this process is forked. None outlives this process,
+however that ends (`worker.py`).
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
+import os
+import socket
+import struct
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -22,19 +28,32 @@ from typing import Any
 
 from subnetact.parallel.messages import Done, Failed, Join, Loaded, WorkerSpec
 from subnetact.parallel.worker import work
-from subnetact.parallel.worker_failure import WorkerFailedError
+from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 
 logger = logging.getLogger(__name__)
 
 START_WITHIN_S = 60.0
 SURVIVORS_WITHIN_S = 1.0
-"""How long the others of an order may take to notice that one of them is gone."""
+"""How long the others of an order may take at least to notice that one of them is gone."""
 
-KILLED_WITHIN_S = 1.0
+MEET_WITHIN_S = 5.0
+_MORE_S = 1.0  # for the answer that they have met, or not
+_KILLED_WITHIN_S = 1.0
+_ENDED_WITHIN_S = 1.0
+_PIPE_STUCK_S = 2.0  # a worker that is stopped neither reads nor goes on writing
 _PRELOADED = ["subnetact.parallel.worker", "supernet.families.decoder", "torch._dynamo"]
 """What every worker needs; shapes on the meta device import the last one, which takes seconds."""
 
 _MOST_STARTS = 3  # in a row of one worker, until starting is given up
+_MOST_UNMET = 3  # groups in a row that did not come about, though all workers were there
+
+_open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+@atexit.register  # after multiprocessing's own, so before it: that waits for what ignores SIGTERM
+def _close_open_pools() -> None:
+    for pool in list(_open_pools):
+        pool.close()
 
 
 @dataclass(slots=True)
@@ -42,6 +61,7 @@ class _PoolWorker:
     spec: WorkerSpec
     process: BaseProcess
     connection: Any  # a pipe's end
+    started_s: float
     is_loaded: bool = False
     starts: int = 1
 
@@ -54,10 +74,12 @@ class WorkerPool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
         self._place = meeting_place
+        self._is_closed = False
         self._members = [self._started(spec) for spec in specs]
         self._ended: set[int] = set()  # and nobody was told yet
-        self._num_groups = 0
+        self._num_groups = self._num_unmet = 0
         self.is_joined = False
+        _open_pools.add(self)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -73,63 +95,80 @@ class WorkerPool:
         return {rank for rank, member in enumerate(self._members) if member.is_loaded}
 
     def notice(self) -> set[int]:
-        """Replace workers that have ended; return whose memory is gone since it was asked last."""
+        """Replace workers that have ended; return whose memory is gone since it was asked last.
+
+        Raises WorkersLostError when one can't be started.
+        """
         self._sweep()
         ended, self._ended = self._ended, set()
         return ended
 
-    def wait_until_loaded(self) -> None:
-        """Wait for all workers. Raises WorkerFailedError when one can't be started."""
-        give_up_s = time.monotonic() + START_WITHIN_S
+    def wait_until_loaded(self, within_s: float) -> None:
+        """Wait for all workers. Raises WorkerFailedError when they take longer.
+
+        WorkersLostError when one can't be started.
+        """
+        give_up_s = time.monotonic() + within_s
         while len(self.ready) < len(self._members):
             if time.monotonic() > give_up_s:
-                raise WorkerFailedError(
-                    f"workers have not loaded their weights in {START_WITHIN_S:g} s"
-                )
+                raise WorkerFailedError(f"workers have not loaded their weights in {within_s:g} s")
             waiting = [m for m in self._members if not m.is_loaded]
             wait([*(m.connection for m in waiting), *(m.process.sentinel for m in waiting)], 0.5)
             self._sweep()
 
-    def join(self) -> None:
-        """Have all workers form a group. Raises WorkerFailedError; those to blame are replaced."""
-        self.wait_until_loaded()
+    def join(self, within_s: float = START_WITHIN_S) -> None:
+        """Have all workers form a group, once they have loaded (`wait_until_loaded`).
+
+        Raises WorkerFailedError when one goes meanwhile, RuntimeError when they do not meet,
+        WorkersLostError when they still do not after several times.
+        """
+        self.wait_until_loaded(within_s)
         path = self._place / f"group-{self._num_groups}"
         self._num_groups += 1
         if len(self._members) > 1:
-            self.ask(dict.fromkeys(range(len(self._members)), Join(str(path))), 30.0)
+            orders = dict.fromkeys(range(len(self._members)), Join(str(path), MEET_WITHIN_S))
+            try:
+                self.ask(orders, MEET_WITHIN_S + _MORE_S)
+            except WorkerFailedError:
+                raise
+            except RuntimeError as error:
+                self._num_unmet += 1
+                if self._num_unmet < _MOST_UNMET:
+                    raise
+                raise WorkersLostError(f"workers can't meet: {error}") from error
+        self._num_unmet = 0
         self.is_joined = True
 
-    def ask(self, orders: Mapping[int, Any], within_s: float) -> dict[int, Done]:
+    def ask(
+        self,
+        orders: Mapping[int, Any],
+        within_s: float,
+        survivors_within_s: float = SURVIVORS_WITHIN_S,
+    ) -> dict[int, Done]:
         """Give orders to workers, return what each answered.
 
         Raises WorkerFailedError when one ends or takes longer, and it is replaced; RuntimeError
-        when one says that its order failed. The group is gone then.
+        when one says that its order failed. The group is gone then. Once one is gone the others
+        have `survivors_within_s` to find out and say so.
         """
-        waiting = dict(orders)
         answers: dict[int, Done] = {}
-        gone: dict[int, str] = {}
-        for rank, order in orders.items():
-            try:
-                self._members[rank].connection.send(order)
-            except OSError:  # a broken pipe: it has ended
-                gone[rank] = "has ended"
-        for rank in gone:
-            del waiting[rank]
-        give_up_s = time.monotonic() + (SURVIVORS_WITHIN_S if gone else within_s)
+        gone = self._give(orders)
+        waiting = {rank for rank in orders if rank not in gone}
+        give_up_s = time.monotonic() + (survivors_within_s if gone else within_s)
         failures: dict[int, str] = {}
         while waiting:
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
                 break
-            for rank in self._heard_from(list(waiting), left_s):
-                del waiting[rank]
+            for rank in self._heard_from(waiting, left_s):
+                waiting.remove(rank)
                 answer = self._answer(rank)
                 if isinstance(answer, Done):
                     answers[rank] = answer
                     continue
                 (gone if answer is None else failures)[rank] = answer or "has ended"
                 # From now on the others answer soon, or wait for what never comes.
-                give_up_s = min(give_up_s, time.monotonic() + SURVIVORS_WITHIN_S)
+                give_up_s = min(give_up_s, time.monotonic() + survivors_within_s)
         if not (gone or failures or waiting):
             return answers
         self.is_joined = False  # whoever failed has left its group
@@ -140,14 +179,18 @@ class WorkerPool:
         raise WorkerFailedError(told) if gone else RuntimeError(told)
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers; nothing can be asked any more."""
+        self._is_closed = True
+        _open_pools.discard(self)
         for member in self._members:
             member.connection.close()
+        give_up_s = time.monotonic() + _ENDED_WITHIN_S
         for member in self._members:
-            member.process.join(1.0)
+            member.process.join(max(0.0, give_up_s - time.monotonic()))
             if member.process.is_alive():
                 member.process.kill()
-                member.process.join()
+        for member in self._members:
+            member.process.join(_KILLED_WITHIN_S)
 
     def _sweep(self) -> None:
         for rank, member in enumerate(self._members):
@@ -158,8 +201,22 @@ class WorkerPool:
                     member.is_loaded = isinstance(member.connection.recv(), Loaded)
                 except (EOFError, OSError):
                     self._replace(rank)
+            elif not member.is_loaded and time.monotonic() > member.started_s + START_WITHIN_S:
+                self._replace(rank)  # it hangs
 
-    def _heard_from(self, ranks: list[int], timeout_s: float) -> list[int]:
+    def _give(self, orders: Mapping[int, Any]) -> dict[int, str]:
+        """Send orders; return to whom that can't be done, and why."""
+        gone: dict[int, str] = {}
+        for rank, order in orders.items():
+            try:
+                self._members[rank].connection.send(order)
+            except BlockingIOError:
+                gone[rank] = "does not read"
+            except OSError:  # a broken pipe
+                gone[rank] = "has ended"
+        return gone
+
+    def _heard_from(self, ranks: Iterable[int], timeout_s: float) -> list[int]:
         handles: dict[Any, int] = {}
         for rank in ranks:
             handles[self._members[rank].connection] = rank
@@ -167,7 +224,7 @@ class WorkerPool:
         return sorted({handles[handle] for handle in wait(list(handles), timeout_s)})
 
     def _answer(self, rank: int) -> Done | str | None:
-        """What a worker says: done, why not, or None: it has ended."""
+        """What a worker says: done, why not, or None: it has ended, or stopped in the middle."""
         connection = self._members[rank].connection
         try:
             answer = connection.recv() if connection.poll() else None
@@ -177,16 +234,18 @@ class WorkerPool:
 
     def _replace(self, rank: int) -> None:
         """Start a worker anew; what the old one held is gone."""
+        if self._is_closed:
+            raise WorkersLostError("these workers were ended")
         self.is_joined = False
         self._ended.add(rank)
         old = self._members[rank]
         starts = 1 if old.is_loaded else old.starts + 1
         old.connection.close()
         old.process.kill()
-        old.process.join(KILLED_WITHIN_S)
+        old.process.join(_KILLED_WITHIN_S)
         logger.error("worker %d (process %s) is replaced", rank, old.process.pid)
         if starts > _MOST_STARTS:
-            raise WorkerFailedError(
+            raise WorkersLostError(
                 f"worker {rank} ended {_MOST_STARTS} times before it had loaded its weights, the "
                 f"last time with exit code {old.process.exitcode}"
             )
@@ -195,9 +254,22 @@ class WorkerPool:
 
     def _started(self, spec: WorkerSpec) -> _PoolWorker:
         here, there = self._context.Pipe()
+        _bound(here)
         process = self._context.Process(
             target=work, args=(there, spec), name=f"shard-{spec.rank}", daemon=True
         )
         process.start()
         there.close()
-        return _PoolWorker(spec, process, here)
+        return _PoolWorker(spec, process, here, time.monotonic())
+
+
+def _bound(connection: Any) -> None:
+    """Have reads and writes of a pipe's end fail (BlockingIOError) that would wait for long.
+
+    The other end may be stopped in the middle of a message, or never read.
+    """
+    seconds, rest = divmod(_PIPE_STUCK_S, 1.0)
+    limit = struct.pack("ll", int(seconds), int(rest * 1e6))  # a timeval
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
+import torch
 
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.streams.iteration_cost import IterationCosts, IterationWork
+from subnetact.decoding.extents import Run
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.device import device_name
@@ -75,6 +78,7 @@ def measure_iterations(
         raise ValueError(
             f"{counts[-1]} streams need {needed} tokens of cache, it has {table.capacity_tokens}"
         )
+    _write_contexts(executor, kinds)
     seconds = _measure(executor, kinds, repeats, np.random.default_rng(seed), progress)
     measured = {
         key: MeasuredIteration(key[0], IterationWork.of(key[1]), statistics.median(row))
@@ -82,7 +86,10 @@ def measure_iterations(
     }
     ids = executor.subnet_ids
     qualities = {i: checkpoint.subnet(i).accuracy for i in ids}
-    costs = fit_iterations([measured[i, kind] for i in ids for kind in fitted_kinds], qualities)
+    depths = _depths(checkpoint)
+    costs = fit_iterations(
+        [measured[i, kind] for i in ids for kind in fitted_kinds], qualities, depths
+    )
     errors = relative_errors(costs, [measured[i, kind] for i in ids for kind in judged_kinds])
     error = statistics.fmean(errors)
     if error > max_error:
@@ -145,18 +152,36 @@ def _measure(
     return seconds
 
 
+def _write_contexts(executor: StreamExecutor, kinds: list[Kind]) -> None:
+    """Write what iterations will find cached: an unwritten cache is one page of zeros to read."""
+    slots: set[int] = set()
+    for kind in kinds:
+        with _cached(executor, kind) as runs:
+            slots.update(slot for begin, length in runs for slot in range(begin, begin + length))
+    executor.cache.fill(torch.tensor(sorted(slots), dtype=torch.long), seed=0)
+
+
 def _run(executor: StreamExecutor, subnet_id: str, kind: Kind) -> float:
-    """Seconds of one iteration; what is cached before it is only zeros: reading costs the same."""
-    table = executor.cache.table
+    """Seconds of one iteration behind contexts that were written (`_write_contexts`)."""
     chunks = [Chunk(i, (1,) * tokens, samples) for i, (_, tokens, samples) in enumerate(kind)]
+    with _cached(executor, kind):
+        start_s = time.perf_counter()
+        executor.run(subnet_id, chunks)
+        return time.perf_counter() - start_s
+
+
+@contextmanager
+def _cached(executor: StreamExecutor, kind: Kind) -> Iterator[list[Run]]:
+    """Have streams hold what a kind finds cached; yields where that lies."""
+    table = executor.cache.table
+    runs: list[Run] = []
     try:
         for i, (cached, _, _) in enumerate(kind):
             if cached:
                 table.reserve(i, cached)
                 table.advance(i, cached)
-        start_s = time.perf_counter()
-        executor.run(subnet_id, chunks)
-        return time.perf_counter() - start_s
+                runs += table.slots(i, 0, cached)
+        yield runs
     finally:
         for i in range(len(kind)):
             executor.release(i)
@@ -164,3 +189,9 @@ def _run(executor: StreamExecutor, subnet_id: str, kind: Kind) -> float:
 
 def _blocks(chunk: tuple[int, int, bool], block_tokens: int) -> int:
     return -(-(chunk[0] + chunk[1]) // block_tokens) * block_tokens
+
+
+def _depths(checkpoint: Checkpoint) -> dict[str, float]:
+    """The share of the blocks that each served subnet keeps."""
+    largest = checkpoint.definition.space.largest.depth[0]
+    return {form.subnet_id: form.arch.depth[0] / largest for form in checkpoint.forms}

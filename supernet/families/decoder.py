@@ -1,10 +1,12 @@
-"""Elastic decoders of text: Llama, SmolLM2, Qwen2 and Qwen3 in one module.
+"""Elastic decoders of text: Llama, Mistral, SmolLM2, Qwen2 and Qwen3 in one module.
 
-At full size this is the network of the Hugging Face folders `llama`, `qwen2` and `qwen3`: grouped
-queries, rotary positions, RMSNorm, gated feed-forwards, a tied head or one of its own, biases of
-query, key and value (Qwen2), norms of queries and keys (Qwen3). Elastic in the way of MatFormer
-(Devvrit et al., NeurIPS 2024): each block's feed-forward keeps its leading hidden units. Keys and
-values have the same shape at every width, so a sequence may change its subnet between two tokens.
+At full size this is the network of the Hugging Face folders `llama`, `mistral`, `qwen2` and
+`qwen3`: grouped queries, rotary positions, RMSNorm, gated feed-forwards, a tied head or one of its
+own, biases of query, key and value (Qwen2), norms of queries and keys (Qwen3), sliding windows.
+Elastic in the way of MatFormer (Devvrit et al., NeurIPS 2024): each block's feed-forward keeps its
+leading hidden units. A config may also let blocks keep fewer query heads per group (Flextron, Cai
+et al., ICML 2024), and fewer blocks be kept. Keys and values have the same shape in every subnet,
+so a sequence may change its subnet between two tokens.
 
 Differences: query rows are rank-major, key and value one matrix (supernet/layers/causal.py). The
 resolution of an arch is the number of tokens at which it is counted; others run as they are.
@@ -22,7 +24,7 @@ from supernet.describe import Block
 from supernet.family import ChannelGroup
 from supernet.layers.blocks import BlockSequence
 from supernet.layers.causal import Angles, GatedMlp, GroupedAttention, TiedHead, rotary_angles
-from supernet.layers.transformer import init_transformer_weights
+from supernet.layers.transformer import init_transformer_weights, kept_blocks
 from supernet.registry import supernet_family
 from supernet.space import SearchSpace
 
@@ -31,9 +33,13 @@ Stream = tuple[torch.Tensor, Angles]  # (B, N, C) tokens, and the angles of thei
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Which supernet: its full size, and the shares of the feed-forward width that can be kept.
+    """Which supernet: its full size, and what of it can be kept.
 
-    `max_positions` is the longest context, `num_tokens` the length at which costs are counted.
+    `expand_choices` are shares of the feed-forward width, `heads_choices` query heads of each group
+    of keys and values, `depth_choices` numbers of blocks; the last of each is the full size, and
+    the latter two are empty where nothing of it is elastic. `windows` are, for each block, how
+    many tokens a token reads, itself included (0: all); empty: all read all. `max_positions` is
+    the longest context, `num_tokens` the length at which costs are counted.
     """
 
     vocab_size: int
@@ -51,6 +57,9 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     expand_choices: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
+    heads_choices: tuple[int, ...] = ()
+    depth_choices: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "head_dim", "hidden")
@@ -69,6 +78,15 @@ class DecoderConfig:
                 f"expand_choices is {self.expand_choices}; the last must be 1, and each a share "
                 f"of hidden {self.hidden} that is a whole number"
             )
+        for name, full in (("heads_choices", self.ranks), ("depth_choices", self.depth)):
+            choices = getattr(self, name)
+            if choices and (choices[-1] != full or choices[0] < 1):
+                raise ValueError(f"{name} is {choices}; allowed 1 or more, and the last {full}")
+        if self.windows and (len(self.windows) != self.depth or min(self.windows) < 0):
+            raise ValueError(
+                f"windows is {self.windows}; allowed one for each of the {self.depth} blocks, of 1 "
+                "token or more, or 0 for a block that reads all"
+            )
         if self.num_tokens > self.max_positions:
             raise ValueError(
                 f"num_tokens is {self.num_tokens}, allowed up to max_positions {self.max_positions}"
@@ -84,33 +102,34 @@ class DecoderConfig:
         """Token ids have one channel."""
         return 1
 
+    @property
+    def ranks(self) -> int:
+        """Query heads of each group of keys and values, at full size."""
+        return self.num_heads // self.num_kv_heads
+
+    def window(self, block: int) -> int:
+        """How many tokens a token reads in a block, itself included; 0: all before it."""
+        return self.windows[block] if self.windows else 0
+
 
 class DecoderBlock(Block):
     """Attention, then gated MLP, each behind an RMSNorm and beside a shortcut."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        hidden: int,
-        qkv_bias: bool,
-        qk_norm: bool,
-        norm_eps: float,
-    ):
+    def __init__(self, config: DecoderConfig, *, ranks: int, hidden: int, window: int):
         super().__init__()
-        self.norm1 = nn.RMSNorm(width, eps=norm_eps)
+        width, eps = config.width, config.norm_eps
+        self.norm1 = nn.RMSNorm(width, eps=eps)
         self.attn = GroupedAttention(
             width,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            qkv_bias=qkv_bias,
-            qk_norm=qk_norm,
-            norm_eps=norm_eps,
+            ranks * config.num_kv_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            norm_eps=eps,
+            window=window,
         )
-        self.norm2 = nn.RMSNorm(width, eps=norm_eps)
+        self.norm2 = nn.RMSNorm(width, eps=eps)
         self.mlp = GatedMlp(width, hidden)
 
     def forward(self, stream: Stream) -> Stream:
@@ -124,17 +143,23 @@ def hidden_units(config: DecoderConfig, share: float) -> int:
     return int(config.hidden * share)
 
 
+def heads_per_group(config: DecoderConfig, arch: Arch) -> tuple[int, ...]:
+    """Query heads of each group in every block that an arch keeps."""
+    return arch.heads or (config.ranks,) * arch.depth[0]
+
+
 def _space(config: DecoderConfig) -> SearchSpace:
     return SearchSpace(
         family="decoder",
         resolution=(config.num_tokens,),
-        depth=((config.depth,),),
+        depth=(config.depth_choices or (config.depth,),),
         expand=config.expand_choices,
+        heads=config.heads_choices,
     )
 
 
 def _channel_groups(config: DecoderConfig) -> tuple[ChannelGroup, ...]:
-    return tuple(
+    hidden = tuple(
         ChannelGroup(
             name=f"blocks.{i}.hidden",
             produced=((f"blocks.{i}.mlp.gate.weight", 0), (f"blocks.{i}.mlp.up.weight", 0)),
@@ -142,6 +167,24 @@ def _channel_groups(config: DecoderConfig) -> tuple[ChannelGroup, ...]:
             activations_at=f"blocks.{i}.mlp.down",
         )
         for i in range(config.depth)
+    )
+    if len(config.heads_choices) < 2:
+        return hidden
+    # Heads of one group of keys and values are interchangeable, those of different ones are not.
+    return hidden + tuple(
+        ChannelGroup(
+            name=f"blocks.{i}.heads{group}",
+            produced=tuple(
+                (f"blocks.{i}.attn.q.{part}", 0)
+                for part in (("weight", "bias") if config.qkv_bias else ("weight",))
+            ),
+            consumed=((f"blocks.{i}.attn.proj.weight", 1),),
+            units=config.num_heads,
+            among=(group, config.num_kv_heads),
+            activations_at=f"blocks.{i}.attn.proj",
+        )
+        for i in range(config.depth)
+        for group in range(config.num_kv_heads)
     )
 
 
@@ -212,7 +255,8 @@ def _smollm2(width: int, depth: int, heads: int, kv_heads: int, hidden: int) -> 
         ),
     },
     letters={
-        "d": "blocks; every subnet keeps them all",
+        "d": "blocks; every other one goes first; all, where the config has no depth_choices",
+        "h": "query heads of each group of keys and values; all, without heads_choices",
         "e": "share of each block's feed-forward width (0.5, 0.75, 0.875, 1)",
         "r": "tokens at which costs are counted (128)",
     },
@@ -224,19 +268,14 @@ class Decoder(nn.Module):
         super().__init__()
         self._head_dim, self._theta = config.head_dim, config.rope_theta
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        kept = kept_blocks(config.depth, arch.depth[0])
+        ranks = heads_per_group(config, arch)
         self.blocks = BlockSequence(
             {
                 str(i): DecoderBlock(
-                    config.width,
-                    config.num_heads,
-                    config.num_kv_heads,
-                    config.head_dim,
-                    hidden_units(config, share),
-                    config.qkv_bias,
-                    config.qk_norm,
-                    config.norm_eps,
+                    config, ranks=own, hidden=hidden_units(config, share), window=config.window(i)
                 )
-                for i, share in enumerate(arch.expand)
+                for i, own, share in zip(kept, ranks, arch.expand, strict=True)
             }
         )
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)

@@ -1,7 +1,7 @@
 """Shared pieces of the elastic decoders: grouped causal attention, rotary positions, gated MLP.
 
 Query rows are stored rank-major: H query heads read KV groups of keys and values, R = H / KV ranks
-each, and row block `r * KV + g` of `q` is rank r of group g. So fewer ranks would be a leading
+each, and row block `r * KV + g` of `q` is rank r of group g. So fewer ranks are a leading
 slice while keys and values stay whole. `B, N, D, C` in comments are batch, tokens, head dimension
 and the width of the residual stream.
 """
@@ -32,11 +32,24 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class CausalCore(nn.Module):
-    """softmax(q k^T / sqrt(D)) v, each token reading those up to itself; its MACs are counted."""
+    """softmax(q k^T / sqrt(D)) v, each token reading those up to itself; its MACs are counted.
+
+    With a `window` it reads the last so many of them, itself included (Mistral's rule; 0: all).
+    """
+
+    def __init__(self, window: int = 0):
+        super().__init__()
+        self._window = window
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         # q (B, H, N, D) with the heads of a group in one run, k and v (B, KV, N, D)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        length = q.shape[2]
+        if not 0 < self._window < length:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        positions = torch.arange(length, device=q.device)
+        distance = positions[:, None] - positions
+        visible = (distance >= 0) & (distance < self._window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
 
 
 class GroupedAttention(nn.Module):
@@ -55,6 +68,7 @@ class GroupedAttention(nn.Module):
         qkv_bias: bool,
         qk_norm: bool,
         norm_eps: float,
+        window: int = 0,
     ):
         super().__init__()
         self._num_kv_heads, self._head_dim = num_kv_heads, head_dim
@@ -64,7 +78,7 @@ class GroupedAttention(nn.Module):
             self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps)
             self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps)
         self._has_norm = qk_norm
-        self.core = CausalCore()
+        self.core = CausalCore(window)
         self.proj = nn.Linear(num_heads * head_dim, width, bias=False)
 
     def forward(self, x: torch.Tensor, angles: Angles) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 Subnets are leading slices, so the first channels should be the important ones when shrinking
 begins. Importance of a channel is the L1 norm of the weights that read it (OFA, ICLR 2020). Of a
-gated feed-forward's hidden unit it is the root mean square of its activation times the L2 norm of
-the weights that read it: weights alone mislead there, as a few units with massive activations bear
-the network and the weights behind them are small.
+gated feed-forward's hidden unit and of a query head's channels it is the root mean square of the
+activation times the L2 norm of the weights that read it (a head's is the norm over its channels):
+weights alone mislead there, as a few units with massive activations bear the network and the
+weights behind them are small.
 
 The sort is global over each group: right as long as nothing smaller than the full network has been
 trained yet. Residual streams are sorted too, with one order for everything that writes or reads
@@ -94,10 +95,8 @@ def permute_channels(
         index = torch.tensor(order[group.name])
         for name, dim in (*group.produced, *group.consumed):
             if name in tensors:
-                channels_first = tensors[name].movedim(dim, 0)
-                units = _units(channels_first, group)
-                permuted = units.index_select(0, index.to(units.device))
-                channels_first.copy_(permuted.flatten(0, 1))
+                units = _units(tensors[name].movedim(dim, 0), group)
+                units.copy_(units.index_select(0, index.to(units.device)))
 
 
 def _by_activations(
@@ -105,17 +104,19 @@ def _by_activations(
 ) -> torch.Tensor:
     if group.name not in activations:
         raise ValueError(
-            f"{group.name} can't be sorted by its weights: importance in a gated feed-forward "
-            "comes from activations; give text to measure them on, or do not sort"
+            f"{group.name} can't be sorted by its weights: importance in a gated feed-forward or "
+            "among query heads comes from activations; give text to measure them on, or do not sort"
         )
     squares = sum(
         state[name].detach().movedim(dim, 0).flatten(1).double().square().sum(1)
         for name, dim in group.consumed
     )
     assert isinstance(squares, torch.Tensor), f"group {group.name} has no consumer"
-    return activations[group.name].to(squares) * squares.sqrt()
+    carried = activations[group.name].to(squares).square() * squares
+    return _units(carried, group).sum(1).sqrt()
 
 
 def _units(tensor: torch.Tensor, group: ChannelGroup) -> torch.Tensor:
     """View (channels, ...) as (units, channels per unit, ...); a unit is one channel by default."""
-    return tensor.unflatten(0, (group.units or len(tensor), -1))
+    first, step = group.among
+    return tensor.unflatten(0, (group.units or len(tensor), -1))[first::step]

@@ -1,4 +1,4 @@
-"""How Hugging Face names decoders: Llama, Qwen2 and Qwen3 alike.
+"""How Hugging Face names decoders: Llama, Mistral, Qwen2 and Qwen3 alike.
 
 Theirs differ from ours in two ways (supernet/layers/causal.py): keys and values are two matrices,
 and query heads stand group by group, ours rank by rank.
@@ -59,10 +59,11 @@ def _reordered(
 ) -> torch.Tensor:
     """Rows of `q` and columns of `proj` from (groups, ranks, D) to (ranks, groups, D), or back."""
     config: Any = definition.config
-    groups = config.num_kv_heads
-    outer = groups if to_ranks else config.num_heads // groups
+    groups, head_dim = config.num_kv_heads, config.head_dim
+    # A subnet may have fewer ranks than the config says; its groups are all there.
+    heads = (groups, -1, head_dim) if to_ranks else (-1, groups, head_dim)
     if ".attn.q." in name:
-        return tensor.unflatten(0, (outer, -1, config.head_dim)).transpose(0, 1).flatten(0, 2)
+        return tensor.unflatten(0, heads).transpose(0, 1).flatten(0, 2)
     if ".attn.proj." in name:
-        return tensor.unflatten(1, (outer, -1, config.head_dim)).transpose(1, 2).flatten(1, 3)
+        return tensor.unflatten(1, heads).transpose(1, 2).flatten(1, 3)
     return tensor

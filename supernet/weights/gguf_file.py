@@ -104,6 +104,10 @@ def _number(part: Any) -> int | float | bool:
 
 
 def _open(source: Path) -> Any:
+    if source.is_dir():
+        raise WeightsError(
+            f"{source}: is a folder; give the .gguf file, or for a folder --from huggingface"
+        )
     if not source.is_file():
         raise WeightsError(f"{source}: no such file")
     try:

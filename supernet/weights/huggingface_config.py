@@ -1,7 +1,7 @@
 """Reading our config's fields from the `config.json` of a Hugging Face-format folder.
 
 What a network computes is said by the config, not by the tensors: whatever we do not compute
-(scaled rotary positions, sliding windows, other activations) is refused by name.
+(scaled rotary positions, other activations) is refused by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from supernet.weights.weight_files import WeightsError, read_config
 
 _NUM_TOKENS = 128  # at which texts are counted
-_DECODERS = ("llama", "qwen2", "qwen3")
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 _SHARES = (0.5, 0.75, 0.875, 1.0)
 
 
@@ -54,11 +54,8 @@ def decoder_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = config["model_type"]
     rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    layers = config.get("layer_types") or ()
-    windows = config.get("use_sliding_window") or "sliding_attention" in layers
     _check(where, "hidden_act", config.get("hidden_act", "silu"), "silu")
     _check(where, "rope_type", rope_type, "default")
-    _check(where, "use_sliding_window", bool(windows), False)
     _check(where, "mlp_bias", bool(config.get("mlp_bias")), False)
     if kind != "qwen2":  # whose biases are of query, key and value only, and always there
         _check(where, "attention_bias", bool(config.get("attention_bias")), False)
@@ -80,7 +77,40 @@ def decoder_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "qkv_bias": kind == "qwen2",
         "qk_norm": kind == "qwen3",
         "expand_choices": tuple(s for s in _SHARES if (hidden * s).is_integer()),
+        "windows": _windows(config, where),
     }
+
+
+def _windows(config: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """How many tokens each block reads (0: all), or nothing where all blocks read all.
+
+    By `layer_types` where they are given; else every block of a Mistral has the window, and of a
+    Qwen the blocks from `max_window_layers` on, if it says `use_sliding_window`. A window as long
+    as the context is none.
+    """
+    kind, depth = config["model_type"], int(config["num_hidden_layers"])
+    window = int(config.get("sliding_window") or 0)
+    types = config.get("layer_types")
+    if types is not None:
+        unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+        if unknown or len(types) != depth:
+            raise WeightsError(
+                f"{where} says layer_types {', '.join(unknown) or f'of {len(types)} layers'}, "
+                f"supported are full_attention and sliding_attention, one for each of {depth}"
+            )
+        slides = [each == "sliding_attention" for each in types]
+    elif kind == "mistral":
+        slides = [window > 0] * depth
+    elif config.get("use_sliding_window"):
+        first = int(config.get("max_window_layers") or 0)
+        slides = [i >= first for i in range(depth)]
+    else:
+        slides = [False] * depth
+    if any(slides) and window < 1:
+        raise WeightsError(f"{where} has layers with sliding windows, but no sliding_window")
+    if not any(slides) or window >= int(config["max_position_embeddings"]):
+        return ()
+    return tuple(window if each else 0 for each in slides)
 
 
 def _bert_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -16,12 +16,19 @@ import torch
 
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
+from supernet.families.decoder import heads_per_group, hidden_units
+from supernet.layers.transformer import kept_blocks
 from supernet.tensor_file import save_tensors
 from supernet.text import TextSpec
 from supernet.weights.export_weights import ExportError, origin_state
 from supernet.weights.weight_files import WeightsError, read_config, read_json
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _SHARD_BYTES = 4 * 2**30
 
 
@@ -56,8 +63,9 @@ def write_folder(
 ) -> None:
     """Write one subnet as a folder that `transformers` loads; whole or not at all.
 
-    Raises ExportError for another family than the decoders, widths that differ between blocks
-    (their config has one number), or a folder that is there already.
+    Raises ExportError for another family than the decoders, widths or heads that differ between
+    blocks (their config has one number), windows that no class of theirs has, or a folder that is
+    there already.
     """
     definition, target = checkpoint.definition, Path(folder)
     if not definition.family.generates:
@@ -67,11 +75,12 @@ def write_folder(
         )
     if target.exists():
         raise ExportError(f"{target}: is there already; give the name of a new folder")
-    if len(set(arch.expand)) > 1:
-        raise ExportError(
-            f"{arch.subnet_id}: its blocks have different widths, and a Hugging Face config has "
-            "one for all; choose a uniform arch"
-        )
+    for what, entries in (("widths", arch.expand), ("numbers of heads", arch.heads)):
+        if len(set(entries)) > 1:
+            raise ExportError(
+                f"{arch.subnet_id}: its blocks have different {what}, and a Hugging Face config "
+                "has one for all; choose a uniform arch"
+            )
     state = origin_state(checkpoint.state, definition, arch, "huggingface")
     config = _config(definition.config, arch, checkpoint.text)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,16 +96,20 @@ def write_folder(
 def _config(ours: Any, arch: Arch, text: TextSpec | None) -> dict[str, Any]:
     if ours.qk_norm and ours.qkv_bias:
         raise ExportError("a decoder with qk_norm and qkv_bias has no Hugging Face class")
+    kept = kept_blocks(ours.depth, arch.depth[0])
+    windows = [ours.window(i) for i in kept]
     kind = "qwen3" if ours.qk_norm else "qwen2" if ours.qkv_bias else "llama"
+    if kind == "llama" and any(windows):
+        kind = "mistral"
     ends = list(text.eos_ids) if text else []
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
         "vocab_size": ours.vocab_size,
         "hidden_size": ours.width,
-        "intermediate_size": int(ours.hidden * arch.expand[0]),
-        "num_hidden_layers": ours.depth,
-        "num_attention_heads": ours.num_heads,
+        "intermediate_size": hidden_units(ours, arch.expand[0]),
+        "num_hidden_layers": len(kept),
+        "num_attention_heads": heads_per_group(ours, arch)[0] * ours.num_kv_heads,
         "num_key_value_heads": ours.num_kv_heads,
         "head_dim": ours.head_dim,
         "hidden_act": "silu",
@@ -109,6 +122,28 @@ def _config(ours: Any, arch: Arch, text: TextSpec | None) -> dict[str, Any]:
         "bos_token_id": text.bos_id if text else None,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "dtype": "float32",
+        **_windows_config(kind, windows),
+    }
+
+
+def _windows_config(kind: str, windows: list[int]) -> dict[str, Any]:
+    """The windows as their config says them."""
+    sizes = {window for window in windows if window}
+    if not sizes:
+        return {}
+    if len(sizes) > 1 or (kind == "mistral" and 0 in windows):
+        raise ExportError(
+            f"its blocks read {', '.join(str(w or 'all') for w in windows)} tokens; a Hugging Face "
+            "config has one window for all, or (Qwen) one window and layers that read all"
+        )
+    if kind == "mistral":
+        return {"sliding_window": sizes.pop()}
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    return {
+        "use_sliding_window": True,
+        "sliding_window": sizes.pop(),
+        "max_window_layers": types.index("sliding_attention"),  # who reads no layer_types
+        "layer_types": types,
     }
 
 

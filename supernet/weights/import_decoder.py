@@ -7,7 +7,7 @@ sort (`supernet.subnets.agreement`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,9 @@ from supernet.weights.import_weights import import_state
 from supernet.weights.naming import State, find_naming
 from supernet.weights.weight_files import read_tensors
 
+MORE_AXES = ("heads", "depth")
+"""What of a decoder may be elastic beside its feed-forward widths, which always are."""
+
 Tell = Callable[[str], object]
 
 
@@ -46,22 +49,49 @@ def is_decoder(source: str | Path, origin: str) -> bool:
     return origin == "gguf"
 
 
-def read_decoder(source: str | Path, origin: str) -> ForeignDecoder:
-    """Read a GGUF file or a Hugging Face-format folder.
+def read_decoder(source: str | Path, origin: str, elastic: Sequence[str] = ()) -> ForeignDecoder:
+    """Read a GGUF file or a Hugging Face-format folder; `elastic` as `more_choices`.
 
-    Raises WeightsError for what is no decoder of ours, does not fit or is not finite.
+    Raises WeightsError for what is no decoder of ours, does not fit or is not finite; ValueError
+    for an axis that is not there.
     """
+    unknown = sorted(set(elastic) - set(MORE_AXES))
+    if unknown:
+        raise ValueError(f"elastic axis {unknown[0]!r}, allowed {', '.join(MORE_AXES)}")
     if origin == "gguf":
         network = read_gguf(source)
         config, tensors, text = network.config, network.tensors, network.text
     else:
         text = read_text(source)
         config, tensors = read_network_config(source)[1], read_tensors(source)
-    definition = define_supernet("decoder", **config)
+    definition = define_supernet("decoder", **config, **more_choices(config, elastic))
     naming = find_naming("huggingface", "decoder")
     return ForeignDecoder(
         definition, import_state(tensors, definition, naming, where=str(source)), text
     )
+
+
+def more_choices(config: Mapping[str, Any], elastic: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the choices of axes beside the feed-forward width, as fields of a `DecoderConfig`.
+
+    `heads`: quarters of the query heads of each group; `depth`: three quarters, seven eighths and
+    all of the blocks. Raises ValueError for heads where each group has one.
+
+    >>> more_choices({"num_heads": 9, "num_kv_heads": 3, "depth": 30}, ["heads", "depth"])
+    {'heads_choices': (1, 2, 3), 'depth_choices': (23, 27, 30)}
+    """
+    choices: dict[str, tuple[int, ...]] = {}
+    if "heads" in elastic:
+        ranks = config["num_heads"] // config["num_kv_heads"]
+        if ranks < 2:
+            raise ValueError(
+                "heads can't be elastic: each group of keys and values has one query head"
+            )
+        choices["heads_choices"] = tuple(sorted({max(1, ranks * q // 4) for q in range(1, 5)}))
+    if "depth" in elastic:
+        depth = config["depth"]
+        choices["depth_choices"] = tuple(sorted({depth - depth // n for n in (4, 8)} | {depth}))
+    return choices
 
 
 def import_decoder(
@@ -70,16 +100,18 @@ def import_decoder(
     origin: str,
     sort: bool = True,
     calibration: Sequence[str] = (),
+    elastic: Sequence[str] = (),
     tell: Tell = lambda _: None,
 ) -> Checkpoint:
     """Return a checkpoint that serves every width of the ladder.
 
     `calibration` are texts to measure activations on besides drawn text; widths are compared on
-    other passages of them, or of the packaged text. `tell` hears what is being done. Raises
-    WeightsError as `read_decoder`, TokenizerMissingError without its package.
+    other passages of them, or of the packaged text. `elastic` are axes beside the width
+    (`more_choices`). `tell` hears what is being done. Raises WeightsError and ValueError as
+    `read_decoder`, TokenizerMissingError without its package.
     """
     tell(f"reading {source}")
-    definition, state, text = read_decoder(source, origin)
+    definition, state, text = read_decoder(source, origin, elastic)
     tokenizer = Tokenizer(text)
     vocab_size = definition.config.num_classes
     permutation = None

@@ -75,6 +75,11 @@ def test_a_text_is_made_at_any_width_and_the_same_each_time(folder: Path) -> Non
         (("--prompt", "x", "--arch", "e=0.3"), "is 0.3, allowed 0.25, 0.5, 0.75, 1"),
         (("--prompt", "x", "--switch", "half@2"), "'half' is not LETTER=NUMBER"),
         (("--prompt", "x", "--packing", "int4"), "allowed views, packed, half, int8"),
+        (("--prompt", "x", "--temperature", "inf"), "temperature is inf, allowed a number, 0 or"),
+        (
+            ("--texts", "2", "--out", "texts.txt", "--max-tokens", "300"),
+            "texts of 300 tokens are asked for, allowed 256 (the network's longest context)",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(
@@ -85,6 +90,13 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert result.stdout == ""
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_text_that_ends_with_the_context_says_so(folder: Path) -> None:
+    for count, told in ((7, ""), (8, "stopped at the network's longest context, 256 tokens\n")):
+        result = run(folder, "--prompt", "x" * 250, "--max-tokens", str(count))
+        assert result.exit_code == 0, result.output
+        assert result.stderr == told
 
 
 def test_checkpoints_that_make_no_text_are_told(

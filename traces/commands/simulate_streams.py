@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import typer
 
 from slackfit.profile import LatencyProfile
@@ -17,12 +14,11 @@ from traces.simulation.capacity import parse_goal
 from traces.simulation.stream_simulation import (
     StreamOptions,
     StreamSlo,
-    drawn_lengths,
     find_stream_capacities,
+    fitted_trace,
     simulate_stream_policies,
 )
-from traces.spec.spec import parse_spec
-from traces.trace import Trace, TraceError
+from traces.trace import TraceError
 
 OUTPUTS = ("json_out", "html_out", "chrome_out")
 
@@ -89,19 +85,6 @@ def serve_streams(context: typer.Context, profile: LatencyProfile) -> None:
         html_out=given["html_out"],
         title="Simulation report",
     )
-
-
-def fitted_trace(given: dict[str, Any]) -> Trace:
-    """Return the trace with its lengths drawn, thinned and scaled as asked, in this order."""
-    trace = parse_spec(given["trace"], seed=given["seed"])
-    rng = np.random.default_rng(given["seed"])
-    if given["lengths"] is not None:
-        trace = drawn_lengths(trace, parse_spec(given["lengths"], seed=given["seed"]), rng)
-    if given["thin"] != 1.0:
-        trace = trace.thin(given["thin"], rng)
-    if given["length_scale"] != 1.0:
-        trace = trace.scale_lengths(given["length_scale"])
-    return trace
 
 
 def _option(name: str) -> str:

@@ -26,6 +26,7 @@ from slackfit.simulation.devices import DeviceModel, Slowdown
 from slackfit.simulation.simulate import simulate
 from traces.burstiness import trace_summary
 from traces.open_loop.answers import Answer
+from traces.open_loop.door import through_the_door
 from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import ReplayResult
 from traces.report.burst_zoom import burst_zoom
@@ -33,6 +34,7 @@ from traces.report.figures import with_figures
 from traces.trace import Trace, TraceError
 
 _FIGURES = ("p50_ms", "p95_ms", "slo_attainment", "mean_serving_accuracy")
+_LEAST_SLO_S = 1e-9  # of a query that the door keeps beyond its deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class LiveServer:
     """What the simulator must know of the server: its policy and settings, and the wire.
 
     An answer should leave the device `reply_allowance_s` before its deadline, but never earlier
-    than `max_allowance`, a share of the SLO, asks for.
+    than `max_allowance`, a share of the SLO, asks for. `door_s` is what the door takes of one
+    request before the scheduler sees it, one after the other; `wire_s` all that is beside that.
     """
 
     policy: str
@@ -52,6 +55,7 @@ class LiveServer:
     drop_hopeless: bool | None
     triage: bool | None
     correct_latency: bool
+    door_s: float = 0.0
 
 
 def simulate_live(
@@ -87,11 +91,13 @@ def simulate_live(
         triage=server.triage,
     )
     allowance_s = np.minimum(server.reply_allowance_s, server.max_allowance * deadlines_s)
+    arrival_s = trace.arrival_s
+    seen_s = through_the_door(arrival_s, server.door_s) if server.door_s else arrival_s
     ended = simulate(
-        trace.arrival_s,
+        seen_s,
         server.profile,
         policy,
-        slo_s=deadlines_s - allowance_s,
+        slo_s=np.maximum(deadlines_s - allowance_s - (seen_s - arrival_s), _LEAST_SLO_S),
         seed=options.seed,
         devices=DeviceModel(
             profiles=[server.profile],  # the scheduler's own is corrected as it goes
@@ -101,9 +107,10 @@ def simulate_live(
         query_class=trace.query_class,
         scheduler=scheduler,
     )
+    sent = (o._replace(arrival_s=float(arrival_s[o.query_id])) for o in ended)
     return [
         _as_the_client_sees(o, float(deadlines_s[o.query_id]), server.wire_s, warmup_s)
-        for o in ended
+        for o in sent
         if o.arrival_s >= warmup_s
     ]
 

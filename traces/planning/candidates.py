@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
+from slackfit.simulation.routing import ONE_QUEUE, Routing
 from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.promise import Promise
 from traces.trace import TraceError
@@ -17,12 +19,16 @@ DEFAULT_POLICIES = ("drainfit", "slackfit", "slackfit@num_buckets=40")
 
 @dataclass(frozen=True)
 class FleetCandidate:
-    """A device, a policy with its parameters, the subnets that it may choose, and a batch cap."""
+    """A device, a policy with its parameters, the subnets that it may choose, and a batch cap.
+
+    `routing` is how queries get to several of the device: to one queue, or to a queue each.
+    """
 
     offer: DeviceOffer
     policy: str
     subnet_ids: tuple[str, ...]
     max_batch: int
+    routing: Routing = ONE_QUEUE
 
     @cached_property
     def profile(self) -> LatencyProfile:
@@ -35,13 +41,18 @@ class FleetCandidate:
 
     def __str__(self) -> str:
         subnets, largest = len(self.subnet_ids), self.max_batch
-        return f"{self.offer.name} {self.policy}, {subnets} subnets, batches to {largest}"
+        routed = "" if self.routing == ONE_QUEUE else f", {self.routing}"
+        return f"{self.offer.name} {self.policy}, {subnets} subnets, batches to {largest}{routed}"
 
 
 def candidates(
-    catalog: Catalog, policies: Sequence[str], promise: Promise, slo_s: float
+    catalog: Catalog,
+    policies: Sequence[str],
+    promise: Promise,
+    slo_s: float,
+    routings: Sequence[Routing] = (ONE_QUEUE,),
 ) -> list[FleetCandidate]:
-    """Return what is to be tried: each device x policy x front x batch cap.
+    """Return what is to be tried: each device x policy x routing x front x batch cap.
 
     Fronts: the Pareto subnets, and those without the least accurate half, quarter and three
     quarters, where that leaves one that a deadline affords. Raises TraceError for a policy that is
@@ -54,13 +65,16 @@ def candidates(
         fronts = {ids[len(ids) * part // 4 :] for part in range(4)}
         sizes = [b for b in profile.batch_sizes if 2 * profile.fastest().latency_s[b] <= slo_s]
         caps = sorted({profile.max_batch_size, *sizes[-1:]}, reverse=True)
-        for policy in policies:
+        least = max(
+            promise.accuracy, promise.floor, *(max(p.accuracy, p.floor) for p in promise.parts)
+        )
+        for policy, routing in itertools.product(policies, routings):
             for front in sorted(fronts, key=len, reverse=True):
                 most = max(profile.accuracy(i) for i in front)
                 least_s = min(profile.table()[i][1] for i in front)
-                if most < promise.accuracy or least_s > slo_s:
+                if most < least or least_s > slo_s:
                     continue
-                found += [FleetCandidate(offer, policy, front, cap) for cap in caps]
+                found += [FleetCandidate(offer, policy, front, cap, routing) for cap in caps]
     for candidate in found:
         try:
             create_policy(candidate.policy, candidate.profile)

@@ -24,7 +24,7 @@ import numpy as np
 from slackfit.bounds.bound import utility_bound
 from slackfit.profile import LatencyProfile
 from traces.planning.promise import Promise
-from traces.planning.trial import Traffic
+from traces.planning.traffic import Traffic
 
 _PROGRAM_SLOS = 50  # length of a window that the linear program sees
 _MOST_STARTS = 20_000
@@ -54,18 +54,43 @@ def certify(
 ) -> Certificate:
     """Return the certificate of a promise that is not impossible.
 
-    Without `programs` the linear program, which takes longest, adds nothing.
+    Without `programs` the linear program, which takes longest, adds nothing. A group that is
+    promised more is bounded like all others, as if nobody else came; below the floor nothing is
+    counted.
     """
+    profile = profile.select([s.subnet_id for s in profile.subnets if s.accuracy >= promise.floor])
+    bounds = [_of_all(profile, traffic, promise, programs)]
+    for part in promise.parts:
+        floor = max(part.floor, promise.floor)
+        own = traffic.picked(traffic.groups[part.group])
+        bounds.append(
+            certify(profile, own, Promise(part.attainment, part.accuracy, floor), programs=programs)
+        )
+    return Certificate(*(max(values) for values in zip(*bounds, strict=True)))
+
+
+def _of_all(
+    profile: LatencyProfile, traffic: Traffic, promise: Promise, programs: bool
+) -> Certificate:
+    """Return the certificate of what is promised to all."""
     longest_s = float(np.max(traffic.slo_s))
     count = len(traffic.arrival_s)
     if not count:
         return Certificate(1, 1, 1)
-    served = promise.attainment * count
-    mean = _whole(served * query_s(profile, promise.accuracy) / (traffic.duration_s + longest_s))
+    mean = by_mean_rate(profile, count, traffic.duration_s + longest_s, promise)
     windows = _by_windows(profile, traffic, promise, longest_s)
     known = max(mean, windows)
     program = _by_program(profile, traffic, promise, known) if programs else known
     return Certificate(mean, windows, program)
+
+
+def by_mean_rate(
+    profile: LatencyProfile, num_queries: float, length_s: float, promise: Promise
+) -> int:
+    """Return the bound `mean` of so many queries, all of which end within `length_s`."""
+    eligible = [s.subnet_id for s in profile.subnets if s.accuracy >= promise.floor]
+    one_s = query_s(profile.select(eligible), promise.accuracy)
+    return _whole(promise.attainment * num_queries * one_s / length_s)
 
 
 def query_s(profile: LatencyProfile, accuracy: float) -> float:

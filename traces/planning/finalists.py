@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from traces.planning.search import NUM_FINALISTS, Fleet, Task, Tell
-from traces.planning.trial import Traffic, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import run_trial
 
 
 def kept_on_all(

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from traces.planning.verification import verification_lines
+
+_FIGURES = ("attainment", "fluidity", "accuracy")
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse}
 td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:left}
@@ -20,7 +23,7 @@ def plan_page(plan: Mapping[str, Any]) -> str:
     if plan["saturated"]:
         parts.append(f"<p><b>Saturated.</b> {html.escape(plan['why'])}.</p>")
     else:
-        parts += [_chosen(plan), _load_curve(plan), _neighbours(plan), _day(plan), _zoo(plan)]
+        parts += [part(plan) for part in _PARTS]
     parts.append(_certificates(plan["certificates"]))
     parts.append(_dropped(plan["dropped"]))
     prices = plan["prices"]
@@ -40,21 +43,61 @@ def _chosen(plan: Mapping[str, Any]) -> str:
             name,
             f"{fleet['workers']} x {fleet['device']}",
             fleet["policy"],
-            f"{len(fleet['subnets'])}, batches to {fleet['max_batch']}",
+            _offered(fleet),
+            fleet["routing"],
             f"{fleet['cost_per_hour']:g}",
-            _with_interval(fleet, "attainment"),
-            _with_interval(fleet, "accuracy"),
+            *(_with_interval(fleet, n) for n in _FIGURES if f"{n}_interval" in fleet),
         )
         for name, fleet in rows
         if fleet
     ]
     headroom = plan["headroom"]
     return (
-        _table(("", "fleet", "policy", "subnets", "an hour", "attainment", "accuracy"), table)
+        _table(
+            (
+                "",
+                "fleet",
+                "policy",
+                "subnets",
+                "routing",
+                "an hour",
+                *(name for name in _FIGURES if f"{name}_interval" in plan),
+            ),
+            table,
+        )
         + f"<p>No policy needs fewer than {plan['certificate_workers']} devices. The promise is "
         f"first missed at {headroom['factor']:.2f} times the load; up to {headroom['low']:.2f} "
-        "times 95 of 100 redrawn traces keep it.</p>"
+        f"times 95 of 100 redrawn traces keep it. Of {html.escape(plan['answers_of'])}.</p>"
+        + _groups(plan)
     )
+
+
+def _offered(fleet: Mapping[str, Any]) -> str:
+    largest = f", batches to {fleet['max_batch']}" if "max_batch" in fleet else ""
+    return f"{len(fleet['subnets'])}{largest}"
+
+
+def _groups(plan: Mapping[str, Any]) -> str:
+    rows = [
+        (name, f"{found['attainment']:.4%}", f"{found['accuracy']:.4%}")
+        for name, found in plan.get("groups", {}).items()
+    ]
+    return _table(("group", "attainment", "accuracy"), rows) if rows else ""
+
+
+def _routings(plan: Mapping[str, Any]) -> str:
+    rows = [
+        (row["routing"], "none do" if row["workers"] is None else str(row["workers"]))
+        for row in plan["routings"]
+    ]
+    return "<h2>Routing</h2>" + _table(("how queries get to devices", "devices"), rows)
+
+
+def _verification(plan: Mapping[str, Any]) -> str:
+    if "verification" not in plan:
+        return ""
+    lines = "\n".join(verification_lines(plan["verification"]))
+    return f"<h2>Foretold and live</h2><pre>{html.escape(lines)}</pre>"
 
 
 def _with_interval(fleet: Mapping[str, Any], name: str) -> str:
@@ -67,9 +110,10 @@ def _load_curve(plan: Mapping[str, Any]) -> str:
     curve = plan["load_curve"]
     axes, figure = _axes(7.0, 2.8)
     factors = [row["factor"] for row in curve]
-    for name in ("attainment", "accuracy"):
+    for name in (name for name in _FIGURES if name in curve[0]):
         axes.plot(factors, [100 * row[name] for row in curve], marker="o", label=name)
-        axes.axhline(100 * plan["promise"][name], color="#a0aec0", linestyle=":")
+        if plan["promise"][name]:
+            axes.axhline(100 * plan["promise"][name], color="#a0aec0", linestyle=":")
     axes.axvline(plan["headroom"]["factor"], color="#c53030", linestyle="--", label="first missed")
     axes.set_xlabel("times the load")
     axes.set_ylabel("%")
@@ -130,6 +174,9 @@ def _zoo(plan: Mapping[str, Any]) -> str:
         for key, row in plan["zoo"].items()
     ]  # fmt: skip
     return "<h2>Separate models instead</h2>" + _table(("", "devices", "times the price"), rows)
+
+
+_PARTS = (_chosen, _load_curve, _verification, _neighbours, _routings, _day, _zoo)
 
 
 def _certificates(certificates: Mapping[str, Mapping[str, int]]) -> str:

@@ -3,87 +3,153 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slackfit.profile import LatencyProfile
 from traces.trace import TraceError
 
-_STREAMED = ("first_output", "period", "fluidity")
+STREAMED = ("first_output", "first_output_per_token", "period", "fluidity")
+"""Figures that only streams have."""
+_NAMES = ("attainment", "accuracy", "floor")
+_PART = re.compile(r"\s*(?:([^:,<>=]+):)?(\w+)\s*>=\s*([0-9.]+)\s*")
+
+
+class PartPromise(NamedTuple):
+    """What is promised to a group apart: a tenant, or a priority class by its number."""
+
+    group: str
+    attainment: float = 0.0
+    accuracy: float = 0.0
+    floor: float = 0.0
+
+    def is_kept(self, attainment: float, accuracy: float) -> bool:
+        """Whether a run in which the group had these keeps it."""
+        return attainment >= self.attainment and accuracy >= self.accuracy
 
 
 class Promise(NamedTuple):
-    """At least so many of all queries on time, at such a mean accuracy of those: fractions."""
+    """At least so many of all queries on time, at such a mean accuracy of those: fractions.
+
+    `floor` is the least accuracy that any answer may have. `parts` are promises to groups apart,
+    beside those to all; a group's floor stands above the common one.
+    """
 
     attainment: float
     accuracy: float = 0.0
+    floor: float = 0.0
+    parts: tuple[PartPromise, ...] = ()
 
     def is_kept(self, attainment: float, accuracy: float) -> bool:
-        """Whether a run with these keeps it."""
+        """Whether a run with these keeps what is promised to all."""
         return attainment >= self.attainment and accuracy >= self.accuracy
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "attainment": self.attainment,
+            "accuracy": self.accuracy,
+            "floor": self.floor,
+            "groups": {part.group: _figures(part) for part in self.parts},
+        }
+
     def __str__(self) -> str:
-        return f"attainment>={self.attainment:g},accuracy>={self.accuracy:g}"
+        whole = [f"{name}>={value:g}" for name, value in _figures(self).items()]
+        parts = [f"{p.group}:{name}>={v:g}" for p in self.parts for name, v in _figures(p).items()]
+        return ",".join(whole + parts)
 
 
 def parse_promise(text: str) -> Promise:
     """Return the promise of `attainment>=0.999,accuracy>=0.775`. Raises TraceError otherwise.
 
+    `floor>=0.7` is a least accuracy of every answer; `NAME:` before a figure is of one group.
+
     >>> parse_promise("attainment>=0.99")
-    Promise(attainment=0.99, accuracy=0.0)
+    Promise(attainment=0.99, accuracy=0.0, floor=0.0, parts=())
+    >>> parse_promise("attainment>=0.9,gold:attainment>=0.99").parts
+    (PartPromise(group='gold', attainment=0.99, accuracy=0.0, floor=0.0),)
     """
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*>=\s*([0-9.]+)\s*", part)
-        name = match[1] if match else ""
-        if name in _STREAMED:
+        match = _PART.fullmatch(part)
+        group, name, value = ("", "", "") if match is None else match.groups(default="")
+        streamed = name or (re.match(r"\s*(\w+)\s*<=", part) or [part, ""])[1]
+        if streamed in STREAMED:
             raise TraceError(
-                f"a promise on {name} is one of streams, which are not planned; allowed are "
-                "attainment and accuracy"
+                f"a promise on {streamed} is one of streams, which need a profile with the cost of "
+                "iterations; allowed here are attainment, accuracy and floor"
             )
-        if match is None or name not in Promise._fields or name in found:
+        figures = found.setdefault(group.strip(), {})
+        if match is None or name not in _NAMES or name in figures:
             raise TraceError(
                 f"promise {part!r} is not understood; give attainment>=FRACTION, and "
-                "accuracy>=FRACTION if need be, as in attainment>=0.999,accuracy>=0.775"
+                "accuracy>=FRACTION or floor>=FRACTION if need be, of a group as in "
+                "gold:attainment>=0.9999, once each"
             )
-        try:
-            found[name] = float(match[2])
-        except ValueError:
-            found[name] = -1.0
-        if not 0 <= found[name] <= 1:
-            raise TraceError(f"{name}>={match[2]} is no fraction, allowed 0 to 1")
-    if not found.get("attainment", 0.0) > 0:
+        figures[name] = parse_fraction(name, value)
+    whole = found.pop("", {})
+    if not whole.get("attainment", 0.0) > 0:
         raise TraceError(f"promise {text!r} names no attainment above 0, as in attainment>=0.999")
-    return Promise(**found)
+    return Promise(**whole, parts=tuple(PartPromise(g, **figures) for g, figures in found.items()))
+
+
+def parse_fraction(name: str, text: str) -> float:
+    """Return a number from 0 to 1. Raises TraceError that names the figure for any other."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise TraceError(f"{name}>={text} is no fraction, allowed 0 to 1")
+    return value
 
 
 def impossible_part(promise: Promise, profile: LatencyProfile, slo_s: float) -> str:
     """Return what no fleet of this profile can keep and the nearest it can; empty: nothing."""
+    asked = [("", promise.attainment, promise.accuracy, promise.floor)]
+    asked += [(f"{p.group}:", p.attainment, p.accuracy, p.floor) for p in promise.parts]
+    for whose, attainment, accuracy, floor in asked:
+        for name, value in (("accuracy", accuracy), ("floor", floor)):
+            fault = _impossible(whose, name, value, attainment, profile, slo_s)
+            if fault:
+                return fault
+    return ""
+
+
+def _impossible(
+    whose: str, name: str, wanted: float, attainment: float, profile: LatencyProfile, slo_s: float
+) -> str:
+    """Return why no fleet keeps one figure of accuracy with these deadlines; empty: one may."""
     best = max(subnet.accuracy for subnet in profile.subnets)
-    if promise.accuracy > best:
+    if wanted > best:
         return (
-            f"accuracy>={promise.accuracy:g} is impossible with profile {profile.name!r}: its most "
-            f"accurate subnet has {best:g}; the nearest possible is accuracy>={best:g}"
+            f"{whose}{name}>={wanted:g} is impossible with profile {profile.name!r}: its most "
+            f"accurate subnet has {best:g}; the nearest possible is {whose}{name}>={best:g}"
         )
     least_s = profile.fastest().latency_s[1]
     if least_s > slo_s:
         return (
-            f"attainment>={promise.attainment:g} is impossible with profile {profile.name!r} and "
+            f"{whose}attainment>={attainment:g} is impossible with profile {profile.name!r} and "
             f"deadlines of {slo_s * 1e3:g} ms: the fastest subnet takes {least_s * 1e3:g} ms for "
             f"one query; the nearest possible deadline is that"
         )
     accurate_s = min(
         profile.table()[subnet.subnet_id][1]
         for subnet in profile.subnets
-        if subnet.accuracy >= promise.accuracy
+        if subnet.accuracy >= wanted
     )
-    if accurate_s > slo_s and promise.accuracy > 0:
+    if accurate_s > slo_s and wanted > 0:
         reachable = [
             s.accuracy for s in profile.subnets if profile.table()[s.subnet_id][1] <= slo_s
         ]
         return (
-            f"accuracy>={promise.accuracy:g} is impossible with profile {profile.name!r} and "
+            f"{whose}{name}>={wanted:g} is impossible with profile {profile.name!r} and "
             f"deadlines of {slo_s * 1e3:g} ms: such a subnet takes {accurate_s * 1e3:g} ms for one "
-            f"query; the nearest possible is accuracy>={max(reachable):g}, or deadlines of "
+            f"query; the nearest possible is {whose}{name}>={max(reachable):g}, or deadlines of "
             f"{accurate_s * 1e3:g} ms"
         )
     return ""
+
+
+def _figures(promise: Promise | PartPromise) -> dict[str, float]:
+    values = {name: getattr(promise, name) for name in _NAMES}
+    return {name: value for name, value in values.items() if value}

@@ -17,7 +17,8 @@ from traces.planning.candidates import FleetCandidate
 from traces.planning.catalog import DeviceOffer
 from traces.planning.certificate import Certificate, certify
 from traces.planning.promise import Promise
-from traces.planning.trial import Traffic, Trial, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import Trial, run_trial
 
 NUM_FINALISTS = 3
 _SMALL = 150_000  # queries that need no order first

@@ -1,63 +1,33 @@
 """One fleet on some traffic: attainment and accuracy, in blocks of time, so that both have error.
 
-Outcomes are counted, never kept, and a trial that can no longer keep the promise ends early.
+Outcomes are counted, never kept (but where a promise names groups), and a trial that can no longer
+keep the promise ends early.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun, simulate_columns
+from slackfit.outcome_columns import OutcomeColumns
 from slackfit.policies import create_policy
+from slackfit.policy import Policy
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel
+from slackfit.simulation.replicas import simulate_replicas
+from slackfit.simulation.routing import ONE_QUEUE, parse_routing
 from traces.planning.candidates import FleetCandidate
-from traces.planning.promise import Promise
-from traces.trace import FloatArray
+from traces.planning.promise import PartPromise, Promise
+from traces.planning.redrawn import redrawn_sums
+from traces.planning.traffic import Traffic
 
 NUM_BLOCKS = 120
 _PIECES = 8
-_RESAMPLES = 400
-_BLOCKS_TOGETHER = 3  # neighbours are alike: they are drawn together
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Arrivals in seconds from the start, how long that lasts, and deadlines after arrival."""
-
-    arrival_s: FloatArray
-    duration_s: float
-    slo_s: float | FloatArray
-
-    def faster(self, factor: float) -> Traffic:
-        """Return the same arrivals closer together; deadlines stay."""
-        return Traffic(self.arrival_s / factor, self.duration_s / factor, self.slo_s)
-
-    def with_slo(self, factor: float) -> Traffic:
-        """Return the same with longer deadlines."""
-        return Traffic(self.arrival_s, self.duration_s, self.slo_s * factor)
-
-    def between(self, begin_s: float, end_s: float) -> Traffic:
-        """Return the part that arrives in [begin_s, end_s), counted from its begin."""
-        first, last = np.searchsorted(self.arrival_s, [begin_s, end_s]).tolist()
-        slo_s = self.slo_s if np.ndim(self.slo_s) == 0 else np.asarray(self.slo_s)[first:last]
-        return Traffic(self.arrival_s[first:last] - begin_s, end_s - begin_s, slo_s)
-
-    def busiest(self, share: float) -> Traffic:
-        """Return the contiguous part of that share of the time with the most arrivals."""
-        length_s = share * self.duration_s
-        starts_s = np.linspace(0.0, self.duration_s - length_s, 64)
-        counts = np.diff(np.searchsorted(self.arrival_s, [starts_s, starts_s + length_s]), axis=0)
-        begin_s = float(starts_s[int(np.argmax(counts))])
-        return self.between(begin_s, begin_s + length_s)
-
-    @property
-    def rate_qps(self) -> float:
-        """Arrivals per second."""
-        return len(self.arrival_s) / self.duration_s
+_ROUND_ROBIN = parse_routing("round-robin")
 
 
 class Interval(NamedTuple):
@@ -67,15 +37,12 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Counts per block of arrivals; `ended_early` where the rest could no longer matter."""
+class Counts(NamedTuple):
+    """Queries per block of arrivals: all, those on time, and the sums of accuracies of those."""
 
     arrived: np.ndarray
     on_time: np.ndarray
-    accurate: np.ndarray  # sums of accuracies of those on time
-    ended_early: bool
-    why_python: str
+    accurate: np.ndarray
 
     @property
     def attainment(self) -> float:
@@ -87,34 +54,69 @@ class Trial:
         """Mean accuracy of those on time, 0 of none."""
         return float(self.accurate.sum() / max(self.on_time.sum(), 1))
 
+    def keep(self, promise: PartPromise) -> bool:
+        """Whether they keep what is promised to their group; to nobody anything is kept."""
+        is_empty = not self.arrived.sum()
+        return is_empty or promise.is_kept(self.attainment, self.accuracy)
+
+    def redrawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Attainment and accuracy of the redrawn traces, which are the same for all counts."""
+        arrived, on_time, accurate = (redrawn_sums(values) for values in self)
+        return on_time / np.maximum(arrived, 1), accurate / np.maximum(on_time, 1)
+
+
+_NO_GROUPS: dict[str, Counts] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of all queries and of groups; `ended_early` where the rest no longer mattered."""
+
+    all: Counts
+    ended_early: bool = False
+    why_python: str = ""
+    groups: Mapping[str, Counts] = field(default_factory=lambda: _NO_GROUPS)
+
+    @property
+    def attainment(self) -> float:
+        """On-time queries / all."""
+        return self.all.attainment
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy of those on time, 0 of none."""
+        return self.all.accuracy
+
     def keeps(self, promise: Promise) -> bool:
-        """Whether it kept the promise."""
-        return not self.ended_early and promise.is_kept(self.attainment, self.accuracy)
+        """Whether it kept the promise, to everybody."""
+        return (
+            not self.ended_early
+            and promise.is_kept(self.attainment, self.accuracy)
+            and all(self.groups[part.group].keep(part) for part in promise.parts)
+        )
 
     def share_kept(self, promise: Promise) -> float:
         """Return how many of the redrawn traces kept the promise, a fraction."""
         if self.ended_early:
             return 0.0
-        attainment, accuracy = self._redrawn()
-        kept = (attainment >= promise.attainment) & (accuracy >= promise.accuracy)
-        return float(kept.mean())
+        kept = np.True_
+        for asked in (promise, *promise.parts):
+            counts = self.all if isinstance(asked, Promise) else self.groups[asked.group]
+            attainment, accuracy = counts.redrawn()
+            is_kept = (attainment >= asked.attainment) & (accuracy >= asked.accuracy)
+            kept = kept & (is_kept | (redrawn_sums(counts.arrived) == 0))
+        return float(np.mean(kept))
 
     def intervals(self) -> tuple[Interval, Interval]:
         """Return those of attainment and accuracy."""
-        low_high = [np.quantile(values, (0.05, 0.95)).tolist() for values in self._redrawn()]
-        return Interval(*low_high[0]), Interval(*low_high[1])
+        attainment, accuracy = self.all.redrawn()
+        return _interval(attainment), _interval(accuracy)
 
-    def _redrawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """Attainment and accuracy of traces made of this one's blocks (Künsch, 1989), seeded."""
-        count = len(self.arrived)
-        rng = np.random.default_rng(0)
-        starts = rng.integers(0, count, (_RESAMPLES, -(-count // _BLOCKS_TOGETHER)))
-        places = (starts[:, :, None] + np.arange(_BLOCKS_TOGETHER)) % count
-        places = places.reshape(_RESAMPLES, -1)[:, :count]
-        arrived, on_time, accurate = (
-            values[places].sum(axis=1) for values in (self.arrived, self.on_time, self.accurate)
-        )
-        return on_time / np.maximum(arrived, 1), accurate / np.maximum(on_time, 1)
+    def less(self, other: Trial) -> tuple[Interval, Interval]:
+        """Return the intervals of this one's attainment and accuracy less another's, paired."""
+        pairs = zip(self.all.redrawn(), other.all.redrawn(), strict=True)
+        attainment, accuracy = (_interval(mine - theirs) for mine, theirs in pairs)
+        return attainment, accuracy
 
 
 def run_trial(
@@ -126,43 +128,131 @@ def run_trial(
     devices: DeviceModel = AS_PROFILED,
     seed: int = 0,
 ) -> Trial:
-    """Serve the traffic on `count` devices behind one queue.
+    """Serve the traffic on `count` devices, routed as the candidate says.
 
     With a `promise` the trial ends as soon as too many have missed it.
     """
-    profile = candidate.profile
-    policy = create_policy(candidate.policy, profile)
+    policy = create_policy(candidate.policy, candidate.profile)
+    why = _why_python(candidate, policy, devices)
+    if why or traffic.groups:
+        return _labelled(candidate, count, traffic, policy, devices, seed, why)
     block_s = traffic.duration_s / NUM_BLOCKS
-    arrival_s = traffic.arrival_s
-    places = np.minimum((arrival_s / block_s).astype(np.int64), NUM_BLOCKS - 1)
-    arrived = np.bincount(places, minlength=NUM_BLOCKS)
-    why = why_not(policy, profile, devices)
-    if why:
-        columns = simulate_columns(
-            arrival_s, profile, policy, slo_s=traffic.slo_s, num_workers=count, seed=seed,
-            devices=devices,
-        ).columns  # fmt: skip
-        is_on_time = columns.on_time
-        served = columns.accuracy[is_on_time]
-        on_time = np.bincount(places[is_on_time], minlength=NUM_BLOCKS)
-        accurate = np.bincount(places[is_on_time], weights=served, minlength=NUM_BLOCKS)
-        return Trial(arrived, on_time, accurate, False, why)
-    run = CompiledRun(
-        profile, policy, num_workers=count, seed=seed, devices=devices, block_s=block_s,
-        num_blocks=NUM_BLOCKS,
-    )  # fmt: skip
-    allowed = len(arrival_s) if promise is None else (1 - promise.attainment) * len(arrival_s)
+    allowed = np.inf if promise is None else (1 - promise.attainment) * len(traffic.arrival_s)
+    on_time, accurate = np.zeros(NUM_BLOCKS, np.int64), np.zeros(NUM_BLOCKS)
+    missed = 0
     ended_early = False
-    deadline_s = arrival_s + traffic.slo_s
-    for part in np.array_split(np.arange(len(arrival_s)), _PIECES):
-        if not len(part):
-            continue
-        inside = slice(int(part[0]), int(part[-1]) + 1)
-        run.feed(arrival_s[inside], deadline_s[inside])
-        ended = run.statuses
-        if sum(ended.values()) - ended["on_time"] > allowed + 1e-9:
+    for part, workers in _queues(candidate, count, traffic):
+        run = CompiledRun(
+            candidate.profile, policy, num_workers=workers, seed=seed, devices=devices,
+            has_floors=bool(np.any(np.asarray(part.min_accuracy) > 0.0)),
+            has_classes=part.query_class is not None and bool(np.any(part.query_class)),
+            block_s=block_s, num_blocks=NUM_BLOCKS,
+        )  # fmt: skip
+        missed += _served(run, part, allowed - missed)
+        on_time += run.on_time.sum(axis=1)
+        accurate += run.on_time @ run.accuracies
+        if missed > allowed + 1e-9:
             ended_early = True
             break
-    if not ended_early:
-        run.finish()
-    return Trial(arrived, run.on_time.sum(axis=1), run.on_time @ run.accuracies, ended_early, "")
+    return Trial(Counts(_blocked(_places(traffic)), on_time, accurate), ended_early)
+
+
+def _served(run: CompiledRun, traffic: Traffic, allowed: float) -> int:
+    """Feed all traffic, or until more than `allowed` have missed; return how many did."""
+    arrival_s = traffic.arrival_s
+    deadline_s = arrival_s + traffic.slo_s
+    floors = np.broadcast_to(traffic.min_accuracy, arrival_s.shape)
+    classes = traffic.query_class
+    for place in range(_PIECES):
+        inside = slice(*(len(arrival_s) * k // _PIECES for k in (place, place + 1)))
+        if inside.start == inside.stop:
+            continue
+        run.feed(
+            arrival_s[inside], deadline_s[inside], floors[inside],
+            None if classes is None else classes[inside],
+        )  # fmt: skip
+        if _missed(run) > allowed + 1e-9:
+            return _missed(run)
+    run.finish()
+    return _missed(run)
+
+
+def _missed(run: CompiledRun) -> int:
+    ended = run.statuses
+    return sum(ended.values()) - ended["on_time"]
+
+
+def _queues(
+    candidate: FleetCandidate, count: int, traffic: Traffic
+) -> Iterator[tuple[Traffic, int]]:
+    """Yield what comes to each queue, and how many devices that has."""
+    if candidate.routing == ONE_QUEUE:
+        yield traffic, count
+        return
+    for number in range(count):  # in turn
+        yield traffic.picked(slice(number, None, count)), 1
+
+
+def _labelled(
+    candidate: FleetCandidate,
+    count: int,
+    traffic: Traffic,
+    policy: Policy,
+    devices: DeviceModel,
+    seed: int,
+    why: str,
+) -> Trial:
+    """Run the trial with an outcome for each query, from which groups are counted."""
+    is_on_time = np.zeros(len(traffic.arrival_s), np.bool_)
+    accuracy = np.zeros(len(traffic.arrival_s))
+    if why and candidate.routing != ONE_QUEUE:
+        columns = OutcomeColumns.of(
+            simulate_replicas(
+                traffic.arrival_s, candidate.profile, policy, candidate.routing,
+                slo_s=traffic.slo_s, num_replicas=count, seed=seed, devices=devices,
+                query_class=traffic.query_class, min_accuracy=traffic.min_accuracy,
+            )
+        )  # fmt: skip
+        is_on_time, accuracy = columns.on_time, columns.accuracy
+    else:
+        for number, (part, workers) in enumerate(_queues(candidate, count, traffic)):
+            columns = simulate_columns(
+                part.arrival_s, candidate.profile, policy, slo_s=part.slo_s, num_workers=workers,
+                seed=seed, devices=devices, query_class=part.query_class,
+                min_accuracy=part.min_accuracy,
+            ).columns  # fmt: skip
+            step = count // workers
+            is_on_time[number::step], accuracy[number::step] = columns.on_time, columns.accuracy
+    places = _places(traffic)
+
+    def counted(mask: np.ndarray) -> Counts:
+        served = mask & is_on_time
+        return Counts(
+            _blocked(places[mask]), _blocked(places[served]),
+            np.bincount(places[served], weights=accuracy[served], minlength=NUM_BLOCKS),
+        )  # fmt: skip
+
+    groups = {name: counted(mask) for name, mask in traffic.groups.items()}
+    return Trial(counted(np.ones(len(places), np.bool_)), False, why, groups)
+
+
+def _why_python(candidate: FleetCandidate, policy: Policy, devices: DeviceModel) -> str:
+    routing = candidate.routing
+    if routing not in (ONE_QUEUE, _ROUND_ROBIN):
+        return f"routing {routing} has no compiled form"
+    if routing == _ROUND_ROBIN and devices != AS_PROFILED:
+        return "devices that are not as profiled have no compiled form behind a router"
+    return why_not(policy, candidate.profile, devices)
+
+
+def _places(traffic: Traffic) -> np.ndarray:
+    block_s = traffic.duration_s / NUM_BLOCKS
+    return np.minimum((traffic.arrival_s / block_s).astype(np.int64), NUM_BLOCKS - 1)
+
+
+def _blocked(places: np.ndarray) -> np.ndarray:
+    return np.bincount(places, minlength=NUM_BLOCKS)
+
+
+def _interval(values: np.ndarray) -> Interval:
+    return Interval(*np.quantile(values, (0.05, 0.95)).tolist())

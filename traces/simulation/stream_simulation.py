@@ -8,7 +8,7 @@ and so in every report.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from slackfit.streams.stream_query import Step, StreamOutcome, StreamQuery
 from traces.burstiness import trace_summary
 from traces.simulation.capacity import Goal, find_capacity
 from traces.simulation.stream_timeline import stream_timeline
+from traces.spec.spec import parse_spec
 from traces.trace import Trace, TraceError
 
 
@@ -109,7 +110,7 @@ def simulate_stream_policies(
     queries = stream_queries(trace, options.slo)
     if not queries:
         raise TraceError("the trace has no arrivals, there is nothing to simulate")
-    schedulers = [(name, _scheduler(name, costs, options)) for name in policy_names]
+    schedulers = [(name, stream_scheduler(name, costs, options)) for name in policy_names]
     reports: list[dict[str, Any]] = []
     for name, scheduler in schedulers:
         started_s = time.perf_counter()
@@ -207,7 +208,24 @@ def drawn_lengths(trace: Trace, lengths: Trace, rng: np.random.Generator) -> Tra
     )
 
 
-def _scheduler(name: str, costs: IterationCosts, options: StreamOptions) -> StreamScheduler:
+def fitted_trace(given: Mapping[str, Any]) -> Trace:
+    """Return the trace with its lengths drawn, thinned and scaled as asked, in this order.
+
+    `given` has the options `trace`, `seed`, `lengths`, `thin` and `length_scale`.
+    """
+    trace = parse_spec(given["trace"], seed=given["seed"])
+    rng = np.random.default_rng(given["seed"])
+    if given["lengths"] is not None:
+        trace = drawn_lengths(trace, parse_spec(given["lengths"], seed=given["seed"]), rng)
+    if given["thin"] != 1.0:
+        trace = trace.thin(given["thin"], rng)
+    if given["length_scale"] != 1.0:
+        trace = trace.scale_lengths(given["length_scale"])
+    return trace
+
+
+def stream_scheduler(name: str, costs: IterationCosts, options: StreamOptions) -> StreamScheduler:
+    """Return a new scheduler with the policy of that name. Raises TraceError for an unknown one."""
     try:
         policy = create_stream_policy(name, costs)
         return StreamScheduler(

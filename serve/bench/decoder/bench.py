@@ -1,4 +1,4 @@
-"""`DecoderBench`: iterations at half and full width, forms of linear layers, slabs against pages.
+"""`DecoderBench`: iterations at half and full width, their pieces, forms of layers, slabs, pages.
 
 Weights are random in the shapes of SmolLM2-135M and of a decoder with a small vocabulary: time does
 not depend on their values. Ratios are of calls in turn, in one thread. Two parts need what is not
@@ -17,6 +17,8 @@ from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
 from serve.bench.decoder.against_llamacpp import llamacpp_rows
 from serve.bench.decoder.healing import healing_rows
 from serve.bench.decoder.pages import GatheredPages
+from serve.bench.decoder.pieces import occupy, piece_rows
+from serve.bench.decoder.random_decoder import random_checkpoint
 from serve.bench.rows import Row, Tell, row
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.extents import Run
@@ -24,13 +26,11 @@ from subnetact.decoding.linear_forms import FORMS, Dense, has_form, make_joint, 
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.threads import computing_with
-from supernet.checkpoint import Checkpoint, ServedSubnet
+from supernet.checkpoint import ServedSubnet
 from supernet.definition import SupernetDefinition, define_supernet
-from supernet.subnets.cost import cost
 from supernet.subnets.subgraph import Subgraph
-from supernet.weights.expected_input import input_of
 
-PARTS = ("iteration", "linear", "attention", "llamacpp", "healing")
+PARTS = ("iteration", "pieces", "linear", "attention", "llamacpp", "healing")
 _DECODES, _CONTEXT = 8, 128
 _SMALL: dict[str, Any] = {
     "vocab_size": 1024, "width": 512, "depth": 8, "num_heads": 8, "num_kv_heads": 4,
@@ -79,6 +79,13 @@ class DecoderBench:
         return rows
 
     def _iteration(self) -> list[Row]:
+        return self._of_both(iteration_rows)
+
+    def _pieces(self) -> list[Row]:
+        return self._of_both(pieces_of)
+
+    def _of_both(self, rows_of: Callable[..., list[Row]]) -> list[Row]:
+        """The rows of SmolLM2's shapes and of a small vocabulary's, in each form that is here."""
         rows: list[Row] = []
         for name, definition in (
             ("smollm2_135m", define_supernet("smollm2_135m")),
@@ -86,7 +93,7 @@ class DecoderBench:
         ):
             for form in FORMS:
                 if has_form(form):
-                    rows += iteration_rows(name, definition, form, self._seconds)
+                    rows += rows_of(name, definition, form, self._seconds)
         return rows
 
     def _linear(self) -> list[Row]:
@@ -114,34 +121,51 @@ class DecoderBench:
 def iteration_rows(
     name: str, definition: SupernetDefinition, form: str, at_least_s: float
 ) -> list[Row]:
-    """Half over full width, 8 decodes behind 128 tokens, beside the ratio of bytes read."""
+    """Half over full width, 8 decodes behind 128 tokens, beside the ratio of the bytes read.
+
+    These are the weights and the keys and values, which no width changes.
+    """
     checkpoint = random_checkpoint(definition)
     half, full = checkpoint.subnets
     executor = StreamExecutor(checkpoint, capacity_tokens=4096, packing=form)
     chunks = [Chunk(i, (1,)) for i in range(_DECODES)]
-    table = executor.cache.table
-
-    def prepare(_name: str) -> None:
-        for chunk in chunks:
-            executor.release(chunk.sequence)
-            table.reserve(chunk.sequence, _CONTEXT)
-            table.advance(chunk.sequence, _CONTEXT)
-
     samples_s = rotated(
         {
             "half": lambda: executor.run(half.subnet_id, chunks),
             "full": lambda: executor.run(full.subnet_id, chunks),
         },
         at_least_s,
-        prepare=prepare,
+        prepare=lambda _: occupy(executor, chunks, _CONTEXT),
     )
-    read = [_bytes_read(definition, subnet) for subnet in (half, full)]
+    weights = [_weight_bytes(definition, subnet, form) for subnet in (half, full)]
+    cached = (
+        _DECODES * (_CONTEXT + 1) * executor.cache.num_bytes / executor.cache.table.capacity_tokens
+    )
     detail = (
-        f"{_DECODES} decodes behind {_CONTEXT} tokens, 1 thread, {form}; bytes of weights read "
-        f"{read[0] / read[1]:.3f}; {medians_text(samples_s)}"
+        f"{_DECODES} decodes behind {_CONTEXT} tokens, 1 thread, {form}; bytes read "
+        f"{(weights[0] + cached) / (weights[1] + cached):.3f}, of weights "
+        f"{weights[0] / weights[1]:.3f}; {medians_text(samples_s)}"
     )
     figure = f"decoder/{name}/{form}/iteration_half_over_full"
     return [row(figure, paired_ratio(samples_s, "half", "full"), "ratio", detail)]
+
+
+def pieces_of(name: str, definition: SupernetDefinition, form: str, at_least_s: float) -> list[Row]:
+    """What an iteration's time consists of at half and at full width (`pieces.py`)."""
+    checkpoint = random_checkpoint(definition)
+    executor = StreamExecutor(checkpoint, capacity_tokens=4096, packing=form)
+    rows: list[Row] = []
+    for width, subnet_id in zip(("half", "full"), checkpoint.subnet_ids, strict=True):
+        figure = f"decoder/{name}/{form}/{width}"
+        rows += piece_rows(
+            figure,
+            executor,
+            subnet_id,
+            decodes=_DECODES,
+            context=_CONTEXT,
+            at_least_s=at_least_s,
+        )
+    return rows
 
 
 def linear_rows(*, width: int, hidden: int, at_least_s: float, tokens: int = 8) -> list[Row]:
@@ -221,25 +245,9 @@ def attention_rows(*, context: int, at_least_s: float) -> list[Row]:
     ]
 
 
-def random_checkpoint(definition: SupernetDefinition) -> Checkpoint:
-    """A decoder with random weights that serves half and full width."""
-    space = definition.space
-    archs = (space.uniform(expand=0.5), space.largest)
-    return Checkpoint(
-        name=definition.family_name,
-        definition=definition,
-        input=input_of(definition, ""),
-        state={name: tensor.detach() for name, tensor in definition.build().state_dict().items()},
-        norm_statistics={arch.subnet_id: {} for arch in archs},
-        subnets=tuple(
-            ServedSubnet(arch=a, accuracy=0.0, ci95=(0.0, 1.0), **cost(definition, a)._asdict())
-            for a in archs
-        ),
-    )
-
-
-def _bytes_read(definition: SupernetDefinition, subnet: ServedSubnet) -> int:
+def _weight_bytes(definition: SupernetDefinition, subnet: ServedSubnet, form: str) -> float:
     """Bytes of weights that an iteration reads: all but the rows of an untied embedding."""
     config: Any = definition.config
     whole = Subgraph.of(definition, subnet.arch).num_bytes()
-    return whole if config.tied else whole - 4 * config.vocab_size * config.width
+    read = whole if config.tied else whole - 4 * config.vocab_size * config.width
+    return read * {"half": 0.5, "int8": 0.25}.get(form, 1.0)

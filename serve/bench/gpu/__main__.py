@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
+from serve.bench.gpu.decoding import decoding
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
 from serve.bench.gpu.smoke import smoke
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         "streaming": streaming,
         "switching": switching,
         "residency": residency,
+        "decoding": decoding,
         "compiled": compiled,
     }
     wanted = list(parts) if options.parts is None else options.parts.split(",")

@@ -46,6 +46,9 @@ class GpuBenchSettings:
     compiled_batch_sizes: tuple[int, ...]
     six_family: str
     compile_backend: str
+    decoders: tuple[str, ...]
+    decode_counts: tuple[int, ...]
+    decode_contexts: tuple[int, ...]
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -58,6 +61,9 @@ FULL = GpuBenchSettings(
     compiled_batch_sizes=(1, 8, 64),
     six_family="ofa_resnet50",
     compile_backend="inductor",
+    decoders=("smollm2_135m",),
+    decode_counts=(1, 8, 32),
+    decode_contexts=(128, 1024),
 )
 TINY = GpuBenchSettings(
     nets={"resnet_tiny": "resnet_tiny"},
@@ -68,6 +74,9 @@ TINY = GpuBenchSettings(
     compiled_batch_sizes=(1,),
     six_family="resnet_tiny",
     compile_backend="eager",
+    decoders=("decoder_tiny",),
+    decode_counts=(1, 2),
+    decode_contexts=(64,),
     shares=(0.4, 1.0),
 )
 
@@ -87,7 +96,7 @@ class GpuBench:
 
     def __post_init__(self) -> None:
         self._start_s = self.clock()
-        self.accelerator = self._new_accelerator()
+        self.accelerator = self.new_accelerator()
         self._where = where(self.device)
         self._checkpoints: dict[tuple[str, ...], Checkpoint] = {}
 
@@ -131,7 +140,7 @@ class GpuBench:
                 warnings.simplefilter("ignore", RuntimeWarning)
             return CudaExecutor(
                 checkpoint,
-                self._new_accelerator(),
+                self.new_accelerator(),
                 packing=packing,
                 dtype=dtype,
                 max_batch_size=ladder[-1],
@@ -140,7 +149,8 @@ class GpuBench:
                 graph_budget_bytes=graph_budget_bytes,
             )
 
-    def _new_accelerator(self) -> Accelerator:
+    def new_accelerator(self) -> Accelerator:
+        """Return a fresh accelerator: what is captured on it shares no pool with others."""
         return CudaAccelerator() if self.device == "cuda" else HostAccelerator()
 
     def sync(self) -> None:

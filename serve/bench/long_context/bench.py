@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serve.bench.long_context.exact import exact_rows
 from serve.bench.long_context.failure import failure_rows
 from serve.bench.long_context.simulated import simulated_rows
 from serve.bench.long_context.two_workers import break_even_rows, kvp_rows, spp_rows
 from serve.bench.rows import Row, Tell
 from subnetact.threads import computing_with
 
-PARTS = ("kvp", "spp", "break_even", "failure", "simulated")
+PARTS = ("exact", "kvp", "spp", "break_even", "failure", "simulated")
 
 
 class LongContextBench:
@@ -28,19 +29,25 @@ class LongContextBench:
         *,
         context: int = 65_536,
         repeats: int = 5,
+        device: str = "cpu",
         tell: Tell = lambda text: None,
     ) -> None:
-        """Measure attention at `context` tokens; simulate with the profiles of `hardware`."""
+        """Measure attention at `context` tokens, on workers of `device`, cpu or cuda.
+
+        Simulate with the profiles of the folder `hardware`.
+        """
         self._hardware, self._context = hardware, context
-        self._repeats, self._tell = repeats, tell
+        self._repeats, self._device, self._tell = repeats, device, tell
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
         """Return the rows of the parts (default: all). Raises ValueError for an unknown part."""
+        device = self._device
         known: dict[str, Callable[[], list[Row]]] = {
-            "kvp": lambda: kvp_rows(self._context, self._repeats),
-            "spp": lambda: spp_rows(self._repeats),
-            "break_even": lambda: break_even_rows(self._repeats, self._tell),
-            "failure": failure_rows,
+            "exact": lambda: exact_rows(device),
+            "kvp": lambda: kvp_rows(self._context, self._repeats, device),
+            "spp": lambda: spp_rows(self._repeats, device),
+            "break_even": lambda: break_even_rows(self._repeats, self._tell, device),
+            "failure": lambda: failure_rows(device),
             "simulated": lambda: simulated_rows(self._hardware, self._tell),
         }
         unknown = sorted(set(parts or ()) - set(known))

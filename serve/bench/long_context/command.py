@@ -21,7 +21,8 @@ def bench_long_context(
     part: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[,NAME...]", help="Only these: kvp, spp, break_even, failure, simulated."
+            metavar="NAME[,NAME...]",
+            help="Only these: exact, kvp, spp, break_even, failure, simulated.",
         ),
     ] = None,
     hardware: Annotated[
@@ -31,6 +32,9 @@ def bench_long_context(
         int, typer.Option(min=1024, help="Tokens of context at which attention is measured.")
     ] = 65_536,
     repeats: Annotated[int, typer.Option(min=1, help="The best of so many.")] = 5,
+    device: Annotated[
+        str, typer.Option(help="Of the workers, cpu or cuda: a device each over NCCL, else shared.")
+    ] = "cpu",
 ) -> None:
     """Measure one context over two workers, one thread each, and simulate larger grids."""
     from serve.bench.long_context.bench import LongContextBench
@@ -41,6 +45,7 @@ def bench_long_context(
             hardware,
             context=context,
             repeats=repeats,
+            device=device,
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])

@@ -39,11 +39,15 @@ class KillTimes(NamedTuple):
     others: set[str]
 
 
-def kill_under_load(*, num_long: int = 2, num_short: int = 4) -> KillTimes:
+def kill_under_load(*, num_long: int = 2, num_short: int = 4, device: str = "cpu") -> KillTimes:
     """Serve streams on two shards, kill the second's worker, and watch."""
     checkpoint = random_checkpoint(define_supernet("decoder_tiny", max_positions=4096))
     executor = ParallelExecutor(
-        checkpoint, WorkerGrid(shards=2), capacity_tokens=_KEPT, spread_from=_BREAK_EVEN
+        checkpoint,
+        WorkerGrid(shards=2),
+        capacity_tokens=_KEPT,
+        spread_from=_BREAK_EVEN,
+        device=device,
     )
     try:
         return asyncio.run(_watch(executor, num_long, num_short))
@@ -131,9 +135,9 @@ def _costs(subnet_ids: tuple[str, ...]) -> IterationCosts:
     return IterationCosts(quality_kind="made up", rungs=rungs).on_workers(grid)
 
 
-def failure_rows() -> list[Row]:
+def failure_rows(device: str = "cpu") -> list[Row]:
     """Kill a worker of two, and report times."""
-    seen = kill_under_load()
+    seen = kill_under_load(device=device)
     detail = (
         f"kill -9 of one of two workers while streams ran on both; its streams ended as "
         f"{', '.join(sorted(seen.reasons))}, the others as {', '.join(sorted(seen.others))}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.journal import Journal
-from serve.bench.policies import planning, small_catalogs, speed, tiny, twin, twin_cases
+from serve.bench.policies import planning, small_catalogs, speed, tiny, twin, twin_cases, verified
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
@@ -83,6 +83,7 @@ class PoliciesBench:
             "speed": self.speed,
             "twin": self.twin,
             "plan": self.plan,
+            "verify": self.verify,
         }
         unknown = sorted(set(parts or ()) - set(known))
         if unknown:
@@ -230,6 +231,10 @@ class PoliciesBench:
         """Plans on odd hours, judged on even ones; small catalogues against all their fleets."""
         self.rows += small_catalogs.rows(range(small_catalogs.NUM_CATALOGS), self._tell)
         self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
+
+    def verify(self) -> None:
+        """A live server foretold at four loads, on loopback with the timed device."""
+        self.rows += verified.rows(Path(self._resnet), self._scale.maf_s, self._tell)
 
     def _cell(
         self, policy: str, spec: str, seed: int, overhead_s: float, num_subnets: int = NUM_SUBNETS

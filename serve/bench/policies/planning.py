@@ -15,7 +15,8 @@ from traces.planning.candidates import FleetCandidate, candidates
 from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.promise import Promise
 from traces.planning.search import Fleet, FleetSearch, Task
-from traces.planning.trial import Traffic, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import run_trial
 from traces.spec.spec import parse_spec
 
 _PARTS = 12  # "hours" of a trace

@@ -13,7 +13,8 @@ from traces.planning.candidates import candidates
 from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.promise import Promise
 from traces.planning.search import FleetSearch, Task
-from traces.planning.trial import Traffic, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import run_trial
 
 NUM_CATALOGS = 200
 _ARRIVALS = 1500

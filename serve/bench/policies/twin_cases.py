@@ -86,7 +86,9 @@ def generated_devices(
             events.append(Slowdown(at_s, int(rng.integers(num_workers)), factor))
     noise = None
     if rng.random() < 0.5:
-        noise = profile if rng.random() < 0.5 else rng.uniform(0.5, 2.0, 7).tolist()
+        has_tail = "p95" in profile.subnets[0].latency_s  # the published profile has medians alone
+        is_profiled = bool(rng.random() < 0.5) and has_tail
+        noise = profile if is_profiled else rng.uniform(0.5, 2.0, 7).tolist()
     others = None
     if rng.random() < 0.3:
         others = [profile.scaled(float(rng.uniform(0.5, 2))) for _ in range(num_workers)]

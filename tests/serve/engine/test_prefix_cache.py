@@ -64,3 +64,19 @@ def test_what_was_promised_stays_and_the_least_used_goes() -> None:
     held.cache.unpin("prefix-0")
     assert held.cache.evict() == "prefix-0"
     assert held.cache.counts().entries == 0
+
+
+def test_what_is_gone_is_offered_to_nobody_and_goes_once_nobody_was_promised_it() -> None:
+    held = Held()
+    first, second = ([i] * 4 for i in range(2))
+    held.keep(first)
+    held.keep(second)
+    assert held.cache.pin([*second, 9], "", 0.0) == SharedPrefix("prefix-1", 4)
+    assert held.cache.forget(["prefix-0", "prefix-1", "another", 7]) == ["prefix-0"]
+    assert held.cache.pin([*first, 9], "", 0.0) is None
+    assert held.cache.pin([*second, 9], "", 0.0) is None
+    assert held.cache.evict() is None  # the promise stands
+    held.cache.unpin("prefix-1")
+    held.keep(first)
+    assert held.cache.evict() == "prefix-1"
+    assert held.cache.pin([*first, 9], "", 0.0) == SharedPrefix("prefix-2", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.config import ServeConfigError, parse_config
+from serve.config import ServeConfigError, parse_config, read_config_file
 from serve.hosts.check import check
 from slackfit.policies.streams import stream_policy_names
 from subnetact.decoding.generation import generate
+from subnetact.decoding.linear_forms import FORMS, has_form
 from subnetact.decoding.sampling import Sampling
 from subnetact.decoding.stream_executor import StreamExecutor
 from supernet import Checkpoint, define_supernet, load_checkpoint, save_checkpoint
@@ -185,6 +187,42 @@ def test_memory_that_streams_need_is_taken_from_kept_prompts(
             executor.cache.table.check_integrity()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("packing", ["packed", "half"])
+def test_the_packing_that_is_set_is_served_and_writes_the_same(
+    packing: str, folder: Path, tmp_path: Path, serving_streams: Callable[..., Any]
+) -> None:
+    """Weights that are kept in 16 bit are exact in half: the text is that of the views."""
+    if not has_form(packing):
+        pytest.skip(f"no {packing} linear layers in this build of torch")
+    checkpoint = load_checkpoint(folder)
+    halved = {name: tensor.half().float() for name, tensor in checkpoint.state.items()}
+    save_checkpoint(replace(checkpoint, state=halved), tmp_path / "halved")
+    prompt = "It was a bright cold day "
+    wanted = written(load_checkpoint(tmp_path / "halved"), prompt, 16, Sampling())
+    config = tmp_path / "serve.toml"
+    config.write_text(f'checkpoint = "{tmp_path / "halved"}"\npacking = "{packing}"\n')
+    settings = read_config_file(config)
+    assert settings["packing"] == packing
+
+    async def main() -> None:
+        async with serving_streams(**settings, policy="fixed:largest", kv_tokens=512) as streams:
+            executor = streams.decoder.engine._device.executor
+            assert executor.packing == executor.weights.form == packing
+            asked = {"model": "tiny-lm", "prompt": prompt, "max_tokens": 16, "temperature": 0}
+            answer = await streams.client.post("/v1/completions", json=asked)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["text"] == wanted
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("packing", FORMS)
+def test_every_form_of_linear_layers_can_be_set(packing: str, folder: Path) -> None:
+    settings = parse_config({"checkpoint": str(folder), "packing": packing})
+    assert settings.packing == packing
+    check(settings)
 
 
 def test_settings_that_fit_no_decoder_are_refused(folder: Path) -> None:

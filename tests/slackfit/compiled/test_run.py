@@ -168,3 +168,26 @@ def test_machine_code_is_kept_for_its_owner_and_made_again_when_a_source_changes
     assert [ran(), ran()] == ["compiled 0", "compiled 1"]
     (folder,) = (tmp_path / "compiled").iterdir()
     assert folder.stat().st_mode & 0o077 == 0
+
+
+@needs_numba
+def test_read_only_arrivals_are_not_compiled_for_again(trio: LatencyProfile):
+    from slackfit.compiled import driver_kernel
+
+    arrival_s = arrivals(9000, 2000)
+    classes = np.arange(2000) % 2
+    for name in ("slackfit", "drainfit"):
+        policy = create_policy(name, trio)
+        options = {"slo_s": np.full(2000, 0.036), "query_class": classes}
+        writable = simulate_columns(arrival_s, trio, policy, **options).columns
+        known = len(driver_kernel.run.signatures)  # type: ignore[attr-defined]
+        frozen = {key: values.copy() for key, values in options.items()}
+        for values in (still := arrival_s.copy(), *frozen.values()):
+            values.flags.writeable = False
+        again = simulate_columns(still, trio, policy, **frozen).columns
+        assert np.array_equal(again.finish_s, writable.finish_s)
+        run = CompiledRun(trio, policy, has_classes=True)
+        for part in (slice(0, 1000), slice(1000, None)):
+            run.feed(still[part], still[part] + 0.036, None, frozen["query_class"][part])
+        run.finish()
+        assert len(driver_kernel.run.signatures) == known  # type: ignore[attr-defined]

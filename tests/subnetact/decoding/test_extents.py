@@ -72,11 +72,26 @@ def test_a_sequence_alone_stays_in_one_slab() -> None:
 
 
 def test_what_another_one_holds_is_gone_around() -> None:
-    table = ExtentTable(4, 4)
+    table = ExtentTable(3, 4)
     for sequence in ("a", "b", "a"):
         table.reserve(sequence, 4)
         table.advance(sequence, 4)
     assert table.slots("a", 2, 7) == [Run(2, 2), Run(8, 3)]
+
+
+@pytest.mark.parametrize("prompt", [8, 9, 30])
+def test_streams_that_grow_in_turn_leave_each_other_room(prompt: int) -> None:
+    """Eight at once, a token each in turn, in a cache that they half fill."""
+    table = ExtentTable(2 * 8 * (prompt + 40) // 4, 4)
+    for sequence in range(8):
+        table.reserve(sequence, prompt)
+        table.advance(sequence, prompt)
+    for _ in range(40):
+        for sequence in range(8):
+            table.reserve(sequence, 1)
+            table.advance(sequence, 1)
+    table.check_integrity()
+    assert max(table.num_extents(sequence) for sequence in range(8)) <= 2
 
 
 def test_misuse_is_refused() -> None:

@@ -130,7 +130,7 @@ def test_switches_that_say_nothing_are_refused(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0, allowed 0 or more"),
+        ({"temperature": -1.0}, "temperature is -1.0, allowed a number, 0 or more"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -70,17 +70,31 @@ def test_streams_are_spread_from_the_break_even_of_the_profile(decoder: Checkpoi
         executor.close()
 
 
-def test_a_grid_is_measured_by_its_own_iterations(make_decoder) -> None:
-    """Attention that is all there is: shards pay from some context on, and the policy gets it."""
+def test_a_grid_is_measured_by_its_own_iterations(
+    make_decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention that is all there is: shards pay from some context on, and the policy gets it.
+
+    What is measured as spread lies on all shards, also behind the short context of the gathers.
+    """
     definition = define_supernet("decoder_tiny", max_positions=40_000, num_heads=8, head_dim=32)
     checkpoint: Checkpoint = make_decoder(definition)
     executor = ParallelExecutor(checkpoint, WorkerGrid(shards=2), capacity_tokens=50_000)
+    run = executor.run
+    held: dict[object, list[list[int]]] = {"alone": [], "spread": []}
+
+    def noted(subnet_id, chunks):
+        logits = run(subnet_id, chunks)
+        held[chunks[0].sequence].append(executor.table.held(chunks[0].sequence))
+        return logits
+
+    monkeypatch.setattr(executor, "run", noted)
     try:
         told: list[str] = []
         measured = measure_grid(
             executor,
             StreamExecutor(checkpoint, capacity_tokens=256),
-            contexts=(256, 30_000),
+            contexts=(512, 30_000),
             repeats=3,
             tell=told.append,
         )
@@ -89,13 +103,16 @@ def test_a_grid_is_measured_by_its_own_iterations(make_decoder) -> None:
     finally:
         executor.close()
     cost = measured.cost
-    assert [context for context, _ in measured.alone_s] == [256, 30_000]
+    assert [context for context, _ in measured.alone_s] == [512, 30_000]
     assert measured.alone_s[1][1] > measured.alone_s[0][1]
     assert cost.gather_s >= 0.0  # beside other work the best of a few may be equal
     assert (cost.shards, cost.stages) == (2, 1)
     assert 0 <= cost.break_even_tokens <= NOWHERE
     assert len(told) == 2
-    with pytest.raises(ValueError, match="allowed two or more of 1 to 39996"):
+    assert all(map(all, held["spread"]))
+    assert not any(map(all, held["alone"]))
+    assert min(map(sum, held["spread"])) < 400
+    with pytest.raises(ValueError, match="allowed two or more of 1 to 39988"):
         measure_grid(
             executor, StreamExecutor(checkpoint, capacity_tokens=256), contexts=(1,), repeats=3
         )

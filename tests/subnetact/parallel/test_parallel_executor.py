@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from subnetact.decoding.ragged_batch import Chunk
 from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_failure import WorkerFailedError
 from subnetact.parallel.worker_grid import WorkerGrid
-from supernet import Checkpoint, extract
+from supernet import Arch, Checkpoint, define_supernet, extract
 
 BOUND = 1e-6  # of the largest logit, against double precision
 
@@ -312,3 +313,43 @@ def test_closing_ends_the_workers(decoder: Checkpoint) -> None:
 def test_workers_that_cannot_start_are_given_up(decoder: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailedError, match="ended 3 times before it had loaded its weights"):
         ParallelExecutor(decoder, WorkerGrid(shards=2), folder=tmp_path)
+
+
+def test_fewer_heads_and_blocks_go_over_shards_and_stages(
+    make_decoder: Callable[..., Checkpoint], make_plain_loop: Callable[..., Any]
+) -> None:
+    """Subnets of all axes in turn: a skipped block writes keys and values on its shard."""
+    checkpoint = make_decoder(
+        define_supernet(
+            "decoder_tiny",
+            num_heads=6,
+            depth=4,
+            heads_choices=(1, 3),
+            depth_choices=(2, 4),
+            qk_norm=True,
+        )
+    )
+    archs = {subnet.subnet_id: subnet.arch for subnet in checkpoint.subnets}
+    text = [(7 * i + 3) % 128 for i in range(24)]
+    made = started(checkpoint, WorkerGrid(shards=2, stages=2), micro_tokens=5)
+    executor = next(made)
+    ran: list[Arch] = []
+    rows: dict[int, np.ndarray] = {}
+    for step, size in enumerate((9, 1, 6, 1, 1, 5, 1)):
+        subnet_id = list(archs)[step % len(archs)]
+        chunk = Chunk("a", tuple(text[len(ran) : len(ran) + size]))
+        logits = executor.run(subnet_id, [chunk, Chunk(f"other {step}", (1, 2))])
+        ran += [archs[subnet_id]] * size
+        rows[len(ran) - 1] = logits[0]
+    next(made, None)
+    expected = make_plain_loop(checkpoint)(text[: len(ran)], ran)
+    assert len(set(ran)) > 2
+    for row, logits in rows.items():
+        bound = 1e-5 * float(expected.abs().max())
+        np.testing.assert_allclose(logits, expected[row].numpy(), atol=bound)
+
+
+def test_sliding_windows_are_refused(make_decoder: Callable[..., Checkpoint]) -> None:
+    checkpoint = make_decoder(define_supernet("decoder_tiny", windows=(0, 4)))
+    with pytest.raises(ValueError, match="has sliding windows, .*; run it in one process"):
+        ParallelExecutor(checkpoint, WorkerGrid(shards=2))

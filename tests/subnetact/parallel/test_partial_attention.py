@@ -58,7 +58,7 @@ def test_uneven_parts_are_the_whole(
                 pool[:, :, run.begin : run.begin + run.length] = fresh[
                     :, :, first : first + run.length
                 ]
-            plan = plan_reads(reads, rows, RANKS, query.dtype)
+            plan = plan_reads(reads, rows, RANKS, query)
             runs: list[Run] = [*reads.past, *(run for _, run in reads.fresh)]
             views = [tuple(pool.narrow(2, run.begin, run.length)) for run in runs]
             parts.append(attend_part(query, plan, views))
@@ -72,10 +72,24 @@ def test_uneven_parts_are_the_whole(
 def test_a_worker_that_holds_nothing_counts_for_nothing() -> None:
     query = torch.ones(2, RANKS, GROUPS, HEAD_DIM)
     mixed, norm = attend_part(
-        query, plan_reads(partial_attention.ShardReads(), 2, RANKS, query.dtype), []
+        query, plan_reads(partial_attention.ShardReads(), 2, RANKS, query), []
     )
     assert mixed.eq(0).all()
     assert norm.eq(-torch.inf).all()
     other = torch.rand(2, RANKS, GROUPS, HEAD_DIM)
     merged = merge_parts(torch.stack((mixed, other)), torch.stack((norm, torch.zeros_like(norm))))
     assert merged.equal(other)
+
+
+def test_an_operator_of_other_devices_is_tried_with_values_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is none for this device; one that answers otherwise is not used, one that agrees is."""
+    device = torch.device("cpu")
+    assert not partial_attention.has_efficient.__wrapped__(device)
+    wrong = lambda query, keys, values: (query, query[..., 0])  # noqa: E731
+    monkeypatch.setattr(partial_attention, "efficient_slab", wrong)
+    assert not partial_attention.has_efficient.__wrapped__(device)
+    right = lambda *tensors: partial_attention.plain_slab(*tensors, None)  # noqa: E731
+    monkeypatch.setattr(partial_attention, "efficient_slab", right)
+    assert partial_attention.has_efficient.__wrapped__(device)

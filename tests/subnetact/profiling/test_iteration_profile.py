@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,30 @@ def test_the_fit_finds_the_costs_that_made_the_times(noise: float) -> None:
     assert ratio == pytest.approx(costs["half"].seconds(big) / costs["full"].seconds(big), rel=0.06)
 
 
+def test_attention_costs_a_shallower_subnet_its_share() -> None:
+    """Two subnets with the same linear layers, one of them with half of the blocks."""
+    deep = true_cost("deep", 1.0)
+    attention = ("decode_s", "position_s", "chunk_s", "pair_s")
+    halves = {name: getattr(deep, name) / 2 for name in attention}
+    costs = {"deep": deep, "flat": replace(deep, subnet_id="flat", **halves)}
+    kinds, judged = grid(DECODES, 8192)
+
+    def measured(kinds) -> list[MeasuredIteration]:
+        return [
+            MeasuredIteration(name, work, cost.seconds(work))
+            for name, cost in costs.items()
+            for work in map(IterationWork.of, kinds)
+        ]
+
+    qualities = {"deep": 1.0, "flat": 0.9}
+    depths = {"deep": 1.0, "flat": 0.5}
+    fitted = {each.subnet_id: each for each in fit_iterations(measured(kinds), qualities, depths)}
+    assert max(relative_errors(tuple(fitted.values()), measured(judged))) < 0.02
+    assert fitted["flat"].position_s == pytest.approx(fitted["deep"].position_s / 2)
+    plain = fit_iterations(measured(kinds), qualities)
+    assert max(relative_errors(plain, measured(judged))) > 0.03
+
+
 def test_a_subnet_that_was_not_measured_is_told() -> None:
     with pytest.raises(ValueError, match="no iteration was measured on full"):
         fit_iterations([], {"full": 1.0})
@@ -96,3 +121,27 @@ def test_a_profile_of_a_decoder_tells_its_iterations(
         measure_iterations(stream_executor, decoder, decodes=(1, 2, 4), repeats=1)
     with pytest.raises(ValueError, match="streams need"):
         measure_iterations(stream_executor, decoder, decodes=(64,), repeats=1)
+
+
+def test_contexts_are_read_from_memory_that_was_written(
+    decoder: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unwritten cache is one page of zeros, however long: reading it would cost next to none."""
+    executor = StreamExecutor(decoder, capacity_tokens=2560)
+    table, run = executor.cache.table, executor.run
+    read = 0
+
+    def checked(subnet_id: str, chunks):
+        nonlocal read
+        for chunk in chunks:
+            cached = table.length(chunk.sequence)
+            for begin, length in table.slots(chunk.sequence, 0, cached) if cached else ():
+                for pool in (executor.cache.keys, executor.cache.values):
+                    assert pool.narrow(2, begin, length).abs().sum(-1).gt(0).all()
+                read += length
+        return run(subnet_id, chunks)
+
+    monkeypatch.setattr(executor, "run", checked)
+    measure_iterations(executor, decoder, decodes=(1, 2), repeats=1, max_error=float("inf"))
+    assert read > 0
+    assert table.sequences == ()

@@ -47,6 +47,15 @@ MEMBERS = {
     "convnext": define_supernet("convnext_atto", num_classes=10, resolution=32),
     "bert": define_supernet("bert_tiny", vocab_size=100, num_tokens=12),
     "decoder": define_supernet("decoder_tiny"),
+    "elastic_decoder": define_supernet(
+        "decoder_tiny",
+        num_heads=6,
+        depth=4,
+        heads_choices=(1, 2, 3),
+        depth_choices=(2, 3, 4),
+        windows=(0, 5, 5, 0),
+        qkv_bias=True,
+    ),
     "graph_sage": define_supernet("graph_sage_attention", num_features=20, degree=6),
 }
 NUM_ARCHS = 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,114 @@ def test_a_folder_of_a_width_comes_back_as_that_network(ours: Checkpoint, tmp_pa
         with torch.inference_mode():
             assert torch.equal(net(IDS), logits_of(ours, share))
         assert read.text == ours.text
+
+
+def axes_decoder(**changed: Any) -> Checkpoint:
+    """A random decoder that is elastic in heads and depth too, with a tokenizer."""
+    values = {
+        "vocab_size": 260, "num_heads": 6, "depth": 3, "heads_choices": (1, 3),
+        "depth_choices": (2, 3), **changed,
+    }  # fmt: skip
+    definition = define_supernet("decoder_tiny", **values)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(t.shape, generator=generator) * 0.3 + (t.dim() == 1)
+        for name, t in definition.on_meta().state_dict().items()
+    }
+    return decoder_checkpoint(definition, state, [IDS], name="tiny", text=text_spec())
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({}, "llama"),
+        ({"windows": (3, 3, 3)}, "mistral"),
+        ({"windows": (0, 3, 3), "qkv_bias": True}, "qwen2"),
+        ({"windows": (3, 0, 3), "qk_norm": True}, "qwen3"),
+    ],
+)
+def test_a_folder_of_fewer_heads_and_blocks_comes_back_as_that_network(
+    changed: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    ours = axes_decoder(**changed)
+    for i, arch in enumerate(
+        (ours.definition.space.largest, ours.definition.space.uniform(heads=1, depth=2, expand=0.5))
+    ):
+        folder = tmp_path / str(i)
+        write_folder(ours, arch, folder)
+        assert json.loads((folder / "config.json").read_text())["model_type"] == kind
+        read = read_decoder(folder, "huggingface")
+        assert read.definition.config.num_heads == 2 * (3 if i == 0 else 1)  # type: ignore[attr-defined]
+        net = extract(read.state, read.definition, read.definition.space.largest)
+        own = extract(ours.state, ours.definition, arch)
+        with torch.inference_mode():
+            assert torch.equal(net(IDS), own(IDS))
+
+
+def test_what_no_class_of_theirs_has_is_not_written(tmp_path: Path) -> None:
+    for changed, message in (
+        ({"windows": (0, 3, 3)}, "its blocks read all, 3, 3 tokens"),
+        ({"windows": (2, 3, 3), "qk_norm": True}, "its blocks read 2, 3, 3 tokens"),
+    ):
+        ours = axes_decoder(**changed)
+        with pytest.raises(ValueError, match=message):
+            write_folder(ours, ours.definition.space.largest, tmp_path / "no")
+    ours = axes_decoder()
+    uneven = replace(ours.definition.space.largest, heads=(1, 3, 3))
+    with pytest.raises(ValueError, match="its blocks have different numbers of heads"):
+        write_folder(ours, uneven, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_further_axes_are_chosen_at_import(ours: Checkpoint, tmp_path: Path) -> None:
+    write_folder(ours, ours.definition.space.largest, tmp_path / "folder")
+    made = tmp_path / "made"
+    arguments = ["import", str(tmp_path / "folder"), "--from", "huggingface", "--out", str(made)]
+    refused = CliRunner().invoke(build_app(["import"]), [*arguments, "--elastic", "heads,rank"])
+    assert refused.exit_code == 2
+    assert "elastic axis 'rank', allowed heads, depth" in refused.stderr
+    assert not made.exists()
+    result = CliRunner().invoke(build_app(["import"]), [*arguments, "--elastic", "heads,depth"])
+    assert result.exit_code == 0, result.output
+    read = load_checkpoint(made)
+    assert read.definition.space.heads == (1, 2)
+    assert {subnet.arch.heads for subnet in read.subnets} == {(1, 1), (2, 2)}
+    assert read.permutation is not None
+    assert sorted(read.permutation["blocks.1.heads0"]) == [0, 1]
+    torch.testing.assert_close(logits_of(read), logits_of(ours), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "gguf"], "is a folder; give the .gguf file, or for a folder --from hugging"),
+        (["--from", "llama"], "--from is 'llama', allowed timm, torchvision, ofa, huggingface"),
+        (["--from", "huggingface", "--calibration", "no.txt"], "no.txt: no such file"),
+        (["--from", "huggingface", "--calibration", "bytes.txt"], "bytes.txt: not UTF-8 text"),
+    ],
+)
+def test_a_wrong_source_or_text_is_one_sentence(
+    ours: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    write_folder(ours, ours.definition.space.largest, tmp_path / "folder")
+    given = ["import", "folder", *arguments, "--out", "made"]
+    result = CliRunner().invoke(build_app(["import"]), given)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "made").exists()
+
+
+def test_axes_of_decoders_are_refused_for_other_weights(tmp_path: Path) -> None:
+    arguments = ["import", "resnet18", "--from", "timm", "--out", str(tmp_path / "made")]
+    result = CliRunner().invoke(build_app(["import"]), [*arguments, "--elastic", "heads"])
+    assert result.exit_code == 2
+    assert "--elastic and --calibration go with the weights of a decoder" in result.stderr
 
 
 def test_an_imported_decoder_is_sorted_measured_and_keeps_its_text(
@@ -178,7 +287,9 @@ def config_with(folder: Path, **values: Any) -> None:
             "rope_type 'llama3', supported is 'default'",
         ),
         ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, "rope_type 'yarn'"),
-        ({"layer_types": ["sliding_attention"]}, "says use_sliding_window True"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types of 1 layers, supported are"),
+        ({"layer_types": ["full_attention", "mamba"]}, "says layer_types mamba, supported are"),
+        ({"layer_types": ["sliding_attention"] * 2}, "sliding windows, but no sliding_window"),
         ({"mlp_bias": True}, "says mlp_bias True"),
         ({"hidden_act": "gelu"}, "says hidden_act 'gelu', supported is 'silu'"),
         ({"hidden_size": "wide"}, "sizes of the network must be numbers"),

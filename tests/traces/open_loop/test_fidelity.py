@@ -122,3 +122,15 @@ def test_an_unknown_policy_or_no_deadline_is_said(profile):
         simulate_live(trace, server(profile, policy="theirs"), ReplayOptions(slo_s=0.1))
     with pytest.raises(TraceError, match="no deadlines"):
         simulate_live(trace, server(profile), ReplayOptions(slo_s=None))
+
+
+def test_a_door_keeps_queries_that_come_together_one_after_the_other(profile):
+    trace = Trace(arrival_s=np.array([0.0, 0.0, 0.5]), duration_s=1.0)
+    slow = server(profile, door_s=0.004)
+    told = simulate_live(trace, slow, ReplayOptions(slo_s=0.2))
+    # The device takes the first at 4 ms for 10 ms, the second at 14 ms; each 2 ms on the wire.
+    assert [o.latency_s for o in told] == pytest.approx([0.016, 0.026, 0.016])
+    assert [o.arrival_s for o in told] == pytest.approx([0.0, 0.0, 0.5])
+    assert [o.deadline_s for o in told] == pytest.approx([0.2, 0.2, 0.7])
+    hopeless = simulate_live(trace, server(profile, door_s=0.3), ReplayOptions(slo_s=0.2))
+    assert {o.status for o in hopeless} == {"rejected"}

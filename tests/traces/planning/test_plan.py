@@ -20,7 +20,8 @@ from traces.planning.certificate import certify, query_s
 from traces.planning.page import plan_page
 from traces.planning.planner import PlanOptions, make_plan
 from traces.planning.promise import Promise
-from traces.planning.trial import Traffic, run_trial
+from traces.planning.traffic import Traffic
+from traces.planning.trial import run_trial
 from traces.trace import Trace, TraceError
 
 RESNET = Path("profiles/superserve_resnet_2080ti.json").resolve()
@@ -157,16 +158,22 @@ def test_a_trace_that_has_no_seed_is_not_drawn_again():
     assert (code, "is the same with every seed" in err) == (2, True), err
 
 
-def test_a_saturated_plan_says_so_and_gives_no_latency():
-    code, out, _ = plan(
-        "--profile", str(RESNET), "--slo-ms", "36", "--trace", "gamma:rate=9000,cv2=2,duration=8",
-        "--slo", "attainment>=0.999,accuracy>=0.775", "--max-devices", "4", "--json", "-",
+def test_a_plan_10_percent_below_its_certificate_is_saturated_and_gives_no_latency():
+    words = (
+        "--profile", str(RESNET), "--slo-ms", "36", "--trace", "poisson:rate=19000,duration=3",
+        "--slo", "attainment>=0.999,accuracy>=0.775", "--policies", "slackfit", "--json", "-",
     )  # fmt: skip
+    code, out, _ = plan(*words)
+    least = json.loads(out)["certificate_workers"]
+    assert code == 0
+    assert least >= 10
+    below = int(0.9 * least)
+    code, out, _ = plan(*words, "--max-devices", str(below))
     made = json.loads(out)
     assert code == 3
     assert made["saturated"] is True
-    assert made["certificate_workers"] > 4
-    assert made["why"].startswith("no policy keeps the promise with 4 devices: any needs ")
+    assert made["certificate_workers"] == least
+    assert made["why"].startswith(f"no policy keeps the promise with {below} devices: any needs ")
     assert "latency" not in out
     assert "workers" not in made
     assert "Saturated" in plan_page(made)
@@ -185,7 +192,7 @@ def test_a_saturated_plan_says_so_and_gives_no_latency():
         ("accuracy>=0.7", "36", "names no attainment above 0"),
         ("attainment>=1.5", "36", "attainment>=1.5 is no fraction, allowed 0 to 1"),
         ("attainment=0.9", "36", "is not understood; give attainment>=FRACTION"),
-        ("fluidity>=0.9", "36", "a promise on fluidity is one of streams, which are not planned"),
+        ("fluidity>=0.9", "36", "a promise on fluidity is one of streams, which need a profile"),
     ],
 )  # fmt: skip
 def test_a_promise_that_cannot_be_says_why(slo: str, slo_ms: str, message: str):
@@ -252,3 +259,28 @@ def test_a_day_has_replicas_by_the_hour_and_starts_them_early(resnet: LatencyPro
     assert day[0]["device_hours"] == pytest.approx(workers[0] + 0.1 * (workers[1] - workers[0]))
     assert all(row["clairvoyant"] <= row["workers"] for row in day)
     assert "<h2>The day</h2>" in plan_page(made | {"command": ""})
+
+
+def test_routing_is_searched_and_groups_are_told():
+    trace = (
+        "gamma:rate=1500,cv2=4,duration=4,tenant=gold + gamma:rate=3500,cv2=4,duration=4,tenant=tin"
+    )
+    code, out, err = plan(
+        *BASE, "--trace", trace, "--routing", "round-robin,one-queue", "--policies", "drainfit",
+        "--slo", "attainment>=0.99,gold:attainment>=0.999,gold:floor>=0.77", "--json", "-",
+    )  # fmt: skip
+    made = json.loads(out)
+    assert code == 0, err
+    by_routing = {row["routing"]: row["workers"] for row in made["routings"]}
+    assert min(by_routing.values()) == by_routing[made["routing"]] == made["workers"]
+    assert set(by_routing) == {"one-queue", "round-robin"}
+    assert made["groups"]["gold"]["attainment"] >= 0.999
+    assert made["groups"]["gold"]["accuracy"] >= 0.77
+    assert made["promise"]["groups"] == {"gold": {"attainment": 0.999, "floor": 0.77}}
+    assert "<h2>Routing</h2>" in plan_page(made)
+    code, _, err = plan(*BASE, *SHORT, "--slo", "attainment>=0.9", "--routing", "best")
+    assert (code, "routing 'best' is unknown, allowed one-queue" in err) == (2, True)
+    code, _, err = plan(*BASE, *SHORT, "--slo", "attainment>=0.9,gold:floor>=0.9")
+    assert (code, "names tenant 'gold', of which the trace has none" in err) == (2, True), err
+    code, _, err = plan(*BASE, "--trace", trace, "--slo", "attainment>=0.9,gold:floor>=0.9")
+    assert (code, "the nearest possible is gold:floor>=0.8016" in err) == (2, True), err

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from traces.spec.streamed import stream_spec
+from traces.spec.streamed import piece_source, stream_spec
 from traces.trace import TraceError
 
 
@@ -14,6 +14,7 @@ from traces.trace import TraceError
         ("gamma:rate=200,cv2=4,duration=35", 200),
         ("bursty:base=50,variant=150,cv2=8,duration=35", 200),
         ("azure2019-shape:qps=200,duration=35", 200),
+        ("diurnal:rate=200,peak=1.5,duration=35", 200),
     ],
 )
 def test_pieces_are_in_order_repeat_with_the_seed_and_have_the_rate(spec, rate_qps):
@@ -45,3 +46,18 @@ def test_successive_pieces_differ():
 def test_what_cannot_be_streamed_is_refused(spec, message):
     with pytest.raises(TraceError, match=message):
         stream_spec(spec)
+
+
+def test_pieces_are_found_by_time_and_follow_the_day():
+    source = piece_source("diurnal:rate=20,peak=1.5,duration=125,cv2=2", seed=2)
+    assert [list(source.between(k * 50.0, (k + 1) * 50.0)) for k in range(3)] == [
+        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12],
+    ]  # fmt: skip
+    begins_s = [source.begin_s(k) for k in range(len(source))]
+    for k, begin_s in enumerate(begins_s):
+        piece = source.piece(k)
+        assert np.array_equal(piece, source.piece(k))
+        assert begin_s <= piece[0] <= piece[-1] <= min(begin_s + 10.0, 125.0)
+    assert source.rates_qps is not None
+    assert source.rates_qps[6] == pytest.approx(30.0, rel=0.01)  # noon
+    assert source.rates_qps[0] == pytest.approx(10.0, rel=0.05)

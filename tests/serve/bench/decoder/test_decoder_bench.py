@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from typer.testing import CliRunner
 from serve.bench.decoder import against_llamacpp, bench
 from serve.bench.decoder.healing import healing_rows
 from serve.bench.decoder.pages import GatheredPages
+from serve.bench.decoder.pieces import PIECES, occupy, timed_pieces
 from serve.bench.decoder.same_weights import write_in_precision
 from serve.cli import build_app
 from subnetact.decoding.attention import attend, plan_slabs
 from subnetact.decoding.extents import Run
 from subnetact.decoding.generation import generate
+from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from supernet import define_supernet, save_checkpoint
 from supernet.tokenizer import Tokenizer
@@ -53,7 +56,7 @@ def test_every_part_makes_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
     out = tmp_path / "rows.json"
     arguments = ["bench", "decoder", "--json", str(out), "--seconds", "0"]
-    arguments += ["--part", "iteration,linear,attention"]
+    arguments += ["--part", "iteration,pieces,linear,attention"]
     result = CliRunner().invoke(build_app(["bench"]), arguments)
     assert result.exit_code == 0, result.output
     rows = {each["figure"]: each["value"] for each in json.loads(out.read_text())}
@@ -64,13 +67,35 @@ def test_every_part_makes_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path:
     }
     assert "decoder/smollm2_135m/views/iteration_half_over_full" in rows
     assert all(value > 0 for value in rows.values())
+    shares = {
+        n: v for n, v in rows.items() if n.startswith("decoder/smollm2_135m/views/half/share")
+    }
+    assert {n.rpartition("/")[2] for n in shares} == set(PIECES)
+
+
+def test_pieces_add_up_to_the_iteration_and_leave_it_as_it_was() -> None:
+    checkpoint = bench.random_checkpoint(define_supernet("decoder_tiny"))
+    executor = StreamExecutor(checkpoint, capacity_tokens=256)
+    subnet_id, chunks = checkpoint.subnet_ids[0], [Chunk("a", (1,)), Chunk("b", (2,))]
+    occupy(executor, chunks, 20)
+    expected = executor.run(subnet_id, chunks)
+    occupy(executor, chunks, 20)
+    start_s = time.perf_counter()
+    pieces = timed_pieces(executor, subnet_id, chunks)
+    taken_s = time.perf_counter() - start_s
+    assert set(pieces) == set(PIECES)
+    assert min(pieces.values()) > 0
+    assert 0.2 * taken_s < sum(pieces.values()) <= taken_s
+    assert executor.subnet_ids == checkpoint.subnet_ids
+    occupy(executor, chunks, 20)
+    assert torch.equal(executor.run(subnet_id, chunks), expected)
 
 
 def test_an_unknown_part_is_told() -> None:
     result = CliRunner().invoke(build_app(["bench"]), ["bench", "decoder", "--part", "speed"])
     assert result.exit_code == 2
     assert (
-        "unknown part speed; allowed iteration, linear, attention, llamacpp, healing"
+        "unknown part speed; allowed iteration, pieces, linear, attention, llamacpp, healing"
         in result.stderr
     )
 

@@ -24,11 +24,13 @@ def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> 
     assert len(figures) == len(rows)
     assert figures["gpu/equality_failures"]["value"] == 0
     assert figures["gpu/smoke/bfloat16/streamed/over_extracted"]["value"] < 0.05
+    assert figures["gpu/decoding/decoder_tiny/float32/graph/over_extracted"]["value"] < 1e-5
     for wanted in (
         "gpu/equality/resnet_tiny/bfloat16/folded/budget_50%/graph_over_eager",
         "gpu/resnet_tiny/mid/b2/folded_graph_over_static_eager",
         "gpu/resnet_tiny/max/b1/shared_graph_over_static_graph",
         "gpu/resnet_tiny/min/b1/folded_graph_over_compiled",
+        "gpu/decoding/decoder_tiny/bfloat16/c64/n2/half_over_full",
         "gpu/resnet_tiny/max/b2/budget_40%_over_no_budget",
         "gpu/resnet_tiny/switch_p99",
         "gpu/resnet_tiny/after_a_switch_over_after_itself",

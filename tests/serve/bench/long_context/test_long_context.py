@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from serve.bench.long_context.bench import LongContextBench
+from serve.bench.long_context.exact import exact_rows
 from serve.bench.long_context.failure import kill_under_load
 from serve.bench.long_context.simulated import SHAPE, alone_rows, mixed_rows
 from serve.bench.long_context.two_workers import kvp_rows
 from slackfit.streams.hardware import HardwareProfile
+from subnetact.parallel.worker_grid import WorkerGrid
 
 FOLDER = Path("profiles/hardware")
 
@@ -26,6 +28,21 @@ def test_a_killed_worker_fails_its_streams_and_no_others_and_comes_back() -> Non
     assert seen.others == {"on_time"}
     assert seen.failed_s < 2.0
     assert seen.back_s < 15.0
+
+
+def test_logits_of_a_grid_are_judged_in_double_precision() -> None:
+    (found,) = exact_rows("cpu", (WorkerGrid(shards=2),), num_texts=2)
+    assert found["figure"] == "long-context/exact/kvp2_spp1"
+    assert 0.0 < found["value"] <= 1.0  # in millionths of the largest logit
+    assert "on cpu over gloo" in found["detail"]
+    with pytest.raises(ValueError, match="device is 'tpu', allowed cpu, cuda"):
+        exact_rows("tpu")
+
+
+@pytest.mark.gpu
+def test_grids_on_gpus_give_the_plain_logits() -> None:
+    for found in exact_rows("cuda", num_texts=2):
+        assert found["value"] <= 1.0, found
 
 
 def test_two_workers_are_measured_against_one() -> None:
@@ -71,7 +88,7 @@ def test_lars_spares_the_short_ones_and_every_row_says_that_it_is_simulated(h100
 
 
 def test_a_part_or_folder_that_there_is_not(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="part 'tp' is unknown, allowed kvp, spp, break_even"):
+    with pytest.raises(ValueError, match="part 'tp' is unknown, allowed exact, kvp, spp, break"):
         LongContextBench(FOLDER).run(["tp"])
     with pytest.raises(ValueError, match="no hardware profile"):
         LongContextBench(tmp_path).run(["simulated"])

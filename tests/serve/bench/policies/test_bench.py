@@ -9,6 +9,9 @@ import pytest
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows
 from serve.bench.policies.bench import QUICK, PoliciesBench
+from serve.bench.policies.twin_cases import NUM_CASES, generated_case
+from slackfit.profile import LatencyProfile
+from slackfit.simulation.devices import Devices
 from traces.simulation import cells
 from traces.simulation.cells import Cell, CellScore, run_cell
 from traces.trace import TraceError
@@ -102,3 +105,11 @@ def test_a_missed_bar_is_counted_and_named():
         detail = rows[f"policies/bar/{name}"]["detail"]
         assert "missed 1: 2000/cv8/ov0" in detail or "missed 2: 2000/cv8/ov0" in detail, detail
     assert rows["policies/bar/attainment_less_smallest"]["value"] == pytest.approx(-0.01)
+
+
+def test_every_drawn_case_can_be_run_with_the_published_profile():
+    resnet = LatencyProfile.load(PROFILES / "superserve_resnet_2080ti.json")
+    cases = [generated_case(seed, resnet) for seed in range(NUM_CASES)]
+    assert any("s0" not in case.profile.subnet_ids for case in cases)
+    for case in cases:
+        Devices(case.num_workers, case.devices, seed=case.seed)  # refuses what can't be

@@ -1,0 +1,128 @@
+"""Part `decoding` of `serve.bench.gpu`: a decoder's iterations on the device, right and how fast.
+
+Half and full width, decodes by graphs and eagerly, parts of prompts; logits are held against the
+extracted subnet in float32, a difference is a failure.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from serve.bench.decoder.pieces import occupy
+from serve.bench.decoder.random_decoder import random_checkpoint
+from serve.bench.gpu.cases import GpuBench, brief, ratio
+from subnetact.cuda.cuda_stream_executor import CudaStreamExecutor
+from subnetact.decoding.ragged_batch import Chunk
+from supernet import Checkpoint, define_supernet, extract
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest logit
+_PROMPT, _DECODED = 40, 4
+
+
+def decoding(bench: GpuBench) -> None:
+    """Run each decoder in both dtypes."""
+    for variant in bench.settings.decoders:
+        checkpoint = random_checkpoint(define_supernet(variant))
+        for dtype in _TOLERANCE:
+            if bench.left_s < 0:
+                return
+            graphs, eager = (_executor(bench, checkpoint, dtype, budget) for budget in (None, 0))
+            captured = graphs.warm_up()
+            name = f"decoding/{variant}/{str(dtype).removeprefix('torch.')}"
+            refused = graphs.graph_status.refusals
+            bench.record(f"{name}/graphs", captured, "count", f"refused: {refused or 'none'}"[:300])
+            for how, executor in (("graph", graphs), ("eager", eager)):
+                _hold_equal(bench, f"{name}/{how}", executor, checkpoint, dtype)
+            for context in bench.settings.decode_contexts:
+                for count in bench.settings.decode_counts:
+                    _time(bench, f"{name}/c{context}/n{count}", graphs, eager, count, context)
+            graphs.close()
+            eager.close()
+
+
+def _executor(
+    bench: GpuBench, checkpoint: Checkpoint, dtype: torch.dtype, graph_budget_bytes: int | None
+) -> CudaStreamExecutor:
+    counts, contexts = bench.settings.decode_counts, bench.settings.decode_contexts
+    return CudaStreamExecutor(
+        checkpoint,
+        bench.new_accelerator(),
+        capacity_tokens=(max(counts) + 1) * (max(contexts) + 16),
+        dtype=dtype,
+        decode_counts=counts,
+        graph_contexts=contexts,
+        graph_budget_bytes=graph_budget_bytes,
+    )
+
+
+def _hold_equal(
+    bench: GpuBench,
+    name: str,
+    executor: CudaStreamExecutor,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+) -> None:
+    """Read a prompt in two parts beside another stream's, decode, and compare every step."""
+    definition, worst = checkpoint.definition, 0.0
+    vocabulary = definition.config.num_classes
+    ids = [(7 * i + 3) % vocabulary for i in range(_PROMPT + _DECODED)]
+    for subnet in checkpoint.subnets:
+        net = extract(checkpoint.state, definition, subnet.arch).to(bench.device)
+        expected = net(torch.tensor([ids], device=bench.device))[0].float().cpu()
+        half = _PROMPT // 2
+        executor.run(subnet.subnet_id, [Chunk("a", tuple(ids[:half]), False), Chunk("b", (1, 2))])
+        rows = [executor.run(subnet.subnet_id, [Chunk("a", tuple(ids[half:_PROMPT]))])[0]]
+        for token in ids[_PROMPT:]:
+            steps = [Chunk("b", (token,)), Chunk("a", (token,))]
+            rows.append(executor.run(subnet.subnet_id, steps)[1])
+        difference = (torch.stack(rows) - expected[_PROMPT - 1 :]).abs().max()
+        worst = max(worst, float(difference / expected.abs().max()))
+        executor.release("a")
+        executor.release("b")
+    if not worst <= _TOLERANCE[dtype]:
+        bench.failures.append(f"{name}: {worst:.4g} above {_TOLERANCE[dtype]:g}")
+    detail = (
+        "largest difference from the extracted float32 subnet over its largest logit; "
+        f"{executor.graph_status.replays} replays"
+    )
+    bench.record(f"{name}/over_extracted", worst, "relative", detail)
+
+
+def _time(
+    bench: GpuBench,
+    name: str,
+    graphs: CudaStreamExecutor,
+    eager: CudaStreamExecutor,
+    count: int,
+    context: int,
+) -> None:
+    """Iterations of `count` decodes within `context` tokens, and one that reads a prompt."""
+    half, full = graphs.subnet_ids
+    decodes = [Chunk(i, (1,)) for i in range(count)]
+    prompt = [Chunk("prompt", (1,) * min(128, context // 2))]
+
+    def run(executor: CudaStreamExecutor, subnet_id: str, chunks: list[Chunk], held: int) -> None:
+        occupy(executor, chunks, held)
+        executor.run(subnet_id, chunks)
+        for chunk in chunks:
+            executor.release(chunk.sequence)
+
+    before = context - 1
+    samples_s = bench.interleaved(
+        {
+            "half_graph": lambda: run(graphs, half, decodes, before),
+            "full_graph": lambda: run(graphs, full, decodes, before),
+            "full_eager": lambda: run(eager, full, decodes, before),
+            "prompt_half": lambda: run(eager, half, prompt, 16),
+            "prompt_full": lambda: run(eager, full, prompt, 16),
+        }
+    )
+    detail = brief(samples_s)
+    for figure, one, other in (
+        ("half_over_full", "half_graph", "full_graph"),
+        ("graph_over_eager", "full_graph", "full_eager"),
+        ("prompt_half_over_full", "prompt_half", "prompt_full"),
+    ):
+        bench.record(f"{name}/{figure}", ratio(samples_s, one, other), "ratio", detail)
+    full_s = sorted(samples_s["full_graph"])[len(samples_s["full_graph"]) // 2]
+    bench.record(f"{name}/tokens_per_s", count / full_s, "tokens/s", detail)

@@ -1,0 +1,36 @@
+"""Where workers compute, and what they exchange over: both follow from the device alone.
+
+On CPUs gloo. On CUDA devices NCCL, which wants a device for each worker; workers that share one
+exchange over gloo through the host's memory, which is slow and lets one device check the whole.
+"""
+
+from __future__ import annotations
+
+import torch
+
+DEVICES = ("cpu", "cuda")
+
+
+def worker_device(device: str, rank: int) -> torch.device:
+    """Return the device of one worker, and make it the current one: CUDA devices in turn."""
+    if device == "cpu":
+        return torch.device("cpu")
+    own = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
+
+
+def backend_for(device: str, num_workers: int) -> str:
+    """Return what `num_workers` exchange over, `gloo` or `nccl`.
+
+    Raises ValueError for a device that is not known, or not there.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}, allowed {', '.join(DEVICES)}")
+    if device == "cpu":
+        return "gloo"
+    count = torch.cuda.device_count()
+    if not count:
+        raise ValueError("device is 'cuda', and there is none here; allowed cpu")
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    return "nccl" if has_nccl and count >= num_workers else "gloo"

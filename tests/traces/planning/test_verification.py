@@ -1,0 +1,142 @@
+"""What a plan foretells of a live server, and how it is judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from slackfit.profile import LatencyProfile
+from traces.cli import app as traces_app
+from traces.commands.plan_command import plan_command_with
+from traces.generators.arrivals import gamma
+from traces.open_loop.fidelity import LiveServer
+from traces.open_loop.replay_options import ReplayOptions
+from traces.planning.page import plan_page
+from traces.planning.plan_request import PlanRequest
+from traces.planning.promise import Promise
+from traces.planning.verification import (
+    LOADS,
+    at_rate,
+    capacity_qps,
+    forecasts,
+    judged,
+    verification_lines,
+)
+from traces.trace import TraceError
+
+OPTIONS = ReplayOptions(slo_s=0.36, warmup_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def server() -> LiveServer:
+    path = Path("profiles/superserve_resnet_2080ti.json")
+    return LiveServer(
+        policy="drainfit", profile=LatencyProfile.load(path).scaled(10.0), wire_s=0.002,
+        reply_allowance_s=0.005, max_allowance=0.1, max_queue=1000, drop_hopeless=None,
+        triage=True, correct_latency=True, door_s=0.0003,
+    )  # fmt: skip
+
+
+def test_the_first_arrivals_are_taken_at_another_rate():
+    trace = gamma(900.0, 4.0, 10.0)
+    part = at_rate(trace, 50.0, 4.0)
+    assert len(part) == 200
+    assert part.rate_qps == pytest.approx(50.0)
+    gaps = np.diff(trace.arrival_s[:200])
+    assert np.diff(part.arrival_s) / gaps == pytest.approx(part.arrival_s[1] / trace.arrival_s[1])
+    assert len(at_rate(trace, 50.0, 1e6)) == len(trace)
+
+
+def test_loads_are_shares_of_the_highest_rate_that_keeps_the_promise(server):
+    trace, promise = gamma(900.0, 4.0, 30.0), Promise(0.99, 0.77)
+    capacity = capacity_qps(trace, server, promise, OPTIONS, 8.0)
+    found = forecasts(trace, server, capacity, OPTIONS, 8.0)
+    assert [f.trace.rate_qps / capacity for f in found] == pytest.approx(LOADS)
+    rates = [f.figures["mean_serving_accuracy"] for f in found]
+    assert rates[0] > rates[-1] >= promise.accuracy - 0.005
+    wrong = replace(server, policy="fixed:largest", door_s=1.0)
+    with pytest.raises(TraceError, match=r"policy .fixed:largest. keeps attainment>=0.99.* at no"):
+        capacity_qps(trace, wrong, promise, OPTIONS, 1.0)
+
+
+def test_a_forecast_that_comes_true_is_within_and_one_that_does_not_is_beyond(server):
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 8.0)[1]
+    exact = judged(forecast, forecast.outcomes, "")
+    assert exact["is_within"]
+    assert set(exact["error"].values()) == {0.0}
+    assert not judged(forecast, forecast.outcomes, "the generator was late")["is_within"]
+    slower = [o._replace(finish_s=o.finish_s + 0.05) for o in forecast.outcomes]
+    assert not judged(forecast, slower, "")["is_within"]
+    fewer = [o._replace(status="late") if i % 100 == 0 else o for i, o in
+             enumerate(forecast.outcomes)]  # fmt: skip
+    assert judged(forecast, fewer, "")["error"]["slo_attainment"] > 0.005
+    assert not judged(forecast, fewer, "")["is_within"]
+    # At 95 % three points of attainment are allowed, and latencies are not judged.
+    assert judged(replace(forecast, load=0.95), fewer, "")["is_within"]
+
+
+def test_the_table_says_machine_door_and_errors(server):
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 2.0)[0]
+    about = {
+        "url": "http://a:1", "policy": "drainfit", "device": "timed", "cpu": "EPYC x2",
+        "load_average": 0.5, "door": {"request_ms": 0.3, "idle_ms": 2.0}, "capacity_qps": 120.0,
+    }  # fmt: skip
+    before = verification_lines({**about, "levels": [forecast.to_json()]})
+    assert "EPYC x2, load 0.50" in before[0]
+    assert "0.300 ms of each request" in before[1]
+    assert before[3].split()[:3] == ["50%", "60.0", "p50_ms"]
+    assert "%" not in before[3].split()[-1]
+    row = judged(forecast, forecast.outcomes, "too late")
+    after = verification_lines({**about, "levels": [row]})
+    assert after[3].endswith("+0.0%")
+    assert after[-1].endswith("INVALID: too late")
+
+
+def test_the_plans_file_holds_the_forecast_before_anything_is_replayed(server, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 2.0)[0]
+    about = {
+        "url": "http://a:1", "policy": "drainfit", "device": "timed", "cpu": "EPYC x2",
+        "load_average": 0.5, "door": {"request_ms": 0.3, "idle_ms": 2.0}, "capacity_qps": 120.0,
+    }  # fmt: skip
+    seen: list[dict[str, Any]] = []
+
+    def checker(
+        request: PlanRequest, plan: dict[str, Any], url: str, duration_s: float, on_forecast
+    ) -> dict[str, Any]:
+        assert (url, duration_s) == ("http://a:1", 7.0)
+        assert request.profile_of(plan["device"]).name == "superserve_resnet_2080ti"
+        on_forecast({**about, "levels": [forecast.to_json()]})
+        seen.append(json.loads(path.read_text()))
+        return {**about, "levels": [judged(forecast, forecast.outcomes, "")]}
+
+    app = typer.Typer()
+    app.command()(plan_command_with(checker))
+    words = (
+        "--profile", "profiles/superserve_resnet_2080ti.json", "--slo-ms", "36", "--trace",
+        "gamma:rate=1000,cv2=1,duration=2", "--slo", "attainment>=0.9", "--policies", "slackfit",
+        "--verify", "http://a:1", "--json", str(path),
+    )  # fmt: skip
+    result = CliRunner().invoke(app, [*words, "--verify-s", "7"])
+    assert result.exit_code == 0, result.stderr
+    assert "live" not in seen[0]["verification"]["levels"][0]
+    assert seen[0]["workers"] >= 1
+    made = json.loads(path.read_text())
+    assert made["verification"]["levels"][0]["is_within"]
+    assert "foretold:" in result.stderr
+    assert "+0.0%" in result.stdout
+    assert "<h2>Foretold and live</h2>" in plan_page(made)
+    for offline, more in ((traces_app, ("plan",)), (app, ())):
+        words_of = (*more, *words, *(() if more else ("--stream",)))
+        refused = CliRunner().invoke(offline, list(words_of))
+        assert refused.exit_code == 2
+        assert (
+            "--verify goes without --stream, and with the command `supernet plan`" in refused.stderr
+        )
