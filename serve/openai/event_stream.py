@@ -82,7 +82,7 @@ class EventStream:
         """Send text as it comes; return the last events."""
         events = self._form.role()
         while True:
-            for index in sorted(self._open.intersection(changed)):
+            for index in [index for index in changed if index in self._open]:
                 events += self._taken(index)
                 outcome = self._group.streams[index].outcome
                 if outcome is None:
@@ -131,6 +131,9 @@ class EventStream:
         Raises TimeoutError where the client takes nothing for too long.
         """
         try:
+            if self._timeout_s is None:  # of every token, so without a context for nothing
+                await send(message)
+                return
             async with asyncio.timeout(self._timeout_s):
                 await send(message)
         except RuntimeError as error:
