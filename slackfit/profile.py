@@ -37,9 +37,11 @@ _KNOWN_KEYS = {
     "subnets",
     "threads",
     "packing",
+    "output_kind",
     "residency",
     "work",
 }
+_OUTPUT_KINDS = ("", "logits", "embedding")
 _KNOWN_SUBNET_KEYS = {"id", "accuracy", "macs", "latency_ms"}
 
 
@@ -69,6 +71,8 @@ class LatencyProfile:
     supernet that was measured (empty for published tables). `residency` has a table of latencies
     for each subgraph that may be resident; the subnets' own latencies are those beside none. `work`
     has a row for each bucket of work, where queries differ; the subnets' own are of any query.
+    `output_kind` says what is served and what accuracy means: `logits` of classes, an `embedding`
+    (its neighbours' agreement with the largest's), or empty where nobody said.
     """
 
     name: str
@@ -82,6 +86,7 @@ class LatencyProfile:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     threads: int | None = None
     packing: str | None = None
+    output_kind: str = ""
     residency: tuple[ResidentTable, ...] = ()
     work: WorkTable | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -309,7 +314,11 @@ class LatencyProfile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the file format as plain data (milliseconds, fractions)."""
-        optional = {"threads": self.threads, "packing": self.packing}
+        optional = {
+            "threads": self.threads,
+            "packing": self.packing,
+            "output_kind": self.output_kind or None,
+        }
         return {
             "format": FORMAT,
             "name": self.name,
@@ -362,6 +371,7 @@ class LatencyProfile:
                 versions=dict(fields.get("versions", {})),
                 threads=fields.get("threads"),
                 packing=fields.get("packing"),
+                output_kind=fields.get("output_kind", ""),
                 batch_sizes=tuple(fields["batch_sizes"]),
                 subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),
                 residency=tuple(map(ResidentTable.from_json, fields.get("residency", ()))),
@@ -413,6 +423,10 @@ def _validate(profile: LatencyProfile) -> None:
         raise ProfileError(f"batch_sizes is {list(sizes)}, allowed whole numbers from 1 up")
     if list(sizes) != sorted(set(sizes)):
         raise ProfileError(f"batch_sizes is {list(sizes)}, it must be strictly increasing")
+    if profile.output_kind not in _OUTPUT_KINDS:
+        raise ProfileError(
+            f"output_kind is {profile.output_kind!r}, allowed {', '.join(_OUTPUT_KINDS[1:])}"
+        )
     if not profile.subnets:
         raise ProfileError("subnets is empty: a profile needs at least one subnet")
     ids = [subnet.subnet_id for subnet in profile.subnets]
@@ -421,16 +435,13 @@ def _validate(profile: LatencyProfile) -> None:
         raise ProfileError(f"subnets listed twice: {', '.join(repeated)}")
     for subnet in profile.subnets:
         _validate_subnet(subnet, len(sizes))
-    for table in profile.residency:
-        try:
+    try:
+        for table in profile.residency:
             table.check(len(sizes))
-        except ValueError as error:
-            raise ProfileError(str(error)) from None
-    if profile.work is not None:
-        try:
+        if profile.work is not None:
             profile.work.check(len(sizes), ids)
-        except ValueError as error:
-            raise ProfileError(str(error)) from None
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
 
 
 def _validate_subnet(subnet: SubnetProfile, num_sizes: int) -> None:

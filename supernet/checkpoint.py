@@ -268,6 +268,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     if low_bit is not None and low_bit.replaces:
         state = low_bit.in_place_of(state)
     check_state(state, definition, where=str(source / WEIGHTS))
+    _check_output(source, header, definition)
     subnets = tuple(form for form in forms if form.precision == "fp32")
     if not subnets:
         raise CheckpointError(f"{source / ACCURACY}: no float subnet is listed, none can be served")
@@ -296,6 +297,12 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         text=text,
         graph=graph,
     )
+
+
+def _check_output(source: Path, header: Mapping[str, Any], definition: SupernetDefinition) -> None:
+    told, own = header.get("output"), definition.output._asdict()
+    if told not in (None, own):  # checkpoints of before do not say
+        raise CheckpointError(f"{source / HEADER}: output is {told}, but the network gives {own}")
 
 
 def _text(source: Path, header: Mapping[str, Any], digests: Mapping[str, str]) -> TextSpec | None:
@@ -345,6 +352,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "name": checkpoint.name,
         **checkpoint.definition.to_json(),
         "input": checkpoint.input.to_json(),
+        "output": checkpoint.definition.output._asdict(),
         "classes": list(checkpoint.classes),
         **({"text": checkpoint.text.to_json()} if checkpoint.text else {}),
         "permutation": checkpoint.permutation,

@@ -51,7 +51,8 @@ class DataConfig:
     tokens of the vocabulary in the folder `vocabulary`; `corpus` is running text for decoders, in
     windows of `size` tokens of a checkpoint's tokenizer or a new one (`vocabulary` `bpe:1024`);
     `graph` is its nodes (`GraphConfig`).
-    `limit` bounds the training samples.
+    `limit` bounds the training samples. `micro_batch_size` bounds the samples of one pass (0: the
+    whole batch): the gradient of a batch that does not fit into memory is added up from parts.
 
     `augment` is the strength of the augmentation (0: none) and `augmentation` its kind
     (training/data/augment.py); a random resized crop is at least `crop_scale` of the area.
@@ -74,6 +75,7 @@ class DataConfig:
     validation: float = 0.1
     split_seed: int = -1
     batch_size: int = 32
+    micro_batch_size: int = 0
     augment: float = 1.0
     augmentation: Literal["affine", "crop_flip", "crop_alternating_flip", "random_resized_crop"] = (
         "affine"
@@ -103,7 +105,9 @@ class ScheduleConfig:
     `steps` above 0 is the run's length in steps instead of `epochs`. `delay_rule` `plateau` begins
     shrinking when the full model's loss has become flat, between a quarter and three quarters of
     the run, `fixed` at `delay`. For the last `focus` of a deps or sandwich run the full model is
-    frozen as the teacher and only smaller subnets train. Samplers: training/strategies/sampling.py.
+    frozen as the teacher and only smaller subnets train. Samplers: training/strategies/sampling.py;
+    from a share `front` of the run on (0: never), random subnets are drawn from the front of what
+    is measured then on training samples (training/strategies/front.py).
     `low_bit` trains the largest subnet, and with shrinking a drawn one, in binary, ternary or
     signed-binary weights made of the same latent ones, too; for deps and sandwich runs
     (docs/one_bit.md).
@@ -121,6 +125,7 @@ class ScheduleConfig:
     ramp_epochs: float = 0.5
     random_subnets: int = 2
     focus: float = 0.0
+    front: float = 0.0
     parts: int = 3
     sampler: Literal["uniform", "spread", "flops", "compound"] = "uniform"
     low_bit: LowBit = "none"
@@ -221,6 +226,7 @@ _FROM_0 = (lambda x: x >= 0, "allowed 0 or more")
 _BELOW_1 = (lambda x: 0 <= x < 1, "allowed 0 to below 1")
 _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("data", "batch_size", *_ABOVE_0),
+    ("data", "micro_batch_size", *_FROM_0),
     ("data", "size", *_ABOVE_0),
     ("data", "limit", *_FROM_0),
     ("data", "augment", *_FROM_0),
@@ -239,6 +245,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("schedule", "ramp_epochs", *_FROM_0),
     ("schedule", "random_subnets", *_FROM_0),
     ("schedule", "focus", *_BELOW_1),
+    ("schedule", "front", *_BELOW_1),
     ("schedule", "parts", *_ABOVE_0),
     ("optimizer", "lr", *_ABOVE_0),
     ("optimizer", "min_lr", *_FROM_0),
@@ -267,7 +274,11 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training run. `threads` 0 leaves torch's default; `amp` auto uses bf16 in hardware."""
+    """One training run. `threads` 0 leaves torch's default; `amp` auto uses bf16 in hardware.
+
+    `activation_checkpointing` runs each block again going backward instead of keeping what it
+    computed: less memory, a third more computation, the same gradients.
+    """
 
     supernet: SupernetConfig
     name: str = "supernet"
@@ -275,6 +286,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: int = 0
     amp: Literal["auto", "bf16", "off"] = "auto"
+    activation_checkpointing: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -306,20 +318,31 @@ class TrainConfig:
                 f"schedule.parts is {self.schedule.parts}, allowed up to data.batch_size, "
                 f"{data.batch_size}"
             )
-        if self.schedule.low_bit != "none" and self.schedule.strategy not in ("deps", "sandwich"):
+        of_sandwiches = (
+            ("schedule.low_bit", self.schedule.low_bit, "teaches the low-bit subnets"),
+            ("schedule.front", self.schedule.front, "trains beside drawn subnets"),
+            ("loss.features", self.loss.features, "trains beside its subnets"),
+        )
+        for key, value, why in of_sandwiches:
+            if value not in ("none", 0.0) and self.schedule.strategy not in ("deps", "sandwich"):
+                raise ConfigError(
+                    f"{key} is {value} with schedule.strategy {self.schedule.strategy}: allowed "
+                    f"with deps and sandwich, whose full model {why}"
+                )
+        if data.name == "graph" and (data.micro_batch_size or self.activation_checkpointing):
             raise ConfigError(
-                f"schedule.low_bit is {self.schedule.low_bit} with schedule.strategy "
-                f"{self.schedule.strategy}: allowed with deps and sandwich, whose full model "
-                "teaches the low-bit subnets"
+                "data.micro_batch_size and activation_checkpointing: not for data.name graph, "
+                "which is one batch as a whole; leave them out"
             )
         self._check_loss()
 
     def _check_loss(self) -> None:
-        if self.loss.features != "none" and self.schedule.strategy not in ("deps", "sandwich"):
+        if self.loss.features != "none" and (
+            self.loss.full_model == "teacher" or self.schedule.focus
+        ):
             raise ConfigError(
-                f"loss.features is {self.loss.features} with schedule.strategy "
-                f"{self.schedule.strategy}: allowed with deps and sandwich, whose steps train the "
-                "full model beside its subnets"
+                f"loss.features is {self.loss.features}: allowed with loss.full_model labels and "
+                "schedule.focus 0, since the full model of every step teaches its hidden layers"
             )
         if self.loss.full_model == "teacher" and (
             self.loss.teacher != "frozen" or self.schedule.strategy != "sandwich"

@@ -79,12 +79,13 @@ def train(
     _check_fits(definition, data, config)
     if initial is not None:
         data = data.read_for(_expected_input(config, definition, parent, data.input))
-    if not resume and (out / RESUME_FILE).exists():
+    workers = workers or ProcessGroup()
+    # The first alone looks: to another one a file may be what the first has just saved.
+    if workers.any(not resume and workers.is_first and (out / RESUME_FILE).exists()):
         raise OutputExistsError(f"{out} already holds a run; pass --resume or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    workers = workers or ProcessGroup()
     if (doubt := few_samples(config, definition, workers.size)) and workers.is_first:
         tell(doubt)
     trainer = Trainer(
@@ -142,6 +143,7 @@ def _trained(
         provenance={
             "config": asdict(config),
             "split": data.split.to_json() if data.split else None,
+            **({} if definition.family.generates else {"training_macs": trainer.macs()}),
             "versions": {"torch": version("torch"), "python": platform.python_version()},
         },
     )
@@ -248,10 +250,11 @@ def _supernet(config: TrainConfig) -> tuple[SupernetDefinition, State | None]:
 def _watch(
     config: TrainConfig, definition: SupernetDefinition, trainer: Trainer, data: Dataset
 ) -> tuple[ServedSubnet, ...]:
+    alone = trained_alone(config, definition.space)
     return evaluate(
         trainer.state(),
         definition,
-        watched_archs(definition.space),
+        watched_archs(definition.space) if alone is None else [alone],
         input_spec=data.input,
         calibration=data.train,
         calibration_images=config.evaluation.calibration_images,

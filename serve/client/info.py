@@ -18,8 +18,9 @@ class ModelInfo:
     """A served model: a sample is a `datatype` tensor of `input_shape`, -1 being any size.
 
     An image is UINT8 (C, H, W), a text INT64 (-1,). `subnet_ids` are what `subnet=` pins.
-    `parameters` are the server's: `policy`, `profile`, `device`, `max_batch_size`, `input_range`,
-    `settings`, of texts `max_tokens` and `pad_id` (empty over gRPC, whose metadata hold none).
+    `parameters` are the server's: `policy`, `profile`, `device`, `output_kind`, `max_batch_size`,
+    `input_range`, `settings`, of texts `max_tokens` and `pad_id` (empty over gRPC, whose metadata
+    hold none).
     """
 
     name: str

@@ -42,7 +42,12 @@ def read_shared(
 def check_output(
     wanted: WantedOutput, num_samples: int, spec: ModelSpec, regions: RegionAccess
 ) -> None:
-    """Raise RefusedError, `bad_tensor`, unless there will be room for the output."""
+    """Raise RefusedError unless the output can be had so: it has classes, there is room for it."""
+    if wanted.class_count is not None and spec.output_kind != "logits":
+        given = f"{spec.output_kind}s of {spec.num_classes} numbers"
+        raise RefusedError(
+            "bad_request", f"classification: {spec.name} has no classes, it gives {given}"
+        )
     if wanted.slice is not None:
         num_bytes = num_samples * spec.num_classes * _OUTPUT_ITEM_BYTES
         regions.check_room(wanted.slice, num_bytes)

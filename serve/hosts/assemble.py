@@ -129,6 +129,7 @@ def build_model(
         subnet_ids=offered.subnet_ids,
         profile=profile.name,
         device=profile.device,
+        output_kind=profile.output_kind or "logits",
     )
     live = LiveConfig(policy=config.policy, slo_ms=config.slo_ms, subnets=config.subnets)
     decoder = ImageDecoder(

@@ -6,6 +6,7 @@ Both hosts (uvicorn and the Ray replica) come through here, so both refuse the s
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,6 +59,8 @@ def load(config: ServeConfig) -> LoadedDevice:
     device = _device_name(config)
     checkpoint = read_checkpoint(config)
     _check_fit(given, checkpoint, config)
+    if given is not None:  # profiles of before do not say it
+        given = replace(given, output_kind=checkpoint.definition.output.kind)
     offer(config, given or _stand_in(checkpoint))  # before anything slow
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME

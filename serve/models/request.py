@@ -34,7 +34,11 @@ Samples = np.ndarray | tuple[bytes, ...]
 
 
 class ModelSpec(NamedTuple):
-    """What a door must know of a model to judge a request."""
+    """What a door must know of a model to judge a request.
+
+    `num_classes` are the numbers of its output per sample, `output_kind` what they are: `logits` of
+    classes, or an `embedding`.
+    """
 
     name: str
     sample: SampleSpec
@@ -43,6 +47,7 @@ class ModelSpec(NamedTuple):
     subnet_ids: tuple[str, ...]
     profile: str = ""
     device: str = ""
+    output_kind: str = "logits"
 
     @property
     def datatypes(self) -> tuple[str, ...]:
@@ -56,8 +61,13 @@ class ModelSpec(NamedTuple):
         return [-1] if self.sample.is_text else list(self.sample.shape)
 
     def about(self, policy: str) -> dict[str, str]:
-        """Return what serves the model, as both doors name it."""
-        return {"policy": policy, "profile": self.profile, "device": self.device}
+        """Return what serves the model, and what it gives, as both doors name it."""
+        return {
+            "policy": policy,
+            "profile": self.profile,
+            "device": self.device,
+            "output_kind": self.output_kind,
+        }
 
     def input_limits(self) -> dict[str, Any]:
         """Return which numbers the input may hold, and of a text how many."""
@@ -78,8 +88,8 @@ class SharedSlice(NamedTuple):
 class WantedOutput(NamedTuple):
     """In which form the output is wanted: as bytes or not, and of which kind.
 
-    `class_count`: not the logits but that many classes, the most likely first. `slice`: where in
-    shared memory the logits are to be written.
+    `class_count`: not the logits but that many classes, the most likely first, where there are
+    classes. `slice`: where in shared memory the logits are to be written.
     """
 
     is_binary: bool = False

@@ -37,7 +37,7 @@ from supernet.layers.causal import Angles, rotary_angles
 Layers = Sequence[Layer | SkippedLayer]
 
 
-class _ReadPlan(NamedTuple):
+class _AttentionPlan(NamedTuple):
     """What the rows of an iteration attend to, in layers of one number of heads and one window."""
 
     decodes: DecodeAttention
@@ -49,7 +49,7 @@ class _Reads(NamedTuple):
 
     slots: torch.Tensor
     angles: Angles
-    plans: dict[tuple[int, int], _ReadPlan]  # by query heads per group, and window
+    plans: dict[tuple[int, int], _AttentionPlan]  # by query heads per group, and window
 
 
 class StreamExecutor:
@@ -259,7 +259,7 @@ class StreamExecutor:
             {kind: self._read_plan(batch, *kind) for kind in kinds},
         )
 
-    def _read_plan(self, batch: RaggedBatch, ranks: int, window: int) -> _ReadPlan:
+    def _read_plan(self, batch: RaggedBatch, ranks: int, window: int) -> _AttentionPlan:
         table, cache = self.cache.table, self.cache
         decodes: list[Decode] = []
         chunks: list[tuple[slice, list[Slab]]] = []
@@ -273,4 +273,4 @@ class StreamExecutor:
                 plan = plan_slabs(runs, start, count, ranks, window=window)
                 chunks.append((slice(first, first + count), plan))
             first += count
-        return _ReadPlan(DecodeAttention(decodes, cache.keys, cache.values), chunks)
+        return _AttentionPlan(DecodeAttention(decodes, cache.keys, cache.values), chunks)

@@ -110,6 +110,7 @@ def measure_iterations(
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
         packing=executor.packing,
+        output_kind=checkpoint.definition.output.kind,
         batch_sizes=counts,
         subnets=tuple(
             SubnetProfile(

@@ -74,6 +74,7 @@ def measure_profile(
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
         packing=executor.packing,
+        output_kind=checkpoint.definition.output.kind,
         batch_sizes=sizes,
         subnets=tuple(
             SubnetProfile(

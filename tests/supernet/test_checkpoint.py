@@ -177,6 +177,21 @@ def test_json_that_disagrees_with_the_tensors_is_refused(
         load_checkpoint(tmp_path)
 
 
+def test_a_header_says_what_the_network_gives_and_is_held_to_it(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(checkpoint, tmp_path)
+    header = json.loads((tmp_path / "supernet.json").read_text())
+    assert header["output"] == {"kind": "logits", "size": checkpoint.definition.config.num_classes}
+    header["output"]["kind"] = "embedding"
+    (tmp_path / "supernet.json").write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match="output is .*embedding.* but the network gives"):
+        load_checkpoint(tmp_path)
+    del header["output"]  # as in checkpoints of before
+    (tmp_path / "supernet.json").write_text(json.dumps(header))
+    assert load_checkpoint(tmp_path).definition == checkpoint.definition
+
+
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is this a checkpoint folder"):
         load_checkpoint(tmp_path)

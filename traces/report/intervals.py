@@ -30,7 +30,8 @@ def binomial_interval(hits: int, total: int) -> tuple[float, float]:
     share, z2 = hits / total, _Z * _Z
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # The share itself is inside, whatever rounding says of 0 and 1.
+    return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)
 
 
 def bootstrap_interval(

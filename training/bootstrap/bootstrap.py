@@ -18,62 +18,33 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from supernet import Checkpoint, cost, load_checkpoint, save_checkpoint
-from training.bootstrap.journal import BootstrapJournal, begin
-from training.bootstrap.recipe import BootstrapRecipe, recipe_for
-from training.bootstrap.short_run import StepTimes, judged, timed_steps
-from training.bootstrap.start import PretrainedSource, check_samples, data_config, import_start
-from training.config import (
-    DataConfig,
-    EvaluationConfig,
-    LossConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SupernetConfig,
-    TrainConfig,
-    config_from_json,
-)
+from training.bootstrap.journal import BootstrapJournal, begin, load_journal
+from training.bootstrap.options import BootstrapOptions
+from training.bootstrap.recipe import BootstrapRecipe, read_recipe, recipe_of
+from training.bootstrap.run_config import CALIBRATION_IMAGES, START, base_config, data_of
+from training.bootstrap.short_run import judged, timed_steps
+from training.bootstrap.start import check_samples, import_start
+from training.config import TrainConfig, config_from_json
 from training.data.data import load_dataset, steps_per_epoch
 from training.data.samples import Dataset
 from training.evaluation.evaluate import measure, uniform_archs
+from training.trainer.batch_shares import check_shares
+from training.trainer.distributed import ProcessGroup
+from training.trainer.resume import RESUME_FILE
 
-START = "start"
 _TRY = "try"
 _SWEEP, _SEARCH = 0.1, 0.15  # parts of the time
 _FEWEST_STEPS = 20  # in which a rate can show what it does
 _POINTS = 8  # of the curve of accuracy against time
 _BEFORE = 6
-_CALIBRATION_IMAGES = 1024
 
 Stage = Callable[[str], None]
 RunTraining = Callable[[TrainConfig, Path, bool], Checkpoint | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootstrapOptions:
-    """What is asked for. `minutes` are of wall time, all stages together."""
-
-    source: PretrainedSource
-    data: str
-    minutes: float = 90.0
-    batch_size: int = 64
-    device: str = "cpu"
-    threads: int = 0
-    seed: int = 0
-    validation: float = 0.1
-    recipe: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            raise ValueError(f"minutes is {self.minutes:g}, expected a number above 0")
-        if self.batch_size < 2:
-            raise ValueError(f"batch size is {self.batch_size}, allowed 2 or more")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation is {self.validation:g}, allowed between 0 and 1")
 
 
 def bootstrap(
@@ -83,15 +54,44 @@ def bootstrap(
     *,
     resume: bool = False,
     tell: Stage = lambda text: None,
+    workers: ProcessGroup | None = None,
 ) -> Checkpoint | None:
     """Do what is left of a bootstrap in folder `out`; None when training was stopped.
 
     `run_training(config, out, resume)` trains with the caller's progress, and returns None when it
-    was told to stop. `tell` takes a sentence per stage.
+    was told to stop. `tell` takes a sentence per stage. Of several `workers` the first does all but
+    the training, and returns the checkpoint.
 
-    Raises JournalError, DataError, ConfigError, WeightsError, ValueError: before anything trains.
+    Raises JournalError, DataError, ConfigError, WeightsError, ValueError: before anything trains;
+    OtherProcessError where it was another one's.
     """
+    workers = workers or ProcessGroup()
+    check_shares(options.batch_size, workers.size)
+    problem: BaseException | None = None
+    if workers.is_first:
+        try:
+            _prepare(options, out, resume=resume, tell=tell, num_workers=workers.size)
+        except BaseException as error:  # an interrupt too: the others wait for this one
+            problem = error
+    if workers.any(problem is not None):
+        raise problem or OtherProcessError("the first process could not begin; it says why")
+    config = config_from_json(load_journal(out).config, where=str(out))
+    if workers.is_first:
+        tell(f"training {config.schedule.steps} steps at a rate of {config.optimizer.lr:g}")
+    goes_on = workers.any(workers.is_first and (out / RESUME_FILE).exists())
+    return run_training(config, out, goes_on)
+
+
+class OtherProcessError(RuntimeError):
+    """Another of the processes that bootstrap together has failed."""
+
+
+def _prepare(
+    options: BootstrapOptions, out: Path, *, resume: bool, tell: Stage, num_workers: int
+) -> None:
+    """Everything up to the config of the training run, which is in the journal then."""
     journal = begin(out, _asked(options), resume=resume)
+    given = read_recipe(Path(options.recipe)) if options.recipe else None
     data = _load(options)
     for doubt in check_samples(data):
         tell(doubt)
@@ -109,15 +109,12 @@ def bootstrap(
         tell("measuring the network as it is")
         _measure_before(journal, start, data, options)
         journal.save(out)
-    recipe = recipe_for(start.definition, Path(options.recipe) if options.recipe else None)
     if not journal.config:
-        config = _base(options, recipe, journal, start, out)
-        journal.config = asdict(_planned(config, recipe, journal, data, options, out, tell))
+        recipe = given or recipe_of(start.definition)
+        config = base_config(options, recipe, journal, start, out)
+        planned = _planned(config, recipe, journal, data, options, out, tell, num_workers)
+        journal.config = asdict(planned)
         journal.save(out)
-    config = config_from_json(journal.config, where=str(out))
-    tell(f"training {config.schedule.steps} steps at a rate of {config.optimizer.lr:g}")
-    goes_on = (out / "resume.safetensors").exists()
-    return run_training(config, out, goes_on)
 
 
 def _asked(options: BootstrapOptions) -> dict[str, Any]:
@@ -125,17 +122,7 @@ def _asked(options: BootstrapOptions) -> dict[str, Any]:
 
 
 def _load(options: BootstrapOptions, resolution: int = 0) -> Dataset:
-    return load_dataset(_data(options, resolution), options.seed)
-
-
-def _data(options: BootstrapOptions, resolution: int) -> DataConfig:
-    known = data_config(Path(options.data), options.source)
-    return replace(
-        known,
-        size=resolution or known.size,
-        batch_size=options.batch_size,
-        validation=options.validation,
-    )
+    return load_dataset(data_of(options, resolution), options.seed)
 
 
 def _measure_before(
@@ -155,7 +142,7 @@ def _measure_before(
                 arch,
                 input_spec=start.input,
                 calibration=data.train,
-                calibration_images=_CALIBRATION_IMAGES,
+                calibration_images=CALIBRATION_IMAGES,
                 held_out=data.validation,
                 statistics=own,
             )
@@ -171,50 +158,6 @@ def _measure_before(
     journal.knows_classes = journal.before[-1]["accuracy"] > min(0.9, 5.0 * chance)
 
 
-def _base(
-    options: BootstrapOptions,
-    recipe: BootstrapRecipe,
-    journal: BootstrapJournal,
-    start: Checkpoint,
-    out: Path,
-) -> TrainConfig:
-    """The run but for its length and its rate."""
-    definition = start.definition
-    frozen = recipe.teacher == "frozen" or (recipe.teacher == "auto" and journal.knows_classes)
-    return TrainConfig(
-        name=f"{start.name}-supernet",
-        seed=options.seed,
-        device=options.device,
-        threads=options.threads,
-        supernet=SupernetConfig(
-            variant=definition.family_name,
-            overrides=definition.to_json()["config"],
-            weights=str(out / START),
-            origin="supernet",
-        ),
-        data=_data(options, definition.space.largest.resolution),
-        schedule=ScheduleConfig(
-            strategy="deps",
-            delay=0.0 if journal.knows_classes else recipe.delay,
-            random_subnets=recipe.random_subnets,
-            parts=recipe.parts,
-            sampler=recipe.sampler,
-            sort_channels=False,  # they are, by what they carry
-        ),
-        optimizer=OptimizerConfig(
-            name=recipe.optimizer,
-            lr=recipe.lr * options.batch_size / 64,
-            weight_decay=recipe.weight_decay,
-            clip_norm=recipe.clip_norm,
-            ema_decay=recipe.ema_decay,
-        ),
-        loss=LossConfig(
-            label_smoothing=recipe.label_smoothing, teacher="frozen" if frozen else "full_model"
-        ),
-        evaluation=EvaluationConfig(calibration_images=_CALIBRATION_IMAGES),
-    )
-
-
 def _planned(
     config: TrainConfig,
     recipe: BootstrapRecipe,
@@ -223,23 +166,32 @@ def _planned(
     options: BootstrapOptions,
     out: Path,
     tell: Stage,
+    num_workers: int,
 ) -> TrainConfig:
-    """The run with the rate that does best on held-out samples, as long as the time allows."""
+    """The run with the rate that does best on held-out samples, as long as the time allows.
+
+    Rates are tried by this process alone; the run's steps are shared out among `num_workers`.
+    """
     per_epoch = steps_per_epoch(data.train, config.data.batch_size)
     with _spending(journal):
-        times = timed_steps(config, data, out / _TRY)
-    lr = _best_rate(config, journal, times, data, options, out, tell)
+        mine = replace(config.data, batch_size=config.data.batch_size // num_workers)
+        times = timed_steps(replace(config, data=mine), data, out / _TRY)
+    step_s = times.mean_s(config.schedule.delay)
+    lr = _best_rate(config, journal, step_s * num_workers, data, options, out, tell)
     shutil.rmtree(out / _TRY, ignore_errors=True)
     search_s = _SEARCH * options.minutes * 60
     left_s = options.minutes * 60 - journal.spent_s - search_s
-    steps = int(left_s / times.mean_s(config.schedule.delay))
+    steps = int(left_s / step_s)
     if steps < 2 * _FEWEST_STEPS:
         raise ValueError(
             f"{options.minutes:g} minutes are too short: {journal.spent_s / 60:.1f} were spent on "
-            f"measuring, {search_s / 60:.1f} are for the search, and a step takes "
-            f"{times.mean_s(config.schedule.delay):.2f} s; give more minutes, a smaller "
-            "--batch-size or --resolution"
+            f"measuring, {search_s / 60:.1f} are for the search, and a step takes {step_s:.2f} s; "
+            "give more minutes, a smaller --batch-size or --resolution"
         )
+    tell(
+        f"of {options.minutes:g} minutes {journal.spent_s / 60:.1f} are spent; some "
+        f"{steps * step_s / 60:.1f} are for training, {search_s / 60:.1f} for the search"
+    )
     epochs = steps / per_epoch
     searched = max(0, int(search_s / max(journal.measure_s, 1e-3)) - _BEFORE)
     uniforms = len(uniform_archs(load_checkpoint(out / START).definition.space))
@@ -249,9 +201,9 @@ def _planned(
         optimizer=replace(config.optimizer, lr=lr, warmup_epochs=min(1.0, 0.05 * epochs)),
         evaluation=replace(
             config.evaluation,
-            uniform=searched >= uniforms,
-            random_archs=min(24, max(4, (searched - uniforms) // 2)),
-            search=min(16, max(0, (searched - uniforms) // 2)),
+            uniform=searched >= uniforms and not options.is_alone,
+            random_archs=0 if options.is_alone else min(24, max(4, (searched - uniforms) // 2)),
+            search=0 if options.is_alone else min(16, max(0, (searched - uniforms) // 2)),
             every_epochs=max(1, round(epochs / _POINTS)),
         ),
     )
@@ -260,14 +212,14 @@ def _planned(
 def _best_rate(
     config: TrainConfig,
     journal: BootstrapJournal,
-    times: StepTimes,
+    step_s: float,
     data: Dataset,
     options: BootstrapOptions,
     out: Path,
     tell: Stage,
 ) -> float:
     """Of a third of the recipe's rate, it, and three times it; it alone where time is too short."""
-    steps = int(_SWEEP * options.minutes * 60 / 3 / times.mean_s(config.schedule.delay))
+    steps = int(_SWEEP * options.minutes * 60 / 3 / step_s)
     if steps < _FEWEST_STEPS:
         tell(f"too little time to try rates: the recipe's {config.optimizer.lr:g} is taken")
         return config.optimizer.lr

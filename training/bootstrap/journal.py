@@ -71,7 +71,7 @@ def begin(out: Path, asked: dict[str, Any], *, resume: bool) -> BootstrapJournal
     differing = [
         f"{name}: {then.get(name)!r} then, {now.get(name)!r} now"
         for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
+        if (then.get(name) or None) != (now.get(name) or None)  # a new option was off before
     ]
     if differing:
         raise JournalError(

@@ -45,13 +45,16 @@ CNN = BootstrapRecipe()
 VIT = replace(CNN, optimizer="adamw", lr=1e-4, weight_decay=0.05, clip_norm=1.0)
 
 
-def recipe_for(definition: SupernetDefinition, path: Path | None) -> BootstrapRecipe:
-    """The recipe in a TOML file, or the one for the kind of network.
+def recipe_of(definition: SupernetDefinition) -> BootstrapRecipe:
+    """The recipe for the kind of network, where none is given."""
+    return CNN if definition.buffer_shapes() else VIT
+
+
+def read_recipe(path: Path) -> BootstrapRecipe:
+    """The recipe in a TOML file.
 
     Raises ConfigError: not TOML, an unknown key (lists the known), a value of another type.
     """
-    if path is None:
-        return CNN if definition.buffer_shapes() else VIT
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from supernet import SupernetDefinition, load_checkpoint
 from training.config import TrainConfig
 from training.data.samples import Dataset, Subset
 from training.evaluation.evaluate import evaluate, watched_archs
+from training.strategies.make_strategy import trained_alone
 from training.trainer.resume import SaveError
 from training.trainer.run_log import StepReport
 from training.trainer.trainer import Trainer, TrainingDivergedError
@@ -38,7 +39,9 @@ class StepTimes(NamedTuple):
 
 def timed_steps(config: TrainConfig, data: Dataset, folder: Path) -> StepTimes:
     """Measure both kinds of step; nothing is left in `folder`."""
-    schedule = replace(config.schedule, steps=2 * _STEPS, delay=0.5, ramp_epochs=0.0)
+    schedule = replace(
+        config.schedule, strategy="deps", steps=2 * _STEPS, delay=0.5, ramp_epochs=0.0
+    )
     ends: list[tuple[float, bool]] = []
 
     def end_of_step(report: StepReport) -> None:
@@ -56,6 +59,8 @@ def timed_steps(config: TrainConfig, data: Dataset, folder: Path) -> StepTimes:
 def judged(config: TrainConfig, lr: float, steps: int, data: Dataset, folder: Path) -> float:
     """Mean accuracy of the smallest, middle and largest after `steps` at a rate; 0 if it diverged.
 
+    Of the one subnet where it trains by itself.
+
     On at most 1,000 held-out samples. Nothing is left in `folder`.
     """
     config = replace(
@@ -63,13 +68,15 @@ def judged(config: TrainConfig, lr: float, steps: int, data: Dataset, folder: Pa
         schedule=replace(config.schedule, steps=steps, ramp_epochs=0.0),
         optimizer=replace(config.optimizer, lr=lr, ema_decay=0.0),
     )
+    space = _definition(config).space
+    alone = trained_alone(config, space)
     trainer = _trainer(config, data, folder)
     try:
         trainer.run()
         served = evaluate(
             trainer.state(),
             _definition(config),
-            watched_archs(_definition(config).space),
+            watched_archs(space) if alone is None else [alone],
             input_spec=data.input,
             calibration=data.train,
             calibration_images=_CALIBRATED_ON,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +13,13 @@ from safetensors import SafetensorError
 
 from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
-from training.bootstrap.bootstrap import BootstrapOptions, bootstrap
+from training.bootstrap.bootstrap import OtherProcessError, bootstrap
 from training.bootstrap.journal import load_journal
+from training.bootstrap.options import BootstrapOptions
 from training.bootstrap.page import write_page
 from training.bootstrap.start import PretrainedSource
 from training.commands.shown_training import table_of, train_with_progress
+from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.trainer import TrainingDivergedError
 
@@ -54,13 +57,32 @@ def bootstrap_command(
         Path | None,
         typer.Option(help="TOML; default: as configs/bootstrap_cnn.toml or bootstrap_vit.toml."),
     ] = None,
+    micro_batch_size: Annotated[
+        int, typer.Option(help="Samples of one pass, where a step does not fit; 0: all of them.")
+    ] = 0,
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--activation-checkpointing", help="Less memory for a third more computation."
+        ),
+    ] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Train the whole network by itself, to compare with.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="0: torch's default.")] = 0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the bootstrap in --out.")] = False,
 ) -> None:
-    """Make a supernet that is worth serving of a pretrained network, for your classes."""
-    problems = (ValueError, OSError, SafetensorError, SaveError, TrainingDivergedError)
+    """Make a supernet that is worth serving of a pretrained network, for your classes.
+
+    Under torchrun the processes train together: `torchrun --nproc-per-node 2 -m serve bootstrap`.
+    """
+    problems = (
+        *(ValueError, OSError, SafetensorError, SaveError),
+        *(TrainingDivergedError, OtherProcessError),
+    )
+    workers = ProcessGroup()
     try:
         with user_errors(*problems):
             if origin not in _ORIGINS:
@@ -76,16 +98,27 @@ def bootstrap_command(
                 seed=seed,
                 validation=validation,
                 recipe=str(recipe or ""),
+                micro_batch_size=micro_batch_size,
+                activation_checkpointing=activation_checkpointing,
+                is_alone=alone,
             )
+            workers = ProcessGroup.from_torchrun(os.environ, device)
             checkpoint = bootstrap(
                 options,
                 out,
-                lambda config, folder, goes_on: train_with_progress(config, folder, resume=goes_on),
+                lambda config, folder, goes_on: train_with_progress(
+                    config, folder, resume=goes_on, workers=workers
+                ),
                 resume=resume,
                 tell=_say,
+                workers=workers,
             )
     except KeyboardInterrupt:
         checkpoint = None
+    finally:
+        workers.close()
+    if not workers.is_first:
+        return
     command = " ".join(["supernet", *sys.argv[1:]])
     if checkpoint is None:
         again = command if resume else f"{command} --resume"

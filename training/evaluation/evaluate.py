@@ -179,7 +179,8 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     p, denominator = correct / total, 1 + z * z / total
     centre = (p + z * z / (2 * total)) / denominator
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The share itself is inside, whatever rounding says of 0 and 1.
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def network_input(samples: torch.Tensor, input_spec: InputSpec, resolution: int) -> torch.Tensor:

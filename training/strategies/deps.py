@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from supernet.arch import Arch
 from supernet.space import SearchSpace
 from training.strategies.delay import Delay
+from training.strategies.front import FrontSampler
 from training.strategies.sampling import Sampler
 from training.strategies.schedule import EpsilonRamp, RateSchedule
 from training.strategies.strategy import Event, StepwiseStrategy, SubnetTask, Target
@@ -40,7 +41,8 @@ class Shrinking:
     `parts`: into how many parts a batch is cut, of which each smaller subnet sees one.
     `prepares`: channels are sorted, and small kernels cropped from large ones, at the beginning.
     `target`: what smaller subnets learn from, the full model of the step or a frozen copy of it.
-    `full_target`: what the full model learns from.
+    `full_target`: what the full model learns from. `front_step`: when the sampler, which is a
+    `FrontSampler` then, is given the losses of its candidates; not before the ramp has ended.
     `low_bit`: the quantiser of the low-bit subnets, if any: the largest, on the whole batch from
     the first step on, since its signs have to be learned; with shrinking a drawn one as well.
     """
@@ -54,6 +56,7 @@ class Shrinking:
     target: Target = "full_model"
     low_bit: str | None = None
     full_target: Target = "labels"
+    front_step: int | None = None
 
 
 class DepsStrategy:
@@ -84,12 +87,25 @@ class DepsStrategy:
         self._delay.observe(step, full_loss)
 
     def state(self) -> list[float]:
-        """Return the delay's state."""
-        return self._delay.state()
+        """Return the front that was found, where one is looked for, and the delay's state."""
+        found = self._sampler.state() if isinstance(self._sampler, FrontSampler) else []
+        return [*found, *self._delay.state()]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Take back the delay's state."""
+        """Take back what `state` returned."""
+        if isinstance(self._sampler, FrontSampler):
+            state = self._sampler.restore(state)
         self._delay.restore(state)
+
+    @property
+    def candidates(self) -> tuple[Arch, ...]:
+        """Those of the sampler that looks for a front."""
+        return self._sampler.candidates if isinstance(self._sampler, FrontSampler) else ()
+
+    def find_front(self, losses: Sequence[float]) -> None:
+        """Forward the losses to the sampler."""
+        assert isinstance(self._sampler, FrontSampler), "only it has candidates"
+        self._sampler.find(losses)
 
     def lr(self, step: int) -> float:
         """Return the schedule's learning rate."""
@@ -98,6 +114,8 @@ class DepsStrategy:
     def events(self, step: int) -> tuple[Event, ...]:
         """What shrinking begins with, sorted channels for instance; focus with a frozen teacher."""
         events = self._shrinking.prepares if step == self._delay.start_step else ()
+        if step == self._front_step():
+            events = (*events, "find_front")
         return (*events, "freeze_teacher") if step == self._focus_step() else events
 
     def plan(self, step: int) -> tuple[SubnetTask, ...]:
@@ -148,6 +166,12 @@ class DepsStrategy:
             end_step=start + length,
             steps_per_epoch=self._shrinking.steps_per_epoch,
         )
+
+    def _front_step(self) -> int | None:
+        """When the front is looked for; None without it."""
+        if self._shrinking.front_step is None or self._delay.start_step is None:
+            return None
+        return max(self._shrinking.front_step, self._ramp().end_step)
 
     def _focus_step(self) -> int | None:
         """The first step of the focus, after the ramp; None without one."""

@@ -10,9 +10,11 @@ from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.space import SearchSpace
 from supernet.spec import parse_arch
+from supernet.subnets.cost import cost
 from training.config import TrainConfig
 from training.strategies.delay import FixedDelay, PlateauDelay
 from training.strategies.deps import DepsStrategy, Shrinking, SingleStrategy
+from training.strategies.front import FrontSampler
 from training.strategies.phases import compound, dynabert, is_elastic, progressive
 from training.strategies.sampling import SAMPLERS
 from training.strategies.schedule import RateSchedule
@@ -54,12 +56,15 @@ def make_strategy(
         target="teacher" if is_frozen else "full_model",
         low_bit=None if options.low_bit == "none" else options.low_bit,
         full_target=config.loss.full_model,
+        front_step=round(options.front * total) if options.front else None,
     )
     if is_deps and options.delay_rule == "plateau":
         delay = PlateauDelay(total)
     else:
         delay = FixedDelay(round(options.delay * total) if is_deps else 0)
     sampler = SAMPLERS[options.sampler](definition, config.seed)
+    if options.front:
+        sampler = FrontSampler(space, config.seed, sampler, lambda a: cost(definition, a).macs)
     return DepsStrategy(space, schedule, sampler, delay, shrinking)
 
 

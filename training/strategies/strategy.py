@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 from supernet.arch import Arch
 
 Target = Literal["labels", "full_model", "teacher", "labels_and_teacher"]
-Event = Literal["crop_kernels", "sort_channels", "freeze_teacher", "reset_optimizer"]
+Event = Literal["crop_kernels", "sort_channels", "freeze_teacher", "reset_optimizer", "find_front"]
 
 
 class SubnetTask(NamedTuple):
@@ -69,14 +69,27 @@ class Strategy(Protocol):
         """The passes of a step."""
         ...
 
+    @property
+    def candidates(self) -> tuple[Arch, ...]:
+        """The archs whose losses the event `find_front` is about."""
+        ...
+
+    def find_front(self, losses: Sequence[float]) -> None:
+        """Take the candidates' losses, the same on every worker."""
+        ...
+
 
 class StepwiseStrategy:
     """The part of a strategy that depends on the step alone."""
 
     watches_loss = False
+    candidates: tuple[Arch, ...] = ()
 
     def observe(self, step: int, full_loss: float) -> None:
         """Nothing depends on it."""
+
+    def find_front(self, losses: Sequence[float]) -> None:
+        """There are no candidates."""
 
     def state(self) -> list[float]:
         """None."""

@@ -39,17 +39,26 @@ class PairsTraining:
         """What is learnt beside the supernet, by name."""
         return self._pairs.parameters
 
-    def loss(self, states: HiddenStates, task: SubnetTask, batch_size: int) -> torch.Tensor:
-        """The weighted loss of a subnet's pass; zero for the full model's, which teaches."""
+    def loss(self, states: HiddenStates, task: SubnetTask, rows: slice) -> torch.Tensor:
+        """The weighted loss of a pass over some rows of the batch.
+
+        Zero for the full model's, which teaches; its passes come first and go through all rows.
+        """
         features = features_of(states)
         if task.target == "labels":
-            self._teacher = {name: h.detach() for name, h in features.items()}
+            self._teach(features, is_new=rows.start == 0)
             return torch.zeros((), device=next(iter(features.values())).device)
-        rows = task.images(batch_size)
         teacher = {name: h[rows] for name, h in self._teacher.items()}
         if self._steps % _EVERY == 0:
             self._reports.append(self._pairs.report(teacher, features))
         return self._weight * self._pairs.loss(teacher, features)
+
+    def _teach(self, features: Features, *, is_new: bool) -> None:
+        before = {} if is_new else self._teacher
+        self._teacher = {
+            name: torch.cat([before[name], h.detach()]) if name in before else h.detach()
+            for name, h in features.items()
+        }
 
     def step(self, lr: float) -> None:
         """Update what is learnt, and forget its gradients; nothing where there are none."""

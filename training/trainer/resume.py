@@ -22,7 +22,9 @@ from training.trainer.optimization import OptimizationState
 
 RESUME_FILE = "resume.safetensors"
 # They do not bend the trajectory's meaning.
-_FREE_TO_CHANGE = {"threads", "device", "evaluation", "log", "data.workers"}
+_FREE_TO_CHANGE = {
+    *("threads", "device", "activation_checkpointing", "evaluation", "log", "data.workers")
+}
 
 
 class ResumeError(ValueError):

@@ -27,12 +27,14 @@ class StepReport(NamedTuple):
 class EpochReport(NamedTuple):
     """One epoch, or the part of one that a resumed run did; `also` are further figures by name.
 
-    `num_images` are those read by all processes together.
+    `num_images` are those read by all processes together, `cpu_s` the processor time of this one,
+    all its threads together.
     """
 
     epoch: int
     steps: tuple[StepReport, ...]
     seconds: float
+    cpu_s: float
     num_images: int
     also: Mapping[str, float]
 
@@ -74,6 +76,7 @@ class RunLog:
                 "subnet_loss": mean([step.subnet_loss for step in report.steps]),
                 "subnets_per_step": last.num_subnets,
                 "seconds": round(report.seconds, 3),
+                "cpu_s": round(report.cpu_s, 3),
                 "images_per_s": round(report.num_images / report.seconds, 1),
                 **report.also,
             }

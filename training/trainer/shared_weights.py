@@ -20,6 +20,7 @@ from torch.func import functional_call
 from supernet.arch import Arch
 from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
+from training.trainer.activation_checkpointing import checkpoint_blocks
 from training.trainer.hidden_states import HiddenStates, recorded
 from training.trainer.straight_through import with_low_bit
 
@@ -36,12 +37,14 @@ class SharedWeights:
         device: str,
         seed: int,
         initial: Mapping[str, torch.Tensor] | None = None,
+        is_checkpointed: bool = False,
     ):
         """Initialise the largest arch from `seed`, leaving torch's global generator alone.
 
-        `initial` is a state_dict to take instead.
+        `initial` is a state_dict to take instead. `is_checkpointed`: blocks are run again going
+        backward instead of keeping their activations (activation_checkpointing.py).
         """
-        self._definition = definition
+        self._definition, self._is_checkpointed = definition, is_checkpointed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = definition.build()
@@ -112,6 +115,8 @@ class SharedWeights:
             if isinstance(module, nn.BatchNorm2d):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = module.num_batches_tracked = None
+        if self._is_checkpointed:
+            checkpoint_blocks(skeleton)
         self._skeletons[arch] = skeleton
         if len(self._skeletons) > _MAX_SKELETONS:
             self._skeletons.popitem(last=False)

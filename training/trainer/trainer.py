@@ -8,7 +8,8 @@ A step:
 4. For each task of the plan, forward and backward on leading slices of the shared weights. The full
    model's comes first and its soft outputs teach the subnets of the same step (in-place
    distillation). Losses are scaled by the task's weight, so gradients simply add up in the shared
-   parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`).
+   parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`). A pass is
+   made in `passes.py`.
 5. Gradients averaged over the processes, one step of the optimizer.
 6. A delay that looks at the loss is given it.
 
@@ -21,9 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -47,16 +46,15 @@ from training.strategies.strategy import Event, SubnetTask
 from training.trainer.batch_shares import check_shares
 from training.trainer.crop_kernels import crop_kernels
 from training.trainer.distributed import ProcessGroup
-from training.trainer.hidden_states import HiddenStates, hidden_loss
-from training.trainer.losses import distillation_loss, label_loss, soft_targets
 from training.trainer.optimization import Optimization, Tensors
 from training.trainer.pairs_training import PairsTraining
+from training.trainer.passes import Passes
 from training.trainer.resume import ResumeState, load_resume_state, save_resume_state
 from training.trainer.run_log import EpochReport, RunLog, StepReport, mean
 from training.trainer.shared_weights import SharedWeights
+from training.trainer.work import training_macs
 
 DIVERGED_FILE = "diverged.safetensors"
-_DROPOUT = 6
 _SORT_BATCH, _SORT_SAMPLES = 8, 64  # on which activations are measured before sorting
 
 
@@ -66,14 +64,6 @@ class TrainingDivergedError(RuntimeError):
 
 Progress = Callable[[StepReport], None]
 EpochEnd = Callable[[int], Mapping[str, float]]
-
-
-class _Soft(NamedTuple):
-    """(B, K) probabilities to learn from: of the step's full model, of a teacher; its states."""
-
-    full_model: torch.Tensor | None
-    teacher: torch.Tensor | None
-    hidden: HiddenStates
 
 
 class Trainer:
@@ -94,8 +84,7 @@ class Trainer:
 
         `initial` is a state_dict to start from instead of random weights. Raises ResumeError when
         `resume` is asked for and the saved state does not fit, ValueError for a device that is not
-        there, or
-        a batch that the workers can't share evenly.
+        there, or a batch that the workers can't share evenly.
         """
         device_name(config.device)  # refuses one that is not there, before anything is made
         self.config, self.data, self._out = config, data, out
@@ -105,7 +94,11 @@ class Trainer:
         self.total_steps = total_steps(config, self._steps_per_epoch)
         self._strategy = make_strategy(config, definition, self._steps_per_epoch)
         self.weights = SharedWeights(
-            definition, device=config.device, seed=config.seed, initial=initial
+            definition,
+            device=config.device,
+            seed=config.seed,
+            initial=initial,
+            is_checkpointed=config.activation_checkpointing,
         )
         self._optimization = Optimization(self.weights.parameters, config.optimizer)
         self._pairs = PairsTraining(config, definition) if config.loss.features != "none" else None
@@ -115,9 +108,8 @@ class Trainer:
         self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
-        self._amp_bf16 = config.amp == "bf16" or (
-            config.amp == "auto" and has_fast_bf16(config.device)
-        )
+        is_bf16 = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(config.device))
+        self._passes = Passes(config, definition, self.weights, self._pairs, amp_bf16=is_bf16)
         if resume:
             self._restore(load_resume_state(out, config))
 
@@ -148,7 +140,7 @@ class Trainer:
         epoch_end: EpochEnd | None,
     ) -> bool:
         while self.step < self.total_steps:
-            started_s, reports = time.perf_counter(), []
+            started_s, started_cpu_s, reports = time.perf_counter(), time.process_time(), []
             for batch in self._batches():
                 if self._workers.any(should_stop()):
                     self.save()
@@ -161,12 +153,14 @@ class Trainer:
                     self.save()
             self.save()
             seconds = time.perf_counter() - started_s
+            cpu_s = time.process_time() - started_cpu_s
             num_images = len(reports) * self.config.data.batch_size
             epoch = math.ceil(self.step / self._steps_per_epoch)
             if self._workers.is_first:
                 also = dict(epoch_end(epoch)) if epoch_end else {}
                 also |= self._pairs.figures() if self._pairs else {}
-                self._log.add_epoch(EpochReport(epoch, tuple(reports), seconds, num_images, also))
+                done = EpochReport(epoch, tuple(reports), seconds, cpu_s, num_images, also)
+                self._log.add_epoch(done)
         return True
 
     def _is_saved_now(self) -> bool:
@@ -193,6 +187,11 @@ class Trainer:
             teacher=self._teacher,
         )
         save_resume_state(self._out, self.config, state, *([name] if name else []))
+
+    def macs(self) -> float:
+        """Multiply-accumulates of the whole run, forward and backward, of all processes."""
+        size, total = self.config.data.batch_size, self.total_steps
+        return training_macs(self._strategy, self._definition, total_steps=total, batch_size=size)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state_dict to evaluate and save: averaged weights if there are any."""
@@ -223,35 +222,14 @@ class Trainer:
         lr, plan = self._strategy.lr(self.step), self._strategy.plan(self.step)
         images, labels = self._inputs(batch)
         # 3. what a model teaches that stands still meanwhile
-        soft = self._teacher_targets(images, plan)
+        taught = self._passes.taught(images, plan, self._teacher, self._optimization.average)
         losses: list[torch.Tensor] = []
         full_gradients: Tensors | None = None
         self._optimization.zero_gradients()
         # 4. gradients of each pass, which add up in the shared weights
         for task in plan:
-            states: HiddenStates | None = {} if task.hidden or self._pairs else None
-            mine, dropout = task.images(len(images)), self._dropout(task, len(images))
-            with self._autocast():
-                logits = self.weights.forward(
-                    task.arch,
-                    images[mine],
-                    dropout=dropout,
-                    precision=task.precision,
-                    hidden=states,
-                )
-            each = logits[0].numel() // logits.shape[-1]  # rows of a sample: its tokens, or one
-            logits = logits.flatten(0, -2)
-            rows = slice(mine.start * each, mine.stop * each)
-            loss = self._loss(task, logits, labels[rows], soft, rows)
-            if states is not None and task.hidden:
-                loss = loss + task.hidden * hidden_loss(states, soft.hidden)
-            if states is not None and self._pairs:
-                loss = loss + self._pairs.loss(states, task, len(images))
-            losses.append(loss.detach().float())
-            if task.target == "labels":
-                own = soft_targets(logits, self.config.loss.temperature)
-                soft = soft._replace(full_model=own)
-            (loss * task.weight).backward()
+            loss, taught = self._passes.backward(task, images, labels, taught, self._key())
+            losses.append(loss)
             if task.weight == 1.0 and self._is_ramped(plan):
                 full_gradients = _gradients(self.weights.parameters)
         # 5. one step for all passes and processes
@@ -270,49 +248,6 @@ class Trainer:
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
         return StepReport(self.step, self.total_steps, lr, full_loss, mean(others), len(plan))
-
-    def _loss(
-        self,
-        task: SubnetTask,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        soft: _Soft,
-        rows: slice,
-    ) -> torch.Tensor:
-        """The loss of a pass over some `rows` of the batch, of which `soft` holds all."""
-        options = self.config.loss
-        if task.target == "labels":
-            return label_loss(logits, labels, options.label_smoothing)
-        targets = soft.teacher if soft.teacher is not None else soft.full_model
-        assert targets is not None, "the full model's task, or a frozen teacher, comes first"
-        loss = distillation_loss(logits, targets[rows], options)
-        if task.target == "labels_and_teacher":
-            loss = loss + label_loss(logits, labels, options.label_smoothing)
-        return loss
-
-    @torch.no_grad()
-    def _teacher_targets(self, images: torch.Tensor, plan: tuple[SubnetTask, ...]) -> _Soft:
-        """What a model that this step does not train teaches; nothing where none is asked for."""
-        asked = {task.target for task in plan}
-        if asked & {"teacher", "labels_and_teacher"}:
-            parameters = self._teacher
-        elif "full_model" in asked and self.config.loss.teacher == "average":
-            parameters = self._optimization.average
-        else:
-            return _Soft(None, None, {})
-        hidden: HiddenStates | None = {} if any(task.hidden for task in plan) else None
-        with self._autocast():
-            logits = self.weights.forward(
-                self._largest, images, parameters=parameters, hidden=hidden
-            )
-        targets = soft_targets(logits.flatten(0, -2), self.config.loss.temperature)
-        return _Soft(None, targets, hidden or {})
-
-    def _dropout(self, task: SubnetTask, batch_size: int) -> torch.Tensor | None:
-        rate = self.config.loss.dropout
-        if task.target != "labels" or rate == 0.0:
-            return None
-        return self.weights.dropout_mask(batch_size, rate, (*self._key(), _DROPOUT))
 
     def _is_ramped(self, plan: tuple[SubnetTask, ...]) -> bool:
         """Whether an optimizer that divides by the gradients' size must see them unweighted."""
@@ -352,6 +287,11 @@ class Trainer:
             crop_kernels(self._detached(), self._definition)
             if self._optimization.average:
                 crop_kernels(self._optimization.average, self._definition)
+        elif event == "find_front":
+            archs = self._strategy.candidates
+            losses = self._passes.losses(archs, self.data.train, self.data.input)
+            # On every process the same, to the last bit.
+            self._strategy.find_front([self._workers.mean(loss) for loss in losses])
         elif event == "freeze_teacher":
             source = self._optimization.average or self._detached()
             self._teacher = {name: t.clone() for name, t in source.items()}
@@ -407,12 +347,6 @@ class Trainer:
             for b in batches
         )
         return rms_activations(net.to(device), groups, inputs)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if not self._amp_bf16:
-            return nullcontext()
-        kind = torch.device(self.config.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
 
     def _restore(self, state: ResumeState) -> None:
         with torch.no_grad():

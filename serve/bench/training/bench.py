@@ -5,7 +5,11 @@
 2. Three learning rates per case, a third of the length, one seed: the best on the validation
    images is taken.
 3. Several seeds of each case at its rate and whole length. Only these are measured on the test
-   images, once; nothing is chosen on them.
+   images, once; nothing is chosen on them. Where it is to be chosen among cases, they are measured
+   on the validation images alone.
+
+The case `alone` is a run for each size, which trains that shape by itself for as many epochs as the
+reference: what sharing costs it.
 
 Every finished run is a line of `runs.jsonl`, and an unfinished one is resumed, so the benchmark can
 be interrupted, killed or paused at any time and goes on with the same command. Accuracies are
@@ -18,7 +22,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +30,23 @@ import torch
 
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from serve.bench.training.cases import CASES, REFERENCE, cased, of_length, points_of
-from serve.bench.training.comparison import Tuned, rows_of, table_of
+from serve.bench.training.cases import (
+    ALONE,
+    REFERENCE,
+    Split,
+    at_rate,
+    cased,
+    check_cases,
+    described,
+    norm_steps,
+    of_length,
+    place_of,
+    points_of,
+)
+from serve.bench.training.comparison import CaseComparison, Tuned
 from serve.bench.training.pace import seconds_per_step
 from serve.bench.training.time_left import TimeLeft
-from serve.bench.training.timed_run import FinishedRun, StoppedError, TimedRun
+from serve.bench.training.timed_run import FinishedRun, StoppedError, TimedRun, of_all_shapes
 from supernet import Arch, cost, define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset, steps_per_epoch
@@ -66,6 +81,7 @@ class TrainingBench:
         *,
         cases: Sequence[str],
         num_seeds: int,
+        judged_on: Split = "test",
         tell: Tell = lambda text: None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
@@ -73,20 +89,22 @@ class TrainingBench:
 
         Raises ValueError listing the known cases.
         """
-        unknown = sorted(set(cases) - set(CASES))
-        if unknown:
-            raise ValueError(f"case {unknown[0]!r} is unknown, allowed {', '.join(CASES)}")
+        check_cases(cases)
         self._base, self._tell, self._should_stop = base, tell, should_stop
-        self._cases, self._num_seeds = tuple(dict.fromkeys(cases)), num_seeds
+        self._asked, self._num_seeds = tuple(dict.fromkeys(cases)), num_seeds
+        self._judged_on: Split = judged_on
         options = base.supernet
         self._definition = define_supernet(options.variant, **options.overrides)
         self.points = points_of(self._definition)
+        shapes = [f"{ALONE}_p{i + 1}" for i in range(len(self.points))]
+        self._cases_of = {case: shapes if case == ALONE else [case] for case in self._asked}
+        self._cases = [case for cases in self._cases_of.values() for case in cases]
         settings = {
-            "base": asdict(replace(base, threads=0)),
+            "base": described(base),
             "points": [arch.subnet_id for arch in self.points],
         }
-        described = json.dumps(settings, sort_keys=True)
-        self._out = out / hashlib.sha256(described.encode()).hexdigest()[:8]
+        text = json.dumps(settings, sort_keys=True)
+        self._out = out / hashlib.sha256(text.encode()).hexdigest()[:8]
         self._journal = Journal(self._out / "runs.jsonl", settings)
         self._loaded: tuple[int, Dataset] | None = None
 
@@ -105,11 +123,11 @@ class TrainingBench:
 
     def rows(self) -> list[Row]:
         """Rows `figure, value, unit, detail` of the runs that are finished."""
-        return rows_of(self._finished(), self._all_tuned(), self._sizes(), self._budget_s())
+        return self._comparison().rows(self._budget_s())
 
     def table(self) -> str:
         """The finished runs as a table in Markdown."""
-        return table_of(self._finished(), self._all_tuned(), self._sizes())
+        return self._comparison().table()
 
     def step_cost(self, repeats: int = 15) -> Row:
         """What a step of max, min and two random costs against the full model alone, interleaved.
@@ -118,7 +136,7 @@ class TrainingBench:
         """
         data = self._data(0)
         trainers = [
-            Trainer(cased(self._base, case, 0), self._definition, data, self._folder("step_cost"))
+            Trainer(self._cased(case, 0), self._definition, data, self._folder("step_cost"))
             for case in ("single", "sandwich")
         ]
         size = self._base.data.batch_size
@@ -149,7 +167,7 @@ class TrainingBench:
             return
         cases = list(dict.fromkeys((REFERENCE, *missing)))
         paces = seconds_per_step(
-            {case: cased(self._base, case, 0) for case in cases},
+            {case: self._cased(case, 0) for case in cases},
             self._definition,
             self._data(0),
             self._folder("pace"),
@@ -161,6 +179,9 @@ class TrainingBench:
             self._journal.once(f"pace/{case}", lambda pair=pair: pair)
             self._tell(f"{case}: {pair[0] * 1e3:.1f} ms a step, {self._steps(case)} steps")
 
+    def _cased(self, case: str, seed: int) -> TrainConfig:
+        return cased(self._base, case, seed, self.points)
+
     def _tuning(self) -> Iterator[PlannedRun]:
         for case in self._cases:
             for lr in self._rates(case):
@@ -170,30 +191,36 @@ class TrainingBench:
     def _finals(self) -> Iterator[PlannedRun]:
         for seed in range(self._num_seeds):
             for case in self._cases:
-                name, steps = f"final/{case}/{seed}", self._steps(case)
+                name, steps = self._final(case, seed), self._steps(case)
                 tuned = self._tuned(case)
                 yield PlannedRun(name, case, seed, tuned.lr if tuned else 0.0, steps, True)
+
+    def _final(self, case: str, seed: int) -> str:
+        kind = "final" if self._judged_on == "test" else self._judged_on
+        return f"{kind}/{case}/{seed}"
 
     def _do(self, planned: PlannedRun, clock: TimeLeft) -> None:
         if planned.name in self._journal:
             return
         if self._should_stop():
             raise StoppedError
-        config = cased(self._base, planned.case, planned.seed)
-        config = replace(config, optimizer=replace(config.optimizer, lr=planned.lr))
+        config = at_rate(self._cased(planned.case, planned.seed), planned.lr)
         share = 1.0 if planned.is_final else 1.0 / TUNING_SHARE
         folder = self._out / planned.name.replace("/", "-")
+        steps, tuning = norm_steps(planned.case, planned.steps)
+        place = place_of(planned.case)
         run = TimedRun(
-            of_length(config, planned.steps, share),
+            of_length(config, steps, share),
             self._definition,
             self._data(planned.seed),
             folder,
-            self.points,
+            self.points if place is None else self.points[place : place + 1],
+            norm_steps=tuning,
         )
         clock.begin(f"{planned.name} at rate {planned.lr:g}", step_s=self._step_s(planned.case))
         done = run.finish(
             planned.case,
-            with_test=planned.is_final,
+            with_test=planned.is_final and self._judged_on == "test",
             progress=clock.step,
             should_stop=self._should_stop,
         )
@@ -205,7 +232,7 @@ class TrainingBench:
     # --- what follows from the journal -------------------------------------------------------
 
     def _rates(self, case: str) -> list[float]:
-        lr = cased(self._base, case, 0).optimizer.lr
+        lr = self._cased(case, 0).optimizer.lr
         return [float(f"{lr * factor:.6g}") for factor in RATES]
 
     def _tuned(self, case: str) -> Tuned | None:
@@ -213,7 +240,7 @@ class TrainingBench:
         names = {lr: f"tune/{case}/{lr:g}" for lr in self._rates(case)}
         if not all(name in self._journal for name in names.values()):
             return None
-        is_single = cased(self._base, case, 0).schedule.strategy == "single"
+        is_single = self._cased(case, 0).schedule.strategy == "single"
         judged = slice(-1, None) if is_single else slice(None)
         tried = {lr: float(np.mean(self._run(n).validation[judged])) for lr, n in names.items()}
         return Tuned(max(tried, key=lambda lr: tried[lr]), tried)
@@ -222,15 +249,18 @@ class TrainingBench:
         tuned = {case: self._tuned(case) for case in self._cases}
         return {case: found for case, found in tuned.items() if found is not None}
 
+    def _comparison(self) -> CaseComparison:
+        return CaseComparison(self._finished(), self._all_tuned(), self._sizes(), self._judged_on)
+
     def _finished(self) -> dict[str, list[FinishedRun]]:
-        return {
-            case: [
-                self._run(name)
-                for seed in range(self._num_seeds)
-                if (name := f"final/{case}/{seed}") in self._journal
-            ]
-            for case in self._cases
-        }
+        """By case that was asked for; of the shapes alone the seeds of which all are there."""
+        seeds = range(self._num_seeds)
+        found: dict[str, list[FinishedRun]] = {}
+        for asked, cases in self._cases_of.items():
+            groups = [[self._final(case, seed) for case in cases] for seed in seeds]
+            runs = [[self._run(n) for n in g] for g in groups if all(n in self._journal for n in g)]
+            found[asked] = [of_all_shapes(r) if asked == ALONE else r[0] for r in runs]
+        return found
 
     def _run(self, name: str) -> FinishedRun:
         return FinishedRun(**self._journal.get(name))
@@ -241,13 +271,16 @@ class TrainingBench:
         return config.schedule.steps or config.schedule.epochs * per_epoch
 
     def _steps(self, case: str) -> int:
-        """As many steps as take the reference's processor time."""
+        """As many steps as take the reference's processor time; of a shape alone, its epochs."""
+        if place_of(case) is not None:
+            return self._reference_steps()
         mine_s, reference_s = self._journal.get(f"pace/{case}")
         return max(TUNING_SHARE, round(self._reference_steps() * reference_s / mine_s))
 
     def _step_s(self, case: str) -> float:
         """What a step was timed at, on the scale of the reference's first timing."""
-        return self._budget_s() / self._steps(case)
+        mine_s, beside_s = self._journal.get(f"pace/{case}")
+        return mine_s * self._journal.get(f"pace/{REFERENCE}")[0] / beside_s
 
     def _budget_s(self) -> float:
         """The processor time that every run aims at (s); 0 before it is known."""

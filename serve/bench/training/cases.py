@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from supernet import Arch, SupernetDefinition, cost
-from training.config import TrainConfig, config_from_json
+from training.config import SupernetConfig, TrainConfig, config_from_json
 
 NUM_POINTS = 5
 REFERENCE = "deps"
+ALONE = "alone"
 
-CASES: dict[str, dict[str, dict[str, Any]]] = {
+Split = Literal["test", "validation"]
+Changes = Mapping[str, Mapping[str, Any]]
+
+CASES: dict[str, Changes | Callable[[TrainConfig], Changes]] = {
     REFERENCE: {},
     "deps_published": {"schedule": {"parts": 1}},
     "sandwich": {"schedule": {"strategy": "sandwich", "parts": 1}},
@@ -40,12 +45,37 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "deps_batch_64": {"data": {"batch_size": 64}},
     "deps_alpha": {"loss": {"distillation": "alpha"}},
     "deps_no_ramp": {"schedule": {"ramp_epochs": 0.0}},
+    "deps_front": {"schedule": {"front": 0.75}},
+    "deps_floor": lambda base: {"optimizer": {"min_lr": 0.05 * base.optimizer.lr}},
+    "deps_norms": {},  # and see NORM_TUNING
+    "deps_pairs_last": {"loss": {"features": "layer_pairs", "pairs": "last"}},
+    "deps_pairs_uniform": {"loss": {"features": "layer_pairs", "pairs": "uniform"}},
+    "deps_pairs_attention": {"loss": {"features": "layer_pairs", "pairs": "attention"}},
 }
 """What a case changes of the base run, by section; the reference is what a config has by default.
 
-`parts` 1 is the published rule of DepS and of the sandwich; each is compared with and without.
+Joined by `+`, cases change all that each of them does. `parts` 1 is the published rule of DepS and
+of the sandwich; each is compared with and without.
 """
-COMPARED = (REFERENCE, "deps_published", "sandwich", "sandwich_parts", "progressive", "compound")
+NORM_TUNING = {"deps_norms": 1 / 30}
+"""Of these cases, so many steps of the reference's run tune the norms of the five sizes."""
+_NORM_STEP = 2
+"""Training steps that a tuning step takes as long as: all sizes see the whole batch, in float32."""
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "strategies": (
+        *(REFERENCE, "deps_published", "sandwich", "sandwich_parts", "progressive", "compound"),
+    ),
+    "pairs": (REFERENCE, "deps_pairs_last", "deps_pairs_uniform", "deps_pairs_attention"),
+    "ideas": (
+        *(REFERENCE, "deps_batch_64", "deps_norms", "deps_front", "deps_floor", "deps_focus"),
+    ),
+    "alone": (REFERENCE, ALONE),
+}
+"""Cases that are compared with each other: the methods, distillation over layer pairs, ideas to
+improve on the reference, and each size as a network of its own."""
+JUDGED_ON_VALIDATION = frozenset(("ideas",))
+"""Parts that choose among several, and so leave the test images alone."""
 
 _COMMON = {"evaluation": {"calibration_images": 1024}, "amp": "off"}
 _CHOICES = [0.25, 0.5, 0.75, 1.0]
@@ -94,12 +124,95 @@ def points_of(definition: SupernetDefinition, count: int = NUM_POINTS) -> list[A
     return [ladder[i] for i in sorted(chosen)]
 
 
-def cased(base: TrainConfig, case: str, seed: int) -> TrainConfig:
-    """The base run as a case changes it."""
+def cased(base: TrainConfig, case: str, seed: int, points: Sequence[Arch] = ()) -> TrainConfig:
+    """The base run as a case changes it; `points` are those of the cases `alone_p1` and so on."""
     config = replace(base, seed=seed)
-    for name, values in CASES[case].items():
-        config = replace(config, **{name: replace(getattr(config, name), **values)})
+    for part in case.split("+"):
+        place = place_of(part)
+        changes = CASES[part] if place is None else _alone(points[place])
+        for name, values in (changes(base) if callable(changes) else changes).items():
+            config = replace(config, **{name: replace(getattr(config, name), **values)})
     return config
+
+
+def chosen_cases(part: str, case: str | None) -> tuple[str, ...]:
+    """The cases of parts, both as names joined by commas; those of `case` where it is given.
+
+    Raises ValueError listing the known parts.
+    """
+    if case is not None:
+        return tuple(CASES) if case == "all" else tuple(case.split(","))
+    unknown = [name for name in part.split(",") if name not in PARTS]
+    if unknown:
+        raise ValueError(f"part {unknown[0]!r} is unknown, allowed {', '.join(PARTS)}")
+    return tuple(dict.fromkeys(c for name in part.split(",") for c in PARTS[name]))
+
+
+def judged_on(asked: str, part: str, case: str | None) -> Split:
+    """On which images cases are compared: as asked, else as the parts have it.
+
+    Raises ValueError for anything but test, validation and nothing.
+    """
+    if asked == "test" or asked == "validation":
+        return asked
+    if asked:
+        raise ValueError(f"--judge {asked}: allowed test, validation")
+    chooses = case is None and not JUDGED_ON_VALIDATION.isdisjoint(part.split(","))
+    return "validation" if chooses else "test"
+
+
+def place_of(case: str) -> int | None:
+    """Which of the points a case trains alone, from 0; None where it trains a supernet."""
+    own = case.removeprefix(f"{ALONE}_p")
+    return int(own) - 1 if own != case else None
+
+
+def check_cases(cases: Sequence[str]) -> None:
+    """Raise ValueError listing the known cases unless each is one, or several joined by `+`."""
+    known = (*CASES, ALONE)
+    unknown = sorted({p for case in cases if case != ALONE for p in case.split("+")} - set(CASES))
+    if unknown:
+        raise ValueError(
+            f"case {unknown[0]!r} is unknown, allowed {', '.join(known)}, or several of them but "
+            f"{ALONE} joined by +"
+        )
+
+
+def at_rate(config: TrainConfig, lr: float) -> TrainConfig:
+    """The config at another learning rate; a floor stays the same share of it."""
+    options = config.optimizer
+    floor = options.min_lr * lr / options.lr
+    return replace(config, optimizer=replace(options, lr=lr, min_lr=floor))
+
+
+def norm_steps(case: str, steps: int) -> tuple[int, int]:
+    """How many of a case's `steps` train and how many tune norms, in the time of all of them."""
+    share = max((NORM_TUNING.get(part, 0.0) for part in case.split("+")), default=0.0)
+    tuning = max(1, round(share * steps)) if share else 0
+    return max(1, steps - _NORM_STEP * tuning), tuning
+
+
+def described(base: TrainConfig) -> dict[str, Any]:
+    """What the base run is known by: where it differs from the defaults.
+
+    So that options which are new leave the runs of before valid.
+    """
+    plain = asdict(TrainConfig(supernet=SupernetConfig(variant="")))
+    return _differing(asdict(replace(base, threads=0)), plain)
+
+
+def _differing(values: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _differing(value, plain[name])
+        if isinstance(value, dict) and isinstance(plain.get(name), dict) and plain[name]
+        else value
+        for name, value in values.items()
+        if value != plain.get(name)
+    }
+
+
+def _alone(arch: Arch) -> Changes:
+    return {"schedule": {"strategy": "single", "subnet": json.dumps(arch.to_json())}}
 
 
 def of_length(config: TrainConfig, steps: int, share: float = 1.0) -> TrainConfig:

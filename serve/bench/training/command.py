@@ -33,12 +33,27 @@ def bench_training(
         int | None,
         typer.Option(min=0, help="Training images, 0: all; default 320 or 10,000."),
     ] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="strategies; pairs: distillation over layer pairs; ideas, judged on validation; "
+            "alone: each size by itself.",
+        ),
+    ] = "strategies",
     case: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME...]", help="Only these; all: every one.")
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Only these instead of parts; all: every one. NAME+NAME does what both do.",
+        ),
     ] = None,
+    judge: Annotated[
+        str, typer.Option(help="test or validation: which images cases are compared on at last.")
+    ] = "",
     threads: Annotated[int, typer.Option(min=0, help="0: torch's default.")] = 0,
 ) -> None:
-    """Compare strategies at equal processor time: rates tuned on validation, then several seeds.
+    """Compare trainings at equal processor time: rates tuned on validation, then several seeds.
 
     Every finished run is kept in --out, so an interrupted or killed benchmark goes on with the same
     command. Printed is a table in Markdown.
@@ -46,19 +61,19 @@ def bench_training(
     import torch
 
     from serve.bench.training.bench import TrainingBench
-    from serve.bench.training.cases import CASES, COMPARED, base_config
+    from serve.bench.training.cases import base_config, chosen_cases, judged_on
 
     stopped: list[int] = []
     with user_errors(ValueError, OSError, RuntimeError), _collected(stopped):
         check_outputs(json_out, folders=[out])
         if threads:
             torch.set_num_threads(threads)
-        names = tuple(CASES) if case == "all" else tuple(case.split(",")) if case else COMPARED
         bench = TrainingBench(
             out,
             base_config(data, epochs=epochs, images=images, threads=threads),
-            cases=names,
+            cases=chosen_cases(part, case),
             num_seeds=seeds,
+            judged_on=judged_on(judge, part, case),
             tell=lambda text: typer.echo(text, err=True),
             should_stop=lambda: bool(stopped),
         )

@@ -1,9 +1,10 @@
-"""Rows and a table of finished runs: what each case reached, and its difference from the reference.
+"""What each case reached, and its difference from the reference, as rows and as a table.
 
-Runs of one seed saw the same split and are measured on the same test images, so cases are compared
-in pairs. The interval of a difference has two parts that are independent: another seed would give
-other weights (Student's t over the seeds' differences), and other test images other answers (the
-images on which the two differ, McNemar).
+Runs of one seed saw the same split and are measured on the same images, so cases are compared in
+pairs. The interval of a difference has two parts that are independent: another seed would give
+other weights (Student's t over the seeds' differences), and other images other answers (the images
+on which the two differ, McNemar). Test images are the same for all seeds, validation images each
+seed's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve.bench.rows import Row, row
-from serve.bench.training.cases import REFERENCE
+from serve.bench.training.cases import REFERENCE, Split, place_of
 from serve.bench.training.timed_run import FinishedRun
 from supernet import Arch
 from traces.simulation.cells import estimate
@@ -49,7 +50,10 @@ class PairedGain(NamedTuple):
 
 
 def difference(
-    runs: Sequence[FinishedRun], reference: Sequence[FinishedRun], points: Sequence[int]
+    runs: Sequence[FinishedRun],
+    reference: Sequence[FinishedRun],
+    points: Sequence[int],
+    split: Split = "test",
 ) -> PairedGain | None:
     """Compare the mean accuracy over `points` of runs with the same seeds; None without a pair."""
     of_seed = {run.seed: run for run in reference}
@@ -58,84 +62,110 @@ def difference(
         return None
     which = list(points)
     mine, theirs = (
-        np.stack([run.hits[which].mean(axis=0) for run in side])  # (seeds, test samples)
+        np.stack([run.hits(split)[which].mean(axis=0) for run in side])  # (seeds, samples)
         for side in zip(*pairs, strict=True)
     )
     by_seed = estimate((mine - theirs).mean(axis=1).tolist())
-    value, (low, high) = paired_difference(mine.mean(axis=0), theirs.mean(axis=0))
+    if split == "test":
+        mine, theirs = mine.mean(axis=0), theirs.mean(axis=0)
+    value, (low, high) = paired_difference(mine.ravel(), theirs.ravel())
     half = math.hypot(by_seed.half_width, (high - low) / 2)
     return PairedGain(value, value - half, value + half, len(pairs))
 
 
-def rows_of(
-    runs: Mapping[str, Sequence[FinishedRun]],
-    tuned: Mapping[str, Tuned],
-    points: Sequence[tuple[Arch, int]],
-    budget_s: float,
-) -> list[Row]:
-    """Rows of every case with a finished run; `points` are archs with their MACs."""
-    return [
-        one
-        for case, mine in runs.items()
-        if mine
-        for one in (
-            *_accuracies(case, mine, points),
-            _mean_row(f"{case}/cpu", [r.cpu_s for r in mine], "s", steps=mine[0].steps,
-                      aimed_at_s=round(budget_s, 1)),
-            *([_rate(case, tuned[case])] if case in tuned else []),
-            *_differences(case, mine, runs.get(REFERENCE, ()), len(points)),
-        )
-    ]  # fmt: skip
+class CaseComparison(NamedTuple):
+    """The finished runs by case, the rates that were chosen, `points` as archs with their MACs.
 
+    `split` says on which images cases are compared; runs were measured on the validation images in
+    any case.
+    """
 
-def table_of(
-    runs: Mapping[str, Sequence[FinishedRun]],
-    tuned: Mapping[str, Tuned],
-    points: Sequence[tuple[Arch, int]],
-) -> str:
-    """A table in Markdown: test accuracies in per cent, means over the seeds."""
-    sizes = [f"{macs / 1e6:.1f} M" for _, macs in points]
-    head = ["case", "rate", *sizes, "mean", f"less {REFERENCE} (95 %)", "core s"]
-    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
-    for case, mine in runs.items():
-        if mine:
-            reached = np.mean([run.test for run in mine], axis=0) * 100
-            gap = difference(mine, runs.get(REFERENCE, ()), range(len(points)))
-            lines.append(
-                [
-                    case,
-                    f"{tuned[case].lr:g}" if case in tuned else "-",
-                    *(f"{value:.1f}" for value in reached),
-                    f"{reached.mean():.1f}",
-                    "" if gap is None or case == REFERENCE else _points(gap),
-                    f"{np.mean([run.cpu_s for run in mine]):.0f}",
-                ]
-            )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    runs: Mapping[str, Sequence[FinishedRun]]
+    tuned: Mapping[str, Tuned]
+    points: Sequence[tuple[Arch, int]]
+    split: Split = "test"
 
+    def rows(self, budget_s: float) -> list[Row]:
+        """Rows of every case with a finished run; `budget_s` is the processor time aimed at."""
+        rates = [_rate(case, tuned) for case, tuned in self.tuned.items() if self._has(case)]
+        found = [one for case, runs in self.runs.items() if runs for one in self._rows_of(case)]
+        cpu = [
+            _mean_row(f"{case}/cpu", [r.cpu_s for r in runs], "s", steps=runs[0].steps,
+                      aimed_at_s=round(budget_s, 1))
+            for case, runs in self.runs.items() if runs
+        ]  # fmt: skip
+        return [*found, *cpu, *rates]
 
-def _accuracies(
-    case: str, runs: Sequence[FinishedRun], points: Sequence[tuple[Arch, int]]
-) -> list[Row]:
-    rows = [
-        _mean_row(
-            f"{case}/p{i + 1}/accuracy",
-            [run.test[i] for run in runs],
-            "fraction",
-            validation=[run.validation[i] for run in runs],
-            subnet_id=arch.subnet_id,
-            macs=macs,
-        )
-        for i, (arch, macs) in enumerate(points)
-    ]
-    means = [float(np.mean(run.test)) for run in runs]
-    validation = [float(np.mean(run.validation)) for run in runs]
-    diverged = [run.seed for run in runs if run.is_diverged]
-    more = {"diverged_seeds": diverged} if diverged else {}
-    return [
-        *rows,
-        _mean_row(f"{case}/mean/accuracy", means, "fraction", validation=validation, **more),
-    ]
+    def table(self) -> str:
+        """A table in Markdown: accuracies in per cent, means over the seeds."""
+        sizes = [f"{macs / 1e6:.1f} M" for _, macs in self.points]
+        head = ["case", "rate", *sizes, "mean", f"less {REFERENCE} (95 %)", "core s"]
+        lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+        for case, runs in self.runs.items():
+            if runs:
+                reached = np.mean([run.accuracies(self.split) for run in runs], axis=0) * 100
+                gap = self._gap(case, range(len(self.points)))
+                lines.append(
+                    [
+                        case,
+                        self._rates_of(case),
+                        *(f"{value:.1f}" for value in reached),
+                        f"{reached.mean():.1f}",
+                        "" if gap is None or case == REFERENCE else _points(gap),
+                        f"{np.mean([run.cpu_s for run in runs]):.0f}",
+                    ]
+                )
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def _has(self, case: str) -> bool:
+        """Whether a tuned case is one of those that finished, or a shape of one."""
+        name = case if place_of(case) is None else case.rpartition("_p")[0]
+        return bool(self.runs.get(name))
+
+    def _rates_of(self, case: str) -> str:
+        """The chosen rate; of shapes that are trained alone each one's own."""
+        if case in self.tuned:
+            return f"{self.tuned[case].lr:g}"
+        own = [self.tuned.get(f"{case}_p{i + 1}") for i in range(len(self.points))]
+        return "/".join(f"{tuned.lr:g}" for tuned in own if tuned is not None) or "-"
+
+    def _gap(self, case: str, points: Sequence[int]) -> PairedGain | None:
+        return difference(self.runs[case], self.runs.get(REFERENCE, ()), points, self.split)
+
+    def _rows_of(self, case: str) -> list[Row]:
+        runs, split = self.runs[case], self.split
+
+        def reached(name: str, pick: slice, **detail: Any) -> Row:
+            accuracies = [float(np.mean(run.accuracies(split)[pick])) for run in runs]
+            validation = [float(np.mean(run.validation[pick])) for run in runs]
+            told = {"split": split, "validation": validation, **detail}
+            return _mean_row(f"{case}/{name}/accuracy", accuracies, "fraction", **told)
+
+        diverged = [run.seed for run in runs if run.is_diverged]
+        rows = [
+            reached(f"p{i + 1}", slice(i, i + 1), subnet_id=arch.subnet_id, macs=macs)
+            for i, (arch, macs) in enumerate(self.points)
+        ]
+        more = {"diverged_seeds": diverged} if diverged else {}
+        rows.append(reached("mean", slice(None), **more))
+        return rows if case == REFERENCE else [*rows, *self._differences(case)]
+
+    def _differences(self, case: str) -> list[Row]:
+        every = range(len(self.points))
+        picks = {**{f"p{i + 1}": [i] for i in every}, "mean": list(every)}
+        rows: list[Row] = []
+        for name, which in picks.items():
+            gap = self._gap(case, which)
+            if gap is not None:
+                detail = {
+                    "ci95": [gap.low, gap.high],
+                    "seeds": gap.num_seeds,
+                    "split": self.split,
+                    "is_beyond_chance": gap.is_beyond_chance,
+                }
+                figure = f"training/{case}/{name}/over_{REFERENCE}"
+                rows.append(row(figure, gap.value, "fraction", detail, digits=9))
+        return rows
 
 
 def _rate(case: str, tuned: Tuned) -> Row:
@@ -144,26 +174,6 @@ def _rate(case: str, tuned: Tuned) -> Row:
         "is_at_edge": tuned.is_at_edge,
     }
     return row(f"training/{case}/rate", tuned.lr, "1", detail)
-
-
-def _differences(
-    case: str, runs: Sequence[FinishedRun], reference: Sequence[FinishedRun], num_points: int
-) -> list[Row]:
-    if case == REFERENCE:
-        return []
-    picks = {**{f"p{i + 1}": [i] for i in range(num_points)}, "mean": list(range(num_points))}
-    rows: list[Row] = []
-    for name, which in picks.items():
-        gap = difference(runs, reference, which)
-        if gap is not None:
-            detail = {
-                "ci95": [gap.low, gap.high],
-                "seeds": gap.num_seeds,
-                "is_beyond_chance": gap.is_beyond_chance,
-            }
-            figure = f"training/{case}/{name}/over_{REFERENCE}"
-            rows.append(row(figure, gap.value, "fraction", detail, digits=9))
-    return rows
 
 
 def _mean_row(figure: str, values: list[float], unit: str, **detail: Any) -> Row:

@@ -7,16 +7,20 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from serve.bench.training.cases import ALONE
 from slackfit.output_files import write_text
 from supernet import Arch, SupernetDefinition
 from training.config import TrainConfig
+from training.data.data import steps_per_epoch
 from training.data.samples import Dataset
-from training.evaluation.evaluate import measure
+from training.evaluation.evaluate import Measurement, measure
+from training.evaluation.tune_norms import TuningOptions, tune_norms
+from training.trainer.optimization import Tensors
 from training.trainer.resume import RESUME_FILE
 from training.trainer.run_log import StepReport
 from training.trainer.trainer import DIVERGED_FILE, Trainer, TrainingDivergedError
@@ -33,8 +37,8 @@ class FinishedRun(NamedTuple):
 
     Accuracies are fractions in the order of the points. `cpu_s` is the processor time of all its
     threads, over all sittings, without measuring. `test_hits` says which of the test samples each
-    point got right (`packed`); it is empty for a run that only chooses. A run that diverged answers
-    nothing right.
+    point got right (`packed`); it and `test` are empty for a run that only chooses. A run that
+    diverged answers nothing right.
     """
 
     case: str
@@ -46,11 +50,15 @@ class FinishedRun(NamedTuple):
     test: list[float]
     test_hits: str
     is_diverged: bool = False
+    validation_hits: str = ""
 
-    @property
-    def hits(self) -> Hits:
-        """(points, test samples) which are right."""
-        return unpacked(self.test_hits)
+    def accuracies(self, split: str) -> list[float]:
+        """By point, on the `test` or the `validation` samples."""
+        return self.test if split == "test" else self.validation
+
+    def hits(self, split: str) -> Hits:
+        """(points, samples) which are right, of the `test` or the `validation` samples."""
+        return unpacked(self.test_hits if split == "test" else self.validation_hits)
 
 
 class TimedRun:
@@ -63,7 +71,11 @@ class TimedRun:
         data: Dataset,
         folder: Path,
         points: Sequence[Arch],
+        *,
+        norm_steps: int = 0,
     ):
+        """`norm_steps`: for how many steps the norms of the points are tuned after training."""
+        self._norm_steps = norm_steps
         self._config, self._definition, self._data = config, definition, data
         self._folder, self._points = folder, points
 
@@ -89,7 +101,8 @@ class TimedRun:
             cpu_s = clock.stop()
             if not is_over:
                 raise StoppedError
-            hits = self._hits(trainer, with_test)
+            hits, tuning_s = self._hits(trainer, with_test)
+            cpu_s += tuning_s
         except TrainingDivergedError:
             cpu_s, is_diverged = clock.stop(), True
             splits = {"validation": self._data.validation, "test": self._data.test}
@@ -105,6 +118,7 @@ class TimedRun:
             test=hits["test"].mean(axis=1).tolist() if with_test else [],
             test_hits=packed(hits["test"]) if with_test else "",
             is_diverged=is_diverged,
+            validation_hits=packed(hits["validation"]),
         )
 
     def tidy(self) -> None:
@@ -112,26 +126,52 @@ class TimedRun:
         for name in (RESUME_FILE, DIVERGED_FILE):
             (self._folder / name).unlink(missing_ok=True)
 
-    def _hits(self, trainer: Trainer, with_test: bool) -> dict[str, Hits]:
-        """(points, samples) which are right, by split; statistics are calibrated once a point."""
+    def _hits(self, trainer: Trainer, with_test: bool) -> tuple[dict[str, Hits], float]:
+        """(points, samples) which are right, by split, and the seconds that norms were tuned for.
+
+        Statistics are calibrated once a point, on the way to its first answers.
+        """
         state = {name: tensor.cpu() for name, tensor in trainer.state().items()}
-        rows: dict[str, list[Hits]] = {"validation": [], **({"test": []} if with_test else {})}
-        for arch in self._points:
-            statistics: Mapping[str, Any] | None = None
-            for name, found in rows.items():
-                measured = measure(
-                    state,
-                    self._definition,
-                    arch,
-                    input_spec=self._data.input,
-                    calibration=self._data.train,
-                    calibration_images=self._config.evaluation.calibration_images,
-                    held_out=getattr(self._data, name),
-                    statistics=statistics,
-                )
-                statistics = measured.statistics
-                found.append(measured.correct.numpy())
-        return {name: np.stack(found) for name, found in rows.items()}
+        first = [self._measured(state, arch, "validation") for arch in self._points]
+        statistics, tuning_s = {m.arch: m.statistics for m in first}, 0.0
+        if self._norm_steps:
+            statistics, tuning_s = self._tuned(state, statistics)
+            first = [self._measured(state, a, "validation", statistics[a]) for a in self._points]
+        hits = {"validation": np.stack([m.correct.numpy() for m in first])}
+        if with_test:
+            last = [self._measured(state, a, "test", statistics[a]) for a in self._points]
+            hits["test"] = np.stack([m.correct.numpy() for m in last])
+        return hits, tuning_s
+
+    def _tuned(
+        self, state: Tensors, statistics: Mapping[Arch, Tensors]
+    ) -> tuple[dict[Arch, Tensors], float]:
+        """Statistics with each point's own scale and offset, and the processor time of it (s)."""
+        began_s = time.process_time()
+        epochs = self._norm_steps / steps_per_epoch(self._data.train, self._config.data.batch_size)
+        tuned = tune_norms(
+            state,
+            self._definition,
+            {arch: dict(own) for arch, own in statistics.items()},
+            self._data.train,
+            self._data.input,
+            TuningOptions(epochs, self._config.data, self._config.seed),
+        )
+        return tuned, time.process_time() - began_s
+
+    def _measured(
+        self, state: Tensors, arch: Arch, split: str, statistics: Tensors | None = None
+    ) -> Measurement:
+        return measure(
+            state,
+            self._definition,
+            arch,
+            input_spec=self._data.input,
+            calibration=self._data.train,
+            calibration_images=self._config.evaluation.calibration_images,
+            held_out=getattr(self._data, split),
+            statistics=statistics,
+        )
 
 
 class ProcessorClock:
@@ -156,6 +196,26 @@ class ProcessorClock:
         total_s = self._before_s + time.process_time() - self._started_s
         write_text(self._path, json.dumps(total_s) + "\n")
         return total_s
+
+
+def of_all_shapes(runs: Sequence[FinishedRun]) -> FinishedRun:
+    """Runs of one seed, each of one shape by itself, as a run whose points they are.
+
+    Its time is that of all; its rate and steps are those of the last, the largest.
+    """
+    return runs[-1]._replace(
+        case=ALONE,
+        cpu_s=sum(run.cpu_s for run in runs),
+        validation=[a for run in runs for a in run.validation],
+        test=[a for run in runs for a in run.test],
+        test_hits=_together([run.test_hits for run in runs]),
+        validation_hits=_together([run.validation_hits for run in runs]),
+        is_diverged=any(run.is_diverged for run in runs),
+    )
+
+
+def _together(texts: Sequence[str]) -> str:
+    return packed(np.concatenate([unpacked(text) for text in texts])) if all(texts) else ""
 
 
 def packed(hits: Hits) -> str:

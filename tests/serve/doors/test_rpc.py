@@ -127,7 +127,9 @@ def test_health_metadata_and_configuration(ask):
     assert list(model.outputs[0].shape) == [-1, 10]
     assert config.config.max_batch_size == 4
     assert config.config.input[0].data_type == pb.TYPE_UINT8
-    serves = {"policy": "slackfit", "profile": "tiny", "device": "nowhere"}
+    serves = {
+        "policy": "slackfit", "profile": "tiny", "device": "nowhere", "output_kind": "logits",
+    }  # fmt: skip
     parameters = {k: v.string_value for k, v in config.config.parameters.items()}
     assert parameters == {**serves, "input_range": "[0, 255]"}
     assert about.items() >= serves.items()

@@ -21,6 +21,13 @@ def test_the_binomial_interval_is_wilsons(total, share):
     assert binomial_interval(hits, total) == pytest.approx((exact.low, exact.high), abs=1e-7)
 
 
+def test_an_interval_holds_its_own_share_to_the_last_bit():
+    """Of 10 out of 10 and others, rounding ended it below 1: no error bar has a length below 0."""
+    for total in range(1, 200):
+        assert binomial_interval(total, total)[1] == 1.0
+        assert binomial_interval(0, total)[0] == 0.0
+
+
 def markov_bins(rng: np.random.Generator, num_bins: int) -> np.ndarray:
     """Hits of 50 queries per bin: good bins (all on time) and bad ones (half), in long runs."""
     state, hits = 0, []

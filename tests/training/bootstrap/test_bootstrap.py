@@ -18,10 +18,11 @@ from PIL import Image
 
 from supernet import define_supernet, extract, load_checkpoint, save_checkpoint
 from supernet.weights.import_network import imported_checkpoint
-from training.bootstrap.bootstrap import BootstrapOptions, bootstrap
+from training.bootstrap.bootstrap import bootstrap
 from training.bootstrap.journal import JournalError, load_journal
+from training.bootstrap.options import BootstrapOptions
 from training.bootstrap.page import write_page
-from training.bootstrap.recipe import CNN, VIT, recipe_for
+from training.bootstrap.recipe import CNN, VIT, read_recipe, recipe_of
 from training.bootstrap.short_run import StepTimes, timed_steps
 from training.bootstrap.start import PretrainedSource, check_samples, data_config, import_start
 from training.config import ConfigError, config_from_json
@@ -170,20 +171,20 @@ def test_a_step_of_all_sizes_takes_longer_than_one_of_the_whole_network(
 def test_recipes_in_configs_are_the_built_in_ones() -> None:
     for recipe, name in ((CNN, "bootstrap_cnn"), (VIT, "bootstrap_vit")):
         path = REPOSITORY / "configs" / f"{name}.toml"
-        assert asdict(recipe_for(define_supernet("resnet_tiny"), path)) == asdict(recipe)
+        assert asdict(read_recipe(path)) == asdict(recipe)
         assert set(tomllib.loads(path.read_text())) == set(asdict(recipe))
-    assert recipe_for(define_supernet("resnet_tiny"), None) == CNN
-    assert recipe_for(define_supernet("vit_tiny_patch16_224"), None) == VIT
+    assert recipe_of(define_supernet("resnet_tiny")) == CNN
+    assert recipe_of(define_supernet("vit_tiny_patch16_224")) == VIT
 
 
 def test_a_recipe_with_an_unknown_key_or_type_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text("rate = 1.0\n")
     with pytest.raises(ConfigError, match="unknown key rate; known are optimizer, lr"):
-        recipe_for(define_supernet("resnet_tiny"), path)
+        read_recipe(path)
     path.write_text('lr = "fast"\n')
     with pytest.raises(ConfigError, match="lr is 'fast', expected a number"):
-        recipe_for(define_supernet("resnet_tiny"), path)
+        read_recipe(path)
 
 
 def folder_of(root: Path, counts: dict[str, int]) -> Path:

@@ -275,7 +275,8 @@ def test_training_writes_a_checkpoint_whose_accuracies_hold(
     uniforms = loaded.definition.space.uniforms()
     assert set(last["accuracy"]) >= {arch.subnet_id for arch in uniforms}
     assert [line["epoch"] for line in lines] == list(range(1, 11))
-    assert all(line["images_per_s"] > 0 for line in lines)
+    assert all(line["images_per_s"] > 0 and line["cpu_s"] > 0 for line in lines)
+    assert loaded.provenance["training_macs"] > 1e9
     images = lines[0]["images_per_s"] * lines[0]["seconds"]
     assert images == pytest.approx(lines[0]["step"] * config.data.batch_size, rel=0.02)
     assert lines[0]["subnets_per_step"] == 1

@@ -13,7 +13,20 @@ import pytest
 
 import serve.bench.training.pace as pace
 from serve.bench.training.bench import RATES, TrainingBench
-from serve.bench.training.cases import CASES, COMPARED, base_config, cased, of_length, points_of
+from serve.bench.training.cases import (
+    CASES,
+    PARTS,
+    REFERENCE,
+    at_rate,
+    base_config,
+    cased,
+    chosen_cases,
+    described,
+    judged_on,
+    norm_steps,
+    of_length,
+    points_of,
+)
 from serve.bench.training.time_left import TimeLeft
 from serve.bench.training.timed_run import FinishedRun, ProcessorClock
 from supernet import cost, define_supernet
@@ -85,7 +98,7 @@ def test_rates_are_chosen_on_validation_and_tests_are_made_once(sittings: Sittin
         assert {run.steps // 3 for run in finals} == {run.steps for run in tuning}
         for i in range(5):
             row = by_figure[f"training/{case}/p{i + 1}/accuracy"]
-            assert row["detail"]["seeds"] == [run.hits[i].mean() for run in finals]
+            assert row["detail"]["seeds"] == [run.hits("test")[i].mean() for run in finals]
             assert row["detail"]["validation"] == [run.validation[i] for run in finals]
         assert by_figure[f"training/{case}/cpu"]["detail"]["seeds"] == [r.cpu_s for r in finals]
     gap = by_figure["training/single/mean/over_deps"]
@@ -155,8 +168,10 @@ def test_a_case_changes_what_it_says_alone() -> None:
     base = base_config(None, epochs=30, images=None, threads=1)
     assert base.schedule.parts == 3, "the reference is what a config has by default"
     for case in CASES:
-        assert cased(base, case, 1).seed == 1
-    assert {cased(base, case, 0).schedule.strategy for case in COMPARED} == {
+        changed = cased(base, case, 1)
+        assert changed.seed == 1
+        assert (changed == replace(base, seed=1)) == (case in (REFERENCE, "deps_norms"))
+    assert {cased(base, case, 0).schedule.strategy for case in PARTS["strategies"]} == {
         *("deps", "sandwich", "progressive", "compound")
     }
     shorter = of_length(base, 100, 1 / 3)
@@ -167,6 +182,42 @@ def test_a_case_changes_what_it_says_alone() -> None:
 def test_an_unknown_case_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="case 'ofa' is unknown, allowed deps, deps_published"):
         bench(tmp_path, cases=("ofa",))
+    with pytest.raises(ValueError, match="case 'alone' is unknown, .* but alone joined"):
+        bench(tmp_path, cases=("deps_floor+alone",))
+    with pytest.raises(ValueError, match="part 'idea' is unknown, allowed strategies, pairs"):
+        chosen_cases("strategies,idea", None)
+    with pytest.raises(ValueError, match="--judge train: allowed test, validation"):
+        judged_on("train", "ideas", None)
+
+
+def test_cases_joined_by_a_plus_change_what_each_does() -> None:
+    base = base_config(None, epochs=30, images=None, threads=1)
+    both = cased(base, "deps_floor+deps_front+deps_batch_64", 0)
+    assert both.optimizer.min_lr == pytest.approx(0.05 * base.optimizer.lr)
+    assert (both.schedule.front, both.data.batch_size) == (0.75, 64)
+    faster = at_rate(both, 3 * base.optimizer.lr)
+    assert faster.optimizer.lr == 3 * base.optimizer.lr
+    assert faster.optimizer.min_lr == pytest.approx(0.05 * faster.optimizer.lr), "a share of it"
+    assert norm_steps("deps", 300) == (300, 0)
+    assert norm_steps("deps_floor+deps_norms", 300) == (280, 10)
+
+
+def test_ideas_are_chosen_among_on_validation_and_all_else_is_told_on_test() -> None:
+    assert judged_on("", "ideas", None) == judged_on("", "pairs,ideas", None) == "validation"
+    assert judged_on("", "strategies", None) == judged_on("", "ideas", "deps") == "test"
+    assert judged_on("test", "ideas", None) == "test"
+    assert chosen_cases("pairs,ideas", None).count("deps") == 1
+    assert chosen_cases("pairs", "deps,single") == ("deps", "single")
+
+
+def test_a_base_run_is_known_by_what_differs_from_the_defaults() -> None:
+    base = base_config(None, epochs=30, images=None, threads=7)
+    told = described(base)
+    assert told["data"] == {"limit": 320}
+    assert told["schedule"] == {"epochs": 30, "ramp_epochs": 2.0}
+    assert "threads" not in told
+    assert told["supernet"]["overrides"]["widths"] == [32, 32]
+    assert described(replace(base, seed=1)) != told
 
 
 def test_the_points_are_five_sizes_from_smallest_to_largest() -> None:
