@@ -41,7 +41,7 @@ def serve_both(
                 "profile": str(tmp_path / "tiny.json"),
                 "input_shape": [1, 2, 2],
                 "slo_ms": 20_000,  # nothing is late on a busy machine
-            },  # fmt: skip
+            },
         }
         async with serving_streams(device="timed", models=models, **settings) as streams:
             yield streams
