@@ -316,32 +316,30 @@ class StreamEngine:
         self._answers.call(settle, warm, None)
         try:
             while not self._is_stopping:
-                if not self.step():
-                    self._idle()
+                if not self.step() and self._waited_long():
+                    self._probe()
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the decoder's thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
 
-    def _idle(self) -> None:
-        """Wait until there is something to decide; look after the device meanwhile."""
-        probed_s = self.clock()
-        while not self._wait():
-            self._look_after()
-            if not self._open and self.clock() >= probed_s + self._probe_after_s:
-                self._probe()
-                probed_s = self.clock()
+    def _waited_long(self) -> bool:
+        """Wait for something to do, and look after the device meanwhile.
 
-    def _wait(self) -> bool:
-        """Wait until there is something to decide, or a while; return whether there is."""
-        most_s = min(_LOOK_AFTER_S, self._probe_after_s)
-        with self._wake:
-            if self._is_dirty or self._is_stopping:
-                return True
-            wakeup_s = self._scheduler.next_wakeup_s()
-            if wakeup_s is None:
-                return self._wake.wait(most_s)
-            left_s = max(_MIN_WAIT_S, wakeup_s - self.clock())
-            return self._wake.wait(min(left_s, most_s)) or left_s <= most_s
+        Return whether nothing was asked for so long that it is to be probed instead.
+        """
+        probe_at_s = self.clock() + self._probe_after_s
+        while True:
+            with self._wake:
+                if self._is_dirty or self._is_stopping:
+                    return False
+                wakeup_s = self._scheduler.next_wakeup_s()
+                end_s = probe_at_s if wakeup_s is None else wakeup_s
+                left_s = max(_MIN_WAIT_S, end_s - self.clock())
+                if self._wake.wait(min(left_s, _LOOK_AFTER_S)):
+                    return False
+            if left_s <= _LOOK_AFTER_S:
+                return wakeup_s is None
+            self._look_after()
 
     def _probe(self) -> None:
         """Run a token that nobody asked for. Raises what the executor raises."""
