@@ -9,6 +9,7 @@ that nobody asked about. Budgets are prefixes of a permutation that the seed dra
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -81,21 +82,21 @@ def knockoff_student(
 ) -> np.ndarray:
     """Have the toolbox's Knockoff Nets (Orekondy et al., CVPR 2019) train the same head."""
     import torch
-    from art.attacks.extraction import KnockoffNets
-    from art.estimators.classification import BlackBoxClassifier, PyTorchClassifier
 
+    attacks: Any = importlib.import_module("art.attacks.extraction")
+    estimators: Any = importlib.import_module("art.estimators.classification")
     mean, scale = features.mean(0), features.std(0) + 1e-6
     x = ((features - mean) / scale).astype(np.float32)
     answers = {row.tobytes(): target for row, target in zip(x, targets, strict=True)}
     classes = targets.shape[1]
-    victim = BlackBoxClassifier(
+    victim = estimators.BlackBoxClassifier(
         lambda rows: np.stack([answers[row.astype(np.float32).tobytes()] for row in rows]),
         input_shape=x.shape[1:],
         nb_classes=classes,
     )
     head = torch.nn.Linear(x.shape[1], classes)
     torch.nn.init.zeros_(head.weight)  # convex: no need for a draw
-    thief = PyTorchClassifier(
+    thief = estimators.PyTorchClassifier(
         head,
         loss=torch.nn.CrossEntropyLoss(),
         optimizer=torch.optim.AdamW(head.parameters(), lr=_RATE / 5, weight_decay=_DECAY),
@@ -103,7 +104,7 @@ def knockoff_student(
         nb_classes=classes,
         device_type="cpu",
     )
-    attack = KnockoffNets(
+    attack = attacks.KnockoffNets(
         victim,
         batch_size_fit=min(256, len(x)),
         batch_size_query=256,
