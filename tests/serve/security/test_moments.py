@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -62,16 +62,18 @@ def test_counts_rise_as_answers_leave_and_not_as_batches_end(defended, as_princi
 
 
 @pytest.fixture
-def records(monkeypatch) -> list[logging.LogRecord]:
+def records() -> Iterator[list[logging.LogRecord]]:
     """The lines of the query log, as they are written."""
     found: list[logging.LogRecord] = []
     log = logging.getLogger("serve.queries")
-    monkeypatch.setattr(log, "level", logging.INFO)
+    level = log.level
+    log.setLevel(logging.INFO)  # what other tests asked of it is cached until it is set
     handler = logging.Handler()
     handler.emit = found.append
     log.addHandler(handler)
     yield found
     log.removeHandler(handler)
+    log.setLevel(level)
 
 
 def test_a_request_has_one_line_when_its_answer_leaves(defended, as_principal, over_http, records):

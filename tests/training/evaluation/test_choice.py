@@ -161,6 +161,7 @@ def held_out(checkpoint: Checkpoint) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_holds_out_what_its_parent_did(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +214,7 @@ def test_the_digits_test_images_stay_what_they_were_too(tmp_path: Path) -> None:
     assert torch.equal(*(s.take(torch.arange(len(s))).images for s in tests))
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_is_said(
     tmp_path: Path, make_config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:

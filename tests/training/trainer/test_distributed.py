@@ -117,6 +117,7 @@ def on_two_processes(out: Path, *names: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process_ends_all(tmp_path: Path) -> None:
     on_two_processes(tmp_path, "diverging")
     first, second = ((tmp_path / f"diverged{rank}").read_text() for rank in (0, 1))

@@ -71,6 +71,7 @@ def test_residency_is_measured_in_both_precisions_on_both_streams(bench):
     }
 
 
+@pytest.mark.slow
 def test_busy_names_form_and_level(bench):
     found = values(bench, "busy")
     assert set(found) == {
@@ -154,6 +155,7 @@ def test_memory_is_that_of_a_process_for_each_set(bench, loads):
     assert all(i.endswith("-i8") for load in (loads[3], loads[5]) for i in load.subnet_ids)
 
 
+@pytest.mark.slow
 def test_views_hold_more_than_the_weights_alone(tiny_net):
     """Twenty subnets of views and statistics beside one set of weights."""
     one, many = (servable_memory_rows(tiny_net, servable=n, tell=print)[0] for n in (1, 20))
@@ -172,6 +174,7 @@ def test_starting_is_timed_with_an_empty_and_with_a_full_cache(bench, loads):
     assert [len(load.subnet_ids) for load in loads[:4]] == [14, 14, 28, 28]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_faster_what_another_compiled(tiny_net, tmp_path):
     folder = tiny_net.saved(tiny_net.archs(2), tmp_path)
     ids = form_ids(load_checkpoint(folder), "both")

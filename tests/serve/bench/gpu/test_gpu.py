@@ -15,6 +15,7 @@ from serve.bench.gpu.cases import GpuBench
 from slackfit.profile import LatencyProfile
 
 
+@pytest.mark.slow
 def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     options = ["--device", "cpu", "--json", str(out), "--profiles", str(tmp_path)]

@@ -90,7 +90,7 @@ def absent(setting: Setting, subnet_ids: Sequence[str]) -> Iterator[Use]:
     yield
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_every_choice_meets_every_load_and_what_is_absent_says_so(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ def setting(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return found._replace(load=replace(found.load, warmup_s=0.1))
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_ours_and_a_lean_server_meet_the_same_trace(setting: Setting, tmp_path: Path) -> None:
     told: list[str] = []
     journal = Journal(tmp_path / "static.jsonl", {})
