@@ -20,8 +20,14 @@ from serve.proto import open_inference_pb2 as pb
 from serve.proto.names import BINARY_HEADER, SERVICE
 
 
-def http_request(url: str, model: str, samples: np.ndarray, subnet_id: str) -> bytes:
-    """Return a whole HTTP request for an inference of samples (B, ...), in the binary form."""
+def http_request(
+    url: str, model: str, samples: np.ndarray, subnet_id: str | None, *, slo_s: float = 10.0
+) -> bytes:
+    """Return a whole HTTP request for an inference of samples (B, ...), in the binary form.
+
+    `subnet_id` None leaves the subnet to the policy.
+    """
+    pinned = {} if subnet_id is None else {"subnet": subnet_id}
     head = json.dumps(
         {
             "inputs": [
@@ -32,7 +38,7 @@ def http_request(url: str, model: str, samples: np.ndarray, subnet_id: str) -> b
                     "parameters": {"binary_data_size": samples.nbytes},
                 }
             ],
-            "parameters": {"binary_data_output": True, "slo_ms": 10_000, "subnet": subnet_id},
+            "parameters": {"binary_data_output": True, "slo_ms": slo_s * 1e3, **pinned},
         }
     ).encode()
     body = head + samples.tobytes()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -36,8 +35,7 @@ from serve.bench.serving.closed_loop import (
     rpc_loop,
     rpc_request,
 )
-from serve.bench.serving.load import LoadScore
-from serve.bench.serving.overload import run_text
+from serve.bench.serving.paced_load import PacedScore, paced_load
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting
 from serve.doors.shared_memory import FOLDER
@@ -52,6 +50,7 @@ _IMAGE = (3, 224, 224)
 _BARS = {"http": 4.0, "grpc": 2.5}
 _BATCH_BAR_US = 30.0
 _GOODPUT_BAR = 0.6
+_WARM_UP_S = 1.0
 _TABLE_SLO_S = 0.05  # of the static networks' table
 _MEMORY_BAR = 0.5
 
@@ -157,18 +156,21 @@ class DoorCostBench:
 
     def _overload(self) -> dict[str, Any]:
         """Return the closed loop's rate, and the scores beyond it by SLO in milliseconds."""
-        load, scale = self._setting.load, self._scale
-        with server_process(self._setting.config()) as server:
-            capacity_qps = load.closed_loop_qps(server.url, scale.loop_s, in_flight=_CONNECTIONS)
-        length_s = load.warmup_s + scale.overload_s
-        spec = f"poisson:rate={_OVER * capacity_qps:.1f},duration={length_s:g}"
-        scores: dict[str, LoadScore] = {}
-        for slo_s in dict.fromkeys((_TABLE_SLO_S, load.slo_s)):
-            asked = dataclasses.replace(load, slo_s=slo_s)
-            with server_process(self._setting.config(slo_ms=slo_s * 1e3)) as server:
-                scores[f"{slo_s * 1e3:g}"], _ = asked.replay(
-                    server.url, spec, 0, num_processes=None
-                )
+        setting, scale, scores = self._setting, self._scale, dict[str, PacedScore]()
+        sample = np.zeros((1, *setting.input_shape), np.uint8)
+        with server_process(setting.config()) as server:
+            request = http_request(server.url, setting.load.model, sample, None)
+            loop = http_loop(server.url, request, connections=_CONNECTIONS, duration_s=scale.loop_s)
+            capacity_qps = asyncio.run(loop) / scale.loop_s
+        for slo_s in dict.fromkeys((_TABLE_SLO_S, setting.load.slo_s)):
+            with server_process(setting.config(slo_ms=slo_s * 1e3)) as server:
+                request = http_request(server.url, setting.load.model, sample, None, slo_s=slo_s)
+                for duration_s in (_WARM_UP_S, scale.overload_s):
+                    load = paced_load(
+                        server.url, request, rate_qps=_OVER * capacity_qps,
+                        duration_s=duration_s, slo_s=slo_s,
+                    )  # fmt: skip
+                    scores[f"{slo_s * 1e3:g}"] = asyncio.run(load)
         return {"capacity_qps": capacity_qps, "scores": scores}
 
     def _overload_rows(self) -> list[Row]:
@@ -177,13 +179,14 @@ class DoorCostBench:
         found = self._journal.get("cost/overload")
         capacity_qps, rows = found["capacity_qps"], list[Row]()
         for slo_ms, values in found["scores"].items():
-            score = LoadScore(*values)
+            score = PacedScore(*values)
             goodput_qps = score.on_time / self._scale.overload_s
             is_tables = float(slo_ms) == _TABLE_SLO_S * 1e3
             aim = f">= {_GOODPUT_BAR:g} asked for; " if is_tables else ""
             detail = (
                 f"{aim}on-time answers at {_OVER:g} times the {capacity_qps:.0f} requests/s of a "
-                f"closed loop, over those; {run_text(score)}"
+                f"closed loop, over those; {score.ends}, client's lag p99 "
+                f"{score.lag_p99_s * 1e3:.1f} ms"
             )
             utility_detail = f"attainment {score.attainment:.4f} x accuracy {score.accuracy:.4f}"
             name = f"serving/doors/slo{slo_ms}"

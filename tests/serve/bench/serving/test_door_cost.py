@@ -14,12 +14,13 @@ from serve.bench.serving.closed_loop import http_request
 from serve.bench.serving.door_cost import CostScale, DoorCostBench
 from serve.bench.serving.door_processes import DoorProcessesBench, paced
 from serve.bench.serving.load import Load
+from serve.bench.serving.paced_load import paced_load
 from serve.bench.serving.setting import Setting
 from slackfit.profile import LatencyProfile, SubnetProfile
 
 SIZES = (1, 2, 4, 8, 16)
 SCALE = CostScale(rounds=1, loop_s=0.3, overload_s=2.0, exchanges=4)
-SCORE = [300, 500, 0.8, None, 0.01, 0.02, 0.001, True, 0.2, 0.5, [0.58, 0.62], {"on_time": 300}]
+SCORE = [300, 500, 0.8, 0.001, {"200": 300, "504": 200}]
 
 
 @pytest.fixture
@@ -107,3 +108,18 @@ def test_a_paced_client_sends_at_its_times_and_reads_who_ran_with_whom(
     assert all(answer.ended_s > answer.due_s for answer in answers)
     sizes = {answer.batch_id: answer.batch_size for answer in answers}
     assert sum(sizes.values()) == 100
+
+
+def test_a_paced_load_counts_every_end(running, profile_file: Path) -> None:
+    with running(profile_file, "--no-ray", "--slo-ms", "20000") as server:
+        sample = np.zeros((1, 1, 2, 2), np.uint8)
+        easy = http_request(server.url, "tiny", sample, None, slo_s=20.0)
+        never = http_request(server.url, "tiny", sample, None, slo_s=1e-4)
+        about = {"rate_qps": 200.0, "duration_s": 0.5, "connections": 8}
+        served = asyncio.run(paced_load(server.url, easy, slo_s=20.0, **about))
+        refused = asyncio.run(paced_load(server.url, never, slo_s=20.0, **about))
+        unsent = asyncio.run(paced_load(server.url, easy, slo_s=0.0, **about))
+    assert (served.on_time, served.due, served.ends) == (100, 100, {"200": 100})
+    assert 0 < served.accuracy <= 1
+    assert (refused.on_time, refused.ends) == (0, {"504": 100})
+    assert (unsent.on_time, unsent.ends) == (0, {"unsent": 100})
