@@ -41,7 +41,7 @@ class StepRunner:
             self.device.begin(
                 query_id, request.prompt, request.choose, request.shared, request.tenant
             )
-        except Exception as error:  # what is said to be there of its prompt is not
+        except Exception as error:  # the executor's code: it costs this stream alone
             logger.exception("stream %d can't be begun", query_id)
             return failure_of(error)
         return ""

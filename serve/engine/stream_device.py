@@ -208,7 +208,9 @@ class StreamDevice:
                 text.is_kept = True
                 try:
                     self._keep_prompt(prefixes, query_id, text)
-                except Exception:  # a prompt that is not kept costs its stream nothing
+                except (
+                    Exception
+                ):  # a cache: what it can't keep is logged and costs its stream nothing
                     logger.exception("the prompt of stream %d is not kept", query_id)
 
     def _keep_prompt(self, prefixes: PrefixCache, query_id: int, text: _OpenText) -> None:

@@ -14,6 +14,7 @@ from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet.checkpoint import Checkpoint
 from supernet.definition import define_supernet
+from supernet.families.decoder import DecoderConfig
 from supernet.subnets.extract import extract
 
 GRIDS = (WorkerGrid(shards=2), WorkerGrid(shards=3), WorkerGrid(stages=2), WorkerGrid(2, 2))
@@ -54,8 +55,9 @@ def exact_rows(device: str, grids: Sequence[WorkerGrid] = GRIDS, num_texts: int 
 def _error(executor: ParallelExecutor, checkpoint: Checkpoint, seed: int) -> float:
     """Run a text in chunks of any size, on shards from any context on; return its largest error."""
     draw = random.Random(seed)
-    vocab_size = checkpoint.definition.config.vocab_size  # type: ignore[attr-defined]
-    ids = [draw.randrange(vocab_size) for _ in range(_LONGEST)]
+    config = checkpoint.definition.config
+    assert isinstance(config, DecoderConfig), "a decoder's"
+    ids = [draw.randrange(config.vocab_size) for _ in range(_LONGEST)]
     width = draw.choice(executor.subnet_ids)
     found: dict[int, torch.Tensor] = {}
     done = 0

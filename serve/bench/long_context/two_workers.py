@@ -22,6 +22,7 @@ from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet.checkpoint import Checkpoint
 from supernet.definition import define_supernet
+from supernet.families.decoder import DecoderConfig
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 1024, "width": 576, "depth": 4, "num_heads": 9, "num_kv_heads": 3,
@@ -196,9 +197,11 @@ def _checkpoint(shape: Mapping[str, Any], max_positions: int) -> Checkpoint:
 
 @contextmanager
 def _grid(checkpoint: Checkpoint, grid: WorkerGrid, device: str) -> Iterator[ParallelExecutor]:
-    capacity = checkpoint.definition.config.max_positions  # type: ignore[attr-defined]
+    config = checkpoint.definition.config
+    assert isinstance(config, DecoderConfig), "a decoder's"
+    capacity = 2 * config.max_positions
     executor = ParallelExecutor(
-        checkpoint, grid, capacity_tokens=2 * capacity, micro_tokens=_CHUNK, device=device
+        checkpoint, grid, capacity_tokens=capacity, micro_tokens=_CHUNK, device=device
     )
     try:
         yield executor
