@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from serve.engine.news_waiter import NewsWaiter
 from serve.engine.stream_device import Choose, SharedPrefix, greedy
 from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
@@ -90,7 +90,7 @@ class OpenStream:
         self.outcome: StreamOutcome | None = None
         self._on_cancel = on_cancel
         self._outputs: deque[StreamOutput] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = NewsWaiter()
         self._watcher: Callable[[], None] | None = None
 
     def __aiter__(self) -> OpenStream:
@@ -101,14 +101,7 @@ class OpenStream:
         while not self._outputs:
             if self.outcome is not None:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-            finally:
-                self._waiter = None
+            await self._news.wait(self.cancel)
         return self._outputs.popleft()
 
     def waiting(self) -> list[StreamOutput]:
@@ -153,5 +146,4 @@ class OpenStream:
     def _wake(self) -> None:
         if self._watcher is not None:
             self._watcher()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._news.wake()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Sequence
 
+from serve.engine.news_waiter import NewsWaiter
 from serve.engine.open_stream import OpenStream
 
 
@@ -16,7 +16,7 @@ class StreamGroup:
         """Watch them from now on; nobody else may."""
         self.streams = tuple(streams)
         self._changed: dict[int, None] = {}  # in the order of their news
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = NewsWaiter()
         for index, stream in enumerate(self.streams):
             stream.watch(functools.partial(self._note, index))
 
@@ -26,14 +26,7 @@ class StreamGroup:
         The waiting task's cancellation withdraws them all.
         """
         if not self._changed:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-            finally:
-                self._waiter = None
+            await self._news.wait(self.cancel)
         changed, self._changed = self._changed, {}
         return list(changed)
 
@@ -44,5 +37,4 @@ class StreamGroup:
 
     def _note(self, index: int) -> None:
         self._changed[index] = None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._news.wake()
