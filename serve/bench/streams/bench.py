@@ -1,13 +1,15 @@
 """`supernet bench streams`: chunking, capacity, overload, orders, fidelity, live, door, peers.
 
 Figures of chunking, capacity, overload and orders are simulated with a profile's cost model and say
-which. With a decoder's checkpoint those of chunking are measured on it too, and three points live.
+which; without a profile of its own chunking measures one first. With a decoder's checkpoint the
+figures of chunking are measured on it too, and three points live.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from serve.bench.streams.processor_time import processor_runner
 from serve.bench.streams.setting import OURS, StreamRunner, StreamSetting, skipped
 from serve.engine.stream_device import IterationExecutor
 from slackfit.profile import LatencyProfile
+from slackfit.streams.iteration_cost import IterationCosts
 
 _DECODER = "subnetact.decoding.stream_executor"
 _KV_TOKENS = 16_384
@@ -38,16 +41,18 @@ class StreamsBench:
         checkpoint: Path | None,
         packing: str = "views",
         gguf: Path | None = None,
+        measure: Callable[[Tell], LatencyProfile] | None = None,
         tell: Tell,
     ) -> None:
         """Measure in a setting with `profile`'s costs; with a `checkpoint` on that decoder too.
 
-        `packing` is that of the decoder's layers.
+        `packing` is that of the decoder's layers. Chunking is simulated with the profile that
+        `measure` returns; None: with `profile` as well.
         """
         self._setting = setting
         self._profile = profile
         self._checkpoint, self._packing = checkpoint, packing
-        self._gguf = gguf
+        self._gguf, self._measure = gguf, measure
         self._tell = tell
         self._capacity_qps: float | None = None
         self.rows: list[Row] = []
@@ -76,8 +81,16 @@ class StreamsBench:
 
     def chunking(self) -> list[Row]:
         """A long prompt, alone and beside readers."""
-        how = f"simulated with {self._setting.profile}"
-        return chunking_rows(self._setting.simulated, self._setting.costs, how)
+        setting, how = self._setting, f"simulated with {self._setting.profile}"
+        if self._measure is not None:
+            profile = self._measure(self._tell)
+            costs = IterationCosts.of(profile)
+            setting = replace(setting, costs=costs, profile=profile.name)
+            how = (
+                f"simulated with what iterations took here just before: {profile.name}, "
+                f"{profile.packing}, {profile.threads} thread"
+            )
+        return chunking_rows(setting.simulated, setting.costs, how)
 
     def capacity(self) -> list[Row]:
         """The highest rates, ours against others."""

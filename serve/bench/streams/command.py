@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serve.bench.rows import write_rows
+from serve.bench.rows import Tell, write_rows
 from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
+
+if TYPE_CHECKING:
+    from slackfit.profile import LatencyProfile
 
 _EXAMPLE = Path(__file__).parents[3] / "profiles" / "smollm2_135m_example.json"
 
@@ -27,8 +30,13 @@ def bench_streams(
         ),
     ] = None,
     profile: Annotated[
-        Path, typer.Option(metavar="FILE", help="Profile with the cost of iterations.")
-    ] = _EXAMPLE,
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Profile with the cost of iterations; default: an example, and for chunking one "
+            "that is measured here first.",
+        ),
+    ] = None,
     trace: Annotated[
         str | None,
         typer.Option(
@@ -53,9 +61,9 @@ def bench_streams(
     from slackfit.streams.iteration_cost import IterationCosts
     from traces.spec.spec import parse_spec
 
-    with user_errors(ValueError, ImportError, OSError):
+    with user_errors(ValueError, RuntimeError, ImportError, OSError):
         check_outputs(json_out)
-        table = LatencyProfile.load(profile)
+        table = LatencyProfile.load(profile or _EXAMPLE)
         setting = StreamSetting(
             costs=IterationCosts.of(table),
             profile=table.name,
@@ -69,8 +77,15 @@ def bench_streams(
             checkpoint=checkpoint,
             packing=table.packing or "views",
             gguf=gguf,
+            measure=_measure_here if profile is None else None,
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
         lines = (f"{row['value']:12.4f} {row['unit']:10} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))
+
+
+def _measure_here(tell: Tell) -> LatencyProfile:
+    from serve.bench.streams.measured_costs import measured_here  # torch, which few parts need
+
+    return measured_here(tell)

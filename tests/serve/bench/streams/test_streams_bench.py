@@ -16,6 +16,7 @@ from serve.bench.streams.bench import StreamsBench
 from serve.bench.streams.chunking import chunking_rows
 from serve.bench.streams.door import door_rows
 from serve.bench.streams.live import live_runner, serve_live
+from serve.bench.streams.measured_costs import measured_here
 from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.peers import PeerSetting, peer_rows
 from serve.bench.streams.processor_time import processor_runner
@@ -162,3 +163,34 @@ def test_the_door_is_measured_beside_the_engine():
     assert detail["server_us_per_token"] > detail["engine_us_per_token"] > 0
     assert 0 < found["door/processor_us_per_token"] < 2000
     assert 0 < found["door/first_byte_beyond_engine"] < 0.1
+
+
+def test_chunking_is_simulated_with_what_was_measured_first():
+    """And so named; parts that compare policies keep the profile that they were given."""
+    slow = COSTS.scaled(2.0).in_profile(replace(PROFILE, name="this machine", packing="half"))
+    measuring = StreamsBench(
+        SETTING, PROFILE, checkpoint=None, measure=lambda tell: slow, tell=lambda _: None
+    )
+    assumed, measured = bench().run(["chunking"]), measuring.run(["chunking"])
+    assert all("took here just before: this machine, half" in row["detail"] for row in measured)
+    assert all("simulated with example" in row["detail"] for row in assumed)
+    seconds = [values_of(rows, "ttft_chunked_over_alone/b32") for rows in (assumed, measured)]
+    assert seconds[1] == pytest.approx(2 * seconds[0], rel=1e-3)
+
+
+def values_of(rows: list[dict], figure: str) -> float:
+    """The seconds that a row of chunking tells of: `2000 tokens, 7.391 s; alone ...`."""
+    (detail,) = (row["detail"] for row in rows if row["figure"] == f"streams/{figure}")
+    return float(detail.split(", ")[1].split(" s")[0])
+
+
+def test_iterations_are_measured_without_any_file():
+    """On random weights, in the fastest form; here on a small decoder, whatever neighbours do."""
+    told: list[str] = []
+    small = define_supernet("decoder_tiny", max_positions=1024)
+    profile = measured_here(told.append, small, repeats=1, max_error=1e3)
+    costs = IterationCosts.of(profile)
+    assert len(costs.rungs) == 2
+    assert costs.rungs[0].quality < costs.rungs[1].quality
+    assert profile.packing in told[0]
+    assert profile.threads == 1
