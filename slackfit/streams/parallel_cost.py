@@ -1,7 +1,8 @@
 """`ParallelCost`: what several workers change about the cost of an iteration.
 
 Shards of keys and values (KVP): a row reads what the fullest shard holds of its context, and an
-iteration in which a stream lies on several shards pays for the gathers. Stages of blocks (SPP): an
+iteration in which a stream lies on several shards pays for the gathers; where shards share linear
+layers out, `linear_share` of their time is left of them then. Stages of blocks (SPP): an
 iteration of m micro-batches takes (m + stages - 1) / (m * stages) of its time, the ideal of a
 pipeline that is filled and drained, and the hops between stages. (Medha, arXiv 2409.17264 sections
 3.2 and 3.3.) Below the break-even context a stream stays on one shard and costs what it did.
@@ -9,7 +10,7 @@ pipeline that is filled and drained, and the hops between stages. (Medha, arXiv 
 In a profile file this is the key `parallel` of `iterations`; milliseconds there, seconds here:
 
     "parallel": {"shards": 2, "break_even_tokens": 4096, "gather_ms": 6.2, "gather_token_ms": 0.1,
-                 "stages": 1, "hop_ms": 0.0, "micro_tokens": 256}
+                 "stages": 1, "hop_ms": 0.0, "micro_tokens": 256, "linear_share": 0.7}
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class ParallelCost:
     """A grid of workers and what they exchange.
 
     `gather_s` is what an iteration of one token pays in all its gathers, `gather_token_s` what each
-    further token adds; `hop_s` passing a micro-batch of `micro_tokens` to the next stage. Raises
-    ProfileError for counts below 1, or times that are negative or not finite.
+    further token adds; `hop_s` passing a micro-batch of `micro_tokens` to the next stage.
+    `linear_share` is what is left of the time of linear layers where all shards take part. Raises
+    ProfileError for counts below 1, times that are negative or not finite, a share not in (0, 1].
     """
 
     shards: int = 1
@@ -41,6 +43,7 @@ class ParallelCost:
     gather_token_s: float = 0.0
     hop_s: float = 0.0
     micro_tokens: int = 256
+    linear_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("shards", "stages", "micro_tokens"):
@@ -54,6 +57,10 @@ class ParallelCost:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ProfileError(f"{KEY}: {name} is {value}, allowed finite and at least 0")
+        if not 0.0 < self.linear_share <= 1.0:
+            raise ProfileError(
+                f"{KEY}: linear_share is {self.linear_share}, allowed above 0 up to 1"
+            )
 
     def reads(self, context: int) -> int:
         """Return how many positions the fullest shard reads of a context."""
@@ -86,6 +93,8 @@ class ParallelCost:
             batches = tokens / most
             share = (batches + stages - 1) / (batches * stages)
             linear_s = linear(most) * batches
+        if is_spread:
+            linear_s *= self.linear_share
         gather_s = self.gather_s * batches + self.gather_token_s * max(tokens - 1, 0)
         work_s = fixed_s * batches + linear_s + attention_s + (gather_s if is_spread else 0.0)
         return work_s * share + head_s + self.hop_s * (stages - 1 + batches - 1) * (stages > 1)
@@ -100,20 +109,21 @@ class ParallelCost:
         if not isinstance(data, Mapping):
             raise ProfileError(f"{KEY}: expected a JSON object, got {type(data).__name__}")
         fields = dict(cast("Mapping[str, Any]", data))
-        known = {*_COUNTS, *(_in_ms(name) for name in _TIMES)}
+        known = {*_COUNTS, _SHARE, *(_in_ms(name) for name in _TIMES)}
         if unknown := sorted(fields.keys() - known):
             raise ProfileError(f"{KEY}: unknown {unknown[0]!r}, allowed {', '.join(sorted(known))}")
         try:
             values: dict[str, Any] = {n: int(fields[n]) for n in _COUNTS if n in fields}
             for name in _TIMES:
                 values[name] = float(fields.get(_in_ms(name), 0.0)) * 1e-3
+            values[_SHARE] = float(fields.get(_SHARE, 1.0))
         except (TypeError, ValueError) as error:
             raise ProfileError(f"{KEY} is malformed ({error!r})") from error
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `parallel`."""
-        return {name: getattr(self, name) for name in _COUNTS} | {
+        return {name: getattr(self, name) for name in (*_COUNTS, _SHARE)} | {
             _in_ms(name): getattr(self, name) * 1e3 for name in _TIMES
         }
 
@@ -133,6 +143,7 @@ class ParallelCost:
 
 _COUNTS = ("shards", "stages", "break_even_tokens", "micro_tokens")
 _TIMES = ("gather_s", "gather_token_s", "hop_s")
+_SHARE = "linear_share"
 
 
 def break_even_tokens(

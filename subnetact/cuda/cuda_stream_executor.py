@@ -20,6 +20,7 @@ from subnetact.cuda.cuda_graphs import Captured, CudaGraphs, GraphKey, GraphStat
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
 from subnetact.decoding.gathered_attention import attend_gathered, page_slots, visible_positions
 from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.decoding.projection import project
 from subnetact.decoding.ragged_batch import RaggedBatch
 from subnetact.decoding.stream_executor import StreamExecutor
 from supernet.checkpoint import Checkpoint
@@ -269,7 +270,7 @@ class CudaStreamExecutor(StreamExecutor):
             if not isinstance(layer, Layer):
                 self._write_passing(i, layer, y, slots, angles)
                 continue
-            query, key, value = self._project(layer, y, angles)
+            query, key, value = project(config, layer, y, angles)
             self.cache.write(i, slots, key, value)
             mixed = self._attend(i, query, asking, visible[config.window(i)])
             x = x + layer.heads.proj(mixed.flatten(1))

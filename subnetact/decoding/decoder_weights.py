@@ -12,6 +12,7 @@ subnet reads what any other has cached, and a stream may change its depth betwee
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,51 @@ class FeedForward(NamedTuple):
         return self.down(F.silu(gate).mul_(up))
 
 
+class CutLayer(NamedTuple):
+    """A layer and the pieces of it that workers share out between them."""
+
+    whole: LinearForm
+    pieces: tuple[LinearForm, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.whole(x)
+
+
+class _Sum(NamedTuple):
+    """The layer whose outputs are those of its pieces, added up."""
+
+    pieces: tuple[LinearForm, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pieces[0](x)
+        for piece in self.pieces[1:]:
+            y = y + piece(x)
+        return y
+
+
+class _Row(NamedTuple):
+    """The layer whose outputs are those of its pieces, side by side."""
+
+    pieces: tuple[LinearForm, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([piece(x) for piece in self.pieces], -1)
+
+
+def cut_evenly(size: int, count: int) -> list[int]:
+    """Return where `size` things are cut into `count` pieces: at multiples of 16 if they are many.
+
+    Fewer than `count` are one piece.
+
+    >>> cut_evenly(1000, 2), cut_evenly(10, 3), cut_evenly(2, 3)
+    ([0, 496, 1000], [0, 3, 6, 10], [0, 2])
+    """
+    if size < count:
+        return [0, size]
+    unit = 16 if size >= 32 * count else 1
+    return [*(size * i // (count * unit) * unit for i in range(count)), size]
+
+
 class HeadsForm(NamedTuple):
     """An attention's linear layers at one number of query heads per group (`ranks`)."""
 
@@ -63,7 +109,7 @@ class Layer(NamedTuple):
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     norm2: torch.Tensor
-    feed_forward: LinearForm  # (T, C) in and out; a `FeedForward`
+    feed_forward: LinearForm  # (T, C) in and out; a `FeedForward`, or a `CutLayer` of such
 
 
 class SkippedLayer(NamedTuple):
@@ -85,9 +131,11 @@ class DecoderWeights:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        pieces: int = 1,
     ):
         """Raises CheckpointError for unknown subnets, ValueError for no decoder or another form.
 
+        Float feed-forwards and the head are cut into `pieces`, one for each worker of several.
         Forms but views are a CPU's, and of float32; elsewhere there are no one-bit weights either.
         """
         definition = checkpoint.definition
@@ -100,15 +148,16 @@ class DecoderWeights:
         if torch.device(device).type != "cpu" and form != "views":
             raise ValueError(f"packing is {form!r}, on {device} allowed views")
         self.form = form
+        self._pieces = pieces
         self._state = {n: t.detach().to(device, dtype) for n, t in checkpoint.state.items()}
         self.embedding = self._state["embedding.weight"]
         self.norm = self._state["norm.weight"]
         table = self.embedding if self.config.tied else self._state["head.weight"]
-        self.head = make_linear(form, table)
+        self.head = self._cut_head(table)
         self._low_bit = checkpoint.low_bit if torch.device(device).type == "cpu" else None
         self._tables: dict[str, OneBitTable] = {}
         self.subnets: dict[str, tuple[Layer | SkippedLayer, ...]] = {}
-        self._feed_forwards: dict[tuple[str, Shape, str], FeedForward] = {}
+        self._feed_forwards: dict[tuple[str, Shape, str], LinearForm] = {}
         self._heads: dict[tuple[str, Shape], HeadsForm] = {}
         self._skipped: dict[str, SkippedLayer] = {}
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
@@ -178,20 +227,43 @@ class DecoderWeights:
             )
         return self._heads[key]
 
-    def _feed_forward(self, name: str, shapes: Mapping[str, Shape], precision: str) -> FeedForward:
+    def _feed_forward(self, name: str, shapes: Mapping[str, Shape], precision: str) -> LinearForm:
         """One per width of a block, also where several subnets have it."""
         gate, up, down = (f"{name}.{part}.weight" for part in ("gate", "up", "down"))
         key = (name, shapes[gate], precision)
         if key not in self._feed_forwards:
             self._feed_forwards[key] = (
-                FeedForward(
-                    make_joint(self.form, [Dense(self._sliced(n, shapes)) for n in (gate, up)]),
-                    make_linear(self.form, self._sliced(down, shapes)),
-                )
+                self._cut_feed_forward(*(self._sliced(n, shapes) for n in (gate, up, down)))
                 if precision == "fp32"
                 else self._one_bit(gate, up, down, shapes)
             )
         return self._feed_forwards[key]
+
+    def _cut_feed_forward(
+        self, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    ) -> FeedForward | CutLayer:
+        """By hidden units: the outputs of all pieces add up to the whole's."""
+
+        def of(first: int, last: int) -> FeedForward:
+            joint = [Dense(weight[first:last]) for weight in (gate, up)]
+            return FeedForward(
+                make_joint(self.form, joint), make_linear(self.form, down[:, first:last])
+            )
+
+        pieces = tuple(of(*bounds) for bounds in pairwise(cut_evenly(len(gate), self._pieces)))
+        if len(pieces) == 1:
+            return pieces[0]
+        # Views of the whole cost nothing; a copy of it would be one more.
+        return CutLayer(of(0, len(gate)) if self.form == "views" else _Sum(pieces), pieces)
+
+    def _cut_head(self, table: torch.Tensor) -> LinearForm:
+        """By tokens of the vocabulary: the outputs of all pieces lie side by side."""
+        bounds = cut_evenly(len(table), self._pieces)
+        pieces = tuple(make_linear(self.form, table[a:b]) for a, b in pairwise(bounds))
+        if len(pieces) == 1:
+            return pieces[0]
+        is_free = self.form == "views"
+        return CutLayer(make_linear(self.form, table) if is_free else _Row(pieces), pieces)
 
     def _sliced(self, name: str, shapes: Mapping[str, Shape]) -> torch.Tensor:
         return leading_slice(self._state[name], shapes[name])

@@ -27,8 +27,9 @@ from subnetact.decoding.decoder_weights import DecoderWeights, Layer, SkippedLay
 from subnetact.decoding.extents import CacheFullError, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.prefix_index import KeptPrefix, PrefixIndex
+from subnetact.decoding.projection import project, project_passing
 from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
-from subnetact.decoding.rotary import signed_sine, turn
+from subnetact.decoding.rotary import signed_sine
 from subnetact.threads import ThreadCount
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint
@@ -202,7 +203,7 @@ class StreamExecutor:
         return weights.head(sampled)
 
     def _attention(self, i: int, layer: Layer, y: torch.Tensor, reads: _Reads) -> torch.Tensor:
-        query, key, value = self._project(layer, y, reads.angles)
+        query, key, value = project(self._config, layer, y, reads.angles)
         self.cache.write(i, reads.slots, key, value)
         heads = layer.heads
         plan = reads.plans[heads.ranks, self._config.window(i)]
@@ -215,31 +216,11 @@ class StreamExecutor:
             mixed[rows] = attend(query[rows], slabs, views)
         return heads.proj(mixed.flatten(1))
 
-    def _project(
-        self, layer: Layer, y: torch.Tensor, angles: Angles
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (T, ranks, groups, D), keys and values (T, groups, D), turned by position."""
-        config, heads = self._config, layer.heads
-        groups, asking = config.num_kv_heads, heads.ranks * config.num_kv_heads
-        whole = heads.q_kv(y).unflatten(1, (-1, config.head_dim))  # (T, (ranks + 2) * groups, D)
-        turned = whole.narrow(1, 0, asking + groups)  # queries and keys, which are turned alike
-        if layer.q_norm is not None:
-            query, key = turned.split((asking, groups), 1)
-            query = torch.rms_norm(query, (config.head_dim,), layer.q_norm, config.norm_eps)
-            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
-            turned = torch.cat((query, key), 1)
-        query, key = turn(turned, *angles).split((asking, groups), 1)
-        return query.unflatten(1, (-1, groups)), key, whole.narrow(1, asking + groups, groups)
-
     def _write_passing(
         self, i: int, layer: SkippedLayer, y: torch.Tensor, slots: torch.Tensor, angles: Angles
     ) -> None:
         """Write the keys and values that a block would have made of rows that pass it by."""
-        config = self._config
-        key, value = layer.kv(y).unflatten(1, (2, -1, config.head_dim)).unbind(1)
-        if layer.k_norm is not None:
-            key = torch.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
-        self.cache.write(i, slots, turn(key, *angles), value)
+        self.cache.write(i, slots, *project_passing(self._config, layer, y, angles))
 
     def _reads(self, batch: RaggedBatch, layers: Layers) -> _Reads:
         """Plan, for all layers alike, where the batch's rows go and what they attend to."""

@@ -58,6 +58,7 @@ def measure_grid(
         raise ValueError(f"contexts are {list(contexts)}, allowed two or more of 1 to {longest}")
     grid = executor.grid
     hop_s = gather_s = gather_token_s = 0.0
+    linear_share = 1.0
     alone: list[tuple[int, float]] = []
     spread: list[tuple[int, float]] = []
     if grid.stages > 1:
@@ -77,9 +78,12 @@ def measure_grid(
         if fitting < 0:
             at, fitting = _SHORT, 0  # none of this decoder ever is on several
         short = best_decode_s(executor, at, repeats)
-        gather_s = max(0.0, short.spread - short.alone)
         chunk = best_decode_s(executor, at, min(repeats, fitting), tokens=_CHUNK)
-        gather_token_s = max(0.0, chunk.spread - chunk.alone - gather_s) / (_CHUNK - 1)
+        # Of a chunk linear layers are nearly all: what shards share out of them shows in its time.
+        linear_share = min(1.0, max(1.0 / grid.shards, chunk.spread / chunk.alone))
+        gather_s = max(0.0, short.spread - linear_share * short.alone)
+        more_s = chunk.spread - linear_share * chunk.alone - gather_s
+        gather_token_s = max(0.0, more_s) / (_CHUNK - 1)
     cost = ParallelCost(
         shards=grid.shards,
         stages=grid.stages,
@@ -88,6 +92,7 @@ def measure_grid(
         gather_token_s=gather_token_s,
         hop_s=hop_s,
         micro_tokens=executor.micro_tokens,
+        linear_share=linear_share,
     )
     return MeasuredGrid(cost, alone, spread)
 

@@ -70,7 +70,7 @@ class FillSlots(NamedTuple):
 
 
 class Done(NamedTuple):
-    """An order was carried out; `logits` (S, vocabulary) from the worker that has the head."""
+    """An order was carried out; `logits` (S, its part of the vocabulary) of the last stage."""
 
     logits: np.ndarray | None = None
 

@@ -329,8 +329,9 @@ class ParallelExecutor:
             max(self._hung_after_s, _HUNG_FACTOR * expected_s),
             max(SURVIVORS_WITHIN_S, expected_s),  # until they come to the next exchange
         )
-        (logits,) = (done.logits for done in answers.values() if done.logits is not None)
-        return logits
+        pieces = [answers[rank].logits for rank in ranks]
+        found = [logits for logits in pieces if logits is not None]
+        return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
     def _notice(self) -> None:
         """Give up what workers held that have ended, and use those again that were replaced."""

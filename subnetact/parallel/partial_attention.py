@@ -9,53 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
 
-from subnetact.decoding.attention import flash_operator, has_log_sum_exp
+from subnetact.decoding.attention import Slab, flash_operator, has_log_sum_exp
+from subnetact.decoding.extents import Run
 from subnetact.parallel.shard_table import ShardReads
 
 Views = tuple[torch.Tensor, torch.Tensor]  # keys and values (groups, slots, D)
 
 
-class ReadPlan(NamedTuple):
-    """Of one chunk's reads: per slab the first row that sees it, and a mask where not all is."""
-
-    first_rows: tuple[int, ...]
-    masks: tuple[torch.Tensor | None, ...]
-
-
-def plan_reads(reads: ShardReads, rows: int, ranks: int, like: torch.Tensor) -> ReadPlan:
+def plan_reads(reads: ShardReads, rows: int, ranks: int, like: torch.Tensor) -> list[Slab]:
     """Lay out, for all layers alike, what `rows` rows of a chunk read: the past, then fresh slots.
 
     Every row reads all of the past. Of fresh slots, which rows from `first_row` on write, a row
-    reads those up to its own; masks are (ranks * rows, slots), of the kind of `like`.
+    reads those up to its own; masks are (ranks * rows, slots), of the kind of `like`. What one row
+    writes behind what it reads is read with it.
     """
-    first_rows, masks = [0] * len(reads.past), list[torch.Tensor | None]([None] * len(reads.past))
+    slabs = [Slab(run, 0, rows, None) for run in reads.past]
     for first_row, run in reads.fresh:
-        seeing = torch.arange(rows - first_row, device=like.device)
+        if rows == 1 and slabs and _end(slabs[-1].run) == run.begin:
+            before = slabs.pop().run
+            slabs.append(Slab(Run(before.begin, before.length + run.length), 0, 1, None))
+            continue
         mask = None
         if run.length > 1:
+            seeing = torch.arange(rows - first_row, device=like.device)
             slots = torch.arange(run.length, device=like.device)
             visible = (slots <= seeing[:, None]).repeat(ranks, 1)
             mask = like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-        first_rows.append(first_row)
-        masks.append(mask)
-    return ReadPlan(tuple(first_rows), tuple(masks))
+        slabs.append(Slab(run, first_row, rows, mask))
+    return slabs
 
 
 def attend_part(
-    query: torch.Tensor, plan: ReadPlan, slabs: Sequence[Views]
+    query: torch.Tensor, slabs: Sequence[Slab], views: Sequence[Views]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return attention over `slabs` and its log-sum-exp: (rows, ranks, groups, D), without D.
 
-    `query` is (rows, ranks, groups, D). Rows that see none of it get zeros and -inf.
+    `query` is (rows, ranks, groups, D), `views` are keys and values of each slab. Rows that see
+    none of it get zeros and -inf.
     """
+    if len(slabs) == 1 and not slabs[0].first_row:
+        return attend_slab(query, *views[0], slabs[0].mask)
     mixed = query.new_zeros(query.shape)
     norm = query.new_full(query.shape[:-1], -torch.inf)
-    for first_row, mask, (keys, values) in zip(plan.first_rows, plan.masks, slabs, strict=True):
-        part, part_norm = attend_slab(query[first_row:], keys, values, mask)
+    for slab, (keys, values) in zip(slabs, views, strict=True):
+        first_row = slab.first_row
+        part, part_norm = attend_slab(query[first_row:], keys, values, slab.mask)
         seen, seen_norm = mixed[first_row:], norm[first_row:]
         total = torch.logaddexp(seen_norm, part_norm)
         mixed[first_row:] = (
@@ -126,3 +127,7 @@ def plain_slab(
 def _unfold(tensor: torch.Tensor, rows: int, ranks: int) -> torch.Tensor:
     """(groups, ranks * rows, ...) to (rows, ranks, groups, ...)."""
     return tensor.unflatten(1, (ranks, rows)).movedim((0, 1, 2), (2, 1, 0))
+
+
+def _end(run: Run) -> int:
+    return run.begin + run.length

@@ -1,30 +1,51 @@
 """`ShardDecoder`: the blocks of one stage, and one shard of their keys and values.
 
-Every shard of a stage computes the same linear layers of the same rows; attention is over what the
-shard holds, and made whole with one gather per layer of outputs and log-sum-exps. The width may
-change from iteration to iteration as on one device: keys and values do not depend on it.
+Attention is over what the shard holds, and made whole with one gather per block of outputs and
+log-sum-exps. Where a gather is quick the shards of a stage share out the feed-forwards as well, by
+hidden units, whose outputs add up (tensor parallelism: Shoeybi et al., Megatron-LM, 2019; beside
+KV-cache parallelism: Helix, arXiv 2507.07120); all else each computes, of the same rows. Of the
+head each has a piece of the vocabulary. The width may change from iteration to iteration as on one
+device: keys and values do not depend on it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional as F
 
-from subnetact.decoding.decoder_weights import DecoderWeights, Layer, SkippedLayer
+from subnetact.decoding.decoder_weights import CutLayer, DecoderWeights, Layer, SkippedLayer
 from subnetact.decoding.extents import Run
 from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.decoding.projection import project, project_passing
+from subnetact.decoding.rotary import signed_sine
 from subnetact.parallel.messages import ChunkRows, MicroBatch
-from subnetact.parallel.partial_attention import ReadPlan, attend_part, merge_parts, plan_reads
+from subnetact.parallel.partial_attention import merge_parts
+from subnetact.parallel.shard_attention import ShardAttention
 from supernet.checkpoint import Checkpoint
-from supernet.layers.causal import Angles, rotary_angles, rotate
+from supernet.layers.causal import Angles, rotary_angles
 
 
 class ShardPeers(Protocol):
     """The other shards of a stage."""
 
+    @property
+    def share_layers(self) -> bool: ...
     def gather(self, part: torch.Tensor) -> torch.Tensor: ...
+
+
+class _Reads(NamedTuple):
+    """Of one micro-batch: its rows' angles (T, 1, D), what it writes and attends to here.
+
+    `rows` are written, into `slots`; None: all of them.
+    """
+
+    angles: Angles
+    rows: torch.Tensor | None
+    slots: torch.Tensor
+    attention: dict[int, ShardAttention]  # by the query heads per group
 
 
 class ShardDecoder:
@@ -40,14 +61,22 @@ class ShardDecoder:
         packing: str = "views",
         subnet_ids: tuple[str, ...] | None = None,
         device: torch.device | str = "cpu",
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
-        """Hold nothing. Raises ValueError for a checkpoint of no decoder, or another packing."""
-        self.weights = DecoderWeights(checkpoint, subnet_ids, packing, device=device)
+        """Hold nothing, as one of a stage's `shards`.
+
+        Raises ValueError for a checkpoint of no decoder, or another packing.
+        """
+        self.weights = DecoderWeights(checkpoint, subnet_ids, packing, device=device, pieces=shards)
         self._device = torch.device(device)
         self.config = self.weights.config
-        self._blocks = blocks
+        self._blocks, self._shard = blocks, shard
         shape = CacheShape(len(blocks), self.config.num_kv_heads, self.config.head_dim)
         self._cache = KVCache(shape, capacity_tokens, block_tokens=block_tokens, device=device)
+        positions = torch.arange(self.config.max_positions, device=device)
+        self._cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        self._sin = signed_sine(sin)
 
     @property
     def is_first(self) -> bool:
@@ -69,32 +98,35 @@ class ShardDecoder:
         self, subnet_id: str, batch: MicroBatch, x: torch.Tensor, peers: ShardPeers | None
     ) -> torch.Tensor:
         """Run rows (T, C) through the blocks; `peers` None: this shard has all that they read."""
-        config, layers = self.config, self.weights.subnets[subnet_id]
-        positions = self._indices(batch.positions)
-        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
-        plans: dict[int, list[ReadPlan]] = {}  # by the query heads per group
-        width = (x.shape[-1],)
-        for own, i in enumerate(self._blocks):
-            layer = layers[i]
-            y = F.rms_norm(x, width, layer.norm1, config.norm_eps)
+        config, width = self.config, (x.shape[-1],)
+        layers = self.weights.subnets[subnet_id][self._blocks.start : self._blocks.stop]
+        reads = self._reads(batch, layers)
+        for own, layer in enumerate(layers):
+            y = torch.rms_norm(x, width, layer.norm1, config.norm_eps)
             if isinstance(layer, SkippedLayer):
-                self._write_fresh(own, self._keys_values(layer, y, angles), batch.chunks)
+                self._write(own, reads, *project_passing(config, layer, y, reads.angles))
                 continue
-            ranks = layer.heads.ranks
-            if ranks not in plans:
-                plans[ranks] = [plan_reads(c.reads, c.rows, ranks, x) for c in batch.chunks]
-            query, key, value = self._project(layer, y, angles)
-            mixed = self._attend(own, query, (key, value), batch.chunks, plans[ranks], peers)
+            query, key, value = project(config, layer, y, reads.angles)
+            self._write(own, reads, key, value)
+            mixed = self._attend(own, query, reads.attention[layer.heads.ranks], peers)
             x = x + layer.heads.proj(mixed.flatten(1))
-            x = x + layer.feed_forward(F.rms_norm(x, width, layer.norm2, config.norm_eps))
+            y = torch.rms_norm(x, width, layer.norm2, config.norm_eps)
+            x = x + self._feed_forward(layer, y, peers)
         return x
 
     @torch.inference_mode()
-    def logits(self, x: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        """Return logits (S, vocabulary) of the rows that sample."""
-        weights = self.weights
+    def logits(self, x: torch.Tensor, batch: MicroBatch, *, is_alone: bool) -> torch.Tensor | None:
+        """Return logits (S, vocabulary) of the rows that sample: all of them where `is_alone`.
+
+        Else those of this shard's piece of the vocabulary; None where the first has them all.
+        """
+        weights, head = self.weights, self.weights.head
+        if not is_alone and isinstance(head, CutLayer):
+            head = head.pieces[self._shard]
+        elif not is_alone and self._shard > 0:
+            return None
         rows = x[self._indices(batch.sampled)]
-        return weights.head(F.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps))
+        return head(torch.rms_norm(rows, (x.shape[-1],), weights.norm, self.config.norm_eps))
 
     def fill(self, runs: tuple[Run, ...], seed: int) -> None:
         """Write random keys and values (`KVCache.fill`)."""
@@ -102,67 +134,54 @@ class ShardDecoder:
         if slots:
             self._cache.fill(torch.cat(slots).to(self._device), seed)
 
-    def _indices(self, numbers: tuple[int, ...]) -> torch.Tensor:
+    def _indices(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
-    def _project(
-        self, layer: Layer, y: torch.Tensor, angles: Angles
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (T, ranks, groups, D), keys and values (T, groups, D), turned by position."""
-        config = self.config
-        groups, head_dim = config.num_kv_heads, config.head_dim
-        cos, sin = angles
-        rows = layer.heads.q_kv(y).unflatten(1, (-1, groups, head_dim))  # (T, ranks + 2, ...)
-        query, key, value = rows[:, :-2], rows[:, -2], rows[:, -1]
-        if layer.q_norm is not None:
-            query = F.rms_norm(query, (head_dim,), layer.q_norm, config.norm_eps)
-            key = F.rms_norm(key, (head_dim,), layer.k_norm, config.norm_eps)
-        query = rotate(query, cos[:, None, None], sin[:, None, None])
-        return query, rotate(key, cos[:, None], sin[:, None]), value
+    def _reads(self, batch: MicroBatch, layers: Sequence[Layer | SkippedLayer]) -> _Reads:
+        """Plan, for all layers alike, where rows go and what they attend to."""
+        positions = self._indices(batch.positions)
+        rows, slots = _written(batch.chunks)
+        kinds = {layer.heads.ranks for layer in layers if isinstance(layer, Layer)}
+        return _Reads(
+            (self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)),
+            None if rows == list(range(len(batch.ids))) else self._indices(rows),
+            self._indices(slots),
+            {ranks: ShardAttention(batch.chunks, self._cache, ranks) for ranks in kinds},
+        )
 
-    def _keys_values(
-        self, layer: SkippedLayer, y: torch.Tensor, angles: Angles
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (T, groups, D) that a block would have made of rows that pass it by."""
-        config, (cos, sin) = self.config, angles
-        rows = layer.kv(y).unflatten(1, (2, config.num_kv_heads, config.head_dim))
-        key, value = rows.unbind(1)
-        if layer.k_norm is not None:
-            key = F.rms_norm(key, (config.head_dim,), layer.k_norm, config.norm_eps)
-        return rotate(key, cos[:, None], sin[:, None]), value
-
-    def _write_fresh(
-        self, own: int, fresh: tuple[torch.Tensor, torch.Tensor], chunks: tuple[ChunkRows, ...]
-    ) -> None:
-        """Write this shard's part of the keys and values of an iteration."""
-        for first, _, reads in chunks:
-            for row, run in reads.fresh:
-                rows = slice(first + row, first + row + run.length)
-                slots = torch.arange(run.begin, run.begin + run.length, device=self._device)
-                self._cache.write(own, slots, fresh[0][rows], fresh[1][rows])
+    def _write(self, own: int, reads: _Reads, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write this shard's part of the keys and values (T, groups, D) of an iteration."""
+        if not len(reads.slots):
+            return
+        if reads.rows is not None:
+            keys, values = keys[reads.rows], values[reads.rows]
+        self._cache.write(own, reads.slots, keys, values)
 
     def _attend(
-        self,
-        own: int,
-        query: torch.Tensor,
-        fresh: tuple[torch.Tensor, torch.Tensor],
-        chunks: tuple[ChunkRows, ...],
-        plans: list[ReadPlan],
-        peers: ShardPeers | None,
+        self, own: int, query: torch.Tensor, here: ShardAttention, peers: ShardPeers | None
     ) -> torch.Tensor:
-        """Write this shard's part of fresh keys and values; return attention over all shards."""
-        self._write_fresh(own, fresh, chunks)
-        head_dim = query.shape[-1]
-        # Outputs and log-sum-exps beside each other: one gather carries both.
-        part = query.new_empty(*query.shape[:-1], head_dim + 1)
-        for (first, count, reads), plan in zip(chunks, plans, strict=True):
-            runs = (*reads.past, *(run for _, run in reads.fresh))
-            views = [self._cache.view(own, run) for run in runs]
-            rows = slice(first, first + count)
-            part[rows, ..., :head_dim], part[rows, ..., head_dim] = attend_part(
-                query[rows], plan, views
-            )
+        """Return attention (T, ranks, groups, D) over all shards."""
         if peers is None:
-            return part[..., :head_dim]
-        parts = peers.gather(part)
-        return merge_parts(parts[..., :head_dim], parts[..., head_dim])
+            return here.whole(query, own)
+        parts = peers.gather(here.part(query, own))
+        return merge_parts(parts[..., :-1], parts[..., -1])
+
+    def _feed_forward(
+        self, layer: Layer, y: torch.Tensor, peers: ShardPeers | None
+    ) -> torch.Tensor:
+        """Return a block's feed-forward of rows (T, C), in which all shards take part."""
+        form = layer.feed_forward
+        if peers is None or not peers.share_layers or not isinstance(form, CutLayer):
+            return form(y)
+        return peers.gather(form.pieces[self._shard](y)).sum(0)
+
+
+def _written(chunks: Sequence[ChunkRows]) -> tuple[list[int], list[int]]:
+    """The rows whose keys and values this shard keeps, and the slots that they go into."""
+    rows: list[int] = []
+    slots: list[int] = []
+    for first, _, reads in chunks:
+        for row, run in reads.fresh:
+            rows += range(first + row, first + row + run.length)
+            slots += range(run.begin, run.begin + run.length)
+    return rows, slots

@@ -59,7 +59,6 @@ class _WorkerOrders:
         checkpoint = load_checkpoint(spec.folder)
         depth = checkpoint.definition.config.depth  # type: ignore[attr-defined]
         self.peers = Peers(spec.grid, spec.rank, backend=spec.backend, device=device)
-        self._speaks = spec.grid.shard_of(spec.rank)
         self._decoder = ShardDecoder(
             checkpoint,
             spec.grid.blocks(spec.grid.stage_of(spec.rank), depth),
@@ -68,6 +67,8 @@ class _WorkerOrders:
             packing=spec.packing,
             subnet_ids=spec.subnet_ids,
             device=device,
+            shard=spec.grid.shard_of(spec.rank),
+            shards=spec.grid.shards,
         )
 
     def carry_out(self, order: Any) -> Done:
@@ -92,7 +93,8 @@ class _WorkerOrders:
             x = decoder.run(order.subnet_id, batch, x, peers)
             if not decoder.is_last:
                 self.peers.pass_on(x)
-            elif order.alone or self._speaks == 0:
-                found.append(decoder.logits(x, batch))
+            else:
+                logits = decoder.logits(x, batch, is_alone=order.alone)
+                found += [] if logits is None else [logits]
         self.peers.finish()
         return torch.cat(found).cpu().numpy() if found else None

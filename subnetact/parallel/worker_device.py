@@ -1,14 +1,18 @@
 """Where workers compute, and what they exchange over: both follow from the device alone.
 
-On CPUs gloo. On CUDA devices NCCL, which wants a device for each worker; workers that share one
-exchange over gloo through the host's memory, which is slow and lets one device check the whole.
+On CUDA devices over NCCL, which wants a device for each worker; workers that share one exchange
+through the host's memory, which is slow and lets one device check the whole. On CPUs through memory
+that workers share, where that is to be had, else over gloo.
 """
 
 from __future__ import annotations
 
 import torch
 
+from subnetact.parallel.shared_exchange import can_share_memory
+
 DEVICES = ("cpu", "cuda")
+MEMORY, GLOO, NCCL = "shared memory", "gloo", "nccl"
 
 
 def worker_device(device: str, rank: int) -> torch.device:
@@ -21,16 +25,17 @@ def worker_device(device: str, rank: int) -> torch.device:
 
 
 def backend_for(device: str, num_workers: int) -> str:
-    """Return what `num_workers` exchange over, `gloo` or `nccl`.
+    """Return what `num_workers` exchange over, `MEMORY`, `GLOO` or `NCCL`.
 
     Raises ValueError for a device that is not known, or not there.
     """
     if device not in DEVICES:
         raise ValueError(f"device is {device!r}, allowed {', '.join(DEVICES)}")
+    near = MEMORY if can_share_memory() else GLOO
     if device == "cpu":
-        return "gloo"
+        return near
     count = torch.cuda.device_count()
     if not count:
         raise ValueError("device is 'cuda', and there is none here; allowed cpu")
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    return "nccl" if has_nccl and count >= num_workers else "gloo"
+    return NCCL if has_nccl and count >= num_workers else near

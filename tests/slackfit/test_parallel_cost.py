@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -100,6 +101,20 @@ def test_two_shards_halve_what_a_long_context_reads_and_pay_for_the_gathers():
         )
 
 
+def test_shards_that_share_linear_layers_out_take_their_share_of_the_time():
+    """Where a stream lies on several; an iteration of one shard takes what it did."""
+    shared = ParallelCost(shards=2, break_even_tokens=2000, gather_s=0.004, linear_share=0.6)
+    alone = replace(shared, linear_share=1.0)
+    for cached, saved in ((1000, 0.0), (9999, 0.4)):
+        start = cached, 1, True
+        times = []
+        for grid in (alone, shared):
+            fill = IterationFill(a_cost(grid))
+            fill.add(*start)
+            times.append(fill.seconds)
+        assert times[0] - times[1] == pytest.approx(saved * 0.01)  # of one token's linear layers
+
+
 def test_a_pipeline_of_eight_micro_batches_is_1_78_times_as_fast():
     """n / (n / 2 + 1 / 2): the ideal of two stages, filled and drained."""
     cost = IterationCost(
@@ -122,12 +137,17 @@ def test_a_pipeline_of_eight_micro_batches_is_1_78_times_as_fast():
 
 def test_a_profile_carries_the_grid(smollm2: LatencyProfile):
     grid = ParallelCost(
-        shards=2, break_even_tokens=3000, gather_s=0.006, gather_token_s=1e-4, micro_tokens=128
+        shards=2,
+        break_even_tokens=3000,
+        gather_s=0.006,
+        gather_token_s=1e-4,
+        micro_tokens=128,
+        linear_share=0.75,
     )
     written = IterationCosts.of(smollm2).on_workers(grid).in_profile(smollm2)
     read = IterationCosts.of(LatencyProfile.from_json(written.to_json()))
     assert read.parallel is not None
-    for name in ("shards", "stages", "break_even_tokens", "micro_tokens"):
+    for name in ("shards", "stages", "break_even_tokens", "micro_tokens", "linear_share"):
         assert getattr(read.parallel, name) == getattr(grid, name)
     assert read.parallel.gather_s == pytest.approx(0.006)
     assert read.scaled(2.0).parallel == read.parallel.scaled(2.0)
@@ -140,6 +160,7 @@ def test_a_profile_carries_the_grid(smollm2: LatencyProfile):
         ([], "expected a JSON object, got list"),
         ({"shards": 0}, "shards is 0, allowed 1 or more"),
         ({"gather_ms": -1}, "gather_s is -0.001, allowed finite"),
+        ({"linear_share": 0}, "linear_share is 0.0, allowed above 0 up to 1"),
         ({"break_even_tokens": -1}, "break_even_tokens is -1, allowed 0 or more"),
         ({"shard": 2}, "unknown 'shard', allowed break_even_tokens"),
         ({"shards": "two"}, "malformed"),

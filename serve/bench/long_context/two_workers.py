@@ -132,7 +132,15 @@ def break_even_rows(repeats: int, tell: Tell, device: str = "cpu") -> list[Row]:
             "long-context/kvp2/gather",
             cost.gather_s / depth * 1e3,
             "ms",
-            f"a block, one token; {cost.gather_token_s / depth * 1e6:.2f} us each further",
+            f"a block, one token: what it takes beyond its share of linear layers; "
+            f"{cost.gather_token_s / depth * 1e6:.2f} us each further",
+        ),
+        row(
+            "long-context/kvp2/linear_share",
+            cost.linear_share,
+            "share",
+            "what is left of the time of a chunk of 64 tokens where two shards share its linear "
+            "layers out",
         ),
     ]
 

@@ -77,9 +77,9 @@ def test_a_grid_is_measured_by_its_own_iterations(
 
     What is measured as spread lies on all shards, also behind the short context of the gathers.
     """
-    definition = define_supernet("decoder_tiny", max_positions=40_000, num_heads=8, head_dim=32)
+    definition = define_supernet("decoder_tiny", max_positions=16_000, num_heads=8, head_dim=32)
     checkpoint: Checkpoint = make_decoder(definition)
-    executor = ParallelExecutor(checkpoint, WorkerGrid(shards=2), capacity_tokens=50_000)
+    executor = ParallelExecutor(checkpoint, WorkerGrid(shards=2), capacity_tokens=20_000)
     run = executor.run
     held: dict[object, list[list[int]]] = {"alone": [], "spread": []}
 
@@ -94,7 +94,7 @@ def test_a_grid_is_measured_by_its_own_iterations(
         measured = measure_grid(
             executor,
             StreamExecutor(checkpoint, capacity_tokens=256),
-            contexts=(512, 30_000),
+            contexts=(512, 12_000),
             repeats=3,
             tell=told.append,
         )
@@ -103,16 +103,17 @@ def test_a_grid_is_measured_by_its_own_iterations(
     finally:
         executor.close()
     cost = measured.cost
-    assert [context for context, _ in measured.alone_s] == [512, 30_000]
+    assert [context for context, _ in measured.alone_s] == [512, 12_000]
     assert measured.alone_s[1][1] > measured.alone_s[0][1]
     assert cost.gather_s >= 0.0  # beside other work the best of a few may be equal
+    assert 0.5 <= cost.linear_share <= 1.0
     assert (cost.shards, cost.stages) == (2, 1)
     assert 0 <= cost.break_even_tokens <= NOWHERE
     assert len(told) == 2
     assert all(map(all, held["spread"]))
     assert not any(map(all, held["alone"]))
     assert min(map(sum, held["spread"])) < 400
-    with pytest.raises(ValueError, match="allowed two or more of 1 to 39988"):
+    with pytest.raises(ValueError, match="allowed two or more of 1 to 15988"):
         measure_grid(
             executor, StreamExecutor(checkpoint, capacity_tokens=256), contexts=(1,), repeats=3
         )

@@ -16,7 +16,9 @@ import torch
 
 from subnetact.decoding.extents import CacheFullError
 from subnetact.decoding.ragged_batch import Chunk
+from subnetact.parallel import parallel_executor
 from subnetact.parallel.parallel_executor import ParallelExecutor
+from subnetact.parallel.worker_device import GLOO
 from subnetact.parallel.worker_failure import WorkerFailedError
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet import Arch, Checkpoint, define_supernet, extract
@@ -71,6 +73,13 @@ def two_stages(decoder: Checkpoint) -> Iterator[ParallelExecutor]:
 
 
 @pytest.fixture(scope="module")
+def over_gloo(decoder: Checkpoint) -> Iterator[ParallelExecutor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel_executor, "backend_for", lambda *_: GLOO)
+        yield from started(decoder, WorkerGrid(shards=2))
+
+
+@pytest.fixture(scope="module")
 def two_by_two(decoder: Checkpoint) -> Iterator[ParallelExecutor]:
     yield from started(decoder, WorkerGrid(shards=2, stages=2), micro_tokens=5)
 
@@ -114,6 +123,14 @@ def test_two_shards_give_the_plain_logits_for_any_split(
     two_shards: ParallelExecutor, logits64: Logits64, seed: int
 ) -> None:
     run_any_schedule(two_shards, logits64, seed)
+
+
+@pytest.mark.parametrize("seed", range(40, 42))
+def test_so_they_do_where_no_memory_can_be_shared(
+    over_gloo: ParallelExecutor, logits64: Logits64, seed: int
+) -> None:
+    assert over_gloo.backend == GLOO
+    run_any_schedule(over_gloo, logits64, seed)
 
 
 @pytest.mark.parametrize("seed", range(10, 16))

@@ -9,9 +9,12 @@ import torch
 
 from subnetact.decoding.attention import has_log_sum_exp
 from subnetact.decoding.extents import Run
-from subnetact.parallel import partial_attention
+from subnetact.decoding.kv_cache import CacheShape, KVCache
+from subnetact.parallel import partial_attention, shard_attention
+from subnetact.parallel.messages import ChunkRows
 from subnetact.parallel.partial_attention import attend_part, merge_parts, plan_reads
-from subnetact.parallel.shard_table import ShardTable
+from subnetact.parallel.shard_attention import ShardAttention
+from subnetact.parallel.shard_table import Fresh, ShardReads, ShardTable
 
 RANKS, GROUPS, HEAD_DIM = 3, 2, 16
 
@@ -58,10 +61,9 @@ def test_uneven_parts_are_the_whole(
                 pool[:, :, run.begin : run.begin + run.length] = fresh[
                     :, :, first : first + run.length
                 ]
-            plan = plan_reads(reads, rows, RANKS, query)
-            runs: list[Run] = [*reads.past, *(run for _, run in reads.fresh)]
-            views = [tuple(pool.narrow(2, run.begin, run.length)) for run in runs]
-            parts.append(attend_part(query, plan, views))
+            slabs = plan_reads(reads, rows, RANKS, query)
+            views = [tuple(pool.narrow(2, slab.run.begin, slab.run.length)) for slab in slabs]
+            parts.append(attend_part(query, slabs, views))
         table.commit("a", spans)
         mixed = merge_parts(*(torch.stack(part) for part in zip(*parts, strict=True)))
         expected = whole64(query, keys, values, start)
@@ -93,3 +95,48 @@ def test_an_operator_of_other_devices_is_tried_with_values_before_it_is_used(
     right = lambda *tensors: partial_attention.plain_slab(*tensors, None)  # noqa: E731
     monkeypatch.setattr(partial_attention, "efficient_slab", right)
     assert partial_attention.has_efficient.__wrapped__(device)
+
+
+DECODES = [
+    ChunkRows(0, 1, ShardReads((Run(0, 20),), (Fresh(0, Run(20, 1)),))),  # read as one slab
+    ChunkRows(1, 1, ShardReads((Run(40, 33),))),
+]
+SPLIT = ChunkRows(2, 1, ShardReads((Run(80, 9), Run(100, 30)), (Fresh(0, Run(140, 1)),)))
+ELSEWHERE = ChunkRows(3, 1, ShardReads())
+PROMPT = ChunkRows(4, 5, ShardReads((Run(150, 12),), (Fresh(2, Run(170, 3)),)))
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize("chunks", [DECODES, [*DECODES, SPLIT, ELSEWHERE, PROMPT]])
+def test_what_is_planned_for_all_layers_is_attended_to_as_one_by_one(
+    chunks: list[ChunkRows], is_plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_plain:
+        monkeypatch.setattr(shard_attention, "has_log_sum_exp", lambda: False)
+    elif not has_log_sum_exp():
+        pytest.skip("no attention with a log-sum-exp in this build of torch")
+    cache = KVCache(CacheShape(2, GROUPS, HEAD_DIM), 256, block_tokens=4)
+    generator = torch.Generator().manual_seed(0)
+    cache.keys.copy_(torch.randn(cache.keys.shape, generator=generator))
+    cache.values.copy_(torch.randn(cache.values.shape, generator=generator))
+    rows = sum(chunk.rows for chunk in chunks)
+    here = ShardAttention(chunks, cache, RANKS)
+    for layer in (0, 1):
+        query = torch.randn(rows, RANKS, GROUPS, HEAD_DIM, generator=generator)
+        part = here.part(query, layer)
+        for first, count, reads in chunks:
+            own = query[first : first + count]
+            slabs = plan_reads(reads, count, RANKS, own)
+            views = [cache.view(layer, slab.run) for slab in slabs]
+            mixed, norm = attend_part(own, slabs, views)
+            found = part[first : first + count]
+            torch.testing.assert_close(found[..., :-1], mixed, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[..., -1], norm, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(here.whole(query, layer), part[..., :-1], rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_decode_writes_behind_what_it_reads_is_read_with_it() -> None:
+    like = torch.zeros(1)
+    (slab,) = plan_reads(DECODES[0].reads, 1, RANKS, like)
+    assert (slab.run, slab.mask) == (Run(0, 21), None)
+    assert len(plan_reads(SPLIT.reads, 1, RANKS, like)) == 3

@@ -12,6 +12,7 @@ from serve.bench.long_context.failure import kill_under_load
 from serve.bench.long_context.simulated import SHAPE, alone_rows, mixed_rows
 from serve.bench.long_context.two_workers import kvp_rows
 from slackfit.streams.hardware import HardwareProfile
+from subnetact.parallel.worker_device import backend_for
 from subnetact.parallel.worker_grid import WorkerGrid
 
 FOLDER = Path("profiles/hardware")
@@ -34,7 +35,7 @@ def test_logits_of_a_grid_are_judged_in_double_precision() -> None:
     (found,) = exact_rows("cpu", (WorkerGrid(shards=2),), num_texts=2)
     assert found["figure"] == "long-context/exact/kvp2_spp1"
     assert 0.0 < found["value"] <= 1.0  # in millionths of the largest logit
-    assert "on cpu over gloo" in found["detail"]
+    assert f"on cpu over {backend_for('cpu', 2)}" in found["detail"]
     with pytest.raises(ValueError, match="device is 'tpu', allowed cpu, cuda"):
         exact_rows("tpu")
 
