@@ -35,9 +35,8 @@ _LEFT = -1
 _GLANCES = 100  # at a mark, some microseconds, between looks at the clock
 _MOST_WATCH_S = 1e-3
 _LEAST_WATCH_S = 2e-5
-_NAP_S = 5e-5
-_SLEEPY_AFTER_S = 0.05
-_SLEEP_MS = 1
+_SHORTEST_NAP_S, _LONGEST_NAP_S = 5e-5, 1e-3
+_NAP_SHARE = 0.125  # of the time waited: who has waited for long may be a little later
 _MOST_SHAPES = 64
 
 Tell = Callable[[list[int]], list[list[int]]]
@@ -117,7 +116,12 @@ class SharedExchange:
         return self._views[shape]
 
     def _learn(self, waited_s: float) -> None:
-        """Watch for longer next time where watching was enough, else for less."""
+        """Watch for longer next time where watching was enough, for less where it was not.
+
+        Who comes last has not waited, and has learnt nothing.
+        """
+        if not waited_s:
+            return
         if waited_s < self._watch_s:
             self._watch_s = min(self._most_watch_s, 2.0 * self._watch_s)
         elif self._most_watch_s:
@@ -138,11 +142,9 @@ class SharedExchange:
             began_s = began_s or time.monotonic()
             if waited_s < self._watch_s:
                 continue
-            is_sleepy = waited_s > _SLEEPY_AFTER_S
-            if self._ended.poll(_SLEEP_MS if is_sleepy else 0) and marks[at] < turn:
+            if self._ended.poll(0) and marks[at] < turn:
                 raise RuntimeError("another worker of the group has ended")
-            if not is_sleepy:
-                time.sleep(_NAP_S)
+            time.sleep(min(_LONGEST_NAP_S, max(_SHORTEST_NAP_S, _NAP_SHARE * waited_s)))
 
 
 def memory_bytes(size: int, room: int = ROOM) -> int:
