@@ -160,9 +160,9 @@ class WorkerPool:
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
                 break
-            for rank in self._heard_from(waiting, left_s):
+            for rank, has_spoken in sorted(self._heard_from(waiting, left_s).items()):
                 waiting.remove(rank)
-                answer = self._answer(rank)
+                answer = self._answer(rank) if has_spoken else None
                 if isinstance(answer, Done):
                     answers[rank] = answer
                     continue
@@ -216,18 +216,22 @@ class WorkerPool:
                 gone[rank] = "has ended"
         return gone
 
-    def _heard_from(self, ranks: Iterable[int], timeout_s: float) -> list[int]:
-        handles: dict[Any, int] = {}
+    def _heard_from(self, ranks: Iterable[int], timeout_s: float) -> dict[int, bool]:
+        """Which workers have spoken (True), or have ended without a word (False)."""
+        handles: dict[Any, tuple[int, bool]] = {}
         for rank in ranks:
-            handles[self._members[rank].connection] = rank
-            handles[self._members[rank].process.sentinel] = rank
-        return sorted({handles[handle] for handle in wait(list(handles), timeout_s)})
+            handles[self._members[rank].connection] = (rank, True)
+            handles[self._members[rank].process.sentinel] = (rank, False)
+        heard: dict[int, bool] = {}
+        for handle in wait(list(handles), timeout_s):
+            rank, has_spoken = handles[handle]
+            heard[rank] = has_spoken or heard.get(rank, False)
+        return heard
 
     def _answer(self, rank: int) -> Done | str | None:
         """What a worker says: done, why not, or None: it has ended, or stopped in the middle."""
-        connection = self._members[rank].connection
         try:
-            answer = connection.recv() if connection.poll() else None
+            answer = self._members[rank].connection.recv()
         except (EOFError, OSError):
             return None
         return answer.reason if isinstance(answer, Failed) else answer
