@@ -36,7 +36,7 @@ class ShardPeers(Protocol):
     def gather(self, part: torch.Tensor) -> torch.Tensor: ...
 
 
-class _Reads(NamedTuple):
+class _StageRows(NamedTuple):
     """Of one micro-batch: its rows' angles (T, 1, D), what it writes and attends to here.
 
     `rows` are written, into `slots`; None: all of them.
@@ -137,19 +137,19 @@ class ShardDecoder:
     def _indices(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
-    def _reads(self, batch: MicroBatch, layers: Sequence[Layer | SkippedLayer]) -> _Reads:
+    def _reads(self, batch: MicroBatch, layers: Sequence[Layer | SkippedLayer]) -> _StageRows:
         """Plan, for all layers alike, where rows go and what they attend to."""
         positions = self._indices(batch.positions)
         rows, slots = _written(batch.chunks)
         kinds = {layer.heads.ranks for layer in layers if isinstance(layer, Layer)}
-        return _Reads(
+        return _StageRows(
             (self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)),
             None if rows == list(range(len(batch.ids))) else self._indices(rows),
             self._indices(slots),
             {ranks: ShardAttention(batch.chunks, self._cache, ranks) for ranks in kinds},
         )
 
-    def _write(self, own: int, reads: _Reads, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _write(self, own: int, reads: _StageRows, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write this shard's part of the keys and values (T, groups, D) of an iteration."""
         if not len(reads.slots):
             return
