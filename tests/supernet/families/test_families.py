@@ -132,21 +132,19 @@ def test_the_actuated_forward_equals_the_extracted_one(family: str, num_archs: i
         assert Subgraph.of(definition, arch).num_bytes() == stored
 
 
-@pytest.mark.parametrize("num_archs", COUNTS)
 @pytest.mark.parametrize("family", MEMBERS)
-def test_every_parameter_is_a_leading_slice_of_the_supernets_of_that_name(
-    family: str, num_archs: int
-) -> None:
+def test_every_parameter_is_a_leading_slice_of_the_supernets_of_that_name(family: str) -> None:
     definition = MEMBERS[family]
     whole = {**definition.parameter_shapes(), **definition.buffer_shapes()}
     rng = np.random.default_rng(1)
     space = definition.space
-    archs = [space.smallest, space.largest, *(space.sample(rng) for _ in range(num_archs))]
+    archs = [space.smallest, space.largest, *(space.sample(rng) for _ in range(50))]
     used = set()
-    for arch in archs:
+    for number, arch in enumerate(archs):
         shapes = {**definition.parameter_shapes(arch), **definition.buffer_shapes(arch)}
-        built = definition.on_meta(arch).state_dict()
-        assert {name: tuple(t.shape) for name, t in built.items()} == shapes
+        if number < 12:  # building takes a hundred times as long as describing
+            built = definition.on_meta(arch).state_dict()
+            assert {name: tuple(t.shape) for name, t in built.items()} == shapes
         for name, shape in shapes.items():
             assert len(shape) == len(whole[name]), name
             assert all(n <= m for n, m in zip(shape, whole[name], strict=True)), (arch, name)
