@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from serve.engine.news_waiter import NewsWaiter
 from serve.engine.stream_device import Choose, SharedPrefix, greedy
 from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
@@ -68,6 +68,33 @@ class StreamRequest:
             self.tenant,
             0 if self.shared is None else self.shared.tokens,
         )
+
+
+class NewsWaiter:
+    """Where a task waits for news of streams; used in one event loop, by one at a time."""
+
+    def __init__(self) -> None:
+        """Nobody waits yet."""
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self, withdraw: Callable[[], None]) -> None:
+        """Return at the next `wake`.
+
+        A task that is cancelled meanwhile calls `withdraw` first: its client has gone.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            withdraw()
+            raise
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Tell who waits, if anybody does, that there is news."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class OpenStream:

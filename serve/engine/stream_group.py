@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from serve.engine.news_waiter import NewsWaiter
-from serve.engine.open_stream import OpenStream
+from serve.engine.open_stream import NewsWaiter, OpenStream
 
 
 class StreamGroup:
