@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from slackfit.compiled.end_codes import LATE, ON_TIME, REASONS
+from slackfit.compiled.end_codes import FAILED, REASONS
 from slackfit.compiled.forms import policy_form
 from slackfit.compiled.setup import make_hardware, make_setup, why_not
 from slackfit.compiled.state import (
@@ -203,20 +203,22 @@ class CompiledRun:
         """Return the outcomes that were kept; these are the queries' times again."""
         results = self._results
         count = len(arrival_s)
-        executed = (results.status == ON_TIME) | (results.status == LATE)
-        accuracies = np.append(self._accuracies, 0.0)
+        # The last one is that of no subnet, -1.
+        accuracy = np.append(self._accuracies, 0.0)[results.subnet]
+        if results.statuses[FAILED]:
+            accuracy[results.status == FAILED] = 0.0
         return OutcomeColumns(
             query_id=np.arange(count),
             status=results.status,
-            reason=results.reason.astype(np.int32),
+            reason=results.reason,
             reasons=REASONS,
             arrival_s=arrival_s,
             deadline_s=deadline_s,
             start_s=results.start_s,
             finish_s=results.finish_s,
-            subnet=results.subnet.astype(np.int32),
+            subnet=results.subnet,
             subnet_ids=self._profile.subnet_ids,
-            accuracy=accuracies[np.where(executed, results.subnet, -1)],
+            accuracy=accuracy,
             batch_size=results.size,
             worker=results.worker,
             samples=np.ones(count, dtype=np.int32),

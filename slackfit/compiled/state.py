@@ -126,8 +126,8 @@ class Results(NamedTuple):
     """Outcomes by query, or (blocks, S) counts of those on time; and counts of all."""
 
     status: npt.NDArray[np.int8]
-    reason: npt.NDArray[np.int8]
-    subnet: npt.NDArray[np.int16]
+    reason: npt.NDArray[np.int32]
+    subnet: npt.NDArray[np.int32]
     size: npt.NDArray[np.int32]
     worker: npt.NDArray[np.int32]
     start_s: npt.NDArray[np.float64]
@@ -217,8 +217,8 @@ def new_results(setup: Setup, num_queries: int, num_blocks: int) -> Results:
     count = num_queries if setup.keeps_columns else 1
     return Results(
         status=np.zeros(count, np.int8),
-        reason=np.zeros(count, np.int8),
-        subnet=np.full(count, -1, np.int16),
+        reason=np.zeros(count, np.int32),
+        subnet=np.full(count, -1, np.int32),
         size=np.zeros(count, np.int32),
         worker=np.full(count, -1, np.int32),
         start_s=np.full(count, np.nan),
