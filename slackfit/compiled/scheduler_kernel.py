@@ -51,6 +51,9 @@ def end_unserved(
     if setup.keeps_columns:
         results.status[number] = status
         results.reason[number] = reason
+        results.subnet[number] = -1
+        results.worker[number] = -1
+        results.start_s[number] = np.nan
         results.finish_s[number] = now_s
 
 

@@ -87,8 +87,7 @@ def simulate_columns(
         keep=len(queries.arrival_s),
     )  # fmt: skip
     deadline_s = queries.arrival_s + queries.slo_s
-    run.feed(queries.arrival_s, deadline_s, queries.min_accuracy, queries.query_class)
-    run.finish()
+    run.serve(queries.arrival_s, deadline_s, queries.min_accuracy, queries.query_class)
     if progress:
         progress(len(queries.arrival_s), len(queries.arrival_s))
     return Simulated(run.columns(queries.arrival_s, deadline_s), "")
@@ -155,6 +154,12 @@ class CompiledRun:
         """Go on until every query has ended."""
         nothing = np.zeros(0)
         self._run(nothing, nothing, None, None, is_last=True)
+
+    def serve(
+        self, arrival_s: Floats, deadline_s: Floats, min_accuracy: Floats, query_class: Ints
+    ) -> None:
+        """Feed these and finish: one call, of which each takes a third of a millisecond."""
+        self._run(arrival_s, deadline_s, min_accuracy, query_class, is_last=True)
 
     def _run(
         self,

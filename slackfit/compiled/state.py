@@ -213,16 +213,19 @@ def new_queue(num_places: int) -> Queue:
 
 
 def new_results(setup: Setup, num_queries: int, num_blocks: int) -> Results:
-    """Return results with room for so many queries, or blocks of arrivals."""
+    """Return results with room for so many queries, or blocks of arrivals.
+
+    What is empty here is written when a query ends, however it does.
+    """
     count = num_queries if setup.keeps_columns else 1
     return Results(
         status=np.zeros(count, np.int8),
         reason=np.zeros(count, np.int32),
-        subnet=np.full(count, -1, np.int32),
+        subnet=np.empty(count, np.int32),
         size=np.zeros(count, np.int32),
-        worker=np.full(count, -1, np.int32),
-        start_s=np.full(count, np.nan),
-        finish_s=np.zeros(count),
+        worker=np.empty(count, np.int32),
+        start_s=np.empty(count),
+        finish_s=np.empty(count),
         on_time=np.zeros((num_blocks, len(setup.latency_s)), np.int64),
         statuses=np.zeros(len(STATUSES), np.int64),
         reasons=np.zeros(len(REASONS), np.int64),
