@@ -166,7 +166,7 @@ def _prices(plan: Mapping[str, Any]) -> str:
     panels: dict[str, list[tuple[str, float | None]]] = {}
     for row in plan["neighbours"]:
         name, change = _CHANGE.fullmatch(row["change"]).groups()  # type: ignore[union-attr]
-        panel = panels.setdefault(name, [("as promised", plan["cost_per_hour"])])
+        panel = panels.setdefault(name, [("promised", plan["cost_per_hour"])])
         place = 0 if change.startswith(("x0", "-")) else len(panel)
         panel.insert(place, (change, row["cost_per_hour"]))
     figure = _figure(7.0, 2.6)
@@ -179,11 +179,13 @@ def _prices(plan: Mapping[str, Any]) -> str:
             text = "none does" if cost is None else f"{cost:g}"
             at = plan["cost_per_hour"] if cost is None else cost
             axes.annotate(text, (place, at), (0, 5), textcoords="offset points", ha="center")
-        axes.set_xticks(places, [change for change, _ in points])
+        changes = [change.replace(" points", " pt") for change, _ in points]
+        axes.set_xticks(places, changes, fontsize=8)
         axes.set_title(name)
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.2, y=0.25)
+        axes.set_xlim(-0.4, len(points) - 0.6)
         axes.spines[["top", "right"]].set_visible(False)
+    most = max(cost or 0.0 for points in panels.values() for _, cost in points)
+    all_axes[0].set_ylim(0, 1.25 * most)  # of all, since they share it
     all_axes[0].set_ylabel(f"{plan['prices']['currency']} an hour")
     return _svg(figure)
 

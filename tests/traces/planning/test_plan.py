@@ -135,7 +135,7 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     assert made["simulated_by"] in ("compiled", "numba is not installed")
     text = page.read_text()
     assert text.count("<svg") == 2
-    for panel in ("deadline", "accuracy", "load", "as promised"):
+    for panel in ("deadline", "accuracy", "load", "promised"):
         assert f"<!-- {panel} -->" in text
     assert f"{made['workers']} x 2080ti-resnet" in text
 
