@@ -10,7 +10,7 @@ import numpy as np
 
 from slackfit.compiled.forms import Floats, Ints
 from slackfit.compiled.jit import inlined
-from slackfit.compiled.state import FIRST, LAST, NUM_FLOORED, Arriving, Groups, Queue, Setup
+from slackfit.compiled.state import FIRST, LAST, NUM_FLOORED, Arriving, Groups, Queue
 from slackfit.scheduling.edf import COMPACT_FROM
 
 
@@ -69,7 +69,6 @@ def push(
 
 @inlined
 def push_plain(
-    setup: Setup,
     queue: Queue,
     i: Ints,
     arriving: Arriving,
@@ -79,7 +78,7 @@ def push_plain(
 ) -> None:
     """Add the plain queries from `begin` to `end` of a piece, as `push` would one by one.
 
-    Plain: without a floor, and of the default class. What no queue of the run has is not written.
+    Plain: without a floor, and of the default class.
     """
     last = i[LAST]
     latest_s = queue.deadline_s[last - 1] if i[FIRST] < last else -np.inf
@@ -94,10 +93,8 @@ def push_plain(
         queue.deadline_s[last] = deadline_s
         queue.arrival_s[last] = arriving.arrival_s[at]
         queue.number[last] = number
-        if setup.has_floors:
-            queue.floor[last] = 0
-        if setup.has_classes:
-            queue.query_class[last] = 0
+        queue.floor[last] = 0
+        queue.query_class[last] = 0
         last += 1
     i[LAST] = last
 

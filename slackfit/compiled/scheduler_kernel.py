@@ -52,6 +52,7 @@ def end_unserved(
         results.status[number] = status
         results.reason[number] = reason
         results.subnet[number] = -1
+        results.size[number] = 0
         results.worker[number] = -1
         results.start_s[number] = np.nan
         results.finish_s[number] = now_s
@@ -128,7 +129,7 @@ def submit_all(
         return
     note_arrivals(state, end - begin)
     compact(state.queue, state.i)
-    push_plain(setup, state.queue, state.i, arriving, begin, end, first_number)
+    push_plain(state.queue, state.i, arriving, begin, end, first_number)
 
 
 @inlined

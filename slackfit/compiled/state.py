@@ -207,9 +207,9 @@ def new_state(setup: Setup, num_places: int, num_queries: int) -> State:
 
 
 def new_queue(num_places: int) -> Queue:
-    """Return an empty queue with room for so many."""
-    ints = (np.zeros(num_places, np.int64) for _ in range(3))
-    return Queue(np.zeros(num_places), np.zeros(num_places), *ints)
+    """Return an empty queue with room for so many; a place is written before it is read."""
+    ints = (np.empty(num_places, np.int64) for _ in range(3))
+    return Queue(np.empty(num_places), np.empty(num_places), *ints)
 
 
 def new_results(setup: Setup, num_queries: int, num_blocks: int) -> Results:
@@ -219,10 +219,10 @@ def new_results(setup: Setup, num_queries: int, num_blocks: int) -> Results:
     """
     count = num_queries if setup.keeps_columns else 1
     return Results(
-        status=np.zeros(count, np.int8),
+        status=np.empty(count, np.int8),
         reason=np.zeros(count, np.int32),
         subnet=np.empty(count, np.int32),
-        size=np.zeros(count, np.int32),
+        size=np.empty(count, np.int32),
         worker=np.empty(count, np.int32),
         start_s=np.empty(count),
         finish_s=np.empty(count),
