@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from serve.access.guard import Caller, Guard
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors.body_budget import BodyBudget
-from serve.doors.intake import Intake
 from serve.doors.shared_memory import Region, SharedMemory
+from serve.models.intake import Intake
 from serve.models.limits import RefusedError
 from serve.models.models import Models
 from serve.models.replica_set import ReplicaSet

@@ -16,8 +16,8 @@ A request that asks for another protocol (`Upgrade`: Java's client does for ever
 answered as if it did not: the parser, which takes what follows such a head for the other protocol,
 is given the request once more without it.
 
-While more comes than there is time for, requests wait their turn (`doors/intake.py`); of what waits
-no more than 64 KiB are read.
+While more comes than there is time for, requests wait their turn (`models/intake.py`); of one that
+waits no more than 64 KiB are read.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from serve.access.guard import UNIX
 from serve.doors.headers import without_upgrade
 from serve.doors.http_answer import SEND_WHOLE, AtOnceDoor, Headers, is_closed, last_answer
 from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE, WHY_GONE
-from serve.doors.intake import Intake
 from serve.hosts.known_heads import KnownHead, KnownHeads
+from serve.models.intake import Intake
 from serve.models.limits import RefusedError
 from serve.observe.socket_age import last_received_s
 

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp
 from serve.access.guard import UNIX
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
-from serve.doors.intake import Intake
 from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
+from serve.models.intake import Intake
 from serve.openai.door import OpenAIDoor
 
 

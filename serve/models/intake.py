@@ -75,7 +75,7 @@ class Intake:
         asyncio.get_running_loop().call_soon(self._turn)
 
     def _slice_s(self) -> float:
-        return min(SLICE_S, self._patience_s / 4)  # who is in a hurry waits for two of them
+        return min(SLICE_S, self._patience_s / 10)  # several turns pass until an answer is sent
 
     def _turn(self) -> None:
         """Work on what is kept; the loop calls this in each of its turns before it reads more."""
@@ -88,15 +88,17 @@ class Intake:
         if self._patience_s < math.inf and now_s - self._since_s > STANDING_S:
             self._is_standing = True
         if self._is_standing:
-            self._take(self._kept.pop)
-            self._take(self._kept.popleft, min_age_s=self._patience_s)
+            self._take(self._kept.pop, self._slice_s())
+            self._take(self._kept.popleft, 2 * self._slice_s(), min_age_s=self._patience_s)
         else:
-            self._take(self._kept.popleft)
+            self._take(self._kept.popleft, self._slice_s())
 
-    def _take(self, pop: Callable[[], tuple[float, Keeper]], min_age_s: float = 0.0) -> None:
-        """Work on what is kept, for a slice; `min_age_s` is that of the oldest."""
+    def _take(
+        self, pop: Callable[[], tuple[float, Keeper]], for_s: float, min_age_s: float = 0.0
+    ) -> None:
+        """Work on what is kept, for so long; `min_age_s` is that of the oldest."""
         now_s = self._clock()
-        until_s = now_s + self._slice_s()
+        until_s = now_s + for_s
         while self._kept and now_s < until_s and now_s - self._kept[0][0] >= min_age_s:
             pop()[1].take_kept()
             now_s = self._clock()
