@@ -36,7 +36,8 @@ def policies(
         str | None,
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan, verify.",
+            help="Only these: bars, bursty, ramp, faults, maf, tiny, speed, twin, plan, day, "
+            "verify.",
         ),
     ] = None,
     processes: Annotated[

@@ -22,14 +22,8 @@ from slackfit.metrics import summarize
 from slackfit.profile import LatencyProfile
 from traces.burstiness import trace_summary
 from traces.generators.arrivals import gamma
-from traces.open_loop.fidelity import (
-    LiveServer,
-    batch_slowdowns,
-    fidelity,
-    simulate_live,
-    simulated_report,
-    wire_s,
-)
+from traces.open_loop.fidelity import batch_slowdowns, fidelity, simulated_report, wire_s
+from traces.open_loop.live_twin import LiveServer, simulate_live
 from traces.open_loop.payloads import Payloads, load_payloads, noise_payloads
 from traces.open_loop.replay import Progress, ReplayResult, replay
 from traces.open_loop.replay_options import DEFAULTS, ReplayOptions

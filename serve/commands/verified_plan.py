@@ -1,4 +1,4 @@
-"""`verify_plan`: a plan's forecast of a live server, written down, then held against replays."""
+"""`verify_plan`: a plan's forecast of live servers, written down, then held against replays."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.client.dial import dial
 from serve.client.replicas import split_urls
 from serve.commands.live_replay import LiveReplay, check_profile, simulated_server
 from slackfit.profile import LatencyProfile
 from traces.open_loop.door import DoorCost, bursts, door_cost, single_queries
-from traces.open_loop.fidelity import LiveServer
+from traces.open_loop.live_twin import LiveServer
 from traces.open_loop.payloads import Payloads, noise_payloads
 from traces.open_loop.replay import replay
 from traces.open_loop.replay_options import ReplayOptions
@@ -34,8 +34,9 @@ OnForecast = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCheck:
-    """What to verify: a promise on a trace's traffic, with `profile`, on the server at `url`.
+    """What to verify: a promise on a trace's traffic, with `profile`, on the servers at `url`.
 
+    Addresses have commas between; each server has one device, and queries are spread over them.
     `slo_s` None are the trace's own deadlines; each load is replayed for `duration_s`.
     """
 
@@ -49,33 +50,52 @@ class PlanCheck:
 
 
 def verify_plan(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> dict[str, Any]:
-    """Return the verification: server, door, capacity, and a level for each load.
+    """Return the verification: servers, doors, capacity, and a level for each load.
 
-    Raises ClientError where the server can't be reached, TraceError where it serves another profile
-    or keeps the promise at no rate, KeyboardInterrupt where a replay was interrupted.
+    Raises ClientError where a server can't be reached, TraceError where one serves another profile
+    or they keep the promise at no rate, KeyboardInterrupt where a replay was interrupted.
     """
-    if len(split_urls(check.url)) > 1:
-        raise TraceError(f"{check.url}: a plan is verified on one server of one device; give one")
     return asyncio.run(_verified(check, on_forecast, tell))
 
 
+class _ProfiledServer(NamedTuple):
+    """A live server as its twin must know it, and what was measured of it."""
+
+    server: LiveServer
+    url: str
+    device: str
+    door: DoorCost
+    num_queries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "url": self.url,
+            "policy": self.server.policy,
+            "device": self.device,
+            "num_queries": self.num_queries,
+            **self.door.to_json(),
+        }
+
+
 async def _verified(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> dict[str, Any]:
-    tell("measuring the door")
-    server, door, device, count = await _profiled(check)
+    profiled: list[_ProfiledServer] = []
+    for url in split_urls(check.url):
+        tell(f"measuring the door of {url}")
+        profiled.append(await _profiled(check, url))
+    servers = [one.server for one in profiled]
     options = ReplayOptions(
         slo_s=check.slo_s, seed=check.seed, warmup_s=WARMUP_S,
         timeout_s=_DEADLINES_TO_WAIT * _longest_slo_s(check),
     )  # fmt: skip
-    capacity = capacity_qps(check.trace, server, check.promise, options, check.duration_s)
-    found = forecasts(check.trace, server, capacity, options, check.duration_s)
+    capacity = capacity_qps(check.trace, servers, check.promise, options, check.duration_s)
+    found = forecasts(check.trace, servers, capacity, options, check.duration_s)
     about: dict[str, Any] = {
         "url": check.url,
-        "policy": server.policy,
-        "profile": server.profile.name,
-        "device": device,
+        "profile": servers[0].profile.name,
         "cpu": _cpu(),
         "load_average": os.getloadavg()[0],
-        "door": {**door.to_json(), "num_queries": count},
+        "servers": [one.to_json() for one in profiled],
         "capacity_qps": capacity,
         "predicted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "levels": [forecast.to_json() for forecast in found],
@@ -95,9 +115,9 @@ async def _verified(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> di
     return {**about, "load_average_after": os.getloadavg()[0], "levels": levels}
 
 
-async def _profiled(check: PlanCheck) -> tuple[LiveServer, DoorCost, str, int]:
-    """Return the server as its twin must know it, its door, its device, and the probes sent."""
-    client, model = await dial(check.url, spread=False)
+async def _profiled(check: PlanCheck, url: str) -> _ProfiledServer:
+    """Measure the door of one server, which must serve with the planned profile."""
+    client, model = await dial(url, spread=False)
     try:
         check_profile(model, check.profile)
         payloads = noise_payloads(model, check.seed)
@@ -110,7 +130,8 @@ async def _profiled(check: PlanCheck) -> tuple[LiveServer, DoorCost, str, int]:
     door = door_cost(single.answers, burst.answers)
     server = replace(known, wire_s=door.answer_s, door_s=door.request_s)
     device = str(model.parameters.get("device", "unknown"))
-    return server, door, device, len(single.answers) + len(burst.answers)
+    num_queries = len(single.answers) + len(burst.answers)
+    return _ProfiledServer(server, url, device, door, num_queries)
 
 
 async def _sent(client: Target, payloads: Payloads, trace: Trace) -> ReplayResult:

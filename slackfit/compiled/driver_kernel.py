@@ -83,20 +83,23 @@ def _start_batch(setup: Setup, hardware: Hardware, state: State, worker: int, no
 def _end_batch(setup: Setup, state: State, results: Results, worker: int, now_s: float) -> None:
     """End the batch of a worker with results."""
     slots = state.slots
-    subnet, size = slots.subnet[worker], slots.size[worker]
+    subnet, size, start_s = slots.subnet[worker], slots.size[worker], slots.start_s[worker]
+    num_blocks = len(results.on_time)
+    num_on_time = 0
     for k in range(size):
         is_on_time = now_s <= slots.deadlines_s[worker, k]
-        status = ON_TIME if is_on_time else LATE
-        results.statuses[status] += 1
-        if is_on_time:
-            block = 0
-            if len(results.on_time) > 1:
-                block = int(slots.arrivals_s[worker, k] / setup.block_s)
-            results.on_time[min(block, len(results.on_time) - 1), subnet] += 1
+        num_on_time += is_on_time
+        if num_blocks > 1 and is_on_time:
+            block = int(slots.arrivals_s[worker, k] / setup.block_s)
+            results.on_time[min(block, num_blocks - 1), subnet] += 1
         if setup.keeps_columns:
-            _note_run(results, slots.numbers[worker, k], status, 0, subnet, size, worker)
-            results.start_s[slots.numbers[worker, k]] = slots.start_s[worker]
-            results.finish_s[slots.numbers[worker, k]] = now_s
+            number = slots.numbers[worker, k]
+            results.status[number] = ON_TIME if is_on_time else LATE
+            _note_run(results, number, subnet, size, worker, start_s, now_s)
+    if num_blocks == 1:
+        results.on_time[0, subnet] += num_on_time
+    results.statuses[ON_TIME] += num_on_time
+    results.statuses[LATE] += size - num_on_time
     _release(state, worker, now_s)
 
 
@@ -104,27 +107,34 @@ def _end_batch(setup: Setup, state: State, results: Results, worker: int, now_s:
 def _fail_batch(setup: Setup, state: State, results: Results, worker: int, now_s: float) -> None:
     """End the batch of a worker without results."""
     slots = state.slots
-    size = slots.size[worker]
+    subnet, size, start_s = slots.subnet[worker], slots.size[worker], slots.start_s[worker]
     results.statuses[FAILED] += size
     results.reasons[WORKER_FAILED] += size
     if setup.keeps_columns:
         for k in range(size):
             number = slots.numbers[worker, k]
-            _note_run(results, number, FAILED, WORKER_FAILED, slots.subnet[worker], size, worker)
-            results.start_s[number] = slots.start_s[worker]
-            results.finish_s[number] = now_s
+            results.status[number] = FAILED
+            results.reason[number] = WORKER_FAILED
+            _note_run(results, number, subnet, size, worker, start_s, now_s)
     _release(state, worker, now_s)
 
 
 @inlined
 def _note_run(
-    results: Results, number: int, status: int, reason: int, subnet: int, size: int, worker: int
+    results: Results,
+    number: int,
+    subnet: int,
+    size: int,
+    worker: int,
+    start_s: float,
+    finish_s: float,
 ) -> None:
-    results.status[number] = status
-    results.reason[number] = reason
+    """Note where and when a query ran."""
     results.subnet[number] = subnet
     results.size[number] = size
     results.worker[number] = worker
+    results.start_s[number] = start_s
+    results.finish_s[number] = finish_s
 
 
 @inlined

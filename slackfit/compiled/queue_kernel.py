@@ -6,9 +6,11 @@ the head, where those that leave are.
 
 from __future__ import annotations
 
+import numpy as np
+
 from slackfit.compiled.forms import Floats, Ints
 from slackfit.compiled.jit import inlined
-from slackfit.compiled.state import FIRST, LAST, NUM_FLOORED, Groups, Queue
+from slackfit.compiled.state import FIRST, LAST, NUM_FLOORED, Arriving, Groups, Queue
 from slackfit.scheduling.edf import COMPACT_FROM
 
 
@@ -63,6 +65,38 @@ def push(
     queue.floor[at] = floor
     queue.query_class[at] = query_class
     i[LAST] = last + 1
+
+
+@inlined
+def push_plain(
+    queue: Queue,
+    i: Ints,
+    arriving: Arriving,
+    begin: int,
+    end: int,
+    first_number: int,
+) -> None:
+    """Add the plain queries from `begin` to `end` of a piece, as `push` would one by one.
+
+    Plain: without a floor, and of the default class.
+    """
+    last = i[LAST]
+    latest_s = queue.deadline_s[last - 1] if i[FIRST] < last else -np.inf
+    for at in range(begin, end):
+        number, deadline_s = first_number + at - begin, arriving.deadline_s[at]
+        if latest_s > deadline_s:
+            i[LAST] = last
+            push(queue, i, deadline_s, arriving.arrival_s[at], number, 0, 0)
+            last += 1
+            continue
+        latest_s = deadline_s
+        queue.deadline_s[last] = deadline_s
+        queue.arrival_s[last] = arriving.arrival_s[at]
+        queue.number[last] = number
+        queue.floor[last] = 0
+        queue.query_class[last] = 0
+        last += 1
+    i[LAST] = last
 
 
 @inlined

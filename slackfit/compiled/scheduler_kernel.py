@@ -9,7 +9,14 @@ from slackfit.compiled.end_codes import DROPPED, EXPIRED, INFEASIBLE, REJECTED
 from slackfit.compiled.forms import Floats, PolicyForm, StepForm
 from slackfit.compiled.groups_kernel import note_floored, show_groups
 from slackfit.compiled.jit import compiled, inlined
-from slackfit.compiled.queue_kernel import bisect_left, bisect_right, compact, push, remove
+from slackfit.compiled.queue_kernel import (
+    bisect_left,
+    bisect_right,
+    compact,
+    push,
+    push_plain,
+    remove,
+)
 from slackfit.compiled.state import (
     FIRST,
     FREE,
@@ -44,6 +51,10 @@ def end_unserved(
     if setup.keeps_columns:
         results.status[number] = status
         results.reason[number] = reason
+        results.subnet[number] = -1
+        results.size[number] = 0
+        results.worker[number] = -1
+        results.start_s[number] = np.nan
         results.finish_s[number] = now_s
 
 
@@ -85,6 +96,23 @@ def _submit_alone(
 
 
 @inlined
+def _are_plain(setup: Setup, arriving: Arriving, begin: int, end: int) -> bool:
+    """Return whether none has a floor, another class than the default, or is hopeless."""
+    are_plain = True
+    if setup.has_floors:
+        for at in range(begin, end):
+            are_plain &= arriving.floor[at] <= 0
+    if setup.has_classes:
+        for at in range(begin, end):
+            are_plain &= arriving.query_class[at] == 0
+    if setup.drops:
+        least_s = setup.fastest_s[1]
+        for at in range(begin, end):
+            are_plain &= arriving.arrival_s[at] + least_s <= arriving.deadline_s[at]
+    return are_plain
+
+
+@inlined
 def submit_all(
     setup: Setup,
     state: State,
@@ -95,27 +123,13 @@ def submit_all(
     first_number: int,
 ) -> None:
     """Submit the queries from `begin` to `end`; the first one is number `first_number`."""
-    are_ordinary = True
-    for at in range(begin, end):
-        if setup.has_floors and arriving.floor[at] > 0:
-            are_ordinary = False
-        if setup.has_classes and arriving.query_class[at] != 0:
-            are_ordinary = False
-        if setup.drops and not (
-            arriving.arrival_s[at] + setup.fastest_s[1] <= arriving.deadline_s[at]
-        ):
-            are_ordinary = False
-    if not are_ordinary:
+    if not _are_plain(setup, arriving, begin, end):
         for at in range(begin, end):
             _submit_alone(setup, state, results, arriving, at, first_number + at - begin)
         return
     note_arrivals(state, end - begin)
     compact(state.queue, state.i)
-    for at in range(begin, end):
-        number = first_number + at - begin
-        push(
-            state.queue, state.i, arriving.deadline_s[at], arriving.arrival_s[at], number, 0, 0
-        )  # fmt: skip
+    push_plain(state.queue, state.i, arriving, begin, end, first_number)
 
 
 @inlined

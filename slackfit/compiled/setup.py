@@ -28,8 +28,6 @@ def why_not(policy: Policy, profile: LatencyProfile, devices: DeviceModel) -> st
         return "residency of simulated devices has no compiled form"
     if profile.work is not None:
         return "queries that differ in work have no compiled form"
-    if len(profile.subnets) > np.iinfo(np.int16).max:
-        return f"a profile of {len(profile.subnets)} subnets has no compiled form"
     others = [*(devices.profiles or ())]
     if isinstance(devices.noise, LatencyProfile):
         others.append(devices.noise)

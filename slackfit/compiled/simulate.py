@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from slackfit.compiled.end_codes import LATE, ON_TIME, REASONS
+from slackfit.compiled.end_codes import FAILED, REASONS
 from slackfit.compiled.forms import policy_form
 from slackfit.compiled.setup import make_hardware, make_setup, why_not
 from slackfit.compiled.state import (
@@ -87,8 +87,7 @@ def simulate_columns(
         keep=len(queries.arrival_s),
     )  # fmt: skip
     deadline_s = queries.arrival_s + queries.slo_s
-    run.feed(queries.arrival_s, deadline_s, queries.min_accuracy, queries.query_class)
-    run.finish()
+    run.serve(queries.arrival_s, deadline_s, queries.min_accuracy, queries.query_class)
     if progress:
         progress(len(queries.arrival_s), len(queries.arrival_s))
     return Simulated(run.columns(queries.arrival_s, deadline_s), "")
@@ -156,6 +155,12 @@ class CompiledRun:
         nothing = np.zeros(0)
         self._run(nothing, nothing, None, None, is_last=True)
 
+    def serve(
+        self, arrival_s: Floats, deadline_s: Floats, min_accuracy: Floats, query_class: Ints
+    ) -> None:
+        """Feed these and finish: one call, of which each takes a third of a millisecond."""
+        self._run(arrival_s, deadline_s, min_accuracy, query_class, is_last=True)
+
     def _run(
         self,
         arrival_s: Floats,
@@ -203,20 +208,22 @@ class CompiledRun:
         """Return the outcomes that were kept; these are the queries' times again."""
         results = self._results
         count = len(arrival_s)
-        executed = (results.status == ON_TIME) | (results.status == LATE)
-        accuracies = np.append(self._accuracies, 0.0)
+        # The last one is that of no subnet, -1.
+        accuracy = np.append(self._accuracies, 0.0)[results.subnet]
+        if results.statuses[FAILED]:
+            accuracy[results.status == FAILED] = 0.0
         return OutcomeColumns(
             query_id=np.arange(count),
             status=results.status,
-            reason=results.reason.astype(np.int32),
+            reason=results.reason,
             reasons=REASONS,
             arrival_s=arrival_s,
             deadline_s=deadline_s,
             start_s=results.start_s,
             finish_s=results.finish_s,
-            subnet=results.subnet.astype(np.int32),
+            subnet=results.subnet,
             subnet_ids=self._profile.subnet_ids,
-            accuracy=accuracies[np.where(executed, results.subnet, -1)],
+            accuracy=accuracy,
             batch_size=results.size,
             worker=results.worker,
             samples=np.ones(count, dtype=np.int32),

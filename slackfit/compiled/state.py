@@ -126,8 +126,8 @@ class Results(NamedTuple):
     """Outcomes by query, or (blocks, S) counts of those on time; and counts of all."""
 
     status: npt.NDArray[np.int8]
-    reason: npt.NDArray[np.int8]
-    subnet: npt.NDArray[np.int16]
+    reason: npt.NDArray[np.int32]
+    subnet: npt.NDArray[np.int32]
     size: npt.NDArray[np.int32]
     worker: npt.NDArray[np.int32]
     start_s: npt.NDArray[np.float64]
@@ -207,22 +207,25 @@ def new_state(setup: Setup, num_places: int, num_queries: int) -> State:
 
 
 def new_queue(num_places: int) -> Queue:
-    """Return an empty queue with room for so many."""
-    ints = (np.zeros(num_places, np.int64) for _ in range(3))
-    return Queue(np.zeros(num_places), np.zeros(num_places), *ints)
+    """Return an empty queue with room for so many; a place is written before it is read."""
+    ints = (np.empty(num_places, np.int64) for _ in range(3))
+    return Queue(np.empty(num_places), np.empty(num_places), *ints)
 
 
 def new_results(setup: Setup, num_queries: int, num_blocks: int) -> Results:
-    """Return results with room for so many queries, or blocks of arrivals."""
+    """Return results with room for so many queries, or blocks of arrivals.
+
+    What is empty here is written when a query ends, however it does.
+    """
     count = num_queries if setup.keeps_columns else 1
     return Results(
-        status=np.zeros(count, np.int8),
-        reason=np.zeros(count, np.int8),
-        subnet=np.full(count, -1, np.int16),
-        size=np.zeros(count, np.int32),
-        worker=np.full(count, -1, np.int32),
-        start_s=np.full(count, np.nan),
-        finish_s=np.zeros(count),
+        status=np.empty(count, np.int8),
+        reason=np.zeros(count, np.int32),
+        subnet=np.empty(count, np.int32),
+        size=np.empty(count, np.int32),
+        worker=np.empty(count, np.int32),
+        start_s=np.empty(count),
+        finish_s=np.empty(count),
         on_time=np.zeros((num_blocks, len(setup.latency_s)), np.int64),
         statuses=np.zeros(len(STATUSES), np.int64),
         reasons=np.zeros(len(REASONS), np.int64),

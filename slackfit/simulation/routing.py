@@ -40,6 +40,9 @@ class Routing(NamedTuple):
 ONE_QUEUE = Routing("one-queue")
 """All queries wait in one queue, over all devices."""
 
+ROUND_ROBIN = Routing("round-robin")
+"""Replicas in turn."""
+
 
 def parse_routing(text: str) -> Routing:
     """Return the routing that a text names. Raises ValueError for anything else.

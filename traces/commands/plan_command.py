@@ -67,6 +67,10 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
             ),
         ] = None,
         max_devices: Annotated[int | None, typer.Option(min=1, help="Devices at the most.")] = None,
+        mixed: Annotated[
+            bool,
+            typer.Option("--mixed/--no-mixed", help="Also try fleets of two types of device."),
+        ] = True,
         confidence: Annotated[
             float,
             typer.Option(
@@ -98,7 +102,8 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
         verify: Annotated[
             str | None,
             typer.Option(
-                metavar="URL", help="Foretell this server of one device at four loads, then replay."
+                metavar="URL[,URL...]",
+                help="Foretell these servers of the planned device at four loads, then replay.",
             ),
         ] = None,
         verify_s: Annotated[
@@ -189,10 +194,11 @@ def _summary(plan: dict[str, Any]) -> str:
         return f"saturated: {plan['why']}"
     headroom = plan["headroom"]
     lines = [
-        f"{plan['workers']} x {plan['device']} with {plan['policy']}: "
+        f"{plan['fleet']} with {plan['policy']}: "
         f"{plan['cost_per_hour']:g} {plan['prices']['currency']} an hour",
         f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; "
-        f"no policy needs fewer than {plan['certificate_workers']}",
+        f"no policy needs fewer than {plan['certificate_workers']}, no fleet costs less than "
+        f"{plan['certificate_cost']:g} an hour",
         f"the promise holds up to {headroom['factor']:.2f} times the load "
         f"({headroom['low']:.2f} surely)",
     ]
@@ -205,6 +211,8 @@ def _summary(plan: dict[str, Any]) -> str:
         )
     if plan["answers_of"] != "the whole trace":
         lines[-1] += f", of {plan['answers_of']}"
+    if plan["simulated_by"] != "compiled":
+        lines.append(f"simulated in Python: {plan['simulated_by']}")
     if "verification" in plan:
         lines += verification_lines(plan["verification"])
     return "\n".join(lines)

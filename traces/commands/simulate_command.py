@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,15 +17,6 @@ from traces.commands.stream_options import (
     TtftOption,
     TtftPerTokenOption,
 )
-
-if TYPE_CHECKING:
-    from slackfit.profile import LatencyProfile
-    from slackfit.simulation.device_residency import SimulatedResidency
-    from slackfit.simulation.devices import Failure, Slowdown
-    from slackfit.simulation.routing import Routing
-    from traces.simulation.simulation import OnOutcomes, SimulationOptions
-
-_EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
 
 OUTPUTS = ("json_out", "html_out", "chrome_out")
 """Parameters that say where to write; the same report is written everywhere."""
@@ -152,52 +141,21 @@ def simulate_command(
     with trace_errors():
         from slackfit.output_files import check_outputs, write_each
         from slackfit.profile import LatencyProfile
-        from slackfit.simulation.devices import DeviceModel
         from slackfit.streams.iteration_cost import has_iterations
+        from traces.commands.simulate_request import check_streamed, read_request
         from traces.commands.simulate_streams import check_stream_options, serve_streams
         from traces.report.chrome_trace import ChromeTrace
-        from traces.simulation.simulation import SimulationOptions
 
-        _check_stream(context.params)
+        check_streamed(context.params)
         check_outputs(json_out, html_out, chrome_out)
         given = LatencyProfile.load(profile)
         check_stream_options(given, context)
         if has_iterations(given):
             serve_streams(context, given)
             return
-        names = [name.strip() for name in (policy or "slackfit").split(",")]
-        table = derived(given, overhead_ms, subnets)
         chrome = None if chrome_out is None else ChromeTrace()
-        model = DeviceModel(
-            noise=table if noise else None,
-            profiles=None
-            if devices is None
-            else [
-                derived(LatencyProfile.load(file.strip()), overhead_ms, subnets)
-                for file in devices.split(",")
-            ],
-            residency=_residency(table, residency, cache_mib, workers * replicas),
-            events=_events(events),
-        )
-        options = SimulationOptions(
-            slo_s=None if slo_ms is None else slo_ms / 1e3,
-            num_workers=workers,
-            num_replicas=replicas,
-            routing=_routing(routing, replicas),
-            drop_hopeless=drop_hopeless,
-            seed=seed,
-            devices=model,
-            with_bound=bound,
-        )
-        reports = _reports(
-            trace,
-            table,
-            names,
-            options,
-            stream=stream,
-            capacity=capacity,
-            on_outcomes=None if chrome is None else chrome.record,
-        )
+        request = read_request(given, context.params)
+        reports = request.run(_tell_end, None if chrome is None else chrome.record)
         config = {"workers": workers, "slo_ms": slo_ms, "drop_hopeless": drop_hopeless}
         command = command_line(context, "supernet simulate", without=OUTPUTS)
         reports = [{**report, "command": command, "config": config} for report in reports]
@@ -209,119 +167,7 @@ def simulate_command(
         )
 
 
-def _reports(
-    spec: str,
-    profile: LatencyProfile,
-    names: list[str],
-    options: SimulationOptions,
-    *,
-    stream: bool,
-    capacity: str | None,
-    on_outcomes: OnOutcomes | None,
-) -> list[dict[str, Any]]:
-    """Run the kind of simulation that the options ask for; return a report per policy."""
-    from traces.simulation.capacity import parse_goal
-    from traces.simulation.simulation import find_capacities, simulate_policies, stream_policies
-    from traces.spec.spec import parse_spec
-
-    def on_end(policy: str, wall_s: float, why: str) -> None:
-        path = f"in Python: {why}" if why else "compiled"
-        typer.echo(f"{policy}: {wall_s:.2f} s ({path})", err=True)
-
-    if stream:
-        return stream_policies(spec, profile, names, options, on_end=on_end)
-    goal = None if capacity is None else parse_goal(capacity)
-    trace = parse_spec(spec, seed=options.seed)
-    if goal is None:
-        return simulate_policies(
-            trace, profile, names, options, on_end=on_end, on_outcomes=on_outcomes
-        )
-    return find_capacities(
-        trace, profile, names, goal, options, on_end=on_end, on_outcomes=on_outcomes
-    )
-
-
-def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> LatencyProfile:
-    """Return the profile with interpolated subnets and overhead, as the options ask."""
-    from slackfit.derive import densified, with_overhead
-    from traces.trace import TraceError
-
-    try:
-        dense = densified(profile, num_subnets) if num_subnets else profile
-        return with_overhead(dense, overhead_ms / 1e3)
-    except ValueError as error:
-        raise TraceError(str(error)) from None
-
-
-def _check_stream(given: Mapping[str, Any]) -> None:
-    """Raise TraceError for options that need what a streamed run does not keep."""
-    from traces.trace import TraceError
-
-    named = {
-        "--noise": "noise",
-        "--devices": "devices",
-        "--residency": "residency",
-        "--bound": "bound",
-        "--find-capacity": "capacity",
-        "--html": "html_out",
-        "--chrome": "chrome_out",
-        "--routing": "routing",
-    }
-    refused = [option for option, key in named.items() if given[key]]
-    refused += ["--replicas"] if given["replicas"] > 1 else []
-    if given["stream"] and refused:
-        raise TraceError(f"--stream goes without {', '.join(refused)}")
-
-
-def _routing(text: str | None, num_replicas: int) -> Routing:
-    """Return the routing that an option names. Raises TraceError for anything else."""
-    from slackfit.simulation.routing import ONE_QUEUE, parse_routing
-    from traces.trace import TraceError
-
-    if num_replicas == 1:
-        if text is not None:
-            raise TraceError("--routing goes with --replicas N, 2 or more")
-        return ONE_QUEUE
-    try:
-        return parse_routing(text or "round-robin")
-    except ValueError as error:
-        raise TraceError(str(error)) from None
-
-
-def _residency(
-    profile: LatencyProfile, policy: str | None, cache_mib: float | None, workers: int
-) -> SimulatedResidency | None:
-    """Return the devices' residency. Raises TraceError, ProfileError: it can not be."""
-    from slackfit.simulation.device_residency import SimulatedResidency
-    from traces.trace import TraceError
-
-    if policy is None:
-        if cache_mib is not None:
-            raise TraceError("--cache-mib goes with --residency")
-        return None
-    budget = None if cache_mib is None else int(cache_mib * 2**20)
-    try:
-        return SimulatedResidency(profile, policy, num_workers=workers, budget_bytes=budget)
-    except ValueError as error:
-        raise TraceError(str(error)) from None
-
-
-def _events(text: str | None) -> list[Failure | Slowdown]:
-    """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
-    from slackfit.simulation.devices import Failure, Slowdown
-    from traces.trace import TraceError
-
-    events: list[Failure | Slowdown] = []
-    for part in (text or "").split(",") if text else []:
-        found = _EVENT.fullmatch(part.strip())
-        if found is None:
-            raise TraceError(
-                f"event {part!r} is not understood; give WORKER@SECONDS for a failure, "
-                "FACTORxWORKER@SECONDS for a slow-down, as in 3@12 or 1.5x0@4"
-            )
-        at_s, worker_id = float(found["at"]), int(found["worker"])
-        if found["factor"]:
-            events.append(Slowdown(at_s, worker_id, float(found["factor"])))
-        else:
-            events.append(Failure(at_s, worker_id))
-    return events
+def _tell_end(policy: str, wall_s: float, why: str) -> None:
+    """Say how long a policy took, and by which path."""
+    path = f"in Python: {why}" if why else "compiled"
+    typer.echo(f"{policy}: {wall_s:.2f} s ({path})", err=True)

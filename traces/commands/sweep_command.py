@@ -50,7 +50,7 @@ def sweep_command(
 
     with trace_errors():
         from slackfit.profile import LatencyProfile
-        from traces.commands.simulate_command import derived
+        from traces.commands.simulate_request import derived
         from traces.simulation.cells import Cell, run_cells
 
         check_outputs(json_out, folders=[out])

@@ -1,118 +1,30 @@
 """How well the simulator foretells a live run: the same trace, profile and policy, side by side.
 
-The simulated server is the live one's scheduler with its settings, under virtual time. What a query
-takes besides waiting and execution (the wire, parsing, the client) is a constant that the caller
-measures on the idle server. Execution takes its profiled median, drawn longer by the profile's
-upper quantiles. A second simulation makes the device as slow as the live one was at that moment, by
-the ratio of measured to profiled batch time: what it explains is the profile's error, what it
-leaves is the model's.
+The simulated server is that of `live_twin`. A second simulation makes the device as slow as the
+live one was at that moment, by the ratio of measured to profiled batch time: what it explains is
+the profile's error, what it leaves is the model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from slackfit.metrics import summarize
 from slackfit.outcome_columns import OutcomeColumns
-from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
-from slackfit.scheduling.scheduler import Scheduler
-from slackfit.simulation.devices import DeviceModel, Slowdown
-from slackfit.simulation.simulate import simulate
+from slackfit.simulation.devices import Slowdown
 from traces.burstiness import trace_summary
 from traces.open_loop.answers import Answer
-from traces.open_loop.door import through_the_door
-from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import ReplayResult
 from traces.report.burst_zoom import burst_zoom
 from traces.report.figures import with_figures
 from traces.trace import Trace, TraceError
 
 _FIGURES = ("p50_ms", "p95_ms", "slo_attainment", "mean_serving_accuracy")
-_LEAST_SLO_S = 1e-9  # of a query that the door keeps beyond its deadline
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveServer:
-    """What the simulator must know of the server: its policy and settings, and the wire.
-
-    An answer should leave the device `reply_allowance_s` before its deadline, but never earlier
-    than `max_allowance`, a share of the SLO, asks for. `door_s` is what the door takes of one
-    request before the scheduler sees it, one after the other; `wire_s` all that is beside that.
-    """
-
-    policy: str
-    profile: LatencyProfile
-    wire_s: float
-    reply_allowance_s: float
-    max_allowance: float
-    max_queue: int | None
-    drop_hopeless: bool | None
-    triage: bool | None
-    correct_latency: bool
-    door_s: float = 0.0
-
-
-def simulate_live(
-    trace: Trace,
-    server: LiveServer,
-    options: ReplayOptions,
-    *,
-    slowdowns: Sequence[Slowdown] = (),
-) -> list[Outcome]:
-    """Return the outcomes of `trace` on a simulated `server`, as its client would judge them.
-
-    `options` are those of the replay; its warm-up is served and left out. With `slowdowns` the
-    device is as slow as they say; without, batch times are drawn from the profile's quantiles,
-    where it has any beyond the median.
-
-    Raises:
-        TraceError: no deadlines, or a policy that the profile does not know.
-    """
-    slo_s, warmup_s = options.slo_s, options.warmup_s
-    deadlines_s = trace.slo_s if slo_s is None else np.full(len(trace), slo_s)
-    if deadlines_s is None:
-        raise TraceError("the trace carries no deadlines; give an SLO (--slo-ms)")
-    try:
-        policy = create_policy(server.policy, server.profile)
-    except ValueError as error:
-        raise TraceError(f"the server's policy can't be simulated: {error}") from None
-    scheduler = Scheduler(
-        server.profile,
-        policy,
-        max_queue=server.max_queue,
-        drop_hopeless=server.drop_hopeless,
-        correct_latency=server.correct_latency,
-        triage=server.triage,
-    )
-    allowance_s = np.minimum(server.reply_allowance_s, server.max_allowance * deadlines_s)
-    arrival_s = trace.arrival_s
-    seen_s = through_the_door(arrival_s, server.door_s) if server.door_s else arrival_s
-    ended = simulate(
-        seen_s,
-        server.profile,
-        policy,
-        slo_s=np.maximum(deadlines_s - allowance_s - (seen_s - arrival_s), _LEAST_SLO_S),
-        seed=options.seed,
-        devices=DeviceModel(
-            profiles=[server.profile],  # the scheduler's own is corrected as it goes
-            noise=None if slowdowns else _noise(server.profile),
-            events=slowdowns,
-        ),
-        query_class=trace.query_class,
-        scheduler=scheduler,
-    )
-    sent = (o._replace(arrival_s=float(arrival_s[o.query_id])) for o in ended)
-    return [
-        _as_the_client_sees(o, float(deadlines_s[o.query_id]), server.wire_s, warmup_s)
-        for o in sent
-        if o.arrival_s >= warmup_s
-    ]
 
 
 def simulated_report(
@@ -197,23 +109,3 @@ def wire_s(answers: Sequence[Answer]) -> float:
     if not over:
         raise TraceError("the server answered none of the queries that measure its wire")
     return max(float(np.median(over)), 0.0)
-
-
-def _noise(profile: LatencyProfile) -> LatencyProfile | None:
-    has_tail = all(len(subnet.latency_s) > 1 for subnet in profile.subnets)
-    return profile if has_tail else None
-
-
-def _as_the_client_sees(outcome: Outcome, slo_s: float, wire_s: float, warmup_s: float) -> Outcome:
-    finish_s = outcome.finish_s + wire_s
-    deadline_s = outcome.arrival_s + slo_s
-    status = outcome.status
-    if status in ("on_time", "late"):
-        status = "on_time" if finish_s <= deadline_s else "late"
-    return outcome._replace(
-        status=status,
-        arrival_s=outcome.arrival_s - warmup_s,
-        deadline_s=deadline_s - warmup_s,
-        start_s=None if outcome.start_s is None else outcome.start_s - warmup_s,
-        finish_s=finish_s - warmup_s,
-    )

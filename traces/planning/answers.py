@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from slackfit.simulation.routing import ONE_QUEUE, Routing, parse_routing
+from slackfit.simulation.routing import ONE_QUEUE, ROUND_ROBIN, Routing
 from traces.planning.candidates import FleetCandidate
 from traces.planning.certificate import query_s
-from traces.planning.promise import Promise, impossible_part
+from traces.planning.possible import impossible_part
+from traces.planning.promise import Promise
 from traces.planning.search import Fleet, FleetSearch, Task
 from traces.planning.traffic import Traffic
 from traces.planning.trial import run_trial
@@ -22,7 +23,7 @@ _DAY_FROM_S = 7200.0
 _HOUR_S = 3600.0
 LOAD_FACTORS = tuple(k / 10 for k in range(5, 16))
 """Of `load_curve`."""
-_COMPARED_ROUTINGS = (ONE_QUEUE, parse_routing("round-robin"))
+_COMPARED_ROUTINGS = (ONE_QUEUE, ROUND_ROBIN)
 
 
 def headroom(best: Fleet, task: Task) -> dict[str, float]:
@@ -95,8 +96,9 @@ def neighbours(fleets: Sequence[Fleet], best: Fleet, task: Task) -> list[dict[st
         rows.append(
             {
                 "change": name,
-                "workers": fleet.workers,
-                "device": fleet.candidate.offer.name,
+                "fleet": str(fleet),
+                "workers": fleet.total,
+                "device": fleet.device,
                 "policy": fleet.candidate.policy,
                 "cost_per_hour": cost,
                 "times": cost / best.cost,
@@ -107,23 +109,26 @@ def neighbours(fleets: Sequence[Fleet], best: Fleet, task: Task) -> list[dict[st
 
 def _nearby(fleet: Fleet, task: Task) -> Fleet | None:
     """Return the smallest fleet of a candidate for a task that is near the one it was found for."""
-    shortest_s = task.traffic.shortest_slo_s
-    if impossible_part(task.promise, fleet.candidate.profile, shortest_s):
+    candidate = fleet.candidate
+    # Of two types the search itself knows what is impossible.
+    if candidate.beside is None and impossible_part(task.promise, candidate.profile, task.traffic):
         return None
-    return FleetSearch(task).fewest(fleet.candidate)
+    return FleetSearch(task).fewest(candidate)
 
 
 def routings(best: Fleet, asked: Sequence[Routing], task: Task) -> list[dict[str, Any]]:
     """Return how many devices the plan needs under other routings; None: none do."""
     rows: list[dict[str, Any]] = []
-    for routing in dict.fromkeys((*_COMPARED_ROUTINGS, *asked)):
+    # Two types have queues of their own: a router that looks at all of them is not simulated.
+    wanted = asked if best.candidate.beside is None else ()
+    for routing in dict.fromkeys((*_COMPARED_ROUTINGS, *wanted)):
         fleet: Fleet | None = best
         if routing != best.candidate.routing:
-            fleet = FleetSearch(task).fewest(replace(best.candidate, routing=routing))
+            fleet = FleetSearch(task).fewest(best.candidate.routed(routing))
         rows.append(
             {
                 "routing": str(routing),
-                "workers": None if fleet is None else fleet.workers,
+                "workers": None if fleet is None else fleet.total,
                 "cost_per_hour": None if fleet is None else fleet.cost,
             }
         )
@@ -146,14 +151,14 @@ def day_rows(best: Fleet, parts: Sequence[Traffic], task: Task) -> list[dict[str
 
     A device that is wanted in an hour starts `start_up_s` before it. `clairvoyant` is the rate of
     the hour over the rate of a device that serves nothing but full batches of the promised
-    accuracy: what nobody can undercut.
+    accuracy: what nobody can undercut. Of a fleet of two types the dearer devices stay all day.
     """
-    per_device_qps = 1.0 / query_s(best.candidate.profile, task.promise.accuracy)
+    always = best.candidate.num_beside
     needed: list[int] = []
     for part in parts:
         workers = 0
         if len(part.arrival_s):
-            search = FleetSearch(replace(task, traffic=part, max_devices=best.workers))
+            search = FleetSearch(replace(task, traffic=part, max_devices=best.total))
             fleet = search.fewest(best.candidate)
             workers = best.workers if fleet is None else fleet.workers
         needed.append(workers)
@@ -166,30 +171,34 @@ def day_rows(best: Fleet, parts: Sequence[Traffic], task: Task) -> list[dict[str
             {
                 "hour": hour,
                 "rate_qps": part.rate_qps,
-                "workers": needed[hour],
-                "device_hours": needed[hour] + early_s / _HOUR_S,
-                "clairvoyant": math.ceil(part.rate_qps / per_device_qps - 1e-9),
+                "workers": needed[hour] + always,
+                "device_hours": needed[hour] + always + early_s / _HOUR_S,
+                "clairvoyant": _clairvoyant(best, part, task),
             }
         )
     return rows
 
 
+def _clairvoyant(best: Fleet, part: Traffic, task: Task) -> int:
+    """Return how few devices could serve an hour, whatever the policy."""
+    candidate = best.candidate
+    if candidate.beside is None:
+        one_s = query_s(candidate.profile, task.promise.accuracy)
+        return math.ceil(part.rate_qps * one_s - 1e-9)
+    if not len(part.arrival_s):
+        return candidate.num_beside
+    return candidate.num_beside + FleetSearch(replace(task, traffic=part)).least(candidate)
+
+
 def zoo(best: Fleet, task: Task) -> dict[str, Any]:
-    """Return what separate models would cost: one of them alone, or several that are loaded."""
-    offer = best.candidate.offer
-    profile = offer.profile.pareto()
-    names = [f"fixed:{s.subnet_id}" for s in profile.subnets if s.accuracy >= task.promise.accuracy]
+    """Return what separate models would cost: one of them alone, or several that are loaded.
+
+    On the fleet's own type of device; of two types on the cheaper of those that do alone.
+    """
     search = FleetSearch(task)
     rows: dict[str, Any] = {}
-    for label, policies in (("one_model", names), ("switching", ["modelzoo"])):
-        fleets = [
-            search.fewest(
-                FleetCandidate(
-                    offer, name, profile.subnet_ids, profile.max_batch_size, best.candidate.routing
-                )
-            )
-            for name in policies
-        ]
+    for label in ("one_model", "switching"):
+        fleets = [search.fewest(candidate) for candidate in _separate(best, task, label)]
         kept = [fleet for fleet in fleets if fleet is not None]
         cheapest = min(kept, key=lambda fleet: fleet.cost, default=None)
         rows[label] = None if cheapest is None else {
@@ -199,3 +208,17 @@ def zoo(best: Fleet, task: Task) -> dict[str, Any]:
             "times": cheapest.cost / best.cost,
         }  # fmt: skip
     return rows
+
+
+def _separate(best: Fleet, task: Task, label: str) -> Iterator[FleetCandidate]:
+    """Yield the candidates of separate models."""
+    for part in best.candidate.parts:
+        profile = part.offer.profile.pareto()
+        if impossible_part(task.promise, profile, task.traffic):
+            continue
+        accurate = (s.subnet_id for s in profile.subnets if s.accuracy >= task.promise.accuracy)
+        names = [f"fixed:{i}" for i in accurate] if label == "one_model" else ["modelzoo"]
+        for name in names:
+            yield FleetCandidate(
+                part.offer, name, profile.subnet_ids, profile.max_batch_size, part.routing
+            )

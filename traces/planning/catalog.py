@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from slackfit.profile import LatencyProfile, ProfileError
 from traces.trace import TraceError
 
 _HEADER = re.compile(r"^\s*\[\[\s*device\s*\]\]", re.MULTILINE)
+_TOML_LINE = re.compile(r"at line (\d+)")
 _KNOWN = {"name", "profile", "price_per_hour", "start_up_s", "max_devices"}
 _UNITS = ("sample", "query", "image")
 
@@ -56,22 +58,28 @@ def load_profile(path: Path) -> LatencyProfile:
 
 
 def without_prices(paths: Sequence[Path]) -> Catalog:
-    """Return a catalogue of these profiles in which every device costs one unit."""
+    """Return a catalogue of these profiles in which every device costs one unit.
+
+    Raises TraceError for two profiles of one name: a plan could not tell their devices apart.
+    """
     profiles = [load_profile(path) for path in paths]
+    twice = [name for name, count in Counter(p.name for p in profiles).items() if count > 1]
+    if twice:
+        raise TraceError(
+            f"profile {twice[0]!r} is given twice; leave one out, or name the devices apart in a "
+            "catalogue (--catalog FILE)"
+        )
     return Catalog(offers=tuple(DeviceOffer(name=p.name, profile=p) for p in profiles))
 
 
 def load_catalog(path: Path, profiles: Sequence[Path]) -> Catalog:
     """Return the catalogue's devices that have one of `profiles` (none given: all of them).
 
-    Raises TraceError naming file and line for an entry that is wrong, and for a profile that the
-    catalogue has no price of; FileNotFoundError, ProfileError for profiles.
+    Raises TraceError naming file and line for an entry that is wrong, also for one whose profile
+    is, and for a profile that the catalogue has no price of; FileNotFoundError.
     """
     text = path.read_text(encoding="utf-8")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TraceError(f"{path}: {error}") from None
+    data = _toml(path, text)
     entries = data.get("device", [])
     if not isinstance(entries, list) or not entries:
         raise TraceError(f"{path}: no [[device]]; a catalogue lists at least one")
@@ -83,24 +91,21 @@ def load_catalog(path: Path, profiles: Sequence[Path]) -> Catalog:
     wanted = {p.resolve() for p in profiles}
     offers: list[DeviceOffer] = []
     priced: set[Path] = set()
+    names: set[str] = set()
     for at, entry in enumerate(entries):
-        line = lines[at] if at < len(lines) else 1
-        fault = _fault(entry)
+        first = lines[at] if at < len(lines) else 1
+        fault = _fault(entry, names)
         if fault:
-            raise TraceError(f"{path}:{_line_of(text, line, fault[0])}: {fault[1]}")
+            raise TraceError(f"{path}:{_line_of(text, first, fault[0])}: {fault[1]}")
+        names.add(entry["name"])
         file = (path.parent / entry["profile"]).resolve()
         priced.add(file)
         if wanted and file not in wanted:
             continue
-        offers.append(
-            DeviceOffer(
-                name=entry["name"],
-                profile=load_profile(file),
-                price_per_hour=float(entry["price_per_hour"]),
-                start_up_s=float(entry.get("start_up_s", 0.0)),
-                max_devices=entry.get("max_devices"),
-            )
-        )
+        try:
+            offers.append(_offer(entry, load_profile(file)))
+        except (ProfileError, OSError) as error:
+            raise TraceError(f"{path}:{_line_of(text, first, 'profile')}: {error}") from None
     lacking = sorted(str(p) for p in wanted - priced)
     if lacking:
         raise TraceError(f"{path}: no [[device]] has profile {', '.join(lacking)}")
@@ -112,13 +117,34 @@ def load_catalog(path: Path, profiles: Sequence[Path]) -> Catalog:
     )
 
 
-def _fault(entry: Any) -> tuple[str, str] | None:
-    """Return (key, what is wrong with it) of an entry, None for a good one."""
+def _toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = _TOML_LINE.search(str(error))
+        raise TraceError(f"{path}:{at[1] if at else 1}: {error}") from None
+
+
+def _offer(entry: Mapping[str, Any], profile: LatencyProfile) -> DeviceOffer:
+    """Return the device of an entry without fault."""
+    return DeviceOffer(
+        name=entry["name"],
+        profile=profile,
+        price_per_hour=float(entry["price_per_hour"]),
+        start_up_s=float(entry.get("start_up_s", 0.0)),
+        max_devices=entry.get("max_devices"),
+    )
+
+
+def _fault(entry: Any, names: Collection[str]) -> tuple[str, str] | None:
+    """Return (key, what is wrong with it) of an entry, None for a good one; `names` are taken."""
     if not isinstance(entry, dict):
         return "device", "a device is a table, written [[device]]"
     for key in ("name", "profile"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             return key, f"{key} is {entry.get(key)!r}, allowed a text"
+    if entry["name"] in names:
+        return "name", f"name {entry['name']!r} is an earlier device's, allowed another"
     for key, default, allowed in (
         ("price_per_hour", None, "a number above 0"),
         ("start_up_s", 0.0, "a number of 0 or more"),

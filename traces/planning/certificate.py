@@ -78,7 +78,8 @@ def _of_all(
     if not count:
         return Certificate(1, 1, 1)
     mean = by_mean_rate(profile, count, traffic.duration_s + longest_s, promise)
-    windows = _by_windows(profile, traffic, promise, longest_s)
+    fastest_s = 1.0 / profile.fastest().capacity_qps
+    windows = _whole(window_demand_qps(traffic, promise) * fastest_s)
     known = max(mean, windows)
     program = _by_program(profile, traffic, promise, known) if programs else known
     return Certificate(mean, windows, program)
@@ -115,23 +116,26 @@ def query_s(profile: LatencyProfile, accuracy: float) -> float:
     return best
 
 
-def _by_windows(
-    profile: LatencyProfile, traffic: Traffic, promise: Promise, longest_s: float
-) -> int:
+def window_demand_qps(traffic: Traffic, promise: Promise) -> float:
+    """Return the rate at which queries must end in the busiest of all windows; below 0: none must.
+
+    A window's queries end by its end and one deadline, all but those that the promise lets go.
+    Windows of 1, 2, 4, ... of the longest deadline.
+    """
     arrival_s = traffic.arrival_s
-    fastest_s = 1.0 / profile.fastest().capacity_qps
+    longest_s = float(np.max(traffic.slo_s))
     spared = (1 - promise.attainment) * len(arrival_s)
     # Windows begin at arrivals; at some of them where there are many, which only lowers the bound.
     places = np.arange(0, len(arrival_s), max(1, len(arrival_s) // _MOST_STARTS))
     starts_s = arrival_s[places]
-    most = 1
+    most_qps = -math.inf
     length_s = longest_s
     while length_s < 2 * traffic.duration_s:
         ends = np.searchsorted(arrival_s, starts_s + length_s, side="right")
         inside = int(np.max(ends - places))
-        most = max(most, _whole((inside - spared) * fastest_s / (length_s + longest_s)))
+        most_qps = max(most_qps, (inside - spared) / (length_s + longest_s))
         length_s *= 2
-    return most
+    return most_qps
 
 
 def _by_program(profile: LatencyProfile, traffic: Traffic, promise: Promise, known: int) -> int:
@@ -151,4 +155,4 @@ def _by_program(profile: LatencyProfile, traffic: Traffic, promise: Promise, kno
 
 
 def _whole(value: float) -> int:
-    return max(1, math.ceil(value - _SLACK))
+    return max(1, math.ceil(max(value, 0.0) - _SLACK))

@@ -42,7 +42,7 @@ def by_seed(fleet: Fleet, task: Task, draws: Mapping[int, Traffic]) -> list[dict
 
 
 def _grown(fleet: Fleet, task: Task, draws: Mapping[int, Traffic]) -> Fleet | None:
-    for count in range(fleet.workers, task.most(fleet.candidate.offer) + 1):
+    for count in range(fleet.workers, task.most(fleet.candidate) + 1):
         if all(_keeps(fleet, count, replace(task, traffic=t, seed=s)) for s, t in draws.items()):
             if count == fleet.workers:
                 return fleet

@@ -22,7 +22,7 @@ from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun
 from slackfit.policies import create_policy
 from slackfit.simulation.devices import DeviceModel
-from slackfit.simulation.routing import ONE_QUEUE
+from slackfit.simulation.routing import ONE_QUEUE, Routing
 from traces.planning.candidates import FleetCandidate
 from traces.planning.promise import Promise
 from traces.planning.trial import NUM_BLOCKS, Counts, Trial
@@ -190,15 +190,18 @@ def busiest_first(source: PieceSource) -> list[int]:
     return sorted(hours, key=lambda hour: -mean_qps[hour])
 
 
-def check_streamable(
-    fleets: Sequence[FleetCandidate], promise: Promise, devices: DeviceModel
-) -> None:
-    """Refuse what has no compiled form, or needs an outcome for each query. Raises TraceError."""
+def check_streamable(promise: Promise, routings: Sequence[Routing]) -> None:
+    """Refuse what needs an outcome for each query, or more than one queue. Raises TraceError."""
     if promise.parts:
         raise TraceError("a streamed trace has no tenants and classes; promise to all alike")
+    for routing in routings:
+        if routing != ONE_QUEUE:
+            raise TraceError(f"--stream plans for one queue, not for routing {routing}")
+
+
+def check_compiled(fleets: Sequence[FleetCandidate], devices: DeviceModel) -> None:
+    """Refuse fleets that have no compiled form. Raises TraceError."""
     for fleet in fleets:
-        if fleet.routing != ONE_QUEUE:
-            raise TraceError(f"--stream plans for one queue, not for routing {fleet.routing}")
         why = why_not(create_policy(fleet.policy, fleet.profile), fleet.profile, devices)
         if why:
             raise TraceError(f"--stream needs the compiled scheduler, but {why}")

@@ -23,6 +23,7 @@ from traces.planning.hours import (
     Fielded,
     HourlyTrials,
     busiest_first,
+    check_compiled,
     check_streamable,
     expected_queries,
     num_hours,
@@ -57,11 +58,12 @@ def make_long_plan(
     source = sources[options.seed]
     if slo_s is None:
         raise TraceError("a streamed trace carries no deadlines; give an SLO (--slo-ms)")
-    catalog = possible_offers(catalog, promise, slo_s)
-    tried = candidates(catalog, options.policies, promise, slo_s, options.routings)
-    check_streamable(tried, promise, options.devices)
+    check_streamable(promise, options.routings)
     part = _minutes(source, _BUSIEST, busiest_first(source)[0])
     part = replace(part, slo_s=slo_s, min_accuracy=promise.floor)
+    catalog = possible_offers(catalog, promise, part)
+    tried = candidates(catalog, options.policies, promise, slo_s, options.routings)
+    check_compiled(tried, options.devices)
     task = Task(
         part, promise, options.confidence, options.max_devices or MOST_DEVICES, options.devices,
         options.seed,
@@ -70,7 +72,7 @@ def make_long_plan(
     found = search.run(tried)
     tell(f"the busiest {part.duration_s:.0f} s: {len(found.fleets)} of {len(tried)} candidates")
     finalists = [Fielded(f.candidate, f.workers) for f in found.fleets]
-    finalists = finalists or [Fielded(c, task.most(c.offer)) for c in tried]
+    finalists = finalists or [Fielded(c, task.most(c)) for c in tried]
     certificates = {o.name: _certificate(o.profile, source, promise, slo_s) for o in catalog.offers}
     with HourlyTrials(slo_s, promise, options.devices, processes=processes) as trials:
         day = LongSearch(trials, source, task, certificates, tell)
@@ -80,6 +82,8 @@ def make_long_plan(
         promise, options, catalog, slo_s, _trace_json(source, fleets),
         {name: c.to_json() for name, c in certificates.items()}, found.dropped,
     )  # fmt: skip
+    least_cost = min(o.price_per_hour * certificates[o.name].workers for o in catalog.offers)
+    common |= {"certificate_cost": least_cost, "mixed": False}
     if not fleets:
         least = min(c.workers for c in certificates.values())
         why = (
@@ -137,7 +141,7 @@ class LongSearch:
         open_ = {
             f.candidate: _Bracket(
                 too_few=self._certificates[f.candidate.offer.name].workers - 1,
-                most=self._task.most(f.candidate.offer), guess=f.workers,
+                most=self._task.most(f.candidate), guess=f.workers,
             )
             for f in finalists
         }  # fmt: skip
@@ -187,7 +191,7 @@ class LongSearch:
                 continue
             del open_[0]
             grown = fleet._replace(workers=fleet.workers + 1)
-            if grown.workers <= self._task.most(fleet.candidate.offer):
+            if grown.workers <= self._task.most(fleet.candidate):
                 known[own] = self._trial(grown, sources[own], own)
                 open_ = _cheapest_first([*open_, grown._replace(trial=known[own])])
         return [], []

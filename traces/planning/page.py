@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from traces.planning.verification import verification_lines
 
+_CHANGE = re.compile(r"(.+) ([x+-].+)")
 _FIGURES = ("attainment", "fluidity", "accuracy")
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse}
@@ -24,7 +26,7 @@ def plan_page(plan: Mapping[str, Any]) -> str:
         parts.append(f"<p><b>Saturated.</b> {html.escape(plan['why'])}.</p>")
     else:
         parts += [part(plan) for part in _PARTS]
-    parts.append(_certificates(plan["certificates"]))
+    parts.append(_certificates(plan))
     parts.append(_dropped(plan["dropped"]))
     prices = plan["prices"]
     if prices["dated"]:
@@ -41,7 +43,7 @@ def _chosen(plan: Mapping[str, Any]) -> str:
     table = [
         (
             name,
-            f"{fleet['workers']} x {fleet['device']}",
+            fleet["fleet"],
             fleet["policy"],
             _offered(fleet),
             fleet["routing"],
@@ -52,24 +54,42 @@ def _chosen(plan: Mapping[str, Any]) -> str:
         if fleet
     ]
     headroom = plan["headroom"]
-    return (
-        _table(
-            (
-                "",
-                "fleet",
-                "policy",
-                "subnets",
-                "routing",
-                "an hour",
-                *(name for name in _FIGURES if f"{name}_interval" in plan),
-            ),
-            table,
-        )
-        + f"<p>No policy needs fewer than {plan['certificate_workers']} devices. The promise is "
-        f"first missed at {headroom['factor']:.2f} times the load; up to {headroom['low']:.2f} "
-        f"times 95 of 100 redrawn traces keep it. Of {html.escape(plan['answers_of'])}.</p>"
-        + _groups(plan)
+    heads = (
+        *("", "fleet", "policy", "subnets", "routing", "an hour"),
+        *(name for name in _FIGURES if f"{name}_interval" in plan),
     )
+    return (
+        _table(heads, table)
+        + _pools(plan)
+        + f"<p>{_undercut(plan)} The promise is first missed at {headroom['factor']:.2f} times the "
+        f"load; up to {headroom['low']:.2f} times 95 of 100 redrawn traces keep it. Of "
+        f"{html.escape(plan['answers_of'])}.{_in_python(plan)}</p>" + _groups(plan)
+    )
+
+
+def _pools(plan: Mapping[str, Any]) -> str:
+    """Return who gets which part of the queries, in a fleet of two types."""
+    pools = plan.get("pools", [])
+    if len(pools) < 2:
+        return ""
+    rows = [
+        (f"{p['workers']} x {p['device']}", f"{p['share']:.1%}", p["policy"], _offered(p))
+        for p in pools
+    ]
+    return _table(("devices", "of the queries", "policy", "subnets"), rows)
+
+
+def _undercut(plan: Mapping[str, Any]) -> str:
+    fewest = f"No policy needs fewer than {plan['certificate_workers']} devices"
+    if len(plan.get("pools", [])) > 1:
+        dearer = plan["pools"][1]
+        fewest += f", {dearer['workers']} of which are {html.escape(dearer['device'])}"
+    return f"{fewest}; no fleet costs less than {plan['certificate_cost']:g} an hour."
+
+
+def _in_python(plan: Mapping[str, Any]) -> str:
+    why = plan["simulated_by"]
+    return "" if why == "compiled" else f" Simulated in Python: {html.escape(why)}."
 
 
 def _offered(fleet: Mapping[str, Any]) -> str:
@@ -128,20 +148,46 @@ def _neighbours(plan: Mapping[str, Any]) -> str:
     rows = [
         (
             row["change"],
-            "none" if row["workers"] is None else f"{row['workers']} x {row['device']}",
+            row.get("fleet", "none"),
             row.get("policy", ""),
             "" if row["times"] is None else f"{row['times']:.2f}",
         )
         for row in plan["neighbours"]
     ]
-    drawn = [(row["change"], row["cost_per_hour"]) for row in plan["neighbours"]]
-    drawn.insert(0, ("as promised", plan["cost_per_hour"]))
-    picture = _bars([d for d in drawn if d[1] is not None], plan["prices"]["currency"])
     return (
         "<h2>Neighbouring promises</h2>"
-        + picture
+        + _prices(plan)
         + _table(("change", "fleet", "policy", "times the price"), rows)
     )
+
+
+def _prices(plan: Mapping[str, Any]) -> str:
+    """Return the price against each thing that a neighbouring promise changes, a panel each."""
+    panels: dict[str, list[tuple[str, float | None]]] = {}
+    for row in plan["neighbours"]:
+        name, change = _CHANGE.fullmatch(row["change"]).groups()  # type: ignore[union-attr]
+        panel = panels.setdefault(name, [("promised", plan["cost_per_hour"])])
+        place = 0 if change.startswith(("x0", "-")) else len(panel)
+        panel.insert(place, (change, row["cost_per_hour"]))
+    figure = _figure(7.0, 2.6)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, points) in zip(all_axes, panels.items(), strict=True):
+        places = range(len(points))
+        costs = [float("nan") if cost is None else cost for _, cost in points]
+        axes.plot(places, costs, marker="o", color="#2b6cb0")
+        for place, (_, cost) in zip(places, points, strict=True):
+            text = "none does" if cost is None else f"{cost:g}"
+            at = plan["cost_per_hour"] if cost is None else cost
+            axes.annotate(text, (place, at), (0, 5), textcoords="offset points", ha="center")
+        changes = [change.replace(" points", " pt") for change, _ in points]
+        axes.set_xticks(places, changes, fontsize=8)
+        axes.set_title(name)
+        axes.set_xlim(-0.4, len(points) - 0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    most = max(cost or 0.0 for points in panels.values() for _, cost in points)
+    all_axes[0].set_ylim(0, 1.25 * most)  # of all, since they share it
+    all_axes[0].set_ylabel(f"{plan['prices']['currency']} an hour")
+    return _svg(figure)
 
 
 def _day(plan: Mapping[str, Any]) -> str:
@@ -179,10 +225,10 @@ def _zoo(plan: Mapping[str, Any]) -> str:
 _PARTS = (_chosen, _load_curve, _verification, _neighbours, _routings, _day, _zoo)
 
 
-def _certificates(certificates: Mapping[str, Mapping[str, int]]) -> str:
+def _certificates(plan: Mapping[str, Any]) -> str:
     rows = [
         (name, *(str(c[key]) for key in ("mean", "windows", "program", "workers")))
-        for name, c in certificates.items()
+        for name, c in plan["certificates"].items()
     ]
     heads = ("device", "by mean rate", "by windows", "by linear program", "certificate")
     return "<h2>What no policy can undercut</h2>" + _table(heads, rows)
@@ -203,22 +249,16 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _bars(values: Sequence[tuple[str, float]], currency: str) -> str:
-    axes, figure = _axes(7.0, 0.4 * len(values) + 0.8)
-    names, costs = [name for name, _ in values], [cost for _, cost in values]
-    bars = axes.barh(names, costs, color=["#2b6cb0"] + ["#a0aec0"] * (len(values) - 1))
-    axes.bar_label(bars, fmt="%g", padding=3)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{currency} an hour")
-    return _svg(figure)
-
-
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    # By name: pictures are drawn only here, and matplotlib is slow to import.
-    figure: Any = import_module("matplotlib.figure").Figure(figsize=(width, height))
+    figure = _figure(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return axes, figure
+
+
+def _figure(width: float, height: float) -> Any:
+    # By name: pictures are drawn only here, and matplotlib is slow to import.
+    return import_module("matplotlib.figure").Figure(figsize=(width, height))
 
 
 def _svg(figure: Any) -> str:

@@ -101,6 +101,8 @@ def read_request(given: Mapping[str, Any], tell: Tell) -> PlanRequest | StreamPl
         devices=DeviceModel(noise=profiles[0] if given["noise"] else None),
         seed=seed,
         draws=draws,
+        # A server has one profile: what is verified is of one type.
+        mixed=given["mixed"] and given["verify"] is None,
     )
     return PlanRequest(
         spec=spec,

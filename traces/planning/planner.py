@@ -12,12 +12,14 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.routing import ONE_QUEUE, Routing
 from traces.burstiness import trace_summary
 from traces.planning.answers import day, headroom, load_curve, neighbours, routings, zoo
-from traces.planning.candidates import DEFAULT_POLICIES, candidates
-from traces.planning.catalog import Catalog
+from traces.planning.candidates import DEFAULT_POLICIES, FleetCandidate, candidates
+from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.finalists import by_seed, kept_on_all
-from traces.planning.promise import Promise, impossible_part
+from traces.planning.mixed_search import usable_offers, with_mixed
+from traces.planning.possible import impossible_part
+from traces.planning.promise import Promise
 from traces.planning.search import MOST_DEVICES, Dropped, Fleet, FleetSearch, Task, Tell
-from traces.planning.traffic import traffic_of
+from traces.planning.traffic import Traffic, traffic_of
 from traces.trace import Trace, TraceError
 
 
@@ -32,6 +34,7 @@ class PlanOptions:
     devices: DeviceModel = AS_PROFILED
     seed: int = 0
     draws: Mapping[int, Trace] = field(default_factory=dict[int, Trace])
+    mixed: bool = True
 
 
 def make_plan(
@@ -48,30 +51,36 @@ def make_plan(
     impossible whatever the number of devices.
     """
     traffic = traffic_of(trace, slo_s, promise)
-    shortest_s = traffic.shortest_slo_s
-    catalog = possible_offers(catalog, promise, shortest_s)
+    alone = possible_offers(catalog, promise, traffic)
     task = Task(
         traffic, promise, options.confidence, options.max_devices or MOST_DEVICES,
         options.devices, options.seed,
     )  # fmt: skip
     search = FleetSearch(task, tell, programs=True)
-    found = search.run(candidates(catalog, options.policies, promise, shortest_s, options.routings))
-    certificates = {o.name: search.certificate(o).to_json() for o in catalog.offers}
+    found = search.run(
+        candidates(alone, options.policies, promise, traffic.slo_s, options.routings)
+    )
+    together = usable_offers(catalog.offers, search) if options.mixed else []
+    if len(together) > 1:
+        found = with_mixed(search, found, together, options.policies[0], tell)
+    least = _LeastFleet.of(search, alone.offers, together)
+    certificates = {o.name: search.certificate(o).to_json() for o in alone.offers}
     common = common_json(
         promise, options, catalog, float(np.median(traffic.slo_s)), trace_summary(trace),
         certificates, found.dropped,
     )  # fmt: skip
+    common |= {"certificate_cost": least.cost, "mixed": len(together) > 1}
     draws = {seed: traffic_of(drawn, slo_s, promise) for seed, drawn in options.draws.items()}
     fleets = kept_on_all(found.fleets, task, draws, tell) if draws else found.fleets
     if not fleets:
-        return {**common, **_saturated(search, catalog, options)}
+        return {**common, **_saturated(least, options)}
     best = fleets[0]
     others = [fleet for fleet in fleets[1:] if fleet.candidate != best.candidate]
     tell("headroom, neighbours, zoo")
     return {
         **common,
         **fleet_json(best),
-        "certificate_workers": search.certificate(best.candidate.offer).workers,
+        "certificate_workers": search.least(best.candidate) + best.candidate.num_beside,
         "answers_of": "the whole trace",
         "runner_up": _runner_up(others, best),
         "seeds": by_seed(best, task, draws),
@@ -87,9 +96,12 @@ def make_plan(
     }
 
 
-def possible_offers(catalog: Catalog, promise: Promise, shortest_s: float) -> Catalog:
-    """Return the offers with which the promise is not impossible. Raises TraceError for none."""
-    faults = [impossible_part(promise, offer.profile, shortest_s) for offer in catalog.offers]
+def possible_offers(catalog: Catalog, promise: Promise, traffic: Traffic) -> Catalog:
+    """Return the offers with which alone the promise is not impossible.
+
+    Raises TraceError where there is none.
+    """
+    faults = [impossible_part(promise, offer.profile, traffic) for offer in catalog.offers]
     if all(faults):
         raise TraceError("; ".join(faults))
     possible = (o for o, fault in zip(catalog.offers, faults, strict=True) if not fault)
@@ -117,21 +129,24 @@ def common_json(
             "currency": catalog.currency, "dated": catalog.dated, "source": catalog.source
         },
         "certificates": certificates,
-        "dropped": _why_dropped(dropped),
+        "dropped": [d._asdict() for d in dropped],
     }  # fmt: skip
 
 
 def fleet_json(fleet: Fleet) -> dict[str, Any]:
-    """Return a fleet as plain data."""
+    """Return a fleet as plain data; `pools` are its types of device, one or two."""
     candidate, trial = fleet.candidate, fleet.trial
     attainment, accuracy = trial.intervals()
+    pools = _pools(candidate, fleet.workers)
     return {
-        "workers": fleet.workers,
-        "device": candidate.offer.name,
-        "policy": candidate.policy,
+        "fleet": str(fleet),
+        "workers": fleet.total,
+        "device": fleet.device,
+        "policy": " + ".join(dict.fromkeys(pool["policy"] for pool in pools)),
         "subnets": list(candidate.subnet_ids),
         "max_batch": candidate.max_batch,
         "routing": str(candidate.routing),
+        "pools": pools,
         "cost_per_hour": fleet.cost,
         "attainment": trial.attainment,
         "attainment_interval": list(attainment),
@@ -144,20 +159,61 @@ def fleet_json(fleet: Fleet) -> dict[str, Any]:
     }
 
 
-def _why_dropped(dropped: Sequence[Dropped]) -> list[dict[str, str]]:
-    return [{"candidate": str(d.candidate), "why": d.why} for d in dropped]
+def _pools(candidate: FleetCandidate, workers: int) -> list[dict[str, Any]]:
+    share = candidate.share(workers)
+    numbers = ((workers, share), (candidate.num_beside, 1.0 - share))
+    return [
+        {
+            "device": part.offer.name,
+            "workers": number,
+            "share": of_queries,
+            "policy": part.policy,
+            "subnets": list(part.subnet_ids),
+            "max_batch": part.max_batch,
+        }
+        for part, (number, of_queries) in zip(candidate.parts, numbers, strict=False)
+    ]
 
 
-def _saturated(search: FleetSearch, catalog: Catalog, options: PlanOptions) -> dict[str, Any]:
-    least = min(search.certificate(offer).workers for offer in catalog.offers)
+@dataclass(frozen=True)
+class _LeastFleet:
+    """What no fleet undercuts: its price an hour and its devices; within `max_devices`, if any."""
+
+    cost: float
+    workers: int
+    is_within_max: bool
+
+    @staticmethod
+    def of(
+        search: FleetSearch, alone: Sequence[DeviceOffer], together: Sequence[DeviceOffer]
+    ) -> _LeastFleet:
+        """Bound fleets of one type of `alone`, and with more than one `together` mixed ones."""
+        certificates = [search.certificate(offer).workers for offer in alone]
+        most = [min(search.task.max_devices, o.max_devices or MOST_DEVICES) for o in alone]
+        is_within = any(n <= m for n, m in zip(certificates, most, strict=True))
+        cost = min(o.price_per_hour * n for o, n in zip(alone, certificates, strict=True))
+        workers = min(certificates)
+        if len(together) > 1:
+            bound = search.bound(together)
+            unbounded = [MOST_DEVICES] * len(together)
+            total = MOST_DEVICES * len(together)
+            cheapest, fewest = bound.cheapest(unbounded, total), bound.fewest(unbounded, total)
+            cost = min(cost, cost if cheapest is None else bound.cost(cheapest))
+            workers = min(workers, workers if fewest is None else sum(fewest))
+            own = [offer.max_devices or MOST_DEVICES for offer in together]
+            is_within = is_within or bound.fewest(own, search.task.max_devices) is not None
+        return _LeastFleet(cost, workers, is_within)
+
+
+def _saturated(least: _LeastFleet, options: PlanOptions) -> dict[str, Any]:
     most = options.max_devices or MOST_DEVICES
-    is_proven = all(search.certificate(o).workers > search.task.most(o) for o in catalog.offers)
     why = (
-        f"no policy keeps the promise with {most} devices: any needs {least} at least"
-        if is_proven
-        else f"no candidate keeps the promise with up to {most} devices; any policy needs {least}"
+        f"no candidate keeps the promise with up to {most} devices; any policy needs "
+        f"{least.workers}"
+        if least.is_within_max
+        else f"no policy keeps the promise with {most} devices: any needs {least.workers} at least"
     )
-    return {"saturated": True, "why": why, "certificate_workers": least}
+    return {"saturated": True, "why": why, "certificate_workers": least.workers}
 
 
 def _runner_up(others: Sequence[Fleet], best: Fleet) -> dict[str, Any] | None:

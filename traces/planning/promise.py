@@ -1,11 +1,10 @@
-"""`Promise`: what a fleet must reach on a trace, and whether any fleet of a profile could."""
+"""`Promise`: what a fleet must reach on a trace."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
 
-from slackfit.profile import LatencyProfile
 from traces.trace import TraceError
 
 STREAMED = ("first_output", "first_output_per_token", "period", "fluidity")
@@ -101,53 +100,6 @@ def parse_fraction(name: str, text: str) -> float:
     if not 0 <= value <= 1:
         raise TraceError(f"{name}>={text} is no fraction, allowed 0 to 1")
     return value
-
-
-def impossible_part(promise: Promise, profile: LatencyProfile, slo_s: float) -> str:
-    """Return what no fleet of this profile can keep and the nearest it can; empty: nothing."""
-    asked = [("", promise.attainment, promise.accuracy, promise.floor)]
-    asked += [(f"{p.group}:", p.attainment, p.accuracy, p.floor) for p in promise.parts]
-    for whose, attainment, accuracy, floor in asked:
-        for name, value in (("accuracy", accuracy), ("floor", floor)):
-            fault = _impossible(whose, name, value, attainment, profile, slo_s)
-            if fault:
-                return fault
-    return ""
-
-
-def _impossible(
-    whose: str, name: str, wanted: float, attainment: float, profile: LatencyProfile, slo_s: float
-) -> str:
-    """Return why no fleet keeps one figure of accuracy with these deadlines; empty: one may."""
-    best = max(subnet.accuracy for subnet in profile.subnets)
-    if wanted > best:
-        return (
-            f"{whose}{name}>={wanted:g} is impossible with profile {profile.name!r}: its most "
-            f"accurate subnet has {best:g}; the nearest possible is {whose}{name}>={best:g}"
-        )
-    least_s = profile.fastest().latency_s[1]
-    if least_s > slo_s:
-        return (
-            f"{whose}attainment>={attainment:g} is impossible with profile {profile.name!r} and "
-            f"deadlines of {slo_s * 1e3:g} ms: the fastest subnet takes {least_s * 1e3:g} ms for "
-            f"one query; the nearest possible deadline is that"
-        )
-    accurate_s = min(
-        profile.table()[subnet.subnet_id][1]
-        for subnet in profile.subnets
-        if subnet.accuracy >= wanted
-    )
-    if accurate_s > slo_s and wanted > 0:
-        reachable = [
-            s.accuracy for s in profile.subnets if profile.table()[s.subnet_id][1] <= slo_s
-        ]
-        return (
-            f"{whose}{name}>={wanted:g} is impossible with profile {profile.name!r} and "
-            f"deadlines of {slo_s * 1e3:g} ms: such a subnet takes {accurate_s * 1e3:g} ms for one "
-            f"query; the nearest possible is {whose}{name}>={max(reachable):g}, or deadlines of "
-            f"{accurate_s * 1e3:g} ms"
-        )
-    return ""
 
 
 def _figures(promise: Promise | PartPromise) -> dict[str, float]:

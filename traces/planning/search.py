@@ -16,6 +16,7 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from traces.planning.candidates import FleetCandidate
 from traces.planning.catalog import DeviceOffer
 from traces.planning.certificate import Certificate, certify
+from traces.planning.mixed_bound import MixedBound
 from traces.planning.promise import Promise
 from traces.planning.traffic import Traffic
 from traces.planning.trial import Trial, run_trial
@@ -29,7 +30,7 @@ Tell = Callable[[str], None]
 
 
 class Fleet(NamedTuple):
-    """So many devices of a candidate, and how they did."""
+    """So many devices of a candidate, those beside them not counted, and how all did."""
 
     candidate: FleetCandidate
     workers: int
@@ -40,11 +41,28 @@ class Fleet(NamedTuple):
         """The price an hour."""
         return self.candidate.cost(self.workers)
 
+    @property
+    def device(self) -> str:
+        """The names of its types of device."""
+        return " + ".join(part.offer.name for part in self.candidate.parts)
+
+    @property
+    def total(self) -> int:
+        """Devices of every type."""
+        return self.workers + self.candidate.num_beside
+
+    def __str__(self) -> str:
+        beside = self.candidate.beside
+        own = f"{self.workers} x {self.candidate.offer.name}"
+        if beside is None:
+            return own
+        return f"{own} + {beside.workers} x {beside.candidate.offer.name}"
+
 
 class Dropped(NamedTuple):
-    """A candidate that is not in the plan, and why."""
+    """What was tried and is not in the plan, and why."""
 
-    candidate: FleetCandidate
+    candidate: str
     why: str
 
 
@@ -59,9 +77,10 @@ class Task:
     devices: DeviceModel = AS_PROFILED
     seed: int = 0
 
-    def most(self, offer: DeviceOffer) -> int:
-        """Return how many of a device there may be."""
-        return min(self.max_devices, offer.max_devices or MOST_DEVICES)
+    def most(self, candidate: FleetCandidate) -> int:
+        """Return how many devices a candidate may have, beside those that it has anyway."""
+        own = candidate.offer.max_devices or MOST_DEVICES
+        return min(self.max_devices - candidate.num_beside, own)
 
 
 class FoundFleets(NamedTuple):
@@ -82,6 +101,7 @@ class FleetSearch:
         self._tell = tell
         self._programs = programs
         self._certificates: dict[str, Certificate] = {}
+        self._bounds: dict[tuple[str, ...], MixedBound] = {}
         self.num_trials = 0
 
     def certificate(self, offer: DeviceOffer) -> Certificate:
@@ -91,6 +111,22 @@ class FleetSearch:
                 offer.profile, self.task.traffic, self.task.promise, programs=self._programs
             )
         return self._certificates[offer.name]
+
+    def bound(self, offers: Sequence[DeviceOffer]) -> MixedBound:
+        """Return what any policy needs of these types of device together."""
+        names = tuple(offer.name for offer in offers)
+        if names not in self._bounds:
+            self._bounds[names] = MixedBound(offers, self.task.traffic, self.task.promise)
+        return self._bounds[names]
+
+    def least(self, candidate: FleetCandidate) -> int:
+        """Return how few of its device any policy needs, beside those that it has anyway."""
+        beside = candidate.beside
+        if beside is None:
+            return self.certificate(candidate.offer).workers
+        offers = [part.offer for part in candidate.parts]
+        found = self.bound(offers).fewest_beside([beside.workers], MOST_DEVICES)
+        return MOST_DEVICES + 1 if found is None else max(found, 1)
 
     def run(self, candidates: Sequence[FleetCandidate]) -> FoundFleets:
         """Search all; the fleets found are those of finalists and of whoever is cheaper."""
@@ -103,27 +139,26 @@ class FleetSearch:
                 fleets.append(fleet)
                 self._tell(f"{candidate}: {fleet.workers} devices, {fleet.cost:g} an hour")
             elif best is None or at < NUM_FINALISTS:
-                dropped.append(Dropped(candidate, f"{self.task.most(candidate.offer)} do not do"))
+                dropped.append(Dropped(str(candidate), f"{self.task.most(candidate)} do not do"))
             else:
-                dropped.append(Dropped(candidate, f"not for less than {best:g} an hour"))
+                dropped.append(Dropped(str(candidate), f"not for less than {best:g} an hour"))
         fleets.sort(key=lambda f: (f.cost, -f.trial.accuracy, str(f.candidate)))
         return FoundFleets(fleets, dropped)
 
     def fewest(self, candidate: FleetCandidate, *, below: float | None = None) -> Fleet | None:
         """Return the smallest fleet that keeps the promise, at a price below `below` if given."""
-        most = self.task.most(candidate.offer)
-        least = self.certificate(candidate.offer).workers
+        least, most = self.least(candidate), self.task.most(candidate)
         if below is not None:
-            price = candidate.offer.price_per_hour
-            most = min(most, round(below / price + 0.5) - 1 if price else most)
+            room = below - candidate.cost(0)
+            most = min(most, round(room / candidate.offer.price_per_hour + 0.5))
             while most > 0 and candidate.cost(most) >= below:
                 most -= 1
-            if most < least:
-                return None
-            best = self._kept(candidate, most)
-            return None if best is None else self._bisected(candidate, least - 1, best)
         if least > most:
             return None
+        # Of two types more may keep it less, where they are less accurate: the price is no test.
+        if below is not None and candidate.beside is None:
+            best = self._kept(candidate, most)
+            return None if best is None else self._bisected(candidate, least - 1, best)
         too_few, count, step = least - 1, least, 1
         while True:
             best = self._kept(candidate, count)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slackfit.compiled.replicas import why_not_routed
 from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun, simulate_columns
 from slackfit.outcome_columns import OutcomeColumns
@@ -19,7 +20,7 @@ from slackfit.policies import create_policy
 from slackfit.policy import Policy
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.replicas import simulate_replicas
-from slackfit.simulation.routing import ONE_QUEUE, parse_routing
+from slackfit.simulation.routing import ONE_QUEUE
 from traces.planning.candidates import FleetCandidate
 from traces.planning.promise import PartPromise, Promise
 from traces.planning.redrawn import redrawn_sums
@@ -27,7 +28,6 @@ from traces.planning.traffic import Traffic
 
 NUM_BLOCKS = 120
 _PIECES = 8
-_ROUND_ROBIN = parse_routing("round-robin")
 
 
 class Interval(NamedTuple):
@@ -119,6 +119,14 @@ class Trial:
         return attainment, accuracy
 
 
+class _FleetQueue(NamedTuple):
+    """Who serves one queue, and which of the traffic's queries come to it."""
+
+    candidate: FleetCandidate
+    workers: int
+    rows: slice | np.ndarray
+
+
 def run_trial(
     candidate: FleetCandidate,
     count: int,
@@ -128,22 +136,25 @@ def run_trial(
     devices: DeviceModel = AS_PROFILED,
     seed: int = 0,
 ) -> Trial:
-    """Serve the traffic on `count` devices, routed as the candidate says.
+    """Serve the traffic on `count` devices and those beside them, routed as the candidate says.
 
     With a `promise` the trial ends as soon as too many have missed it.
     """
-    policy = create_policy(candidate.policy, candidate.profile)
-    why = _why_python(candidate, policy, devices)
+    policies = {part: create_policy(part.policy, part.profile) for part in candidate.parts}
+    whys = [_why_python(part, policy, devices) for part, policy in policies.items()]
+    why = next(filter(None, whys), "")
     if why or traffic.groups:
-        return _labelled(candidate, count, traffic, policy, devices, seed, why)
+        return _labelled(candidate, count, traffic, policies, devices, seed, why)
     block_s = traffic.duration_s / NUM_BLOCKS
     allowed = np.inf if promise is None else (1 - promise.attainment) * len(traffic.arrival_s)
     on_time, accurate = np.zeros(NUM_BLOCKS, np.int64), np.zeros(NUM_BLOCKS)
     missed = 0
     ended_early = False
-    for part, workers in _queues(candidate, count, traffic):
+    for queue in _queues(candidate, count, len(traffic.arrival_s)):
+        part = traffic.picked(queue.rows)
         run = CompiledRun(
-            candidate.profile, policy, num_workers=workers, seed=seed, devices=devices,
+            queue.candidate.profile, policies[queue.candidate], num_workers=queue.workers,
+            seed=seed, devices=devices,
             has_floors=bool(np.any(np.asarray(part.min_accuracy) > 0.0)),
             has_classes=part.query_class is not None and bool(np.any(part.query_class)),
             block_s=block_s, num_blocks=NUM_BLOCKS,
@@ -182,22 +193,38 @@ def _missed(run: CompiledRun) -> int:
     return sum(ended.values()) - ended["on_time"]
 
 
-def _queues(
-    candidate: FleetCandidate, count: int, traffic: Traffic
-) -> Iterator[tuple[Traffic, int]]:
-    """Yield what comes to each queue, and how many devices that has."""
-    if candidate.routing == ONE_QUEUE:
-        yield traffic, count
+def _queues(candidate: FleetCandidate, count: int, num_queries: int) -> Iterator[_FleetQueue]:
+    """Yield the queues of a fleet, as it is routed: one, or one for each device, of each type."""
+    if candidate.beside is None:
+        step = 1 if candidate.routing == ONE_QUEUE else count
+        for number in range(step):  # in turn
+            yield _FleetQueue(candidate, count // step, slice(number, None, step))
         return
-    for number in range(count):  # in turn
-        yield traffic.picked(slice(number, None, count)), 1
+    is_own = _own_turns(candidate.share(count), num_queries)
+    beside = candidate.beside
+    for part, workers, mask in (
+        (candidate.alone, count, is_own), (beside.candidate, beside.workers, ~is_own),
+    ):  # fmt: skip
+        rows = np.flatnonzero(mask)
+        for queue in _queues(part, workers, len(rows)):
+            yield queue._replace(rows=rows[queue.rows])
+
+
+def _own_turns(share: float, num_queries: int) -> np.ndarray:
+    """Return a mask of that share of the queries, as even as can be (weighted round robin).
+
+    >>> _own_turns(0.4, 5).tolist()
+    [False, False, True, False, True]
+    """
+    turns = np.floor(np.arange(num_queries + 1) * share + 1e-9)
+    return turns[1:] > turns[:-1]
 
 
 def _labelled(
     candidate: FleetCandidate,
     count: int,
     traffic: Traffic,
-    policy: Policy,
+    policies: Mapping[FleetCandidate, Policy],
     devices: DeviceModel,
     seed: int,
     why: str,
@@ -205,24 +232,24 @@ def _labelled(
     """Run the trial with an outcome for each query, from which groups are counted."""
     is_on_time = np.zeros(len(traffic.arrival_s), np.bool_)
     accuracy = np.zeros(len(traffic.arrival_s))
-    if why and candidate.routing != ONE_QUEUE:
+    if why and candidate.routing != ONE_QUEUE and candidate.beside is None:
         columns = OutcomeColumns.of(
             simulate_replicas(
-                traffic.arrival_s, candidate.profile, policy, candidate.routing,
+                traffic.arrival_s, candidate.profile, policies[candidate], candidate.routing,
                 slo_s=traffic.slo_s, num_replicas=count, seed=seed, devices=devices,
                 query_class=traffic.query_class, min_accuracy=traffic.min_accuracy,
             )
         )  # fmt: skip
         is_on_time, accuracy = columns.on_time, columns.accuracy
     else:
-        for number, (part, workers) in enumerate(_queues(candidate, count, traffic)):
+        for queue in _queues(candidate, count, len(traffic.arrival_s)):
+            part, served = traffic.picked(queue.rows), queue.candidate
             columns = simulate_columns(
-                part.arrival_s, candidate.profile, policy, slo_s=part.slo_s, num_workers=workers,
-                seed=seed, devices=devices, query_class=part.query_class,
-                min_accuracy=part.min_accuracy,
+                part.arrival_s, served.profile, policies[served], slo_s=part.slo_s,
+                num_workers=queue.workers, seed=seed, devices=devices,
+                query_class=part.query_class, min_accuracy=part.min_accuracy,
             ).columns  # fmt: skip
-            step = count // workers
-            is_on_time[number::step], accuracy[number::step] = columns.on_time, columns.accuracy
+            is_on_time[queue.rows], accuracy[queue.rows] = columns.on_time, columns.accuracy
     places = _places(traffic)
 
     def counted(mask: np.ndarray) -> Counts:
@@ -237,12 +264,9 @@ def _labelled(
 
 
 def _why_python(candidate: FleetCandidate, policy: Policy, devices: DeviceModel) -> str:
-    routing = candidate.routing
-    if routing not in (ONE_QUEUE, _ROUND_ROBIN):
-        return f"routing {routing} has no compiled form"
-    if routing == _ROUND_ROBIN and devices != AS_PROFILED:
-        return "devices that are not as profiled have no compiled form behind a router"
-    return why_not(policy, candidate.profile, devices)
+    if candidate.routing == ONE_QUEUE:
+        return why_not(policy, candidate.profile, devices)
+    return why_not_routed(candidate.routing, policy, candidate.profile, devices)
 
 
 def _places(traffic: Traffic) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""A plan's forecast of one live device at four loads, and what the device then did.
+"""A plan's forecast of live devices at four loads, and what the devices then did.
 
-The forecast is the simulated twin of that server (`traces.open_loop.fidelity`): its scheduler with
-its settings, its profile, and its door as measured before. Capacity is the highest rate at which
-the twin keeps the promise. Whoever calls writes the forecast down before anything is replayed.
+The forecast is the simulated twin of their servers (`traces.open_loop.live_twin`): a scheduler with
+its settings, its profile, and its door as measured before; over several of them queries are spread
+as our clients spread them. Capacity is the highest rate at which the twin keeps the promise.
+Whoever calls writes the forecast down before anything is replayed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from slackfit.query import Outcome
-from traces.open_loop.fidelity import LiveServer, fidelity, figures, simulate_live
+from traces.open_loop.fidelity import fidelity, figures
+from traces.open_loop.live_twin import LiveServer, simulate_live_fleet
 from traces.open_loop.replay_options import ReplayOptions
+from traces.open_loop.sender_processes import processes_for
 from traces.planning.promise import Promise
 from traces.simulation.capacity import Goal, find_capacity
 from traces.trace import Trace, TraceError
@@ -31,7 +34,7 @@ _LATENCIES = ("p50_ms", "p95_ms")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadForecast:
-    """What a server should do with `trace`, which is `load` of its capacity."""
+    """What the servers should do with `trace`, which is `load` of their capacity."""
 
     load: float
     trace: Trace
@@ -49,16 +52,20 @@ class LoadForecast:
 
 
 def capacity_qps(
-    trace: Trace, server: LiveServer, promise: Promise, options: ReplayOptions, duration_s: float
+    trace: Trace,
+    servers: Sequence[LiveServer],
+    promise: Promise,
+    options: ReplayOptions,
+    duration_s: float,
 ) -> float:
-    """Return the highest rate of the trace's traffic at which the simulated server keeps `promise`.
+    """Return the highest rate of the trace's traffic at which the simulated servers keep `promise`.
 
-    Raises TraceError where it keeps it at none.
+    Raises TraceError where they keep it at none.
     """
 
     def keeps(at: Trace) -> float:
         part = at_rate(trace, at.rate_qps, duration_s)
-        found = figures(simulate_live(part, server, options))
+        found = figures(_simulated(part, servers, options))
         attainment, accuracy = found["slo_attainment"], found["mean_serving_accuracy"]
         return float(promise.is_kept(attainment or 0.0, accuracy or 0.0))
 
@@ -67,8 +74,8 @@ def capacity_qps(
     rate_qps = find_capacity(one, Goal("attainment", 0.5), keeps).rate_qps
     if not rate_qps:
         raise TraceError(
-            f"a simulated server with policy {server.policy!r} keeps {promise} at no rate: there "
-            "is no load to verify the plan at; serve with the plan's policy"
+            f"a simulated server with policy {servers[0].policy!r} keeps {promise} at no rate: "
+            "there is no load to verify the plan at; serve with the plan's policy"
         )
     return rate_qps
 
@@ -85,13 +92,17 @@ def at_rate(trace: Trace, rate_qps: float, duration_s: float) -> Trace:
 
 
 def forecasts(
-    trace: Trace, server: LiveServer, capacity: float, options: ReplayOptions, duration_s: float
+    trace: Trace,
+    servers: Sequence[LiveServer],
+    capacity: float,
+    options: ReplayOptions,
+    duration_s: float,
 ) -> list[LoadForecast]:
-    """Return what the server should do at each of `LOADS`."""
+    """Return what the servers should do at each of `LOADS`."""
     found: list[LoadForecast] = []
     for number, load in enumerate(LOADS):
         part = at_rate(trace, load * capacity, duration_s + options.warmup_s)
-        outcomes = simulate_live(part, server, replace(options, seed=options.seed + number))
+        outcomes = _simulated(part, servers, replace(options, seed=options.seed + number))
         found.append(
             LoadForecast(load=load, trace=part, figures=figures(outcomes), outcomes=outcomes)
         )
@@ -115,6 +126,13 @@ def judged(forecast: LoadForecast, live: Sequence[Outcome], invalid_reason: str)
     }
 
 
+def _simulated(
+    trace: Trace, servers: Sequence[LiveServer], options: ReplayOptions
+) -> list[Outcome]:
+    """Return the outcomes of a trace, sent by as many processes as a replay would."""
+    return simulate_live_fleet(trace, servers, options, num_senders=processes_for(trace))
+
+
 def _is_within(load: float, errors: Mapping[str, float | None]) -> bool:
     bounds = {"slo_attainment": _ATTAINMENT_WITHIN[load]}
     if load <= _LATENCY_UP_TO:
@@ -125,14 +143,19 @@ def _is_within(load: float, errors: Mapping[str, float | None]) -> bool:
 
 def verification_lines(verification: Mapping[str, Any]) -> list[str]:
     """Return a verification as lines of text: what was measured, then a table of the loads."""
-    door = verification["door"]
     lines = [
-        f"{verification['url']}: {verification['policy']} on {verification['device']}; "
-        f"{verification['cpu']}, load {verification['load_average']:.2f}",
-        f"door: {door['request_ms']:.3f} ms of each request, {door['idle_ms']:.2f} ms besides "
-        f"execution when idle; capacity {verification['capacity_qps']:.1f} queries/s",
-        f"{'load':>5} {'rate':>8}  {'figure':<22} {'predicted':>10} {'live':>10} {'error':>9}",
+        f"{verification['cpu']}, load {verification['load_average']:.2f}; capacity "
+        f"{verification['capacity_qps']:.1f} queries/s"
     ]
+    lines += [
+        f"{server['url']}: {server['policy']} on {server['device']}; door: "
+        f"{server['request_ms']:.3f} ms of each request, {server['idle_ms']:.2f} ms besides "
+        "execution when idle"
+        for server in verification["servers"]
+    ]
+    lines.append(
+        f"{'load':>5} {'rate':>8}  {'figure':<22} {'predicted':>10} {'live':>10} {'error':>9}"
+    )
     for level in verification["levels"]:
         for name, predicted in level["predicted"].items():
             live, error = (level.get(key, {}).get(name) for key in ("live", "error"))

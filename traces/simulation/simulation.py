@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slackfit.bounds.bound import utility_bound
+from slackfit.compiled.replicas import simulate_round_robin, why_not_routed
 from slackfit.compiled.simulate import simulate_columns
 from slackfit.metrics import summarize
 from slackfit.policies import create_policy
@@ -58,7 +59,6 @@ class SimulationOptions:
 
 PLAIN = SimulationOptions()
 STREAMED = "streamed runs keep a histogram of latencies"
-SEVERAL_QUEUES = "several replicas have a queue each"
 MANY_QUERIES = 100_000
 FEW_QUERIES = f"fewer than {MANY_QUERIES:,} queries take no longer there"
 
@@ -147,50 +147,65 @@ def _serve(
 
     A short trace isn't: machine code may have to be made first, which takes some 20 s.
     """
-    num_devices = options.num_devices
-    if options.routing == ONE_QUEUE and len(trace) < MANY_QUERIES:
-        outcomes = simulate(
+    if len(trace) < MANY_QUERIES:
+        return _serve_in_python(trace, profile, policy, options, slo_s, progress), FEW_QUERIES
+    if options.routing == ONE_QUEUE:
+        simulated = simulate_columns(
             trace.arrival_s,
             profile,
             policy,
             slo_s=slo_s,
-            num_workers=num_devices,
+            num_workers=options.num_devices,
             seed=options.seed,
             devices=options.devices,
             drop_hopeless=options.drop_hopeless,
             query_class=trace.query_class,
             progress=progress,
         )
-        return outcomes, FEW_QUERIES
-    if options.routing != ONE_QUEUE:
-        outcomes = simulate_replicas(
-            trace.arrival_s,
-            profile,
-            policy,
-            options.routing,
-            slo_s=slo_s,
-            num_replicas=options.num_replicas,
-            num_workers=options.num_workers,
-            seed=options.seed,
-            devices=options.devices,
-            drop_hopeless=options.drop_hopeless,
-            query_class=trace.query_class,
-            progress=progress,
-        )
-        return outcomes, SEVERAL_QUEUES
-    simulated = simulate_columns(
+        return list(simulated.columns), simulated.why
+    why = why_not_routed(options.routing, policy, profile, options.devices)
+    if why:
+        return _serve_in_python(trace, profile, policy, options, slo_s, progress), why
+    columns = simulate_round_robin(
         trace.arrival_s,
         profile,
         policy,
         slo_s=slo_s,
-        num_workers=num_devices,
-        seed=options.seed,
-        devices=options.devices,
+        num_replicas=options.num_replicas,
+        num_workers=options.num_workers,
         drop_hopeless=options.drop_hopeless,
         query_class=trace.query_class,
-        progress=progress,
     )
-    return list(simulated.columns), simulated.why
+    return list(columns), ""
+
+
+def _serve_in_python(
+    trace: Trace,
+    profile: LatencyProfile,
+    policy: Policy,
+    options: SimulationOptions,
+    slo_s: float | FloatArray,
+    progress: Callable[[int, int], None],
+) -> list[Outcome]:
+    common: dict[str, Any] = {
+        "slo_s": slo_s,
+        "seed": options.seed,
+        "devices": options.devices,
+        "drop_hopeless": options.drop_hopeless,
+        "query_class": trace.query_class,
+        "progress": progress,
+    }
+    if options.routing == ONE_QUEUE:
+        return simulate(trace.arrival_s, profile, policy, num_workers=options.num_devices, **common)
+    return simulate_replicas(
+        trace.arrival_s,
+        profile,
+        policy,
+        options.routing,
+        num_replicas=options.num_replicas,
+        num_workers=options.num_workers,
+        **common,
+    )
 
 
 def _share(utility: float, bound: float) -> dict[str, float]:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bench.journal import Journal
-from serve.bench.policies import planning, small_catalogs, speed, tiny, twin, twin_cases, verified
+from serve.bench.policies import (
+    day,
+    planning,
+    small_catalogs,
+    speed,
+    tiny,
+    twin,
+    twin_cases,
+    verified,
+)
 from serve.bench.policies import superserve_paper as paper
 from serve.bench.policies.bars import RIVALS, bar_rows, bound_rows
 from serve.bench.rows import Row, Tell, row
@@ -33,6 +42,7 @@ class PoliciesScale(NamedTuple):
     cv2s: tuple[float, ...]
     maf_s: float
     num_tiny: int
+    day_s: float = 7200.0
 
 
 QUICK = PoliciesScale(
@@ -43,7 +53,7 @@ QUICK = PoliciesScale(
     30.0,
     30,
 )
-FULL = QUICK._replace(duration_s=10.0, maf_s=paper.MAF_S, num_tiny=200)
+FULL = QUICK._replace(duration_s=10.0, maf_s=paper.MAF_S, num_tiny=200, day_s=86_400.0)
 OVERHEADS_S = (0.0, 0.006)
 NUM_SUBNETS = 66
 _PAPER_POLICIES = ("slackfit", "slackfit@num_buckets=40", "drainfit", "maxbatch", "maxacc")
@@ -83,6 +93,7 @@ class PoliciesBench:
             "speed": self.speed,
             "twin": self.twin,
             "plan": self.plan,
+            "day": self.day,
             "verify": self.verify,
         }
         unknown = sorted(set(parts or ()) - set(known))
@@ -232,8 +243,12 @@ class PoliciesBench:
         self.rows += small_catalogs.rows(range(small_catalogs.NUM_CATALOGS), self._tell)
         self.rows += planning.rows(Path(self._resnet), 4 * self._scale.maf_s, self._tell)
 
+    def day(self) -> None:
+        """A day planned as a user plans it, by the hour; two hours of it but for `full`."""
+        self.rows += day.rows(Path(self._resnet), self._scale.day_s, self._processes, self._tell)
+
     def verify(self) -> None:
-        """A live server foretold at four loads, on loopback with the timed device."""
+        """Live servers foretold at four loads, on loopback with timed devices."""
         self.rows += verified.rows(Path(self._resnet), self._scale.maf_s, self._tell)
 
     def _cell(

@@ -26,7 +26,7 @@ _MIXED_SLOS_S = (0.02, 0.036, 0.1)
 
 
 def speed_rows(profile: Path) -> list[Row]:
-    """Return how many times sooner runs are compiled, 420,000 queries at 7,000/s; best of 5 and 2.
+    """Return how many times sooner runs are compiled, 420,000 queries at 7,000/s; best of 25 and 2.
 
     Without numba a single row says why there are none.
     """
@@ -45,7 +45,7 @@ def speed_rows(profile: Path) -> list[Row]:
     for name, policy, slo_s, bar in cases:
         run = partial(_run, table, policy, arrival_s, slo_s)
         run(simulate_columns)  # compiled, or read from the cache
-        compiled_s = min(run(simulate_columns) for _ in range(5))
+        compiled_s = min(run(simulate_columns) for _ in range(25))
         python_s = min(run(simulate) for _ in range(2))
         detail = (
             f">= {bar:g}; {len(arrival_s) / compiled_s / 1e6:.1f} million queries/s compiled, "

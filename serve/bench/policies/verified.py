@@ -1,11 +1,12 @@
-"""A plan's forecast of a live server, held against replays: the timed device on loopback."""
+"""A plan's forecast of live servers, held against replays: timed devices on loopback."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.bench.mixed.timed_server import TIMED, config_of
 from serve.bench.rows import Row, Tell, row
@@ -18,7 +19,20 @@ from traces.spec.spec import parse_spec
 
 _SLOWER = 10.0  # than published: what this machine adds to a batch, a millisecond, does not count
 _SLO_S = 0.36
-_SPECS = {"poisson": "poisson:rate=900,duration=60", "cv4": "gamma:rate=900,cv2=4,duration=60"}
+
+
+class _VerifiedCase(NamedTuple):
+    """Traffic, and over how many servers it is spread."""
+
+    spec: str
+    num_servers: int = 1
+
+
+_CASES = {
+    "poisson": _VerifiedCase("poisson:rate=900,duration=60"),
+    "cv4": _VerifiedCase("gamma:rate=900,cv2=4,duration=60"),
+    "two_servers": _VerifiedCase("poisson:rate=900,duration=60", 2),
+}
 _PROMISE = Promise(0.99)
 _BARS = {0.5: 0.005, 0.7: 0.005, 0.85: 0.01, 0.95: 0.03}
 _LATENCY_BAR = 0.1
@@ -35,10 +49,14 @@ def rows(profile: Path, duration_s: float, tell: Tell) -> list[Row]:
         config = config_of(
             profile=str(path), input_shape=_SHAPE, num_classes=10, slo_ms=_SLO_S * 1e3
         )
-        for name, spec in _SPECS.items():
-            with server_process(config) as server:
+        for name, case in _CASES.items():
+            with ExitStack() as stack:
+                servers = [
+                    stack.enter_context(server_process(config)) for _ in range(case.num_servers)
+                ]
                 check = PlanCheck(
-                    url=server.url, trace=parse_spec(spec), profile=slower, promise=_PROMISE,
+                    url=",".join(server.url for server in servers),
+                    trace=parse_spec(case.spec), profile=slower, promise=_PROMISE,
                     slo_s=_SLO_S, duration_s=duration_s,
                 )  # fmt: skip
                 verification = verify_plan(check, lambda _: None, tell)
@@ -65,7 +83,11 @@ def _rows(name: str, verification: dict[str, Any]) -> Sequence[Row]:
             predicted, live = level["predicted"][what], level["live"][what]
             told = f"|error| <= {bar:g}; predicted {predicted:.4f}, live {live:.4f}; {detail}"
             rows.append(row(f"{figure}/{what}_error", level["error"][what], "fraction", told))
-    door = verification["door"]
-    told = f"{door['num_queries']} queries; {door['idle_ms']:.2f} ms besides execution when idle"
-    rows.append(row(f"policies/verify/{name}/door_ms", door["request_ms"], "ms", told))
+    for at, server in enumerate(verification["servers"]):
+        told = (
+            f"{server['num_queries']} queries; {server['idle_ms']:.2f} ms besides execution "
+            "when idle"
+        )
+        figure = f"policies/verify/{name}/server{at}/door_ms"
+        rows.append(row(figure, server["request_ms"], "ms", told))
     return rows

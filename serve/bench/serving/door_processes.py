@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from serve.bench.journal import Journal
+from serve.bench.process_tree import children
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.closed_loop import http_request, processor_s
 from serve.bench.serving.server_process import server_process
@@ -99,7 +100,7 @@ class DoorProcessesBench:
             sample = np.zeros((1, *setting.input_shape), np.uint8)
             request = http_request(server.url, setting.load.model, sample, subnet_id)
             asyncio.run(paced(server.url, request, RATE_QPS / 4, _WARM_UP_S))
-            pids = _children(server.pid)
+            pids = children(server.pid)
             before_s = processor_s(server.pid), sum(map(processor_s, pids))
             began_s = time.monotonic()
             answers = asyncio.run(paced(server.url, request, RATE_QPS, self._duration_s))
@@ -152,12 +153,3 @@ async def _send(host: Any, port: Any, request: bytes, times_s: np.ndarray) -> li
         answers.append(PacedAnswer(float(due_s), time.monotonic(), *about))
     writer.close()
     return answers
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes that a process has started and not yet ended."""
-    found: list[int] = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-            found += map(int, file.read().split())
-    return found

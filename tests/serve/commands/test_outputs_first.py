@@ -21,15 +21,15 @@ def no_work(*_: object, **__: object) -> None:
 COMMANDS = {
     "simulate --json": (
         ["simulate", "--profile", TABLE, "--trace", SPEC, "--json", "{file}"],
-        "traces.commands.simulate_command._reports",
+        "traces.commands.simulate_request.SimulateRequest.run",
     ),
     "simulate --html": (
         ["simulate", "--profile", TABLE, "--trace", SPEC, "--html", "{file}"],
-        "traces.commands.simulate_command._reports",
+        "traces.commands.simulate_request.SimulateRequest.run",
     ),
     "simulate --chrome": (
         ["simulate", "--profile", TABLE, "--trace", SPEC, "--chrome", "{file}"],
-        "traces.commands.simulate_command._reports",
+        "traces.commands.simulate_request.SimulateRequest.run",
     ),
     "sweep --json": (
         ["sweep", "--profile", TABLE, "--rates", "10", "--json", "{file}"],
@@ -104,17 +104,17 @@ def test_a_place_that_goes_while_a_command_works_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """`simulate` had printed nothing and kept nothing when its file could not be written."""
-    from traces.commands import simulate_command
+    from traces.commands.simulate_request import SimulateRequest
 
     place = tmp_path / "place"
-    reports = simulate_command._reports
+    reports = SimulateRequest.run
 
     def work(*args: object, **options: object) -> object:
         done = reports(*args, **options)  # type: ignore[arg-type]
         place.write_text("no folder any more")
         return done
 
-    monkeypatch.setattr(simulate_command, "_reports", work)
+    monkeypatch.setattr(SimulateRequest, "run", work)
     out = place / "out.json"
     arguments = ["simulate", "--profile", TABLE, "--trace", SPEC, "--slo-ms", "36"]
     result = run(*arguments, "--json", str(out))

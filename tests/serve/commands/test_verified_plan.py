@@ -54,13 +54,27 @@ def test_what_is_foretold_is_written_before_anything_is_replayed(tmp_path: Path)
         # A shared machine; docs/plan.md tells of a quiet one.
         assert abs(after["error"]["p50_ms"]) < 0.5
         assert abs(after["error"]["slo_attainment"]) < 0.2
-    assert 0 < found["door"]["idle_ms"] < 100
-    assert found["policy"] == "drainfit"
-    with pytest.raises(TraceError, match="a plan is verified on one server of one device"):
-        verify_plan(
-            PlanCheck(
-                url="http://a:1,http://b:2", trace=check.trace, profile=profile,
-                promise=check.promise, slo_s=0.36, duration_s=2.0,
-            ),
-            on_forecast, said.append,
-        )  # fmt: skip
+    (measured,) = found["servers"]
+    assert 0 < measured["idle_ms"] < 100
+    assert measured["policy"] == "drainfit"
+
+
+def test_two_servers_are_foretold_and_replayed_together(tmp_path: Path):
+    path = tmp_path / "slower.json"
+    profile = LatencyProfile.load(Path("profiles/superserve_resnet_2080ti.json")).scaled(10.0)
+    profile.save(path)
+    config = config_of(profile=str(path), input_shape=(3, 8, 8), num_classes=10, slo_ms=360.0)
+    capacities: list[float] = []
+    with server_process(config) as one, server_process(config) as other:
+        for url in (one.url, f"{one.url},{other.url}"):
+            check = PlanCheck(
+                url=url, trace=parse_spec("poisson:rate=100,duration=60"), profile=profile,
+                promise=Promise(0.99, 0.775), slo_s=0.36, duration_s=2.0,
+            )  # fmt: skip
+            found = verify_plan(check, lambda _: None, lambda _: None)
+            capacities.append(found["capacity_qps"])
+    assert [server["url"] for server in found["servers"]] == [one.url, other.url]
+    assert 1.6 * capacities[0] < capacities[1] < 2.6 * capacities[0]
+    for level in found["levels"]:
+        # Half of it would be lost if one of the two had to serve it all.
+        assert abs(level["error"]["slo_attainment"]) < 0.2

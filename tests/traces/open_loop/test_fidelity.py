@@ -7,14 +7,8 @@ from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.simulation.devices import Slowdown
 from traces.generators.arrivals import gamma, poisson
 from traces.open_loop.answers import Answer
-from traces.open_loop.fidelity import (
-    LiveServer,
-    batch_slowdowns,
-    fidelity,
-    figures,
-    simulate_live,
-    wire_s,
-)
+from traces.open_loop.fidelity import batch_slowdowns, fidelity, figures, wire_s
+from traces.open_loop.live_twin import LiveServer, simulate_live
 from traces.open_loop.replay_options import ReplayOptions
 from traces.open_loop.result import make_result
 from traces.open_loop.target import ReplayReply

@@ -15,11 +15,13 @@ from serve.bench.policies.small_catalogs import compared, small_task
 from serve.cli import build_app
 from slackfit.profile import LatencyProfile, SubnetProfile
 from traces.planning.candidates import candidates
-from traces.planning.catalog import Catalog, DeviceOffer, load_catalog
+from traces.planning.catalog import Catalog, DeviceOffer, load_catalog, without_prices
 from traces.planning.certificate import certify, query_s
 from traces.planning.page import plan_page
 from traces.planning.planner import PlanOptions, make_plan
+from traces.planning.possible import impossible_part
 from traces.planning.promise import Promise
+from traces.planning.search import FleetSearch, Task
 from traces.planning.traffic import Traffic
 from traces.planning.trial import run_trial
 from traces.trace import Trace, TraceError
@@ -133,6 +135,8 @@ def test_a_plan_answers_in_one_file(tmp_path: Path):
     assert made["simulated_by"] in ("compiled", "numba is not installed")
     text = page.read_text()
     assert text.count("<svg") == 2
+    for panel in ("deadline", "accuracy", "load", "promised"):
+        assert f"<!-- {panel} -->" in text
     assert f"{made['workers']} x 2080ti-resnet" in text
 
 
@@ -220,6 +224,21 @@ def test_an_error_in_a_catalogue_names_file_and_line(
         load_catalog(path, [])
 
 
+def test_what_a_catalogue_refers_to_is_an_error_of_its_line(tmp_path: Path):
+    path = tmp_path / "catalog.toml"
+    one = f'[[device]]\nname = "d"\nprofile = "{RESNET}"\nprice_per_hour = 1\n'
+    for text, line, message in (
+        (one + one, 7, "name 'd' is an earlier device's, allowed another"),
+        (one.replace(str(RESNET), "nowhere.json"), 4, "No such file or directory"),
+        (one + "price = = 2\n", 6, "Invalid value"),
+    ):
+        path.write_text('dated = "2026-11-01"\n' + text)
+        with pytest.raises(TraceError, match=re.escape(f"{path}:{line}: ") + f".*{message}"):
+            load_catalog(path, [])
+    with pytest.raises(TraceError, match="profile 'superserve_resnet_2080ti' is given twice"):
+        without_prices([RESNET, RESNET])
+
+
 def test_a_profile_of_another_unit_or_without_accuracy_is_refused(tmp_path: Path):
     table = json.loads(RESNET.read_text())
     for name, change, message in (
@@ -230,6 +249,43 @@ def test_a_profile_of_another_unit_or_without_accuracy_is_refused(tmp_path: Path
         path.write_text(json.dumps(table | change))
         code, _, err = plan("--profile", str(path), *SHORT, "--slo", "attainment>=0.9")
         assert (code, message in err) == (2, True), err
+
+
+def test_a_few_short_deadlines_make_only_a_higher_promise_impossible(resnet: LatencyProfile):
+    """A tenth of them had made every promise impossible."""
+    rows = resnet.table()
+    fastest_s = min(row[1] for row in rows.values())
+    slo_s = np.where(np.arange(1000) % 10 == 0, 0.9 * fastest_s, 0.036)
+    traffic = Traffic(np.arange(1000) / 500, 2.0, slo_s)
+    assert impossible_part(Promise(0.9, 0.8), resnet, traffic) == ""
+    fault = impossible_part(Promise(0.95), resnet, traffic)
+    assert fault.startswith("attainment>=0.95 is impossible with profile")
+    assert "the nearest possible is attainment>=0.9, or deadlines of 1.41 ms" in fault
+    promise, catalog = Promise(0.89, 0.78), Catalog(offers=(DeviceOffer(name="d", profile=resnet),))
+    tried = candidates(catalog, ["drainfit"], promise, slo_s)
+    best = FleetSearch(Task(traffic, promise)).run(tried[:1]).fleets[0]
+    assert 0.89 <= best.trial.attainment <= 0.9
+
+
+def test_the_nearest_possible_accuracy_is_the_mean_of_what_deadlines_afford(
+    resnet: LatencyProfile,
+):
+    accurate = max(resnet.subnets, key=lambda s: s.accuracy)
+    slowest_s = resnet.table()[accurate.subnet_id][1]
+    fast = min(resnet.subnets, key=lambda s: resnet.table()[s.subnet_id][1])
+    fast_s = resnet.table()[fast.subnet_id][1]
+    slo_s = np.where(np.arange(1000) % 2 == 0, slowest_s, fast_s)
+    traffic = Traffic(np.arange(1000) / 500, 2.0, slo_s)
+    mean = (accurate.accuracy + fast.accuracy) / 2
+    assert impossible_part(Promise(1.0, mean - 1e-4), resnet, traffic) == ""
+    fault = impossible_part(Promise(1.0, mean + 1e-4), resnet, traffic)
+    nearest = float(re.search(r"nearest possible is accuracy>=([0-9.]+)", fault)[1])  # type: ignore[index]
+    assert mean - 2e-4 <= nearest <= mean
+    # With half of the queries let go, those with long deadlines are left.
+    assert impossible_part(Promise(0.5, accurate.accuracy), resnet, traffic) == ""
+    assert impossible_part(Promise(0.6, floor=accurate.accuracy), resnet, traffic).endswith(
+        f"attainment>=0.5, or floor>={fast.accuracy:g}, or deadlines of {slowest_s * 1e3:g} ms"
+    )
 
 
 def test_prices_are_in_no_code():

@@ -16,7 +16,7 @@ from slackfit.profile import LatencyProfile
 from traces.cli import app as traces_app
 from traces.commands.plan_command import plan_command_with
 from traces.generators.arrivals import gamma
-from traces.open_loop.fidelity import LiveServer
+from traces.open_loop.live_twin import LiveServer
 from traces.open_loop.replay_options import ReplayOptions
 from traces.planning.page import plan_page
 from traces.planning.plan_request import PlanRequest
@@ -56,18 +56,18 @@ def test_the_first_arrivals_are_taken_at_another_rate():
 
 def test_loads_are_shares_of_the_highest_rate_that_keeps_the_promise(server):
     trace, promise = gamma(900.0, 4.0, 30.0), Promise(0.99, 0.77)
-    capacity = capacity_qps(trace, server, promise, OPTIONS, 8.0)
-    found = forecasts(trace, server, capacity, OPTIONS, 8.0)
+    capacity = capacity_qps(trace, [server], promise, OPTIONS, 8.0)
+    found = forecasts(trace, [server], capacity, OPTIONS, 8.0)
     assert [f.trace.rate_qps / capacity for f in found] == pytest.approx(LOADS)
     rates = [f.figures["mean_serving_accuracy"] for f in found]
     assert rates[0] > rates[-1] >= promise.accuracy - 0.005
     wrong = replace(server, policy="fixed:largest", door_s=1.0)
     with pytest.raises(TraceError, match=r"policy .fixed:largest. keeps attainment>=0.99.* at no"):
-        capacity_qps(trace, wrong, promise, OPTIONS, 1.0)
+        capacity_qps(trace, [wrong], promise, OPTIONS, 1.0)
 
 
 def test_a_forecast_that_comes_true_is_within_and_one_that_does_not_is_beyond(server):
-    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 8.0)[1]
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), [server], 120.0, OPTIONS, 8.0)[1]
     exact = judged(forecast, forecast.outcomes, "")
     assert exact["is_within"]
     assert set(exact["error"].values()) == {0.0}
@@ -82,14 +82,20 @@ def test_a_forecast_that_comes_true_is_within_and_one_that_does_not_is_beyond(se
     assert judged(replace(forecast, load=0.95), fewer, "")["is_within"]
 
 
-def test_the_table_says_machine_door_and_errors(server):
-    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 2.0)[0]
-    about = {
-        "url": "http://a:1", "policy": "drainfit", "device": "timed", "cpu": "EPYC x2",
-        "load_average": 0.5, "door": {"request_ms": 0.3, "idle_ms": 2.0}, "capacity_qps": 120.0,
+def measured(*urls: str) -> dict[str, Any]:
+    """What a verification says of servers."""
+    about = {"policy": "drainfit", "device": "timed", "request_ms": 0.3, "idle_ms": 2.0}
+    return {
+        "url": ",".join(urls), "cpu": "EPYC x2", "load_average": 0.5, "capacity_qps": 120.0,
+        "servers": [{"url": url, **about} for url in urls],
     }  # fmt: skip
+
+
+def test_the_table_says_machine_door_and_errors(server):
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), [server], 120.0, OPTIONS, 2.0)[0]
+    about = measured("http://a:1")
     before = verification_lines({**about, "levels": [forecast.to_json()]})
-    assert "EPYC x2, load 0.50" in before[0]
+    assert before[0] == "EPYC x2, load 0.50; capacity 120.0 queries/s"
     assert "0.300 ms of each request" in before[1]
     assert before[3].split()[:3] == ["50%", "60.0", "p50_ms"]
     assert "%" not in before[3].split()[-1]
@@ -97,15 +103,14 @@ def test_the_table_says_machine_door_and_errors(server):
     after = verification_lines({**about, "levels": [row]})
     assert after[3].endswith("+0.0%")
     assert after[-1].endswith("INVALID: too late")
+    two = verification_lines({**measured("http://a:1", "http://b:2"), "levels": []})
+    assert [line.split()[0] for line in two[1:3]] == ["http://a:1:", "http://b:2:"]
 
 
 def test_the_plans_file_holds_the_forecast_before_anything_is_replayed(server, tmp_path: Path):
     path = tmp_path / "plan.json"
-    forecast = forecasts(gamma(900.0, 4.0, 30.0), server, 120.0, OPTIONS, 2.0)[0]
-    about = {
-        "url": "http://a:1", "policy": "drainfit", "device": "timed", "cpu": "EPYC x2",
-        "load_average": 0.5, "door": {"request_ms": 0.3, "idle_ms": 2.0}, "capacity_qps": 120.0,
-    }  # fmt: skip
+    forecast = forecasts(gamma(900.0, 4.0, 30.0), [server], 120.0, OPTIONS, 2.0)[0]
+    about = measured("http://a:1")
     seen: list[dict[str, Any]] = []
 
     def checker(

@@ -87,6 +87,8 @@ def make_stream_plan(
         "certificates": {
             n: {"mean": w, "windows": 1, "program": 1, "workers": w} for n, w in least.items()
         },
+        "certificate_cost": min(o.price_per_hour * least[o.name] for o in catalog.offers),
+        "mixed": False,
         "dropped": dropped,
     }  # fmt: skip
     if not fleets:
@@ -120,6 +122,7 @@ def make_stream_plan(
 def _fleet_json(fleet: StreamFleet) -> dict[str, Any]:
     candidate = fleet.candidate
     return {
+        "fleet": str(fleet),
         "workers": fleet.workers,
         "device": candidate.offer.name,
         "policy": candidate.policy,
@@ -199,6 +202,7 @@ def _price(fleet: StreamFleet | None, best: StreamFleet) -> dict[str, Any]:
     if fleet is None:
         return {"workers": None, "cost_per_hour": None, "times": None}
     return {
+        "fleet": str(fleet),
         "workers": fleet.workers,
         "device": fleet.candidate.offer.name,
         "policy": fleet.candidate.policy,

@@ -43,6 +43,9 @@ class StreamFleet(NamedTuple):
         """The price an hour."""
         return self.candidate.cost(self.workers)
 
+    def __str__(self) -> str:
+        return f"{self.workers} x {self.candidate.offer.name}"
+
 
 class StreamSearch:
     """Finds the smallest fleets for a promise on a trace."""

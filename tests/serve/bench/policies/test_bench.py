@@ -83,6 +83,18 @@ def test_cells_that_are_kept_are_not_run_again(
     assert run() == rows, "all are there"
 
 
+@pytest.mark.slow
+def test_a_day_is_planned_as_a_user_does_and_its_memory_is_watched():
+    scale = SMALL._replace(day_s=30.0)
+    rows = PoliciesBench(PROFILES, scale, processes=2, tell=lambda _: None).run(["day"])
+    found = {row["figure"].rpartition("/")[2]: row for row in rows}
+    assert 0 < found["wall"]["value"] < 300
+    assert 50e6 < found["peak_memory"]["value"] < 2e9
+    assert found["workers"]["value"] >= 1
+    assert "40 candidates" in found["wall"]["detail"]
+    assert found["wall"]["detail"].endswith("5 seeds")
+
+
 def test_an_unknown_part_is_refused():
     with pytest.raises(TraceError, match=r"^part 'nope' is unknown, allowed bars, bursty, ramp"):
         bench("nope")
