@@ -63,8 +63,8 @@ TRIED: dict[str, tuple[str, ...]] = {
     ),
 }
 CHOSEN: dict[str, str] = {
-    "cora": "weak",
-    "citeseer": "weak",
+    "cora": "weak-constant",
+    "citeseer": "weak-constant",
     "heterophilous": "strong-largest",
 }
 
