@@ -131,6 +131,7 @@ def _training(config: TrainConfig, definition: SupernetDefinition) -> NodeTraini
         distillation=config.graph.distillation,
         random_subnets=schedule.random_subnets,
         each_depth=config.graph.each_depth,
+        mlp_weight=config.graph.mlp_weight,
         watch_steps=config.graph.watch_steps,
         alone=alone,
         seed=config.seed,

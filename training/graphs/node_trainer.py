@@ -37,7 +37,8 @@ class NodeTraining:
     to, and what many subnets share has to hold more than one of them would. The rate falls from
     `lr` to `min_lr` by a cosine. `ema_decay` above 0 keeps an exponential moving average of the
     weights, which is what is watched and returned. `each_depth` has the drawn subnets take turns
-    through the depths between the smallest and the largest.
+    through the depths between the smallest and the largest. `mlp_weight` weighs the losses of
+    subnets without neighbours.
     """
 
     steps: int = 300
@@ -49,6 +50,7 @@ class NodeTraining:
     distillation: float = 0.9
     random_subnets: int = 2
     each_depth: bool = False
+    mlp_weight: float = 1.0
     watch_steps: int = 10
     alone: Arch | None = None
     seed: int = 0
@@ -108,8 +110,8 @@ class NodeTrainer:
         for arch in self._archs(rng, step):
             logits = self._logits(self._weights.parameters, arch, draw, dropout)
             loss = self._loss(logits, soft)
-            loss.backward()
             losses.append(loss.item())
+            (loss if arch.depth[0] else options.mlp_weight * loss).backward()
             if soft is None:
                 soft = logits.detach().softmax(1)  # in place: the largest comes first
         # All passes together weigh as one, so that the rate means the same for one subnet alone.

@@ -29,6 +29,7 @@ _CONSTANT = 0.01  # the rate at the end is that at the start
 RECIPES: dict[str, Recipe] = {
     "strong-constant": Recipe(training=replace(_STRONG, min_lr=_CONSTANT)),
     "weak-constant": Recipe(training=replace(_WEAK, min_lr=_CONSTANT)),
+    "weak-constant-mlp": Recipe(training=replace(_WEAK, min_lr=_CONSTANT, mlp_weight=4.0)),
     "weak": Recipe(training=_WEAK),
     "weak-average": Recipe(training=replace(_WEAK, min_lr=_CONSTANT, ema_decay=0.98)),
     "weak-depths": Recipe(training=replace(_WEAK, each_depth=True)),
@@ -39,12 +40,13 @@ RECIPES: dict[str, Recipe] = {
     "weak-largest": Recipe(training=_WEAK, teacher="largest"),
 }
 """By name: decay and dropout (strong, weak, bare), then what else differs: the rate stays constant
-instead of falling by a cosine, weights are averaged, drawn subnets take turns through the depths,
-twice the steps, the largest subnet teaches instead of a GCNII."""
+instead of falling by a cosine, the MLP rung weighs four times, weights are averaged, drawn subnets
+take turns through the depths, twice the steps, the largest subnet teaches instead of a GCNII."""
 
 _GOOD_TEACHER = (
     "strong-constant",
     "weak-constant",
+    "weak-constant-mlp",
     "weak",
     "weak-average",
     "weak-depths",

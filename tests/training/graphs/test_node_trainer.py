@@ -75,6 +75,24 @@ def test_drawn_subnets_take_turns_through_the_depths(
     assert depths == [3, 0, 0, 1, 2, 1, 3, 0, 0, 2, 1, 2]
 
 
+def test_subnets_without_neighbours_weigh_what_they_are_told(
+    definition: SupernetDefinition, whole: WholeGraph
+) -> None:
+    def gradient(**changes: Any) -> torch.Tensor:
+        options = NodeTraining(random_subnets=0, dropout=0.0, **changes)
+        trainer = NodeTrainer(definition, whole, options)
+        trainer._step(0, 0.01)
+        found = trainer._weights.parameters["first.own.weight"].grad
+        assert found is not None
+        return found
+
+    alone = gradient(alone=definition.space.largest) / 3  # of three passes
+    mlp = gradient() - alone
+    torch.testing.assert_close(gradient(mlp_weight=0.0), alone, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient(mlp_weight=4.0), alone + 4 * mlp, rtol=1e-4, atol=1e-7)
+    assert mlp.abs().max() > 1e-4
+
+
 def test_the_largest_subnet_teaches_more_where_neighbours_are_of_other_classes(
     definition: SupernetDefinition, whole: WholeGraph
 ) -> None:
