@@ -29,6 +29,12 @@ class Agreement(NamedTuple):
 
 
 @torch.inference_mode()
+def next_tokens(net: torch.nn.Module, texts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a network says follows each token of texts (B, N): ids (B, N), text by text."""
+    return [net(ids).argmax(-1) for ids in texts]
+
+
+@torch.inference_mode()
 def top1_agreement(
     state: Mapping[str, torch.Tensor],
     definition: SupernetDefinition,
@@ -47,7 +53,7 @@ def top1_agreement(
     largest = extract(
         state if reference is None else reference, definition, definition.space.largest
     )
-    wanted = [largest(ids).argmax(-1) for ids in texts]
+    wanted = next_tokens(largest, texts)
     found: dict[str, Agreement] = {}
     for arch in archs:
         is_largest = arch == definition.space.largest and reference is None
