@@ -225,6 +225,22 @@ def test_calibrate_measures_widths_on_text_of_yours(
         assert torch.equal(after.state[name], tensor)
 
 
+def test_damaged_weights_have_no_quality(
+    folder: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that is not finite would agree on some token: 100 %."""
+    good = load_checkpoint(folder)
+    state = {name: tensor.clone() for name, tensor in good.state.items()}
+    state["blocks.0.mlp.down.weight"][0, 0] = float("nan")
+    save_checkpoint(replace(good, state=state), tmp_path / "broken")
+    for command in (search, calibrate):
+        with pytest.raises(SystemExit):
+            command(checkpoint=tmp_path / "broken", data=text_file, out=tmp_path / "out")
+        said = capsys.readouterr().err
+        assert "error: the output of the network is not finite: its weights are damaged" in said
+        assert not (tmp_path / "out").exists()
+
+
 def test_what_a_run_was_trained_on_holds_out_what_it_did_then(
     folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
