@@ -68,10 +68,11 @@ audit: $(STAMP)
 	then echo "audit skipped: $(ADVISORIES) can't be reached ($$why)"; \
 	else $(BIN)/pip-audit --local --skip-editable --progress-spinner off --vulnerability-service osv --timeout 10; fi
 
-# Two processes share what measures no time; what does follows with nothing beside it.
+# Two processes share what measures no time; what does follows with nothing beside it, and of no
+# other file is anything read.
 test: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone" --durations=20
-	$(BIN)/python -m pytest tests -m "alone and not slow and not gpu" --durations=20
+	$(BIN)/python -m pytest $$(grep -rl --include="test_*.py" pytest.mark.alone tests) -m "alone and not slow and not gpu" --durations=20
 
 test-slow: $(STAMP) $(WIRE_STAMP) $(OPENAI_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -25,19 +25,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve.engine.answer_loop import AnswerLoop, settle
-from serve.engine.backlog import hopeless
 from serve.engine.device_turn import DeviceTurn
 from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.open_request import OnEnd, OpenRequest, Withdraw, replies_of
+from serve.engine.query_ends import end_batch, end_hopeless, end_waiting
 from serve.engine.reply import Reply, RequestOptions
-from serve.engine.runner import BatchResult, BatchRunner
+from serve.engine.runner import BatchRunner
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import DeviceLoad, Policy
 from slackfit.profile import LatencyProfile
-from slackfit.query import Batch, Outcome, Query
+from slackfit.query import Outcome, Query
 from slackfit.scheduling.outcomes import unserved
 from slackfit.scheduling.scheduler import Dispatch, PolicyError, Scheduler
 
@@ -139,7 +139,7 @@ class Engine:
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 self._fault = self._fault or "the device did not end its batch in time"
-            ended = self._end_waiting("draining")
+            ended = end_waiting(self._scheduler, self._ledger, self.clock())
             ended += self._ledger.abandon("device_failed", self.clock())
         self._ledger.deliver(ended)
 
@@ -351,7 +351,7 @@ class Engine:
             self._running_ids = frozenset()
             if self._fault:  # too late: its queries were answered as failed
                 return False
-            ended = self._complete(batch, run)
+            ended = end_batch(self._scheduler, self._ledger, batch, run, self.clock())
         self._hand_over(ended)
         return True
 
@@ -458,46 +458,12 @@ class Engine:
             scheduler.reconfigure(policy=create_policy(FALLBACK_POLICY, scheduler.offered))
             return self._scheduler.poll(now_s, None, others)
 
-    def _complete(self, batch: Batch, run: BatchResult) -> list[EndedQuery]:
-        now_s = self.clock()
-        end = self._ledger.end
-        if run.is_failed:
-            outcomes = self._scheduler.fail(batch.batch_id, now_s, run.failure)
-            return [end(outcome) for outcome in outcomes if self._is_open(outcome)]
-        ended: list[EndedQuery] = []
-        outcomes = self._scheduler.complete(batch.batch_id, now_s)
-        outlook = self._scheduler.outlook(now_s)  # once for all answers of the batch
-        for outcome, logits in zip(outcomes, run.rows, strict=True):
-            if not self._is_open(outcome):
-                continue  # nobody waits for it any more
-            if logits is None:  # poisonous: its neighbours were served without it
-                ended.append(end(outcome._replace(status="failed", reason=run.failure)))
-            else:
-                about = (run.execution_s, batch.batch_id, run.form, outlook)
-                ended.append(end(outcome, logits, *about))
-        return ended
-
-    def _is_open(self, outcome: Outcome) -> bool:
-        """Whether a query has not ended by expiring while it ran."""
-        return outcome.query_id in self._ledger.open
-
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
-        """End, as `draining`, what should go to another server at once."""
-        scheduler, now_s = self._scheduler, self.clock()
-        lost = hopeless(
-            scheduler.profile.fastest(),
-            scheduler.waiting(),
-            max(now_s, self._busy_until_s if scheduler.num_running else now_s),
-            until_s=until_s,
-            is_late_hopeless=scheduler.drop_hopeless,
-        )
-        outcomes = [scheduler.cancel(query.query_id, now_s, "draining") for query in lost]
-        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
-
-    def _end_waiting(self, reason: str) -> list[EndedQuery]:
         now_s = self.clock()
-        outcomes = [self._scheduler.cancel(i, now_s, reason) for i in tuple(self._ledger.open)]
-        return [self._ledger.end(outcome) for outcome in outcomes if outcome is not None]
+        free_at_s = max(now_s, self._busy_until_s) if self._scheduler.num_running else now_s
+        return end_hopeless(
+            self._scheduler, self._ledger, now_s, free_at_s=free_at_s, until_s=until_s
+        )
 
     # --- handing replies over --------------------------------------------------------------------
 

@@ -46,8 +46,13 @@ def folders() -> list[Path]:
     return sorted({path.parent for path in modules().values()})
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Modules that a file imports anywhere: at its top, inside a function, for types only."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -57,6 +62,7 @@ def imported(path: Path) -> Iterator[str]:
                 yield whole if whole in modules() else node.module
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Our imports: module -> modules of ours."""
     return {

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from serve.cli import build_app
 from serve.hosts.uvicorn_listener import uvicorn_config
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
@@ -32,11 +34,10 @@ def test_server_answers_records_replays_and_ends_on_interrupt(
     with running(profile_file, "--no-ray", "--record", str(log), "--slo-ms", "200") as server:
         answer = httpx.post(f"{server.url}/v2/models/tiny/infer", json=BODY).json()
         assert answer["parameters"]["status"] == "on_time"
-        replayed = subprocess.run(
-            [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=60,duration=1",
-             "--url", server.url, "--slo-ms", "200", "--out", str(out)],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
+        words = ["replay", "--trace", "poisson:rate=60,duration=1", "--url", server.url,
+                 "--slo-ms", "200", "--out", str(out)]  # fmt: skip
+        replayed = CliRunner().invoke(build_app(words), words)
+        assert replayed.exit_code == 0, replayed.output
         assert "met %" in replayed.stdout
         assert server.interrupt() in (0, 130)
         host, port = server.url.removeprefix("http://").split(":")

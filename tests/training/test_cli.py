@@ -7,14 +7,25 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-COMMAND = [sys.executable, "-m", "training", "--config", "configs/train_digits.toml",
+from training.cli import train
+
+OPTIONS = ["--config", "configs/train_digits.toml",
            "--set", "supernet.variant=resnet_tiny", "--set", "threads=1"]  # fmt: skip
 
 
+def call(*arguments: str):
+    app = typer.Typer()
+    app.command()(train)
+    return CliRunner().invoke(app, [*OPTIONS, *arguments])
+
+
 def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
-    long = [*COMMAND, "--set", "schedule.epochs=400", "--out", str(tmp_path)]
-    process = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
+    long = ["--set", "schedule.epochs=400", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "training", *OPTIONS, *long]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline_s = time.monotonic() + 60
     while not (tmp_path / "resume.safetensors").exists() and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -23,8 +34,8 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "--resume" in stderr
     assert not (tmp_path / "supernet.json").exists()
-    again = subprocess.run(long, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert again.returncode == 2
+    again = call(*long)
+    assert again.exit_code == 2
     assert "already holds a run" in again.stderr
 
 
@@ -38,11 +49,8 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
 def test_a_wrong_argument_is_one_clear_line(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = subprocess.run(
-        [*COMMAND, *arguments, "--out", str(tmp_path / "out")],
-        stderr=subprocess.PIPE, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
+    done = call(*arguments, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()

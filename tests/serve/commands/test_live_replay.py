@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from serve.cli import build_app
 from serve.commands.live_replay import LiveReplay, simulated_server
 from serve.commands.replay_command import _about_fidelity
 from slackfit.profile import LatencyProfile
 from traces.generators.arrivals import gamma
 from traces.open_loop.target import Model, TensorSpec
 from traces.trace import TraceError
-
-pytestmark = pytest.mark.alone
 
 COMMAND = [sys.executable, "-m", "serve"]
 SPEC = "poisson:rate=60,duration=3,slo_ms=150,class=1"
@@ -54,15 +55,16 @@ def url(profile_file: Path, settings: list[str]) -> Iterator[str]:
     process.communicate()
 
 
-def replay(url: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def replay(url: str, out: Path, *options: str) -> Result:
     words = ["replay", "--trace", SPEC, "--url", url, "--out", str(out), *options]
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=60)
+    return CliRunner().invoke(build_app(words), words)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_simulator_serves_the_same_trace_and_the_error_is_told(url, profile_file, tmp_path):
     done = replay(url, tmp_path, "--also-simulate", "--profile", str(profile_file))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "simulated from the profile:\n  p50_ms" in done.stdout
     live, simulated = json.loads((tmp_path / "report.json").read_text())
     assert (live["mode"], simulated["mode"]) == ("live", "simulated")
@@ -90,17 +92,17 @@ def test_another_profile_than_the_servers_is_refused(url, profile_file, tmp_path
     other = tmp_path / "other.json"
     other.write_text(profile_file.read_text().replace('"tiny"', '"other"'))
     done = replay(url, tmp_path / "out", "--also-simulate", "--profile", str(other))
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "the server serves with profile 'tiny', the one given is 'other'" in done.stderr
     alone = replay(url, tmp_path / "out", "--also-simulate")
-    assert (alone.returncode, "go together" in alone.stderr) == (2, True)
+    assert (alone.exit_code, "go together" in alone.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
 
 
 def test_repeats_of_a_run_are_told_apart_and_their_range_is_said(url, tmp_path):
     trace = ["--trace", "poisson:rate=60,duration=1,slo_ms=400,tenant=web"]
     done = replay(url, tmp_path, *trace, "--repeat", "2", "--max-lag-ms", "1000")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert re.search(r"attainment over 2 runs: [\d.]+.% \(", done.stdout)
     reports = json.loads((tmp_path / "report.json").read_text())
     assert [report["repeat"] for report in reports] == [1, 2]
@@ -114,11 +116,12 @@ def test_repeats_of_a_run_are_told_apart_and_their_range_is_said(url, tmp_path):
     assert "repeat 2" in page
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("settings", [["--max-queue", "3", "--subnets", "small"]])
 def test_the_twin_has_the_settings_of_the_server(url, profile_file, tmp_path):
     trace = ["--trace", "poisson:rate=400,duration=1,slo_ms=400"]
     done = replay(url, tmp_path, *trace, "--also-simulate", "--profile", str(profile_file))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "note:" not in done.stdout
     live, simulated = json.loads((tmp_path / "report.json").read_text())
     assert live["config"]["server_settings"]["max_queue"] == 3

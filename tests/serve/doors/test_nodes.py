@@ -107,7 +107,7 @@ def test_nodes_are_served_over_both_doors_and_replayed(
                     client.infer(np.array([[-1]]))
         _check_json(server.url, expected)
         out = tmp_path / "replay"
-        command = ["replay", "--trace", "poisson:rate=40,duration=3", "--url", server.url, "--out",
+        command = ["replay", "--trace", "poisson:rate=40,duration=1", "--url", server.url, "--out",
                    str(out), "--slo-ms", "5000", "--data", str(folder / "replay")]  # fmt: skip
         run = CliRunner().invoke(build_app(["replay"]), command)
         assert run.exit_code == 0, run.output

@@ -1,55 +1,17 @@
-"""The HTTP door in this process: the protocol, every refusal, control and metrics."""
+"""The HTTP door in this process: the protocol and every refusal."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from serve.doors.rest_messages import BodyForm, build_response, parse_infer
-from serve.engine.engine import Engine
-from serve.engine.reply import Reply
-from serve.models.limits import RefusedError
-from serve.models.request import InferRequest, ModelSpec, WantedOutput
-from slackfit.profile import LatencyProfile
-from slackfit.query import Outcome
-from supernet.sample import SampleSpec
+from tests.serve.doors.conftest import URL, body, post, tensor
 
 pytestmark = pytest.mark.alone
-
-URL = "/v2/models/tiny/infer"
-
-
-def tensor(data: Any = None, shape: Any = (1, 1, 2, 2), **changes: Any) -> dict[str, Any]:
-    fields = {"name": "input", "datatype": "UINT8", "shape": list(shape)}
-    return {**fields, "data": [1, 2, 0, 0] if data is None else data, **changes}
-
-
-def body(**changes: Any) -> dict[str, Any]:
-    return {"id": "q1", "inputs": [tensor()], **changes}
-
-
-@pytest.fixture
-def ask(serve_timed):
-    """`ask(use, **settings)` serves, awaits `use(client)`, and returns what it returned."""
-
-    def run(use: Callable[[httpx.AsyncClient], Awaitable[Any]], **settings: Any) -> Any:
-        async def main() -> Any:
-            async with serve_timed(**settings) as client:
-                return await use(client)
-
-        return asyncio.run(main())
-
-    return run
-
-
-def post(content: Any, url: str = URL, **options: Any):
-    return lambda client: client.post(url, json=content, **options)
 
 
 def test_answer_has_logits_id_and_how_it_was_served(ask):
@@ -256,121 +218,6 @@ def test_full_queue_gets_429_with_retry_after(ask):
         assert int(response.headers["retry-after"]) >= 1
 
 
-def test_the_metadata_say_how_the_model_is_scheduled(ask):
-    async def use(client: httpx.AsyncClient) -> list[Any]:
-        before = await client.get("/v2/models/tiny")
-        await client.post("/admin/config", json={"policy": "slackfit@num_buckets=3", "slo_ms": 50})
-        after = await client.get("/v2/models/tiny")
-        return [answer.json()["parameters"]["settings"] for answer in (before, after)]
-
-    settings = {"policy": "drainfit", "max_queue": 7, "drop_hopeless": False}
-    before, after = ask(use, correct_latency=False, reply_allowance_ms=2.0, **settings)
-    assert before == {
-        **settings,
-        "slo_ms": 100.0,
-        "max_batch_size": 4,
-        "reply_allowance_ms": 2.0,
-        "triage": False,  # only where what is hopeless is dropped
-        "correct_latency": False,
-    }
-    assert after == before | {"policy": "slackfit@num_buckets=3", "slo_ms": 50}
-
-
-def test_policy_slo_and_subnets_switch_while_serving(ask):
-    async def use(client: httpx.AsyncClient) -> tuple[Any, Any]:
-        change = {"policy": "fixed:largest", "subnets": ["small", "middle"], "slo_ms": 50}
-        settings = await client.post("/admin/config", json=change)
-        return settings.json()["tiny"], (await client.post(URL, json=body())).json()
-
-    settings, answer = ask(use)
-    assert settings["policy"] == "fixed:middle"
-    assert settings["subnets"] == ["small", "middle"]
-    assert settings["slo_ms"] == 50
-    assert answer["parameters"]["subnet"] == "middle"
-    assert answer["parameters"]["slack_s"] < 0.05
-
-
-def test_another_policy_keeps_what_was_learned_of_the_device(ask, monkeypatch):
-    profiles: list[object] = []
-    reconfigure = Engine.reconfigure
-
-    def spy(self: Engine, *, policy: Any = None, profile: Any = None) -> None:
-        profiles.append(profile)
-        reconfigure(self, policy=policy, profile=profile)
-
-    async def use(client: httpx.AsyncClient) -> None:
-        for change in ({"policy": "fixed:large"}, {"subnets": ["large"]}):
-            await client.post("/admin/config", json=change)
-
-    monkeypatch.setattr(Engine, "reconfigure", spy)
-    ask(use)
-    same, other = profiles
-    assert same is None, "a profile, even the same, would begin the correction anew"
-    assert isinstance(other, LatencyProfile)
-
-
-def test_batch_cap_switches_while_serving_and_requests_may_be_larger(ask):
-    async def use(client: httpx.AsyncClient) -> tuple[Any, Any]:
-        settings = await client.post("/admin/config", json={"max_batch_size": 3})
-        content = body(inputs=[tensor([0] * 16, (4, 1, 2, 2))])
-        return settings.json()["tiny"], (await client.post(URL, json=content)).json()
-
-    settings, answer = ask(use)
-    assert settings["max_batch_size"] == 3
-    assert answer["outputs"][0]["shape"] == [4, 10]
-    assert answer["parameters"]["batch_size"] == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (
-            {"polcy": "slackfit"},
-            "unknown live setting polcy; known: policy, slo_ms, ttft_ms, tpot_ms, subnets,",
-        ),
-        ({"policy": "best"}, "'best' is unknown, allowed slackfit"),
-        ({"subnets": ["huge"]}, "it has small, middle, large"),
-        ({"slo_ms": -1}, "slo_ms"),
-        ({"max_batch_size": 9}, "batch size 9 is not profiled in 'tiny'; allowed 1 to 4"),
-        ({"policy": "best", "slo_ms": 7}, "'best' is unknown"),
-        ([], "valid"),
-    ],
-)
-def test_bad_change_of_settings_gets_400_and_changes_nothing(ask, change, text):
-    async def use(client: httpx.AsyncClient) -> tuple[Any, Any, httpx.Response]:
-        before = (await client.get("/admin/config")).json()
-        response = await client.post("/admin/config", json=change)
-        return before, (await client.get("/admin/config")).json(), response
-
-    before, after, response = ask(use)
-    assert response.status_code == 400
-    assert text in response.json()["error"]
-    assert before == after
-
-
-def test_settings_refuse_a_browser_page(ask):
-    headers = {"origin": "http://elsewhere.example"}
-    response = ask(lambda client: client.get("/admin/config", headers=headers))
-    assert response.status_code == 403
-
-
-def test_metrics_count_how_queries_end(ask):
-    async def use(client: httpx.AsyncClient) -> str:
-        await client.post(URL, json=body())
-        await client.post(URL, json=body(), headers={"x-slo-ms": "0.5"})
-        return (await client.get("/metrics")).text
-
-    text = ask(use)
-    assert 'supernet_queries_total{model="tiny",reason="",status="on_time"} 1.0' in text
-    assert 'reason="infeasible",status="rejected"} 1.0' in text
-    assert 'supernet_subnet_queries_total{model="tiny",subnet="large"} 1.0' in text
-    assert 'supernet_latency_seconds_bucket{le="0.00025",model="tiny"}' in text
-    assert 'supernet_queue_depth{model="tiny"} 0.0' in text
-    assert 'supernet_refused_requests_total{door="http",reason="infeasible",tenant=""} 1.0' in text
-    assert 'supernet_recent_attainment{model="tiny"} 0.5' in text
-    assert 'supernet_decision_seconds_count{model="tiny"} 1.0' in text
-
-
 def test_client_that_goes_away_is_dropped_from_the_queue(ask):
     async def use(client: httpx.AsyncClient) -> dict[str, int]:
         running = asyncio.ensure_future(client.post(URL, json=body()))
@@ -535,42 +382,3 @@ def test_an_output_that_is_not_finite_is_no_answer(timed_door, serving_door, is_
     told = response.json()
     assert (response.status_code, told["reason"]) == (500, "execution_failed")
     assert "NaN or infinity" in told["error"]
-
-
-@pytest.mark.parametrize("request_id", [None, "q7", 'a"%s\u00e9'])
-@pytest.mark.parametrize("status", ["on_time", "late"])
-def test_the_answer_to_one_query_is_the_plain_ones_word_by_word(request_id, status: str):
-    """The short way, against the one by dictionaries that several queries take."""
-    spec = ModelSpec("m%", SampleSpec(shape=(1, 2, 2)), 10, 4, ("small",))
-    outcome = Outcome(1, status, "", 0.1, 0.3, 0.15, 0.2, "d=%s", 0.9, 2, samples=2)
-    logits = np.arange(20, dtype=np.float32).reshape(2, 10)
-    reply = Reply(outcome, logits, 0.05, 17, "graph 100%")
-    asked = InferRequest((), request_id, {}, WantedOutput(is_binary=True))
-    body, length = build_response(asked, spec, "slackfit@x=1", [reply])
-    assert length is not None
-    plain = InferRequest((), request_id, {}, WantedOutput(is_binary=False))
-    text, _ = build_response(plain, spec, "slackfit@x=1", [reply])
-    expected = json.loads(text)
-    del expected["outputs"][0]["data"]
-    expected["outputs"][0]["parameters"] = {"binary_data_size": 80}
-    assert body[:length].decode() == json.dumps(expected)
-    assert np.frombuffer(body, "<f4", offset=length).tolist() == logits.ravel().tolist()
-
-
-def test_a_head_that_comes_again_is_read_as_the_first_time():
-    spec = ModelSpec("m", SampleSpec(shape=(1, 2, 2)), 10, 4, ("small",))
-    shared = {"shape": [1, 1, 2, 2], "name": "input", "datatype": "UINT8"}
-    fields = {
-        "parameters": {"slo_ms": 50, "priority": 2},
-        "inputs": [{**shared, "parameters": {"binary_data_size": 4}}],
-    }
-    text = json.dumps(fields).encode()
-    form = BodyForm("", str(len(text)))
-    for data in (b"abcd", b"efgh"):
-        parsed = parse_infer(text + data, form, spec, max_json_bytes=1000)
-        assert parsed.samples.tobytes() == data
-        assert parsed.parameters == {"slo_ms": 50, "priority": 2}
-        parsed.parameters["subnet"] = "small"  # as the door adds a version
-    for wrong in (b"abc", b"abcde"):
-        with pytest.raises(RefusedError, match="bytes follow the JSON"):
-            parse_infer(text + wrong, form, spec, max_json_bytes=1000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from serve.cli import build_app
 from serve.client import AsyncClient, Client, InferError
 from supernet import (
     Checkpoint,
@@ -83,7 +84,6 @@ def texts(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("options", HOSTS)
-@pytest.mark.alone
 def test_a_text_checkpoint_is_served_to_every_client(
     running_any,
     wire_python: str,
@@ -144,11 +144,11 @@ def check_one_request(url: str, ids: list[np.ndarray], expected: np.ndarray) -> 
 
 def replay(url: str, folder: Path) -> dict[str, Any]:
     command = [
-        sys.executable, "-m", "serve", "replay", "--url", url, "--model", "texts",
+        "replay", "--url", url, "--model", "texts",
         "--trace", "poisson:rate=20,duration=1", "--slo-ms", "5000", "--out", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(build_app(command), command)
+    assert done.exit_code == 0, done.output
     return json.loads((folder / "report.json").read_text())[0]
 
 

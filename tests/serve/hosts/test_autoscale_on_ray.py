@@ -12,18 +12,12 @@ import pytest
 
 from serve.client.rest_target import RestTarget
 from serve.config import parse_config
-from serve.hosts.ray_host import APP_NAME, RayHost
+from serve.hosts.ray_host import APP_NAME
 from slackfit.profile import LatencyProfile
+from tests.serve.ray_cluster import ON_RAY, on_ray
 from traces.open_loop.target import ReplayRequest
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = [*ON_RAY, pytest.mark.slow]
 
 LOAD_QPS = 60  # the largest subnet takes 1/30 s alone: accuracy is given up, nothing is missed
 SCALE = 0.025 / 0.004
@@ -79,9 +73,8 @@ def test_replicas_follow_accuracy_given_up(tmp_path: Path, profile: LatencyProfi
             },
         }
     )
-    host = RayHost(config)
-    try:
-        url = host.start()
+    with on_ray(config) as host:
+        url = host.url
         assert running_replicas() == 1
         up_s = asyncio.run(load_until(url, 2))
         assert running_replicas() == 2
@@ -92,5 +85,3 @@ def test_replicas_follow_accuracy_given_up(tmp_path: Path, profile: LatencyProfi
         print(
             f"two replicas after {up_s:.1f} s, one again {time.monotonic() - start_s:.1f} s later"
         )
-    finally:
-        host.stop()

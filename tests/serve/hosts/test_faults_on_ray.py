@@ -22,15 +22,9 @@ from serve.client import AsyncClient
 from serve.client.errors import InferError
 from serve.config import parse_config
 from serve.hosts.ray_host import RayHost
+from tests.serve.ray_cluster import ON_RAY, on_ray
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = [*ON_RAY, pytest.mark.slow]
 
 RATE_QPS = 25
 SLO_S = 2.0
@@ -54,12 +48,8 @@ def host(tmp_path_factory: pytest.TempPathFactory, profile) -> Iterator[RayHost]
             "replicas": 2,
         }
     )
-    host = RayHost(config)
-    try:
-        host.start()
+    with on_ray(config) as host:
         yield host
-    finally:
-        host.stop()
 
 
 class End(NamedTuple):

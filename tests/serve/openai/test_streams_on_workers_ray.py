@@ -27,18 +27,12 @@ from subnetact.profiling.iteration_profiler import measure_iterations
 from supernet import define_supernet, load_checkpoint, save_checkpoint
 from supernet.text import TextSpec
 from supernet.weights.import_decoder import decoder_checkpoint
+from tests.serve.ray_cluster import ON_RAY, on_ray
 
 tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:.*RAY_ACCEL.*:FutureWarning"),
-]
+pytestmark = [*ON_RAY, pytest.mark.slow]
 
 BREAK_EVEN = 128
 LONG, SHORT = "a long prompt " * 50, "short"  # 700 and 5 tokens, which are bytes
@@ -86,12 +80,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def host(settings: dict[str, Any]) -> Iterator[RayHost]:
-    host = RayHost(parse_config(settings))
-    try:
-        host.start()
+    with on_ray(parse_config(settings)) as host:
         yield host
-    finally:
-        host.stop()
 
 
 def workers() -> dict[str, int]:

@@ -127,7 +127,7 @@ class Driver:
         self.poll()  # hands out what a failed poll had dropped
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(steps, max_size=40),
     st.lists(st.integers(0, 7), max_size=30),

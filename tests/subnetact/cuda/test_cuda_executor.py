@@ -1,4 +1,4 @@
-"""The CUDA path with a CPU in place of the device: graphs, slices, streaming, no memory left."""
+"""The CUDA path with a CPU in place of the device: graphs, residency, no memory left."""
 
 from __future__ import annotations
 
@@ -6,109 +6,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from subnetact import load_executor, measure_profile
-from subnetact.cache import SubgraphCache
-from subnetact.cuda.accelerator import Accelerator, HostAccelerator, Mark, Replay
+from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
-from subnetact.cuda.cuda_supernet import CudaSupernet, resident_bytes, supernet_bytes
-from subnetact.cuda.slice_layout import SliceLayout
-from subnetact.cuda.slice_stream import SliceStream
-from subnetact.norms import FoldedNorms
-from supernet import Arch, Checkpoint, calibrate, define_supernet, extract
-from supernet.definition import SupernetDefinition
+from subnetact.cuda.cuda_supernet import resident_bytes, supernet_bytes
+from supernet import Checkpoint, extract
+from tests.subnetact.cuda.lane_accelerator import LaneAccelerator
 
 TOLERANCE = {"shared": 1e-5, "folded": 2e-4}  # relative to the largest logit, float32
 BF16_TOLERANCE = 0.05
-
-
-class LateMark:
-    """A mark that knows what was launched on its lane before it."""
-
-    def __init__(self, accelerator: LaneAccelerator, lane: str):
-        self.lane = lane
-        self.time = accelerator.tick()
-        self.filled = accelerator.filled  # the copy that it stands behind
-        self._accelerator = accelerator
-
-    def wait(self) -> None:
-        self._accelerator.finish(self)
-
-
-class LaneAccelerator(HostAccelerator):
-    """Copies of the copy lane happen as late as a device may do them, and never too early.
-
-    They are carried out when somebody waits for a mark behind them; until then the memory holds
-    what it held. Writing to memory whose last reader was not waited for is an error.
-    """
-
-    def __init__(self) -> None:
-        self._lane = "compute"
-        self._time = 0
-        self._queue: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self._used_at: dict[int, int] = {}  # address: when the compute lane began to read it
-        self.filled = 0
-        self._copy_lane_saw = 0  # up to when the copy lane has waited for the compute lane
-        self.memory: Callable[[], None] = lambda: None  # raises when the device is full
-        self.graph_bytes = 0
-
-    def tick(self) -> int:
-        self._time += 1
-        return self._time
-
-    @contextmanager
-    def copying(self) -> Iterator[None]:
-        before, self._lane = self._lane, "copy"
-        try:
-            yield
-        finally:
-            self._lane = before
-
-    def copy(self, into: torch.Tensor, source: torch.Tensor) -> None:
-        if self._lane == "compute":
-            self.memory()
-            into.copy_(source)
-            return
-        address = into.data_ptr()
-        began = self._used_at.get(address)
-        assert began is None or self._copy_lane_saw > began, "written over while it is read"
-        self.filled = address
-        self._queue.append((self.tick(), into, source))
-
-    def mark(self) -> Mark:
-        return LateMark(self, self._lane)
-
-    def after(self, mark: Mark) -> None:
-        assert isinstance(mark, LateMark)
-        if self._lane == "copy":
-            if mark.lane == "compute":
-                self._copy_lane_saw = max(self._copy_lane_saw, mark.time)
-        else:
-            self.finish(mark)
-
-    def finish(self, mark: LateMark) -> None:
-        if mark.lane != "copy":
-            return
-        for item in [item for item in self._queue if item[0] < mark.time]:
-            _, into, source = item
-            into.copy_(source)
-            if not into.is_floating_point():  # an input room is handed back by its owner
-                mark.filled = 0
-            self._queue = [other for other in self._queue if other is not item]
-        if mark.filled:
-            self._used_at[mark.filled] = self.tick()
-
-    def peak_bytes(self, call: Callable[[], None]) -> int:
-        call()
-        return self.graph_bytes
-
-    def capture(self, call: Callable[[], None]) -> tuple[Replay, int]:
-        return super().capture(call)[0], self.graph_bytes
 
 
 def make_executor(
@@ -482,141 +393,6 @@ def test_graphs_over_their_budget_or_out_of_memory_run_eagerly(
         assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
 
 
-# --- every family --------------------------------------------------------------------------------
-
-
-def random_state(definition: SupernetDefinition) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in definition.build().state_dict().items():
-        if not tensor.is_floating_point():
-            state[name] = tensor
-        elif name.endswith("running_var"):
-            state[name] = torch.rand(tensor.shape, generator=generator) + 0.5
-        else:
-            fan_in = max(1, int(np.prod(tensor.shape[1:])))
-            drawn = torch.randn(tensor.shape, generator=generator)
-            scale = (2 / fan_in) ** 0.5
-            state[name] = drawn * scale if tensor.dim() > 1 else 1 + 0.1 * drawn
-    return state
-
-
-@pytest.mark.parametrize(
-    ("variant", "packing"),
-    [
-        ("ofa_resnet50", "folded"),
-        ("ofa_mobilenet_v3_w1.0", "shared"),
-        ("vit_tiny_patch16_224", "folded"),
-        ("bert_tiny", "shared"),
-    ],
-)
-def test_every_family_resident_and_streamed_equals_the_extracted_subnet(
-    variant: str, packing: str
-) -> None:
-    with torch.inference_mode():
-        definition = define_supernet(variant)
-        state = random_state(definition)
-        arch = definition.space.smallest
-        x = example(definition, arch)
-        own = statistics(definition, state, arch, x)
-        expected = extract(state, definition, arch, own)(x)
-        for budget in (None, 0):
-            net = CudaSupernet(
-                definition,
-                state,
-                FoldedNorms(definition, state),
-                SubgraphCache(budget),
-                LaneAccelerator(),
-                packing=packing,
-                dtype=torch.float32,
-            )
-            subnet_id = net.register(arch, own)
-            loaded = net.load(net.slices(subnet_id))
-            assert loaded == (len(net.slices(subnet_id)) if budget is None else 0)
-            got = [net.run(net.actuate(subnet_id), x) for _ in range(2)][-1]
-            assert difference(got.numpy(), expected.numpy()) <= TOLERANCE[packing]
-
-
-def example(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
-    x = definition.example_input(arch, 2)
-    generator = torch.Generator().manual_seed(1)
-    if not x.is_floating_point():
-        return torch.randint(5, 90, x.shape, generator=generator)
-    drawn = torch.randn(x.shape, generator=generator)
-    return drawn.contiguous(memory_format=torch.channels_last)
-
-
-def statistics(
-    definition: SupernetDefinition, state: dict[str, torch.Tensor], arch: Arch, x: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Calibrated: with drawn ones deep networks amplify rounding."""
-    return calibrate(extract(state, definition, arch), [x])
-
-
-# --- streaming -----------------------------------------------------------------------------------
-
-
-def test_a_wrong_guess_of_what_comes_next_costs_a_copy_and_no_result() -> None:
-    accelerator = LaneAccelerator()
-    stream = SliceStream(accelerator, torch.float32)
-    sources = {
-        name: FakeSource(
-            name, SliceLayout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n)
-        )
-        for n, name in enumerate("abcd", start=1)
-    }
-    stream.reserve(64)
-    following: dict = {}
-    for order in ("abcd", "abcd", "dacb", "bd", "dacb", "aab"):
-        stream.begin(following)
-        for name in order:
-            weight, bias = stream.take(sources[name])
-            assert bias is None
-            assert weight.shape == (4, 4, 1, 1)
-            assert (weight == float(" abcd".index(name))).all(), (order, name)
-            stream.done(sources[name])
-    assert 0 < stream.num_prefetched < stream.num_copies + stream.num_prefetched
-    assert stream.num_copied_bytes == stream.num_copies * 64 * 4
-
-
-def test_what_comes_next_never_takes_the_buffer_that_is_being_read() -> None:
-    stream = SliceStream(LaneAccelerator(), torch.float32)
-    a, x, y = (
-        FakeSource(name, SliceLayout((4, 4, 1, 1), False, torch.float32), torch.full((64,), n))
-        for n, name in enumerate("axy")
-    )
-    stream.reserve(64)
-    learned: dict = {}
-    for run, following in (((a, x), learned), ((a,), {}), ((y,), {}), ((a, x), learned)):
-        stream.begin(following)
-        for source in run:
-            weight, _ = stream.take(source)
-            assert (weight == source.flat[0]).all()
-            stream.done(source)
-
-
-class FakeSource:
-    def __init__(self, key: str, layout: SliceLayout, flat: torch.Tensor):
-        self.key, self.layout, self.flat = key, layout, flat.float()
-
-
-def test_the_lanes_of_these_tests_would_notice_a_buffer_written_too_early() -> None:
-    accelerator = LaneAccelerator()
-    buffer, source = torch.zeros(4), torch.ones(4)
-    with accelerator.copying():
-        accelerator.copy(buffer, source)
-        filled = accelerator.mark()
-    assert (buffer == 0).all()
-    accelerator.after(filled)
-    assert (buffer == 1).all()
-    with accelerator.copying(), pytest.raises(AssertionError, match="written over while it is"):
-        accelerator.copy(buffer, source)
-    read = accelerator.mark()
-    with accelerator.copying():
-        accelerator.after(read)
-        accelerator.copy(buffer, source)
-
-
 # --- the ways in ---------------------------------------------------------------------------------
 
 
@@ -643,41 +419,3 @@ def test_a_dtype_that_is_not_computed_there_is_refused(checkpoint: Checkpoint) -
 def test_cuda_where_there_is_none_is_refused(checkpoint: Checkpoint, packing: str | None) -> None:
     with pytest.raises(ValueError, match="no CUDA device is available; use cpu"):
         load_executor(checkpoint, device="cuda", packing=packing)
-
-
-def test_tokens_are_served_through_graphs_too() -> None:
-    definition = define_supernet("bert_tiny")
-    state = random_state(definition)
-    checkpoint = token_checkpoint(definition, state)
-    executor = make_executor(checkpoint, max_batch_size=2)
-    executor.warm_up()
-    subnet_id = executor.subnet_ids[0]
-    rng = np.random.default_rng(0)
-    short, long = (executor.sample.noise(1, rng)[:, :size] for size in (5, 128))
-    assert long.max() > 255, "ids of the whole vocabulary"
-    before = executor.counts()["graph_replays"]
-    got = executor.result(executor.launch(subnet_id, [short, long]))
-    net = extract(state, definition, checkpoint.subnet(subnet_id).arch)
-    with torch.inference_mode():
-        expected = [net(torch.from_numpy(ids).long()).numpy() for ids in (short, long)]
-    assert difference(got, np.concatenate(expected)) <= 1e-5
-    assert executor.counts()["graph_replays"] == before + 1
-
-
-def token_checkpoint(definition: SupernetDefinition, state: dict[str, torch.Tensor]) -> Checkpoint:
-    from supernet import InputSpec, ServedSubnet
-
-    arch = definition.space.smallest
-    tokens = definition.example_input(arch).shape[1]
-    subnet = ServedSubnet(arch=arch, accuracy=0.5, ci95=(0.4, 0.6), macs=1, params=1)
-    spec = InputSpec(channels=1, height=1, width=tokens, mean=(0.0,), std=(1.0,), kind="tokens")
-    return replace(
-        Checkpoint(
-            name="tokens",
-            definition=definition,
-            input=spec,
-            state=state,
-            norm_statistics={arch.subnet_id: {}},
-            subnets=(subnet,),
-        )
-    )

@@ -33,6 +33,26 @@ TIMM = [
     ("deit_small_patch16_224", 224),
     ("vit_base_patch16_224", 224),
 ]
+# Of blocks that another one has too, more of them or wider ones.
+ALIKE = {
+    "resnet34", "resnet101", "mobilenetv3_large_100", "tf_efficientnet_lite0",
+    "deit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch32_clip_224",
+}  # fmt: skip
+# Repeated where a network has more weights: drawing 86 million takes a second.
+DRAWN = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+
+
+def cases(*networks: tuple[Any, ...]) -> list[Any]:
+    """Those that have nothing of their own are slow."""
+    return [
+        pytest.param(*net, marks=[pytest.mark.slow] if net[0] in ALIKE else []) for net in networks
+    ]
+
+
+def noise(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers, others for every tensor."""
+    start, count = int(torch.randint(len(DRAWN), (), generator=generator)), shape.numel()
+    return DRAWN.repeat(-(-(start + count) // len(DRAWN)))[start : start + count].view(shape)
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -43,8 +63,8 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
             if not tensor.is_floating_point():
                 continue
             if tensor.dim() > 1:
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(noise * (1.5 / tensor[0].numel()) ** 0.5)
+                drawn = noise(tensor.shape, generator)
+                tensor.copy_(drawn * (1.5 / tensor[0].numel()) ** 0.5)
             else:
                 center = 1.0 if name.endswith(("var", "weight")) else 0.0
                 tensor.copy_(center + 0.2 * torch.rand(tensor.shape, generator=generator))
@@ -78,7 +98,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "size", "classes"), SMALL)
+@pytest.mark.parametrize(("name", "size", "classes"), cases(*SMALL))
 def test_towers_and_convnexts_are_timms(name: str, size: int, classes: int) -> None:
     sized = {} if name.startswith("convnext") else {"img_size": size}
     theirs = randomise(timm.create_model(name, num_classes=classes, **sized))
@@ -118,12 +138,12 @@ def test_positions_are_resampled_to_another_resolution_as_timm_does() -> None:
         import_state(oblong, definition, naming)
 
 
-@pytest.mark.parametrize(("name", "size"), TIMM)
+@pytest.mark.parametrize(("name", "size"), cases(*TIMM))
 def test_the_largest_subnet_is_timms_network(name: str, size: int) -> None:
     assert_same_forward(define_supernet(name), randomise(timm.create_model(name)), "timm", size)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("name", cases(("resnet18",), ("resnet34",), ("resnet50",), ("resnet101",)))
 def test_the_largest_subnet_is_torchvisions_network(name: str) -> None:
     theirs = randomise(torchvision.models.get_model(name, weights=None))
     assert_same_forward(define_supernet(name), theirs, "torchvision", 64)

@@ -95,17 +95,17 @@ def test_noise_fits_the_model_and_samples_that_do_not_are_refused(serve_triviall
 
 
 def test_a_server_that_stands_still_shows_the_whole_delay(serve_trivially):
-    """No coordinated omission: 2 s of standing still are in every query that arrived meanwhile."""
-    trace = gamma(200.0, 0.0, 4.0)
-    (report,), result = run(serve_trivially("--stall", "1,2"), trace=trace, slo_s=0.1)
+    """No coordinated omission: a second's stand is in every query that arrived meanwhile."""
+    trace = gamma(200.0, 0.0, 2.0)
+    (report,), result = run(serve_trivially("--stall", "0.5,1"), trace=trace, slo_s=0.1)
     latency_s = np.array([o.latency_s for o in result.outcomes])
-    stalled_at_s = trace.arrival_s[np.argmax(latency_s > 1.0)]
-    assert stalled_at_s == pytest.approx(1.0, abs=0.1)
-    during = (trace.arrival_s > stalled_at_s) & (trace.arrival_s < stalled_at_s + 1.9)
-    left_s = stalled_at_s + 2.0 - trace.arrival_s
-    assert during.sum() > 350
+    stalled_at_s = trace.arrival_s[np.argmax(latency_s > 0.5)]
+    assert stalled_at_s == pytest.approx(0.5, abs=0.1)
+    during = (trace.arrival_s > stalled_at_s) & (trace.arrival_s < stalled_at_s + 0.9)
+    left_s = stalled_at_s + 1.0 - trace.arrival_s
+    assert during.sum() > 170
     assert (latency_s[during] > left_s[during] - 0.03).all()
-    assert report["latency_ms"]["max"] > 1900
+    assert report["latency_ms"]["max"] > 950
     # Half of the run's queries waited, and say so: a closed loop would have sent and lost one.
     assert 0.4 < report["slo_attainment"] < 0.6
     assert report["generator_lag_ms"]["p50"] < 5  # the sender itself never stood still

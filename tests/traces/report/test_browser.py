@@ -102,8 +102,7 @@ def seen(chromium, tmp_path_factory) -> tuple[list[dict], Image.Image, str]:
     )
     shot = folder / "shot.png"
     size = f"--window-size={sum(WIDTHS)},{HEIGHT}"
-    dumped = look(chromium, folder, both.as_uri(), size, "--dump-dom")
-    look(chromium, folder, both.as_uri(), size, f"--screenshot={shot}")
+    dumped = look(chromium, folder, both.as_uri(), size, "--dump-dom", f"--screenshot={shot}")
     found = re.search(r'<pre id="said"[^>]*>(.*?)</pre>', dumped.stdout, re.DOTALL)
     assert found, dumped.stderr
     return json.loads(html.unescape(found.group(1))), Image.open(shot), dumped.stderr

@@ -27,7 +27,7 @@ from traces.spec.spec import parse_spec
 from traces.trace import Trace, TraceError
 
 GIB = 2**30
-QUICK = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=10_000)
 
 NAMES = ("timestamp", "arrival_s", "slo_s", "tenant", "prompt_tokens", "size", "count", "x y")

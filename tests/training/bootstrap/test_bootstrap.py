@@ -76,9 +76,10 @@ def run_training(config, out, resume):
 def test_a_network_of_other_classes_becomes_a_supernet_that_serves(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As long on a busy machine as on an idle one: steps are said to take 0.3 s, in one minute.
+    # As long on a busy machine as on an idle one: steps are said to take 0.6 s, in one minute.
     monkeypatch.setattr("training.bootstrap.bootstrap._FEWEST_STEPS", 3)
-    monkeypatch.setattr("training.bootstrap.bootstrap.timed_steps", lambda *_: StepTimes(0.3, 0.3))
+    monkeypatch.setattr("training.bootstrap.bootstrap.timed_steps", lambda *_: StepTimes(0.6, 0.6))
+    monkeypatch.setattr("training.bootstrap.bootstrap._SEARCH", 0.005)
     said: list[str] = []
     out = tmp_path / "out"
     checkpoint = bootstrap(options(weights, images), out, run_training, tell=said.append)

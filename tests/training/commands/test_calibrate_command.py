@@ -13,47 +13,21 @@ from subnetact import load_executor
 from supernet import Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from training.commands.calibrate_command import calibrate, recalibrated
 from training.commands.precision_command import precision
-from training.config import config_from_json
 from training.data.array_folder import ArraySplit, write_array_folder
 from training.data.data import load_dataset
 from training.evaluation.evaluate import measure
-from training.run import train
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as a user's array folder."""
-    data = load_dataset("digits")
-    train_split, test = (
-        ArraySplit(s.images.numpy(), s.labels.numpy())
-        for s in (split.take(torch.arange(len(split))) for split in (data.train, data.test))
-    )
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_array_folder(folder, train_split, test, [str(i) for i in range(10)])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imported(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained network as `supernet import` leaves one: the largest, its accuracy unknown."""
     out = tmp_path_factory.mktemp("checkpoint")
-    config = config_from_json(
-        {
-            "threads": 1,
-            "amp": "off",
-            "supernet": {"variant": "resnet_tiny"},
-            "data": {"batch_size": 64},
-            "schedule": {"epochs": 8, "delay": 0.4, "ramp_epochs": 1.0},
-        }
-    )
-    checkpoint = train(config, out / "trained")
-    assert checkpoint is not None
-    data, largest = load_dataset("digits"), checkpoint.definition.space.largest
+    data, largest = load_dataset("digits"), trained.definition.space.largest
     statistics = measure(
-        checkpoint.state,
-        checkpoint.definition,
+        trained.state,
+        trained.definition,
         largest,
-        input_spec=checkpoint.input,
+        input_spec=trained.input,
         calibration=data.train,
         calibration_images=512,
         held_out=data.validation,
@@ -62,22 +36,15 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arch=largest,
         accuracy=0.0,
         ci95=(0.0, 1.0),
-        **cost(checkpoint.definition, largest)._asdict(),
+        **cost(trained.definition, largest)._asdict(),
     )
-    save_checkpoint(
-        replace(
-            checkpoint,
-            subnets=(unknown,),
-            norm_statistics={largest.subnet_id: statistics},
-            classes=(),
-            provenance={"origin": "test"},
-        ),
-        out / "imported",
-    )
+    alone = trained.serving((unknown,), {largest.subnet_id: statistics}, "")
+    imported = replace(alone, classes=(), provenance={"origin": "test"})
+    save_checkpoint(imported, out / "imported")
     return out / "imported"
 
 
-def run(imported: Path, digits: Path, out: Path | None, **options) -> None:
+def run(imported: Path, digits_folder: Path, out: Path | None, **options) -> None:
     values = {
         "ladder": True,
         "arch": None,
@@ -85,13 +52,13 @@ def run(imported: Path, digits: Path, out: Path | None, **options) -> None:
         "images": 512,
         "recalibrate": False,
     }
-    calibrate(checkpoint=imported, data=digits, out=out, **{**values, **options})
+    calibrate(checkpoint=imported, data=digits_folder, out=out, **{**values, **options})
 
 
 def test_the_accuracy_before_is_told_where_the_statistics_are_new(
-    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    imported: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(imported, digits, tmp_path / "out")
+    run(imported, digits_folder, tmp_path / "out")
     smallest, *_, largest = capsys.readouterr().out.splitlines()
     after, before = (float(text.split(" %")[0].split(" ")[-1]) for text in smallest.split(")"))
     assert after > before + 10, "slices of the largest subnet's statistics describe no other"
@@ -99,10 +66,10 @@ def test_the_accuracy_before_is_told_where_the_statistics_are_new(
 
 
 def test_every_subnet_gets_statistics_and_an_accuracy(
-    imported: Path, digits: Path, tmp_path: Path
+    imported: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     before = load_checkpoint(imported)
-    run(imported, digits, tmp_path / "out", min_accuracy=0.3)
+    run(imported, digits_folder, tmp_path / "out", min_accuracy=0.3)
     after = load_checkpoint(tmp_path / "out")
     assert len(after.subnets) >= 3
     assert all(s.accuracy >= 0.3 for s in after.subnets)
@@ -115,7 +82,7 @@ def test_every_subnet_gets_statistics_and_an_accuracy(
     if largest in after.subnet_ids:
         for name, tensor in before.norm_statistics[largest].items():
             assert torch.equal(after.norm_statistics[largest][name], tensor)
-        run(imported, digits, tmp_path / "anew", ladder=False, recalibrate=True)
+        run(imported, digits_folder, tmp_path / "anew", ladder=False, recalibrate=True)
         anew = load_checkpoint(tmp_path / "anew")
         assert any(
             not torch.equal(anew.norm_statistics[largest][n], t)
@@ -132,11 +99,11 @@ def test_every_subnet_gets_statistics_and_an_accuracy(
     ],
 )
 def test_what_can_not_be_is_refused_and_nothing_written(
-    imported: Path, digits: Path, tmp_path: Path, options, message: str,
+    imported: Path, digits_folder: Path, tmp_path: Path, options, message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     with pytest.raises(SystemExit) as refused:
-        run(imported, digits, tmp_path / "out", **options)
+        run(imported, digits_folder, tmp_path / "out", **options)
     assert refused.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
@@ -153,11 +120,11 @@ def test_data_of_other_classes_is_refused(
 
 
 def test_int8_is_measured_and_offered_where_it_loses_little(
-    imported: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    imported: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(imported, digits, tmp_path / "measured")
+    run(imported, digits_folder, tmp_path / "measured")
     before = load_checkpoint(tmp_path / "measured")
-    precision(checkpoint=tmp_path / "measured", data=digits, tolerance=2.0)
+    precision(checkpoint=tmp_path / "measured", data=digits_folder, tolerance=2.0)
     after = load_checkpoint(tmp_path / "measured")
     assert after.fingerprint == before.fingerprint
     assert after.subnets == before.subnets
@@ -172,7 +139,7 @@ def test_int8_is_measured_and_offered_where_it_loses_little(
     test = load_dataset("digits").test.take(torch.arange(16))
     hits = executor.run(int8_id, test.images.numpy()).argmax(axis=1) == test.labels.numpy()
     assert hits.mean() > 0.6
-    precision(checkpoint=tmp_path / "measured", data=digits, tolerance=0.0)
+    precision(checkpoint=tmp_path / "measured", data=digits_folder, tolerance=0.0)
     strict = load_checkpoint(tmp_path / "measured")
     offered = {form.arch for form in strict.int8_subnets}
     printed = capsys.readouterr().out

@@ -5,35 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from supernet import Checkpoint
-from training.config import DataConfig, config_from_json
+from training.config import DataConfig
 from training.data.data import drawn_batches, load_dataset
 from training.data.samples import Samples, Split
 from training.evaluation.evaluate import Measurement, measure
-from training.run import train
 
 DIGITS = load_dataset("digits")
 NUM_CALIBRATED = 128
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    config = config_from_json(
-        {
-            "threads": 1,
-            "amp": "off",
-            "supernet": {"variant": "resnet_tiny"},
-            "data": {"batch_size": 64},
-            "schedule": {"epochs": 6, "delay": 0.4, "ramp_epochs": 1.0},
-        }
-    )
-    checkpoint = train(config, tmp_path_factory.mktemp("digits"))
-    assert checkpoint is not None
-    return checkpoint
 
 
 def calibrated(checkpoint: Checkpoint, calibration: Samples) -> Measurement:

@@ -10,31 +10,12 @@ import pytest
 import torch
 
 from supernet import Checkpoint
-from training.config import config_from_json
 from training.data.checkpoint_data import dataset_of
 from training.evaluation.journal import SearchJournal
 from training.evaluation.judge import SampleJudge
 from training.evaluation.search import Search, SearchOptions
-from training.run import train
 
 OPTIONS = SearchOptions(num_samples=4, num_final=2, calibration_images=64, generations=2)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    config = config_from_json(
-        {
-            "threads": 1,
-            "amp": "off",
-            "supernet": {"variant": "resnet_tiny"},
-            "data": {"batch_size": 64},
-            "schedule": {"epochs": 2, "delay": 0.5, "ramp_epochs": 0.5},
-            "evaluation": {"random_archs": 0, "search": 0},
-        }
-    )
-    checkpoint = train(config, tmp_path_factory.mktemp("digits"))
-    assert checkpoint is not None
-    return checkpoint
 
 
 def test_a_stopped_search_goes_on_and_finds_the_same(

@@ -21,7 +21,6 @@ from supernet import (
     save_checkpoint,
 )
 from training.commands.search_command import search
-from training.config import config_from_json
 from training.data.checkpoint_data import dataset_of
 from training.evaluation.evaluate import evaluate, is_correct, measure
 from training.evaluation.evolution import (
@@ -35,7 +34,6 @@ from training.evaluation.evolution import (
 )
 from training.evaluation.hypervolume import hyper_volume
 from training.evaluation.predictor import AccuracyPredictor, LatencyPredictor
-from training.run import train
 
 DEFINITION = define_supernet("resnet20_cifar")
 SPACE = DEFINITION.space
@@ -154,35 +152,19 @@ def test_a_few_archs_are_spread_over_the_cost() -> None:
     assert len(chosen) == 4
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A supernet of real digits, a few seconds of training."""
-    out = tmp_path_factory.mktemp("digits")
-    config = config_from_json(
-        {
-            "threads": 1,
-            "amp": "off",
-            "supernet": {"variant": "resnet_tiny"},
-            "data": {"batch_size": 64},
-            "schedule": {"epochs": 10, "delay": 0.4, "ramp_epochs": 1.0},
-            "evaluation": {"calibration_images": 256},
-        }
-    )
-    assert train(config, out) is not None
-    return out
-
-
 def run_search(checkpoint: Path, tmp_path: Path, **options) -> dict:
     file = tmp_path / "search.json"
-    search(checkpoint=checkpoint, json_=str(file), samples=16, final=4, calibration_images=256,
+    search(checkpoint=checkpoint, json_=str(file), samples=12, final=4, calibration_images=128,
            generations=4, **options)  # fmt: skip
     return json.loads(file.read_text())
 
 
 def test_a_search_writes_front_picture_and_a_checkpoint_that_serves_it(
-    trained: Path, tmp_path: Path
+    trained_folder: Path, tmp_path: Path
 ) -> None:
-    result = run_search(trained, tmp_path, plot=tmp_path / "front.png", out=tmp_path / "found")
+    result = run_search(
+        trained_folder, tmp_path, plot=tmp_path / "front.png", out=tmp_path / "found"
+    )
     found = load_checkpoint(tmp_path / "found")
     by_macs = sorted(result["subnets"], key=lambda s: s["macs"])
     assert [s.subnet_id for s in found.subnets] == [s["subnet_id"] for s in by_macs]
@@ -197,12 +179,14 @@ def test_a_search_writes_front_picture_and_a_checkpoint_that_serves_it(
     )
     assert (tmp_path / "front.png").stat().st_size > 5000
     assert result["num_test"] == 359
-    again = run_search(trained, tmp_path)
+    again = run_search(trained_folder, tmp_path)
     assert again == result
 
 
-def test_latency_of_a_profile_can_be_the_cost_and_the_limit(trained: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(trained)
+def test_latency_of_a_profile_can_be_the_cost_and_the_limit(
+    trained_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(trained_folder)
     data = dataset_of(checkpoint)
     everything = evaluate(
         checkpoint.state, checkpoint.definition, list(checkpoint.definition.space)[::12],
@@ -243,17 +227,17 @@ def profile_of(checkpoint: Checkpoint) -> LatencyProfile:
     ],
 )
 def test_a_wrong_search_is_refused(
-    trained: Path, tmp_path: Path, options, message: str, capsys: pytest.CaptureFixture[str]
+    trained_folder: Path, tmp_path: Path, options, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
     with pytest.raises(SystemExit) as refused:
-        run_search(trained, tmp_path, **options)
+        run_search(trained_folder, tmp_path, **options)
     assert refused.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_the_largest_subnet_scores_the_same_by_search_and_by_hand(trained: Path) -> None:
-    checkpoint = load_checkpoint(trained)
+def test_the_largest_subnet_scores_the_same_by_search_and_by_hand(trained_folder: Path) -> None:
+    checkpoint = load_checkpoint(trained_folder)
     data = dataset_of(checkpoint)
     arch = checkpoint.definition.space.largest
     measured = measure(

@@ -191,7 +191,7 @@ RUNS = {
 _FIXTURE = [HealthCheck.function_scoped_fixture]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=_FIXTURE)
+@settings(max_examples=60, deadline=None, suppress_health_check=_FIXTURE)
 @given(**RUNS)
 def test_what_holds_for_every_run(
     queries: list[StreamQuery],
