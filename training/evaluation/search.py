@@ -23,7 +23,7 @@ import torch
 
 from slackfit.profile import LatencyProfile
 from supernet import Arch, Checkpoint, ServedSubnet, cost
-from supernet.subnets.cost import Cost
+from supernet.subnets.cost import Cost, cost_of_alike_blocks
 from training.data.samples import Dataset
 from training.evaluation.agreement_judge import AgreementJudge
 from training.evaluation.domination import Domination, dominated
@@ -245,7 +245,8 @@ class Search:
         return min(self._options.limit, self._cost(self._space.largest))
 
     def _size(self, arch: Arch) -> Cost:
-        return cost(self._definition, arch)
+        is_decoder = self._definition.family.generates
+        return (cost_of_alike_blocks if is_decoder else cost)(self._definition, arch)
 
     def _cost(self, arch: Arch) -> float:
         return self._latency(arch) if self._latency else float(self._size(arch).macs)

@@ -24,6 +24,7 @@ from supernet import (
     save_checkpoint,
 )
 from supernet.subnets.agreement import top1_agreement
+from supernet.subnets.cost import cost_of_alike_blocks
 from training.commands.calibrate_command import calibrate
 from training.commands.precision_command import precision
 from training.commands.search_command import search
@@ -191,6 +192,14 @@ def test_a_slow_moment_of_a_profile_makes_no_pattern_cheap() -> None:
     assert foretold == sorted(foretold)
     with pytest.raises(ValueError, match="has 2 subnets of this space; .* at least 3"):
         LatencyPredictor(space, size_of, dict(list(measured.items())[:2]), of_iterations=True)
+
+
+def test_a_pattern_is_counted_by_uniform_archs_to_the_last_mac(rng: np.random.Generator) -> None:
+    changes = {"depth": 5, "num_heads": 6, "heads_choices": (1, 2, 3), "depth_choices": (2, 5)}
+    for definition in (DEFINITION, define_supernet("decoder_tiny", **changes, qkv_bias=True)):
+        for _ in range(8):
+            arch = definition.space.sample(rng)
+            assert cost_of_alike_blocks(definition, arch) == cost(definition, arch)
 
 
 def test_blocks_of_a_single_stage_are_crossed_one_by_one(rng: np.random.Generator) -> None:
