@@ -15,6 +15,7 @@ from serve.models.limits import RefusedError
 
 REQUEST_ID = "x-request-id"
 _ALLOWED_ID = re.compile(r"[!-~]{1,128}")
+_UPGRADING = (b"upgrade", b"http2-settings")  # headers, and what `connection` says of them
 
 
 def joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -33,6 +34,18 @@ def joined_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[
         if isinstance(value, str):
             headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
+
+
+def without_upgrade(line: bytes, raw: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a head less its wish for another protocol: its first line and its other headers."""
+    lines = [line]
+    for name, value in raw:
+        if name == b"connection":
+            options = [option.strip() for option in value.split(b",")]
+            value = b", ".join(o for o in options if o.lower() not in _UPGRADING)
+        if name not in _UPGRADING and (value or name != b"connection"):
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join((*lines, b"", b""))
 
 
 def check_not_encoded(content_encoding: str | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.doors import rest_messages
 from serve.models.limits import RefusedError
@@ -24,6 +25,14 @@ _ELSEWHERE = (  # another server may: over a new connection
 )  # fmt: skip
 CLOSING = frozenset(("too_large", "too_slow", "unauthenticated", *_ELSEWHERE))
 """Reasons of refusals behind which a connection is closed, whatever was asked."""
+
+
+class AtOnceDoor(Protocol):
+    """What may answer a request without a task; see `RestDoor.answer_at_once`."""
+
+    def answer_at_once(
+        self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
+    ) -> bool: ...
 
 
 class HttpAnswer(NamedTuple):
@@ -77,6 +86,16 @@ def refusal(
         headers.append((b"connection", b"close"))
     body = rest_messages.build_error(error, client_id)
     return HttpAnswer(error.http_status, body, _JSON, tuple(headers))
+
+
+def last_answer(status: HTTPStatus, error: RefusedError) -> bytes:
+    """Return the answer of a listener that closes the connection, as it is sent."""
+    body = rest_messages.build_error(error)
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def naming(send: Send, request_id: str) -> Send:

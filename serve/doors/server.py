@@ -11,6 +11,7 @@ from serve.access.guard import Caller, Guard
 from serve.config import ServeConfigError, parse_live_config
 from serve.doors.body_budget import BodyBudget
 from serve.doors.shared_memory import Region, SharedMemory
+from serve.models.intake import Intake
 from serve.models.limits import RefusedError
 from serve.models.models import Models
 from serve.models.replica_set import ReplicaSet
@@ -33,10 +34,11 @@ class Server:
 
     `max_body_bytes` bounds a request at every door, `max_json_bytes` a tensor in JSON, `budget` all
     requests at once. `memory` is what clients on this host share, `loop_lag` how long the doors'
-    loop keeps requests waiting. `drain_timeout_s` is how long queued queries are finished for once
-    the server ends. Clients may choose among `replicas`; `others_note` says, where this is one of
-    several, how settings reach all. `door_load` tells the lag and the bytes in flight where doors
-    are elsewhere. `security` hides which subnets serve (None: nothing is hidden).
+    loop keeps requests waiting, `intake` where they wait their turn. `drain_timeout_s` is how long
+    queued queries are finished for once the server ends. Clients may choose among `replicas`;
+    `others_note` says, where this is one of several, how settings reach all. `door_load` tells the
+    lag and the bytes in flight where doors are elsewhere. `security` hides which subnets serve
+    (None: nothing is hidden).
     """
 
     models: Models
@@ -47,12 +49,17 @@ class Server:
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(_INFLIGHT_BYTES))
     memory: SharedMemory = field(default_factory=SharedMemory)
     loop_lag: LoopLag = field(default_factory=LoopLag)
+    intake: Intake = field(default_factory=Intake)
     drain_timeout_s: float = 10.0
     replicas: ReplicaSet = field(default_factory=ReplicaSet)
     others_note: str = ""
     door_load: Callable[[], tuple[float, int]] | None = None
     security: Security | None = None
     _drain_began: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for model in self.models:
+            model.is_overdue = self.intake.is_overdue
 
     def models_for(self, caller: Caller) -> Models:
         """Return the models as a caller may see them."""

@@ -15,6 +15,9 @@ behind an answer that says so: whoever keeps a connection comes to other replica
 A request that asks for another protocol (`Upgrade`: Java's client does for every first one) is
 answered as if it did not: the parser, which takes what follows such a head for the other protocol,
 is given the request once more without it.
+
+While more comes than there is time for, requests wait their turn (`models/intake.py`); of one that
+waits no more than 64 KiB are read.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 from starlette.types import Receive, Scope
@@ -37,20 +40,22 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from serve.access.guard import UNIX
-from serve.doors import rest_messages
-from serve.doors.http_answer import SEND_WHOLE, Headers, Respond, is_closed
+from serve.doors.headers import without_upgrade
+from serve.doors.http_answer import SEND_WHOLE, AtOnceDoor, Headers, is_closed, last_answer
 from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE, WHY_GONE
 from serve.hosts.known_heads import KnownHead, KnownHeads
+from serve.models.intake import Intake
 from serve.models.limits import RefusedError
+from serve.observe.socket_age import last_received_s
 
 HEAD_TIMEOUT_S = 30.0
 MESSAGE_TIMEOUT_S = 35.0
 READ_TIMEOUT_S = 30.0
 """How long what was written may wait for a client that does not read it."""
 MOST_UNREAD_BYTES = 64 * 2**10
+_LONG_LAG_S = 0.008  # two ticks of the kernel, which says how old data are
 _LINGER_S = 0.5
 _LINGER_BYTES = 4 * MOST_UNREAD_BYTES
-_UPGRADING = (b"upgrade", b"http2-settings")  # headers, and what `connection` says of them
 _REFUSALS = {
     HTTPStatus.BAD_REQUEST: ("bad_request", "the request is not HTTP/1.1"),
     HTTPStatus.REQUEST_TIMEOUT: ("too_slow", "the request did not arrive in time"),
@@ -65,22 +70,16 @@ _REFUSALS = {
 }
 
 
-class AtOnceDoor(Protocol):
-    """What may answer a request without a task; see `RestDoor.answer_at_once`."""
-
-    def answer_at_once(
-        self, scope: Scope, receive: Receive, body: bytes | bytearray, respond: Respond
-    ) -> bool: ...
-
-
 class BoundedConnection(HttpToolsProtocol):
     """One connection. A message that comes whole costs a few additions: no timer runs for it.
 
     Class attributes, set by `bounded`: `max_connections`; `lag_s`, how long the event loop has kept
-    waiting what it now hands over; `max_requests` and `max_age_s` of one connection (None: any).
+    waiting what it now hands over; `max_requests` and `max_age_s` of one connection (None: any);
+    `intake`, where requests wait their turn (None: they don't).
     """
 
     max_connections: int = 2**31
+    intake: Intake | None = None
     lag_s: Callable[[], float] = staticmethod(lambda: 0.0)
     max_requests: int | None = None
     max_age_s: float | None = None
@@ -97,7 +96,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._unread_bytes = 0
         self._head_bytes = 0
         self._num_requests = 0
-        self._began_s = 0.0
+        self._came_s = 0.0  # when what was read last came
+        self._kept = bytearray()  # read, and not yet worked on
         self._old_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None  # while nothing more may be written
@@ -156,9 +156,54 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return
-        self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
-        is_first = self.door is not None and not self._is_in_message and self._has_answered()
+        if self._kept:
+            self._keep(data)
+            return
+        now_s = time.monotonic()
+        self._came_s = now_s - self._waited_s()
+        is_first = not self._is_in_message and self._has_answered()
+        if self.intake is None or self.intake.has_time(now_s) or not is_first:
+            self._take(data, is_first)
+            return
+        self.waits_since_s = None  # it has asked for something
+        self.intake.keep(self, self._came_s)
+        self._keep(data)
+
+    def _waited_s(self) -> float:
+        """Return how long what is read now has waited in its socket."""
+        lag_s = self.lag_s()
+        if lag_s < _LONG_LAG_S:
+            return lag_s
+        age_s = last_received_s(self.transport.get_extra_info("socket"))
+        return lag_s if age_s is None else age_s
+
+    def _keep(self, data: bytes) -> None:
+        self._kept += data
+        if len(self._kept) > MOST_UNREAD_BYTES:
+            self.flow.pause_reading()
+
+    def take_kept(self) -> None:
+        """Work on what was kept, if the client is still there."""
+        if not self._kept or self.transport.is_closing():
+            return
+        data, self._kept = bytes(self._kept), bytearray()
+        self.waits_since_s = self._came_s
+        self.flow.resume_reading()
+        try:
+            self._take(data, is_first=True)
+        except Exception:  # as an event loop does, which is told of it, for what it hands over
+            self.transport.abort()
+            raise
+
+    def shutdown(self) -> None:
+        self.take_kept()
+        super().shutdown()
+
+    def _take(self, data: bytes, is_first: bool) -> None:
+        """Work on what was read; `is_first`: no request is open that comes before."""
+        self._unread_bytes += len(data)
+        is_first = is_first and self.door is not None
         known = self.known_heads.find(data) if is_first else None
         if known is not None:
             self._take_known(known, data)
@@ -250,27 +295,20 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _without_upgrade(self) -> bytes:
         """Return the head that was read less its wish, and begin to read anew."""
-        lines = [b"%b %b HTTP/%b" % (self._method, self.url, self._version.encode())]
-        for name, value in self.headers:
-            if name == b"connection":
-                options = [option.strip() for option in value.split(b",")]
-                value = b", ".join(o for o in options if o.lower() not in _UPGRADING)
-            if name not in _UPGRADING and (value or name != b"connection"):
-                lines.append(b"%b: %b" % (name, value))
         self._first_byte_s = self._own_scope[FIRST_BYTE]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return b"\r\n".join((*lines, b"", b""))
+        line = b"%b %b HTTP/%b" % (self._method, self.url, self._version.encode())
+        return without_upgrade(line, self.headers)
 
     def on_message_begin(self) -> None:
         self._is_in_head = self._is_in_message = True
         self._is_upgrading = False
         self._unread_bytes = self._head_bytes = 0
         super().on_message_begin()
-        self._began_s = time.monotonic()
         first_byte_s, self._first_byte_s = self._first_byte_s, None
         scope = self._own_scope
-        scope[FIRST_BYTE] = self._began_s - self.lag_s() if first_byte_s is None else first_byte_s
+        scope[FIRST_BYTE] = self._came_s if first_byte_s is None else first_byte_s
         scope[WHEN_GONE] = self.when_gone
         scope[WHY_GONE] = self.why_gone
 
@@ -299,7 +337,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _number(self) -> None:
         """Count a request whose head has been read, and let its answer be sent in one write."""
         self._num_requests += 1
-        if self._num_requests == self.max_requests or self._began_s > self._old_at_s:
+        if self._num_requests == self.max_requests or self._came_s > self._old_at_s:
             self.cycle.keep_alive = False  # its answer says so
         scope = self._own_scope
         scope[SEND_WHOLE] = functools.partial(self._send_whole, self.cycle)
@@ -420,7 +458,7 @@ class BoundedConnection(HttpToolsProtocol):
         cycle = self.cycle  # of the message, or in a head of the one before
         is_answered = cycle is not None and cycle.response_started
         if not is_answered or (self._is_in_head and cycle.response_complete):
-            self.transport.write(_answer(status))
+            self.transport.write(last_answer(status, RefusedError(*_REFUSALS[status])))
         self._linger()
 
     def _linger(self) -> None:
@@ -443,16 +481,6 @@ def _is_unix(transport: asyncio.Transport) -> bool:
     return sock is not None and sock.family == socket.AF_UNIX
 
 
-def _answer(status: HTTPStatus) -> bytes:
-    reason, text = _REFUSALS[status]
-    body = rest_messages.build_error(RefusedError(reason, text))
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
 def bounded(
     max_connections: int,
     lag_s: Callable[[], float],
@@ -460,6 +488,7 @@ def bounded(
     max_requests: int | None = None,
     max_age_s: float | None = None,
     door: AtOnceDoor | None = None,
+    intake: Intake | None = None,
 ) -> type[BoundedConnection]:
     """Return the protocol with its limits, as uvicorn wants it: a class.
 
@@ -467,5 +496,5 @@ def bounded(
     """
     limits: dict[str, Any] = {"max_connections": max_connections, "lag_s": staticmethod(lag_s)}
     limits |= {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
-    limits["known_heads"] = KnownHeads()
+    limits |= {"known_heads": KnownHeads(), "intake": intake}
     return type("BoundedConnection", (BoundedConnection,), limits)

@@ -84,6 +84,7 @@ class Listeners:
                     max_age_s=config.max_connection_age_s,
                     keep_alive_s=config.keep_alive_s,
                     lag_s=server.loop_lag.now_s,
+                    intake=server.intake,
                 )
                 closing.append(await stack.enter_async_context(http))
             with closed_when_gone(server, closing):

@@ -79,6 +79,7 @@ def serve_forever(config: ServeConfig) -> None:
             max_age_s=config.max_connection_age_s,
             keep_alive_s=config.keep_alive_s,
             lag_s=server.loop_lag.now_s,
+            intake=server.intake,
             lifespan="on",
         )
         host = _DrainingHost(options, listeners)

@@ -19,6 +19,7 @@ from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
+from serve.models.intake import Intake
 from serve.openai.door import OpenAIDoor
 
 
@@ -146,6 +147,7 @@ def uvicorn_config(
     lag_s: Callable[[], float] = lambda: 0.0,
     max_requests: int | None = None,
     max_age_s: float | None = None,
+    intake: Intake | None = None,
     **options: Any,
 ) -> uvicorn.Config:
     """Return the options of every uvicorn of ours; see `BoundedConnection` for the limits.
@@ -156,6 +158,7 @@ def uvicorn_config(
     """
     door = app if isinstance(app, RestDoor | OpenAIDoor) else None
     limits: dict[str, Any] = {"max_requests": max_requests, "max_age_s": max_age_s, "door": door}
+    limits["intake"] = intake
     options |= {
         "http": bounded(max_connections, lag_s, **limits),
         "proxy_headers": False,

@@ -79,6 +79,7 @@ class ServedModel:
         self._reply_lag = ReplyLag()
         self._unix_clock = unix_clock
         self._check_offer = check_offer
+        self.is_overdue: Callable[[float, float], bool] = lambda waited_s, given_s: False
         self._request_observers = [Guarded(observer) for observer in request_observers]
 
     @property
@@ -103,7 +104,7 @@ class ServedModel:
 
         Beyond what a door can carry everything waits. To read what no device can answer in time
         any more would keep those behind it waiting for nothing, until nothing is in time. Raises
-        RefusedError, `infeasible` (or `bad_deadline`).
+        RefusedError: `infeasible`, or `queue_full` where the door has to choose (`bad_deadline`).
         """
         waited_s = self.engine.clock() - arrival_s
         if waited_s < _LONG_WAIT_S:
@@ -112,12 +113,13 @@ class ServedModel:
         if given_s is None or given_s <= 0:
             return
         deadline_s = arrival_s + usable(given_s, self.allowance_s)
-        if self._is_in_time(deadline_s):
+        reason = self._why_too_late(waited_s, given_s, deadline_s)
+        if not reason:
             return
         options = RequestOptions(
             deadline_s, given_deadline_s=arrival_s + given_s, tenant=tenant.name
         )
-        self._refuse_late(_Terms(options, (request_id, None), headers), arrival_s, 1)
+        self._refuse_late(reason, _Terms(options, (request_id, None), headers), arrival_s, 1)
 
     async def infer(
         self,
@@ -200,9 +202,14 @@ class ServedModel:
 
     def _check_in_time(self, terms: _Terms, arrival_s: float, num_samples: int) -> None:
         """Refuse a request that waited at the door for too long. Raises RefusedError."""
-        is_long = self.engine.clock() - arrival_s >= _LONG_WAIT_S
-        if is_long and not self._is_in_time(terms.options.deadline_s):
-            self._refuse_late(terms, arrival_s, num_samples)
+        waited_s = self.engine.clock() - arrival_s
+        if waited_s < _LONG_WAIT_S:
+            return
+        options = terms.options
+        by_s = options.given_deadline_s
+        given_s = (options.deadline_s if by_s is None else by_s) - arrival_s
+        if reason := self._why_too_late(waited_s, given_s, options.deadline_s):
+            self._refuse_late(reason, terms, arrival_s, num_samples)
 
     def resolve(
         self,
@@ -273,18 +280,25 @@ class ServedModel:
         """How long before its deadline an answer should leave the device."""
         return self._reply_allowance_s + self._reply_lag.lag_s
 
-    def _is_in_time(self, deadline_s: float) -> bool:
-        """Whether an idle device could answer before a deadline, or late answers are wanted."""
-        left_s = deadline_s - self.engine.clock()
-        return left_s >= self.engine.profile.fastest().latency_s[1] or not (
-            self.engine.drops_hopeless
-        )
+    def _why_too_late(self, waited_s: float, given_s: float, deadline_s: float) -> str:
+        """Return why a request that waited at the door is refused, nothing if it is not.
 
-    def _refuse_late(self, terms: _Terms, arrival_s: float, num_samples: int) -> NoReturn:
-        """End a request that waited at the door until no answer can be in time."""
+        No idle device could answer in time, or the door has to choose; late answers may be wanted.
+        """
+        is_overdue = self.is_overdue(waited_s, given_s)
+        if not self.engine.drops_hopeless:
+            return ""
+        if deadline_s - self.engine.clock() < self.engine.profile.fastest().latency_s[1]:
+            return "infeasible"
+        return "queue_full" if is_overdue else ""
+
+    def _refuse_late(
+        self, reason: str, terms: _Terms, arrival_s: float, num_samples: int
+    ) -> NoReturn:
+        """End a request that waited at the door for too long."""
         options = terms.options
         reply = self.engine.refuse(
-            "infeasible", arrival_s=arrival_s, options=options, samples=num_samples
+            reason, arrival_s=arrival_s, options=options, samples=num_samples
         )
         self._record(terms, arrival_s, self.engine.clock(), [reply])
         raise self._refusal(reply.outcome, options)

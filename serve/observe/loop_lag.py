@@ -2,7 +2,8 @@
 
 The door has one thread. While it parses, whatever arrives lies in the kernel, and a clock that is
 read when the loop gets there knows nothing of it: a stalled door would look like a fast one. A
-timer says when the loop last was on time, and what is handed over after that has waited since then.
+timer says when the loop last was on time, and what is handed over after that has waited since then,
+or for less: of a TCP connection the kernel knows (`socket_age.py`).
 """
 
 from __future__ import annotations

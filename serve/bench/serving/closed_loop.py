@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -17,17 +18,29 @@ import grpc.aio
 import numpy as np
 
 from serve.proto import open_inference_pb2 as pb
-from serve.proto.names import BINARY_HEADER, SERVICE
+from serve.proto.names import BINARY_HEADER, SERVICE, SLO_HEADER
 
 
 def http_request(
-    url: str, model: str, samples: np.ndarray, subnet_id: str | None, *, slo_s: float = 10.0
+    url: str,
+    model: str,
+    samples: np.ndarray,
+    subnet_id: str | None,
+    *,
+    slo_s: float = 10.0,
+    has_slo_header: bool = False,
 ) -> bytes:
     """Return a whole HTTP request for an inference of samples (B, ...), in the binary form.
 
-    `subnet_id` None leaves the subnet to the policy.
+    `subnet_id` None leaves the subnet to the policy. The time stands in the body, or in a header as
+    our clients send it.
     """
-    pinned = {} if subnet_id is None else {"subnet": subnet_id}
+    asked: dict[str, Any] = {} if subnet_id is None else {"subnet": subnet_id}
+    headers: dict[str, str] = {}
+    if has_slo_header:
+        headers[SLO_HEADER] = f"{slo_s * 1e3:g}"
+    else:
+        asked["slo_ms"] = slo_s * 1e3
     head = json.dumps(
         {
             "inputs": [
@@ -38,11 +51,12 @@ def http_request(
                     "parameters": {"binary_data_size": samples.nbytes},
                 }
             ],
-            "parameters": {"binary_data_output": True, "slo_ms": slo_s * 1e3, **pinned},
+            "parameters": {"binary_data_output": True, **asked},
         }
     ).encode()
     body = head + samples.tobytes()
-    return http_post(url, f"/v2/models/{model}/infer", body, {BINARY_HEADER: str(len(head))})
+    headers[BINARY_HEADER] = str(len(head))
+    return http_post(url, f"/v2/models/{model}/infer", body, headers)
 
 
 def http_post(url: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:

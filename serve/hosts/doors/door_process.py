@@ -72,6 +72,7 @@ async def _open_ports(
         "max_age_s": config.max_connection_age_s,
         "keep_alive_s": config.keep_alive_s,
         "lag_s": server.loop_lag.now_s,
+        "intake": server.intake,
     }
     async with contextlib.AsyncExitStack() as stack:
         closing: list[Callable[[], object]] = []

@@ -47,7 +47,10 @@ def test_rows_are_ratios_of_what_was_measured_in_one_run(bench: DoorCostBench) -
     kinds = {"http": 150.0, "bare_http": 50.0, "http_batch": 480.0, "grpc": 400, "bare_grpc": 200}
     cells = {
         "cost/processor": {name: [us, us, 9 * us] for name, us in kinds.items()},
-        "cost/overload": {"capacity_qps": 250.0, "scores": {"50": SCORE, "10": SCORE}},
+        "cost/overload": {
+            "capacity_qps": 250.0,
+            "scores": {"50": SCORE, "10": SCORE, "50/in_body": SCORE},
+        },
         "cost/memory": {
             "shared": [0.001, 0.002, 0.003],
             "binary": [0.008, 0.008, 0.009],
@@ -65,6 +68,8 @@ def test_rows_are_ratios_of_what_was_measured_in_one_run(bench: DoorCostBench) -
         "slo50/utility_at_1.25x": 0.48,
         "slo10/goodput_at_1.25x_over_capacity": 0.6,
         "slo10/utility_at_1.25x": 0.48,
+        "slo50/in_body/goodput_at_1.25x_over_capacity": 0.6,
+        "slo50/in_body/utility_at_1.25x": 0.48,
         "shared_memory_over_binary": 0.25,
         "shared_memory_over_binary/beyond_one": 0.143,
     }
@@ -114,7 +119,7 @@ def test_a_paced_load_counts_every_end(running, profile_file: Path) -> None:
     with running(profile_file, "--no-ray", "--slo-ms", "20000") as server:
         sample = np.zeros((1, 1, 2, 2), np.uint8)
         easy = http_request(server.url, "tiny", sample, None, slo_s=20.0)
-        never = http_request(server.url, "tiny", sample, None, slo_s=1e-4)
+        never = http_request(server.url, "tiny", sample, None, slo_s=1e-4, has_slo_header=True)
         about = {"rate_qps": 200.0, "duration_s": 0.5, "connections": 8}
         served = asyncio.run(paced_load(server.url, easy, slo_s=20.0, **about))
         refused = asyncio.run(paced_load(server.url, never, slo_s=20.0, **about))
