@@ -31,7 +31,8 @@ def profile(
     packing: Annotated[
         str | None,
         typer.Option(
-            help="CPU: graph or views, decoders: views, packed, int8; CUDA: folded, shared, views."
+            help="CPU: graph or views; CUDA: folded, shared or views. Decoders: views, packed, "
+            "half or int8; CUDA: views."
         ),
     ] = None,
     cache_mib: Annotated[
@@ -69,6 +70,12 @@ def profile(
         loaded = load_checkpoint(checkpoint)
         if shards * stages > 1 and not loaded.definition.family.generates:
             raise ValueError("--shards and --stages go with a decoder")
+        if loaded.definition.family.generates and (residency, cache_mib) != (None, None):
+            raise ValueError(
+                "a decoder has no graphs to keep: leave --residency and --cache-mib out"
+            )
+        if shards * stages > 1 and device != "cpu":
+            raise ValueError(f"--shards and --stages are processes on a cpu, --device is {device}")
         with Progress(console=console) as progress:
             task = progress.add_task("profiling", total=repeats)
 
@@ -76,7 +83,9 @@ def profile(
                 progress.update(task, completed=done, total=total)
 
             if loaded.definition.family.generates:
-                measured = _of_iterations(loaded, sizes, repeats, threads, packing, device, show)
+                measured = _of_iterations(
+                    loaded, sizes, repeats, threads, packing, device, dtype, graph_mib, show
+                )
                 if shards * stages > 1:
                     measured = with_grid(
                         measured, loaded, checkpoint, shards, stages, threads, packing, repeats
@@ -129,21 +138,27 @@ def _of_iterations(
     threads: int,
     packing: str | None,
     device: str,
+    dtype: str | None,
+    graph_mib: float | None,
     show: Callable[[int, int], None],
 ) -> LatencyProfile:
-    from subnetact.decoding.stream_executor import StreamExecutor
+    from subnetact.load_streams import load_stream_executor
     from subnetact.profiling.iteration_profiler import measure_iterations
 
-    if device != "cpu":
-        raise ValueError(f"--device is {device}, decoders run on cpu")
-    executor = StreamExecutor(
+    executor = load_stream_executor(
         loaded,
+        device=device,
         capacity_tokens=512 * (max(decodes) + 2),
         threads=threads,
-        subnet_ids=[form.subnet_id for form in loaded.forms],
-        packing=packing or "views",
+        packing=packing,
+        dtype=dtype,
+        most_decodes=max(decodes),
+        graph_budget_bytes=mebibytes(graph_mib),
     )
-    return measure_iterations(executor, loaded, decodes=decodes, repeats=repeats, progress=show)
+    try:
+        return measure_iterations(executor, loaded, decodes=decodes, repeats=repeats, progress=show)
+    finally:
+        executor.close()
 
 
 def with_grid(

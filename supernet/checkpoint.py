@@ -165,7 +165,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Return the same weights serving other float subnets, or newly measured ones.
 
-        Entries in other precisions are left out: they were measured beside those that were.
+        Entries in other precisions are left out, and a decoder's perplexities: they were measured
+        beside those that were.
         """
         return replace(
             self,
@@ -175,6 +176,7 @@ class Checkpoint:
             int8_subnets=(),
             activation_ranges={},
             low_bit_subnets=(),
+            provenance={k: v for k, v in self.provenance.items() if k != "perplexity"},
             fingerprint="",
         )
 

@@ -268,6 +268,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("graph", "teacher_dropout", *_BELOW_1),
     ("graph", "dropout", *_BELOW_1),
     ("graph", "distillation", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
+    ("graph", "mlp_weight", *_FROM_0),
     ("graph", "watch_steps", *_ABOVE_0),
 )
 

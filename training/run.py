@@ -28,8 +28,9 @@ from training.data.samples import Dataset
 from training.evaluation.collapse import collapsed
 from training.evaluation.decoder import check_decoder, measured_decoder, watch_decoder
 from training.evaluation.evaluate import evaluate, watched_archs
+from training.evaluation.judge import reported_on
 from training.evaluation.low_bit import SERVED, measure_low_bit, with_low_bit_entries
-from training.evaluation.search import Search, SearchOptions, reported_on, with_found
+from training.evaluation.search import Search, SearchOptions, with_found
 from training.graphs.node_run import train_nodes
 from training.strategies.make_strategy import trained_alone
 from training.trainer.batch_shares import few_samples

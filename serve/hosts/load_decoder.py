@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serve.config import ServeConfig, ServeConfigError
 from serve.engine.stream_device import IterationExecutor
-from serve.hosts.load_device import DEFAULT_NAME, read_checkpoint, read_profile
+from serve.hosts.load_device import DEFAULT_NAME, name_of_device, read_checkpoint, read_profile
 from serve.hosts.several_models import each_model
 from serve.models.served_decoder import DecoderSpec
 from serve.models.text_coder import ByteCoder, TextCoder
@@ -41,7 +41,6 @@ _KV_BYTES = 512 * 2**20
 _BLOCK_TOKENS = 64
 _QUICK_DECODES = (1, 4, 8)
 _QUICK_REPEATS = 1
-_PACKINGS = ("views", "packed", "half", "int8")
 
 
 class LoadedDecoder(NamedTuple):
@@ -104,6 +103,7 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     if config.device == "timed":
         assert given is not None, "checked by ServeConfig"
         return _load_timed(config, given)
+    name_of_device(config)  # before anything is read
     checkpoint = _read_decoder(config)
     _check_fit(config, checkpoint, given)
     if given is not None:
@@ -158,11 +158,12 @@ def offered_costs(
 
 
 def _read_decoder(config: ServeConfig) -> Checkpoint:
-    if config.device != "cpu":
-        raise ServeConfigError(f"device is {config.device}, a decoder runs on a cpu (or timed)")
-    if config.packing not in (None, *_PACKINGS):
-        allowed = ", ".join(_PACKINGS)
-        raise ServeConfigError(f"packing is {config.packing}, of a decoder allowed {allowed}")
+    from subnetact.load_streams import stream_form
+
+    try:
+        stream_form(config.device, config.packing, config.dtype)
+    except ValueError as error:
+        raise ServeConfigError(str(error)) from None
     checkpoint = read_checkpoint(config)
     if checkpoint.text is None:
         raise ServeConfigError(
@@ -174,11 +175,13 @@ def _read_decoder(config: ServeConfig) -> Checkpoint:
 
 def _check_fit(config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None) -> None:
     if given is not None:
+        is_cpu = config.device == "cpu"
+        runnable = checkpoint.forms if is_cpu else checkpoint.subnets  # one bit is a CPU's
         given.check_serves(
             checkpoint=checkpoint.fingerprint,
             device=given.device,
-            threads=config.threads,
-            subnet_ids=[subnet.subnet_id for subnet in checkpoint.subnets],
+            threads=config.threads if is_cpu else None,
+            subnet_ids=[subnet.subnet_id for subnet in runnable],
         )
 
 
@@ -193,40 +196,64 @@ def _config(checkpoint: Checkpoint) -> DecoderConfig:
 def _load_executor(
     config: ServeConfig, checkpoint: Checkpoint, given: LatencyProfile | None
 ) -> StreamExecutor | ParallelExecutor:
-    """Return the executor that runs here, or on workers where a profile of this device has them."""
-    from subnetact.decoding.kv_cache import CacheShape
-    from subnetact.decoding.stream_executor import StreamExecutor
-    from subnetact.device import device_name
+    """Return the executor that runs here, or on workers where a profile of this device has them.
 
-    of = _config(checkpoint)
+    With the packing and dtype asked for, else those that the profile was measured with.
+    """
+    import torch
+
+    from subnetact.decoding.kv_cache import CacheShape
+    from subnetact.load import mebibytes
+    from subnetact.load_streams import (
+        BLOCK_TOKENS,
+        STREAM_PACKINGS,
+        load_stream_executor,
+        stream_form,
+    )
+
+    device, of = name_of_device(config), _config(checkpoint)
+    block_tokens = BLOCK_TOKENS[config.device]
+    packing, dtype = config.packing, config.dtype
+    if given is not None and given.packing in STREAM_PACKINGS[config.device]:
+        packing = packing or given.packing
+    if given is not None and given.device == device:
+        dtype = dtype or given.dtype
+    packing, dtype = stream_form(config.device, packing, dtype)
     shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)
-    fitting = min(_KV_BYTES // shape.token_bytes(), KV_TOKENS)
+    fitting = min(_KV_BYTES // shape.token_bytes(getattr(torch, dtype)), KV_TOKENS)
     kv_tokens = config.kv_tokens or max(fitting, of.max_positions)
-    if kv_tokens < _BLOCK_TOKENS:
-        text = f"kv_tokens is {kv_tokens}, allowed a block of {_BLOCK_TOKENS} or more"
+    if kv_tokens < block_tokens:
+        text = f"kv_tokens is {kv_tokens}, allowed a block of {block_tokens} or more"
         raise ServeConfigError(text)
-    packing = config.packing or (given.packing if given is not None else None) or "views"
     try:
         if given is not None and IterationCosts.of(given).parallel is not None:
-            if (given.device, given.packing) == (device_name(config.device), packing):
+            if (given.device, given.packing) == (device, packing):
                 return _start_workers(
                     config,
                     checkpoint,
                     given,
                     packing=packing,
                     kv_tokens=kv_tokens,
-                    block_tokens=_BLOCK_TOKENS,
+                    block_tokens=block_tokens,
                 )
             logger.warning("profile %s is of workers elsewhere: served on one", config.profile)
-        return StreamExecutor(
+        executor = load_stream_executor(
             checkpoint,
-            capacity_tokens=kv_tokens,
-            block_tokens=_BLOCK_TOKENS,
+            device=config.device,
             threads=config.threads,
+            capacity_tokens=kv_tokens,
             packing=packing,
+            dtype=dtype,
+            most_decodes=config.max_running,
+            graph_budget_bytes=mebibytes(config.graph_mib),
         )
+    except torch.OutOfMemoryError:
+        text = f"the decoder and kv_tokens {kv_tokens} do not fit into the memory of {device}"
+        raise ServeConfigError(f"{text}; give fewer") from None
     except (ValueError, WorkerFailedError) as error:
         raise ServeConfigError(str(error)) from None
+    executor.warm_up()
+    return executor
 
 
 def _start_workers(
@@ -267,15 +294,16 @@ def _profile(
     given: LatencyProfile | None,
 ) -> LatencyProfile:
     """Return the profile that was given, where it is of this device, else measure a short one."""
-    from subnetact.device import device_name
     from subnetact.profiling.iteration_profiler import MAX_ERROR, measure_iterations
 
-    device = device_name(config.device)
-    if given is not None and given.device == device and given.packing == executor.packing:
+    device = name_of_device(config)
+    of_this = (device, executor.packing, executor.dtype)
+    if given is not None and (given.device, given.packing, given.dtype) == of_this:
         return given
     if given is not None:
-        text = "profile %s was measured on %r with packing %s, this is %r with %s"
-        logger.warning(text, config.profile, given.device, given.packing, device, executor.packing)
+        text = "profile %s was measured on %r with packing %s in %s, this is %r with %s in %s"
+        theirs = (given.device, given.packing, given.dtype)
+        logger.warning(text, config.profile, *theirs, *of_this)
     logger.warning("no profile of this decoder here is at hand: measuring a short one")
     table = executor.cache.table
     most = table.capacity_tokens // (8 * _BLOCK_TOKENS)  # a context of the profiler, and its chunk

@@ -56,7 +56,7 @@ def load(config: ServeConfig) -> LoadedDevice:
     given = None if config.profile is None else read_profile(config.profile)
     if config.device == "timed":
         return _load_timed(config, given)
-    device = _device_name(config)
+    device = name_of_device(config)
     checkpoint = read_checkpoint(config)
     _check_fit(given, checkpoint, config)
     if given is not None:  # profiles of before do not say it
@@ -131,7 +131,7 @@ def _is_readable(given: LatencyProfile, config: ServeConfig) -> bool:
     return given.packing is None or given.packing in PACKINGS.get(kind, ())
 
 
-def _device_name(config: ServeConfig) -> str:
+def name_of_device(config: ServeConfig) -> str:
     from subnetact.device import device_name
 
     try:

@@ -75,16 +75,17 @@ class CudaStreamExecutor(StreamExecutor):
             )
         self._accelerator, self._dtype = accelerator, dtype
         self._page_tokens = page_tokens
-        super().__init__(
-            checkpoint,
-            capacity_tokens=capacity_tokens,
-            block_tokens=page_tokens,
-            threads=None,
-            subnet_ids=subnet_ids,
-            keep_prefixes=keep_prefixes,
-        )
-        device = accelerator.device
-        self._cos, self._sin = (t.to(device, dtype) for t in (self._cos, self._sin))
+        with accelerator.computing():  # what it reads is allocated, and filled, on its lane
+            super().__init__(
+                checkpoint,
+                capacity_tokens=capacity_tokens,
+                block_tokens=page_tokens,
+                threads=None,
+                subnet_ids=subnet_ids,
+                keep_prefixes=keep_prefixes,
+            )
+            device = accelerator.device
+            self._cos, self._sin = (t.to(device, dtype) for t in (self._cos, self._sin))
         self._spare_page = self.cache.table.capacity_tokens // page_tokens
         self._counts = tuple(sorted(set(decode_counts)))
         pages = (-(-context // page_tokens) for context in graph_contexts)
@@ -144,13 +145,15 @@ class CudaStreamExecutor(StreamExecutor):
         )
 
     def _forward(self, batch: RaggedBatch, subnet_id: str) -> torch.Tensor:
-        """Logits (S, vocabulary) float32, on the host."""
+        """Logits (S, vocabulary) float32, on the host; then the iteration is over."""
         with self._accelerator.computing():
             if all(len(chunk.ids) == 1 for chunk in batch.chunks):
                 logits = self._replay(batch, subnet_id)
                 if logits is not None:
                     return logits[batch.sampled_rows]
-            return self._eager(batch, subnet_id).float().cpu()
+            logits = self._eager(batch, subnet_id).float().cpu()
+            self._accelerator.mark().wait()  # where no row samples, nothing was copied
+            return logits
 
     # --- decodes alone -------------------------------------------------------------------------
 

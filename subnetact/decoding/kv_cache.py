@@ -75,6 +75,7 @@ class KVCache:
         generator = torch.Generator().manual_seed(seed)
         size = (2, groups, len(slots), head_dim)
         drawn = torch.randn(size, generator=generator).to(self.keys)
+        slots = slots.to(self.keys.device)
         for layer in range(layers):
             self.keys[layer].index_copy_(1, slots, drawn[0])
             self.values[layer].index_copy_(1, slots, drawn[1])

@@ -28,7 +28,15 @@ class Sampling:
             raise ValueError(f"seed is {self.seed}, allowed 0 to {2**64 - 1}")
 
     def choose(self, logits: torch.Tensor, position: int) -> int:
-        """Return the token that stands at `position`, by the logits (V,) behind the one before."""
+        """Return the token that stands at `position`, by the logits (V,) behind the one before.
+
+        Raises ValueError for logits that are not finite: any choice would look like a text.
+        """
+        if not math.isfinite(float(logits.sum())):  # one that is not leaves no sum that is
+            raise ValueError(
+                "the network's output is not finite: its weights are damaged, or too large for "
+                "the packing"
+            )
         if self.temperature == 0:
             return int(logits.argmax())
         weights = torch.softmax(logits.double() / self.temperature, -1).cumsum(-1)

@@ -98,6 +98,20 @@ class StreamExecutor:
         """Ids of the subnets that can run."""
         return tuple(self.weights.subnets)
 
+    @property
+    def device(self) -> torch.device:
+        """Where iterations are computed."""
+        return self.cache.keys.device
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in and cached, such as `float32`; of `packing` int8 its outputs."""
+        return str(self.cache.keys.dtype).removeprefix("torch.")
+
+    def warm_up(self) -> int:
+        """Capture what is replayed later, and return how many calls that are: none on a CPU."""
+        return 0
+
     def add(self, arch: Arch, precision: str = "fp32") -> str:
         """Make another subnet of the space runnable; return its id. Raises as `DecoderWeights`."""
         return self.weights.add(self._definition, arch, precision)

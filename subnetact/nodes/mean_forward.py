@@ -19,7 +19,7 @@ from supernet.graphs.sampler import SampledNodes
 from supernet.slicing import leading_slice
 
 if TYPE_CHECKING:
-    from subnetact.nodes.compiled_mlp import CompiledMlp
+    from subnetact.nodes.compiled_forward import CompiledForward
 
 
 class _MeanLayer(NamedTuple):
@@ -50,12 +50,21 @@ class MeanForward:
         self._head = (views["head.weight"].T, views["head.bias"])
         self.fanout = arch.fanout
 
-    def compiled_alone(self) -> CompiledMlp:
-        """Return the same subnet, one without neighbours, as compiled code; needs numba."""
-        from subnetact.nodes.compiled_mlp import CompiledMlp
+    def compiled(self, graph: GraphStore, seed: int) -> CompiledForward:
+        """Return the same subnet as compiled code, its hops drawn with `seed`; needs numba."""
+        from subnetact.nodes.compiled_forward import CompiledForward, MeanWeights
 
-        first, (head, head_bias) = self._layers[0], self._head
-        return CompiledMlp(first.own.T, first.bias, head.T, head_bias)
+        head, head_bias = self._head
+        weights = MeanWeights(
+            own=tuple(layer.own.T for layer in self._layers),
+            bias=tuple(layer.bias for layer in self._layers),
+            neighbours=tuple(
+                layer.neighbours.T for layer in self._layers if layer.neighbours is not None
+            ),
+            head=head.T,
+            head_bias=head_bias,
+        )
+        return CompiledForward(weights, self.fanout, graph, seed)
 
     def logits(
         self, graph: GraphStore, sampled: SampledNodes, sampler: NeighbourSampler

@@ -2,8 +2,8 @@
 
 A sample is a node's id. What it reads is sampled when its batch runs; nodes that several queries
 of a batch reach are read and computed once. Mean aggregation runs straight from the graph's file
-(`mean_forward.py`, without neighbours `compiled_mlp.py`); other aggregators, and the plain twin, as
-the family's module on operators.
+(`mean_forward.py`, few nodes in one call of `compiled_forward.py`); other aggregators, and the
+plain twin, as the family's module on operators.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from supernet.graphs.sampler import SampledNodes
 from supernet.layers.neighbours import Hop, Neighbourhood
 
 if TYPE_CHECKING:
-    from subnetact.nodes.compiled_mlp import CompiledMlp
+    from subnetact.nodes.compiled_forward import CompiledForward
 
 
 class NodeExecutor(StagingExecutor):
@@ -76,7 +76,7 @@ class NodeExecutor(StagingExecutor):
         self._actuator = Actuator(self._net, definition)
         self._archs: dict[str, Arch] = {}
         self._fast: dict[str, MeanForward] = {}
-        self._alone: dict[str, CompiledMlp] = {}
+        self._compiled: dict[str, CompiledForward] = {}
         config: Any = definition.config
         is_mean = config.aggregator == "mean"
         for subnet_id in checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids):
@@ -86,8 +86,8 @@ class NodeExecutor(StagingExecutor):
                 shapes = definition.parameter_shapes(arch)
                 fast = MeanForward(arch, checkpoint.state, shapes)
                 self._fast[subnet_id] = fast
-                if arch.depth[0] == 0 and find_spec("numba") is not None:
-                    self._alone[subnet_id] = fast.compiled_alone()
+                if find_spec("numba") is not None:
+                    self._compiled[subnet_id] = fast.compiled(self._graph, seed)
         self._work = SizeExpectation(self._graph).two_hops
 
     @property
@@ -126,9 +126,9 @@ class NodeExecutor(StagingExecutor):
         """See `Executor`: sample, compute, and return the logits on the host."""
         nodes = slots[0] if len(slots) == 1 else np.concatenate(slots)
         check_batch(len(nodes), self.max_batch_size)
-        alone = self._alone.get(subnet_id)
-        if alone is not None and alone.takes(len(nodes)):
-            return HostLaunched(alone.logits(self._graph.features, nodes), "views")
+        compiled = self._compiled.get(subnet_id)
+        if compiled is not None and compiled.takes(len(nodes)):
+            return HostLaunched(compiled.logits(nodes), "views")
         return self._computed(subnet_id, nodes[:, 0])
 
     @torch.inference_mode()

@@ -78,6 +78,7 @@ def measure_iterations(
         raise ValueError(
             f"{counts[-1]} streams need {needed} tokens of cache, it has {table.capacity_tokens}"
         )
+    executor.warm_up()  # what is captured at the start must be, before anything is timed
     _write_contexts(executor, kinds)
     seconds = _measure(executor, kinds, repeats, np.random.default_rng(seed), progress)
     measured = {
@@ -97,12 +98,12 @@ def measure_iterations(
             f"the fitted cost misses iterations that it has not seen by {error:.0%} on average, "
             f"allowed {max_error:.0%}; measure again on a machine with nothing else to do"
         )
-    device = device_name("cpu")
+    device = device_name(str(executor.device))
     first = fitted_kinds[0][0][0]  # tokens cached of the first kind: decodes behind a short context
     profile = LatencyProfile(
         name=f"{checkpoint.name} on {device}",
         device=device,
-        dtype="float32",
+        dtype=executor.dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         source=f"measured by subnetact.profiling.iteration_profiler, {repeats} interleaved runs "
         f"per iteration; batch: streams that decode at {first} cached tokens",

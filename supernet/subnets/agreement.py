@@ -29,6 +29,15 @@ class Agreement(NamedTuple):
 
 
 @torch.inference_mode()
+def next_tokens(net: torch.nn.Module, texts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a network says follows each token of texts (B, N): ids (B, N), text by text.
+
+    Raises ValueError for outputs that are not finite.
+    """
+    return [_logits(net, ids).argmax(-1) for ids in texts]
+
+
+@torch.inference_mode()
 def top1_agreement(
     state: Mapping[str, torch.Tensor],
     definition: SupernetDefinition,
@@ -39,7 +48,7 @@ def top1_agreement(
     """Compare subnets with the largest on texts (B, N); returns {subnet id: agreement}.
 
     `reference` is the state whose largest says which tokens are wanted (default: the same state).
-    Raises ValueError when there is no text.
+    Raises ValueError when there is no text, or an output is not finite.
     """
     texts = list(batches)
     if not texts:
@@ -47,14 +56,14 @@ def top1_agreement(
     largest = extract(
         state if reference is None else reference, definition, definition.space.largest
     )
-    wanted = [largest(ids).argmax(-1) for ids in texts]
+    wanted = next_tokens(largest, texts)
     found: dict[str, Agreement] = {}
     for arch in archs:
         is_largest = arch == definition.space.largest and reference is None
         net = largest if is_largest else extract(state, definition, arch)
         agreed, count, loss, predicted = 0, 0, 0.0, 0
         for ids, want in zip(texts, wanted, strict=True):
-            logits = net(ids)
+            logits = _logits(net, ids)
             agreed += int((logits.argmax(-1) == want).sum())
             count += want.numel()
             followed = ids[:, 1:].flatten()
@@ -65,6 +74,14 @@ def top1_agreement(
         perplexity = math.exp(min(loss / max(predicted, 1), 700.0))
         found[arch.subnet_id] = Agreement(agreed / count, _interval(agreed, count), perplexity)
     return found
+
+
+def _logits(net: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Return logits (B, N, V); of those that are not finite all would agree on some token."""
+    logits = net(ids)
+    if not math.isfinite(float(logits.sum())):  # one that is not leaves no sum that is
+        raise ValueError("the output of the network is not finite: its weights are damaged")
+    return logits
 
 
 def _interval(hits: int, count: int) -> tuple[float, float]:

@@ -6,7 +6,10 @@ convention of the literature ("MFLOPs" in OFA and DepS are these MACs in million
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
+from itertools import zip_longest
 from math import prod
 from typing import Any, NamedTuple
 
@@ -59,3 +62,25 @@ def cost(definition: SupernetDefinition, arch: Arch) -> Cost:
     with torch.inference_mode(), torch.device("meta"):
         net(definition.example_input(arch))
     return Cost(sum(macs), sum(p.numel() for p in net.parameters()))
+
+
+def cost_of_alike_blocks(definition: SupernetDefinition, arch: Arch) -> Cost:
+    """Count as `cost` does, where all blocks of the one stage are alike, as a decoder's are.
+
+    Building thirty blocks takes half a second, and a search counts thousands of patterns. Here only
+    uniform archs are built, one for each kind of block: the mean of their costs over the blocks is
+    the pattern's cost, to the last MAC, as what is beside the blocks is in each of them once.
+    """
+    assert len(arch.depth) == 1, "one stage"
+    kinds = Counter(zip_longest(arch.expand, arch.heads))
+    count = kinds.total()
+    macs = params = 0
+    for (expand, heads), times in kinds.items():
+        uniform = replace(
+            arch,
+            expand=() if expand is None else (expand,) * count,
+            heads=() if heads is None else (heads,) * count,
+        )
+        own = cost(definition, uniform)
+        macs, params = macs + times * own.macs, params + times * own.params
+    return Cost(macs // count, params // count)

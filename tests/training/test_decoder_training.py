@@ -79,6 +79,28 @@ def test_windows_are_labelled_with_what_follows_and_splits_follow_the_text(
         at = whole.index(read) + len(read)
 
 
+def test_of_a_long_text_no_more_is_encoded_than_the_limit_asks_for(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = config_of(text_file).data
+    whole = load_dataset(options)
+    encoded: list[int] = []
+    encode = Tokenizer.encode
+
+    def counting(self: Tokenizer, text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", counting)
+    limited = load_dataset(replace(options, limit=7))
+    assert len(limited.train) == 7
+    first, same = (d.train.take(torch.arange(7)) for d in (whole, limited))
+    assert torch.equal(first.images, same.images)
+    assert torch.equal(first.labels, same.labels)
+    assert encoded[0] == 7 * 16 * 8
+    assert len(limited.test) == len(whole.test)
+
+
 def test_a_decoder_learns_is_sorted_by_activations_and_measured(
     text_file: Path, tmp_path: Path
 ) -> None:

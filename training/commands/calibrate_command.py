@@ -1,7 +1,8 @@
 """`supernet calibrate`: norm statistics and accuracies of a checkpoint's subnets on given data.
 
 For checkpoints made by `supernet import`, which serve the largest subnet at an unknown accuracy,
-and for data that the supernet was not trained on. Weights stay as they are.
+and for data that the supernet was not trained on. Weights stay as they are. A decoder has no such
+statistics; its accuracies are qualities on text of yours.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, ServedSubnet, cost, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
 from training.config import DataConfig
-from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
+from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.data.samples import Dataset, Samples
+from training.evaluation.agreement_judge import with_qualities
 from training.evaluation.evaluate import Measurement, measure, pareto_of, uniform_archs
+from training.evaluation.judge import reported_on
 from training.evaluation.retrieval import reference_neighbours
-from training.evaluation.search import reported_on
 from training.evaluation.tune_norms import TuningOptions, tune_norms
 from training.progress import tracked
 
@@ -37,7 +39,10 @@ def calibrate(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     data: Annotated[
         Path,
-        typer.Option(help="Array folder, or train/CLASS/* and test/ or val/."),
+        typer.Option(
+            help="Array folder, or train/CLASS/* and test/ or val/; of a decoder text files "
+            "(comma-separated)."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint folder to write; default: in place.")
@@ -59,7 +64,12 @@ def calibrate(
             "for weights that were trained on all training images."
         ),
     ] = "validation",
-    images: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 2048,
+    images: Annotated[
+        int, typer.Option(min=1, help="Training images to calibrate on; no decoder needs any.")
+    ] = 2048,
+    windows: Annotated[
+        int, typer.Option(min=2, help="Decoders: windows of held-out text, per subnet and split.")
+    ] = 64,
     recalibrate: Annotated[
         bool,
         typer.Option("--recalibrate", help="Statistics of subnets that have some are made anew."),
@@ -72,7 +82,6 @@ def calibrate(
     """Give a checkpoint's subnets norm statistics and measured accuracies on your data."""
     with user_errors(ValueError, OSError, SafetensorError):
         loaded = load_checkpoint(checkpoint)
-        check_classifies(loaded)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
         check_outputs(folders=[checkpoint if out is None else out.parent])
@@ -83,15 +92,28 @@ def calibrate(
             *extra,
             *(uniform_archs(space) if ladder else ()),
         ]
-        done, before = recalibrated(
-            loaded,
-            dataset_of(loaded, data, choose_on=choose_on),
-            list(dict.fromkeys(archs)),
-            images=images,
-            keep_statistics=not recalibrate,
-            min_accuracy=min_accuracy,
-            tune_epochs=tune_epochs,
-        )
+        wanted = list(dict.fromkeys(archs))
+        held_out = dataset_of(loaded, data, choose_on=choose_on)
+        before: dict[str, float] = {}
+        if loaded.definition.family.generates:
+            if tune_epochs:
+                raise ValueError(
+                    "--tune-epochs tunes batch norms, a decoder has none: leave it out"
+                )
+            with tracked(wanted, "measure", console) as following:
+                done = with_qualities(
+                    loaded, held_out, following, windows=windows, min_quality=min_accuracy
+                )
+        else:
+            done, before = recalibrated(
+                loaded,
+                held_out,
+                wanted,
+                images=images,
+                keep_statistics=not recalibrate,
+                min_accuracy=min_accuracy,
+                tune_epochs=tune_epochs,
+            )
         save_checkpoint(done, out or checkpoint)
     for s in done.subnets:
         low, high = (100 * x for x in s.ci95)

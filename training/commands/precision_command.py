@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from slackfit.output_files import check_outputs
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
+from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.data.samples import Dataset
 from training.progress import tracked
 
@@ -31,7 +31,10 @@ def precision(
     ] = "int8",
     data: Annotated[
         Path | None,
-        typer.Option(help="Array folder, or train/CLASS/* and test/; default: as trained on."),
+        typer.Option(
+            help="Array folder, or train/CLASS/* and test/; of a decoder text files; default: as "
+            "trained on."
+        ),
     ] = None,
     choose_on: Annotated[
         ChooseOn,
@@ -63,7 +66,7 @@ def precision(
             raise ValueError(f"--alone goes with --to signed_binary, not with {to}")
         loaded = load_checkpoint(checkpoint)
         if to == "int8":
-            check_classifies(loaded)
+            _check_rounds(loaded)
         check_outputs(folders=[checkpoint, alone])
         samples = dataset_of(loaded, data, choose_on=choose_on)
         if to == "int8":
@@ -80,6 +83,15 @@ def precision(
     _print(f"{loaded.name} in {to}, {samples.name}", to, rows)
     if done.low_bit is not None and to == "signed_binary":
         console.print(f"{done.low_bit.bits_per_weight:.3f} bits per weight", highlight=False)
+
+
+def _check_rounds(checkpoint: Checkpoint) -> None:
+    if checkpoint.definition.family.generates:
+        raise ValueError(
+            f"checkpoint {checkpoint.name!r} is a decoder, whose int8 is a packing of all its "
+            "widths and no entry of its own (--packing int8 of generate and profile); only "
+            "--to signed_binary makes entries"
+        )
 
 
 def _to_int8(

@@ -1,8 +1,9 @@
-"""`supernet search`: the Pareto subnets of a trained supernet."""
+"""`supernet search`: the Pareto subnets of a trained supernet; of a decoder, width patterns."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +24,13 @@ from slackfit.output_files import check_outputs, write_each, write_text
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import load_checkpoint, save_checkpoint
-from training.data.checkpoint_data import ChooseOn, check_classifies, dataset_of
+from training.data.checkpoint_data import ChooseOn, dataset_of
 from training.evaluation.journal import SearchJournal
 from training.evaluation.search import (
     Comparison,
     Search,
     SearchOptions,
     SearchResult,
-    reported_on,
     to_json,
     with_found,
 )
@@ -41,7 +41,11 @@ console = Console(stderr=True)
 def search(
     checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder.")],
     data: Annotated[
-        Path | None, typer.Option(help="Data folder; default: what the checkpoint was trained on.")
+        Path | None,
+        typer.Option(
+            help="Data folder, of a decoder text files (comma-separated); default: what the "
+            "checkpoint was trained on."
+        ),
     ] = None,
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Write the result.")
@@ -57,7 +61,9 @@ def search(
     profile: Annotated[
         Path | None, typer.Option(help="Measured latency is the cost, instead of MACs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of the latencies.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Of the latencies; of a decoder streams that decode.")
+    ] = 1,
     max_macs: Annotated[float | None, typer.Option(help="In millions.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="With --profile.")] = None,
     choose_on: Annotated[
@@ -74,38 +80,46 @@ def search(
         int, typer.Option(min=0, help="Predicted subnets to measure; 0 predicts nothing.")
     ] = 16,
     calibration_images: Annotated[int, typer.Option(min=1, help="Per subnet.")] = 512,
+    windows: Annotated[
+        int, typer.Option(min=2, help="Decoders: windows of held-out text, per subnet and split.")
+    ] = 64,
     generations: Annotated[int, typer.Option(min=0, help="Of the evolution.")] = 20,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
 ) -> None:
-    """Find the Pareto subnets of a trained supernet: accuracy against MACs or measured latency."""
+    """Find the Pareto subnets of a trained supernet: accuracy against MACs or measured latency.
+
+    Of a decoder these are patterns of widths, block by block, and accuracy is agreement with the
+    largest on held-out text.
+    """
     with user_errors(ValueError, OSError, SafetensorError):
         limit = _limit(profile, max_macs, max_latency_ms)
         if out is not None and out.exists():
             raise ValueError(f"{out} exists already; choose another --out or delete it")
         check_outputs(json_, plot, folders=[None if out is None else out.parent])
         loaded = load_checkpoint(checkpoint)
-        check_classifies(loaded)
+        is_decoder = loaded.definition.family.generates
         options = SearchOptions(
             num_samples=samples,
             num_final=final,
             calibration_images=calibration_images,
+            windows=windows,
             generations=generations,
             limit=limit,
             seed=seed,
         )
-        images = dataset_of(loaded, data, choose_on=choose_on)
+        held_out = dataset_of(loaded, data, choose_on=choose_on)
         table = None if profile is None else LatencyProfile.load(profile)
         about = {
             "checkpoint": loaded.fingerprint,
-            "data": images.split.digest if images.split else images.name,
+            "data": held_out.split.digest if held_out.split else held_out.name,
             "chosen_on": choose_on,
-            "images": [len(images.train), len(images.validation), len(images.test)],
-            "calibration_images": calibration_images,
+            "images": [len(held_out.train), len(held_out.validation), len(held_out.test)],
+            **({"windows": windows} if is_decoder else {"calibration_images": calibration_images}),
         }
         with _Bars() as bars:
             task = Search(
                 loaded,
-                images,
+                held_out,
                 options,
                 profile=table,
                 batch_size=batch_size,
@@ -115,25 +129,25 @@ def search(
             result = task.run()
             comparison = task.compare(result)
         unit = "MACs" if profile is None else "ms"
+        most = windows if is_decoder else sys.maxsize
         header = {
             "checkpoint": loaded.fingerprint,
-            "data": images.name,
+            "data": held_out.name,
             "chosen_on": choose_on,
-            "num_validation": len(images.validation),
-            "num_test": len(images.test),
+            "num_validation": min(most, len(held_out.validation)),
+            "num_test": min(most, len(held_out.test)),
             "cost": "macs" if profile is None else f"latency_s of batch {batch_size}",
             "limit": None if limit == float("inf") else limit,
             "seed": seed,
         }
         text = json.dumps(to_json(result, comparison, **header), indent=1, allow_nan=False) + "\n"
-        source = reported_on(images, calibration_images, loaded.definition)
         write_each(
             lambda: None if json_ is None else write_text(json_, text),
-            lambda: out is None or save_checkpoint(with_found(loaded, result, source), out),
+            lambda: out is None or save_checkpoint(with_found(loaded, result, task.source), out),
             lambda: plot is None or _plot(result, plot, loaded.name, unit),
         )
     if json_ != "-":
-        _print(result, comparison, unit)
+        _print(result, comparison, unit, "quality" if is_decoder else "accuracy")
 
 
 def _plot(result: SearchResult, plot: Path, name: str, unit: str) -> None:
@@ -172,10 +186,10 @@ class _Bars(Progress):
         self.update(self._rows[what], completed=done)
 
 
-def _print(result: SearchResult, comparison: Comparison, unit: str) -> None:
+def _print(result: SearchResult, comparison: Comparison, unit: str, what: str) -> None:
     scale = 1e3 if unit == "ms" else 1e-6
     table = Table(title=f"{len(result.subnets)} of {len(result.measured)} measured subnets")
-    for name in ("subnet", "ms" if unit == "ms" else "MMACs", "accuracy (%)", "95 % interval"):
+    for name in ("subnet", "ms" if unit == "ms" else "MMACs", f"{what} (%)", "95 % interval"):
         table.add_column(name, justify="left" if name == "subnet" else "right")
     for s in result.subnets:
         low, high = (100 * x for x in s.ci95)

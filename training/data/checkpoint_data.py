@@ -13,20 +13,11 @@ from typing import Any, Literal
 from supernet import Checkpoint
 from training.config import DataConfig
 from training.data.array_folder import DataError
+from training.data.checkpoint_texts import texts_of
 from training.data.data import load_dataset
 from training.data.samples import Dataset, SplitRecord
 
 ChooseOn = Literal["validation", "test"]
-
-
-def check_classifies(checkpoint: Checkpoint) -> None:
-    """Raise DataError for a decoder, whose widths are measured on text in another place."""
-    if checkpoint.definition.family.generates:
-        raise DataError(
-            f"checkpoint {checkpoint.name!r} is a decoder: its widths are measured on text when it "
-            "is imported or trained, so there is nothing to search, calibrate or round; for int8 "
-            "use --packing int8 of generate and profile"
-        )
 
 
 def dataset_of(
@@ -38,11 +29,15 @@ def dataset_of(
 ) -> Dataset:
     """Load the folder at `path`, or the data that the checkpoint was trained on.
 
-    Data that it was trained on are split as they were then, wherever they lie now; of others
+    Of a decoder it is running text (`texts_of`). Data that it was trained on are split as they were
+    then, wherever they lie now; of others
     `validation` is the share of the training images that is held out. `choose_on` `test` holds out
     half of the test images instead (`Dataset.choosing_on_test`). Raises DataError when there are
     none, or channels or classes differ from the checkpoint's.
     """
+    if checkpoint.definition.family.generates:
+        texts = texts_of(checkpoint, path)
+        return texts.choosing_on_test() if choose_on == "test" else texts
     if path is not None:
         options = DataConfig(name=kind_of(path), path=str(path), validation=validation)
         data = load_dataset(options)
@@ -97,7 +92,6 @@ def kind_of(path: Path) -> Any:
 
 def _check_fits(checkpoint: Checkpoint, data: Dataset) -> None:
     has_classes = checkpoint.definition.output.kind == "logits"
-    has_classes = has_classes and not checkpoint.definition.family.generates
     if has_classes and len(data.classes) != checkpoint.num_classes:
         raise DataError(
             f"checkpoint {checkpoint.name!r} has {checkpoint.num_classes} classes, {data.name} has "

@@ -13,6 +13,7 @@ import csv
 import gzip
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from training.data.samples import Dataset, Split, SplitRecord
 _TEST_SHARE = 0.05
 _END = "<|end|>"
 _FEWEST_TOKENS = 258  # the bytes, the end of a text, and one merge
+_TOKEN_CHARACTERS = 8  # more than a token has on average
 
 
 def load_corpus(options: DataConfig, seed: int) -> Dataset:
@@ -37,21 +39,63 @@ def load_corpus(options: DataConfig, seed: int) -> Dataset:
     Raises DataError: no such file, no text, a vocabulary that is neither a checkpoint folder nor
     `bpe:N`, a text too short for its splits.
     """
-    texts = [read_text(name.strip()) for name in options.path.split(",")]
+    texts = _read(options)
     parts = [_parts(text, options) for text in texts]
     try:
         spec = _vocabulary(options.vocabulary, "\n\n".join(train for train, _, _ in parts))
+    except TokenizerMissingError as error:
+        raise DataError(str(error)) from None
+    record = SplitRecord(seed=seed, validation=options.validation, digest=_digest(texts))
+    return _in_windows(parts, spec, options, record)
+
+
+def held_out_corpus(
+    options: DataConfig, spec: TextSpec, trained_on: SplitRecord | None = None
+) -> Dataset:
+    """Read texts to measure on, in tokens of a tokenizer that is there; `vocabulary` is not asked.
+
+    Texts that a run was trained on, as `trained_on` says, hold out what they did then. Of the part
+    to train on there is no more than of the others. Raises DataError as `load_corpus`.
+    """
+    texts = _read(options)
+    if trained_on is not None and trained_on.digest == _digest(texts):
+        options = replace(options, validation=trained_on.validation)
+    parts = [
+        (train[: len(test)], validation, test)
+        for train, validation, test in (_parts(text, options) for text in texts)
+    ]
+    record = SplitRecord(seed=0, validation=options.validation, digest=_digest(texts))
+    return _in_windows(parts, spec, replace(options, limit=0), record)
+
+
+def _read(options: DataConfig) -> list[str]:
+    return [read_text(name.strip()) for name in options.path.split(",")]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _in_windows(
+    parts: Sequence[tuple[str, str, str]], spec: TextSpec, options: DataConfig, split: SplitRecord
+) -> Dataset:
+    try:
         tokenizer = Tokenizer(spec)
     except TokenizerMissingError as error:
         raise DataError(str(error)) from None
     windows = [
-        [windows_of(tokenizer.encode(part), options.size) for part in each] for each in parts
+        [
+            _first_windows(tokenizer, train, options),
+            *(windows_of(tokenizer.encode(part), options.size) for part in held_out),
+        ]
+        for train, *held_out in parts
     ]
     fewest = min(len(split) for each in windows for split in each)
     if fewest < 1:
         raise DataError(
-            f"{options.path}: {min(map(len, texts)):,} characters are too few for windows of "
-            f"{options.size} tokens in each split; give more text or a smaller data.size"
+            f"{options.path}: {min(sum(map(len, each)) for each in parts):,} characters are too "
+            f"few for windows of {options.size} tokens in each split; give more text or a smaller "
+            "data.size"
         )
     train, validation, test = zip(*windows, strict=True)
     return Dataset(
@@ -63,13 +107,19 @@ def load_corpus(options: DataConfig, seed: int) -> Dataset:
         train=_joined(_limited(train, options.limit)),
         validation=_joined(validation),
         test=_joined(test),
-        split=SplitRecord(
-            seed=seed,
-            validation=options.validation,
-            digest=hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16],
-        ),
+        split=split,
         text=spec,
     )
+
+
+def _first_windows(tokenizer: Tokenizer, train: str, options: DataConfig) -> Split:
+    """Windows of a part to train on; of a long one no more is encoded than `limit` asks for."""
+    enough = options.limit * options.size * _TOKEN_CHARACTERS
+    if 0 < enough < len(train):
+        first = windows_of(tokenizer.encode(train[:enough]), options.size)
+        if len(first) > options.limit:  # all of them are before what the cut spoils
+            return first
+    return windows_of(tokenizer.encode(train), options.size)
 
 
 def read_text(name: str) -> str:

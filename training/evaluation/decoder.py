@@ -56,7 +56,7 @@ def measured_decoder(trained: Checkpoint, data: Dataset) -> Checkpoint:
 
 def reported_windows(data: Dataset) -> list[torch.Tensor]:
     """The windows of the test split that qualities are measured on, (B, N) ids each."""
-    return _windows(data.test, _REPORTED)
+    return spread_windows(data.test, _REPORTED)
 
 
 def watch_decoder(
@@ -64,11 +64,11 @@ def watch_decoder(
 ) -> dict[str, float]:
     """Perplexities on the validation split of the smallest, middle and largest subnet."""
     archs = watched_archs(definition.space)
-    found = top1_agreement(state, definition, archs, _windows(data.validation, _WATCHED))
+    found = top1_agreement(state, definition, archs, spread_windows(data.validation, _WATCHED))
     return {f"perplexity/{i}": each.perplexity for i, each in found.items()}
 
 
-def _windows(split: Samples, count: int) -> list[torch.Tensor]:
-    """Up to `count` windows spread over a split, (B, N) ids each."""
+def spread_windows(split: Samples, count: int) -> list[torch.Tensor]:
+    """Return up to `count` windows spread over a split, (B, N) ids each."""
     rows = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
     return [split.take(part).images.flatten(1).long() for part in rows.split(_BATCH)]

@@ -1,13 +1,15 @@
 """Evolutionary search for the front of two aims: little cost, high predicted accuracy.
 
 Parents are the archs that no other beats, and those nearest to them; children are mutations
-(one to three single changes) and crossovers (each stage from either parent). All is predicted, so
+(one to three single changes) and crossovers (each stage, or of a single one each block, from either
+parent). All is predicted, so
 thousands of archs are judged in seconds; OFA's search is the same idea for one budget at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,8 +102,19 @@ def mutate(space: SearchSpace, arch: Arch, rng: np.random.Generator) -> Arch:
 
 
 def cross(space: SearchSpace, a: Arch, b: Arch, rng: np.random.Generator) -> Arch:
-    """Take each stage, with its blocks, from either parent; legal since stages are independent."""
+    """Take each stage, with its blocks, from either parent; legal since stages are independent.
+
+    Where one stage is all there is, and both keep the same blocks, each block is from either.
+    """
     parents = (a, b)
+    if len(space.depth) == 1 and a.depth == b.depth:
+        drawn = rng.integers(2, size=space.blocks_of(0, a.depth[0]))
+        blocks: dict[str, Any] = {
+            name: tuple(getattr(parents[p], name)[i] for i, p in enumerate(drawn))
+            for name in _PER_BLOCK
+            if getattr(space, name)
+        }
+        return replace(parents[int(rng.integers(2))], **blocks)
     chosen = [parents[int(rng.integers(2))] for _ in space.depth]
     values: dict[str, Any] = {
         "resolution": parents[int(rng.integers(2))].resolution,

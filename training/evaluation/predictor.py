@@ -71,16 +71,29 @@ class AccuracyPredictor:
 
 
 class LatencyPredictor:
-    """Seconds of a batch on any subnet, from the subnets of a profile."""
+    """Seconds of a batch on any subnet, from the subnets of a profile.
 
-    def __init__(self, space: SearchSpace, cost_of: CostOf, measured_s: Mapping[Arch, float]):
-        """Raises ValueError for fewer than five subnets."""
-        if len(measured_s) < 5:
+    Of a decoder it is seconds of an iteration of decodes, which a few tokens do not fill: what
+    counts are the weights that it reads, all else is the same for every subnet.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        cost_of: CostOf,
+        measured_s: Mapping[Arch, float],
+        *,
+        of_iterations: bool = False,
+    ):
+        """Raises ValueError for fewer than five subnets, three of a decoder."""
+        self._space, self._cost_of, self._of_iterations = space, cost_of, of_iterations
+        fewest = 3 if of_iterations else 5  # one more than there are coefficients
+        if len(measured_s) < fewest:
             raise ValueError(
                 f"the profile has {len(measured_s)} subnets of this space; to foretell the latency "
-                "of others it needs at least 5 (supernet profile of a checkpoint with more subnets)"
+                f"of others it needs at least {fewest} (supernet profile of a checkpoint with more "
+                "subnets)"
             )
-        self._space, self._cost_of = space, cost_of
         self._measured_s = dict(measured_s)
         x = np.stack([self._row(arch) for arch in measured_s])
         y = np.array(list(measured_s.values()))
@@ -91,13 +104,19 @@ class LatencyPredictor:
         self.relative_error = float(np.mean(np.abs(left_out - y) / y))
 
     def __call__(self, arch: Arch) -> float:
-        """Seconds: as profiled where it was, else foretold."""
-        if arch in self._measured_s:
+        """Seconds: as profiled where it was, else foretold.
+
+        Of iterations all are foretold, so that a pattern of widths that reads more never seems
+        cheaper than one that was profiled in a slow moment.
+        """
+        if arch in self._measured_s and not self._of_iterations:
             return self._measured_s[arch]
         return float(self._weights @ self._row(arch))
 
     def _row(self, arch: Arch) -> np.ndarray:
         macs, params = self._cost_of(arch)
+        if self._of_iterations:
+            return np.array([1.0, params / 1e6])
         blocks = sum(self._space.blocks_of(s, d) for s, d in enumerate(arch.depth))
         return np.array([1.0, macs / 1e6, params / 1e6, blocks])
 

@@ -1,39 +1,43 @@
 """Search a trained supernet for its Pareto subnets.
 
 1. Measure every uniform shape and a sample of others, spread over sizes: calibrated, on the
-   validation images.
+   validation samples.
 2. Fit an accuracy predictor to them and let evolution find the predicted front.
 3. Measure the most promising of that front too, and take the front of all that was measured.
-4. Measure that front once on the test images, which nothing was chosen on. Reported are those
+4. Measure that front once on the test samples, which nothing was chosen on. Reported are those
    accuracies with their intervals; `compare` adds the hyper-volume with a bootstrap interval, and
    what a uniform shape beats.
+
+A decoder's samples are windows of text, and its accuracy is its agreement with the largest; what
+its blocks keep of their feed-forwards is searched block by block (Mix'n'Match, MatFormer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from slackfit.profile import LatencyProfile
-from supernet import Arch, Checkpoint, ServedSubnet, SupernetDefinition, cost
-from supernet.subnets.cost import Cost
-from training.data.samples import Dataset, Samples, Subset
+from supernet import Arch, Checkpoint, ServedSubnet, cost
+from supernet.subnets.cost import Cost, cost_of_alike_blocks
+from training.data.samples import Dataset
+from training.evaluation.agreement_judge import AgreementJudge
 from training.evaluation.domination import Domination, dominated
-from training.evaluation.evaluate import Measurement, measure, uniform_archs, wilson_interval
+from training.evaluation.evaluate import uniform_archs
 from training.evaluation.evolution import Aim, EvolutionSettings, evolve, front, spread_over_cost
 from training.evaluation.hypervolume import HyperVolume, hyper_volume
 from training.evaluation.journal import SearchJournal
+from training.evaluation.judge import Judge, SampleJudge
 from training.evaluation.predictor import (
     MIN_MEASURED,
     AccuracyPredictor,
     LatencyPredictor,
     Quality,
 )
-from training.evaluation.retrieval import reference_neighbours
 
 _SEARCH = 7
 
@@ -46,7 +50,8 @@ class SearchOptions:
 
     `num_samples` random subnets besides the uniform ones (only the ladder where `uniform` is false)
     and `also`, `num_final` of the predicted
-    front (0: nothing is predicted).
+    front (0: nothing is predicted). `windows` of text are read of each split where the supernet is
+    a decoder.
     """
 
     also: tuple[Arch, ...] = ()
@@ -55,6 +60,7 @@ class SearchOptions:
     num_samples: int = 48
     num_final: int = 16
     calibration_images: int = 512
+    windows: int = 64
     population: int = 64
     generations: int = 20
     limit: float = float("inf")
@@ -117,17 +123,28 @@ class Search:
         What a `journal` holds is not measured again.
         Raises ValueError when the profile is of another space or has too few subnets.
         """
-        self._checkpoint, self._data, self._options = checkpoint, data, options
+        self._options = options
         self._definition = checkpoint.definition
         self._space = self._definition.space
         self._progress = progress
-        self._statistics: dict[str, dict[str, torch.Tensor]] = {}
-        self._references: dict[int, torch.Tensor | None] = {}
-        self._journal = journal or SearchJournal()
+        known = journal or SearchJournal()
+        is_decoder = self._definition.family.generates
+        self._judge: Judge = (
+            AgreementJudge(checkpoint, data, options.windows, known)
+            if is_decoder
+            else SampleJudge(checkpoint, data, options.calibration_images, known)
+        )
         self._latency: LatencyPredictor | None = None
         if profile is not None:
             measured_s = _latencies(checkpoint, profile, batch_size)
-            self._latency = LatencyPredictor(self._space, self._size, measured_s)
+            self._latency = LatencyPredictor(
+                self._space, self._size, measured_s, of_iterations=is_decoder
+            )
+
+    @property
+    def source(self) -> str:
+        """On what accuracies are measured, in words."""
+        return self._judge.source
 
     def run(self) -> SearchResult:
         """Measure, predict, search, measure again."""
@@ -157,7 +174,7 @@ class Search:
             measured=measured,
             quality=predictor.quality if predictor else None,
             latency_error=self._latency.relative_error if self._latency else None,
-            statistics={a.subnet_id: self._statistics_of(a) for a in best},
+            statistics={a.subnet_id: self._judge.statistics(a) for a in best},
         )
 
     def compare(self, result: SearchResult) -> Comparison:
@@ -166,7 +183,7 @@ class Search:
         uniforms = [a for a in uniform_archs(self._space) if self._cost(a) <= limit]
         correct: dict[Arch, np.ndarray] = {}
         for done, arch in enumerate(dict.fromkeys((*found, *uniforms)), start=1):
-            correct[arch] = self._correct(arch, "test")
+            correct[arch] = self._judge.scores(arch, "test")
             self._progress("compare", done, len({*found, *uniforms}))
         aims = {a: Aim(self._cost(a), float(hits.mean())) for a, hits in correct.items()}
         ladder = [a for a in self._space.ladder() if a in aims]
@@ -195,7 +212,7 @@ class Search:
     def _validate(self, what: str, archs: Sequence[Arch]) -> dict[Arch, float]:
         accuracy: dict[Arch, float] = {}
         for done, arch in enumerate(archs, start=1):
-            accuracy[arch] = float(self._correct(arch, "validation").mean())
+            accuracy[arch] = float(self._judge.scores(arch, "validation").mean())
             self._progress(what, done, len(archs))
         return accuracy
 
@@ -208,7 +225,7 @@ class Search:
         predicted = predictor(archs) if predictor else None
         found: list[FoundSubnet] = []
         for i, arch in enumerate(archs):
-            hits = self._correct(arch, "test")
+            scores = self._judge.scores(arch, "test")
             found.append(
                 FoundSubnet(
                     arch,
@@ -216,60 +233,20 @@ class Search:
                     self._cost(arch),
                     None if predicted is None else float(predicted[i]),
                     accuracy[arch],
-                    float(hits.mean()),
-                    wilson_interval(int(hits.sum()), len(hits)),
+                    float(scores.mean()),
+                    self._judge.interval(scores),
                 )
             )
             self._progress("test", i + 1, len(archs))
         return tuple(found)
-
-    def _correct(self, arch: Arch, split: Literal["validation", "test"]) -> np.ndarray:
-        """(N,) whether each sample is classified correctly, with the subnet's own statistics.
-
-        Each subnet is measured once on each split.
-        """
-        known = self._journal.get(arch.subnet_id, split)
-        if known is None:
-            known = self._measured(arch, getattr(self._data, split)).correct.numpy()
-            self._journal.add(arch.subnet_id, split, known)
-        return known
-
-    def _statistics_of(self, arch: Arch) -> dict[str, torch.Tensor]:
-        if arch.subnet_id not in self._statistics:  # its answers came from the journal
-            self._measured(arch, Subset(self._data.train, torch.arange(1)))
-        return self._statistics[arch.subnet_id]
-
-    def _measured(self, arch: Arch, samples: Samples) -> Measurement:
-        measured = measure(
-            self._checkpoint.state,
-            self._definition,
-            arch,
-            input_spec=self._checkpoint.input,
-            calibration=self._data.train,
-            calibration_images=self._options.calibration_images,
-            held_out=samples,
-            statistics=self._statistics.get(arch.subnet_id),
-            reference=self._reference(samples),
-        )
-        self._statistics[arch.subnet_id] = measured.statistics
-        return measured
-
-    def _reference(self, samples: Samples) -> torch.Tensor | None:
-        """What the largest's embeddings are nearest to, once per split; None for logits."""
-        if self._definition.output.kind == "logits" or len(samples) < 3:
-            return None
-        if id(samples) not in self._references:
-            self._references[id(samples)] = reference_neighbours(
-                self._checkpoint.state, self._definition, samples, self._checkpoint.input
-            )
-        return self._references[id(samples)]
 
     def _ceiling(self) -> float:
         """The cost up to which volume is counted: the limit, or the largest subnet's."""
         return min(self._options.limit, self._cost(self._space.largest))
 
     def _size(self, arch: Arch) -> Cost:
-        return cost(self._definition, arch)
+        is_decoder = self._definition.family.generates
+        return (cost_of_alike_blocks if is_decoder else cost)(self._definition, arch)
 
     def _cost(self, arch: Arch) -> float:
         return self._latency(arch) if self._latency else float(self._size(arch).macs)
@@ -278,25 +255,15 @@ class Search:
 def _latencies(
     checkpoint: Checkpoint, profile: LatencyProfile, batch_size: int
 ) -> dict[Arch, float]:
-    archs = {subnet.subnet_id: subnet.arch for subnet in checkpoint.subnets}
-    unknown = sorted(set(profile.subnet_ids) - set(archs))
+    """Seconds of the float subnets of a profile; it may hold other precisions too."""
+    unknown = sorted(set(profile.subnet_ids) - {form.subnet_id for form in checkpoint.forms})
     if unknown:
         raise ValueError(
             f"profile {profile.name!r} names subnets that {checkpoint.name!r} does not serve: "
             f"{', '.join(unknown)}; profile this checkpoint"
         )
-    return {archs[i]: profile.latency_s(i, batch_size) for i in profile.subnet_ids}
-
-
-def reported_on(data: Dataset, calibration_images: int, definition: SupernetDefinition) -> str:
-    """What accuracies of a search were measured on, in words, and of embeddings what they are."""
-    is_embedding = definition.output.kind == "embedding"
-    what = "nearest neighbours that agree with the largest's; " if is_embedding else ""
-    return (
-        f"{what}{data.name}: {len(data.test)} test images that nothing was chosen on; chosen on "
-        f"{len(data.validation)} others, statistics calibrated on "
-        f"{min(calibration_images, len(data.train))} training images"
-    )
+    archs = {subnet.subnet_id: subnet.arch for subnet in checkpoint.subnets}
+    return {archs[i]: profile.latency_s(i, batch_size) for i in profile.subnet_ids if i in archs}
 
 
 def with_found(checkpoint: Checkpoint, result: SearchResult, source: str) -> Checkpoint:

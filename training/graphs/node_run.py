@@ -23,11 +23,12 @@ from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphStore
 from supernet.spec import parse_arch
 from training.config import ConfigError, TrainConfig
-from training.graphs.gcnii import GcniiOptions, accuracy_of, train_gcnii
+from training.graphs.gcnii import GcniiOptions, accuracy_of
 from training.graphs.load_graph import load_graph
 from training.graphs.node_evaluation import measure_nodes, served_nodes
 from training.graphs.node_trainer import NodeTrainer, NodeTraining, Progress
-from training.graphs.whole_graph import Dropout, WholeGraph
+from training.graphs.teachers import teacher_logits
+from training.graphs.whole_graph import WholeGraph
 from training.trainer.run_log import RunLog
 
 EvaluationProgress = Callable[[int, int], None]
@@ -123,10 +124,14 @@ def _training(config: TrainConfig, definition: SupernetDefinition) -> NodeTraini
     return NodeTraining(
         steps=schedule.steps or schedule.epochs,
         lr=config.optimizer.lr,
+        min_lr=config.optimizer.min_lr,
         weight_decay=config.optimizer.weight_decay,
+        ema_decay=config.optimizer.ema_decay,
         dropout=config.graph.dropout,
         distillation=config.graph.distillation,
         random_subnets=schedule.random_subnets,
+        each_depth=config.graph.each_depth,
+        mlp_weight=config.graph.mlp_weight,
         watch_steps=config.graph.watch_steps,
         alone=alone,
         seed=config.seed,
@@ -149,9 +154,7 @@ def _teacher(
         dropout=options.teacher_dropout,
         epochs=options.teacher_epochs,
     )
-    net = train_gcnii(whole, definition.config.num_classes, size, config.seed)
-    with torch.no_grad():
-        logits = net(whole, Dropout())
+    logits = teacher_logits(options.teacher, whole, definition, size, config.seed)
     accuracies = {split: accuracy_of(logits, whole, split) for split in ("validation", "test")}
     log.add_line({"teacher": accuracies})
     return logits

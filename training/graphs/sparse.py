@@ -58,12 +58,14 @@ class SparseMatrix:
         np.cumsum(np.bincount(rows, minlength=len(matrix)), out=indptr[1:])
         return cls.of(indptr, columns, matrix[rows, columns], matrix.shape[1])
 
-    def dropped(self, rate: float, generator: torch.Generator) -> SparseMatrix:
-        """Return the matrix with a share `rate` of its entries zero, the others scaled up."""
-        if rate == 0.0:
-            return self
-        kept = torch.empty_like(self._rows.values).bernoulli_(1.0 - rate, generator=generator)
-        values = self._rows.values * kept.div_(1.0 - rate)
+    @property
+    def num_entries(self) -> int:
+        """How many entries are stored."""
+        return len(self._rows.values)
+
+    def scaled(self, factors: torch.Tensor) -> SparseMatrix:
+        """Return the matrix with each stored entry times its factor (entries,)."""
+        values = self._rows.values * factors
         return SparseMatrix(
             self._rows._replace(values=values),
             self._columns._replace(values=values[self._order]),

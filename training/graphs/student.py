@@ -94,7 +94,7 @@ def teach(
         if pairs is not None:
             loss = loss + options.pairs * pairs(teacher.hidden, hidden)
         if contrast is not None:
-            drawn = torch.randperm(whole.num_nodes, generator=dropout.generator)[:_CONTRASTED]
+            drawn = torch.from_numpy(dropout.rng.permutation(whole.num_nodes)[:_CONTRASTED])
             loss = loss + options.contrast * contrast(teacher.hidden, hidden, drawn)
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ module on a `Neighbourhood` of all nodes, which is what other aggregators run on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,25 +25,35 @@ from supernet.layers.neighbours import Hop, Neighbourhood
 from training.graphs.sparse import SparseMatrix
 
 Tensors = Mapping[str, torch.Tensor]
+_LEVELS = 1 << 16
 
 
 class Dropout:
-    """Drops shares of features and of hidden states, drawn from one generator; at 0 nothing."""
+    """Drops shares of features and of hidden states, drawn from one generator; at 0 nothing.
+
+    A share is rounded to whole parts of 65,536: whole numbers of 16 bits are drawn five times as
+    fast as torch draws by a rate, which was a quarter of a training.
+    """
 
     def __init__(self, rate: float = 0.0, seed: int = 0):
-        self.rate = rate
-        self.generator = torch.Generator().manual_seed(seed)
+        self.rate = round(rate * _LEVELS) / _LEVELS
+        self.rng = np.random.Generator(np.random.SFC64(seed))
 
     def of(self, h: torch.Tensor) -> torch.Tensor:
         """Drop entries of (n, C)."""
-        if self.rate == 0.0:
-            return h
-        kept = torch.empty_like(h).bernoulli_(1.0 - self.rate, generator=self.generator)
-        return h * kept.div_(1.0 - self.rate)
+        return h if self.rate == 0.0 else h * self._scale(h.shape)
 
     def of_features(self, features: SparseMatrix) -> SparseMatrix:
         """Drop entries of the features."""
-        return features.dropped(self.rate, self.generator)
+        if self.rate == 0.0:
+            return features
+        return features.scaled(self._scale((features.num_entries,)))
+
+    def _scale(self, shape: Sequence[int]) -> torch.Tensor:
+        """Zeros at a share of the places, elsewhere what keeps the expectation."""
+        drawn = self.rng.integers(0, _LEVELS, tuple(shape), dtype=np.uint16)
+        kept = torch.from_numpy(drawn >= round(self.rate * _LEVELS))
+        return kept.to(torch.float32).div_(1.0 - self.rate)
 
 
 class WholeGraph:

@@ -122,15 +122,19 @@ def llamacpp_continues(
         "ignore_eos": ignore_eos,
         "rounds": 1,
     }
-    done = subprocess.run(
-        [str(python), "-m", "serve.bench.decoder.llamacpp_peer", json.dumps(order)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [str(python), "-m", "serve.bench.decoder.llamacpp_peer", json.dumps(order)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        text = f"llama.cpp made {tokens} tokens of {batch} texts not within {_TIMEOUT_S} s"
+        raise RuntimeError(f"{text}; is the machine busy?") from None
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise RuntimeError(f"llama.cpp failed on {path.name}: {said[0]}")

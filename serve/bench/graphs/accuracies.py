@@ -5,43 +5,45 @@ Every cell is one training, kept in a journal, so a run that was stopped goes on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
-from serve.bench.graphs.cases import REGULARISATION, NodeCase, missing, node_case
+from serve.bench.graphs.cases import NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.graphs.recipes import digest_of, recipe_of
+from serve.bench.graphs.shape_accuracies import alone_accuracies, shared_accuracies
+from serve.bench.graphs.teacher_store import TeacherStore
 from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
-from supernet import Arch
-from supernet.spec import parse_arch
-from training.graphs.gcnii import accuracy_of, train_gcnii
-from training.graphs.node_trainer import WATCH_SEED, NodeTrainer, NodeTraining, subnet_logits
-from training.graphs.whole_graph import Dropout, GraphDraw
+from training.graphs.gcnii import accuracy_of
 
-SHAPES = ("d=0", "d=1,w=0.5", "d=2,w=0.5,f={few}", "d=2", "d=3")
-"""Subnets that are compared; `few` is the graph's second fan-out."""
-_TRAINING = NodeTraining(steps=600, random_subnets=2)
+_Compared = dict[str, dict[str, float]]  # {"shared" or "alone": {subnet id: accuracy}}
 
 
 class NodeAccuracies:
     """Trains what is missing of the cells asked for; rows are of what is there."""
 
     def __init__(
-        self, journal: Journal, *, seeds: int, graphs: Sequence[str], steps: int, tell: Tell
+        self,
+        journal: Journal,
+        teachers: TeacherStore,
+        *,
+        seeds: int,
+        graphs: Sequence[str],
+        tell: Tell,
+        steps: int | None = None,
     ):
-        self._seeds, self._graphs = seeds, graphs
+        """`steps` shortens every training of subnets, for tests."""
+        self._teachers, self._seeds, self._graphs, self._steps = teachers, seeds, graphs, steps
         there = [name for name in graphs if not missing(name)]
         self._cells = {
             part: TrainingCells(
-                journal, [f"{part}/{g}/{seed}" for g in there for seed in range(seeds)], tell
+                journal, [self._name(part, g, seed) for g in there for seed in range(seeds)], tell
             )
             for part in ("teacher", "subnets")
         }
-        self._training = replace(_TRAINING, steps=steps)
         self._cases: dict[str, NodeCase] = {}
 
     def teacher(self) -> list[Row]:
@@ -61,29 +63,23 @@ class NodeAccuracies:
     def subnets(self) -> list[Row]:
         """Subnets less the same shapes trained alone, by the same teacher and in as many steps."""
         rows: list[Row] = []
+        means: list[float] = []
+        alone_rungs: list[float] = []
         for name in self._graphs:
             if reason := missing(name):
                 rows.append(_skipped(f"graphs/subnets/{name}", reason))
                 continue
             cells = [self._cell(name, seed) for seed in range(self._seeds)]
-            shapes = list(cells[0]["shared"])
-            for shape in shapes:
-                shared, alone = ([c[kind][shape] for c in cells] for kind in ("shared", "alone"))
-                interval = paired(shared, alone)
-                detail = {
-                    "shared": round(float(np.mean(shared)), 4),
-                    "alone": round(float(np.mean(alone)), 4),
-                    **interval.detail(),
-                }
-                figure = f"graphs/subnets/{name}/{shape}/shared_less_alone"
-                rows.append(row(figure, 100 * interval.mean, "points", detail))
-            each = [
-                np.mean([c["shared"][s] - c["alone"][s] for s in shapes[1:]]).item() for c in cells
-            ]
-            interval = mean_interval(each)
-            figure = f"graphs/subnets/{name}/mean/shared_less_alone"
-            detail = {"without": shapes[0], **interval.detail()}
-            rows.append(row(figure, 100 * interval.mean, "points", detail))
+            rows += _differences(name, cells)
+            mlp, *others = cells[0]["shared"]
+            alone_rungs += [_difference(cell, [mlp]) for cell in cells]
+            each = [_difference(cell, others) for cell in cells]
+            means += each
+            rows.append(_points(f"graphs/subnets/{name}/mean", each, {"without": mlp}))
+        if means:
+            graphs = {"graphs": [name for name in self._graphs if not missing(name)]}
+            rows.append(_points("graphs/subnets/mean", means, graphs))
+            rows.append(_points("graphs/subnets/mlp", alone_rungs, graphs))
         return [*rows, self._cells["subnets"].core_time("graphs/subnets/core_time")]
 
     def _case(self, name: str) -> NodeCase:
@@ -93,42 +89,52 @@ class NodeAccuracies:
 
     def _taught(self, name: str, seed: int) -> float:
         def measure() -> float:
-            return accuracy_of(self._teacher(name, seed), self._case(name).whole, "test")
+            case = self._case(name)
+            return accuracy_of(self._teachers.logits(case, "gcnii", seed), case.whole, "test")
 
-        return self._cells["teacher"].once(f"teacher/{name}/{seed}", measure)
+        return self._cells["teacher"].once(self._name("teacher", name, seed), measure)
 
-    @torch.no_grad()
-    def _teacher(self, name: str, seed: int) -> torch.Tensor:
-        case = self._case(name)
-        with torch.enable_grad():
-            net = train_gcnii(case.whole, case.definition.config.num_classes, case.teacher, seed)
-        return net(case.whole, Dropout())
-
-    def _cell(self, name: str, seed: int) -> dict[str, dict[str, float]]:
+    def _cell(self, name: str, seed: int) -> _Compared:
         return self._cells["subnets"].once(
-            f"subnets/{name}/{seed}", lambda: self._compared(name, seed)
+            self._name("subnets", name, seed), lambda: self._compared(name, seed)
         )
 
-    def _compared(self, name: str, seed: int) -> dict[str, dict[str, float]]:
-        case = self._case(name)
-        teacher = self._teacher(name, seed)
-        few = case.definition.space.fanout[1]
-        archs = [parse_arch(t.format(few=few), case.definition.space) for t in SHAPES]
-        decay, dropout = REGULARISATION[name]
-        training = replace(self._training, seed=seed, weight_decay=decay, dropout=dropout)
-        state = NodeTrainer(case.definition, case.whole, training, teacher).run()
-        shared = {a.subnet_id: self._accuracy(case, state, a) for a in archs}
-        alone: dict[str, float] = {}
-        for arch in archs:
-            single = replace(training, alone=arch)
-            mine = NodeTrainer(case.definition, case.whole, single, teacher).run()
-            alone[arch.subnet_id] = self._accuracy(case, mine, arch)
-        return {"shared": shared, "alone": alone}
+    def _compared(self, name: str, seed: int) -> _Compared:
+        case, recipe = self._case(name), recipe_of(name, self._steps)
+        teacher = self._teachers.logits(case, recipe.teacher, seed)
+        return {
+            "shared": shared_accuracies(case, recipe.training, teacher, seed, "test"),
+            "alone": alone_accuracies(case, recipe.training, teacher, seed, "test"),
+        }
 
-    def _accuracy(self, case: NodeCase, state: dict[str, torch.Tensor], arch: Arch) -> float:
-        draw = GraphDraw(case.whole, WATCH_SEED)
-        logits = subnet_logits(state, case.definition, arch, case.whole, draw)
-        return accuracy_of(logits, case.whole, "test")
+    def _name(self, part: str, graph: str, seed: int) -> str:
+        of_recipe = f"/{digest_of(recipe_of(graph, self._steps))}" if part == "subnets" else ""
+        return f"{part}/{graph}{of_recipe}/{seed}"
+
+
+def _differences(name: str, cells: Sequence[_Compared]) -> list[Row]:
+    rows: list[Row] = []
+    for shape in cells[0]["shared"]:
+        shared, alone = ([c[kind][shape] for c in cells] for kind in ("shared", "alone"))
+        interval = paired(shared, alone)
+        detail = {
+            "shared": round(float(np.mean(shared)), 4),
+            "alone": round(float(np.mean(alone)), 4),
+            **interval.detail(),
+        }
+        figure = f"graphs/subnets/{name}/{shape}/shared_less_alone"
+        rows.append(row(figure, 100 * interval.mean, "points", detail))
+    return rows
+
+
+def _difference(cell: _Compared, shapes: Sequence[str]) -> float:
+    return float(np.mean([cell["shared"][s] - cell["alone"][s] for s in shapes]))
+
+
+def _points(figure: str, differences: Sequence[float], detail: Mapping[str, object]) -> Row:
+    interval = mean_interval(differences)
+    said = {**detail, **interval.detail()}
+    return row(f"{figure}/shared_less_alone", 100 * interval.mean, "points", said)
 
 
 def _skipped(figure: str, reason: str) -> Row:

@@ -1,7 +1,7 @@
 """`supernet bench graphs`: which parts run, and in which size.
 
-Trainings are kept in a journal in the output folder, cell by cell, and the large graph beside it;
-the same command goes on where it was stopped.
+Trainings are kept in a journal in the output folder, cell by cell, and teachers and the large graph
+beside it; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from serve.bench.graphs.accuracies import NodeAccuracies
-from serve.bench.graphs.cases import GENERATED, PUBLISHED, REGULARISATION
+from serve.bench.graphs.cases import GENERATED, PUBLISHED
 from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.large_graph import LargeGraph, large_graph
+from serve.bench.graphs.settings import SettingsSearch
 from serve.bench.graphs.skewed import SkewedTrace
 from serve.bench.graphs.speed import NodeSpeed
+from serve.bench.graphs.teacher_store import TeacherStore
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell
 
-PARTS = ("speed", "sizes", "peers", "work", "teacher", "subnets", "distillation")
+DEFAULT_PARTS = ("speed", "sizes", "peers", "work", "teacher", "subnets", "distillation")
+PARTS = (*DEFAULT_PARTS, "settings")
+GRAPHS = (*PUBLISHED, GENERATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSize:
-    """How much of everything; `steps` are those of a supernet's training."""
+    """How much of everything; `steps` shortens every supernet's training, for tests."""
 
     num_nodes: int = 1_000_000
     num_edges: int = 8_000_000
@@ -37,30 +42,36 @@ class BenchSize:
     teacher_seeds: int = 3
     subnet_seeds: int = 2
     student_seeds: int = 5
-    steps: int = 600
+    settings_seeds: int = 2
+    graphs: tuple[str, ...] = GRAPHS
+    steps: int | None = None
 
 
 QUICK = BenchSize()
-FULL = BenchSize(rounds=2000, teacher_seeds=10, subnet_seeds=20, student_seeds=50)
+FULL = BenchSize(rounds=2000, teacher_seeds=10, subnet_seeds=20, student_seeds=50, settings_seeds=5)
 
 
 class GraphsBench:
     """Runs parts and returns their rows."""
 
     def __init__(self, out: Path, size: BenchSize, *, tell: Tell = lambda text: None):
-        """The journal and the large graph are kept in `out`."""
+        """The journal, the teachers and the large graph are kept in `out`."""
         self._out, self._size, self._tell = out, size, tell
-        # Seeds may be added later; everything else makes other cells.
-        settings = {"steps": size.steps, "regularisation": REGULARISATION}
-        self._journal = Journal(out / "journal.jsonl", settings)
+        # What else a cell depends on, its name says: the graph, the recipe, the seed.
+        self._journal = Journal(out / "journal.jsonl", {"format": 2})
+        self._teachers = TeacherStore(out / "teachers")
 
     def run(self, parts: Sequence[str] | None = None) -> list[Row]:
-        """Run some parts, all by default. Raises ValueError listing those there are."""
-        wanted = PARTS if parts is None else tuple(parts)
-        unknown = sorted(set(wanted) - set(PARTS))
-        if unknown:
-            raise ValueError(f"part is {unknown[0]!r}, allowed {', '.join(PARTS)}")
+        """Run some parts, by default all but the search for settings.
+
+        Raises ValueError listing the parts, or the graphs, that there are.
+        """
+        wanted = DEFAULT_PARTS if parts is None else tuple(parts)
         size = self._size
+        for what, given, known in (("part", wanted, PARTS), ("graph", size.graphs, GRAPHS)):
+            if unknown := sorted(set(given) - set(known)):
+                raise ValueError(f"{what} is {unknown[0]!r}, allowed {', '.join(known)}")
+        published = tuple(name for name in PUBLISHED if name in size.graphs)
         run: dict[str, Callable[[], list[Row]]] = {
             "speed": lambda: self._speed.rungs(),
             "sizes": lambda: self._speed.sizes(),
@@ -72,12 +83,13 @@ class GraphsBench:
                 live_s=size.live_s,
                 tell=self._tell,
             ).rows(),
-            "teacher": lambda: self._accuracies(size.teacher_seeds, PUBLISHED).teacher(),
-            "subnets": lambda: self._accuracies(
-                size.subnet_seeds, (*PUBLISHED, GENERATED)
-            ).subnets(),
+            "teacher": lambda: self._accuracies(size.teacher_seeds, published).teacher(),
+            "subnets": lambda: self._accuracies(size.subnet_seeds, size.graphs).subnets(),
             "distillation": lambda: Distillation(
                 self._journal, seeds=size.student_seeds, tell=self._tell
+            ).rows(published),
+            "settings": lambda: SettingsSearch(
+                self._journal, self._teachers, **self._trained(size.settings_seeds, size.graphs)
             ).rows(),
         }
         return [made for part in PARTS if part in wanted for made in run[part]()]
@@ -93,6 +105,8 @@ class GraphsBench:
         return NodeSpeed(self._large, rounds=size.rounds, sized=size.sized, tell=self._tell)
 
     def _accuracies(self, seeds: int, graphs: Sequence[str]) -> NodeAccuracies:
-        return NodeAccuracies(
-            self._journal, seeds=seeds, graphs=graphs, steps=self._size.steps, tell=self._tell
-        )
+        return NodeAccuracies(self._journal, self._teachers, **self._trained(seeds, graphs))
+
+    def _trained(self, seeds: int, graphs: Sequence[str]) -> dict[str, Any]:
+        steps = self._size.steps
+        return {"seeds": seeds, "graphs": graphs, "tell": self._tell, "steps": steps}

@@ -16,8 +16,6 @@ from training.graphs.whole_graph import WholeGraph
 
 PUBLISHED = ("cora", "citeseer")
 GENERATED = "heterophilous"
-REGULARISATION = {"cora": (5e-5, 0.2), "citeseer": (5e-5, 0.2), GENERATED: (5e-4, 0.5)}
-"""Weight decay and dropout of subnets, shared and alone: weak where the teacher is good."""
 _FANOUTS = {"cora": (2, 5), "citeseer": (2, 5), GENERATED: (3, 6)}
 
 

@@ -18,24 +18,27 @@ from supernet.graphs.generated import power_law
 from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
-NUM_FEATURES, NUM_CLASSES = 128, 8
+NUM_FEATURES, NUM_CLASSES, WIDTH = 128, 8, 256
 RUNGS: dict[str, tuple[float, tuple[int, ...]]] = {
-    "mlp-w16": (0.25, ()),
-    "mlp": (1.0, ()),
-    "5": (1.0, (5,)),
-    "15": (1.0, (15,)),
-    "5-5": (1.0, (5, 5)),
-    "15-10": (1.0, (15, 10)),
-    "25-10": (1.0, (25, 10)),
-    "5-5-5": (1.0, (5, 5, 5)),
-    "15-10-5": (1.0, (15, 10, 5)),
-    "25-25-25": (1.0, (25, 25, 25)),
-    "all-all": (1.0, (ALL_NEIGHBOURS, ALL_NEIGHBOURS)),
+    "mlp-w16": (1 / 16, ()),
+    "mlp": (1 / 4, ()),
+    "5": (1 / 4, (5,)),
+    "15": (1 / 4, (15,)),
+    "5-5": (1 / 4, (5, 5)),
+    "15-10": (1 / 4, (15, 10)),
+    "25-10": (1 / 4, (25, 10)),
+    "5-5-5": (1 / 4, (5, 5, 5)),
+    "15-10-5": (1 / 4, (15, 10, 5)),
+    "15-10-5-w256": (1.0, (15, 10, 5)),
+    "25-25-25": (1 / 4, (25, 25, 25)),
+    "25-25-25-w256": (1.0, (25, 25, 25)),
+    "all-all": (1 / 4, (ALL_NEIGHBOURS, ALL_NEIGHBOURS)),
 }
-"""Rungs by name: width, and the fan-out of each hop."""
+"""Rungs by name: part of the full width, 64 of 256 where the name does not say it, and the fan-out
+of each hop."""
 FULL = "all-all"
 ASKED = "15-10"
-_ACCURACIES = (0.55, 0.6, 0.66, 0.68, 0.72, 0.745, 0.75, 0.753, 0.757, 0.76, 0.77)
+_ACCURACIES = (0.55, 0.6, 0.66, 0.68, 0.72, 0.745, 0.75, 0.753, 0.757, 0.758, 0.76, 0.763, 0.77)
 
 
 class LargeGraph(NamedTuple):
@@ -70,6 +73,8 @@ def large_graph(folder: Path, num_nodes: int, num_edges: int) -> LargeGraph:
         "graph_sage",
         num_features=NUM_FEATURES,
         num_classes=NUM_CLASSES,
+        width=WIDTH,
+        width_choices=tuple(sorted({width for width, _ in RUNGS.values()})),
         fanout_choices=(5, 10, 15, 25, ALL_NEIGHBOURS),
     )
     archs = {

@@ -8,6 +8,7 @@ this CPU: queries at their times, batches really run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ _SIZES = (1, 2, 4, 8, 16)
 _SLO_OVER_SAMPLED = 12.0  # the SLO over a full batch of the slowest sampled rung
 _LOAD = 0.5
 _MOST_QUERIES = 100_000
+_MOST_LIVE_QPS = 2000.0  # above it the loop in Python that submits them is what is late
 _POLICIES = ("slackfit", "drainfit")
 
 
@@ -67,11 +69,13 @@ class SkewedTrace:
     def _known(self, arm: str) -> LatencyProfile:
         return self._profile if arm == "aware" else replace(self._profile, work=None)
 
-    def _asked(self, duration_s: float) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(
+        self, duration_s: float, most_qps: float = math.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Arrivals (seconds) and nodes; the rate is half of what the whole graph's rung affords."""
         rng = np.random.default_rng(0)
         full_s = self._profile.latency_s(self._full, _SIZES[-1]) / _SIZES[-1]
-        rate_qps = _LOAD / full_s
+        rate_qps = min(_LOAD / full_s, most_qps)
         count = min(max(50, round(rate_qps * duration_s)), _MOST_QUERIES)
         arrivals = np.sort(rng.random(count)) * count / rate_qps
         anyone = rng.integers(0, self._executor.graph.num_nodes, count)
@@ -94,7 +98,7 @@ class SkewedTrace:
         )
 
     def _live(self, policy: str, arm: str) -> list[Outcome]:
-        arrivals, nodes = self._asked(self._live_s)
+        arrivals, nodes = self._asked(self._live_s, _MOST_LIVE_QPS)
         known = self._known(arm)
         scheduler = Scheduler(known, create_policy(policy, known))
         works, slo_s = self._work(nodes), self._slo_s

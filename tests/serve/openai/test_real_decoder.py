@@ -15,12 +15,18 @@ import pytest
 
 from serve.config import ServeConfigError, parse_config, read_config_file
 from serve.hosts.check import check
+from serve.hosts.load_decoder import load_decoder
 from slackfit.policies.streams import stream_policy_names
+from subnetact.cuda.accelerator import HostAccelerator
+from subnetact.cuda.cuda_stream_executor import CudaStreamExecutor
 from subnetact.decoding.generation import generate
 from subnetact.decoding.linear_forms import FORMS, has_form
 from subnetact.decoding.sampling import Sampling
 from subnetact.decoding.stream_executor import StreamExecutor
+from subnetact.load_streams import load_stream_executor
+from subnetact.profiling.iteration_profiler import measure_iterations
 from supernet import Checkpoint, define_supernet, load_checkpoint, save_checkpoint
+from supernet.low_bit.low_bit_weights import LowBitWeights
 from supernet.text import TextSpec
 from supernet.tokenizer import Tokenizer
 from supernet.weights.import_decoder import decoder_checkpoint
@@ -227,13 +233,92 @@ def test_every_form_of_linear_layers_can_be_set(packing: str, folder: Path) -> N
 
 def test_settings_that_fit_no_decoder_are_refused(folder: Path) -> None:
     for settings, word in (
-        ({"device": "cuda"}, "cpu"),
+        ({"device": "cuda", "packing": "half"}, "on cuda allowed views"),
+        ({"dtype": "bfloat16"}, "on cpu allowed float32"),
         ({"packing": "graph"}, "packed"),
         ({"autoscaling": {"max_replicas": 2}}, "streams"),
     ):
         with pytest.raises(ServeConfigError, match=word):
             check(parse_config({"checkpoint": str(folder), **settings}))
     assert "slackwidth" in stream_policy_names()
+
+
+def test_one_bit_widths_of_a_profile_are_served(folder: Path, tmp_path: Path) -> None:
+    plain = load_checkpoint(folder)
+    entries = tuple(replace(s, precision="signed_binary") for s in plain.subnets)
+    one_bit = replace(
+        plain,
+        low_bit=LowBitWeights.of(plain.state, plain.definition),
+        low_bit_subnets=entries,
+        norm_statistics={s.subnet_id: {} for s in (*plain.subnets, *entries)},
+    )
+    save_checkpoint(one_bit, tmp_path / "one_bit")
+    loaded = load_checkpoint(tmp_path / "one_bit")
+    executor = load_stream_executor(loaded, capacity_tokens=2048)
+    profile = measure_iterations(
+        executor, loaded, decodes=(1, 2), repeats=1, max_error=float("inf")
+    )
+    profile.save(tmp_path / "profile.json")
+    config = parse_config(
+        {
+            "checkpoint": str(tmp_path / "one_bit"),
+            "profile": str(tmp_path / "profile.json"),
+            "kv_tokens": 512,
+        }
+    )
+    check(config)
+    served = load_decoder(config)
+    assert sum(name.endswith("-sb") for name in served.costs.subnet_ids) == len(entries)
+    assert set(served.costs.subnet_ids) <= set(served.executor.subnet_ids)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_is_not_there_is_refused_as_for_images(folder: Path) -> None:
+    with pytest.raises(ServeConfigError, match="no CUDA device is available; use cpu"):
+        load_decoder(parse_config({"checkpoint": str(folder), "device": "cuda"}))
+
+
+def test_on_cuda_the_door_writes_the_same(
+    folder: Path, serving_streams: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a CPU in place of the device: pages, graphs of decodes, prompts that are kept."""
+    monkeypatch.setattr(
+        "subnetact.cuda.cuda_accelerator.CudaAccelerator", lambda device: HostAccelerator()
+    )
+    monkeypatch.setattr("subnetact.device.device_name", lambda device: f"a stand-in for {device}")
+    checkpoint = load_checkpoint(folder)
+    prompts = ["Once upon a time " * 5, "x", "zwölf"]
+    wanted = [written(checkpoint, prompt, 16, Sampling()) for prompt in prompts]
+
+    async def main() -> None:
+        settings = {
+            "checkpoint": str(folder),
+            "device": "cuda",
+            "dtype": "float32",
+            "policy": "fixed:largest",
+            "kv_tokens": 1024,
+            "max_running": 4,
+        }
+        async with serving_streams(**settings) as streams:
+            executor = streams.decoder.engine._device.executor
+            assert isinstance(executor, CudaStreamExecutor)
+            before = executor.graph_status.replays
+
+            async def ask(prompt: str) -> tuple[str, int]:
+                asked = {"model": "tiny-lm", "prompt": prompt, "max_tokens": 16, "temperature": 0}
+                answer = (await streams.client.post("/v1/completions", json=asked)).json()
+                cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+                return answer["choices"][0]["text"], cached
+
+            cold = await asyncio.gather(*map(ask, prompts))
+            assert [text for text, _ in cold] == wanted
+            warm = [await ask(prompt) for prompt in prompts]
+            assert [text for text, _ in warm] == wanted
+            assert [cached for _, cached in warm] == [80, 0, 0]  # whole pages of 16
+            assert executor.graph_status.replays > before
+            executor.cache.table.check_integrity()
+
+    asyncio.run(main())
 
 
 @pytest.mark.slow

@@ -153,6 +153,33 @@ def test_half_precision_stays_near(elastic_decoder: Checkpoint) -> None:
         executor.release("a")
 
 
+def test_an_iteration_is_over_when_it_returns(elastic_decoder: Checkpoint) -> None:
+    """Also one that samples nothing, from which nothing is copied: whoever times it would err."""
+
+    class Waited:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def wait(self) -> None:
+            self.count += 1
+
+    class Marking(HostAccelerator):
+        last = Waited()
+
+        def mark(self) -> Waited:
+            return self.last
+
+    accelerator = Marking()
+    executor = CudaStreamExecutor(
+        elastic_decoder, accelerator, capacity_tokens=64, decode_counts=(1,), graph_contexts=(16,)
+    )
+    executor.warm_up()
+    for chunk in (Chunk("a", (1, 2, 3), False), Chunk("a", (4, 5)), Chunk("a", (6,), False)):
+        before = accelerator.last.count
+        executor.run(executor.subnet_ids[0], [chunk])
+        assert accelerator.last.count > before, chunk
+
+
 def test_what_cannot_be_is_refused(
     executor: CudaStreamExecutor, elastic_decoder: Checkpoint
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -159,3 +161,16 @@ def test_drawn_texts_do_not_depend_on_how_many_are_drawn_at_once(
     assert executor.cache.table.sequences == ()
     with pytest.raises(ValueError, match="behind at least one first id"):
         next(drawn_texts(executor, [], subnet_id=width, count=1, max_tokens=2))
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_damaged_weights_write_no_text(decoder: Checkpoint, damage: float) -> None:
+    state = {name: tensor.clone() for name, tensor in decoder.state.items()}
+    state["blocks.1.mlp.down.weight"][0, 0] = damage
+    broken = StreamExecutor(replace(decoder, state=state), capacity_tokens=64)
+    width = broken.subnet_ids[0]
+    with pytest.raises(ValueError, match="the network's output is not finite: its weights"):
+        next(generate(broken, PROMPT, subnet_id=width, max_tokens=2))
+    with pytest.raises(ValueError, match="is not finite"):
+        next(drawn_texts(broken, [3], subnet_id=width, count=1, max_tokens=2))
+    assert broken.cache.table.sequences == ()

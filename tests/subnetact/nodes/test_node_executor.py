@@ -70,28 +70,35 @@ def test_the_fast_path_equals_the_module_and_a_node_its_answer_in_any_batch(
         assert logits[:, 0].std() > 0
 
 
-def test_the_rung_without_neighbours_is_one_call_for_few_nodes_and_equal_for_many(
+def test_few_nodes_are_one_compiled_call_and_equal_to_the_librarys_products(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
+    monkeypatch.setattr("subnetact.nodes.compiled_forward._MOST_PRODUCTS", 1 << 17)
     checkpoint = checkpoint_of(tmp_path)
-    most = 200  # 1,024 products a node at full width: 128 nodes are few, 200 are many
-    executor = NodeExecutor(checkpoint, max_batch_size=most)
-    plain = NodeExecutor(checkpoint, max_batch_size=most, plain=True)
-    sampled: list[str] = []
+    executor = NodeExecutor(checkpoint, max_batch_size=200, seed=3)
+    plain = NodeExecutor(checkpoint, max_batch_size=200, plain=True, seed=3)
+    sampled: list[tuple[str, int]] = []
     of_sampler = executor.sampled
     monkeypatch.setattr(
-        executor, "sampled", lambda i, nodes: (sampled.append(i), of_sampler(i, nodes))[1]
+        executor,
+        "sampled",
+        lambda i, nodes: (sampled.append((i.split("-")[0], len(nodes))), of_sampler(i, nodes))[1],
     )
-    wide = next(i for i in executor.subnet_ids if i.startswith("d0-w1-"))
-    narrow = next(i for i in executor.subnet_ids if i.startswith("d0-w0.25-"))
-    for subnet_id in (wide, narrow):
-        for count in (1, 3, most):
+    # Products of a node, at most: 276 and 1,104 without neighbours, 2,128 of one hop, 23,120 of
+    # two at fan-out 10, 77,392 of three at fan-out 5, of all neighbours as many as there may be.
+    for subnet_id in executor.subnet_ids:
+        for count in (1, 3, 200):
             nodes = np.random.default_rng(count).integers(0, 1800, (count, 1))
             logits = executor.run(subnet_id, nodes)
             assert logits.dtype == np.float32
             np.testing.assert_allclose(logits, plain.run(subnet_id, nodes), atol=1e-5, rtol=1e-5)
-    assert sampled == [wide]
+    by_library = set(sampled)
+    assert ("d0", 200) in by_library
+    assert ("d0", 3) not in by_library
+    assert {("d1", 200), ("d2", 200), ("d3", 3), ("d3", 1)} <= by_library
+    assert ("d1", 3) not in by_library
+    assert sum(depth == "d3" and count == 1 for depth, count in sampled) == 1  # the largest
 
 
 def test_a_saved_checkpoint_finds_its_graph_wherever_the_folder_goes(tmp_path: Path) -> None:

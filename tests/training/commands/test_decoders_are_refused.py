@@ -1,4 +1,4 @@
-"""Commands that measure classifiers tell a decoder's owner where its widths are measured."""
+"""Commands that measure subnets tell the owner of a decoder without a tokenizer what it lacks."""
 
 from __future__ import annotations
 
@@ -38,15 +38,23 @@ def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["search"], ["calibrate", "--data", "anywhere"], ["precision"]]
+    ("arguments", "said"),
+    [
+        (["search"], "has no tokenizer, so it can't be measured on text; import a decoder"),
+        (["calibrate", "--data", "anywhere"], "has no tokenizer, so it can't be measured"),
+        (["precision"], "is a decoder, whose int8 is a packing of all its widths"),
+        (["precision", "--to", "signed_binary"], "has no tokenizer, so it can't be measured"),
+    ],
 )
-def test_a_decoder_is_refused_in_one_sentence(decoder_folder: Path, arguments: list[str]) -> None:
+def test_a_decoder_is_refused_in_one_sentence(
+    decoder_folder: Path, arguments: list[str], said: str
+) -> None:
     verb, *others = arguments
     before = {p: p.stat().st_mtime_ns for p in decoder_folder.iterdir()}
     result = CliRunner().invoke(
         build_app([verb]), [verb, "--checkpoint", str(decoder_folder), *others]
     )
     assert result.exit_code == 2
-    assert "checkpoint 'tale' is a decoder: its widths are measured on text" in result.stderr
+    assert f"checkpoint 'tale' {said}" in result.stderr
     assert result.stderr.count("\n") == 1
     assert {p: p.stat().st_mtime_ns for p in decoder_folder.iterdir()} == before

@@ -12,6 +12,7 @@ import torch
 from supernet import Checkpoint
 from training.data.checkpoint_data import dataset_of
 from training.evaluation.journal import SearchJournal
+from training.evaluation.judge import SampleJudge
 from training.evaluation.search import Search, SearchOptions
 
 OPTIONS = SearchOptions(num_samples=4, num_final=2, calibration_images=64, generations=2)
@@ -26,13 +27,13 @@ def test_a_stopped_search_goes_on_and_finds_the_same(
     assert len(lines) == 1 + len(whole.measured) + len(whole.subnets)
     file.write_text("".join(lines[:7]) + lines[7][:40])  # killed in the middle of a line
     measured: list[str] = []
-    measure = Search._measured
+    measure = SampleJudge._measured
 
-    def counting(self: Search, arch, samples):
+    def counting(self: SampleJudge, arch, samples):
         measured.append(arch.subnet_id)
         return measure(self, arch, samples)
 
-    monkeypatch.setattr(Search, "_measured", counting)
+    monkeypatch.setattr(SampleJudge, "_measured", counting)
     again = Search(trained, data, OPTIONS, journal=SearchJournal(file)).run()
     assert again.subnets == whole.subnets
     assert again.measured == whole.measured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,10 @@ from serve.bench.graphs import cases
 from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
 from serve.bench.graphs.distillation import Distillation
 from serve.bench.graphs.intervals import mean_interval, paired
+from serve.bench.graphs.recipes import CHOSEN, TRIED
 from serve.bench.graphs.training_cells import TrainingCells
 from serve.bench.journal import Journal
+from training.graphs.gcnii import accuracy_of
 from training.graphs.student import WAYS
 
 TINY = replace(
@@ -70,13 +73,54 @@ def test_trainings_are_kept_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("serve.bench.graphs.accuracies.missing", lambda name: "")
     rows = {r["figure"]: r for r in bench.run(["subnets"])}
     assert rows.pop("graphs/subnets/core_time")["detail"]["trainings"] == 3
-    assert {name.split("/")[2] for name in rows} == {"cora", "citeseer", "heterophilous"}
+    graphs = {"cora", "citeseer", "heterophilous"}
+    assert {name.split("/")[2] for name in rows} == {*graphs, "mean", "mlp"}
+    each = [rows[f"graphs/subnets/{name}/mean/shared_less_alone"]["value"] for name in graphs]
+    overall = rows["graphs/subnets/mean/shared_less_alone"]
+    assert overall["value"] == pytest.approx(sum(each) / 3, abs=1e-5)
     assert "graphs/subnets/cora/mean/shared_less_alone" in rows
     assert "graphs/subnets/cora/d0-w1-r1/shared_less_alone" in rows
     before = len(said)
     again = GraphsBench(tmp_path, TINY, tell=said.append).run(["subnets"])
     assert len(said) == before
     assert rows.items() <= {r["figure"]: r for r in again}.items()
+
+
+def test_settings_are_compared_on_validation_nodes_and_kept_by_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = cases.node_case("heterophilous")
+    small = replace(small, teacher=replace(small.teacher, layers=2, epochs=4))
+    monkeypatch.setattr("serve.bench.graphs.settings.node_case", lambda name: small)
+    chosen = CHOSEN["heterophilous"]
+    assert chosen in TRIED["heterophilous"]
+    tried = ("bare", chosen)
+    monkeypatch.setitem(TRIED, "heterophilous", tried)
+    splits: list[str] = []
+
+    def recorded(*given: Any) -> float:
+        splits.append(given[2])
+        return accuracy_of(*given)
+
+    monkeypatch.setattr("serve.bench.graphs.shape_accuracies.accuracy_of", recorded)
+    size = replace(TINY, graphs=("heterophilous",), settings_seeds=1)
+    rows = {r["figure"]: r for r in GraphsBench(tmp_path, size).run(["settings"])}
+    for name in tried:
+        found = rows[f"graphs/settings/heterophilous/{name}"]
+        assert len(found["detail"]["shapes"]) == 5
+        if name != chosen:
+            less = rows[f"graphs/settings/heterophilous/{name}_less_{chosen}"]
+            mine = rows[f"graphs/settings/heterophilous/{chosen}"]["value"]
+            assert less["value"] == pytest.approx(100 * (found["value"] - mine), abs=1e-3)
+    assert set(splits) == {"validation"}
+    longer = replace(size, steps=4)  # another recipe: nothing of the first is taken for it
+    done = len(splits)
+    GraphsBench(tmp_path, longer).run(["settings"])
+    assert len(splits) == 2 * done
+    GraphsBench(tmp_path, longer).run(["settings"])
+    assert len(splits) == 2 * done
+    with pytest.raises(ValueError, match="graph is 'x', allowed cora, citeseer, heterophilous"):
+        GraphsBench(tmp_path, replace(size, graphs=("x",))).run(["subnets"])
 
 
 def test_a_stopped_part_goes_on_and_tells_the_time_left(
