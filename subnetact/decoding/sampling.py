@@ -30,9 +30,10 @@ class Sampling:
     def choose(self, logits: torch.Tensor, position: int) -> int:
         """Return the token that stands at `position`, by the logits (V,) behind the one before.
 
-        Raises ValueError for logits that are not finite: any choice would look like a text.
+        Tokens that are ruled out have minus infinity. Raises ValueError where the largest logit is
+        not finite, as it is with a NaN anywhere: any choice would look like a text.
         """
-        if not math.isfinite(float(logits.sum())):  # one that is not leaves no sum that is
+        if not math.isfinite(float(logits.max())):
             raise ValueError(
                 "the network's output is not finite: its weights are damaged, or too large for "
                 "the packing"
