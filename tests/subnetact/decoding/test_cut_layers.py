@@ -10,6 +10,7 @@ import torch
 from subnetact.decoding.decoder_weights import CutLayer, DecoderWeights, Layer, cut_evenly
 from subnetact.decoding.linear_forms import FORMS, has_form
 from supernet import Checkpoint
+from supernet.families.decoder import DecoderConfig
 
 WITHIN = {"views": 1e-6, "packed": 1e-6, "half": 1e-3, "int8": 0.02}
 
@@ -21,7 +22,9 @@ def test_pieces_are_the_whole_layer(decoder: Checkpoint, form: str) -> None:
     whole = DecoderWeights(decoder, form=form)
     cut = DecoderWeights(decoder, form=form, pieces=3)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, decoder.definition.config.width, generator=generator)  # type: ignore[attr-defined]
+    config = decoder.definition.config
+    assert isinstance(config, DecoderConfig)
+    x = torch.randn(5, config.width, generator=generator)
     with torch.inference_mode():
         assert isinstance(cut.head, CutLayer)
         side_by_side = torch.cat([piece(x) for piece in cut.head.pieces], -1)
