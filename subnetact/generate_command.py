@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from slackfit.output_files import check_outputs, write_text
 from slackfit.user_errors import user_errors
@@ -147,4 +149,10 @@ def _draw(
         seed=seed,
         eos_ids=text.eos_ids,
     )
-    write_text(str(out), "\n\n".join(tokenizer.decode(ids) for ids in drawn) + "\n")
+    found: list[str] = []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("texts", total=texts)
+        for ids in drawn:
+            found.append(tokenizer.decode(ids))
+            bar.advance(task)
+    write_text(str(out), "\n\n".join(found) + "\n")

@@ -7,6 +7,7 @@ is drawn with a seed of its own, so it does not depend on how many are drawn at 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.sampling import Sampling
@@ -40,10 +41,8 @@ def drawn_texts(
     waiting = iter(range(count))
     try:
         while True:
-            for i in waiting:
+            for i in islice(waiting, at_once - len(running)):
                 running[i] = [first_ids[i % len(first_ids)]]
-                if len(running) == at_once:
-                    break
             if not running:
                 return
             chunks = [Chunk(i, (ids[-1],)) for i, ids in running.items()]

@@ -35,6 +35,7 @@ tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
 
 EOS = 7
+RELEASE = Path("models/decoder_shakespeare")
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'bad' %}{{ raise_exception('no such role') }}"
     "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -70,14 +71,14 @@ def written(checkpoint: Checkpoint, prompt: str, count: int, sampling: Sampling)
     """What `generate`, the plain loop of one text, writes at the largest width."""
     assert checkpoint.text is not None
     tokenizer = Tokenizer(checkpoint.text)
-    executor = StreamExecutor(checkpoint, capacity_tokens=512)
+    executor = StreamExecutor(checkpoint, capacity_tokens=1024)
     made = generate(
         executor,
         tokenizer.encode(prompt),
         subnet_id=checkpoint.subnets[-1].subnet_id,
         max_tokens=count,
         sampling=sampling,
-        eos_ids=(EOS,),
+        eos_ids=checkpoint.text.eos_ids,
     )
     return tokenizer.decode(list(made))
 
@@ -156,6 +157,36 @@ def test_characters_come_whole_and_a_chat_by_its_template(
             refused = await streams.client.post(url, json=bad)
             assert refused.status_code == 400
             assert "no such role" in refused.json()["error"]["message"]
+
+    asyncio.run(main())
+
+
+def test_the_released_decoder_writes_verse_behind_the_door(
+    serving_streams: Callable[..., Any],
+) -> None:
+    """Text as the plain loop has it, and a kept prompt of hundreds of tokens is read once."""
+    checkpoint = load_checkpoint(RELEASE)
+    prompt = "ROMEO:\nWhat shall we say, my lord, of such a night?\n\n" * 20
+
+    async def main() -> None:
+        settings = {"checkpoint": str(RELEASE), "policy": "fixed:largest", "packing": "views"}
+        async with serving_streams(**settings, kv_tokens=2048) as streams:
+            asked = {"model": "decoder_shakespeare", "prompt": prompt, "temperature": 0}
+            cached: list[int] = []
+            for _ in range(2):
+                answer = await streams.client.post(
+                    "/v1/completions", json={**asked, "max_tokens": 24}
+                )
+                assert answer.status_code == 200, answer.text
+                body = answer.json()
+                cached.append(body["usage"]["prompt_tokens_details"]["cached_tokens"])
+                assert body["choices"][0]["text"] == written(checkpoint, prompt, 24, Sampling())
+            assert cached[0] == 0
+            assert cached[1] >= 256
+            long = "My lord, " * 600
+            refused = await streams.client.post("/v1/completions", json={**asked, "prompt": long})
+            assert refused.status_code == 400
+            assert "1024" in refused.json()["error"]["message"]
 
     asyncio.run(main())
 

@@ -163,6 +163,15 @@ def test_drawn_texts_do_not_depend_on_how_many_are_drawn_at_once(
         next(drawn_texts(executor, [], subnet_id=width, count=1, max_tokens=2))
 
 
+def test_drawn_texts_take_the_memory_of_those_at_once(decoder: Checkpoint) -> None:
+    """Room for three texts is enough for many; a text that ends makes room for one."""
+    executor = StreamExecutor(decoder, capacity_tokens=36, block_tokens=4)
+    texts = drawn_texts(
+        executor, [3], subnet_id=executor.subnet_ids[0], count=9, max_tokens=12, at_once=3
+    )
+    assert len(list(texts)) == 9
+
+
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
 def test_damaged_weights_write_no_text(decoder: Checkpoint, damage: float) -> None:
     state = {name: tensor.clone() for name, tensor in decoder.state.items()}
