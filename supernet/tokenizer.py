@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
+from unicodedata import combining
 
 from supernet.text import TextSpec
 
@@ -38,14 +40,18 @@ class Tokenizer:
         return int(self._encoder.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text as it stands; special tokens written out are recognised."""
+        """Return the ids of a text as it stands; special tokens written out are recognised.
+
+        Raises ValueError for characters that the tokenizer would leave out without a word.
+        """
+        self._check_known(text)
         return list(self._encoder.encode(text).ids)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Return the ids of a chat, ready for the assistant's answer.
 
-        Messages have `role` and `content`. Raises ValueError without a template, or for one that
-        refuses the messages.
+        Messages have `role` and `content`. Raises ValueError without a template, for one that
+        refuses the messages, or for characters that the tokenizer would leave out.
         """
         if not self._text.chat_template:
             raise ValueError("this checkpoint has no chat template; prompt it without --chat")
@@ -63,11 +69,34 @@ class Tokenizer:
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses these messages ({error})") from None
+        self._check_known(rendered)
         return list(self._encoder.encode(rendered, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens leave no trace."""
         return self._encoder.decode(list(ids))
+
+    def _check_known(self, text: str) -> None:
+        if self._knows_bytes:
+            return
+        lost = "".join(c for c in dict.fromkeys(text) if _is_seen(c) and not self._has(c))
+        if lost:
+            raise ValueError(
+                f"the tokenizer has no token for {lost[:20]!r}; leave these characters out, or "
+                "use a checkpoint whose tokenizer knows all bytes"
+            )
+
+    @cached_property
+    def _knows_bytes(self) -> bool:
+        """Whether there is a token for every byte, so that no text is left out."""
+        known = self._encoder.token_to_id
+        letters = _byte_letters()
+        return all(known(letter) is not None for letter in letters) or all(
+            known(f"<0x{byte:02X}>") is not None for byte in range(256)
+        )
+
+    def _has(self, character: str) -> bool:
+        return bool(self._encoder.encode(character, add_special_tokens=False).ids)
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else self._encoder.id_to_token(token_id) or ""
@@ -109,6 +138,18 @@ class TextStream:
         now = self._tokenizer.decode(self._ids[self._begin :])
         self._begin = self._told = len(self._ids)
         return now[len(before) :]
+
+
+def _byte_letters() -> list[str]:
+    """Return the letters that byte-level tokenizers write bytes as."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return ByteLevel.alphabet()
+
+
+def _is_seen(character: str) -> bool:
+    """Whether a character shows by itself: others (controls, accents) may be normalised away."""
+    return character.isprintable() and not character.isspace() and not combining(character)
 
 
 def _refuse(message: str) -> None:

@@ -17,9 +17,9 @@ tokenizers = pytest.importorskip("tokenizers")
 CHAT = "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}<s>"
 
 
-def byte_text(chat_template: str = CHAT) -> TextSpec:
-    """A token per byte, and two that begin and end a text."""
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+def byte_text(chat_template: str = CHAT, without: str = "") -> TextSpec:
+    """A token per byte, and two that begin and end a text; none for the letters `without`."""
+    letters = sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(without))
     tokens = ["<s>", "</s>", *letters]
     encoder = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[])
@@ -128,6 +128,25 @@ def test_half_a_character_is_held_back() -> None:
     half = TextStream(tokenizer)
     assert half.push(tokenizer.encode("ï")[0]) == ""
     assert half.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_characters_that_no_token_stands_for_are_not_left_out_silently(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Byte pairs made of a text alone know its letters alone, and drop all others."""
+    text = byte_text(without="zQ")
+    tokenizer = Tokenizer(text)
+    with pytest.raises(ValueError, match="no token for 'zQ'; leave these characters out"):
+        tokenizer.encode("a zoo of Quizzes")
+    with pytest.raises(ValueError, match="no token for 'z'"):
+        tokenizer.encode_chat([{"role": "user", "content": "zoo"}])
+    assert tokenizer.decode(tokenizer.encode("a \N{COMBINING ACUTE ACCENT}\n\t\0b"))[-1] == "b"
+    partial = tmp_path / "partial"
+    save_checkpoint(replace(load_checkpoint(folder), text=text), partial)
+    result = run(partial, "--prompt", "zoo")
+    assert result.exit_code == 2
+    assert "has no token for 'z'" in result.stderr
+    assert result.stdout == ""
 
 
 def test_a_chat_is_rendered_by_the_template() -> None:
