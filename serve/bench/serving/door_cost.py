@@ -28,6 +28,7 @@ import numpy as np
 from serve.bench.journal import Journal
 from serve.bench.rows import Row, Tell, row
 from serve.bench.serving.closed_loop import (
+    TimedRequest,
     http_loop,
     http_post,
     http_request,
@@ -177,7 +178,7 @@ class DoorCostBench:
                 )  # fmt: skip
                 for duration_s in (_WARM_UP_S, scale.overload_s):
                     load = paced_load(
-                        server.url, request, rate_qps=_OVER * capacity_qps,
+                        server.url, TimedRequest(request), rate_qps=_OVER * capacity_qps,
                         duration_s=duration_s, slo_s=slo_s,
                     )  # fmt: skip
                     scores[name] = asyncio.run(load)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.bench.journal import Journal
-from serve.bench.serving.closed_loop import http_request
+from serve.bench.serving.closed_loop import TimedRequest, http_request
 from serve.bench.serving.door_cost import CostScale, DoorCostBench
 from serve.bench.serving.door_processes import DoorProcessesBench, paced
 from serve.bench.serving.load import Load
@@ -118,11 +118,11 @@ def test_a_paced_client_sends_at_its_times_and_reads_who_ran_with_whom(
 def test_a_paced_load_counts_every_end(running, profile_file: Path) -> None:
     with running(profile_file, "--no-ray", "--slo-ms", "20000") as server:
         sample = np.zeros((1, 1, 2, 2), np.uint8)
-        easy = http_request(server.url, "tiny", sample, None, slo_s=20.0)
-        never = http_request(server.url, "tiny", sample, None, slo_s=1e-4, has_slo_header=True)
+        easy = TimedRequest(http_request(server.url, "tiny", sample, None))
+        late = TimedRequest(http_request(server.url, "tiny", sample, None, has_slo_header=True))
         about = {"rate_qps": 200.0, "duration_s": 0.5, "connections": 8}
         served = asyncio.run(paced_load(server.url, easy, slo_s=20.0, **about))
-        refused = asyncio.run(paced_load(server.url, never, slo_s=20.0, **about))
+        refused = asyncio.run(paced_load(server.url, lambda _: late(1e-4), slo_s=20.0, **about))
         unsent = asyncio.run(paced_load(server.url, easy, slo_s=0.0, **about))
     assert (served.on_time, served.due, served.ends) == (100, 100, {"200": 100})
     assert 0 < served.accuracy <= 1
