@@ -52,6 +52,7 @@ class RestInference:
         self._server = server
         self._guard = server.guard
         self._parse_turn = ParseTurn()
+        self._told: tuple[RefusedError, HttpAnswer] | None = None
 
     async def answer(
         self, call: HttpCall, send: Send, model_name: str, version: str | None
@@ -78,7 +79,11 @@ class RestInference:
         """Count a refusal and return the answer that it is."""
         self._server.refused("http", error.reason, call.caller.tenant.name)
         is_closing = error.reason in CLOSING or not call.is_kept()
-        return refusal(error, client_id, is_closing=is_closing)
+        if client_id is not None or is_closing:
+            return refusal(error, client_id, is_closing=is_closing)
+        if self._told is None or self._told[0] is not error:  # many may be told the same
+            self._told = error, refusal(error)
+        return self._told[1]
 
     def answer_at_once(
         self,

@@ -25,7 +25,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_S = 0.005
+LEAST_SLICE_S = 0.001  # however short the time that somebody gives
 STANDING_S = 0.1
+_REMEMBERED = 16  # of those who waited too long: how many the average goes back
 MOST_WAIT = 0.5  # of the time given, in a queue that stands
 
 
@@ -44,7 +46,7 @@ class Intake:
         self._until_s: float | None = None  # the end of this turn's slice, once it has begun
         self._since_s = 0.0  # when the queue was empty last
         self._is_standing = False
-        self._patience_s = math.inf  # the shortest half of somebody's time that was waited
+        self._patience_s = math.inf  # half of the time that those gave who waited as long, averaged
 
     def has_time(self, now_s: float) -> bool:
         """Whether what was read at `now_s` may be worked on at once, in this turn of the loop."""
@@ -67,15 +69,23 @@ class Intake:
         if waited_s < most_s:
             return False
         if self._kept:
-            self._patience_s = min(self._patience_s, most_s)
+            self._learn(most_s)
         return self._is_standing
+
+    def _learn(self, most_s: float) -> None:
+        """Follow what those who wait too long give; one in a hurry is no measure for all."""
+        if self._patience_s == math.inf:
+            self._patience_s = most_s
+        else:
+            self._patience_s += (most_s - self._patience_s) / _REMEMBERED
 
     def _begin_slice(self, now_s: float) -> None:
         self._until_s = now_s + self._slice_s()
         asyncio.get_running_loop().call_soon(self._turn)
 
     def _slice_s(self) -> float:
-        return min(SLICE_S, self._patience_s / 10)  # several turns pass until an answer is sent
+        """Several turns, each of several slices, pass until an answer is sent."""
+        return max(LEAST_SLICE_S, min(SLICE_S, self._patience_s / 20))
 
     def _turn(self) -> None:
         """Work on what is kept; the loop calls this in each of its turns before it reads more."""

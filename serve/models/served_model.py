@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from serve.engine.served_engine import ServedEngine
 from serve.models.deadline import earliest_sent_s, resolve_deadline, usable
 from serve.models.image_decoder import ImageDecoder
 from serve.models.limits import RefusedError, check_floor, refusal_of, wish_text
+from serve.models.recent_refusals import RecentRefusals
 from serve.models.reply_lag import ReplyLag
 from serve.models.request import InferRequest, ModelSpec, Samples
 from serve.models.tenant_limits import NO_LIMITS, TenantLimits
@@ -77,6 +78,7 @@ class ServedModel:
         self._max_batch_size = profile.max_batch_size
         self._reply_allowance_s = reply_allowance_s
         self._reply_lag = ReplyLag()
+        self._late_refusals = RecentRefusals(engine.clock, engine.earliest_answer)
         self._unix_clock = unix_clock
         self._check_offer = check_offer
         self.is_overdue: Callable[[float, float], bool] = lambda waited_s, given_s: False
@@ -119,7 +121,10 @@ class ServedModel:
         options = RequestOptions(
             deadline_s, given_deadline_s=arrival_s + given_s, tenant=tenant.name
         )
-        self._refuse_late(reason, _Terms(options, (request_id, None), headers), arrival_s, 1)
+        terms = _Terms(options, (request_id, None), headers)
+        outcome = self._end_late(reason, terms, arrival_s, 1)
+        # They come by the thousand a second: one tells all of some milliseconds the same.
+        raise self._late_refusals.of(outcome).with_traceback(None)
 
     async def infer(
         self,
@@ -209,7 +214,7 @@ class ServedModel:
         by_s = options.given_deadline_s
         given_s = (options.deadline_s if by_s is None else by_s) - arrival_s
         if reason := self._why_too_late(waited_s, given_s, options.deadline_s):
-            self._refuse_late(reason, terms, arrival_s, num_samples)
+            raise self._refusal(self._end_late(reason, terms, arrival_s, num_samples), options)
 
     def resolve(
         self,
@@ -292,16 +297,14 @@ class ServedModel:
             return "infeasible"
         return "queue_full" if is_overdue else ""
 
-    def _refuse_late(
-        self, reason: str, terms: _Terms, arrival_s: float, num_samples: int
-    ) -> NoReturn:
-        """End a request that waited at the door for too long."""
+    def _end_late(self, reason: str, terms: _Terms, arrival_s: float, num_samples: int) -> Outcome:
+        """End a request that waited at the door for too long, and tell who watches requests."""
         options = terms.options
         reply = self.engine.refuse(
             reason, arrival_s=arrival_s, options=options, samples=num_samples
         )
         self._record(terms, arrival_s, self.engine.clock(), [reply])
-        raise self._refusal(reply.outcome, options)
+        return reply.outcome
 
     def _record(
         self,

@@ -59,6 +59,8 @@ async def paced_load(
     nothing when none is, as a client with a deadline does.
     """
     where = urlsplit(url)
+    assert where.hostname is not None, "an address over TCP"
+    assert where.port is not None, "with its port"
     rng = np.random.default_rng(seed)
     times_s = np.cumsum(rng.exponential(1 / rate_qps, round(rate_qps * duration_s)))
     loop, tally = asyncio.get_running_loop(), _Tally()

@@ -50,6 +50,26 @@ def test_what_was_learned_is_found_with_any_body_of_its_length():
         assert heads.find(other) is None, other
 
 
+def test_a_head_is_known_again_with_another_slo():
+    """Clients say how much time is left, which differs each time."""
+    heads, raw = KnownHeads(), head("X-Slo-Ms: 50", "x-y: 1")
+    heads.learn(raw + BODY, scope(raw))
+    for number in ("50", "7.25", "0", "12345.678901"):
+        other = head(f"X-Slo-Ms: {number}", "x-y: 1")
+        found = heads.find(other + BODY)
+        assert found is not None
+        assert found.length == len(other)
+        assert found.scope[JOINED] == {**found.scope[JOINED], "x-slo-ms": number, "x-y": "1"}
+        assert (b"x-slo-ms", number.encode()) in found.headers
+        assert heads.find(other + BODY + b"x") is None
+    for line in ("X-Slo-Ms: -5", "X-Slo-Ms: 5,6", "X-Slo-Ms: nan", "X-Slo-Ms:", "x-slo-ms: 50"):
+        assert heads.find(head(line, "x-y: 1") + BODY) is None, line
+    twice = head("X-Slo-Ms: 50", "x-y: 1", "x-slo-ms: 7")
+    heads.learn(twice + BODY, scope(twice))
+    assert heads.find(twice + BODY) is not None
+    assert heads.find(head("X-Slo-Ms: 50", "x-y: 1", "x-slo-ms: 8") + BODY) is None
+
+
 @pytest.mark.parametrize(
     "raw",
     [
