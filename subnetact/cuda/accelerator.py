@@ -85,6 +85,13 @@ class Accelerator(Protocol):
         """Capture a call into the shared pool; return it, and the bytes by which the pool grew."""
         ...
 
+    def renew_pool(self) -> None:
+        """Capture into a fresh pool from now on: a capture that failed may have spoilt this one.
+
+        What was captured before can still be replayed.
+        """
+        ...
+
     def drop_captures(self) -> None:
         """Free the pool with everything captured; nothing captured before may be replayed."""
         ...
@@ -136,6 +143,9 @@ class HostAccelerator:
     def capture(self, call: Callable[[], None]) -> tuple[Replay, int]:
         """See `Accelerator`; a replay runs the call again."""
         return _Again(call), 0
+
+    def renew_pool(self) -> None:
+        """See `Accelerator`; there is no pool."""
 
     def drop_captures(self) -> None:
         """See `Accelerator`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 
@@ -114,6 +114,18 @@ class CudaAccelerator:
         graph.replay()  # its upload and first launch must not fall on a query
         torch.cuda.synchronize(self.device)
         return graph, max(0, before - torch.cuda.mem_get_info(self.device)[0])
+
+    def renew_pool(self) -> None:
+        """See `Accelerator`.
+
+        Where the end of a capture fails, the allocator goes on "recording" into its pool, and each
+        later capture there is refused (`beginAllocateToPool: already recording`).
+        """
+        end_recording = getattr(torch._C, "_cuda_endAllocateToPool", None)  # private: may go
+        if end_recording is not None:
+            with suppress(RuntimeError):  # it had ended
+                end_recording(self.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
     def drop_captures(self) -> None:
         """See `Accelerator`; all of them at once, when the device is idle."""

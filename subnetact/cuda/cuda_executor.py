@@ -290,6 +290,9 @@ class _Capturing:
         graph, num_bytes = self._accelerator.capture(self._call(key, pin))
         return Captured(graph, pin, num_bytes)
 
+    def renew_pool(self) -> None:
+        self._accelerator.renew_pool()
+
     def drop(self) -> None:
         self._accelerator.drop_captures()
 

@@ -67,6 +67,10 @@ class Capturer(Protocol):
         """Capture a pair that was measured."""
         ...
 
+    def renew_pool(self) -> None:
+        """Capture into a fresh pool from now on; see `Accelerator`."""
+        ...
+
     def drop(self) -> None:
         """Free everything captured."""
         ...
@@ -229,6 +233,8 @@ class CudaGraphs:
             return False
         captured = self._try(key, lambda: self._capturer.capture(key))
         if captured is None:
+            self._capturer.renew_pool()  # else it may take those behind it along
+            self._pool_bytes = 0
             return False
         with self._lock:
             self._held_bytes += captured.num_bytes

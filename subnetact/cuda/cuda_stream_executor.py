@@ -120,6 +120,10 @@ class CudaStreamExecutor(StreamExecutor):
         graph, num_bytes = self._accelerator.capture(lambda: self._replayed(key))
         return Captured(graph, _NothingPinned(), num_bytes)
 
+    def renew_pool(self) -> None:
+        """See `Capturer`."""
+        self._accelerator.renew_pool()
+
     def drop(self) -> None:
         """See `Capturer`."""
         self._accelerator.drop_captures()

@@ -58,6 +58,9 @@ class FakeCapturer:
         self.pins[key] = FakePin(key.subnet_id)
         return Captured(FakeGraph(), self.pins[key], growth + self.per_graph)
 
+    def renew_pool(self) -> None:
+        self.pool_bytes = 0
+
     def drop(self) -> None:
         self.drops += 1
         self.pool_bytes = self.held_bytes = 0
