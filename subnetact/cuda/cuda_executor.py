@@ -7,8 +7,8 @@ output. Who calls `launch` for the next batch before
 `result` of the present one has the copy of the one beside the computation of the other.
 
 The plain twin of a graph is the eager run, that of both the extracted module; all give the same
-results, up to rounding in 16 bit. When memory runs out the device's slices are given up and the
-batch runs streamed, with one warning and a count.
+results, up to rounding in 16 bit. When memory runs out, graphs and then slices are given up and the
+batch runs streamed, with one warning and a count (`MemoryRelief`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,23 @@ import numpy as np
 import torch
 
 from subnetact.cache import SubgraphCache
-from subnetact.cuda.accelerator import Accelerator, Mark
-from subnetact.cuda.cuda_graphs import Captured, CaptureError, CudaGraphs, GraphKey
+from subnetact.cuda.accelerator import Accelerator, Mark, is_out_of_memory
+from subnetact.cuda.cuda_graphs import (
+    OUT_OF_MEMORY,
+    Captured,
+    CaptureError,
+    CudaGraphs,
+    GraphKey,
+)
 from subnetact.cuda.cuda_supernet import CudaBinding, CudaSlice, CudaSupernet
 from subnetact.cuda.input_ring import BatchRoom, InputRing
+from subnetact.cuda.memory_relief import MemoryRelief
 from subnetact.executor import StagingExecutor, check_batch
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
+
+
+_TAKE_BACK_S = 1.0  # how long a probe of an idle device may take back what was given up
 
 
 class CudaExecutor(StagingExecutor):
@@ -92,9 +102,10 @@ class CudaExecutor(StagingExecutor):
             self._leave_room(budget_bytes)
         self.graphs = CudaGraphs(_Capturing(self), graph_budget_bytes)
         self.net.cache.on_eviction(lambda: self.graphs.retire(self.net.is_stale))
+        self._relief = MemoryRelief(self.net, self.graphs, accelerator)
         self._take_buffers(checkpoint)
         for subnet_id in wanted:
-            self.net.load(self.net.slices(subnet_id))
+            self._relief.load(self.net.slices(subnet_id))
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
@@ -128,6 +139,17 @@ class CudaExecutor(StagingExecutor):
             self.ring.release(launched.room)
 
     @torch.inference_mode()
+    def run(self, subnet_id: str, samples: np.ndarray) -> np.ndarray:
+        """See `StagingExecutor`; for a device that is idle.
+
+        What was given up when memory ran out is taken back before, as far as a second goes.
+        """
+        if not self._relief.is_complete:
+            with self._launching:
+                self._relief.take_back(_TAKE_BACK_S)
+        return super().run(subnet_id, samples)
+
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Run every subnet at every padded size, and capture what is not captured yet.
 
@@ -141,9 +163,10 @@ class CudaExecutor(StagingExecutor):
                         for subnet_id in self.subnet_ids
                         for size in self.batch_sizes
                     )
+                    self._relief.note_refused_graphs()
             for subnet_id in self.subnet_ids:
                 for size in self._padded_sizes:
-                    self.run(subnet_id, self.sample.zeros(size))
+                    super().run(subnet_id, self.sample.zeros(size))
 
     def make_resident(self, slices: Iterable[CudaSlice]) -> int:
         """Evict everything else and load these, in order; return how many are resident.
@@ -152,8 +175,9 @@ class CudaExecutor(StagingExecutor):
         """
         wanted = tuple(slices)
         with self._launching:
+            self._relief.forget_slices()
             self.net.evict_others(s.key for s in wanted)
-            return self.net.load(wanted)
+            return self._relief.load(wanted)
 
     def close(self) -> None:
         """Free the graphs and what is resident; nothing may be under way."""
@@ -178,7 +202,7 @@ class CudaExecutor(StagingExecutor):
             "streamed_bytes": self.net.stream.num_copied_bytes,
             "out_of_memory": self._out_of_memory
             + cache["out_of_memory"]
-            + sum(reason == "out of memory" for reason in graphs.refusals.values()),
+            + sum(reason == OUT_OF_MEMORY for reason in graphs.refusals.values()),
         }
 
     @property
@@ -212,16 +236,16 @@ class CudaExecutor(StagingExecutor):
         return self._static_output[: len(samples)], "graph"
 
     def _eager_with_room(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
-        """Run eagerly; where memory runs out, again with less resident, at last with nothing."""
-        own = frozenset(s.key for s in self.net.slices(subnet_id))
-        for keep in (self.net.cache.resident, own, frozenset()):
+        """Run eagerly; where memory runs out, again without graphs, at last with nothing resident."""
+        for give_up in self._relief.steps(subnet_id):
             try:
                 return self._eager(self.net.actuate(subnet_id), subnet_id, samples)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._note_out_of_memory(subnet_id, len(samples), error)
             # Outside the handler: the error's frames hold the tensors that are in the way.
-            self.net.evict_others(keep)
-            self._accelerator.trim()
+            give_up()
         return self._eager(self.net.actuate(subnet_id), subnet_id, samples)
 
     def _note_out_of_memory(self, subnet_id: str, num_samples: int, error: Exception) -> None:
@@ -229,8 +253,8 @@ class CudaExecutor(StagingExecutor):
         if self._out_of_memory == 1:
             warnings.warn(
                 f"the device ran out of memory for {subnet_id} at batch {num_samples} "
-                f"({str(error).splitlines()[0]}): resident slices are given up where that helps, "
-                "and streamed, slower, with the same results",
+                f"({str(error).splitlines()[0]}): graphs, then resident slices are given up where "
+                "that helps, and taken back when the device is idle; slower, with the same results",
                 RuntimeWarning,
                 stacklevel=4,
             )

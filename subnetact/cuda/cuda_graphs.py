@@ -20,11 +20,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-
-from subnetact.cuda.accelerator import Replay
+from subnetact.cuda.accelerator import Replay, is_out_of_memory
 
 _T = TypeVar("_T")
+OUT_OF_MEMORY = "out of memory"
+"""Why a pair has no graph although it was to have one: it may get one later."""
 _FIRST_GRAPH_BYTES = 2**20  # of a graph beside its intermediates, until one has been measured
 
 
@@ -150,6 +150,12 @@ class CudaGraphs:
                 dict(self._refusals),
             )
 
+    @property
+    def live(self) -> tuple[GraphKey, ...]:
+        """What can be replayed, in order of capture: largest first."""
+        with self._lock:
+            return tuple(self._live)
+
     def capture(self, keys: Iterable[GraphKey]) -> int:
         """Capture what is not live yet, largest first, within the budget; return how many are.
 
@@ -251,12 +257,13 @@ class CudaGraphs:
             return call()
         except CaptureError as error:
             reason = str(error)
-        except (MemoryError, torch.OutOfMemoryError):
-            reason = "out of memory"
-            self._warn(key, reason)
-        except RuntimeError as error:  # an operator that can't be captured says so like this
-            reason = "capture failed"
-            self._warn(key, f"{reason}: {str(error).splitlines()[0]}")
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                reason = OUT_OF_MEMORY
+                self._warn(key, reason)
+            else:  # an operator that can't be captured says so like this
+                reason = "capture failed"
+                self._warn(key, f"{reason}: {str(error).splitlines()[0]}")
         with self._lock:
             self._refusals[key] = reason
         return None

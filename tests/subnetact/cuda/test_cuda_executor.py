@@ -393,6 +393,77 @@ def test_graphs_over_their_budget_or_out_of_memory_run_eagerly(
         assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
 
 
+@pytest.mark.parametrize("budget_bytes", [None, 2**40])
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA out of memory", "FIND was unable to find an engine to execute this computation"],
+)
+def test_what_a_spike_took_is_back_when_the_device_is_idle(
+    checkpoint: Checkpoint,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    budget_bytes: int | None,
+) -> None:
+    """A neighbour takes all memory for a while; libraries say so in words of their own."""
+    accelerator = LaneAccelerator()
+    executor = make_executor(
+        checkpoint, accelerator, max_batch_size=3, batch_sizes=(1, 2), budget_bytes=budget_bytes
+    )
+    executor.warm_up()
+    before, subnet_id, inputs = executor.counts(), executor.subnet_ids[1], samples(rng, 3)
+    expected, eager, is_full = oracle(checkpoint, subnet_id, inputs), executor._eager, [True]
+
+    def while_full(*args: object) -> torch.Tensor:
+        if is_full[0] and executor.net.cache.resident:
+            raise RuntimeError(words)
+        return eager(*args)  # type: ignore[arg-type]
+
+    copy = accelerator.copy
+
+    def copy_while_full(into: torch.Tensor, source: torch.Tensor) -> None:
+        is_slice = into.dim() == 1 and accelerator._lane == "compute"
+        if is_full[0] and is_slice:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        copy(into, source)
+
+    monkeypatch.setattr(executor, "_eager", while_full)
+    with pytest.warns(RuntimeWarning, match="graphs, then resident slices are given up"):
+        launched = executor.launch(subnet_id, [inputs])  # no graph takes three
+    assert difference(executor.result(launched), expected) <= 2e-4
+    counts = executor.counts()
+    assert (counts["held_bytes"], counts["graphs_live"], counts["out_of_memory"]) == (0, 0, 3)
+    monkeypatch.setattr(accelerator, "copy", copy_while_full)
+    with pytest.warns(RuntimeWarning, match="no memory to pack"):
+        assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
+    assert executor.counts()["held_bytes"] == 0, "the neighbour is still there"
+    is_full[0] = False
+    assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
+    counts = executor.counts()
+    for name in ("held_bytes", "graphs_live", "fixed_bytes"):
+        assert counts[name] == before[name]
+    replays = counts["graph_replays"]
+    executor.launch(subnet_id, [inputs[:2]])
+    assert executor.counts()["graph_replays"] == replays + 1
+
+
+def test_another_fault_than_memory_gives_nothing_up(
+    checkpoint: Checkpoint, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(checkpoint, max_batch_size=2, batch_sizes=(1,))
+    executor.warm_up()
+    before = executor.counts()
+
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(executor, "_eager", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        executor.run(executor.subnet_ids[0], samples(rng, 2))
+    after = executor.counts()
+    assert (after["held_bytes"], after["graphs_live"]) == (before["held_bytes"], 3)
+
+
 class SpoiltPoolAccelerator(LaneAccelerator):
     """A capture that is invalidated leaves its pool recording, as CUDA's allocator does."""
 
