@@ -8,11 +8,15 @@ call again. So everything above this seam runs, and is tested, without a GPU.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
+from torch.nn import functional as F
+
+from subnetact.conv_geometry import ConvGeometry
 
 
 class Mark(Protocol):
@@ -43,6 +47,24 @@ class Accelerator(Protocol):
     @property
     def why_not_fused(self) -> str:
         """Why they can't be, empty where they can."""
+        ...
+
+    def convolve_fused(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        other: torch.Tensor | None,
+        geometry: ConvGeometry,
+    ) -> torch.Tensor:
+        """Return relu(convolution + bias + other) of one kernel; all tensors channels-last.
+
+        Raises RuntimeError for a shape that the library refuses.
+        """
+        ...
+
+    def time_s(self, call: Callable[[], object]) -> float:
+        """Return the seconds that the compute lane takes for a call. The host waits for it."""
         ...
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -121,6 +143,25 @@ class HostAccelerator:
     device = torch.device("cpu")
     has_fused_convolutions = False
     why_not_fused = "a CPU in place of the device"
+
+    def convolve_fused(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        other: torch.Tensor | None,
+        geometry: ConvGeometry,
+    ) -> torch.Tensor:
+        """See `Accelerator`; in parts."""
+        g = geometry
+        y = F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+        return torch.relu_(y if other is None else y.add_(other))
+
+    def time_s(self, call: Callable[[], object]) -> float:
+        """See `Accelerator`."""
+        start_s = time.perf_counter()
+        call()
+        return time.perf_counter() - start_s
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Accelerator`; plain memory, zeroed."""

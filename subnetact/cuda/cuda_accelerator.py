@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 
+from subnetact.conv_geometry import ConvGeometry
 from subnetact.cuda.accelerator import Mark, Replay
 from subnetact.device import device_name
 
@@ -35,6 +36,31 @@ class CudaAccelerator:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_out_of_pinned = False
         self.why_not_fused = self._probe_fused()
+
+    def convolve_fused(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        other: torch.Tensor | None,
+        geometry: ConvGeometry,
+    ) -> torch.Tensor:
+        """See `Accelerator`."""
+        g = geometry
+        shape = (list(g.stride), list(g.padding), list(g.dilation), g.groups)
+        if other is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, *shape)
+        return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *shape)
+
+    def time_s(self, call: Callable[[], object]) -> float:
+        """See `Accelerator`."""
+        with self.computing():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+        return begin.elapsed_time(end) / 1e3
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Accelerator`."""

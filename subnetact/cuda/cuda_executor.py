@@ -155,7 +155,7 @@ class CudaExecutor(StagingExecutor):
 
         By the thread that will serve: libraries keep the algorithms that they found per thread.
         """
-        with self._accelerator.searching():
+        with self._accelerator.searching(), self.net.fused_sites.choosing():
             if self.graphs.budget_bytes != 0:
                 with self._launching:
                     self.graphs.capture(
@@ -196,6 +196,8 @@ class CudaExecutor(StagingExecutor):
             "graph_bytes": graphs.held_bytes,
             "graph_replays": graphs.replays,
             "eager_batches": sum(graphs.fallbacks.values()),
+            "fused_sites": self.net.fused_sites.num_fused,
+            "fusable_sites": self.net.fused_sites.num_tried,
             **cache,
             "fixed_bytes": self.net.fixed_bytes,
             "host_slice_bytes": self.net.host_bytes,
@@ -207,9 +209,12 @@ class CudaExecutor(StagingExecutor):
 
     @property
     def details(self) -> str:
-        """What was captured, for a profile."""
-        status = self.graphs.status
-        return f"{status.live} CUDA graphs, {len(status.refusals)} pairs eager"
+        """What was captured and fused, for a profile; a site counts once per batch size."""
+        status, sites = self.graphs.status, self.net.fused_sites
+        fused = f"fused: {sites.num_fused} of {sites.num_tried} sites"
+        if not self._accelerator.has_fused_convolutions:
+            fused = f"none fused: {self._accelerator.why_not_fused}"
+        return f"{status.live} CUDA graphs, {len(status.refusals)} pairs eager; {fused}"
 
     # --- launching, with the device held ---------------------------------------------------------
 

@@ -7,10 +7,12 @@ was filled a moment ago. Where it is resident, `functools.partial` has fixed it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from subnetact.cuda.fused_sites import FusedSites
 from subnetact.norms import Affine
 from subnetact.program import ConvSite
 
@@ -28,10 +30,10 @@ _FINISH: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def site_kernel(site: ConvSite, norm: Affine | None, *, may_fuse: bool) -> SiteKernel:
+def site_kernel(site: ConvSite, norm: Affine | None, choices: FusedSites | None) -> SiteKernel:
     """Return the computation of a site; `norm` (on the device) is None where it is folded in.
 
-    With `may_fuse`, convolution, bias, addition and ReLU are one cuDNN kernel where that works.
+    With `choices`, convolution, bias, addition and ReLU are one kernel where that was chosen.
     """
     finish = _FINISH[site.act]
     geometry = site.geometry
@@ -49,41 +51,25 @@ def site_kernel(site: ConvSite, norm: Affine | None, *, may_fuse: bool) -> SiteK
         y = normalise(y)
         return finish(y if other is None else y.add_(other))
 
-    if may_fuse and norm is None and site.act == "relu" and geometry.groups == 1:
-        return _Fused(site, compute)
-    return compute
+    can_fuse = norm is None and site.act == "relu" and geometry.groups == 1
+    return _fused(site, compute, choices) if can_fuse and choices is not None else compute
 
 
-class _Fused:
-    """cuDNN's fused convolution; where it refuses a shape, the plain one from then on.
+def _fused(site: ConvSite, plain: SiteKernel, choices: FusedSites) -> SiteKernel:
+    geometry = site.geometry
 
-    It refuses at the first call, which is made eagerly at warm-up, before anything is captured.
-    """
-
-    def __init__(self, site: ConvSite, plain: SiteKernel):
-        g = site.geometry
-        self._shape = (list(g.stride), list(g.padding), list(g.dilation), g.groups)
-        self._plain = plain
-        self._is_refused = False
-
-    def __call__(
-        self,
+    def compute(
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         x: torch.Tensor,
         other: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self._is_refused or bias is None:
-            return self._plain(weight, bias, x, other)
-        try:
-            if other is None:
-                return torch.cudnn_convolution_relu(x, weight, bias, *self._shape)
-            return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *self._shape)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            self._is_refused = True
-            return self._plain(weight, bias, x, other)
+        if bias is None:
+            return plain(weight, bias, x, other)
+        in_parts = partial(plain, weight, bias, x, other)
+        return choices.run(geometry, in_parts, weight, bias, x, other)
+
+    return compute
 
 
 def _normalisation(norm: Affine | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -23,6 +23,7 @@ import torch
 from subnetact.cache import SLICE_PACKINGS, ResidentSlice, SliceKey, SubgraphCache
 from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_site_calls import SiteKernel, site_kernel
+from subnetact.cuda.fused_sites import FusedSites
 from subnetact.cuda.slice_layout import SliceLayout, fill_slice, slice_layout
 from subnetact.cuda.slice_stream import SliceStream
 from subnetact.norms import Affine, FoldedNorms
@@ -112,6 +113,7 @@ class CudaSupernet:
         self.packing = packing
         self.dtype = dtype
         self.stream = SliceStream(accelerator, dtype)
+        self.fused_sites = FusedSites(accelerator)
         self._definition = definition
         self._state = state
         self._accelerator = accelerator
@@ -280,11 +282,11 @@ class CudaSupernet:
         norms = self._norms_on_device(subnet_id)
         calls: list[SiteCall] = []
         weights: dict[SliceKey, torch.Tensor] = {}
+        choices = self.fused_sites if self._accelerator.has_fused_convolutions else None
         with self._accelerator.computing():  # a norm's constants are made where they are read
             for wanted in self._slices[subnet_id]:
                 norm = norms.get(wanted.site.norm or "") if wanted.key.owner is None else None
-                may_fuse = self._accelerator.has_fused_convolutions
-                kernel = site_kernel(wanted.site, norm, may_fuse=may_fuse)
+                kernel = site_kernel(wanted.site, norm, choices)
                 found = resident.get(wanted.key)
                 if found is None:
                     calls.append(
