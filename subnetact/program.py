@@ -74,10 +74,12 @@ class Program:
         arch: Arch,
         state: Mapping[str, torch.Tensor],
         view: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor] = leading_slice,
+        classifier: str | None = None,
     ):
         """Trace `arch`, with views of `state` (the supernet's parameters) where it needs any.
 
-        `view` makes what a call outside the sites reads: a parameter's leading slice.
+        `view` makes what a call outside the sites reads: a parameter's leading slice. The linear
+        layer `classifier` computes in the dtype of its own weight, whatever comes to it.
 
         Raises ValueError when `arch` is outside the space, KeyError when a tensor is missing.
         """
@@ -90,6 +92,8 @@ class Program:
             name: view(state[name], tuple(meta.shape)) for name, meta in needy.state_dict().items()
         }
         needy.load_state_dict(views, strict=True, assign=True)
+        if classifier is not None:
+            needy.get_submodule(classifier).register_forward_pre_hook(_in_dtype_of_weight)
         self._forward = _without_graph(traced)
 
     @staticmethod
@@ -97,9 +101,31 @@ class Program:
         """Return the sites that a program of `arch` would have; needs no weights."""
         return _traced(definition, arch)[2]
 
+    @staticmethod
+    def classifier(definition: SupernetDefinition) -> str | None:
+        """Return the name of the linear layer that gives the network's output, if one does."""
+        arch = definition.space.smallest
+        module = definition.on_meta(arch).eval()
+        outputs: dict[str, object] = {}
+        for name, child in module.named_modules():
+            if isinstance(child, nn.Linear):
+                child.register_forward_hook(
+                    lambda _module, _inputs, y, name=name: outputs.update({name: y})
+                )
+        with torch.device("meta"):
+            logits = module(definition.example_input(arch))
+        return next((name for name, y in outputs.items() if y is logits), None)
+
     def run(self, x: torch.Tensor, calls: Sequence[SiteCall]) -> torch.Tensor:
         """Run on `x`, computing site i by `calls[i]`."""
         return self._forward(x, calls)
+
+
+def _in_dtype_of_weight(
+    linear: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    assert isinstance(linear, nn.Linear), "a classifier is one"
+    return (inputs[0].to(linear.weight.dtype),)
 
 
 def _without_graph(traced: fx.GraphModule) -> Callable[..., torch.Tensor]:

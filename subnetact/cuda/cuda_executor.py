@@ -34,6 +34,7 @@ from subnetact.cuda.cuda_supernet import CudaBinding, CudaSlice, CudaSupernet
 from subnetact.cuda.input_ring import BatchRoom, InputRing
 from subnetact.cuda.memory_relief import MemoryRelief
 from subnetact.executor import StagingExecutor, check_batch
+from subnetact.ieee_float32 import ieee_float32
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 
@@ -269,7 +270,8 @@ class CudaExecutor(StagingExecutor):
         x = self._input.normalise(samples, self.net.arch(subnet_id).resolution, self._constants)
         if x.is_floating_point():
             x = x.to(self.net.dtype, memory_format=torch.channels_last)
-        return self.net.run(binding, x).float()
+        with ieee_float32():
+            return self.net.run(binding, x).float()
 
     # --- made once -------------------------------------------------------------------------------
 

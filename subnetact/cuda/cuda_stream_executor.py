@@ -23,6 +23,7 @@ from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.projection import project
 from subnetact.decoding.ragged_batch import RaggedBatch
 from subnetact.decoding.stream_executor import StreamExecutor
+from subnetact.ieee_float32 import ieee_float32
 from supernet.checkpoint import Checkpoint
 
 _ROW = 3  # numbers of a decode before its pages: token, position, slot that it writes
@@ -155,7 +156,8 @@ class CudaStreamExecutor(StreamExecutor):
                 logits = self._replay(batch, subnet_id)
                 if logits is not None:
                     return logits[batch.sampled_rows]
-            logits = self._eager(batch, subnet_id).float().cpu()
+            with ieee_float32():
+                logits = self._eager(batch, subnet_id).float().cpu()
             self._accelerator.mark().wait()  # where no row samples, nothing was copied
             return logits
 
@@ -196,8 +198,9 @@ class CudaStreamExecutor(StreamExecutor):
         given = buffers.given
         reads = page_slots(given[:, _ROW:], self._page_tokens)
         asking = [_Asking(slice(None), reads, given[:, 1:2])]
-        x = self._rows(given[:, 0], given[:, 1], given[:, 2], asking, subnet_id)
-        buffers.logits.copy_(self._logits(x))
+        with ieee_float32():
+            x = self._rows(given[:, 0], given[:, 1], given[:, 2], asking, subnet_id)
+            buffers.logits.copy_(self._logits(x))
 
     def _buffers_of(self, count: int, pages: int) -> _Buffers:
         if (count, pages) not in self._buffers:

@@ -3,7 +3,8 @@
 The weights stay in host memory. A convolution's slice (contiguous, channels-last, 16 bit unless
 asked otherwise) is *resident* on the device, found in the `SubgraphCache` under its budget, or it
 is *streamed* from page-locked memory just before it is used (`SliceStream`). What belongs to no
-convolution site (classifiers, transformers) is always on the device. Residency changes cost, never
+convolution site (classifiers, transformers) is always on the device, a classifier in float32:
+logits that are rounded to 16 bit tie at the top. Residency changes cost, never
 results. Plain twin: the extracted module in the same dtype.
 
 `packing` is `folded` (norm folded in, a slice serves one subnet) or `shared` (bare weights, a slice
@@ -115,6 +116,7 @@ class CudaSupernet:
         self.stream = SliceStream(accelerator, dtype)
         self.fused_sites = FusedSites(accelerator)
         self._definition = definition
+        self._classifier = Program.classifier(definition)
         self._state = state
         self._accelerator = accelerator
         self._keep_host_slices = keep_host_slices
@@ -259,6 +261,8 @@ class CudaSupernet:
                     continue
                 tensor = self._state[name].detach()
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+                if name.rpartition(".")[0] == self._classifier:
+                    dtype = torch.float32
                 self._fixed[name] = tensor.to(self._accelerator.device, dtype)
 
     # --- programs --------------------------------------------------------------------------------
@@ -268,7 +272,8 @@ class CudaSupernet:
         arch = self.arch(subnet_id)
         program = self._programs.pop(subnet_id, None)
         if program is None:
-            program = Program(self._definition, arch, {**self._state, **self._fixed})
+            state = {**self._state, **self._fixed}
+            program = Program(self._definition, arch, state, classifier=self._classifier)
         self._programs[subnet_id] = program  # youngest last
         while len(self._programs) > self._max_programs:
             oldest = next(iter(self._programs))

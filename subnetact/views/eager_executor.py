@@ -6,12 +6,14 @@ The plain twin of every faster executor, and what runs where nothing else can.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from subnetact.device import device_name, synchronize
 from subnetact.executor import NO_CACHE, HostLaunched, StagingExecutor, check_batch, warm_up
+from subnetact.ieee_float32 import ieee_float32
 from subnetact.threads import ThreadCount
 from subnetact.views.actuator import Actuator
 from supernet.checkpoint import Checkpoint
@@ -50,6 +52,8 @@ class EagerExecutor(StagingExecutor):
         self.num_classes = checkpoint.num_classes
         self._input = checkpoint.input
         self._thread_count = ThreadCount(self.threads)
+        is_cuda = torch.device(device).type == "cuda"
+        self._exactly = ieee_float32 if is_cuda else nullcontext[None]
         net = checkpoint.definition.on_meta()
         net.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
         self._net = net.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
@@ -72,7 +76,8 @@ class EagerExecutor(StagingExecutor):
         self._thread_count.use()
         arch = self.actuator.actuate(subnet_id)
         x = self._input.as_served(torch.from_numpy(samples).to(self.device), arch.resolution)
-        return HostLaunched(self._net(x).float().cpu().numpy(), "views")
+        with self._exactly():
+            return HostLaunched(self._net(x).float().cpu().numpy(), "views")
 
     def result(self, launched: HostLaunched) -> np.ndarray:
         """See `Executor`."""

@@ -24,6 +24,7 @@ from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
 from serve.bench.gpu.smoke import smoke
 from slackfit.output_files import check_outputs, write_text
+from subnetact.ieee_float32 import ieee_float32
 
 _RUN = Path("runs") / "gpu"
 
@@ -64,13 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     check_outputs(out)
     is_whole = True
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
+    with ieee_float32():  # also of the extracted networks that subnets are compared with
         for name in wanted:
             is_whole &= run_part(bench, name, parts[name])
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     print(f"{out}: {len(bench.rows)} rows", file=sys.stderr)
     return 0 if is_whole and not bench.failures else 1
 

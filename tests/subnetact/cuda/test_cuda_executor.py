@@ -15,7 +15,7 @@ from subnetact import load_executor, measure_profile
 from subnetact.conv_geometry import ConvGeometry
 from subnetact.cuda.accelerator import Accelerator, Replay
 from subnetact.cuda.cuda_executor import CudaExecutor
-from subnetact.cuda.cuda_supernet import resident_bytes, supernet_bytes
+from subnetact.cuda.cuda_supernet import CudaSupernet, resident_bytes, supernet_bytes
 from supernet import Checkpoint, extract
 from tests.subnetact.cuda.lane_accelerator import LaneAccelerator
 
@@ -506,8 +506,10 @@ def test_a_site_is_fused_where_the_warm_up_found_that_faster_on_its_own_shape(
     executor = make_executor(checkpoint, accelerator, max_batch_size=2, graph_budget_bytes=0)
     executor.warm_up()
     counts = executor.counts()
-    assert 0 < counts["fused_sites"] < counts["fusable_sites"] if is_faster else (
-        counts["fused_sites"] == 0 < counts["fusable_sites"]
+    assert (
+        0 < counts["fused_sites"] < counts["fusable_sites"]
+        if is_faster
+        else (counts["fused_sites"] == 0 < counts["fusable_sites"])
     )
     wanted = f"fused: {counts['fused_sites']} of {counts['fusable_sites']} sites"
     assert executor.details.endswith(wanted)
@@ -570,6 +572,27 @@ def test_a_capture_that_failed_costs_its_own_graph_only(
     for subnet_id in executor.subnet_ids:
         expected = oracle(checkpoint, subnet_id, inputs)
         assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
+
+
+def test_float32_is_never_tf32_whatever_the_process_allows(
+    checkpoint: Checkpoint, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    run = CudaSupernet.run
+
+    def watched(net: CudaSupernet, *args: object) -> torch.Tensor:
+        backends = torch.backends
+        seen.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32))
+        return run(net, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CudaSupernet, "run", watched)
+    executor = make_executor(checkpoint, max_batch_size=2, batch_sizes=(1,))
+    assert torch.backends.cudnn.allow_tf32, "torch's default"
+    executor.warm_up()
+    executor.run(executor.subnet_ids[0], samples(rng, 2))
+    assert len(seen) > 6
+    assert set(seen) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
 
 
 # --- the ways in ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from subnetact.cache import SubgraphCache
 from subnetact.cuda.cuda_executor import CudaExecutor
 from subnetact.cuda.cuda_supernet import CudaSupernet
 from subnetact.norms import FoldedNorms
+from subnetact.program import Program
 from supernet import (
     Arch,
     Checkpoint,
@@ -79,6 +80,39 @@ def test_every_family_resident_and_streamed_equals_the_extracted_subnet(
             assert loaded == (len(net.slices(subnet_id)) if budget is None else 0)
             got = [net.run(net.actuate(subnet_id), x) for _ in range(2)][-1]
             assert difference(got.numpy(), expected.numpy()) <= TOLERANCE[packing]
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        ("resnet_tiny", "fc"),
+        ("ofa_mobilenet_v3_w1.0", "classifier"),
+        ("vit_tiny_patch16_224", "head"),
+        ("bert_tiny", "classifier"),
+    ],
+)
+def test_logits_of_sixteen_bit_networks_are_computed_in_float32(variant: str, name: str) -> None:
+    """What comes to the classifier is rounded; what it gives is not."""
+    with torch.inference_mode():
+        definition = define_supernet(variant)
+        assert Program.classifier(definition) == name
+        state = random_state(definition)
+        arch = definition.space.smallest
+        x = example(definition, arch)
+        own = statistics(definition, state, arch, x)
+        net = CudaSupernet(
+            definition,
+            state,
+            FoldedNorms(definition, state),
+            SubgraphCache(None),
+            LaneAccelerator(),
+            dtype=torch.bfloat16,
+        )
+        subnet_id = net.register(arch, own)
+        net.load(net.slices(subnet_id))
+        logits = net.run(net.actuate(subnet_id), x.bfloat16() if x.is_floating_point() else x)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.5
 
 
 def example(definition: SupernetDefinition, arch: Arch) -> torch.Tensor:
