@@ -22,7 +22,7 @@ from serve.security_config import SecurityConfig
 LOOPBACK = "127.0.0.1"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-Packing = Literal["graph", "views", "folded", "shared", "packed", "half", "int8"]
+Packing = Literal["graph", "views", "folded", "shared", "one_copy", "packed", "half", "int8"]
 
 
 class ServeConfigError(ValueError):

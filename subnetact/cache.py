@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 
-SLICE_PACKINGS = ("folded", "shared")
-"""How a resident slice is laid out: with a subnet's norm folded in, or for every subnet."""
+SLICE_PACKINGS = ("folded", "shared", "one_copy")
+"""How weights lie on a device: slices with a subnet's norm folded in, slices for every subnet, or
+slices only where a layer needs a layout of its own."""
 
 
 class SliceKey(NamedTuple):

@@ -91,12 +91,20 @@ class FoldedNorms:
         with self._lock:
             self._flat[arch.subnet_id] = flat
 
-    def affines(self, arch: Arch) -> dict[str, Affine]:
-        """Return {norm name: scale and shift} of one subnet, float32; views where that is kept.
+    def flat(self, subnet_id: str) -> torch.Tensor:
+        """Return all vectors of a subnet behind each other, in the dtype that they are kept in.
 
         Raises KeyError for a subnet that was not added.
         """
-        flat = self._flat[arch.subnet_id].float()
+        return self._flat[subnet_id]
+
+    def affines(self, arch: Arch, flat: torch.Tensor | None = None) -> dict[str, Affine]:
+        """Return {norm name: scale and shift} of one subnet, float32; views where that is kept.
+
+        With `flat`, a copy of what the method of that name gives, they are views of it. Raises
+        KeyError for a subnet that was not added.
+        """
+        flat = self._flat[arch.subnet_id].float() if flat is None else flat
         result: dict[str, Affine] = {}
         start = 0
         for name, channels in self._norms(arch):

@@ -30,14 +30,14 @@ from subnetact.cuda.cuda_graphs import (
     CudaGraphs,
     GraphKey,
 )
-from subnetact.cuda.cuda_supernet import CudaBinding, CudaSlice, CudaSupernet
+from subnetact.cuda.cuda_slice import CudaSlice
+from subnetact.cuda.cuda_supernet import CudaBinding, CudaSupernet
 from subnetact.cuda.input_ring import BatchRoom, InputRing
 from subnetact.cuda.memory_relief import MemoryRelief
 from subnetact.executor import StagingExecutor, check_batch
 from subnetact.ieee_float32 import ieee_float32
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
-
 
 _TAKE_BACK_S = 1.0  # how long a probe of an idle device may take back what was given up
 
@@ -59,13 +59,16 @@ class CudaExecutor(StagingExecutor):
         subnet_ids: Iterable[str] | None = None,
         budget_bytes: int | None = None,
         graph_budget_bytes: int | None = None,
+        norm_dtype: torch.dtype | None = None,
     ):
         """Register the subnets (default: all served ones) and load what `budget_bytes` allows.
 
         `budget_bytes` limits the weights on the device, all of them; what can't be streamed counts
         first, with one warning where it alone is more. `batch_sizes` are those to capture (default
         the powers of two up to `max_batch_size`, and that), `graph_budget_bytes` what their graphs
-        may hold (0: no graphs). Raises CheckpointError for a subnet that the checkpoint does not
+        may hold (0: no graphs). `norm_dtype` is what norms beside slices are kept in, float32 or
+        float16; in `one_copy` of 16 bit the latter, finer than what they scale, is the default.
+        Raises CheckpointError for a subnet that the checkpoint does not
         serve, ValueError for a packing, dtype or number that is out of range.
         """
         if max_batch_size < 1:
@@ -84,12 +87,15 @@ class CudaExecutor(StagingExecutor):
         self._out_of_memory = 0
         wanted = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         archs = [checkpoint.subnet(subnet_id).arch for subnet_id in wanted]
+        if norm_dtype is None:
+            is_half = packing == "one_copy" and dtype != torch.float32
+            norm_dtype = torch.float16 if is_half else torch.float32
         if budget_bytes is not None and budget_bytes < 0:
             raise ValueError(f"budget_bytes is {budget_bytes}, allowed 0 or more, or None")
         self.net = CudaSupernet(
             checkpoint.definition,
             checkpoint.state,
-            FoldedNorms(checkpoint.definition, checkpoint.state),
+            FoldedNorms(checkpoint.definition, checkpoint.state, norm_dtype),
             SubgraphCache(budget_bytes),
             accelerator,
             packing=packing,
@@ -242,7 +248,7 @@ class CudaExecutor(StagingExecutor):
         return self._static_output[: len(samples)], "graph"
 
     def _eager_with_room(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
-        """Run eagerly; where memory runs out, again without graphs, at last with nothing resident."""
+        """Run eagerly; where memory runs out, without graphs, at last with nothing resident."""
         for give_up in self._relief.steps(subnet_id):
             try:
                 return self._eager(self.net.actuate(subnet_id), subnet_id, samples)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from subnetact.cuda.cuda_slice import is_matrix
 from subnetact.cuda.fused_sites import FusedSites
 from subnetact.norms import Affine
 from subnetact.program import ConvSite
@@ -37,7 +38,6 @@ def site_kernel(site: ConvSite, norm: Affine | None, choices: FusedSites | None)
     """
     finish = _FINISH[site.act]
     geometry = site.geometry
-    normalise = _normalisation(norm)
 
     def compute(
         weight: torch.Tensor,
@@ -48,7 +48,8 @@ def site_kernel(site: ConvSite, norm: Affine | None, choices: FusedSites | None)
         y = F.conv2d(
             x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
         )
-        y = normalise(y)
+        if norm is not None:
+            y = _normalise(y, norm)
         return finish(y if other is None else y.add_(other))
 
     can_fuse = norm is None and site.act == "relu" and geometry.groups == 1
@@ -72,10 +73,53 @@ def _fused(site: ConvSite, plain: SiteKernel, choices: FusedSites) -> SiteKernel
     return compute
 
 
-def _normalisation(norm: Affine | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """y * scale + shift in float32, as BatchNorm over mean 0 and variance 1."""
-    if norm is None:
-        return lambda y: y
-    scale, shift = norm
-    mean, var = torch.zeros_like(shift), torch.ones_like(scale)
-    return lambda y: F.batch_norm(y, mean, var, scale, shift, False, 0.0, 0.0)
+def matrix_kernel(site: ConvSite, norm: Affine | None) -> SiteKernel:
+    """Return the computation of a 1x1 convolution as a product with a matrix (O, I) of longer rows.
+
+    Libraries of matrices take the length of a row beside its width, so no weight is copied. The
+    product adds the bias, and applies a ReLU that follows at once.
+    """
+    finish, stride = _FINISH[site.act], site.geometry.stride
+    ends_in_relu = norm is None and site.act == "relu" and not site.adds
+
+    def compute(
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        other: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if stride != (1, 1):
+            x = x[:, :, :: stride[0], :: stride[1]]
+        by_row = x.permute(0, 2, 3, 1)  # (B, H, W, I): rows as they lie, where x is channels-last
+        rows = by_row.reshape(-1, by_row.shape[-1])
+        if ends_in_relu and bias is not None:
+            y = torch.ops.aten._addmm_activation(bias, rows, weight.t())
+            return y.view(*by_row.shape[:-1], len(weight)).permute(0, 3, 1, 2)
+        y = F.linear(rows, weight, bias)
+        y = y.view(*by_row.shape[:-1], len(weight)).permute(0, 3, 1, 2)
+        if norm is not None:
+            y = _normalise(y, norm)
+        return finish(y if other is None else y.add_(other))
+
+    return compute
+
+
+def _normalise(y: torch.Tensor, norm: Affine) -> torch.Tensor:
+    """y * scale + shift in place, one pointwise call whatever the three dtypes; y (B, C, H, W)."""
+    scale, shift = (vector.view(-1, 1, 1) for vector in norm)
+    return torch.addcmul(shift, y, scale, out=y)
+
+
+def num_launches(site: ConvSite, packing: str, *, is_fused: bool = False) -> int:
+    """Return how many kernels a site is on CUDA, by the calls that it makes.
+
+    `is_fused` where cuDNN takes bias, addition and ReLU into a convolution whose norm is folded in.
+    """
+    is_folded = packing == "folded" and site.norm is not None
+    is_alone = site.norm is None or is_folded
+    parts = (site.norm is not None and not is_folded) + site.adds + (site.act is not None)
+    if packing == "one_copy" and is_matrix(site):
+        return 1 + parts - (site.act == "relu" and parts == 1 and site.has_bias)
+    if is_fused and is_alone and site.act == "relu" and site.geometry.groups == 1:
+        return 1
+    return 1 + (is_folded or site.has_bias) + parts  # cuDNN's convolution adds no bias by itself

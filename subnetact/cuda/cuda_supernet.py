@@ -4,12 +4,13 @@ The weights stay in host memory. A convolution's slice (contiguous, channels-las
 asked otherwise) is *resident* on the device, found in the `SubgraphCache` under its budget, or it
 is *streamed* from page-locked memory just before it is used (`SliceStream`). What belongs to no
 convolution site (classifiers, transformers) is always on the device, a classifier in float32:
-logits that are rounded to 16 bit tie at the top. Residency changes cost, never
-results. Plain twin: the extracted module in the same dtype.
+logits that are rounded to 16 bit tie at the top. Residency changes cost, never results. Plain twin:
+the extracted module in the same dtype.
 
-`packing` is `folded` (norm folded in, a slice serves one subnet) or `shared` (bare weights, a slice
-serves every subnet that uses it). Slices, streams and runs are for one thread at a time, see
-`CudaExecutor`; what only reads the cache is thread-safe.
+`packing` is `folded` (norm folded in, a slice serves one subnet), `shared` (bare weights, a slice
+serves every subnet that uses it) or `one_copy` (as `shared`, but 1x1 convolutions have no slices
+and read the one weight of the supernet, whatever the width: `WholeWeights`). Slices, streams and
+runs are for one thread at a time, see `CudaExecutor`; what only reads the cache is thread-safe.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import torch
 
 from subnetact.cache import SLICE_PACKINGS, ResidentSlice, SliceKey, SubgraphCache
 from subnetact.cuda.accelerator import Accelerator
-from subnetact.cuda.cuda_site_calls import SiteKernel, site_kernel
+from subnetact.cuda.cuda_site_calls import SiteKernel, matrix_kernel, site_kernel
+from subnetact.cuda.cuda_slice import CudaSlice, slice_of
 from subnetact.cuda.fused_sites import FusedSites
-from subnetact.cuda.slice_layout import SliceLayout, fill_slice, slice_layout
+from subnetact.cuda.slice_layout import SliceLayout, fill_slice
 from subnetact.cuda.slice_stream import SliceStream
-from subnetact.norms import Affine, FoldedNorms
+from subnetact.cuda.whole_weights import WholeWeights
+from subnetact.norms import FoldedNorms
 from subnetact.program import ConvSite, Program, SiteCall
 from subnetact.subnet_registry import SubnetRegistry
 from supernet.arch import Arch
@@ -35,21 +38,6 @@ from supernet.definition import SupernetDefinition
 from supernet.slicing import leading_slice
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class CudaSlice:
-    """A slice that could be resident: its key, where it lies in its memory, what it is made of."""
-
-    key: SliceKey
-    layout: SliceLayout
-    site: ConvSite
-    subnet_id: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the device."""
-        return self.layout.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +56,14 @@ class CudaBinding:
         calls: list[SiteCall],
         weights: Mapping[SliceKey, torch.Tensor],
         version: int,
+        num_streamed: int,
     ):
         self.program = program
         self.calls = calls
         self.weights = weights  # of the resident slices that are read
         self.version = version
+        self.num_streamed = num_streamed  # how many sites have a slice that is not resident
         self.following: dict = {}  # see SliceStream.begin
-
-    @property
-    def num_streamed(self) -> int:
-        """How many sites have no resident slice."""
-        return len(self.calls) - len(self.weights)
 
 
 class CudaSupernet:
@@ -118,12 +103,21 @@ class CudaSupernet:
         self._definition = definition
         self._classifier = Program.classifier(definition)
         self._state = state
+        self.whole = WholeWeights(
+            definition,
+            state,
+            norms,
+            accelerator,
+            packing=packing,
+            dtype=dtype,
+            classifier=self._classifier,
+        )
         self._accelerator = accelerator
         self._keep_host_slices = keep_host_slices
         self._max_programs = max_programs
         self._archs = SubnetRegistry[Arch]()
-        self._slices: dict[str, tuple[CudaSlice, ...]] = {}
-        self._fixed: dict[str, torch.Tensor] = {}
+        self._sites: dict[str, tuple[tuple[ConvSite, CudaSlice | None], ...]] = {}
+        self._longest = 0  # elements of the largest slice
         self._host: dict[SliceKey, _HostSlice] = {}
         self._programs: dict[str, Program] = {}
         self._bindings: dict[str, CudaBinding] = {}
@@ -136,9 +130,8 @@ class CudaSupernet:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes on the device that are no slices: parameters of other layers, staging buffers."""
-        fixed = list(self._fixed.values())  # read by any thread
-        return sum(tensor.nbytes for tensor in fixed) + self.stream.num_bytes
+        """Bytes on the device that are no slices: whole weights, norms, staging buffers."""
+        return self.whole.num_bytes + self.stream.num_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -162,17 +155,19 @@ class CudaSupernet:
             return subnet_id
         self.norms.add(arch, norm_statistics)
         sites = Program.describe(self._definition, arch)
-        self._place_fixed(arch, sites)
-        self._slices[subnet_id] = tuple(self._slice(site, subnet_id) for site in sites)
-        longest = max((s.layout.num_elements for s in self._slices[subnet_id]), default=0)
-        self.stream.reserve(longest)
+        self.whole.place(arch, sites)
+        slices = [slice_of(site, subnet_id, self.packing, self.dtype) for site in sites]
+        self._sites[subnet_id] = tuple(zip(sites, slices, strict=True))
+        self._longest = max(self._longest, *(s.layout.num_elements for s in slices if s), 0)
+        if self._keep_host_slices or self.stream.num_bytes:
+            self.stream.reserve(self._longest)
         self._archs[subnet_id] = arch
         return subnet_id
 
     def slices(self, subnet_id: str) -> tuple[CudaSlice, ...]:
         """Return the slices that a subnet uses, in order of its sites. Raises KeyError."""
         self.arch(subnet_id)
-        return self._slices[subnet_id]
+        return tuple(found for _, found in self._sites[subnet_id] if found is not None)
 
     @torch.inference_mode()
     def load(self, slices: Iterable[CudaSlice]) -> int:
@@ -194,7 +189,7 @@ class CudaSupernet:
         """Run a subnet on its input on the device; (B, num_classes) logits. One run at a time."""
         self.stream.begin(binding.following)
         y = binding.program.run(x, binding.calls)
-        self.cache.count(len(binding.calls), len(binding.weights))
+        self.cache.count(len(binding.weights) + binding.num_streamed, len(binding.weights))
         return y
 
     def is_stale(self, weights: object) -> bool:
@@ -207,13 +202,6 @@ class CudaSupernet:
         )
 
     # --- slices ----------------------------------------------------------------------------------
-
-    def _slice(self, site: ConvSite, subnet_id: str) -> CudaSlice:
-        is_folded = self.packing == "folded" and site.norm is not None
-        layout = slice_layout(site, self.dtype, is_folded=is_folded)
-        owner = subnet_id if is_folded else None
-        key = SliceKey(site.layer, site.geometry.weight_shape, layout, owner)
-        return CudaSlice(key, layout, site, subnet_id)
 
     def _load(self, wanted: CudaSlice) -> bool:
         def upload() -> ResidentSlice:
@@ -251,20 +239,6 @@ class CudaSupernet:
             norm = self.norms.affines(self._archs[wanted.subnet_id])[wanted.site.norm]
         fill_slice(flat, wanted.layout, weight, bias, norm)
 
-    def _place_fixed(self, arch: Arch, sites: Iterable[ConvSite]) -> None:
-        """Put what no slice holds on the device, whole and once, for every subnet."""
-        streamed = {name for site in sites for name in (site.layer, site.norm)}
-        names = [*self._definition.parameter_shapes(arch), *self._definition.buffer_shapes(arch)]
-        with self._accelerator.computing():
-            for name in names:
-                if name.rpartition(".")[0] in streamed or name in self._fixed:
-                    continue
-                tensor = self._state[name].detach()
-                dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-                if name.rpartition(".")[0] == self._classifier:
-                    dtype = torch.float32
-                self._fixed[name] = tensor.to(self._accelerator.device, dtype)
-
     # --- programs --------------------------------------------------------------------------------
 
     def _program(self, subnet_id: str) -> Program:
@@ -272,7 +246,7 @@ class CudaSupernet:
         arch = self.arch(subnet_id)
         program = self._programs.pop(subnet_id, None)
         if program is None:
-            state = {**self._state, **self._fixed}
+            state = {**self._state, **self.whole.tensors}
             program = Program(self._definition, arch, state, classifier=self._classifier)
         self._programs[subnet_id] = program  # youngest last
         while len(self._programs) > self._max_programs:
@@ -284,35 +258,30 @@ class CudaSupernet:
     def _bind(self, subnet_id: str) -> CudaBinding:
         program = self._program(subnet_id)
         version, resident = self.cache.snapshot()
-        norms = self._norms_on_device(subnet_id)
+        affines = self.whole.affines(self.arch(subnet_id))
         calls: list[SiteCall] = []
         weights: dict[SliceKey, torch.Tensor] = {}
         choices = self.fused_sites if self._accelerator.has_fused_convolutions else None
-        with self._accelerator.computing():  # a norm's constants are made where they are read
-            for wanted in self._slices[subnet_id]:
-                norm = norms.get(wanted.site.norm or "") if wanted.key.owner is None else None
-                kernel = site_kernel(wanted.site, norm, choices)
-                found = resident.get(wanted.key)
-                if found is None:
-                    calls.append(
-                        _streamed(kernel, self.stream, self._host_slice(wanted, keep=True))
-                    )
-                else:
-                    calls.append(partial(kernel, found.weight, found.bias))
-                    weights[wanted.key] = found.weight
-        binding = CudaBinding(program, calls, weights, version)
+        num_streamed = 0
+        for site, wanted in self._sites[subnet_id]:
+            norm = affines.get(site.norm or "")
+            if wanted is None:
+                calls.append(partial(matrix_kernel(site, norm), *self.whole.matrix(site)))
+                continue
+            kernel = site_kernel(site, norm, choices)
+            found = resident.get(wanted.key)
+            if found is not None:
+                calls.append(partial(kernel, found.weight, found.bias))
+                weights[wanted.key] = found.weight
+                continue
+            self.stream.reserve(self._longest)  # the first time: nothing was streamed before
+            calls.append(_streamed(kernel, self.stream, self._host_slice(wanted, keep=True)))
+            num_streamed += 1
+        binding = CudaBinding(program, calls, weights, version, num_streamed)
         self._bindings[subnet_id] = binding
         if self.cache.version != version:  # evicted meanwhile: do not keep slices alive
             self._bindings.pop(subnet_id, None)
         return binding
-
-    def _norms_on_device(self, subnet_id: str) -> dict[str, Affine]:
-        if self.packing == "folded":  # a norm always stands behind a convolution
-            return {}
-        affines = self.norms.affines(self._archs[subnet_id])
-        device = self._accelerator.device
-        with self._accelerator.computing():
-            return {n: Affine(a.scale.to(device), a.shift.to(device)) for n, a in affines.items()}
 
 
 def _streamed(kernel: SiteKernel, stream: SliceStream, source: _HostSlice) -> SiteCall:

@@ -1,8 +1,8 @@
 """`FusedSites`: which sites run as one fused kernel, chosen by time, on the shapes that are run.
 
 A fused convolution may be refused for a shape, or be far slower than its parts there (a 7x7 one in
-channels-last order, for instance). So the first run of a site at a batch size, at the warm-up, tries
-and times both. All subnets share what was found: a choice is of a geometry, not of a layer.
+channels-last order, for instance). So the first run of a site at a batch size, at the warm-up,
+tries and times both. All subnets share what was found: a choice is of a geometry, not of a layer.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from subnetact.cache import SliceKey
 from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_graphs import OUT_OF_MEMORY, CudaGraphs, GraphKey
-from subnetact.cuda.cuda_supernet import CudaSlice, CudaSupernet
+from subnetact.cuda.cuda_slice import CudaSlice
+from subnetact.cuda.cuda_supernet import CudaSupernet
 
 
 class MemoryRelief:

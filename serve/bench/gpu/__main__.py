@@ -20,6 +20,7 @@ import torch
 
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.decoding import decoding
+from serve.bench.gpu.device_memory import device_bytes
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.residency import profile, residency, streaming
 from serve.bench.gpu.smoke import smoke
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "residency": residency,
         "decoding": decoding,
         "compiled": compiled,
+        "bytes": device_bytes,
     }
     wanted = list(parts) if options.parts is None else options.parts.split(",")
     unknown = sorted(set(wanted) - set(parts))

@@ -20,7 +20,8 @@ from serve.bench.gpu.cases import (
 )
 from slackfit.residency import Candidate, Savings, ValuePerByte
 from subnetact.cuda.cuda_executor import CudaExecutor
-from subnetact.cuda.cuda_supernet import CudaSlice, supernet_bytes
+from subnetact.cuda.cuda_slice import CudaSlice
+from subnetact.cuda.cuda_supernet import supernet_bytes
 from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint, define_supernet
 

@@ -100,12 +100,13 @@ def measured(
     A fresh one has `repeats` runs of each entry.
     """
     from subnetact import load_executor, measure_profile
+    from subnetact.cache import SLICE_PACKINGS
     from supernet import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
     profile = LatencyProfile.load(profile_path) if profile_path.exists() else None
     forms = {form.subnet_id for form in checkpoint.forms}
-    fits = profile is not None and profile.packing not in ("folded", "shared")
+    fits = profile is not None and profile.packing not in SLICE_PACKINGS
     if (
         profile is None
         or not fits

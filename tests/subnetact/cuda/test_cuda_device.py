@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from subnetact import load_executor, measure_profile
+from subnetact.cache import SLICE_PACKINGS
 from subnetact.cuda.cuda_executor import CudaExecutor
 from supernet import Checkpoint, extract
 
@@ -36,13 +37,15 @@ def close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     return float(np.abs(got - expected).max() / np.abs(expected).max()) <= tolerance
 
 
-@pytest.mark.parametrize("packing", ["folded", "shared"])
+@pytest.mark.parametrize("packing", SLICE_PACKINGS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("share", [None, 0.5, 0.0])
 def test_graphs_and_streams_equal_the_extracted_subnet(
     checkpoint: Checkpoint, packing: str, dtype: str, share: float | None
 ) -> None:
-    whole = load_executor(checkpoint, device="cuda", packing=packing, dtype=dtype)
+    whole = load_executor(
+        checkpoint, device="cuda", packing=packing, dtype=dtype, budget_bytes=2**40
+    )
     assert isinstance(whole, CudaExecutor)
     counts = whole.counts()
     budget = None
