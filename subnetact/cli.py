@@ -31,8 +31,8 @@ def profile(
     packing: Annotated[
         str | None,
         typer.Option(
-            help="CPU: graph or views; CUDA: folded, shared or views. Decoders: views, packed, "
-            "half or int8; CUDA: views."
+            help="CPU: graph or views; CUDA: folded, shared, one_copy or views. Decoders: "
+            "views, packed, half or int8; CUDA: views."
         ),
     ] = None,
     cache_mib: Annotated[

@@ -51,13 +51,13 @@ def load_executor(
     """Load a checkpoint folder (or take a loaded one) and make its subnets runnable.
 
     `packing` is `graph` or `views` on a CPU (docs/decisions/110-whole-graphs-on-the-cpu.md),
-    `folded`, `shared` or `views` on CUDA; None takes the first, on a CPU without onnxruntime
-    `views`. Subnets in int8 run as graphs only, and are left out elsewhere. `budget_bytes` limits
-    what is resident, on CUDA all weights on the device. `dtype` is `float32` or, for CUDA slices,
-    `bfloat16` (the default there) or `float16`. `batch_sizes` and `graph_budget_bytes` say which
-    CUDA graphs to capture (`CudaExecutor`). `choose_engines` measures which library runs each graph
-    on a CPU faster, where there are two (`GraphExecutor`); later calls go by what was found. A
-    checkpoint of a graph runs on a CPU, in one way.
+    `folded`, `shared`, `one_copy` or `views` on CUDA; None takes the first, on a CPU without
+    onnxruntime `views`. Subnets in int8 run as graphs only, and are left out elsewhere.
+    `budget_bytes` limits what is resident, on CUDA all weights on the device. `dtype` is `float32`
+    or, for CUDA slices, `bfloat16` (the default there) or `float16`. `batch_sizes` and
+    `graph_budget_bytes` say which CUDA graphs to capture (`CudaExecutor`). `choose_engines`
+    measures which library runs each graph on a CPU faster, where there are two (`GraphExecutor`);
+    later calls go by what was found. A checkpoint of a graph runs on a CPU, in one way.
 
     Raises CheckpointError when the folder or a subnet id is not what it should be, ValueError for
     another packing or dtype, or a device that is not there.

@@ -8,6 +8,7 @@ import torch
 
 from subnetact import load_executor, measure_profile
 from subnetact.cache import SLICE_PACKINGS
+from subnetact.cuda.cuda_accelerator import CudaAccelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
 from supernet import Checkpoint, extract
 
@@ -85,6 +86,18 @@ def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint)
     executor.warm_up()
     got = executor.run(kept, samples(4))
     assert close(got, oracle(checkpoint, kept, samples(4)), TOLERANCE["bfloat16"])
+
+
+def test_a_capture_that_failed_leaves_the_next_one_alone() -> None:
+    accelerator = CudaAccelerator()
+    x, total = torch.ones(4, device="cuda"), torch.zeros(4, device="cuda")
+    with pytest.raises(RuntimeError):
+        accelerator.capture(lambda: x.sum().item())  # waits for the device: not in a graph
+    accelerator.renew_pool()
+    graph, _ = accelerator.capture(lambda: total.add_(x * 1.0))  # replays it once
+    graph.replay()
+    torch.cuda.synchronize()
+    assert total.tolist() == [2.0] * 4
 
 
 def test_a_profile_is_measured(checkpoint: Checkpoint) -> None:

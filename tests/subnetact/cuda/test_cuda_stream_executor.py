@@ -218,3 +218,26 @@ def test_a_device_gives_the_logits_of_the_extracted_subnet(elastic_decoder: Chec
         executor.release("b")
     assert executor.graph_status.replays == len(elastic_decoder.subnets)
     executor.close()
+
+
+def test_float32_is_never_tf32_by_graphs_or_eagerly(
+    elastic_decoder: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    logits = CudaStreamExecutor._logits
+
+    def watched(self: CudaStreamExecutor, x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return logits(self, x)
+
+    monkeypatch.setattr(CudaStreamExecutor, "_logits", watched)
+    made = CudaStreamExecutor(
+        elastic_decoder, HostAccelerator(), capacity_tokens=32, page_tokens=4,
+        decode_counts=(1,), graph_contexts=(8,),
+    )  # fmt: skip
+    made.warm_up()
+    by_graphs = len(seen)
+    made.run(made.subnet_ids[0], [Chunk("a", (1, 2, 3))])
+    assert len(seen) > by_graphs > 0
+    assert set(seen) == {"ieee"}
+    assert torch.backends.cuda.matmul.fp32_precision != "ieee", "torch's default"

@@ -26,6 +26,8 @@ def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> 
     assert figures["gpu/equality_failures"]["value"] == 0
     assert figures["gpu/smoke/bfloat16/streamed/over_extracted"]["value"] < 0.05
     assert figures["gpu/decoding/decoder_tiny/float32/graph/over_extracted"]["value"] < 1e-5
+    assert figures["gpu/bytes/ofa_resnet50/random/n500/one_copy_norms_float16"]["value"] <= 275
+    assert figures["gpu/bytes/ofa_resnet50/random/n500/one_copy_norms_float32"]["value"] <= 320
     for wanted in (
         "gpu/equality/resnet_tiny/bfloat16/folded/budget_50%/graph_over_eager",
         "gpu/resnet_tiny/mid/b2/folded_graph_over_static_eager",
