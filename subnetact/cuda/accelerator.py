@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from subnetact.conv_geometry import ConvGeometry
+from subnetact.cuda.pointwise import in_parts
+from subnetact.norms import Affine
 
 
 class Mark(Protocol):
@@ -61,6 +63,17 @@ class Accelerator(Protocol):
 
         Raises RuntimeError for a shape that the library refuses.
         """
+        ...
+
+    @property
+    def why_in_parts(self) -> str:
+        """Why norm, addition and activation are not one kernel here; empty where they are."""
+        ...
+
+    def pointwise(
+        self, y: torch.Tensor, norm: Affine, other: torch.Tensor | None, act: str | None
+    ) -> torch.Tensor:
+        """Return act(y * scale + shift + other) in y's memory, (B, C, H, W)."""
         ...
 
     def time_s(self, call: Callable[[], object]) -> float:
@@ -143,6 +156,7 @@ class HostAccelerator:
     device = torch.device("cpu")
     has_fused_convolutions = False
     why_not_fused = "a CPU in place of the device"
+    why_in_parts = why_not_fused
 
     def convolve_fused(
         self,
@@ -156,6 +170,12 @@ class HostAccelerator:
         g = geometry
         y = F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
         return torch.relu_(y if other is None else y.add_(other))
+
+    def pointwise(
+        self, y: torch.Tensor, norm: Affine, other: torch.Tensor | None, act: str | None
+    ) -> torch.Tensor:
+        """See `Accelerator`."""
+        return in_parts(y, norm, other, act)
 
     def time_s(self, call: Callable[[], object]) -> float:
         """See `Accelerator`."""

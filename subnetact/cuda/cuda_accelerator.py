@@ -12,12 +12,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
+from itertools import product
 
 import torch
 
 from subnetact.conv_geometry import ConvGeometry
 from subnetact.cuda.accelerator import Mark, Replay
+from subnetact.cuda.pointwise import ACTIVATIONS, in_parts
 from subnetact.device import device_name
+from subnetact.norms import Affine
 
 _WARM_UP_RUNS = 3  # libraries choose algorithms and take workspaces in the first ones
 
@@ -36,6 +40,8 @@ class CudaAccelerator:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_out_of_pinned = False
         self.why_not_fused = self._probe_fused()
+        self._pointwise = in_parts
+        self.why_in_parts = self._probe_pointwise()
 
     def convolve_fused(
         self,
@@ -51,6 +57,12 @@ class CudaAccelerator:
         if other is None:
             return torch.cudnn_convolution_relu(x, weight, bias, *shape)
         return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *shape)
+
+    def pointwise(
+        self, y: torch.Tensor, norm: Affine, other: torch.Tensor | None, act: str | None
+    ) -> torch.Tensor:
+        """See `Accelerator`."""
+        return self._pointwise(y, norm, other, act)
 
     def time_s(self, call: Callable[[], object]) -> float:
         """See `Accelerator`."""
@@ -168,6 +180,25 @@ class CudaAccelerator:
     def has_fused_convolutions(self) -> bool:
         """See `Accelerator`."""
         return not self.why_not_fused
+
+    def _probe_pointwise(self) -> str:
+        """Compile our kernel and hold it to its twin; say why it can't be used, or ""."""
+        try:
+            joined = import_module("subnetact.cuda.pointwise_kernel").joined  # needs Triton
+            with torch.cuda.stream(self._compute), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of defaults that its next version changes
+                for dtype, act in product((torch.bfloat16, torch.float32), ACTIVATIONS):
+                    y, other = torch.randn(2, 3, 24, 5, 7, device=self.device).unbind()
+                    y, other = (t.to(dtype, memory_format=torch.channels_last) for t in (y, other))
+                    norm = Affine(*torch.randn(2, 24, device=self.device).half().unbind())
+                    expected = in_parts(y.float(), norm, other.float(), act)
+                    got = joined(y, norm, other, act).float()
+                    if not torch.allclose(got, expected, rtol=2**-7, atol=1e-3):
+                        return f"our kernel gives a wrong result for {act} in {dtype}"
+        except Exception as error:  # any: a compiler's
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        self._pointwise = joined
+        return ""
 
     def _probe_fused(self) -> str:
         """Try the fused convolution in the layout that it gets; say why it can't be used, or "".

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from subnetact.cuda.cuda_slice import is_matrix
 from subnetact.cuda.fused_sites import FusedSites
+from subnetact.cuda.pointwise import ACTIVATIONS
 from subnetact.norms import Affine
 from subnetact.program import ConvSite
 
@@ -22,21 +23,18 @@ SiteKernel = Callable[
     [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor
 ]
 
-_FINISH: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
-    None: lambda y: y,
-    "relu": torch.relu_,
-    "relu6": lambda y: F.hardtanh_(y, 0.0, 6.0),
-    "hard_swish": lambda y: F.hardswish(y, inplace=True),
-    "hard_sigmoid": lambda y: F.hardsigmoid(y, inplace=True),
-}
+# (result, norm, other or None, activation) -> output; `in_parts` or one kernel
+Pointwise = Callable[[torch.Tensor, Affine, torch.Tensor | None, str | None], torch.Tensor]
 
 
-def site_kernel(site: ConvSite, norm: Affine | None, choices: FusedSites | None) -> SiteKernel:
+def site_kernel(
+    site: ConvSite, norm: Affine | None, choices: FusedSites | None, pointwise: Pointwise
+) -> SiteKernel:
     """Return the computation of a site; `norm` (on the device) is None where it is folded in.
 
     With `choices`, convolution, bias, addition and ReLU are one kernel where that was chosen.
     """
-    finish = _FINISH[site.act]
+    finish = ACTIVATIONS[site.act]
     geometry = site.geometry
 
     def compute(
@@ -49,7 +47,7 @@ def site_kernel(site: ConvSite, norm: Affine | None, choices: FusedSites | None)
             x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
         )
         if norm is not None:
-            y = _normalise(y, norm)
+            return pointwise(y, norm, other, site.act)
         return finish(y if other is None else y.add_(other))
 
     can_fuse = norm is None and site.act == "relu" and geometry.groups == 1
@@ -73,13 +71,13 @@ def _fused(site: ConvSite, plain: SiteKernel, choices: FusedSites) -> SiteKernel
     return compute
 
 
-def matrix_kernel(site: ConvSite, norm: Affine | None) -> SiteKernel:
+def matrix_kernel(site: ConvSite, norm: Affine | None, pointwise: Pointwise) -> SiteKernel:
     """Return the computation of a 1x1 convolution as a product with a matrix (O, I) of longer rows.
 
     Libraries of matrices take the length of a row beside its width, so no weight is copied. The
     product adds the bias, and applies a ReLU that follows at once.
     """
-    finish, stride = _FINISH[site.act], site.geometry.stride
+    finish, stride = ACTIVATIONS[site.act], site.geometry.stride
     ends_in_relu = norm is None and site.act == "relu" and not site.adds
 
     def compute(
@@ -98,26 +96,25 @@ def matrix_kernel(site: ConvSite, norm: Affine | None) -> SiteKernel:
         y = F.linear(rows, weight, bias)
         y = y.view(*by_row.shape[:-1], len(weight)).permute(0, 3, 1, 2)
         if norm is not None:
-            y = _normalise(y, norm)
+            return pointwise(y, norm, other, site.act)
         return finish(y if other is None else y.add_(other))
 
     return compute
 
 
-def _normalise(y: torch.Tensor, norm: Affine) -> torch.Tensor:
-    """y * scale + shift in place, one pointwise call whatever the three dtypes; y (B, C, H, W)."""
-    scale, shift = (vector.view(-1, 1, 1) for vector in norm)
-    return torch.addcmul(shift, y, scale, out=y)
-
-
-def num_launches(site: ConvSite, packing: str, *, is_fused: bool = False) -> int:
+def num_launches(
+    site: ConvSite, packing: str, *, is_fused: bool = False, is_joined: bool = False
+) -> int:
     """Return how many kernels a site is on CUDA, by the calls that it makes.
 
-    `is_fused` where cuDNN takes bias, addition and ReLU into a convolution whose norm is folded in.
+    `is_fused` where cuDNN takes bias, addition and ReLU into a convolution whose norm is folded in,
+    `is_joined` where one kernel takes a norm that is not, and all that follows it.
     """
     is_folded = packing == "folded" and site.norm is not None
     is_alone = site.norm is None or is_folded
     parts = (site.norm is not None and not is_folded) + site.adds + (site.act is not None)
+    if is_joined and not is_alone:
+        parts = 1
     if packing == "one_copy" and is_matrix(site):
         return 1 + parts - (site.act == "relu" and parts == 1 and site.has_bias)
     if is_fused and is_alone and site.act == "relu" and site.geometry.groups == 1:

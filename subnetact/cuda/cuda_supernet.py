@@ -262,13 +262,15 @@ class CudaSupernet:
         calls: list[SiteCall] = []
         weights: dict[SliceKey, torch.Tensor] = {}
         choices = self.fused_sites if self._accelerator.has_fused_convolutions else None
-        num_streamed = 0
+        num_streamed, pointwise = 0, self._accelerator.pointwise
         for site, wanted in self._sites[subnet_id]:
             norm = affines.get(site.norm or "")
             if wanted is None:
-                calls.append(partial(matrix_kernel(site, norm), *self.whole.matrix(site)))
+                calls.append(
+                    partial(matrix_kernel(site, norm, pointwise), *self.whole.matrix(site))
+                )
                 continue
-            kernel = site_kernel(site, norm, choices)
+            kernel = site_kernel(site, norm, choices, pointwise)
             found = resident.get(wanted.key)
             if found is not None:
                 calls.append(partial(kernel, found.weight, found.bias))

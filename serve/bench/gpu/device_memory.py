@@ -74,12 +74,16 @@ def _random_archs(definition: SupernetDefinition, count: int) -> list[Arch]:
 def _launches(bench: GpuBench, subnet: SubnetShapes) -> None:
     """What a packing costs in kernels: a norm that is not folded in is one more per site."""
     forms = {
-        "folded": ("folded", False),
-        "folded_fused": ("folded", True),
-        "shared": ("shared", False),
-        "one_copy": ("one_copy", False),
+        "folded": ("folded", False, False),
+        "folded_fused": ("folded", True, False),
+        "shared": ("shared", False, False),
+        "one_copy": ("one_copy", False, False),
+        "one_copy_joined": ("one_copy", False, True),
     }
-    for label, (packing, is_fused) in forms.items():
-        launches = sum(num_launches(site, packing, is_fused=is_fused) for site in subnet.sites)
+    for label, (packing, is_fused, is_joined) in forms.items():
+        launches = sum(
+            num_launches(site, packing, is_fused=is_fused, is_joined=is_joined)
+            for site in subnet.sites
+        )
         detail = f"kernels of the largest subnet's {len(subnet.sites)} sites, by their calls"
         bench.record(f"bytes/{_FAMILY}/max/launches/{label}", launches, "count", detail)

@@ -32,6 +32,9 @@ def smoke(bench: GpuBench) -> None:
     )
     is_fused = float(bench.accelerator.has_fused_convolutions)
     bench.record("smoke/fused_convolutions", is_fused, "yes or no", fusion)
+    why = bench.accelerator.why_in_parts
+    is_joined = "norm, addition and activation are one kernel of our own"
+    bench.record("smoke/joined_pointwise", float(not why), "yes or no", why or is_joined)
     for dtype, tolerance in _TOLERANCE.items():
         for how, budget_bytes in (("graph", None), ("streamed", 0)):
             start_s = time.perf_counter()

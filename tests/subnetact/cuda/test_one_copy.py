@@ -19,6 +19,7 @@ from subnetact.cuda.cuda_site_calls import matrix_kernel, num_launches, site_ker
 from subnetact.cuda.cuda_slice import is_matrix
 from subnetact.cuda.cuda_supernet import CudaSupernet, resident_bytes
 from subnetact.cuda.device_bytes import DeviceBytes, SupernetShapes
+from subnetact.cuda.pointwise import in_parts
 from subnetact.norms import Affine, FoldedNorms
 from subnetact.program import ConvSite
 from supernet import Arch, calibrate, define_supernet, extract
@@ -100,7 +101,7 @@ def test_a_product_on_a_part_of_the_weight_is_the_convolution_at_every_width(
         other = drawn(*expected.shape, seed=6).to(dtype) if adds else None
         expected = ACTIVATIONS[act](expected if other is None else expected + other.float())
         with torch.inference_mode():
-            got = matrix_kernel(site, affine)(weight, bias, x, other)
+            got = matrix_kernel(site, affine, in_parts)(weight, bias, x, other)
         assert got.dtype == dtype
         assert got.is_contiguous(memory_format=torch.channels_last)
         tolerance = 1e-5 if dtype == torch.float32 else 0.03
@@ -125,8 +126,8 @@ def test_launches_are_the_calls_that_are_made() -> None:
             outside = affine if norm else None
             arguments = (bias if has_bias else None, x, other if adds else None)
             for packing, compute, first in (
-                ("one_copy", matrix_kernel(site, outside), weight[:, :, 0, 0]),
-                ("shared", site_kernel(site, outside, None), weight),
+                ("one_copy", matrix_kernel(site, outside, in_parts), weight[:, :, 0, 0]),
+                ("shared", site_kernel(site, outside, None, in_parts), weight),
             ):
                 kernels = Kernels()
                 with torch.inference_mode(), kernels:
@@ -136,6 +137,7 @@ def test_launches_are_the_calls_that_are_made() -> None:
                 assert len(kernels.names) == num_launches(site, packing) - extra, kernels.names
     residual = site_of(8, 24, norm="bn", act="relu", adds=True)
     assert num_launches(residual, "folded", is_fused=True) == 1
+    assert num_launches(residual, "one_copy", is_joined=True) == 2
     assert num_launches(residual, "folded") == num_launches(residual, "shared") == 4
 
 
