@@ -53,9 +53,9 @@ def _scale_shift_kernel(
     other,
     numbers,
     channels,
-    act: tl.constexpr,
-    adds: tl.constexpr,
-    block: tl.constexpr,
+    act: tl.constexpr,  # type: ignore[valid-type]
+    adds: tl.constexpr,  # type: ignore[valid-type]
+    block: tl.constexpr,  # type: ignore[valid-type]
 ):
     at = tl.program_id(0) * block + tl.arange(0, block)
     inside = at < numbers

@@ -91,10 +91,17 @@ def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint)
 def test_a_capture_that_failed_leaves_the_next_one_alone() -> None:
     accelerator = CudaAccelerator()
     x, total = torch.ones(4, device="cuda"), torch.zeros(4, device="cuda")
+
+    def wait() -> None:
+        x.sum().item()
+
+    def add() -> None:
+        total.add_(x * 1.0)
+
     with pytest.raises(RuntimeError):
-        accelerator.capture(lambda: x.sum().item())  # waits for the device: not in a graph
+        accelerator.capture(wait)  # for the device: not in a graph
     accelerator.renew_pool()
-    graph, _ = accelerator.capture(lambda: total.add_(x * 1.0))  # replays it once
+    graph, _ = accelerator.capture(add)  # and replays it once
     graph.replay()
     torch.cuda.synchronize()
     assert total.tolist() == [2.0] * 4
