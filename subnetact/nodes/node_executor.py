@@ -126,6 +126,8 @@ class NodeExecutor(StagingExecutor):
         """See `Executor`: sample, compute, and return the logits on the host."""
         nodes = slots[0] if len(slots) == 1 else np.concatenate(slots)
         check_batch(len(nodes), self.max_batch_size)
+        if not nodes.flags.carray:  # a message's own bytes: compiled code would be compiled anew
+            nodes = nodes.copy()
         compiled = self._compiled.get(subnet_id)
         if compiled is not None and compiled.takes(len(nodes)):
             return HostLaunched(compiled.logits(nodes), "views")
