@@ -192,6 +192,8 @@ def _check(graph: GraphStore) -> None:
         _check_kind(where, "labels", graph.labels, np.int32, 1)
         if len(graph.labels) != num_nodes:
             raise GraphDataError(f"{where}: labels of {len(graph.labels)} nodes for {num_nodes}")
+        if len(graph.labels) and (lowest := int(graph.labels.min())) < -1:
+            raise GraphDataError(f"{where}: a label is {lowest}, allowed -1 (none) and above")
     for name, ids in graph.splits.items():
         _check_kind(where, name, ids, np.int32, 1)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_nodes:

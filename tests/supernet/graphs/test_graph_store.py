@@ -69,6 +69,7 @@ def test_neighbour_lists_leave_out_loops_and_repeats() -> None:
         ({"indices": np.array([1, 0], np.int64)}, "indices is int64 (2,), expected int32"),
         ({"features": np.zeros((3, 4), np.float32)}, "features of 3 nodes for 2"),
         ({"labels": np.zeros(1, np.int32)}, "labels of 1 nodes for 2"),
+        ({"labels": np.array([0, -7], np.int32)}, r"a label is -7, allowed -1 \(none\) and above"),
         ({"splits": {"train": np.array([2], np.int32)}}, "train names a node outside 0 to 1"),
     ],
 )
