@@ -155,6 +155,21 @@ def test_a_graph_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> Non
     heterophilous(num_nodes=1700).save(tmp_path / "graph")
     with pytest.raises(CheckpointError, match="1700 nodes, checkpoint 'nodes' was made with 1800"):
         NodeExecutor(checkpoint)
+    same = heterophilous(num_nodes=1800, seed=3)
+    changed = replace(same, indices=same.indices.copy())
+    changed.indices[:2] = changed.indices[1::-1]  # as many nodes, edges and features, as it was
+    changed.save(tmp_path / "graph")
+    with pytest.raises(
+        CheckpointError, match=r"graph: .* lists have changed \(digest [0-9a-f]{16}"
+    ):
+        NodeExecutor(checkpoint)
+    same.save(tmp_path / "graph")
+    assert NodeExecutor(checkpoint).graph.num_nodes == 1800
+    with pytest.raises(
+        CheckpointError, match=r"'heterophilous.*': the graph has 1700 nodes, .* 1800"
+    ):
+        NodeExecutor(checkpoint, graph=heterophilous(num_nodes=1700))
+    assert NodeExecutor(checkpoint, graph=changed).graph.num_nodes == 1800
     (tmp_path / "graph" / "graph.json").unlink()
     with pytest.raises(GraphDataError, match=r"graph\.json: no such file"):
         NodeExecutor(checkpoint)
