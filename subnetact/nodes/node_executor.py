@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from supernet.graphs.expected_size import SizeExpectation
 from supernet.graphs.find_sampler import find_sampler
 from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphStore, open_graph
+from supernet.graphs.jit import missing
 from supernet.graphs.sampler import SampledNodes
 from supernet.layers.neighbours import Hop, Neighbourhood
 
@@ -87,7 +87,7 @@ class NodeExecutor(StagingExecutor):
                 shapes = definition.parameter_shapes(arch)
                 fast = MeanForward(arch, checkpoint.state, shapes)
                 self._fast[subnet_id] = fast
-                if find_spec("numba") is not None:
+                if not missing():
                     self._compiled[subnet_id] = fast.compiled(self._graph, seed)
         self._work = SizeExpectation(self._graph).two_hops
 
