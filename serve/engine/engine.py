@@ -2,8 +2,9 @@
 
 The door (an asyncio loop) submits queries; one device thread repeats `step`: poll the scheduler,
 gather the payloads, launch the batch (and one behind it, where the device computes by itself),
-complete it, and hand all replies of the batch to the loop with one wake-up. The queue, the policy and the device share a process on purpose (a hop between
-processes costs as much as a small batch), and there is nothing of Ray in here.
+complete it, and hand all replies of the batch to the loop with one wake-up. The queue, the policy
+and the device share a process on purpose (a hop between processes costs as much as a small batch),
+and there is nothing of Ray in here.
 
 `step` takes its time from an injected clock and needs no thread, so a test drives the very same
 code with a virtual clock. Whatever happens, every query ends exactly once: an exception of the
@@ -26,13 +27,13 @@ import numpy as np
 
 from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.device_turn import DeviceTurn
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.open_request import OnEnd, OpenRequest, Withdraw, replies_of
 from serve.engine.query_ends import end_batch, end_hopeless, end_waiting
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchRunner
+from serve.engine.served_engine import EarliestAnswer
 from serve.engine.under_way import BatchUnderWay, UnderWay
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
@@ -472,23 +473,19 @@ class Engine:
         return not (others.num_models or self._is_stopping) and self._scheduler.fills_another()
 
     def _poll(self, now_s: float, others: DeviceLoad) -> Dispatch:
+        poll = self._scheduler.poll_behind if self._under_way else self._scheduler.poll
         try:
-            return self._decided(now_s, others)
+            return poll(now_s, None, others)
         except PolicyError as error:
             scheduler, name = self._scheduler, self._scheduler.policy.name
             logger.exception("policy %s failed: %s takes over", name, FALLBACK_POLICY)
             self._fallback = f"policy {name} failed ({error}); {FALLBACK_POLICY} serves"
             scheduler.reconfigure(policy=create_policy(FALLBACK_POLICY, scheduler.offered))
-            return self._decided(now_s, others)
-
-    def _decided(self, now_s: float, others: DeviceLoad) -> Dispatch:
-        if self._under_way:
-            return self._scheduler.poll_behind(now_s, 0, others)
-        return self._scheduler.poll(now_s, None, others)
+            return poll(now_s, None, others)
 
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
         now_s = self.clock()
-        free_at_s = max(now_s, self._under_way.busy_until_s) if self._scheduler.num_running else now_s
+        free_at_s = self._under_way.free_at_s(now_s)
         return end_hopeless(
             self._scheduler, self._ledger, now_s, free_at_s=free_at_s, until_s=until_s
         )

@@ -31,6 +31,10 @@ class UnderWay:
     def __len__(self) -> int:
         return len(self._batches)
 
+    def free_at_s(self, now_s: float) -> float:
+        """When the device should be free for one more: now, if it has nothing to do."""
+        return max(now_s, self.busy_until_s) if self._batches else now_s
+
     def holds(self, query_id: int) -> bool:
         """Whether a query is in one of the batches."""
         return any(

@@ -77,8 +77,7 @@ class LooseEngine(Engine):
         return free_s + takes_s + _longest_s(profile) <= options.deadline_s
 
     def _poll(self, now_s: float, others: DeviceLoad) -> Dispatch:
-        start_s = max(now_s, self._under_way.busy_until_s) if self._under_way else now_s
-        refused = self._let_go(now_s, start_s)
+        refused = self._let_go(now_s, self._under_way.free_at_s(now_s))
         dispatch = super()._poll(now_s, others)
         return dispatch._replace(dropped=(*refused, *dispatch.dropped)) if refused else dispatch
 

@@ -71,7 +71,7 @@ class RecordingScheduler(Scheduler):
         return self._recorder.do("poll", super().poll, now_s, worker_id, *shared)
 
     def poll_behind(
-        self, now_s: float, worker_id: int = 0, others: DeviceLoad = ALONE
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
     ) -> Dispatch:
         """See `Scheduler.poll_behind`; others are written where there are some."""
         shared = () if others == ALONE else (others,)
@@ -172,7 +172,7 @@ class _Known:
         loads = (DeviceLoad(*fields) for fields in others)
         return self._scheduler.poll(now_s, worker_id, *loads)
 
-    def _poll_behind(self, now_s: float, worker_id: int, *others: list[Any]) -> Dispatch:
+    def _poll_behind(self, now_s: float, worker_id: int | None, *others: list[Any]) -> Dispatch:
         loads = (DeviceLoad(*fields) for fields in others)
         return self._scheduler.poll_behind(now_s, worker_id, *loads)
 

@@ -1,8 +1,8 @@
 """`RunningBatches`: the batches under way; those of one worker run one behind the other.
 
-A device that is handed its next batch while it computes the present one does not stand still between
-the two. The next one begins when the one before ends: at a predicted moment first, then at the
-real one, so that what it took is its own time and not the wait.
+A device that is handed its next batch while it computes the present one does not stand still
+between the two. The next one begins when the one before ends: at a predicted moment first, then at
+the real one, so that what it took is its own time and not the wait.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RunningBatches:
         return ended.batch, ended.accuracy, until_s
 
     def _line_up(self, line: list[int], begins_s: float | None) -> float:
-        """Predict anew when each of a line begins (None: the first has begun) and all have ended."""
+        """Predict when each of a line begins (None: the first has begun), and return its end."""
         until_s = self._by_id[line[0]].batch.start_s if begins_s is None else begins_s
         for batch_id in line:
             running = self._by_id[batch_id]

@@ -267,19 +267,20 @@ class Scheduler:
             return self._handed_out(None)
         return self._handed_out(self._decided(worker, now_s, now_s, others))
 
-    def fills_another(self, worker_id: int = 0) -> bool:
+    def fills_another(self, worker_id: int | None = None) -> bool:
         """Whether a busy worker should be given its next batch before the present one ends.
 
         That is when it runs, or has next, a full batch (the largest, or one that left others
         behind), and as many samples wait as that one has: waiting would not make the next one
-        larger. False for a free worker, which `poll` serves.
+        larger. False for a free worker, which `poll` serves. None: of the worker that is free next.
         """
+        worker_id = self._next_free().worker_id if worker_id is None else worker_id
         return self._running.fills_another(
             worker_id, self.num_samples, self._profile.max_batch_size
         )
 
     def poll_behind(
-        self, now_s: float, worker_id: int = 0, others: DeviceLoad = ALONE
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
     ) -> Dispatch:
         """Decide the batch that a busy worker goes on with when it has ended what it has.
 
@@ -289,7 +290,7 @@ class Scheduler:
         """
         if not self.fills_another(worker_id):
             return self._handed_out(None)
-        worker = self._workers.views[worker_id]
+        worker = self._next_free() if worker_id is None else self._workers.views[worker_id]
         start_s = max(now_s, worker.busy_until_s)
         return self._handed_out(self._decided(worker, start_s, now_s, others))
 
@@ -382,6 +383,9 @@ class Scheduler:
             return "unknown_subnet"
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
+
+    def _next_free(self) -> WorkerView:
+        return min(self._workers.views, key=lambda view: view.busy_until_s)
 
     def _decided(
         self, worker: WorkerView, start_s: float, now_s: float, others: DeviceLoad

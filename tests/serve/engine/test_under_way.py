@@ -1,4 +1,4 @@
-"""Two batches under way on a device that computes by itself, on a virtual clock and without threads.
+"""Two batches under way on a device that computes by itself: a virtual clock, no threads.
 
 The device takes its batches one behind the other; `launch` costs the host `host_s` beside it.
 """

@@ -1,4 +1,4 @@
-"""A batch that is decided while the one before it runs: when, for when, and what it is judged by."""
+"""A batch decided while the one before it runs: when, for when, and what it is judged by."""
 
 from __future__ import annotations
 
