@@ -421,6 +421,7 @@ def test_a_profile_says_dtype_packing_and_graphs(checkpoint: Checkpoint) -> None
     profile = measure_profile(executor, checkpoint, batch_sizes=(1, 2), repeats=2)
     assert (profile.dtype, profile.packing, profile.threads) == ("bfloat16", "shared", None)
     assert profile.source.endswith("; 6 CUDA graphs, 0 pairs eager")
+    assert all(len(subnet.latency_s["steady"]) == 2 for subnet in profile.subnets)
 
 
 def test_a_dtype_that_is_not_computed_there_is_refused(checkpoint: Checkpoint) -> None:
