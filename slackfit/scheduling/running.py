@@ -7,15 +7,10 @@ the real one, so that what it took is its own time and not the wait.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from slackfit.query import Batch
 
-
-class _Running(NamedTuple):
-    batch: Batch
-    accuracy: float
-    num_left: int  # samples that went on waiting when it was decided
+_Running = tuple[Batch, float, int]
+"""A batch, its subnet's accuracy, and the samples that went on waiting when it was decided."""
 
 
 class RunningBatches:
@@ -32,7 +27,7 @@ class RunningBatches:
 
     def add(self, batch: Batch, accuracy: float, num_left: int) -> None:
         """Put a batch behind those of its worker; `num_left` samples waited on when it left."""
-        self._by_id[batch.batch_id] = _Running(batch, accuracy, num_left)
+        self._by_id[batch.batch_id] = (batch, accuracy, num_left)
         self._lines[batch.worker_id].append(batch.batch_id)
 
     def fills_another(self, worker_id: int, num_waiting: int, max_batch_size: int) -> bool:
@@ -40,9 +35,9 @@ class RunningBatches:
         line = self._lines[worker_id]
         if not line:
             return False
-        last = self._by_id[line[-1]]
-        size = last.batch.num_samples
-        return (size >= max_batch_size or last.num_left > 0) and num_waiting >= size
+        last, _, num_left = self._by_id[line[-1]]
+        size = last.num_samples
+        return (size >= max_batch_size or num_left > 0) and num_waiting >= size
 
     def end(self, batch_id: int, now_s: float) -> tuple[Batch, float, float | None]:
         """Remove a batch; return it, its accuracy, and until when its worker is busy with others.
@@ -54,18 +49,18 @@ class RunningBatches:
         if ended is None:
             running = ", ".join(map(str, self._by_id)) or "none"
             raise ValueError(f"batch {batch_id} does not run (running: {running})")
-        line = self._lines[ended.batch.worker_id]
+        batch, accuracy, _ = ended
+        line = self._lines[batch.worker_id]
         was_first = line[0] == batch_id
         line.remove(batch_id)
         until_s = self._line_up(line, now_s if was_first else None) if line else None
-        return ended.batch, ended.accuracy, until_s
+        return batch, accuracy, until_s
 
     def _line_up(self, line: list[int], begins_s: float | None) -> float:
         """Predict when each of a line begins (None: the first has begun), and return its end."""
-        until_s = self._by_id[line[0]].batch.start_s if begins_s is None else begins_s
+        until_s = self._by_id[line[0]][0].start_s if begins_s is None else begins_s
         for batch_id in line:
-            running = self._by_id[batch_id]
-            batch = running.batch._replace(start_s=until_s)
-            self._by_id[batch_id] = running._replace(batch=batch)
+            batch, accuracy, num_left = self._by_id[batch_id]
+            self._by_id[batch_id] = (batch._replace(start_s=until_s), accuracy, num_left)
             until_s += batch.expected_latency_s
         return until_s
