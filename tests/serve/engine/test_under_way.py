@@ -14,6 +14,7 @@ import pytest
 
 from serve.engine.engine import Engine
 from serve.engine.reply import Reply
+from serve.security.loose_pins import LooseEngine, LoosePin
 from slackfit.policies import create_policy
 from slackfit.policy import ALONE, DeviceLoad
 from slackfit.profile import LatencyProfile, SubnetProfile
@@ -299,6 +300,36 @@ def test_a_device_that_others_want_is_given_no_batch_ahead(make_bench, even, mon
     assert len(under.engine._under_way) == 1
     names = [call.split()[0] for call in under.device.calls]
     assert names == ["launch", "result", "launch", "launch", "result"]
+
+
+@pytest.mark.parametrize("loose", [False, True])
+@pytest.mark.parametrize("policy", ["slackfit", "drainfit", "maxbatch"])
+def test_decisions_are_those_of_launch_and_wait_where_predictions_hold(
+    make_bench, profile, policy, loose
+):
+    """All has arrived, the host takes no time: deciding ahead and deciding at the end are one."""
+
+    def served(most: int) -> list:
+        under = Under(make_bench, profile, policy, most=most, drop_hopeless=True)
+        if loose:
+            engine = LooseEngine(under.bench.scheduler, under.device, clock=under.clock)
+            engine._rng = np.random.default_rng(0)
+            engine._state = "ready"
+            under.engine = under.bench.engine = engine
+        rng = np.random.default_rng(1)
+        wishes = {"subnet_id": LoosePin("large")} if loose else {}
+        done = [under.bench.submit(float(slo_s), **wishes) for slo_s in rng.uniform(5e-3, 0.1, 80)]
+        ahead: list[bool] = []
+        under.device.waits = lambda: ahead.append(len(under.engine._under_way) == 2)
+        under.run()
+        assert any(ahead) == (most == 2)
+        outcomes = [job.replies[0].outcome for (job,) in done]
+        return [
+            (o.status, o.reason, o.subnet_id, o.batch_size, round(o.start_s or 0.0, 9))
+            for o in outcomes
+        ]
+
+    assert served(2) == served(1)
 
 
 @pytest.mark.parametrize("policy", ["slackfit", "drainfit", "maxbatch", "infaas"])
