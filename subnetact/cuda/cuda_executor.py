@@ -3,8 +3,8 @@
 A batch goes through a room of the `InputRing` to the device as it came and is normalised there. One
 graph per (subnet, padded batch) is captured in `warm_up`, for the batch sizes it is made for; the
 request path never captures. The host waits in one place, `result`, for the event behind the batch's
-output. Who calls `launch` for the next batch before
-`result` of the present one has the copy of the one beside the computation of the other.
+output. Who calls `launch` for the next batch before `result` of the present one, as the server does
+under load, has the device work through them without a gap.
 
 The plain twin of a graph is the eager run, that of both the extracted module; all give the same
 results, up to rounding in 16 bit. When memory runs out, graphs and then slices are given up and the
@@ -46,6 +46,7 @@ class CudaExecutor(StagingExecutor):
     """An `Executor` on one accelerator. Thread-safe; batches are launched one at a time."""
 
     threads = None
+    num_under_way = 2  # the rooms of its ring: one batch is copied while the other is computed
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class CudaExecutor(StagingExecutor):
         the powers of two up to `max_batch_size`, and that), `graph_budget_bytes` what their graphs
         may hold (0: no graphs). `norm_dtype` is what norms beside slices are kept in, float32 or
         float16; in `one_copy` of 16 bit the latter, finer than what they scale, is the default.
-        Raises CheckpointError for a subnet that the checkpoint does not
-        serve, ValueError for a packing, dtype or number that is out of range.
+        Raises CheckpointError for a subnet that the checkpoint does not serve, ValueError for a
+        packing, dtype or number that is out of range.
         """
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size is {max_batch_size}, allowed 1 or more")
@@ -284,7 +285,9 @@ class CudaExecutor(StagingExecutor):
     @torch.inference_mode()
     def _take_buffers(self, checkpoint: Checkpoint) -> None:
         size, device = self.max_batch_size, self._accelerator.device
-        self.ring = InputRing(self._accelerator, size, self.sample, self.num_classes)
+        self.ring = InputRing(
+            self._accelerator, size, self.sample, self.num_classes, num_rooms=self.num_under_way
+        )
         with self._accelerator.computing():
             self._constants = checkpoint.input.constants(device)
             # One input and one output for all graphs: they never run at the same time.
