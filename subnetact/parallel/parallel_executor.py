@@ -130,7 +130,7 @@ class ParallelExecutor:
         ]
         self._pool = WorkerPool(specs, place)
         try:
-            self._pool.join()
+            self._join_if_needed(START_WITHIN_S)
         except BaseException:
             self.close()
             raise
@@ -191,11 +191,17 @@ class ParallelExecutor:
         self._notice()
         self._check(chunks)
         expected_s = self._expected_s(subnet_id, chunks)
-        planned, placed = plan_batches(
-            self.table, cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
-        )
+        batches = cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
+        planned, placed = plan_batches(self.table, batches)
+        shards = self._shards_of(planned)
         try:
-            logits = self._ask(subnet_id, planned, self._shards_of(planned), expected_s)
+            if not self._pool.is_joined and len(self._ranks_of(shards)) > 1:
+                self._join_if_needed(self._hung_after_s)
+                # Who went in that wait has taken along what it held, and room that was made there.
+                self._refuse_lost(chunks)
+                planned, placed = plan_batches(self.table, batches)
+                shards = self._shards_of(planned)
+            logits = self._ask(subnet_id, planned, shards, expected_s)
         except WorkerFailedError:
             self._give_up_lost()
             raise
@@ -254,13 +260,13 @@ class ParallelExecutor:
         Raises CacheFullError as `run`.
         """
         self._notice()
+        self._join_if_needed(START_WITHIN_S)
         spans = self.table.place(sequence, tokens)
         reads = self.table.reads(sequence, (), spans)
         orders = {
             rank: FillSlots(tuple(f.run for f in reads[self.grid.shard_of(rank)].fresh), rank)
             for rank in range(len(self.grid))
         }
-        self._join_if_needed(START_WITHIN_S)
         self._pool.ask(orders, self._hung_after_s)
         self.table.commit(sequence, spans)
 
@@ -270,11 +276,7 @@ class ParallelExecutor:
         self._temporary.cleanup()
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
-        lost = [chunk.sequence for chunk in chunks if chunk.sequence in self._lost]
-        if lost:
-            raise WorkerFailedError(
-                f"sequence {lost[0]!r} was with a worker that is gone; release it, and begin again"
-            )
+        self._refuse_lost(chunks)
         RaggedBatch.of(
             chunks,
             [self.table.length(chunk.sequence) for chunk in chunks],
@@ -290,6 +292,13 @@ class ParallelExecutor:
                 f"{self.table.capacity_tokens} are free"
             )
 
+    def _refuse_lost(self, chunks: Sequence[Chunk]) -> None:
+        lost = [chunk.sequence for chunk in chunks if chunk.sequence in self._lost]
+        if lost:
+            raise WorkerFailedError(
+                f"sequence {lost[0]!r} was with a worker that is gone; release it, and begin again"
+            )
+
     @staticmethod
     def _shards_of(planned: list[list[MicroBatch]]) -> frozenset[int]:
         """The shards that an iteration reads or writes."""
@@ -298,6 +307,10 @@ class ParallelExecutor:
             for shard, batches in enumerate(planned)
             if any(c.reads.past or c.reads.fresh for batch in batches for c in batch.chunks)
         )
+
+    def _ranks_of(self, shards: frozenset[int]) -> list[int]:
+        """The workers of the only shard that holds anything; all where they are several."""
+        return self.grid.ranks_of(shards) if len(shards) == 1 else list(range(len(self.grid)))
 
     def _expected_s(self, subnet_id: str, chunks: Sequence[Chunk]) -> float:
         """What an iteration is predicted to take; 0 without costs."""
@@ -316,10 +329,7 @@ class ParallelExecutor:
         expected_s: float,
     ) -> np.ndarray:
         """Have the shards that hold anything run it, or all of a stage where they are several."""
-        alone = len(shards) == 1
-        ranks = self.grid.ranks_of(shards) if alone else list(range(len(self.grid)))
-        if len(ranks) > 1:
-            self._join_if_needed(self._hung_after_s)
+        alone, ranks = len(shards) == 1, self._ranks_of(shards)
         orders = {
             rank: Iterate(subnet_id, tuple(planned[self.grid.shard_of(rank)]), alone)
             for rank in ranks
@@ -354,9 +364,15 @@ class ParallelExecutor:
             logger.error("%d streams are lost with worker %d", len(lost), rank)
 
     def _join_if_needed(self, within_s: float) -> None:
-        """Wait until all workers are there again, for what one of them can't do."""
+        """Wait until all workers are there again, for what one of them can't do.
+
+        What those held that went meanwhile is given up before their shards are used again.
+        """
         if self._pool.is_joined:
             return
         self._pool.join(within_s)
+        self._give_up_lost()
+        if not self._pool.is_joined:
+            raise WorkerFailedError("a worker ended as soon as all had met")
         for shard in range(self.grid.shards):
             self.table.regain(shard)
