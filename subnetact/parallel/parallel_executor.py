@@ -175,7 +175,7 @@ class ParallelExecutor:
         return self._pool.is_joined
 
     def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
-        """How many free tokens (whole blocks) of the cache an iteration takes, at the most."""
+        """How many free tokens (whole blocks) of the cache an iteration takes."""
         return sum(self.table.missing_tokens(chunk.sequence, len(chunk.ids)) for chunk in chunks)
 
     def run(self, subnet_id: str, chunks: Sequence[Chunk]) -> np.ndarray:
