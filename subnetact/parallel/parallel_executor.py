@@ -130,7 +130,7 @@ class ParallelExecutor:
         ]
         self._pool = WorkerPool(specs, place)
         try:
-            self._join_if_needed(START_WITHIN_S)
+            self._meet_first()
         except BaseException:
             self.close()
             raise
@@ -342,6 +342,16 @@ class ParallelExecutor:
         pieces = [answers[rank].logits for rank in ranks]
         found = [logits for logits in pieces if logits is not None]
         return found[0] if len(found) == 1 else np.concatenate(found, 1)
+
+    def _meet_first(self) -> None:
+        """Have workers meet that were just started, or raise WorkerFailedError."""
+        while not self._pool.is_joined:
+            try:
+                self._join_if_needed(START_WITHIN_S)
+            except WorkerFailedError:
+                raise
+            except RuntimeError:  # the pool says when that is enough
+                logger.exception("workers did not meet, which is tried again")
 
     def _notice(self) -> None:
         """Give up what workers held that have ended, and use those again that were replaced."""

@@ -66,7 +66,8 @@ class FakeWorker:
 
     def _answer(self, order: Any) -> Done | Failed:
         if isinstance(order, Join):
-            self._fakes.on_join(self)
+            reason = self._fakes.on_join(self)
+            return Failed(reason) if reason else Done()
         if not isinstance(order, Iterate):
             return Done()
         rows = 0
@@ -83,14 +84,15 @@ class FakeWorker:
 class FakeWorkers:
     """All that a pool has started; `on_load` and `on_join` are called on a worker's thread.
 
-    Where `on_load` returns False it never says that it has loaded.
+    Where `on_load` returns False it never says that it has loaded; what `on_join` returns is why it
+    does not meet the others, if it does not.
     """
 
     def __init__(self) -> None:
         self.started: list[FakeWorker] = []
         self.misread: list[int] = []
         self.on_load: Callable[[FakeWorker], bool | None] = lambda _: None
-        self.on_join: Callable[[FakeWorker], None] = lambda _: None
+        self.on_join: Callable[[FakeWorker], str] = lambda _: ""
         self.is_awaited = threading.Event()  # whether a pool waits for workers to load
 
     def start(self, pool: WorkerPool, spec: WorkerSpec) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.parallel.parallel_executor import ParallelExecutor
-from subnetact.parallel.worker_failure import WorkerFailedError
+from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet import Checkpoint
 from tests.subnetact.parallel.fake_workers import FakeWorker, FakeWorkers, install
@@ -143,3 +143,16 @@ def test_a_worker_that_dies_as_soon_as_all_have_met_is_not_relied_on(
         executor.run(width, [Chunk("a", (1,))])
     assert executor.look_after() == ("a",)
     assert not fakes.misread
+
+
+@pytest.mark.parametrize("unmet", [2, 3])
+def test_workers_that_do_not_meet_at_first_meet_again_and_not_for_ever(
+    start: Start, fakes: FakeWorkers, unmet: int
+) -> None:
+    reasons = ["no route"] * unmet
+    fakes.on_join = lambda worker: reasons.pop() if worker.rank == 1 and reasons else ""
+    if unmet == 2:
+        assert start(WorkerGrid(shards=2)).is_whole
+    else:
+        with pytest.raises(WorkersLostError, match="workers can't meet: worker 1 no route"):
+            start(WorkerGrid(shards=2))
