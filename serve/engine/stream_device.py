@@ -64,7 +64,11 @@ class IterationExecutor(Protocol):
         ...
 
     def wait_until_whole(self) -> bool:
-        """Wait for what is being replaced, and has room; return whether there was anything."""
+        """Wait for what is being replaced, and has room; return whether there was anything.
+
+        All waits between two calls of `look_after` last no longer than one may. Raises where that
+        was too short.
+        """
         ...
 
     def close(self) -> None:

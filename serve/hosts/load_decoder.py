@@ -39,7 +39,7 @@ STREAM_POLICY = "slackwidth"
 _BATCH_POLICY = ServeConfig.model_fields["policy"].default
 _KV_BYTES = 512 * 2**20
 _TIMED_BLOCK_TOKENS = 64
-_QUICK_BLOCK_TOKENS = 64
+_QUICK_TOKENS = 64
 _QUICK_DECODES = (1, 4, 8)
 _QUICK_REPEATS = 1
 
@@ -277,8 +277,8 @@ def _start_workers(
 ) -> ParallelExecutor:
     """Start the grid of workers that a profile was measured on, with `kv_tokens` over its shards.
 
-    Workers are taken to hang in half the time that the engine gives the whole device, so one that
-    does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
+    Workers are taken to hang in half the time that the engine gives the whole device, and loading
+    ones are awaited in it, so one that does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
     """
     from subnetact.parallel.parallel_executor import ParallelExecutor
 
@@ -316,9 +316,7 @@ def _profile(
         logger.warning(text, config.profile, *theirs, *of_this)
     logger.warning("no profile of this decoder here is at hand: measuring a short one")
     table = executor.cache.table
-    most = table.capacity_tokens // (
-        8 * _QUICK_BLOCK_TOKENS
-    )  # a context of the profiler, and its chunk
+    most = table.capacity_tokens // (8 * _QUICK_TOKENS)  # a context of the profiler, and its chunk
     decodes = [count for count in _QUICK_DECODES if count <= max(1, most)]
     profile = measure_iterations(
         executor, checkpoint, decodes=decodes, repeats=_QUICK_REPEATS, max_error=math.inf

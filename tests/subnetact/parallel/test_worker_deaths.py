@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.parallel.parallel_executor import ParallelExecutor
+from subnetact.parallel.wait_bound import WaitBound
 from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet import Checkpoint
@@ -156,3 +158,61 @@ def test_workers_that_do_not_meet_at_first_meet_again_and_not_for_ever(
     else:
         with pytest.raises(WorkersLostError, match="workers can't meet: worker 1 no route"):
             start(WorkerGrid(shards=2))
+
+
+def test_iterations_wait_together_no_longer_than_one_may(
+    start: Start, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails is run again stream by stream: each would wait as long, and seem to hang."""
+    executor = start(WorkerGrid(shards=3), hung_after_s=5.0)
+    width = executor.subnet_ids[0]
+    executor.run(width, [Chunk(name, (1,) * 8, False) for name in "abcd"])
+    now_s = 0.0
+    monkeypatch.setattr(executor, "_waits", WaitBound(5.0, lambda: now_s))
+    waits: list[float] = []
+    join = executor._pool.join
+
+    def in_vain(within_s: float) -> None:
+        nonlocal now_s
+        waits.append(within_s)
+        now_s += within_s
+        raise WorkerFailedError("workers have not loaded")
+
+    monkeypatch.setattr(executor._pool, "join", in_vain)
+    have_weights = threading.Event()
+    fakes.on_load = lambda _: have_weights.wait(WAIT_S)
+    fakes.kill(2)
+    for _ in range(2):
+        assert executor.look_after() == ()
+        now_s += 2.0  # an iteration in which nobody answered, say
+        for name in "abcd":
+            with pytest.raises(WorkerFailedError):
+                executor.run(width, [Chunk(name, (1,))])
+        with pytest.raises(WorkerFailedError, match="awaited for as long as an iteration may"):
+            executor.wait_until_whole()
+        assert waits == [3.0]
+        waits.clear()
+    have_weights.set()
+    executor._pool.wait_until_loaded(WAIT_S)
+    executor.table.spread_from = 1000
+    executor.run(width, [Chunk("alone", (1,) * 8)])  # which needs no others, nor that they meet
+    assert not waits
+    monkeypatch.setattr(executor._pool, "join", join)
+    assert executor.look_after() == ()
+    assert executor.is_whole
+    executor.run(width, [Chunk(name, (1,)) for name in "abcd"])
+
+
+def test_a_long_iteration_may_wait_longer() -> None:
+    now_s = 0.0
+    waits = WaitBound(5.0, lambda: now_s)
+    now_s = 100.0
+    assert waits.left_s == 5.0
+    waits.begin()
+    now_s = 104.0
+    assert waits.left_s == 1.0
+    waits.extend(8.0)
+    now_s = 110.0
+    assert waits.left_s == 0.0
+    waits.begin()
+    assert waits.left_s == 5.0
