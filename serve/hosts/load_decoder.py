@@ -278,7 +278,8 @@ def _start_workers(
     """Start the grid of workers that a profile was measured on, with `kv_tokens` over its shards.
 
     Workers are taken to hang in half the time that the engine gives the whole device, and loading
-    ones are awaited in it, so one that does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
+    ones are awaited in it, so one that does costs its streams and not the replica. Raises
+    ValueError as `ParallelExecutor`.
     """
     from subnetact.parallel.parallel_executor import ParallelExecutor
 

@@ -133,8 +133,8 @@ class Dataset:
         """
         if len(self.test) < 2:
             raise DataError(
-                f"{self.name} has {len(self.test)} test samples, of which a half is to choose on and "
-                "the other to report on: give 2 or more, or choose on validation"
+                f"{self.name} has {len(self.test)} test samples, half to choose on and half to "
+                "report on: give 2 or more, or choose on validation"
             )
         order = np.random.default_rng(_HALVES).permutation(len(self.test))
         choose, report = (torch.from_numpy(np.sort(half)) for half in np.array_split(order, 2))
