@@ -65,9 +65,9 @@ TRIED: dict[str, tuple[str, ...]] = {
     ),
 }
 CHOSEN: dict[str, str] = {
-    "cora": "weak-constant",
-    "citeseer": "weak-constant",
-    "heterophilous": "strong-largest",
+    "cora": "weak-constant-mlp",
+    "citeseer": "weak-constant-mlp",
+    "heterophilous": "weak-largest",
 }
 
 
