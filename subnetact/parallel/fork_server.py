@@ -19,8 +19,17 @@ def is_server(command: bytes) -> bool:
 
 
 def _ignore_sigterm() -> None:
+    """Ignore it here and not in what is forked, which is not deaf to it for a moment either."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]),
+        after_in_parent=_hear_sigterm,
+        after_in_child=lambda: (signal.signal(signal.SIGTERM, signal.SIG_DFL), _hear_sigterm()),
+    )
+
+
+def _hear_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 if is_server("\0".join(sys.orig_argv).encode()):  # elsewhere loading this changes nothing
