@@ -40,11 +40,12 @@ class PrefixCounts(NamedTuple):
 
 
 class _PrefixEntry:
-    __slots__ = ("keys", "name", "pins", "quality", "tokens")
+    __slots__ = ("is_lost", "keys", "name", "pins", "quality", "tokens")
 
     def __init__(self, name: str, keys: list[bytes], tokens: int, quality: float) -> None:
         self.name, self.keys, self.tokens, self.quality = name, keys, tokens, quality
         self.pins = 0
+        self.is_lost = False
 
 
 class PrefixCache:
@@ -138,10 +139,17 @@ class PrefixCache:
         with self._lock:
             return self._pop()
 
+    def is_lost(self, name: int | str) -> bool:
+        """Whether the keys and values of an entry are gone, which a stream was promised."""
+        with self._lock:
+            entry = self._entries.get(str(name))
+            return entry is not None and entry.is_lost
+
     def forget(self, names: Collection[int | str]) -> list[str]:
         """Offer entries to nobody any more, whose keys and values are gone; return whom to release.
 
-        One that a stream was promised goes when that has begun, as the first to be evicted.
+        One that a stream was promised goes when that has begun, as the first to be evicted, and
+        `is_lost` says meanwhile that it had better begin without.
         """
         released: list[str] = []
         with self._lock:
@@ -151,6 +159,7 @@ class PrefixCache:
                     continue
                 self._unlist(entry)
                 if entry.pins:
+                    entry.is_lost = True
                     self._entries.move_to_end(entry.name, last=False)
                 else:
                     del self._entries[entry.name]

@@ -17,7 +17,7 @@ lost with it are given up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
@@ -64,7 +64,11 @@ class IterationExecutor(Protocol):
         ...
 
     def wait_until_whole(self) -> bool:
-        """Wait for what is being replaced, and has room; return whether there was anything."""
+        """Wait for what is being replaced, and has room; return whether there was anything.
+
+        All waits between two calls of `look_after` last no longer than one may. Raises where that
+        was too short.
+        """
         ...
 
     def close(self) -> None:
@@ -142,17 +146,17 @@ class StreamDevice:
             for query_id, at, length, samples in chunks
         ]
         logits = self._run_with_room(subnet_id, runs)
-        if self.prefixes is not None:
-            self._keep_prompts(self.prefixes, subnet_id, chunks)
         sampled = [query_id for query_id, _, _, samples in chunks if samples]
         result = IterationResult({}, {})
-        if len(logits) != len(sampled):
+        if len(logits) == len(sampled):
+            for query_id, row in zip(sampled, logits, strict=True):
+                self._choose(query_id, row, result)
+        else:
             text = f"execution failed: {len(logits)} rows of logits for {len(sampled)} that sample"
             logger.error(text)
             result.failed.update(dict.fromkeys(sampled, text))
-            return result
-        for query_id, row in zip(sampled, logits, strict=True):
-            self._choose(query_id, row, result)
+        if self.prefixes is not None:
+            self._keep_prompts(self.prefixes, subnet_id, chunks, result.failed)
         return result
 
     def probe(self, subnet_id: str) -> None:
@@ -195,16 +199,23 @@ class StreamDevice:
                     raise
 
     def _keep_prompts(
-        self, prefixes: PrefixCache, subnet_id: str, chunks: Sequence[StreamChunk]
+        self,
+        prefixes: PrefixCache,
+        subnet_id: str,
+        chunks: Sequence[StreamChunk],
+        failed: Container[int],
     ) -> None:
-        """Note which quality computed prompts, and keep those that are whole now."""
+        """Note which quality computed prompts, and keep those that are whole now.
+
+        But for those that failed: what is not finite would be everybody's who begins alike.
+        """
         quality = prefixes.qualities[subnet_id]
         for query_id, at, length, samples in chunks:
             text = self._texts[query_id]
             if text.is_kept or at >= text.prompt_tokens:
                 continue
             text.quality = min(text.quality, quality)
-            if samples and at + length == text.prompt_tokens:
+            if samples and at + length == text.prompt_tokens and query_id not in failed:
                 text.is_kept = True
                 try:
                     self._keep_prompt(prefixes, query_id, text)

@@ -254,6 +254,7 @@ class StreamEngine:
             begin, self._to_begin = self._to_begin, []
             release, self._to_release = self._to_release, []
             polled_s = self.clock()
+            self._compute_lost(begin, polled_s)
             step, dropped = self._poll(polled_s)
             decision_s = self.clock() - polled_s
             delivery = _Delivery([], self._close(dropped))
@@ -380,6 +381,18 @@ class StreamEngine:
             reason = "device_failed" if self._fault else reason
             return StreamOutcome(query.query_id, "rejected", reason, query, None, now_s)
         return self._scheduler.submit(query, now_s)
+
+    def _compute_lost(self, begin: Collection[OpenStream], now_s: float) -> None:
+        """Have streams compute what they were promised, if it was lost before they began."""
+        for stream in begin:
+            shared = stream.request.shared
+            if self._prefixes is None or shared is None:
+                continue
+            if self._prefixes.is_lost(shared.source):
+                self._prefixes.unpin(shared.source)
+                stream.request = replace(stream.request, shared=None)
+                stream.query = stream.query._replace(cached_tokens=0)
+                self._scheduler.recompute(stream.query.query_id, now_s)
 
     def _poll(self, now_s: float) -> StepDispatch:
         try:

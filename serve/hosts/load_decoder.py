@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 STREAM_POLICY = "slackwidth"
 _BATCH_POLICY = ServeConfig.model_fields["policy"].default
 _KV_BYTES = 512 * 2**20
-_BLOCK_TOKENS = 64
+_TIMED_BLOCK_TOKENS = 64
+_QUICK_TOKENS = 64
 _QUICK_DECODES = (1, 4, 8)
 _QUICK_REPEATS = 1
 
@@ -91,6 +92,7 @@ def check_decoder(config: ServeConfig) -> None:
         offered_costs(config, IterationCosts.of(given))
     if config.device != "timed":
         _check_fit(config, _read_decoder(config), given)
+    _check_room(config.kv_tokens or KV_TOKENS, _block_tokens(config))
 
 
 def load_decoder(config: ServeConfig) -> LoadedDecoder:
@@ -142,6 +144,21 @@ def _check_undefended(config: ServeConfig) -> None:
     if config.security is not None:
         raise ServeConfigError(
             "security hides no decoder's choice of widths: leave it out, or serve no decoder"
+        )
+
+
+def _block_tokens(config: ServeConfig) -> int:
+    if config.device == "timed":
+        return _TIMED_BLOCK_TOKENS
+    from subnetact.load_streams import BLOCK_TOKENS
+
+    return BLOCK_TOKENS[config.device]
+
+
+def _check_room(kv_tokens: int, block_tokens: int) -> None:
+    if kv_tokens < block_tokens:
+        raise ServeConfigError(
+            f"kv_tokens is {kv_tokens}, allowed a block of {block_tokens} or more"
         )
 
 
@@ -204,15 +221,10 @@ def _load_executor(
 
     from subnetact.decoding.kv_cache import CacheShape
     from subnetact.load import mebibytes
-    from subnetact.load_streams import (
-        BLOCK_TOKENS,
-        STREAM_PACKINGS,
-        load_stream_executor,
-        stream_form,
-    )
+    from subnetact.load_streams import STREAM_PACKINGS, load_stream_executor, stream_form
 
     device, of = name_of_device(config), _config(checkpoint)
-    block_tokens = BLOCK_TOKENS[config.device]
+    block_tokens = _block_tokens(config)
     packing, dtype = config.packing, config.dtype
     if given is not None and given.packing in STREAM_PACKINGS[config.device]:
         packing = packing or given.packing
@@ -222,9 +234,7 @@ def _load_executor(
     shape = CacheShape(of.depth, of.num_kv_heads, of.head_dim)
     fitting = min(_KV_BYTES // shape.token_bytes(getattr(torch, dtype)), KV_TOKENS)
     kv_tokens = config.kv_tokens or max(fitting, of.max_positions)
-    if kv_tokens < block_tokens:
-        text = f"kv_tokens is {kv_tokens}, allowed a block of {block_tokens} or more"
-        raise ServeConfigError(text)
+    _check_room(kv_tokens, block_tokens)
     try:
         if given is not None and IterationCosts.of(given).parallel is not None:
             if (given.device, given.packing) == (device, packing):
@@ -267,8 +277,9 @@ def _start_workers(
 ) -> ParallelExecutor:
     """Start the grid of workers that a profile was measured on, with `kv_tokens` over its shards.
 
-    Workers are taken to hang in half the time that the engine gives the whole device, so one that
-    does costs its streams and not the replica. Raises ValueError as `ParallelExecutor`.
+    Workers are taken to hang in half the time that the engine gives the whole device, and loading
+    ones are awaited in it, so one that does costs its streams and not the replica. Raises
+    ValueError as `ParallelExecutor`.
     """
     from subnetact.parallel.parallel_executor import ParallelExecutor
 
@@ -306,7 +317,7 @@ def _profile(
         logger.warning(text, config.profile, *theirs, *of_this)
     logger.warning("no profile of this decoder here is at hand: measuring a short one")
     table = executor.cache.table
-    most = table.capacity_tokens // (8 * _BLOCK_TOKENS)  # a context of the profiler, and its chunk
+    most = table.capacity_tokens // (8 * _QUICK_TOKENS)  # a context of the profiler, and its chunk
     decodes = [count for count in _QUICK_DECODES if count <= max(1, most)]
     profile = measure_iterations(
         executor, checkpoint, decodes=decodes, repeats=_QUICK_REPEATS, max_error=math.inf
@@ -322,13 +333,14 @@ def _load_timed(config: ServeConfig, profile: LatencyProfile) -> LoadedDecoder:
     text = "device 'timed': nothing is computed, iterations sleep for their predicted time"
     logger.warning(text)
     costs = IterationCosts.of(profile)
-    kv_tokens = config.kv_tokens or KV_TOKENS
+    kv_tokens, block_tokens = config.kv_tokens or KV_TOKENS, _block_tokens(config)
+    _check_room(kv_tokens, block_tokens)
     coder = ByteCoder()
     executor = TimedDecoder(
         costs,
         vocab_size=coder.vocab_size,
         capacity_tokens=kv_tokens,
-        block_tokens=_BLOCK_TOKENS,
+        block_tokens=block_tokens,
     )
     spec = DecoderSpec(
         name=config.model_name or DEFAULT_NAME,
@@ -341,5 +353,5 @@ def _load_timed(config: ServeConfig, profile: LatencyProfile) -> LoadedDecoder:
         created=int(time.time()),
     )
     return LoadedDecoder(
-        executor, costs, coder, spec, kv_tokens // _BLOCK_TOKENS * _BLOCK_TOKENS, _BLOCK_TOKENS
+        executor, costs, coder, spec, kv_tokens // block_tokens * block_tokens, block_tokens
     )

@@ -2,9 +2,10 @@
 
 The interface and the rules of `StreamExecutor`; other tensors. Keys and values lie in pages of 16
 tokens, which attention gathers: on a GPU a gather costs little, and one call for all streams is
-what counts. An iteration of decodes alone is one graph per (subnet, number of decodes, longest
-context), padded to the next larger of each; one with parts of prompts runs eagerly. Padded rows
-write and read a page that no stream has. The twin is the plain network on the whole context.
+what counts. Pages are gathered whole, so they are cleared before a stream has them. An iteration of
+decodes alone is one graph per (subnet, number of decodes, longest context), padded to the next
+larger of each; one with parts of prompts runs eagerly. Padded rows write and read a page that no
+stream has. The twin is the plain network on the whole context.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_graphs import Captured, CudaGraphs, GraphKey, GraphStatus
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer
+from subnetact.decoding.extents import Run
 from subnetact.decoding.gathered_attention import attend_gathered, page_slots, visible_positions
 from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.projection import project
@@ -148,6 +150,14 @@ class CudaStreamExecutor(StreamExecutor):
             device=self._accelerator.device,
             spare_slots=block_tokens,
         )
+
+    def _prepare(self, taken: Sequence[Run]) -> None:
+        """Clear slots: what is masked is read too and counts 0 times, which of NaN is NaN.
+
+        So one stream whose numbers went wrong would make those wrong that have its pages next.
+        """
+        with self._accelerator.computing():
+            self.cache.clear(taken)
 
     def _forward(self, batch: RaggedBatch, subnet_id: str) -> torch.Tensor:
         """Logits (S, vocabulary) float32, on the host; then the iteration is over."""

@@ -90,9 +90,10 @@ class ExtentTable:
         blocks = -(-(held.length + tokens) // self.block_tokens) - held.num_blocks
         return max(0, blocks) * self.block_tokens
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int) -> list[Run]:
         """Make room for `tokens` more; a sequence that is not known begins here.
 
+        Returns the slots of the blocks that this takes, which others may have written.
         Raises CacheFullError, and then nothing was changed.
         """
         missing = self.missing_tokens(sequence, tokens) // self.block_tokens
@@ -102,15 +103,18 @@ class ExtentTable:
                 f"{self.free_tokens} of {self.capacity_tokens} are free"
             )
         held = self._sequences.setdefault(sequence, _Sequence())
+        taken: list[Run] = []
         while missing:
             run = self._next_run(held, missing)
             self._take(run)
+            taken.append(Run(run.begin * self.block_tokens, run.length * self.block_tokens))
             last = held.extents[-1] if held.extents else None
             if last is not None and last.begin + last.length == run.begin:
                 held.extents[-1] = Run(last.begin, last.length + run.length)
             else:
                 held.extents.append(run)
             missing -= run.length
+        return taken
 
     def advance(self, sequence: SequenceId, tokens: int) -> None:
         """Count `tokens` as written, for which there was room. Raises ValueError without room."""

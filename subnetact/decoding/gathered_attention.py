@@ -43,7 +43,8 @@ def attend_gathered(
 
     Query and result are (b * c, ranks, groups, D), keys and values (groups, slots, D) of all
     streams; `reads` (b, M) are the slots of each stream's positions, `visible` (b, c, M) which of
-    them a row sees. The query heads of a group are folded into the query's length.
+    them a row sees. The query heads of a group are folded into the query's length. What lies in
+    slots that no row sees must be finite: it is weighted by 0, not left out.
     """
     streams, count, length = visible.shape
     ranks = query.shape[1]

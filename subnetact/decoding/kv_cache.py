@@ -6,6 +6,7 @@ the subnet that wrote them, so any subnet reads any of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,12 @@ class KVCache:
         for layer in range(layers):
             self.keys[layer].index_copy_(1, slots, drawn[0])
             self.values[layer].index_copy_(1, slots, drawn[1])
+
+    def clear(self, runs: Iterable[Run]) -> None:
+        """Make keys and values of runs of slots zeros in all layers."""
+        for begin, length in runs:
+            self.keys.narrow(2, begin, length).zero_()
+            self.values.narrow(2, begin, length).zero_()
 
     def view(self, layer: int, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a run of slots, (groups, count, D) views each."""

@@ -24,7 +24,7 @@ from subnetact.decoding.attention import (
 )
 from subnetact.decoding.decode_attention import Decode, DecodeAttention
 from subnetact.decoding.decoder_weights import DecoderWeights, Layer, SkippedLayer
-from subnetact.decoding.extents import CacheFullError, SequenceId
+from subnetact.decoding.extents import CacheFullError, Run, SequenceId
 from subnetact.decoding.kv_cache import CacheShape, KVCache
 from subnetact.decoding.prefix_index import KeptPrefix, PrefixIndex
 from subnetact.decoding.projection import project, project_passing
@@ -146,8 +146,9 @@ class StreamExecutor:
                 f"the iteration needs {missing} more tokens of cache, {table.free_tokens} of "
                 f"{table.capacity_tokens} are free"
             )
-        for chunk in chunks:
-            table.reserve(chunk.sequence, len(chunk.ids))
+        taken = [run for c in chunks for run in table.reserve(c.sequence, len(c.ids))]
+        if taken:
+            self._prepare(taken)
         logits = self._forward(batch, subnet_id)
         for chunk, start in zip(chunks, batch.starts, strict=True):
             table.advance(chunk.sequence, len(chunk.ids))
@@ -199,6 +200,9 @@ class StreamExecutor:
 
     def _make_cache(self, shape: CacheShape, capacity_tokens: int, block_tokens: int) -> KVCache:
         return KVCache(shape, capacity_tokens, block_tokens=block_tokens)
+
+    def _prepare(self, taken: Sequence[Run]) -> None:
+        """Ready slots for who takes them: nothing, since slabs are read as far as written."""
 
     def _forward(self, batch: RaggedBatch, subnet_id: str) -> torch.Tensor:
         weights, eps = self.weights, self._config.norm_eps

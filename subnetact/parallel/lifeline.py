@@ -16,6 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from subnetact.parallel.fork_server import is_server
+
+_PROCESSES = Path("/proc")
 # A process that is killed closes one file after the other, and is gone a moment later.
 _LETS_GO_S = 0.05
 _IS_GONE_WITHIN_S = 1.0
@@ -28,7 +31,7 @@ class Lifeline:
         """Watch from now on; `meeting_place` is a folder that the parent would clear away."""
         self._parent: Any = multiprocessing.parent_process()
         assert self._parent is not None, "a worker is started by its executor"
-        self._server = os.getppid()  # that forked us
+        self._server = os.getppid()  # that forked us, or whoever takes in what a dead one leaves
         self._place = meeting_place
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -56,11 +59,13 @@ class Lifeline:
 def _kill_family(server: int) -> None:
     """Kill the process that forked us and whatever else it forked, if it is still there; on Linux.
 
-    It forks for one process alone.
+    It forks for one process alone. Where it was gone before we asked who it is, `server` is a
+    process that has others in its care, init above all, which is left alone with all of them.
     """
     with contextlib.suppress(OSError):
-        family = Path(f"/proc/{server}/task/{server}/children").read_text(encoding="ascii").split()
-        if str(os.getpid()) in family:
+        process = _PROCESSES / str(server)
+        family = (process / f"task/{server}/children").read_text(encoding="ascii").split()
+        if str(os.getpid()) in family and is_server((process / "cmdline").read_bytes()):
             for process_id in (server, *map(int, family)):
                 if process_id != os.getpid():
                     os.kill(process_id, signal.SIGKILL)
@@ -69,7 +74,7 @@ def _kill_family(server: int) -> None:
 def _is_gone(process_id: int) -> bool:
     """Whether a process has ended, maybe with nobody having waited for it; of Linux."""
     try:
-        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
+        stat = (_PROCESSES / f"{process_id}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return sys.platform == "linux"
     return stat.rpartition(")")[2].split()[0] in "ZX"

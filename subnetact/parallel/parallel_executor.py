@@ -27,6 +27,7 @@ from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
 from subnetact.parallel.messages import FillSlots, Iterate, MicroBatch, WorkerSpec
 from subnetact.parallel.micro_batches import cut, plan_batches
 from subnetact.parallel.shard_table import EXTENT_TOKENS, ShardTable
+from subnetact.parallel.wait_bound import WaitBound
 from subnetact.parallel.worker_device import backend_for
 from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 from subnetact.parallel.worker_grid import WorkerGrid
@@ -68,9 +69,11 @@ class ParallelExecutor:
         (a profile's break-even context) stays on one shard. With several stages an iteration is cut
         into micro-batches of `micro_tokens` at the most. On `device` cuda workers take devices in
         turn, with packing views alone. A worker that does not answer for `hung_after_s`, or 20
-        times what `costs` predict of the iteration, is replaced. Raises ValueError for a
-        checkpoint of no decoder or of one with sliding windows, a grid that it has too few blocks
-        for, sizes or a device that can't be; WorkerFailedError where workers don't start.
+        times what `costs` predict of the iteration, is replaced. All iterations between two calls
+        of `look_after` together wait no longer for workers that are being replaced. Raises
+        ValueError for a checkpoint of no decoder or of one with sliding windows, a grid that it has
+        too few blocks for, sizes or a device that can't be; WorkerFailedError where workers don't
+        start.
         """
         definition = checkpoint.definition
         if not definition.family.generates:
@@ -104,6 +107,7 @@ class ParallelExecutor:
             raise ValueError(f"packing is {packing!r}, on {device} allowed views")
         self.backend = backend
         self._hung_after_s = hung_after_s
+        self._waits = WaitBound(hung_after_s)
         self._costs = costs
         self._lost: set[SequenceId] = set()
         self._to_tell: list[SequenceId] = []  # of those lost, who was not told by `look_after`
@@ -130,7 +134,7 @@ class ParallelExecutor:
         ]
         self._pool = WorkerPool(specs, place)
         try:
-            self._join_if_needed(START_WITHIN_S)
+            self._meet_first()
         except BaseException:
             self.close()
             raise
@@ -175,7 +179,7 @@ class ParallelExecutor:
         return self._pool.is_joined
 
     def missing_tokens(self, chunks: Sequence[Chunk]) -> int:
-        """How many free tokens (whole blocks) of the cache an iteration takes, at the most."""
+        """How many free tokens (whole blocks) of the cache an iteration takes."""
         return sum(self.table.missing_tokens(chunk.sequence, len(chunk.ids)) for chunk in chunks)
 
     def run(self, subnet_id: str, chunks: Sequence[Chunk]) -> np.ndarray:
@@ -191,15 +195,18 @@ class ParallelExecutor:
         self._notice()
         self._check(chunks)
         expected_s = self._expected_s(subnet_id, chunks)
+        self._waits.extend(_HUNG_FACTOR * expected_s)
         batches = cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
         planned, placed = plan_batches(self.table, batches)
+        shards = self._shards_of(planned)
         try:
-            if len(self._ranks_of(planned)) > 1 and not self._pool.is_joined:
-                self._join_if_needed(self._hung_after_s)
+            if not self._pool.is_joined and len(self._ranks_of(shards)) > 1:
+                self._join_in_time()
                 # Who went in that wait has taken along what it held, and room that was made there.
                 self._refuse_lost(chunks)
                 planned, placed = plan_batches(self.table, batches)
-            logits = self._ask(subnet_id, planned, expected_s)
+                shards = self._shards_of(planned)
+            logits = self._ask(subnet_id, planned, shards, expected_s)
         except WorkerFailedError:
             self._give_up_lost()
             raise
@@ -230,6 +237,7 @@ class ParallelExecutor:
         anything it waits, unless there is somebody to tell. Raises WorkersLostError when workers
         can't be had any more.
         """
+        self._waits.end()
         self._notice()
         if not self._to_tell and not self.table.capacity_tokens:
             try:
@@ -239,17 +247,18 @@ class ParallelExecutor:
             except RuntimeError:  # one more has gone: it is replaced, and waited for the next time
                 logger.exception("workers have not come back yet")
         lost, self._to_tell = tuple(self._to_tell), []
+        self._waits.begin()
         return lost
 
     def wait_until_whole(self) -> bool:
         """Wait for workers that are being replaced; return whether there were any.
 
         Where an iteration found no room there may be some then. Raises as `look_after`, and
-        WorkerFailedError when it takes too long.
+        WorkerFailedError when it takes too long, or there is no time left to wait in.
         """
         if self._pool.is_joined:
             return False
-        self._join_if_needed(self._hung_after_s)
+        self._join_in_time()
         return True
 
     def occupy(self, sequence: SequenceId, tokens: int) -> None:
@@ -282,7 +291,7 @@ class ParallelExecutor:
             max_positions=self._config.max_positions,
         )
         if not self.table.capacity_tokens:  # no shard has all of its stages
-            self._join_if_needed(self._hung_after_s)
+            self._join_in_time()
         missing = self.missing_tokens(chunks)
         if missing > self.table.free_tokens:
             raise CacheFullError(
@@ -306,9 +315,8 @@ class ParallelExecutor:
             if any(c.reads.past or c.reads.fresh for batch in batches for c in batch.chunks)
         )
 
-    def _ranks_of(self, planned: list[list[MicroBatch]]) -> list[int]:
-        """The workers of the one shard that holds anything of it; all where they are several."""
-        shards = self._shards_of(planned)
+    def _ranks_of(self, shards: frozenset[int]) -> list[int]:
+        """The workers of the only shard that holds anything; all where they are several."""
         return self.grid.ranks_of(shards) if len(shards) == 1 else list(range(len(self.grid)))
 
     def _expected_s(self, subnet_id: str, chunks: Sequence[Chunk]) -> float:
@@ -324,11 +332,11 @@ class ParallelExecutor:
         self,
         subnet_id: str,
         planned: list[list[MicroBatch]],
+        shards: frozenset[int],
         expected_s: float,
     ) -> np.ndarray:
-        """Have those run it who are needed."""
-        alone = len(self._shards_of(planned)) == 1
-        ranks = self._ranks_of(planned)
+        """Have the shards that hold anything run it, or all of a stage where they are several."""
+        alone, ranks = len(shards) == 1, self._ranks_of(shards)
         orders = {
             rank: Iterate(subnet_id, tuple(planned[self.grid.shard_of(rank)]), alone)
             for rank in ranks
@@ -342,10 +350,22 @@ class ParallelExecutor:
         found = [logits for logits in pieces if logits is not None]
         return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
+    def _meet_first(self) -> None:
+        """Have workers meet that were just started, or raise WorkerFailedError."""
+        while not self._pool.is_joined:
+            try:
+                self._join_if_needed(START_WITHIN_S)
+            except WorkerFailedError:
+                raise
+            except RuntimeError:  # the pool says when that is enough
+                logger.exception("workers did not meet, which is tried again")
+
     def _notice(self) -> None:
         """Give up what workers held that have ended, and use those again that were replaced."""
         self._give_up_lost()
         if self._pool.is_joined or len(self._pool.ready) < len(self._pool):
+            return
+        if not self._waits.left_s:  # an iteration may not have them meet once more
             return
         try:
             self._join_if_needed(self._hung_after_s)
@@ -361,6 +381,15 @@ class ParallelExecutor:
             self._lost.update(lost)
             self._to_tell += lost
             logger.error("%d streams are lost with worker %d", len(lost), rank)
+
+    def _join_in_time(self) -> None:
+        """As `_join_if_needed`, in what is left of the time that an iteration may wait."""
+        left_s = self._waits.left_s
+        if not left_s and not self._pool.is_joined:
+            raise WorkerFailedError(
+                "workers are being replaced, and were awaited for as long as an iteration may take"
+            )
+        self._join_if_needed(left_s)
 
     def _join_if_needed(self, within_s: float) -> None:
         """Wait until all workers are there again, for what one of them can't do.

@@ -99,9 +99,13 @@ class ShardTable:
         return [table.length(sequence) for table in self._tables]
 
     def missing_tokens(self, sequence: SequenceId, tokens: int) -> int:
-        """How many free tokens (whole blocks) it takes to append `tokens`, at the most."""
-        size, length = self.block_tokens, self.length(sequence)
-        return (-(-(length + tokens) // size) - -(-length // size)) * size
+        """How many free tokens (whole blocks) it takes to append `tokens`.
+
+        Beside the room that the stream has: the rest of a block, and what an iteration that failed
+        had made for it.
+        """
+        made = sum(self._tables[shard].room(sequence) for shard in self._usable)
+        return -(-max(0, tokens - made) // self.block_tokens) * self.block_tokens
 
     def place(
         self, sequence: SequenceId, tokens: int, before: Sequence[ShardSpan] = ()
@@ -109,7 +113,7 @@ class ShardTable:
         """Make room for a stream's next tokens and say where; nothing counts before `commit`.
 
         `before` was placed and is not committed yet. Raises CacheFullError; room that was made
-        stays with the stream until its release.
+        stays with the stream until its release, and is taken first.
         """
         held = self.held(sequence)
         for shard, count in before:
@@ -121,7 +125,8 @@ class ShardTable:
         while tokens:
             shard = self._taker(sequence, held, length, last)
             left = self.extent_tokens - length % self.extent_tokens
-            take = min(tokens, left, self._room(shard, sequence, held[shard]))
+            made = self._made(shard, sequence, held[shard])
+            take = min(tokens, left, made or self._tables[shard].free_tokens)
             self._tables[shard].reserve(
                 sequence, held[shard] + take - self._tables[shard].length(sequence)
             )
@@ -222,11 +227,16 @@ class ShardTable:
     def _taker(
         self, sequence: SequenceId, held: Sequence[int], length: int, last: int | None
     ) -> int:
-        """The shard of the next token: an extent that is not full goes on where it is."""
-        room = [
-            self._room(shard, sequence, held[shard]) if shard in self._usable else 0
-            for shard in range(len(self._tables))
-        ]
+        """The shard of the next token: an extent that is not full goes on where it is.
+
+        But room that was made for the stream, which is nobody else's, comes before what is free.
+        """
+        room = [0] * len(self._tables)
+        for shard in self._usable:
+            room[shard] = self._made(shard, sequence, held[shard])
+        if not any(room):
+            for shard in self._usable:
+                room[shard] = self._tables[shard].free_tokens
         if last is not None and length % self.extent_tokens and room[last]:
             return last
         shard = next_shard(held, room, last, self.spread_from)
@@ -236,7 +246,7 @@ class ShardTable:
             )
         return shard
 
-    def _room(self, shard: int, sequence: SequenceId, held: int) -> int:
-        """For how many more tokens of a stream a shard has room, of which it has `held`."""
+    def _made(self, shard: int, sequence: SequenceId, held: int) -> int:
+        """For how many more tokens of a stream a shard has made room, of which it has `held`."""
         table = self._tables[shard]
-        return table.room(sequence) - (held - table.length(sequence)) + table.free_tokens
+        return table.room(sequence) - (held - table.length(sequence))

@@ -174,18 +174,32 @@ def share_memory(
         found: SharedExchange | None = None
         try:
             memory = _map(rank, descriptor, told[0], length)
-            processes = _open_processes([process_id for process_id, _ in told])
-            found = SharedExchange(memory, rank, processes, is_watching=is_watching)
+            found = _take_part(memory, rank, [number for number, _ in told], is_watching)
         except (OSError, ValueError) as error:
             logger.warning("worker %d shares no memory with the others: %s", rank, error)
-        if all(can for (can,) in tell([int(found is not None)])):
-            return found
-        if found is not None:
-            found.leave()
+        with ExitStack() as stack:
+            if found is not None:
+                stack.callback(found.leave)
+            if all(can for (can,) in tell([int(found is not None)])):
+                stack.pop_all()
+                return found
         return None
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _take_part(
+    memory: mmap.mmap, rank: int, process_ids: Sequence[int], is_watching: bool
+) -> SharedExchange:
+    """Watch the others' processes, and nothing where that or anything else can't be."""
+    with ExitStack() as stack:
+        processes = _open_processes(process_ids)
+        for process in processes:
+            stack.callback(os.close, process)
+        found = SharedExchange(memory, rank, processes, is_watching=is_watching)
+        stack.pop_all()
+        return found
 
 
 def _make_memory(length: int) -> int | None:

@@ -6,7 +6,7 @@ weights, in which the others go on alone; then all meet in a new group.
 
 Processes are forked from a server that has loaded torch and nothing else (`forkserver`): starting
 one does not load it again, and no thread of this process is forked. None outlives this process,
-however that ends (`worker.py`).
+however that ends (`worker.py`); the server neither, which leaves SIGTERM to it (`fork_server.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from subnetact.parallel import fork_server
 from subnetact.parallel.messages import Done, Failed, Join, Loaded, WorkerSpec
 from subnetact.parallel.worker import work
 from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
@@ -41,8 +42,13 @@ _MORE_S = 1.0  # for the answer that they have met, or not
 _KILLED_WITHIN_S = 1.0
 _ENDED_WITHIN_S = 1.0
 _PIPE_STUCK_S = 2.0  # a worker that is stopped neither reads nor goes on writing
-_PRELOADED = ["subnetact.parallel.worker", "supernet.families.decoder", "torch._dynamo"]
-"""What every worker needs; shapes on the meta device import the last one, which takes seconds."""
+_PRELOADED = [
+    fork_server.__name__,
+    "subnetact.parallel.worker",
+    "supernet.families.decoder",
+    "torch._dynamo",  # which shapes on the meta device import, and takes seconds
+]
+"""What makes the server stay, then what every worker needs."""
 
 _MOST_STARTS = 3  # in a row of one worker, until starting is given up
 _MOST_UNMET = 3  # groups in a row that did not come about, though all workers were there

@@ -128,8 +128,14 @@ class Dataset:
     def choosing_on_test(self) -> Dataset:
         """The same with a drawn half of the test samples to choose on, the rest to report on.
 
-        For weights that were trained on all training samples, none of which can choose then.
+        For weights that were trained on all training samples, none of which can choose then. Raises
+        DataError for fewer than two test samples.
         """
+        if len(self.test) < 2:
+            raise DataError(
+                f"{self.name} has {len(self.test)} test samples, half to choose on and half to "
+                "report on: give 2 or more, or choose on validation"
+            )
         order = np.random.default_rng(_HALVES).permutation(len(self.test))
         choose, report = (torch.from_numpy(np.sort(half)) for half in np.array_split(order, 2))
         return replace(self, validation=Subset(self.test, choose), test=Subset(self.test, report))

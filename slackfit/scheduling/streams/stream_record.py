@@ -38,6 +38,10 @@ class RecordingStreamScheduler(StreamScheduler):
         """See `StreamScheduler.submit`."""
         return self._recorder.do("submit", super().submit, query, now_s)
 
+    def recompute(self, query_id: int, now_s: float) -> None:
+        """See `StreamScheduler.recompute`."""
+        return self._recorder.do("recompute", super().recompute, query_id, now_s)
+
     def cancel(
         self, query_id: int, now_s: float, reason: str = "cancelled"
     ) -> StreamOutcome | None:
@@ -116,6 +120,7 @@ def replay_stream_log(
 
     methods = {
         "submit": submit,
+        "recompute": scheduler.recompute,
         "cancel": scheduler.cancel,
         "cancel_all": scheduler.cancel_all,
         "poll": scheduler.poll,

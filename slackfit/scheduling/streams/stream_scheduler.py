@@ -174,6 +174,20 @@ class StreamScheduler:
         self._earliest_end_s = min(self._earliest_end_s, query.deadline_s)
         return None
 
+    def recompute(self, query_id: int, now_s: float) -> None:
+        """Have all of a waiting stream's prompt be computed: what was cached of it is gone.
+
+        One that is not live is no error. Raises ValueError for one that was begun.
+        """
+        stream = self._live.get(query_id)
+        if stream is None:
+            return
+        if stream.start_s is not None:
+            raise ValueError(f"query {query_id} was begun; recompute those that wait")
+        stream.query = stream.query._replace(cached_tokens=0)
+        stream.cached = 0
+        self._queue.update(stream, now_s)
+
     def cancel(
         self, query_id: int, now_s: float, reason: str = "cancelled"
     ) -> StreamOutcome | None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serve.engine.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamRequest
-from serve.engine.stream_device import SharedPrefix, StreamDevice
+from serve.engine.prefix_cache import PrefixCache
+from serve.engine.stream_device import SharedPrefix, StreamDevice, greedy
 from serve.engine.stream_engine import StreamEngine
 from serve.models.stream_refusal import stream_refusal
 from slackfit.policies.streams import create_stream_policy
@@ -16,7 +17,7 @@ from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.simulation.simulate_streams import simulate_streams
 from slackfit.streams.iteration_cost import IterationCosts
-from slackfit.streams.stream_query import StreamOutcome, StreamQuery
+from slackfit.streams.stream_query import StreamChunk, StreamOutcome, StreamQuery
 from subnetact.timed_decoder import TimedDecoder
 
 COSTS = IterationCosts.of(LatencyProfile.load("profiles/smollm2_135m_example.json"))
@@ -43,6 +44,7 @@ class Bench:
         policy: str = "slackwidth",
         *,
         decoder: type[TimedDecoder] = TimedDecoder,
+        prefixes: PrefixCache | None = None,
         **settings: Any,
     ):
         self.clock = Clock()
@@ -51,7 +53,7 @@ class Bench:
         self.scheduler = StreamScheduler(COSTS, create_stream_policy(policy, COSTS), **settings)
         self.engine = StreamEngine(
             self.scheduler,
-            StreamDevice(self.decoder),
+            StreamDevice(self.decoder, prefixes),
             clock=self.clock,
             observer=self.outcomes.append,
         )
@@ -240,6 +242,51 @@ def test_logits_that_are_not_finite_fail_their_stream():
     assert bad.outcome.reason == "execution failed: the output holds NaN or infinity"
     assert tokens_of(good) == continued([1, 2], 3)
     assert stream_refusal(bad.outcome, 1).message.startswith("the output holds NaN or infinity, of")
+
+
+def test_what_is_not_finite_is_kept_for_nobody():
+    """Whoever begins alike would be given its keys and values."""
+    prefixes = PrefixCache(64, {rung.subnet_id: rung.quality for rung in COSTS.rungs})
+    device = StreamDevice(NotFinite(COSTS, clock=Clock(), sleep=lambda _: None), prefixes)
+    for query_id, token in enumerate((13, 2)):
+        device.begin(query_id, [token] * 70, greedy, None)
+    chunks = [StreamChunk(query_id, 0, 70, True) for query_id in range(2)]
+    assert list(device.run(COSTS.subnet_ids[0], chunks).failed) == [0]
+    assert [prefixes.pin([token] * 70, "", 0.0) is None for token in (13, 2)] == [True, False]
+
+
+class Losing(TimedDecoder):
+    """Loses `going` before the next iteration."""
+
+    going: tuple[str, ...] = ()
+
+    def look_after(self) -> Any:
+        lost, self.going = self.going, ()
+        for name in lost:
+            self.release(name)
+        return lost
+
+
+def test_a_stream_whose_promised_beginning_is_lost_computes_it():
+    """It was opened while the worker died that had it, or while the server drains."""
+    prefixes = PrefixCache(64, {rung.subnet_id: rung.quality for rung in COSTS.rungs})
+    bench = Bench(decoder=Losing, prefixes=prefixes)
+    prompt = [3] * 130
+    first = bench.open(prompt, 3)
+    bench.run()
+    stream, other, gone = bench.open(prompt, 3), bench.open([2], 3), bench.open(prompt, 3)
+    gone.cancel()
+    assert (stream.query.cached_tokens, other.query.cached_tokens) == (128, 0)
+    assert isinstance(bench.decoder, Losing)
+    bench.decoder.going = ("prefix-0",)
+    bench.scheduler.drain()
+    bench.run()
+    assert tokens_of(first) == tokens_of(stream) == continued(prompt, 3)
+    assert tokens_of(other) == continued([2], 3)
+    assert stream.query.cached_tokens == 0
+    assert stream.outcome is not None
+    assert (stream.outcome.status, stream.outcome.query) == ("on_time", stream.query)
+    assert prefixes.evict() == "prefix-0"  # nobody holds on to it any more
 
 
 def test_a_stream_that_cant_be_begun_fails_alone():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.bench.decoder.bench import random_checkpoint
-from serve.config import ServeConfig, parse_config
+from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts import load_decoder
 from serve.hosts.load_decoder import count_workers
 from serve.hosts.ray_host import _cores
@@ -77,3 +77,16 @@ def test_workers_are_started_as_the_profile_of_this_device_says(
     assert isinstance(found, StreamExecutor)
     assert "is of workers elsewhere: served on one" in caplog.text
     assert count_workers(config) == 3
+
+
+def test_room_for_less_than_a_block_is_refused_in_a_line(tmp_path: Path) -> None:
+    """Before the server starts, and by the driver that has replicas load it."""
+    config = config_of(tmp_path, EXAMPLE, device="timed", checkpoint=None, kv_tokens=63)
+    for start in (load_decoder.load_decoder, load_decoder.check_decoder):
+        with pytest.raises(
+            ServeConfigError, match="kv_tokens is 63, allowed a block of 64 or more"
+        ):
+            start(config)
+    enough = config.model_copy(update={"kv_tokens": 64})
+    load_decoder.check_decoder(enough)
+    assert load_decoder.load_decoder(enough).kv_tokens == 64

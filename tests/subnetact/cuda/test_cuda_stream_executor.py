@@ -137,6 +137,32 @@ def test_without_graphs_everything_runs_eagerly(
     eager.close()
 
 
+def test_what_another_stream_left_in_a_page_is_not_read(
+    executor: CudaStreamExecutor,
+    elastic_decoder: Checkpoint,
+    make_plain_loop: Callable[
+        [Checkpoint], Callable[[Sequence[int], Sequence[Arch]], torch.Tensor]
+    ],
+) -> None:
+    """Numbers that went wrong end with their stream, though pages are gathered whole."""
+    fresh(executor)
+    table, cache = executor.cache.table, executor.cache
+    for pool in (cache.keys, cache.values):
+        pool[:, :, : table.capacity_tokens] = torch.nan  # as streams that are over left them
+    largest = executor.subnet_ids[-1]
+    arch = elastic_decoder.subnet(largest).arch
+    text = [3, 1, 4, 1, 5, 9, 2]
+    found = [
+        executor.run(largest, [Chunk("a", tuple(text[:5]))])[0],  # eagerly
+        executor.run(largest, [Chunk("a", (text[5],)), Chunk("b", (7,))])[0],  # by a graph
+    ]
+    executor.release("a")
+    executor.release("b")
+    expected = make_plain_loop(elastic_decoder)(text[:6], [arch] * 6)[4:]
+    bound = BOUND * expected.abs().max().item()
+    torch.testing.assert_close(torch.stack(found), expected, atol=bound, rtol=0)
+
+
 def test_half_precision_stays_near(elastic_decoder: Checkpoint) -> None:
     executor = CudaStreamExecutor(
         elastic_decoder, HostAccelerator(), capacity_tokens=64, dtype=torch.bfloat16

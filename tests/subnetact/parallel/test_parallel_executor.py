@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -269,6 +270,28 @@ def test_a_stage_that_is_gone_costs_all_and_comes_back(
     )
     assert time.monotonic() - before_s < 15.0
     two_stages.release("a")
+
+
+def test_a_service_that_is_asked_to_end_keeps_its_streams(
+    two_shards: ParallelExecutor, logits64: Logits64
+) -> None:
+    """SIGTERM to all processes is the executor's to act on: they go on, for it may drain first."""
+    width = two_shards.subnet_ids[0]
+    two_shards.table.spread_from = 0
+    two_shards.run(width, [Chunk("a", tuple(range(5)), False)])
+    server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    ids = two_shards.process_ids
+    for process_id in (server, *ids):
+        os.kill(process_id, signal.SIGTERM)
+    time.sleep(0.1)
+    assert_plain(logits_of(two_shards, "a", [5], width), logits64(range(6), [width] * 6)[-1])
+    assert two_shards.process_ids == ids
+    two_shards.release("a")
+    others = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60.0,))
+    others.start()  # not a worker
+    others.terminate()
+    others.join(10.0)
+    assert others.exitcode == -signal.SIGTERM
 
 
 def test_an_order_that_fails_is_no_lost_worker(

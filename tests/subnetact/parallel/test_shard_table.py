@@ -53,6 +53,17 @@ def test_placing_changes_nothing_that_counts_and_can_be_done_again() -> None:
     assert grown(table, "a", 11) == [9, 8]
 
 
+def test_room_that_was_made_is_not_wanted_again() -> None:
+    """An iteration that failed is placed again where it was, also when all else is full."""
+    table = ShardTable(2, 64, block_tokens=4, extent_tokens=8)
+    grown(table, "a", 6)
+    first = table.place("a", 122)
+    assert table.free_tokens == 0
+    assert table.missing_tokens("a", 122) == 0
+    assert table.missing_tokens("a", 123) == 4
+    assert table.place("a", 122) == first
+
+
 def test_what_a_chunk_reads_is_what_came_before_and_its_own_rows() -> None:
     table = ShardTable(2, 32, block_tokens=4, extent_tokens=4)
     grown(table, "a", 6)
@@ -102,13 +113,21 @@ def test_any_life_of_streams_leaves_the_table_sound() -> None:
         if draw.random() < 0.15:
             table.release(name)
         else:
+            tokens = draw.randint(1, 20)
+            missing, free = table.missing_tokens(name, tokens), table.free_tokens
             try:
-                spans = table.place(name, draw.randint(1, 20))
+                spans = table.place(name, tokens)
             except CacheFullError:
+                assert missing > free
                 table.release(draw.randrange(5))
                 continue
+            assert table.free_tokens == free - missing
             if draw.random() < 0.8:
                 table.commit(name, spans)
+        if draw.random() < 0.03:
+            table.lose(1)
+        elif draw.random() < 0.06:
+            table.regain(1)
         source, whole = draw.randrange(5), table.length(name) // 4 * 4
         if whole and source not in table.sequences and draw.random() < 0.3:
             table.release(source)
@@ -117,7 +136,8 @@ def test_any_life_of_streams_leaves_the_table_sound() -> None:
         assert step < 600
     for name in range(5):
         table.release(name)
-    assert table.free_tokens == table.capacity_tokens
+    table.regain(1)
+    assert table.free_tokens == table.capacity_tokens == 3 * 96
 
 
 def test_extents_are_whole_blocks() -> None:

@@ -166,6 +166,26 @@ def test_workers_meet_in_memory_without_a_name_and_leave_nothing_behind() -> Non
     assert num_open() == before
 
 
+@pytest.mark.parametrize("at", ["the second telling", "taking part"])
+def test_who_does_not_come_to_an_end_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """As where another worker dies while they meet: they meet again, however often."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(at)
+
+    def tell(numbers: list[int]) -> list[list[int]]:
+        return [numbers, [os.getpid(), 0]] if len(numbers) == 2 else fail()
+
+    if at == "taking part":
+        monkeypatch.setattr(shared_exchange, "SharedExchange", fail)
+    before = num_open()
+    with pytest.raises(RuntimeError, match=at):
+        share_memory(0, 2, tell)
+    assert num_open() == before
+
+
 def test_where_one_cannot_nobody_does(monkeypatch: pytest.MonkeyPatch) -> None:
     mapped = shared_exchange._map
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from subnetact.decoding.ragged_batch import Chunk
-from subnetact.parallel import worker_pool
+from subnetact.parallel import fork_server, lifeline, worker_pool
 from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet import Checkpoint
 from supernet.checkpoint import save_checkpoint
 
+NAME = fork_server.__name__
 SCRIPT = """
 import sys
 from subnetact.decoding.ragged_batch import Chunk
@@ -122,3 +123,25 @@ def test_survivors_of_a_long_iteration_have_its_time_to_find_out(
         assert asked == [(140.0, 7.0)]
     finally:
         executor.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "killed"),
+    [
+        (f"python\0-c\0from multiprocessing.forkserver import main; main(['{NAME}'])", [7, 8]),
+        ("python\0-c\0from multiprocessing.forkserver import main; main(['theirs'])", []),
+        ("/sbin/init", []),
+    ],
+)
+def test_only_the_server_of_workers_is_ended_with_what_it_forked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, killed: list[int]
+) -> None:
+    """Who loses its server before it asks for it has init as a parent, and its children beside."""
+    (tmp_path / "7/task/7").mkdir(parents=True)
+    (tmp_path / "7/task/7/children").write_text(f"8 {os.getpid()} ")
+    (tmp_path / "7/cmdline").write_text(command)
+    ended: list[int] = []
+    monkeypatch.setattr(lifeline, "_PROCESSES", tmp_path)
+    monkeypatch.setattr(lifeline.os, "kill", lambda process_id, _: ended.append(process_id))
+    lifeline._kill_family(7)
+    assert ended == killed

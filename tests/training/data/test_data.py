@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from training.config import DataConfig
+from training.data.array_folder import DataError
 from training.data.augment import DrawKey, augment, mix
 from training.data.data import epoch_batches, load_dataset
+from training.data.samples import Subset
 from training.evaluation.evaluate import wilson_interval
 
 
@@ -19,6 +21,18 @@ def test_digits_are_split_without_overlap() -> None:
     assert data.train.images.dtype == torch.uint8
     assert int(data.train.images.max()) == 255
     assert all(len(split.labels.unique()) == 10 for split in (data.train, data.test))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_half_of_too_few_test_samples_cant_choose(count: int) -> None:
+    data = load_dataset(DataConfig())
+    data = replace(data, test=Subset(data.test, torch.arange(count)))
+    if count < 2:
+        with pytest.raises(DataError, match=f"digits has {count} test samples, .*: give 2 or more"):
+            data.choosing_on_test()
+    else:
+        halves = data.choosing_on_test()
+        assert (len(halves.validation), len(halves.test)) == (1, 1)
 
 
 def test_an_epoch_visits_each_image_at_most_once_in_an_order_of_its_own() -> None:

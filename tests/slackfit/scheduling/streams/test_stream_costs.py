@@ -64,16 +64,17 @@ def test_a_log_of_other_settings_and_an_altered_one_are_told(decoder_costs: Iter
     policy = create_stream_policy("fcfs", decoder_costs)
     recorder = RecordingStreamScheduler(decoder_costs, policy, sink=log)
     recorder.submit(a_query(0), 0.0)
+    recorder.recompute(0, 0.0)
     recorder.poll(0.0)
     recorder.reconfigure(0.05, costs=decoder_costs.scaled(1.5))
     recorder.complete(0, 0.1)
     recorder.poll(0.1)
     lines = log.getvalue().splitlines()
-    assert replay_stream_log(lines, scheduler_of(decoder_costs)) == 5
+    assert replay_stream_log(lines, scheduler_of(decoder_costs)) == 6
     with pytest.raises(LogError, match="recorded with max_running 64, the scheduler has 2"):
         replay_stream_log(lines, scheduler_of(decoder_costs, max_running=2))
-    lines[2] = lines[2].replace('"e1"', '"e0.5"')
-    with pytest.raises(ReplayDifferenceError, match="line 3"):
+    lines[3] = lines[3].replace('"e1"', '"e0.5"')
+    with pytest.raises(ReplayDifferenceError, match="line 4"):
         replay_stream_log(lines, scheduler_of(decoder_costs))
 
 

@@ -282,3 +282,17 @@ def test_the_cached_part_of_a_prompt_is_not_computed(decoder_costs: IterationCos
     step = scheduler.poll(0.0).step
     assert step is not None
     assert step.chunks == ((0, 75, 25, True),)
+
+
+def test_what_was_cached_and_is_gone_is_computed(decoder_costs: IterationCosts):
+    scheduler = scheduler_of(decoder_costs)
+    scheduler.submit(a_query(0, prompt=100, cached_tokens=90), 0.0)
+    scheduler.recompute(0, 0.0)
+    scheduler.recompute(1, 0.0)  # is not there
+    step = scheduler.poll(0.0).step
+    assert step is not None
+    assert step.chunks[0].start == 0
+    with pytest.raises(ValueError, match="query 0 was begun"):
+        scheduler.recompute(0, 0.0)
+    outcomes = scheduler.cancel_all(0.1)
+    assert [outcome.query.cached_tokens for outcome in outcomes] == [0]
