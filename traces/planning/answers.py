@@ -12,7 +12,7 @@ from slackfit.simulation.routing import ONE_QUEUE, ROUND_ROBIN, Routing
 from traces.planning.candidates import FleetCandidate
 from traces.planning.certificate import query_s
 from traces.planning.possible import impossible_part
-from traces.planning.promise import Promise
+from traces.planning.promise import Promise, as_good
 from traces.planning.search import Fleet, FleetSearch, Task
 from traces.planning.traffic import Traffic
 from traces.planning.trial import run_trial
@@ -216,7 +216,8 @@ def _separate(best: Fleet, task: Task, label: str) -> Iterator[FleetCandidate]:
         profile = part.offer.profile.pareto()
         if impossible_part(task.promise, profile, task.traffic):
             continue
-        accurate = (s.subnet_id for s in profile.subnets if s.accuracy >= task.promise.accuracy)
+        least = as_good(task.promise.accuracy)
+        accurate = (s.subnet_id for s in profile.subnets if s.accuracy >= least)
         names = [f"fixed:{i}" for i in accurate] if label == "one_model" else ["modelzoo"]
         for name in names:
             yield FleetCandidate(

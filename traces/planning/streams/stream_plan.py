@@ -16,6 +16,7 @@ from slackfit.streams.iteration_cost import IterationCosts
 from traces.burstiness import trace_summary
 from traces.planning.answers import LOAD_FACTORS, first_missed
 from traces.planning.catalog import Catalog
+from traces.planning.promise import as_good
 from traces.planning.search import MOST_DEVICES, Tell
 from traces.planning.streams.stream_alone import impossible_streams
 from traces.planning.streams.stream_promise import StreamPromise
@@ -189,7 +190,7 @@ def _one_width(best: StreamFleet, search: StreamSearch) -> dict[str, Any] | None
     found = [
         search.fewest(replace(best.candidate, policy=f"fixed:{rung.subnet_id}"))
         for rung in best.candidate.costs.rungs
-        if rung.quality >= search.promise.accuracy
+        if rung.quality >= as_good(search.promise.accuracy)
     ]
     kept = [fleet for fleet in found if fleet is not None]
     if not kept:
