@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 from dataclasses import replace
@@ -170,6 +171,23 @@ def test_the_bound_of_one_type_is_its_certificate():
             least = certify(offer.profile, traffic, promise, programs=False)
             found = MixedBound([offer], traffic, promise).fewest([1000], 1000)
             assert found == (max(least.mean, least.windows),), f"seed {seed}"
+
+
+def test_the_bound_says_nothing_on_stdout(capfd: pytest.CaptureFixture[str]):
+    """The solver's machine code told of its heuristics there, in the midst of a plan's JSON."""
+    resnet = LatencyProfile.load(Path("profiles/superserve_resnet_2080ti.json"))
+    fast, slow = (
+        DeviceOffer(name=name, profile=resnet.scaled(factor), price_per_hour=price)
+        for name, factor, price in (("fast", 1.0, 1.0), ("slow", 2.0, 0.6))
+    )
+    traffic = Traffic(np.arange(0, 1, 1 / 5000), 1.0, 0.036)
+    bound = MixedBound([fast, slow], traffic, Promise(0.99, 0.79))
+    ctypes.CDLL(None).fflush(None)  # of earlier tests
+    capfd.readouterr()
+    assert bound.cheapest([4096, 4096], 8192) is not None
+    ctypes.CDLL(None).fflush(None)
+    print("after")
+    assert capfd.readouterr().out == "after\n"
 
 
 def test_a_groups_own_promise_bounds_mixed_fleets():
