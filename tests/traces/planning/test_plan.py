@@ -231,6 +231,8 @@ def test_what_a_catalogue_refers_to_is_an_error_of_its_line(tmp_path: Path):
         (one + one, 7, "name 'd' is an earlier device's, allowed another"),
         (one.replace(str(RESNET), "nowhere.json"), 4, "No such file or directory"),
         (one + "price = = 2\n", 6, "Invalid value"),
+        ("\n\n" + one.replace("= 1", "= -1"), 7, "price_per_hour is -1"),
+        (one + "\n\n" + one, 9, "name 'd' is an earlier device's"),
     ):
         path.write_text('dated = "2026-11-01"\n' + text)
         with pytest.raises(TraceError, match=re.escape(f"{path}:{line}: ") + f".*{message}"):
