@@ -217,15 +217,15 @@ def _text(plan: dict[str, Any]) -> str:
 
 def _summary(plan: dict[str, Any]) -> str:
     """Return the plan in a few lines."""
+    from traces.planning.page import undercut
+
     if plan["saturated"]:
         return f"saturated: {plan['why']}"
     headroom = plan["headroom"]
     lines = [
         f"{plan['fleet']} with {plan['policy']}: "
         f"{plan['cost_per_hour']:g} {plan['prices']['currency']} an hour",
-        f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; "
-        f"no policy needs fewer than {plan['certificate_workers']}, no fleet costs less than "
-        f"{plan['certificate_cost']:g} an hour",
+        f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; {undercut(plan)}",
         f"the promise holds up to {headroom['factor']:.2f} times the load "
         f"({headroom['low']:.2f} surely)",
     ]

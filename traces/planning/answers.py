@@ -19,6 +19,8 @@ from traces.planning.trial import run_trial
 
 _MOST_FACTOR = 8.0
 _FACTOR_PRECISION = 0.005
+_MOST_LESS = 0.7  # of the load
+_SURE = 0.95
 _DAY_FROM_S = 7200.0
 _HOUR_S = 3600.0
 LOAD_FACTORS = tuple(k / 10 for k in range(5, 16))
@@ -42,7 +44,8 @@ def headroom(best: Fleet, task: Task) -> dict[str, float]:
 def first_missed(kept: Callable[[float], float]) -> dict[str, float]:
     """Return the least load factor at which `kept`, the share of redrawn traces, is 0.
 
-    `low` is the largest that was tried with a share of 0.95; 1 stands for itself.
+    `low` is the largest that was tried with a share of 0.95, there and at all lower ones; 0: none
+    of a few down to about a third of the load was.
     """
     shares: dict[float, float] = {1.0: kept(1.0)}
     step, high = 0.04, 1.0
@@ -55,8 +58,15 @@ def first_missed(kept: Callable[[float], float]) -> dict[str, float]:
         middle = (low + high) / 2
         shares[middle] = kept(middle)
         low, high = (middle, high) if shares[middle] > 0 else (low, middle)
-    sure = [f for f, share in shares.items() if share >= 0.95]
-    return {"factor": high, "low": max(sure, default=1.0), "high": high, "tried": len(shares)}
+    lower, step = 1.0, 0.04
+    while shares[lower] < _SURE and step < _MOST_LESS:
+        lower = 1.0 - step
+        shares[lower] = kept(lower)
+        step *= 2
+    sure = list(itertools.takewhile(lambda factor: shares[factor] >= _SURE, sorted(shares)))
+    return {
+        "factor": high, "low": sure[-1] if sure else 0.0, "high": high, "tried": len(shares)
+    }  # fmt: skip
 
 
 def load_curve(best: Fleet, task: Task) -> list[dict[str, float]]:

@@ -28,7 +28,15 @@ from traces.planning.hours import (
     check_streamable,
     num_hours,
 )
-from traces.planning.planner import PlanOptions, common_json, fleet_json, possible_offers
+from traces.planning.planner import (
+    EVERY_FLEET,
+    ONE_TYPE,
+    PlanOptions,
+    allowed_devices,
+    common_json,
+    fleet_json,
+    possible_offers,
+)
 from traces.planning.promise import Promise
 from traces.planning.search import MOST_DEVICES, NUM_FINALISTS, Fleet, FleetSearch, Task, Tell
 from traces.planning.traffic import Traffic
@@ -61,6 +69,7 @@ def make_long_plan(
     check_streamable(promise, options.routings)
     part = _minutes(source, _BUSIEST, busiest_first(source)[0])
     part = replace(part, slo_s=slo_s, min_accuracy=promise.floor)
+    num_types = len(catalog.offers)
     catalog = possible_offers(catalog, promise, part)
     tried = candidates(catalog, options.policies, promise, slo_s, options.routings)
     check_compiled(tried, options.devices)
@@ -87,12 +96,17 @@ def make_long_plan(
         {name: c.to_json() for name, c in certificates.items()}, found.dropped,
     )  # fmt: skip
     least_cost = min(o.price_per_hour * certificates[o.name].workers for o in catalog.offers)
-    common |= {"certificate_cost": least_cost, "mixed": False}
+    common |= {
+        "certificate_cost": least_cost,
+        "certificate_of": EVERY_FLEET if num_types == 1 else ONE_TYPE,
+        "mixed": False,
+    }
     if not fleets:
         least = min(c.workers for c in certificates.values())
         why = (
             f"none of the {len(finalists[:NUM_FINALISTS])} best candidates keeps the promise with "
-            f"up to {task.max_devices} devices; any policy needs {least}"
+            f"up to {allowed_devices(options.max_devices, catalog.offers)}; any policy needs "
+            f"{least}{'' if num_types == 1 else ' of one type'}"
         )
         return {**common, "saturated": True, "why": why, "certificate_workers": least}
     best = fleets[0]

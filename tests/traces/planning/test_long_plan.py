@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from traces.planning.hours import (
     num_hours,
 )
 from traces.planning.long_plan import make_long_plan
-from traces.planning.page import plan_page
+from traces.planning.page import plan_page, undercut
 from traces.planning.planner import PlanOptions
 from traces.planning.promise import Promise, parse_promise
 from traces.spec.streamed import PieceSource, piece_source
@@ -118,6 +120,21 @@ def test_a_streamed_certificate_is_of_what_arrives(slow: LatencyProfile):
     assert made["trace"]["num_queries"] == count
     least = by_mean_rate(slow, count, 63.6, Promise(0.999, 0.8))
     assert made["certificates"]["d"]["mean"] == made["certificate_workers"] == least > 1
+    assert made["certificate_of"] == "every fleet"
+
+
+def test_of_two_types_a_streamed_plan_claims_no_more_than_of_one(slow: LatencyProfile):
+    one = candidate(slow).offer
+    catalog = Catalog(offers=(one, replace(one, name="e", price_per_hour=2.0)))
+    options = PlanOptions(policies=["slackfit"], confidence=0.0)
+    source = piece_source("poisson:rate=20,duration=20")
+    made = make_long_plan({0: source}, 3.6, catalog, Promise(0.9), options, processes=1)
+    assert "no fleet of one type costs less than" in undercut(made)
+    few = replace(options, max_devices=1)
+    strict = Promise(0.999, 0.8)
+    source = piece_source("poisson:rate=100,duration=20")
+    made = make_long_plan({0: source}, 3.6, catalog, strict, few, processes=1)
+    assert re.search(r"with up to 1 devices; any policy needs \d+ of one type", made["why"])
 
 
 def test_the_plan_is_the_smallest_fleet_that_keeps_the_promise_all_day_on_all_seeds(
