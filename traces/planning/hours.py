@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -100,17 +101,10 @@ def serve_hour(job: HourJob) -> HourCounts:
     )  # fmt: skip
 
 
-class _HourOf(NamedTuple):
-    """An hour of a source, whose arrivals are to be counted."""
-
-    source: PieceSource
-    hour: int
-
-    def count(self) -> int:
-        """Draw its arrivals and return how many they are."""
-        begin_s = self.hour * HOUR_S
-        pieces = self.source.between(begin_s, begin_s + HOUR_S)
-        return sum(len(self.source.piece(number)) for number in pieces)
+def num_arrivals(source: PieceSource, hour: int) -> int:
+    """Draw the arrivals of an hour and return how many they are."""
+    pieces = source.between(hour * HOUR_S, (hour + 1) * HOUR_S)
+    return sum(len(source.piece(number)) for number in pieces)
 
 
 class HourlyTrials:
@@ -146,10 +140,12 @@ class HourlyTrials:
     def num_queries(self, source: PieceSource) -> int:
         """Return how many queries arrive in all, which takes drawing them once."""
         if source not in self._num_queries:
-            hours = [_HourOf(source, hour) for hour in range(num_hours(source))]
-            counts = map(_HourOf.count, hours)
-            if self._pool is not None:
-                counts = self._pool.map(_HourOf.count, hours)
+            asked = (repeat(source), range(num_hours(source)))
+            counts = (
+                map(num_arrivals, *asked)
+                if self._pool is None
+                else self._pool.map(num_arrivals, *asked)
+            )
             self._num_queries[source] = sum(counts)
         return self._num_queries[source]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from click.testing import Result
 from typer.testing import CliRunner
 
 from slackfit.profile import LatencyProfile
@@ -190,7 +189,7 @@ def foretold(server: LiveServer) -> LoadForecast:
     return forecasts(gamma(900.0, 4.0, 30.0), [server], 120.0, OPTIONS, 2.0)[0]
 
 
-def run_with(verifier: FakeVerifier, *more: str) -> Result:
+def run_with(verifier: FakeVerifier, *more: str) -> Any:
     """The command with this verifier."""
     app = typer.Typer()
     app.command()(plan_command_with(verifier))
