@@ -1,7 +1,8 @@
 """`Executor`: the protocol of what runs one batch on one subnet, whichever the device.
 
 Samples are staged when they arrive, launched when they are chosen, and waited for last; on a CPU
-`launch` computes and `result` hands over. What a slot and a launched batch are is the executor's
+`launch` computes and `result` hands over, on a device that computes by itself (`num_under_way`) the
+next batch may be launched in between. What a slot and a launched batch are is the executor's
 own business: who passes them on never looks inside. Which subnet and which samples is the
 scheduler's. Implementations: `views.eager_executor`, `cpu.graph_executor`, `cuda.cuda_executor`
 and `timed_executor`; `load.load_executor` chooses.
@@ -74,6 +75,15 @@ class Executor(Protocol):
     @property
     def max_batch_size(self) -> int: ...
 
+    @property
+    def num_under_way(self) -> int:
+        """How many batches may have been launched whose results were not taken yet.
+
+        1: `launch` computes, or nothing is gained by launching ahead. More: batches run one behind
+        the other while the host does something else; results are taken in the order of launches.
+        """
+        ...
+
     def stage(self, payload: np.ndarray) -> Slot:
         """Take samples (n, ...) that wait for a batch; from any thread, and never for long.
 
@@ -119,6 +129,7 @@ class StagingExecutor(ABC):
     """What executors have in common: samples are staged as they are, once they are checked."""
 
     sample: SampleSpec
+    num_under_way = 1
 
     @abstractmethod
     def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ class TimedExecutor(StagingExecutor):
 
     The logits of a sample are one-hot at `sum of its numbers mod num_classes`, so that a test can
     tell whose answer it got. With `outputs` they are that executor's, whose own time counts within
-    the profiled one. `clock` and `sleep` are injected for virtual time.
+    the profiled one. Batches that are launched beside each other (`num_under_way`) take their time
+    one behind the other. `clock` and `sleep` are injected for virtual time.
     """
 
     is_timed = True
@@ -46,7 +48,9 @@ class TimedExecutor(StagingExecutor):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         outputs: Executor | None = None,
+        num_under_way: int = 1,
     ) -> None:
+        self.num_under_way = num_under_way
         self.device = profile.device
         self.sample = sample
         self.num_classes = num_classes
@@ -60,6 +64,7 @@ class TimedExecutor(StagingExecutor):
         self._clock = clock
         self._sleep = sleep
         self._outputs = outputs
+        self._free_at_s = -inf
 
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
         """Compute the outputs, and note when a device would be done with them.
@@ -74,7 +79,10 @@ class TimedExecutor(StagingExecutor):
             labels = self._labels(slots)
             logits = np.zeros((len(labels), self.num_classes), dtype=np.float32)  # (B, classes)
             logits[np.arange(len(labels)), labels] = 1.0
-        return TimedLaunched(logits, start_s + takes_s)
+        if self.num_under_way > 1:
+            start_s = max(start_s, self._free_at_s)
+        self._free_at_s = start_s + takes_s
+        return TimedLaunched(logits, self._free_at_s)
 
     def result(self, launched: TimedLaunched) -> np.ndarray:
         """Sleep until the device would be done; the batch's float32 logits."""

@@ -78,6 +78,7 @@ class RestInference:
     ) -> HttpAnswer:
         """Count a refusal and return the answer that it is."""
         self._server.refused("http", error.reason, call.caller.tenant.name)
+        error.__traceback__ = None  # its frames hold the request, and it may be told again
         is_closing = error.reason in CLOSING or not call.is_kept()
         if client_id is not None or is_closing:
             return refusal(error, client_id, is_closing=is_closing)

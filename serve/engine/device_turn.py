@@ -46,6 +46,10 @@ class DeviceSlot:
     def __exit__(self, *_: object) -> None:
         self._turn.give(self)
 
+    def keep(self) -> None:
+        """Go on with the device, inside: what is under way ends there; the time is charged."""
+        self._turn.charge(self)
+
     def leave(self) -> None:
         """Come back no more."""
         self.comes_back = False
@@ -112,16 +116,26 @@ class DeviceTurn:
         with self._changed:
             if self._holder is not slot:
                 return
-            used_s = self._clock() - self._since_s
-            slot.member.charge(used_s, is_idle=slot.urgency_s() is None)
+            self._charge(slot)
             self._holder = None
             self._grant([slot] if slot.comes_back else [])
+
+    def charge(self, slot: DeviceSlot) -> None:
+        """Charge the holder for its time up to now; it keeps the device."""
+        with self._changed:
+            if self._holder is slot:
+                self._charge(slot)
 
     def lose(self) -> None:
         """Give the device up for good: who waits, and who will, gets DeviceLostError."""
         with self._changed:
             self._is_lost = True
             self._changed.notify_all()
+
+    def _charge(self, slot: DeviceSlot) -> None:
+        now_s = self._clock()
+        slot.member.charge(now_s - self._since_s, is_idle=slot.urgency_s() is None)
+        self._since_s = now_s
 
     def _grant(self, returning: Sequence[DeviceSlot] = ()) -> None:
         """Choose the next holder here and now: a choice by the waiting could fall between two."""

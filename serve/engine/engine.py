@@ -1,9 +1,10 @@
 """The engine: one scheduler and one executor, driven in real time.
 
 The door (an asyncio loop) submits queries; one device thread repeats `step`: poll the scheduler,
-gather the payloads, run the batch, complete it, and hand all replies of the batch to the loop with
-one wake-up. The queue, the policy and the device share a process on purpose (a hop between
-processes costs as much as a small batch), and there is nothing of Ray in here.
+gather the payloads, launch the batch (and one behind it, where the device computes by itself),
+complete it, and hand all replies of the batch to the loop with one wake-up. The queue, the policy
+and the device share a process on purpose (a hop between processes costs as much as a small batch),
+and there is nothing of Ray in here.
 
 `step` takes its time from an injected clock and needs no thread, so a test drives the very same
 code with a virtual clock. Whatever happens, every query ends exactly once: an exception of the
@@ -26,13 +27,14 @@ import numpy as np
 
 from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.device_turn import DeviceTurn
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.guarded import Guarded
 from serve.engine.job import EndedQuery, EngineStatus, Job, Ledger, State, Ticket
 from serve.engine.open_request import OnEnd, OpenRequest, Withdraw, replies_of
 from serve.engine.query_ends import end_batch, end_hopeless, end_waiting
 from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchRunner
+from serve.engine.served_engine import EarliestAnswer
+from serve.engine.under_way import BatchUnderWay, UnderWay
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import DeviceLoad, Policy
@@ -76,6 +78,7 @@ class Engine:
     ) -> None:
         self.clock = clock
         self._watchdog = Watchdog(hung_after_s)
+        self._under_way = UnderWay(self._watchdog)
         self._probe_after_s = probe_after_s
         self._watch: asyncio.Task[None] | None = None
         self._scheduler = scheduler
@@ -91,8 +94,6 @@ class Engine:
         self._wake = threading.Condition(self._lock)
         self._is_dirty = False  # something changed since the last poll
         self._is_stopping = False
-        self._busy_until_s = 0.0  # as predicted
-        self._running_ids: frozenset[int] = frozenset()
         self._answers = AnswerLoop()
         self._thread: threading.Thread | None = None
 
@@ -248,7 +249,7 @@ class Engine:
                 if ticket is None:
                     continue
                 outcome = self._scheduler.cancel(query_id, now_s, reason)
-                if outcome is None and reason == "expired" and query_id in self._running_ids:
+                if outcome is None and reason == "expired" and self._under_way.holds(query_id):
                     outcome = unserved(ticket.query, "dropped", reason, now_s)
                 if outcome is not None:
                     ended.append(self._ledger.end(outcome))
@@ -310,7 +311,7 @@ class Engine:
     def backlog(self) -> tuple[tuple[Query, ...], float]:
         """Return the waiting queries, most urgent first, and when the device is free."""
         with self._lock:
-            return self._scheduler.waiting(), max(self.clock(), self._busy_until_s)
+            return self._scheduler.waiting(), max(self.clock(), self._under_way.busy_until_s)
 
     def device_counts(self) -> Mapping[str, int]:
         """Return what the executor counted and holds, see `Executor.counts`."""
@@ -326,33 +327,49 @@ class Engine:
     # --- the device side -------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Poll once, run the batch if there is one, complete it. Return whether there was one."""
+        """Poll once, launch the batch if there is one, complete it. Return whether there was one.
+
+        Where the executor computes by itself, and what waits fills another batch, that one is
+        launched behind it first (`Scheduler.poll_behind`); the next step completes it.
+        """
+        if not self._under_way and not self._launch():
+            return False
+        while len(self._under_way) < self._runner.num_under_way and self._launch():
+            pass
+        return self._complete()
+
+    def _launch(self) -> bool:
+        """Launch the next batch, if there is to be one; behind what is under way, if anything."""
         others = self._slot.others()  # asks their engines, so before our own lock
         with self._lock:
+            if self._under_way and not self._may_queue(others):
+                return False
             self._is_dirty = False
             polled_s = self.clock()
             dispatch = self._poll(polled_s, others)
             decision_s = self.clock() - polled_s
             ended = [self._ledger.end(outcome) for outcome in dispatch.dropped]
             batch = dispatch.batch
-            if batch is not None:
-                self._busy_until_s = batch.start_s + batch.expected_latency_s
-                self._watchdog.launched(batch.start_s, batch.expected_latency_s)
-                self._running_ids = frozenset(query.query_id for query in batch.queries)
             tickets = [self._ledger.open[q.query_id] for q in batch.queries] if batch else []
+            if batch is not None:
+                self._under_way.add(BatchUnderWay(batch, decision_s))
         self._hand_over(ended)
-        if batch is None:
-            return False
-        run = self._runner.run(batch, tickets)
-        if self._on_decision is not None:
-            self._on_decision(decision_s)
+        if batch is not None:
+            self._runner.launch(batch, tickets)
+        return batch is not None
+
+    def _complete(self) -> bool:
+        """Wait for the oldest batch under way and end it; False if that was too late."""
+        run = self._runner.result()
         with self._lock:
-            self._watchdog.returned()
-            self._running_ids = frozenset()
+            now_s = self.clock()
+            batch, decision_s = self._under_way.end_oldest(now_s)
             if self._fault:  # too late: its queries were answered as failed
                 return False
-            ended = end_batch(self._scheduler, self._ledger, batch, run, self.clock())
+            ended = end_batch(self._scheduler, self._ledger, batch, run, now_s)
         self._hand_over(ended)
+        if self._on_decision is not None:
+            self._on_decision(decision_s)
         return True
 
     def _device_main(self, warm: asyncio.Future[None]) -> None:
@@ -369,6 +386,9 @@ class Engine:
             while not self._is_stopping:
                 with self._slot:
                     self._slot.comes_back = has_run = self.step()
+                    while self._under_way:  # the next one already is: the device stays ours
+                        self._slot.keep()
+                        self.step()
                 if not has_run and self._waited_long():
                     with self._slot:
                         self._probe()
@@ -448,19 +468,24 @@ class Engine:
             return unserved(query, "rejected", reason, now_s)
         return self._scheduler.submit(query, now_s)
 
+    def _may_queue(self, others: DeviceLoad) -> bool:
+        """Whether to decide a batch behind what runs: a full one, where nobody else is served."""
+        return not (others.num_models or self._is_stopping) and self._scheduler.fills_another()
+
     def _poll(self, now_s: float, others: DeviceLoad) -> Dispatch:
+        poll = self._scheduler.poll_behind if self._under_way else self._scheduler.poll
         try:
-            return self._scheduler.poll(now_s, None, others)
+            return poll(now_s, None, others)
         except PolicyError as error:
             scheduler, name = self._scheduler, self._scheduler.policy.name
             logger.exception("policy %s failed: %s takes over", name, FALLBACK_POLICY)
             self._fallback = f"policy {name} failed ({error}); {FALLBACK_POLICY} serves"
             scheduler.reconfigure(policy=create_policy(FALLBACK_POLICY, scheduler.offered))
-            return self._scheduler.poll(now_s, None, others)
+            return poll(now_s, None, others)
 
     def _refuse_hopeless(self, until_s: float) -> list[EndedQuery]:
         now_s = self.clock()
-        free_at_s = max(now_s, self._busy_until_s) if self._scheduler.num_running else now_s
+        free_at_s = self._under_way.free_at_s(now_s)
         return end_hopeless(
             self._scheduler, self._ledger, now_s, free_at_s=free_at_s, until_s=until_s
         )

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.job import EngineStatus
 from serve.engine.open_request import OnEnd, Withdraw
 from serve.engine.reply import Reply, RequestOptions
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
+
+
+class EarliestAnswer(NamedTuple):
+    """The earliest answer that a device can promise, in seconds from now; a refusal tells it.
+
+    `finish_s` behind all that waits and runs, `idle_finish_s` on an idle device.
+    """
+
+    finish_s: float
+    idle_finish_s: float
 
 
 class ServedEngine(Protocol):

@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -46,7 +45,7 @@ from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE, WHY_GONE
 from serve.hosts.known_heads import KnownHead, KnownHeads
 from serve.models.intake import Intake
 from serve.models.limits import RefusedError
-from serve.observe.socket_age import last_received_s
+from serve.observe.socket_age import is_unix, last_received_s
 
 HEAD_TIMEOUT_S = 30.0
 MESSAGE_TIMEOUT_S = 35.0
@@ -109,7 +108,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        if self.client is None and _is_unix(transport):
+        if self.client is None and is_unix(transport.get_extra_info("socket")):
             self.client = (UNIX, 0)
         if len(self.connections) > self.max_connections and not self._make_room():
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
@@ -167,6 +166,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._take(data, is_first)
             return
         self.waits_since_s = None  # it has asked for something
+        self._stop_timer()
         self.intake.keep(self, self._came_s)
         self._keep(data)
 
@@ -185,7 +185,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def take_kept(self) -> None:
         """Work on what was kept, if the client is still there."""
-        if not self._kept or self.transport.is_closing():
+        if not self._kept or self._is_refused or self.transport.is_closing():
             return
         data, self._kept = bytes(self._kept), bytearray()
         self.waits_since_s = self._came_s
@@ -261,14 +261,16 @@ class BoundedConnection(HttpToolsProtocol):
         while data:
             try:
                 self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
-            except httptools.HttpParserError:
-                self._deferred = None
-                self._refuse(HTTPStatus.BAD_REQUEST)
                 return
-            else:
-                break
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._is_upgrading:  # else it is CONNECT, which asks for a tunnel
+                    data = self._without_upgrade() + data[upgrade.args[0] :]
+                    continue
+            except httptools.HttpParserError:
+                pass
+            self._deferred = None
+            self._refuse(HTTPStatus.BAD_REQUEST)
+            return
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Wait for the rest of the packet: a whole request may be answered without a task."""
@@ -384,6 +386,9 @@ class BoundedConnection(HttpToolsProtocol):
         cycle.message_event.set()
         if not cycle.keep_alive:
             self.transport.close()
+        # Both hold the answered request in a cycle of references, and its body with it.
+        cycle.scope.pop(SEND_WHOLE, None)
+        cycle.body = bytearray()
         cycle.on_response()
 
     def on_body(self, body: bytes) -> None:
@@ -474,11 +479,6 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
-
-
-def _is_unix(transport: asyncio.Transport) -> bool:
-    sock = transport.get_extra_info("socket")
-    return sock is not None and sock.family == socket.AF_UNIX
 
 
 def bounded(

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.open_request import OnEnd, Withdraw
 from serve.engine.reply import Reply, RequestOptions
+from serve.engine.served_engine import EarliestAnswer
 from serve.link.frame_link import FrameLink
 from serve.link.linked_engine import LinkedEngine, unserved_reply
 from serve.link.payload_ring import PayloadRing

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.job import EngineStatus
 from serve.engine.open_request import OnEnd, Withdraw, replies_of
 from serve.engine.reply import Reply, RequestOptions
+from serve.engine.served_engine import EarliestAnswer
 from slackfit.policy import Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from serve.engine.earliest_answer import EarliestAnswer
 from serve.engine.runner import NOT_FINITE
+from serve.engine.served_engine import EarliestAnswer
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from serve.engine.earliest_answer import EarliestAnswer
+from serve.engine.served_engine import EarliestAnswer
 from serve.models.limits import RefusedError, refusal_of
 from slackfit.query import Outcome
 

@@ -19,6 +19,8 @@ _LAST_RECEIVED = slice(52, 56)  # of struct tcp_info, in milliseconds
 class HasOptions(Protocol):
     """A socket, or what a transport gives for one."""
 
+    family: int
+
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
 
 
@@ -31,3 +33,8 @@ def last_received_s(sock: HasOptions | None) -> float | None:
     except OSError:
         return None
     return int.from_bytes(info[_LAST_RECEIVED], sys.byteorder) * 1e-3
+
+
+def is_unix(sock: HasOptions | None) -> bool:
+    """Whether a socket is one of this host alone."""
+    return sock is not None and sock.family == socket.AF_UNIX

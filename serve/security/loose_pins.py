@@ -72,23 +72,26 @@ class LooseEngine(Engine):
         row_s = profile.table().get(str(pin))
         if row_s is None or profile.accuracy(str(pin)) < options.min_accuracy:
             return False  # since the draw other subnets are offered
-        free_s = max(self.clock(), self._busy_until_s)
+        free_s = max(self.clock(), self._under_way.busy_until_s)
         takes_s = row_s[min(count, profile.max_batch_size)]
         return free_s + takes_s + _longest_s(profile) <= options.deadline_s
 
     def _poll(self, now_s: float, others: DeviceLoad) -> Dispatch:
-        refused = self._let_go(now_s)
+        refused = self._let_go(now_s, self._under_way.free_at_s(now_s))
         dispatch = super()._poll(now_s, others)
         return dispatch._replace(dropped=(*refused, *dispatch.dropped)) if refused else dispatch
 
-    def _let_go(self, now_s: float) -> list[Outcome]:
-        """Let pins go where a deadline needs it; return queries that none can serve any more."""
+    def _let_go(self, now_s: float, start_s: float) -> list[Outcome]:
+        """Let pins go where a deadline needs it, should the next batch begin at `start_s`.
+
+        Return queries that none can serve any more.
+        """
         waiting = self._scheduler.waiting()
         if not any(isinstance(query.subnet_id, LoosePin) for query in waiting):
             return []
         profile = self._scheduler.profile
-        gone = loosened(waiting, profile, now_s)
-        pin = self._gathered(gone, waiting, now_s) if gone else None
+        gone = loosened(waiting, profile, start_s)
+        pin = self._gathered(gone, waiting, start_s) if gone else None
         refused: list[Outcome] = []
         for query in gone:
             if self._scheduler.cancel(query.query_id, now_s, LOOSENED) is None:

@@ -70,6 +70,13 @@ class RecordingScheduler(Scheduler):
         shared = () if others == ALONE else (others,)
         return self._recorder.do("poll", super().poll, now_s, worker_id, *shared)
 
+    def poll_behind(
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
+    ) -> Dispatch:
+        """See `Scheduler.poll_behind`; others are written where there are some."""
+        shared = () if others == ALONE else (others,)
+        return self._recorder.do("poll_behind", super().poll_behind, now_s, worker_id, *shared)
+
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """See `Scheduler.complete`."""
         return self._recorder.do("complete", super().complete, batch_id, now_s)
@@ -149,6 +156,7 @@ class _Known:
             "submit": self._submit,
             "cancel": scheduler.cancel,
             "poll": self._poll,
+            "poll_behind": self._poll_behind,
             "complete": scheduler.complete,
             "fail": scheduler.fail,
             "retire": scheduler.retire,
@@ -163,6 +171,10 @@ class _Known:
     def _poll(self, now_s: float, worker_id: int | None, *others: list[Any]) -> Dispatch:
         loads = (DeviceLoad(*fields) for fields in others)
         return self._scheduler.poll(now_s, worker_id, *loads)
+
+    def _poll_behind(self, now_s: float, worker_id: int | None, *others: list[Any]) -> Dispatch:
+        loads = (DeviceLoad(*fields) for fields in others)
+        return self._scheduler.poll_behind(now_s, worker_id, *loads)
 
     def _reconfigure(self, names: dict[str, Any]) -> None:
         self._scheduler.reconfigure(

@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
-from slackfit.policy import ALONE, DeviceLoad, Policy
+from slackfit.policy import ALONE, DeviceLoad, Policy, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
 from slackfit.scheduling.correction import LatencyCorrection
 from slackfit.scheduling.decide import PolicyError, SchedulerView, decide
 from slackfit.scheduling.outcomes import executed, failed, unserved
+from slackfit.scheduling.running import RunningBatches
 from slackfit.scheduling.standing import Standing
 from slackfit.scheduling.triage import Triage
 from slackfit.scheduling.waiting import WaitingQueries
@@ -85,7 +86,7 @@ class Scheduler:
         self._profile = profile  # the view's is the part of it for the head's work
         self._view = SchedulerView(self._waiting.edf, self._workers.views, profile)
         self._live: dict[int, Query] = {}  # waiting or running
-        self._running: dict[int, tuple[Batch, float]] = {}  # with the subnet's accuracy
+        self._running = RunningBatches(num_workers)
         self._num_dispatched = 0
         self._dropped: list[Outcome] = []  # not yet handed out by `poll`
         self._draining = False
@@ -134,7 +135,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """How many batches run."""
+        """How many batches run, or are next on a worker that runs another."""
         return len(self._running)
 
     @property
@@ -264,29 +265,34 @@ class Scheduler:
         worker = self._workers.free(worker_id)
         if worker is None:
             return self._handed_out(None)
-        self._drop(self._waiting.pop_hopeless(now_s, also_late=self._drops), now_s)
-        batch = None
-        view = self._view
-        view.worker = worker
-        view.now_s = now_s
-        view.others = others
-        view.queue = self._waiting.queue
-        view.wishes = self._waiting.wishes(now_s)
-        if self._waiting.edf:
-            view.note_head()
-        if self._does_triage and self._waiting.edf:
-            self._give_up(now_s)
-            view.queue = self._waiting.queue
-        if self._waiting.edf:
-            view.profile = self._waiting.profile_of_head(self._profile)
-            decision = decide(self._policy, view)
-            if decision is not None:
-                if self._drops and decision.drop_before_s > -inf:
-                    self._drop(self._waiting.pop_due_before(decision.drop_before_s), now_s)
-                if self._waiting.edf:
-                    subnet_id, queries = self._waiting.pop_batch(decision, now_s)
-                    batch = self._dispatch(worker.worker_id, subnet_id, queries, now_s)
-        return self._handed_out(batch)
+        return self._handed_out(self._decided(worker, now_s, now_s, others))
+
+    def fills_another(self, worker_id: int | None = None) -> bool:
+        """Whether a busy worker should be given its next batch before the present one ends.
+
+        That is when it runs, or has next, a full batch (the largest, or one that left others
+        behind), and as many samples wait as that one has: waiting would not make the next one
+        larger. False for a free worker, which `poll` serves. None: of the worker that is free next.
+        """
+        worker_id = self._next_free().worker_id if worker_id is None else worker_id
+        return self._running.fills_another(
+            worker_id, self.num_samples, self._profile.max_batch_size
+        )
+
+    def poll_behind(
+        self, now_s: float, worker_id: int | None = None, others: DeviceLoad = ALONE
+    ) -> Dispatch:
+        """Decide the batch that a busy worker goes on with when it has ended what it has.
+
+        As `poll`, at the moment when the worker should be free: slack, what is hopeless and the
+        batch's `start_s` are of then. It begins when the one before really ends, and its latency
+        counts from there. Nothing happens unless `fills_another`.
+        """
+        if not self.fills_another(worker_id):
+            return self._handed_out(None)
+        worker = self._next_free() if worker_id is None else self._workers.views[worker_id]
+        start_s = max(now_s, worker.busy_until_s)
+        return self._handed_out(self._decided(worker, start_s, now_s, others))
 
     def complete(self, batch_id: int, now_s: float) -> tuple[Outcome, ...]:
         """End a batch: its queries are on time or late. Raises ValueError if it does not run."""
@@ -378,9 +384,41 @@ class Scheduler:
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
 
-    def _give_up(self, now_s: float) -> None:
+    def _next_free(self) -> WorkerView:
+        return min(self._workers.views, key=lambda view: view.busy_until_s)
+
+    def _decided(
+        self, worker: WorkerView, start_s: float, now_s: float, others: DeviceLoad
+    ) -> Batch | None:
+        """Return the batch that a worker begins at `start_s`, decided now; None for none."""
+        self._drop(self._waiting.pop_hopeless(start_s, also_late=self._drops), now_s)
+        view = self._view
+        view.worker = worker
+        view.now_s = start_s
+        view.others = others
+        view.queue = self._waiting.queue
+        view.wishes = self._waiting.wishes(start_s)
+        if self._waiting.edf:
+            view.note_head()
+        if self._does_triage and self._waiting.edf:
+            self._give_up(start_s, now_s)
+            view.queue = self._waiting.queue
+        if not self._waiting.edf:
+            return None
+        view.profile = self._waiting.profile_of_head(self._profile)
+        decision = decide(self._policy, view)
+        if decision is None:
+            return None
+        if self._drops and decision.drop_before_s > -inf:
+            self._drop(self._waiting.pop_due_before(decision.drop_before_s), now_s)
+            if not self._waiting.edf:
+                return None
+        subnet_id, queries = self._waiting.pop_batch(decision, start_s)
+        return self._dispatch(worker.worker_id, subnet_id, queries, start_s, now_s)
+
+    def _give_up(self, start_s: float, now_s: float) -> None:
         ranks = self._standing.ranks(now_s, self.num_workers)
-        lost = self._triage.given_up(self._view, ranks, now_s)
+        lost = self._triage.given_up(self._view, ranks, start_s)
         if lost:
             self._waiting.remove_all(lost)
             self._drop(lost, now_s)
@@ -420,25 +458,29 @@ class Scheduler:
             self._dropped.append(unserved(query, "dropped", reason, now_s))
 
     def _dispatch(
-        self, worker_id: int, subnet_id: str, queries: tuple[Query, ...], now_s: float
+        self,
+        worker_id: int,
+        subnet_id: str,
+        queries: tuple[Query, ...],
+        start_s: float,
+        now_s: float,
     ) -> Batch:
         batch_id = self._num_dispatched
         self._num_dispatched += 1
         num_samples = sum([query.samples for query in queries])
         latency_s = self._waiting.latency_s(subnet_id, queries, num_samples)
-        batch = Batch(batch_id, worker_id, subnet_id, queries, now_s, latency_s)
+        batch = Batch(batch_id, worker_id, subnet_id, queries, start_s, latency_s)
         self._standing.charge(queries, latency_s, num_samples, now_s)
-        self._running[batch_id] = (batch, self._waiting.accuracy(subnet_id))
-        self._workers.occupy(worker_id, now_s + latency_s, subnet_id)
+        self._running.add(batch, self._waiting.accuracy(subnet_id), self.num_samples)
+        self._workers.occupy(worker_id, start_s + latency_s, subnet_id)
         return batch
 
     def _end(self, batch_id: int, now_s: float) -> tuple[Batch, float]:
-        ended = self._running.pop(batch_id, None)
-        if ended is None:
-            running = ", ".join(map(str, self._running)) or "none"
-            raise ValueError(f"batch {batch_id} does not run (running: {running})")
-        batch = ended[0]
+        batch, accuracy, until_s = self._running.end(batch_id, now_s)
         for query in batch.queries:
             del self._live[query.query_id]
-        self._workers.release(batch.worker_id, now_s, batch.subnet_id)
-        return ended
+        if until_s is None:
+            self._workers.release(batch.worker_id, now_s, batch.subnet_id)
+        else:
+            self._workers.prolong(batch.worker_id, until_s)
+        return batch, accuracy

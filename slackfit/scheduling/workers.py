@@ -33,13 +33,18 @@ class Workers:
         return self.views[worker_id] if worker_id in free else None
 
     def occupy(self, worker_id: int, until_s: float, subnet_id: str | None) -> None:
-        """Mark a free worker as busy; `until_s` is a prediction."""
+        """Mark a worker as busy, or a busy one for longer; `until_s` is a prediction."""
         self.views[worker_id] = WorkerView(worker_id, until_s, subnet_id)
-        if self._free[0] == worker_id:
-            heappop(self._free)
-        else:
-            self._free.remove(worker_id)
-            heapify(self._free)
+        free = self._free
+        if free and free[0] == worker_id:
+            heappop(free)
+        elif worker_id in free:
+            free.remove(worker_id)
+            heapify(free)
+
+    def prolong(self, worker_id: int, until_s: float) -> None:
+        """Predict anew until when a busy worker is busy."""
+        self.views[worker_id] = self.views[worker_id]._replace(busy_until_s=until_s)
 
     def release(self, worker_id: int, now_s: float, subnet_id: str) -> None:
         """Mark a busy worker as free; its device still has `subnet_id` current."""

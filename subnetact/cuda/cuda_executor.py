@@ -3,8 +3,8 @@
 A batch goes through a room of the `InputRing` to the device as it came and is normalised there. One
 graph per (subnet, padded batch) is captured in `warm_up`, for the batch sizes it is made for; the
 request path never captures. The host waits in one place, `result`, for the event behind the batch's
-output. Who calls `launch` for the next batch before
-`result` of the present one has the copy of the one beside the computation of the other.
+output. Who calls `launch` for the next batch before `result` of the present one, as the server does
+under load, has the device work through them without a gap.
 
 The plain twin of a graph is the eager run, that of both the extracted module; all give the same
 results, up to rounding in 16 bit. When memory runs out the device's slices are given up and the
@@ -35,6 +35,7 @@ class CudaExecutor(StagingExecutor):
     """An `Executor` on one accelerator. Thread-safe; batches are launched one at a time."""
 
     threads = None
+    num_under_way = 2  # the rooms of its ring: one batch is copied while the other is computed
 
     def __init__(
         self,
@@ -247,7 +248,9 @@ class CudaExecutor(StagingExecutor):
     @torch.inference_mode()
     def _take_buffers(self, checkpoint: Checkpoint) -> None:
         size, device = self.max_batch_size, self._accelerator.device
-        self.ring = InputRing(self._accelerator, size, self.sample, self.num_classes)
+        self.ring = InputRing(
+            self._accelerator, size, self.sample, self.num_classes, num_rooms=self.num_under_way
+        )
         with self._accelerator.computing():
             self._constants = checkpoint.input.constants(device)
             # One input and one output for all graphs: they never run at the same time.

@@ -3,15 +3,21 @@
 Measured through the executor, host to host, so that copies and normalisation count.
 The order is interleaved: every round visits each (subnet, batch size) once, in a new random
 order, so a drift of the machine's speed spreads over all entries instead of bending one.
+
+Where a device computes by itself, the profile also has `steady`: the median time of a batch while
+others like it are under way, as at full load, when what the host does is hidden behind the device.
+Policies go by the quantiles, which are of a batch alone.
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +31,8 @@ from supernet.checkpoint import Checkpoint
 DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16)
 _QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 _WARM_UP_RUNS = 2
+STEADY = "steady"
+_STEADY_BATCHES, _STEADY_EVERY = 4, 4  # batches timed at a time, every so many rounds
 _ANY = -1  # in place of a bucket: samples as they come
 
 Progress = Callable[[int, int], None]
@@ -59,10 +67,14 @@ def measure_profile(
     rng = np.random.default_rng(seed)
     inputs = {(_ANY, size): executor.sample.noise(size, rng) for size in sizes}
     bounds, of_work = work_inputs(executor, sizes, rng)
-    samples_s = _measure(executor, inputs | of_work, repeats, rng, progress)
+    samples_s, steady_s = _measure(executor, inputs | of_work, repeats, rng, progress)
 
     def quantiles(subnet_id: str, bucket: int) -> dict[str, tuple[float, ...]]:
-        return _quantiles([samples_s[subnet_id, bucket, size] for size in sizes])
+        found = _quantiles([samples_s[subnet_id, bucket, size] for size in sizes])
+        if steady_s:
+            rows_s = [steady_s[subnet_id, bucket, size] for size in sizes]
+            found[STEADY] = tuple(float(np.median(row)) for row in rows_s)
+        return found
 
     return LatencyProfile(
         name=name or f"{checkpoint.name} on {device}",
@@ -97,16 +109,22 @@ def measure_profile(
     )
 
 
+_Entry = tuple[str, int, int]
+"""A subnet, a bucket of work, a batch size."""
+
+
 def _measure(
     executor: Executor,
     inputs: Mapping[tuple[int, int], np.ndarray],
     repeats: int,
     rng: np.random.Generator,
     progress: Progress | None,
-) -> dict[tuple[str, int, int], list[float]]:
-    """Seconds by subnet, bucket of work and batch size; `inputs` are by the last two."""
+) -> tuple[dict[_Entry, list[float]], dict[_Entry, list[float]]]:
+    """Seconds of batches alone, and in a steady state; `inputs` are by bucket and batch size."""
     entries = [(subnet_id, *key) for subnet_id in executor.subnet_ids for key in inputs]
-    samples_s: dict[tuple[str, int, int], list[float]] = {entry: [] for entry in entries}
+    samples_s: dict[_Entry, list[float]] = {entry: [] for entry in entries}
+    is_steady = executor.num_under_way > 1
+    steady_s: dict[_Entry, list[float]] = {entry: [] for entry in entries} if is_steady else {}
     for round_number in range(-_WARM_UP_RUNS, repeats):
         for i in rng.permutation(len(entries)):
             subnet_id, bucket, size = entries[i]
@@ -114,9 +132,36 @@ def _measure(
             executor.run(subnet_id, inputs[bucket, size])
             if round_number >= 0:
                 samples_s[entries[i]].append(time.perf_counter() - start_s)
+            if steady_s and round_number >= 0 and round_number % _STEADY_EVERY == 0:
+                taken_s = steady_batch_s(executor, subnet_id, inputs[bucket, size])
+                steady_s[entries[i]].append(taken_s)
         if progress is not None and round_number >= 0:
             progress(round_number + 1, repeats)
-    return samples_s
+    return samples_s, steady_s
+
+
+def steady_batch_s(
+    executor: Executor,
+    subnet_id: str,
+    samples: np.ndarray,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Return the seconds per batch (B, ...) while as many are under way as may be."""
+    slots = [executor.stage(samples)]
+
+    def launch() -> Any:
+        return executor.launch(subnet_id, slots)
+
+    under_way = deque(launch() for _ in range(executor.num_under_way))
+    executor.result(under_way.popleft())
+    start_s = clock()
+    for _ in range(_STEADY_BATCHES):
+        under_way.append(launch())
+        executor.result(under_way.popleft())
+    taken_s = clock() - start_s
+    for launched in under_way:
+        executor.result(launched)
+    return taken_s / _STEADY_BATCHES
 
 
 def _source(repeats: int) -> str:

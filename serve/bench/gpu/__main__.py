@@ -21,6 +21,7 @@ import torch
 from serve.bench.gpu.cases import FULL, TINY, GpuBench
 from serve.bench.gpu.decoding import decoding
 from serve.bench.gpu.latency import compiled, equality, latency, switching
+from serve.bench.gpu.overlap import overlap
 from serve.bench.gpu.residency import profile, residency, streaming
 from serve.bench.gpu.smoke import smoke
 from slackfit.output_files import check_outputs, write_text
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "equality": equality,
         "latency": latency,
         "profile": lambda bench: profile(bench, options.profiles),
+        "overlap": overlap,
         "streaming": streaming,
         "switching": switching,
         "residency": residency,

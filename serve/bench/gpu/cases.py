@@ -132,15 +132,16 @@ class GpuBench:
         batch_sizes: tuple[int, ...] | None = None,
         budget_bytes: int | None = None,
         graph_budget_bytes: int | None = None,
+        accelerator: Accelerator | None = None,
     ) -> CudaExecutor:
-        """Make an executor on a fresh accelerator, so that graphs share no pool with others'."""
+        """Make an executor; on a fresh accelerator by default: graphs share no pool with others."""
         ladder = batch_sizes or self.settings.batch_sizes
         with warnings.catch_warnings():
             if budget_bytes is not None:  # small ones are meant: a row says what is fixed
                 warnings.simplefilter("ignore", RuntimeWarning)
             return CudaExecutor(
                 checkpoint,
-                self.new_accelerator(),
+                accelerator or self.new_accelerator(),
                 packing=packing,
                 dtype=dtype,
                 max_batch_size=ladder[-1],

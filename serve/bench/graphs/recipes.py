@@ -38,6 +38,7 @@ RECIPES: dict[str, Recipe] = {
     "strong": Recipe(training=_STRONG),
     "strong-largest": Recipe(training=_STRONG, teacher="largest"),
     "weak-largest": Recipe(training=_WEAK, teacher="largest"),
+    "weak-largest-mlp": Recipe(training=replace(_WEAK, mlp_weight=4.0), teacher="largest"),
 }
 """By name: decay and dropout (strong, weak, bare), then what else differs: the rate stays constant
 instead of falling by a cosine, the MLP rung weighs four times, weights are averaged, drawn subnets
@@ -62,12 +63,13 @@ TRIED: dict[str, tuple[str, ...]] = {
         "strong",
         "strong-largest",
         "weak-largest",
+        "weak-largest-mlp",
     ),
 }
 CHOSEN: dict[str, str] = {
-    "cora": "weak-constant",
-    "citeseer": "weak-constant",
-    "heterophilous": "strong-largest",
+    "cora": "weak-constant-mlp",
+    "citeseer": "weak-constant-mlp",
+    "heterophilous": "weak-largest-mlp",
 }
 
 

@@ -63,7 +63,7 @@ async def paced_load(
     assert where.port is not None, "with its port"
     rng = np.random.default_rng(seed)
     times_s = np.cumsum(rng.exponential(1 / rate_qps, round(rate_qps * duration_s)))
-    loop, tally = asyncio.get_running_loop(), _Tally()
+    loop, tally = asyncio.get_running_loop(), _PacedEnds()
     pacers: list[_Pacer] = []
     for _ in range(connections):
         _, pacer = await loop.create_connection(
@@ -85,7 +85,7 @@ async def paced_load(
     )
 
 
-class _Tally:
+class _PacedEnds:
     """What all connections have seen."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _Tally:
 class _Pacer(asyncio.Protocol):
     """A connection with its times; a protocol, since streams cost three times as much."""
 
-    def __init__(self, request: Callable[[float], bytes], slo_s: float, tally: _Tally) -> None:
+    def __init__(self, request: Callable[[float], bytes], slo_s: float, tally: _PacedEnds) -> None:
         self._request, self._slo_s, self._tally = request, slo_s, tally
         self._loop = asyncio.get_running_loop()
         self._is_done: asyncio.Future[None] = self._loop.create_future()

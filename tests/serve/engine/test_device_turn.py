@@ -90,6 +90,23 @@ def test_credit_for_idle_time_is_bounded():
     assert choose(turn, busy, idle) is busy, "a minute of idling does not buy a minute alone"
 
 
+def test_a_model_that_keeps_the_device_is_charged_as_it_goes():
+    """Alone it may keep it for minutes: who comes then would have minutes of credit otherwise."""
+    now = Now()
+    turn = DeviceTurn(clock=now, lead_s=0.1)
+    alone, comer = Model(turn, now, 0.01, 0.05), Model(turn, now, 0.01, 0.05)
+    alone.want(now.s)
+    with alone.slot:
+        for _ in range(1000):
+            now.s += 0.01
+            alone.slot.keep()
+        comer.want(now.s + 0.05)
+        turn._order.ask(comer.slot.member)
+        now.s += 0.01
+    assert alone.slot.member.used_s == pytest.approx(10.01)
+    assert comer.slot.member.used_s == pytest.approx(10.0 - turn._order.lead_s)
+
+
 def test_engine_that_comes_back_takes_part_in_the_choice():
     """Else two engines would alternate, whatever is due when: only the other one waits."""
     now = Now()

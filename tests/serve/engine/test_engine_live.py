@@ -8,11 +8,13 @@ import io
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
 
+from serve.engine.device_turn import DeviceTurn
 from serve.engine.engine import Engine
 from serve.engine.reply import Reply, RequestOptions
 from serve.hosts.tuned_process import SWITCH_INTERVAL_S, tuned_process
@@ -393,3 +395,69 @@ def test_a_batch_that_outlives_the_end_is_answered_once_and_raises_nothing(
 
     assert asyncio.run(main()) == ["failed device_failed"]
     assert "Traceback" not in caplog.text
+
+
+def test_stopping_finishes_both_batches_that_are_under_way(profile: LatencyProfile):
+    """Ten queries, four a batch: two batches run on, the rest is answered as dropped."""
+    small = profile.select(["small"]).scaled(20.0)  # 50 ms for a full batch
+
+    async def use(engine: Engine) -> None:
+        asks = [asyncio.ensure_future(ask(engine)) for _ in range(10)]
+        while engine.status().num_running < 2:
+            await asyncio.sleep(0.001)
+        await engine.stop()
+        outcomes = [(await reply).outcome for reply in asks]
+        statuses = Counter((outcome.status, outcome.reason) for outcome in outcomes)
+        assert statuses == {("on_time", ""): 8, ("dropped", "draining"): 2}
+
+    run_live(small, use, executor=TimedExecutor(small, SAMPLE, 10, num_under_way=2))
+
+
+class Shared:
+    """A device that knows whose batches are under way."""
+
+    def __init__(self) -> None:
+        self.users: list[object] = []
+        self.most = 0
+        self.were_mixed = False
+
+    def executor(self, profile: LatencyProfile) -> TimedExecutor:
+        shared = self
+
+        class User(TimedExecutor):
+            def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> TimedLaunched:
+                shared.users.append(self)
+                shared.most = max(shared.most, len(shared.users))
+                shared.were_mixed |= len(set(map(id, shared.users))) > 1
+                return super().launch(subnet_id, slots)
+
+            def result(self, launched: TimedLaunched) -> np.ndarray:
+                logits = super().result(launched)
+                shared.users.remove(self)
+                return logits
+
+        return User(profile, SAMPLE, 10, num_under_way=2)
+
+
+def test_models_that_take_turns_do_not_queue_behind_each_other(profile: LatencyProfile):
+    """One alone has two batches under way; never are those of two models."""
+    small, turn, shared = profile.select(["small"]), DeviceTurn(), Shared()
+    engines = [
+        Engine(
+            Scheduler(small, create_policy("fixed:small", small)), shared.executor(small), turn=turn
+        )
+        for _ in range(2)
+    ]
+
+    async def main() -> None:
+        for engine in engines:
+            await engine.start()
+        alone = await asyncio.gather(*(ask(engines[0]) for _ in range(40)))
+        assert shared.most == 2
+        both = await asyncio.gather(*(ask(engines[n % 2]) for n in range(80)))
+        assert {reply.outcome.status for reply in alone + both} == {"on_time"}
+        assert not shared.were_mixed
+        for engine in engines:
+            await engine.stop()
+
+    asyncio.run(main())

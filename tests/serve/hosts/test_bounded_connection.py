@@ -240,11 +240,21 @@ def test_an_upgrade_with_a_chunked_body_and_one_without_a_body(port: int) -> Non
     assert b"<|" in came
 
 
+def test_a_tunnel_is_refused_once_also_behind_an_upgrade(port: int) -> None:
+    """It was answered as if the upgrade's method had been asked for again."""
+    upgrade = b"POST /echo HTTP/1.1\r\n" + JAVA + b"\r\nbody"
+    came, _ = talk(port, upgrade, b"CONNECT /echo HTTP/1.1\r\nhost: x\r\n\r\n", pause_s=0.05)
+    assert came.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 400 " in came
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "reason"),
     [
         (b"nonsense\r\n\r\n", 400, "bad_request"),
         (b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n", 400, "bad_request"),
+        (b"CONNECT / HTTP/1.1\r\nhost: x\r\n\r\n", 400, "bad_request"),
+        (b"CONNECT http://x/a HTTP/1.1\r\nhost: x\r\n\r\n", 400, "bad_request"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad_request"),
         (b"GET / HT", 408, "too_slow"),
         (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 40_000, 431, "head_too_large"),

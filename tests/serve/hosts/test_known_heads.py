@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from http import HTTPStatus
 from typing import Any, cast
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from serve.doors.http_answer import SEND_WHOLE, Respond
@@ -14,6 +17,7 @@ from serve.doors.http_call import FIRST_BYTE, JOINED, WHEN_GONE, WHY_GONE
 from serve.doors.rest import RestDoor
 from serve.hosts.bounded_connection import bounded
 from serve.hosts.known_heads import KnownHeads
+from serve.models.intake import Intake
 
 BODY = b"0123456789"
 
@@ -116,6 +120,11 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None: ...
 
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
     def get_extra_info(self, name: str, default: object = None) -> object:
         return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
 
@@ -157,3 +166,56 @@ def test_the_parser_reads_a_head_once_and_the_scope_is_the_same():
     assert [JOINED in scope for scope in scopes] == [False, True, False, *[True] * 5]
     assert all(scope == plain[0] for scope in (plain[1], plain[3], plain[4], plain[6]))
     assert all(scope == plain[2] for scope in (plain[5], plain[7]))
+
+
+def test_an_answered_request_is_freed_at_once():
+    """Without waiting for the garbage collector, which looks for cycles seldom while serving."""
+
+    async def run() -> int:
+        kind = bounded(10, lambda: 0.0, door=cast("RestDoor", Door()))
+        config = uvicorn.Config(kind, lifespan="off")
+        connection = kind(config=config, server_state=ServerState(), app_state={})
+        connection.connection_made(Wire())
+        for number in range(20):
+            connection.data_received(head(f"x: {number % 10}") + BODY)
+        return sum(type(each) is RequestResponseCycle for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(each) is RequestResponseCycle for each in gc.get_objects())
+        assert asyncio.run(run()) - before <= 1, "the last one at most"
+    finally:
+        gc.enable()
+
+
+def test_a_kept_request_has_come_in_time_and_a_refused_one_is_not_worked_on():
+    """The time for a head went on while it waited its turn, and it was run behind its 408."""
+
+    async def run() -> None:
+        door, intake = Door(), Intake()
+        kind = bounded(10, lambda: 0.0, door=cast("RestDoor", door), intake=intake)
+        config = uvicorn.Config(kind, lifespan="off")
+        connections = []
+        for _ in range(2):
+            connection = kind(config=config, server_state=ServerState(), app_state={})
+            connection.connection_made(Wire())
+            connections.append(connection)
+        kept, refused = connections
+        intake.keep(Idle(), 0.0)  # so that nobody has a turn
+        for connection in connections:
+            connection.data_received(head() + BODY)
+        assert kept._timer is None
+        refused._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        for connection in connections:
+            connection.take_kept()
+        assert len(door.scopes) == 1
+
+    asyncio.run(run())
+
+
+class Idle:
+    """Waits its turn in an intake, and has nothing to be done."""
+
+    def take_kept(self) -> None:
+        pass

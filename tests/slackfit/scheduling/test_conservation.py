@@ -51,6 +51,7 @@ steps = st.one_of(
     st.tuples(st.just("submit_all"), st.lists(queries, max_size=4)),
     st.tuples(st.just("cancel"), st.integers(0, 60)),
     st.tuples(st.just("poll"), st.sampled_from([None, 0, 1])),
+    st.tuples(st.just("behind"), st.sampled_from([0, 1])),
     st.tuples(st.just("complete"), st.integers(0, 3)),
     st.tuples(st.just("fail"), st.integers(0, 3)),
     st.tuples(st.just("drain"), st.none()),
@@ -80,6 +81,8 @@ class Driver:
             self.outcomes += filter(None, [scheduler.cancel(value, self.now_s)])
         elif verb == "poll":
             self.poll(value)
+        elif verb == "behind":
+            self.poll(value, behind=True)
         elif verb in ("complete", "fail") and self.running:
             batch_id = self.running.pop(value % len(self.running))
             reason = () if verb == "complete" else ("broken",)
@@ -98,9 +101,10 @@ class Driver:
         deadline_s = self.now_s + slo_s
         return Query(query_id, self.now_s, deadline_s, min_accuracy=floor, subnet_id=pin)
 
-    def poll(self, worker_id: int | None = None) -> bool:
+    def poll(self, worker_id: int | None = None, *, behind: bool = False) -> bool:
+        poll = self.scheduler.poll_behind if behind else self.scheduler.poll
         try:
-            batch, dropped = self.scheduler.poll(self.now_s, worker_id)
+            batch, dropped = poll(self.now_s, worker_id)
         except PolicyError:
             return False
         self.outcomes += dropped

@@ -128,8 +128,8 @@ def test_a_call_within_a_call_is_not_written(trio, planned):
         ),
         (
             lambda lines: [lines[0], '{"call":"jump","args":[],"result":null}'],
-            "line 2: call 'jump' is unknown, allowed submit, cancel, poll, complete, fail, "
-            "retire, cancel_all, reconfigure, drain",
+            "line 2: call 'jump' is unknown, allowed submit, cancel, poll, poll_behind, "
+            "complete, fail, retire, cancel_all, reconfigure, drain",
         ),
         (
             lambda lines: lines,

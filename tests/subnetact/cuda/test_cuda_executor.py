@@ -275,6 +275,24 @@ def test_two_batches_are_under_way_and_a_third_waits_for_a_result(
     assert executor.run(small, first).shape == (4, 10)
 
 
+@pytest.mark.parametrize("graph_budget_bytes", [None, 0])
+def test_a_batch_launched_before_the_last_result_changes_neither(
+    checkpoint: Checkpoint, rng: np.random.Generator, graph_budget_bytes: int | None
+) -> None:
+    """As a server does under load; copies come as late as they may, rooms are taken in turn."""
+    executor = make_executor(checkpoint, max_batch_size=4, graph_budget_bytes=graph_budget_bytes)
+    executor.warm_up()
+    assert executor.num_under_way == 2
+    batches = [(executor.subnet_ids[n % 3], samples(rng, 1 + n % 4)) for n in range(8)]
+    under_way = [executor.launch(batches[0][0], [batches[0][1]])]
+    for n, (subnet_id, inputs) in enumerate(batches):
+        if n + 1 < len(batches):
+            ahead_id, ahead = batches[n + 1]
+            under_way.append(executor.launch(ahead_id, [ahead[:1], ahead[1:]]))
+        got = executor.result(under_way.pop(0))
+        assert difference(got, oracle(checkpoint, subnet_id, inputs)) <= 2e-4
+
+
 def test_wrong_requests_are_refused_and_cost_no_slot(
     checkpoint: Checkpoint, rng: np.random.Generator
 ) -> None:
@@ -403,6 +421,7 @@ def test_a_profile_says_dtype_packing_and_graphs(checkpoint: Checkpoint) -> None
     profile = measure_profile(executor, checkpoint, batch_sizes=(1, 2), repeats=2)
     assert (profile.dtype, profile.packing, profile.threads) == ("bfloat16", "shared", None)
     assert profile.source.endswith("; 6 CUDA graphs, 0 pairs eager")
+    assert all(len(subnet.latency_s["steady"]) == 2 for subnet in profile.subnets)
 
 
 def test_a_dtype_that_is_not_computed_there_is_refused(checkpoint: Checkpoint) -> None:

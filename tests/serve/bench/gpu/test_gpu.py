@@ -37,6 +37,7 @@ def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> 
         "gpu/resnet_tiny/after_a_switch_over_after_itself",
         "gpu/sgs/phases/b1/value_per_byte_over_no_cache",
         "gpu/profile/largest/b2",
+        "gpu/overlap/resnet_tiny/min/b2/over_launch_and_wait",
     ):
         assert figures[wanted]["value"] > 0 or "equality" in wanted
         assert set(figures[wanted]) >= {"unit", "detail", "device", "driver", "torch", "date"}
@@ -66,6 +67,19 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(
     ]
     assert main(["--device", "cpu", "--parts", "speed"]) == 2
     assert "unknown part speed; allowed smoke, equality, latency" in capsys.readouterr().err
+
+
+@pytest.mark.alone
+def test_a_batch_launched_behind_the_one_that_runs_hides_the_host(tmp_path: Path) -> None:
+    """The engine, its threads and the CUDA executor on a device that is made up; 2.0 is perfect.
+
+    How much it is without other work is for the virtual clock of test_under_way to say.
+    """
+    out = tmp_path / "rows.json"
+    assert main(["--device", "cpu", "--parts", "overlap", "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text())
+    print(row["detail"])
+    assert row["value"] >= 1.4
 
 
 def test_every_row_is_kept_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
