@@ -41,15 +41,15 @@ def random_statistics(
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled graphs are kept in a folder of the tests' own, and made there.
 
-    The scheduler's machine code is named by its sources, so sessions may share what was compiled.
+    Machine code is named by its sources, so sessions may share what was compiled.
     """
     shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    shared = shared / "supernet" / "compiled"
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
-        with suppress(OSError):  # else it is compiled anew
-            shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (folder / "compiled").symlink_to(shared)
+        for name in ("compiled", "compiled-nodes"):
+            with suppress(OSError):  # else it is compiled anew
+                (shared / "supernet" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+                (folder / name).symlink_to(shared / "supernet" / name)
         patch.setenv("SUPERNET_CACHE_DIR", str(folder))
         yield
 

@@ -7,15 +7,16 @@ is large enough for a library's matrix products.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 
 from supernet.arch import ALL_NEIGHBOURS
 from supernet.graphs.compiled_sampler import seed_key
 from supernet.graphs.graph_store import GraphStore
+from supernet.graphs.jit import compiled
 from supernet.graphs.sampler_kernels import (
     feature_means,
     first_nodes,
@@ -109,7 +110,7 @@ def _stacked(tensors: tuple[torch.Tensor, ...], shape: tuple[int, ...]) -> np.nd
     )
 
 
-_compiled: Any = njit(cache=True, nogil=True, fastmath=True)
+_compiled: Any = partial(compiled, fastmath=True)
 
 
 @_compiled

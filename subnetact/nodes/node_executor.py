@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,9 @@ from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint, CheckpointError
 from supernet.graphs.expected_size import SizeExpectation
 from supernet.graphs.find_sampler import find_sampler
+from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphStore, open_graph
+from supernet.graphs.jit import missing
 from supernet.graphs.sampler import SampledNodes
 from supernet.layers.neighbours import Hop, Neighbourhood
 
@@ -50,17 +51,17 @@ class NodeExecutor(StagingExecutor):
         plain: bool = False,
         seed: int = 0,
     ):
-        """Open the checkpoint's graph (or take another with the same features) and the weights.
+        """Open the checkpoint's graph (or take another with as many nodes and features).
 
         `plain` runs the twin of the fast path; `seed` is what sampled hops are drawn with. Raises
-        CheckpointError for a graph that does not fit the weights or a subnet that is not served,
+        CheckpointError for a graph that does not fit the weights, for the checkpoint's own whose
+        neighbour lists are no longer those it was made with, or a subnet that is not served,
         GraphDataError for files that are missing or malformed, ValueError for a number below one.
         """
         for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, allowed 1 or more")
-        self._graph = _plain_arrays(_graph_of(checkpoint) if graph is None else graph)
-        _check_features(checkpoint, self._graph)
+        self._graph = _plain_arrays(_graph_of(checkpoint, graph))
         self.threads = threads
         self.max_batch_size = max_batch_size
         self.sample = checkpoint.sample
@@ -86,7 +87,7 @@ class NodeExecutor(StagingExecutor):
                 shapes = definition.parameter_shapes(arch)
                 fast = MeanForward(arch, checkpoint.state, shapes)
                 self._fast[subnet_id] = fast
-                if find_spec("numba") is not None:
+                if not missing():
                     self._compiled[subnet_id] = fast.compiled(self._graph, seed)
         self._work = SizeExpectation(self._graph).two_hops
 
@@ -126,6 +127,8 @@ class NodeExecutor(StagingExecutor):
         """See `Executor`: sample, compute, and return the logits on the host."""
         nodes = slots[0] if len(slots) == 1 else np.concatenate(slots)
         check_batch(len(nodes), self.max_batch_size)
+        if not nodes.flags.carray:  # a message's own bytes: compiled code would be compiled anew
+            nodes = nodes.copy()
         compiled = self._compiled.get(subnet_id)
         if compiled is not None and compiled.takes(len(nodes)):
             return HostLaunched(compiled.logits(nodes), "views")
@@ -166,15 +169,15 @@ class NodeExecutor(StagingExecutor):
         return self._net(Neighbourhood(features, hops))
 
 
-def _graph_of(checkpoint: Checkpoint) -> GraphStore:
-    if checkpoint.graph is None:
+def _graph_of(checkpoint: Checkpoint, given: GraphStore | None) -> GraphStore:
+    """Return the graph that is served: the checkpoint's own as it was, or another of its sizes."""
+    made_with = checkpoint.graph
+    if made_with is None:
         raise CheckpointError(f"{checkpoint.name}: takes nodes, and does not say of which graph")
-    graph = open_graph(checkpoint.graph.folder)
-    if graph.num_nodes != checkpoint.graph.num_nodes:
-        raise CheckpointError(
-            f"{checkpoint.graph.folder}: the graph has {graph.num_nodes} nodes, checkpoint "
-            f"{checkpoint.name!r} was made with {checkpoint.graph.num_nodes}"
-        )
+    graph = open_graph(made_with.folder) if given is None else given
+    _check_sizes(checkpoint, made_with, graph)
+    if given is None:
+        _check_lists(checkpoint, made_with, graph)
     return graph
 
 
@@ -184,11 +187,28 @@ def _plain_arrays(graph: GraphStore) -> GraphStore:
     return replace(graph, **arrays)
 
 
-def _check_features(checkpoint: Checkpoint, graph: GraphStore) -> None:
-    config: Any = checkpoint.definition.config
-    expected = config.num_features
-    if graph.num_features != expected:
+def _check_sizes(checkpoint: Checkpoint, made_with: GraphFolder, graph: GraphStore) -> None:
+    """Refuse a graph that lacks a node that may be asked for, or has other features."""
+    where = str(graph.folder) if graph.folder else f"graph {graph.name!r}"
+    if graph.num_nodes != made_with.num_nodes:
         raise CheckpointError(
-            f"graph {graph.name!r} has {graph.num_features} features a node, the weights of "
-            f"checkpoint {checkpoint.name!r} take {expected}"
+            f"{where}: the graph has {graph.num_nodes} nodes, checkpoint {checkpoint.name!r} was "
+            f"made with {made_with.num_nodes}"
+        )
+    config: Any = checkpoint.definition.config
+    if graph.num_features != config.num_features:
+        raise CheckpointError(
+            f"{where}: the graph has {graph.num_features} features a node, the weights of "
+            f"checkpoint {checkpoint.name!r} take {config.num_features}"
+        )
+
+
+def _check_lists(checkpoint: Checkpoint, made_with: GraphFolder, graph: GraphStore) -> None:
+    """Refuse neighbour lists that are not those of then; reads them once, as opening does."""
+    digest = graph.digest() if made_with.digest else ""
+    if digest != made_with.digest:
+        raise CheckpointError(
+            f"{graph.folder}: the graph's neighbour lists have changed (digest {digest}) since "
+            f"checkpoint {checkpoint.name!r} was made with them ({made_with.digest}), so its "
+            "accuracies do not hold; put the graph back as it was, or train on this one"
         )

@@ -19,8 +19,7 @@ def sample(
     graph: GraphStore, asked: np.ndarray, fanout: Sequence[int], seed: int = 0
 ) -> SampledNodes:
     """See `sampler.sample`."""
-    key = seed_key(seed)
-    ids = np.ascontiguousarray(asked, dtype=np.int64)
+    key, ids = seed_key(seed), _plain_ids(asked)
     nodes, positions = kernels.first_nodes(ids)
     hops: list[SampledHop] = []
     for most in fanout:
@@ -33,7 +32,7 @@ def drawn_neighbours(
     graph: GraphStore, nodes: np.ndarray, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `sampler.drawn_neighbours`."""
-    ids = np.ascontiguousarray(nodes, dtype=np.int64)
+    ids = _plain_ids(nodes)
     indptr = kernels.counted(graph.indptr, ids, most)
     found = np.empty(indptr[-1], dtype=np.int64)
     kernels.draw_all(graph.indptr, graph.indices, ids, most, seed_key(seed), indptr, found)
@@ -58,3 +57,8 @@ def mean_rows(rows: np.ndarray, hop: SampledHop) -> np.ndarray:
 def seed_key(seed: int) -> np.uint64:
     """What the keys of a seed's draws are made of."""
     return np.uint64(kernels.hashed(np.uint64(seed & (2**64 - 1))))
+
+
+def _plain_ids(nodes: np.ndarray) -> np.ndarray:
+    """(n,) int64 that can be written: for a read-only array everything would be compiled anew."""
+    return np.require(nodes, dtype=np.int64, requirements=("C", "A", "W"))

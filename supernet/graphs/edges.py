@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from supernet.graphs.graph_store import GraphDataError
+
+_MOST_NODES = 2**31  # ids are int32
+
 
 def neighbour_lists(
     sources: np.ndarray, targets: np.ndarray, num_nodes: int, *, undirected: bool
@@ -12,7 +16,10 @@ def neighbour_lists(
 
     Edge i lets node `targets[i]` read `sources[i]`, and the other way too with `undirected`. Loops
     and repeated edges are left out: a layer reads the node itself anyway. Ids are within the range.
+    Raises GraphDataError for more nodes than int32 can number.
     """
+    if num_nodes > _MOST_NODES:
+        raise GraphDataError(f"the graph has {num_nodes} nodes, allowed up to {_MOST_NODES}")
     if undirected:
         sources, targets = np.concatenate([sources, targets]), np.concatenate([targets, sources])
     kept = sources != targets

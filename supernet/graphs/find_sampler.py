@@ -1,17 +1,20 @@
-"""Which sampler runs: the compiled one where numba is installed, else the plain one."""
+"""Which sampler runs: the compiled one where numba runs, else the plain one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 
 from supernet.graphs import sampler
 from supernet.graphs.graph_store import GraphStore
+from supernet.graphs.jit import is_installed, missing
 from supernet.graphs.sampler import SampledHop, SampledNodes
+
+logger = logging.getLogger(__name__)
 
 
 class NeighbourSampler(NamedTuple):
@@ -27,8 +30,13 @@ class NeighbourSampler(NamedTuple):
 
 @cache
 def find_sampler() -> NeighbourSampler:
-    """Return the fastest sampler that there is here (the extra `fast` brings numba)."""
-    if find_spec("numba") is None:
+    """Return the fastest sampler that there is here (the extra `fast` brings numba).
+
+    Numba that is installed and broken is warned of, and done without.
+    """
+    if fault := missing():
+        if is_installed():
+            logger.warning("%s; nodes are sampled by numpy, many times slower", fault)
         return PLAIN
     from supernet.graphs import compiled_sampler as compiled
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphFolder:
-    """A graph folder, how many nodes it has, and the digest of its neighbour lists."""
+    """A graph folder, how many nodes it has, and the digest of its neighbour lists ("": any)."""
 
     folder: Path
     num_nodes: int

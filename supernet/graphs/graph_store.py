@@ -8,6 +8,10 @@
 | train.npy, validation.npy, test.npy | int32 node ids; optional |
 | graph.json | format, name, classes, source, and a digest of the lists; written last |
 
+A graph that is saved over another puts its arrays into a folder of a new name, `arrays-...`, which
+its graph.json names as `arrays`: so the one or the other is there whole, whenever it is opened
+(docs/decisions/305-a-graph-is-replaced-by-its-header.md).
+
 A list holds the nodes that messages come from, so an undirected edge stands in two lists. Opening
 looks at all lists once and at no features, so features may be larger than memory.
 """
@@ -21,12 +25,14 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 FORMAT = 1
 HEADER = "graph.json"
 SPLITS = ("train", "validation", "test")
+_ARRAYS = "arrays-"  # how a folder begins that arrays lie in
 _NAMES = ("indptr", "indices", "features")
 
 
@@ -72,29 +78,52 @@ class GraphStore:
         return np.diff(self.indptr)
 
     def digest(self) -> str:
-        """Name the neighbour lists and the features' shape."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.indptr).tobytes())
-        digest.update(np.ascontiguousarray(self.indices).tobytes())
+        """Name the neighbour lists and the features' shape; reads all lists, no features."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.indptr).data)
+        digest.update(np.ascontiguousarray(self.indices).data)
         digest.update(str(self.features.shape).encode())
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> GraphStore:
         """Write the folder, the header last, and return the graph as opened from there.
 
-        Files are written beside the folder and moved in when all are there: whoever stops it, with
-        Ctrl-C too, leaves what was there before.
+        Whoever stops it, at any moment, leaves what was there before or what was saved, whole; and
+        whoever opens it meanwhile has one of them. A folder that is there keeps what is no graph's.
         """
         target = Path(folder).absolute()
+        if target.is_dir():
+            self._replace(target)
+        else:
+            self._make(target)
+        return open_graph(folder)
+
+    def _make(self, target: Path) -> None:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         part.mkdir(parents=True)
         try:
-            self._write(part)
-            _move(part, target)
+            self._write(part, {})
+            part.rename(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        return open_graph(folder)
 
-    def _write(self, folder: Path) -> None:
+    def _replace(self, target: Path) -> None:
+        """Write beside what is there, name it in the header, and then remove what was there."""
+        arrays = target / f"{_ARRAYS}{uuid4().hex[:12]}"
+        arrays.mkdir()
+        try:
+            self._write(arrays, {"arrays": arrays.name})
+            earlier = _arrays_of(target)
+            (arrays / HEADER).replace(target / HEADER)
+        except BaseException:
+            if _arrays_of(target) != arrays:  # stopped right after it, it is the graph
+                shutil.rmtree(arrays, ignore_errors=True)
+            raise
+        for name in (*_NAMES, *SPLITS, "labels"):
+            (target / f"{name}.npy").unlink(missing_ok=True)
+        if earlier != target:
+            shutil.rmtree(earlier, ignore_errors=True)
+
+    def _write(self, folder: Path, more: dict[str, str]) -> None:
         arrays = {name: getattr(self, name) for name in _NAMES} | self.splits
         if self.labels is not None:
             arrays["labels"] = self.labels
@@ -109,32 +138,34 @@ class GraphStore:
             "classes": list(self.classes),
             "source": self.source,
             "digest": self.digest(),
+            **more,
         }
         (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-
-
-def _move(part: Path, target: Path) -> None:
-    """Move a written folder to its place; one that is there keeps what is no graph's."""
-    if not target.exists():
-        part.rename(target)
-        return
-    (target / HEADER).unlink(missing_ok=True)
-    for name in (*_NAMES, *SPLITS, "labels"):
-        (target / f"{name}.npy").unlink(missing_ok=True)
-    for path in sorted(part.glob("*.npy")):
-        path.replace(target / path.name)
-    (part / HEADER).replace(target / HEADER)
 
 
 def open_graph(folder: str | Path) -> GraphStore:
     """Map the files of a graph folder. Raises GraphDataError naming the file at fault."""
     source = Path(folder)
     header = _header(source)
-    arrays: dict[str, Any] = {name: _mapped(source / f"{name}.npy") for name in _NAMES}
-    labels, splits = source / "labels.npy", {}
+    while True:
+        try:
+            graph = _opened(source, header)
+        except GraphDataError:
+            if (again := _header(source)) == header:
+                raise
+        else:
+            if (again := _header(source)) == header:
+                return graph
+        header = again  # another was saved meanwhile, and files of this one may be gone
+
+
+def _opened(source: Path, header: dict[str, Any]) -> GraphStore:
+    folder = source / header.get("arrays", "")
+    arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in _NAMES}
+    labels, splits = folder / "labels.npy", {}
     for name in SPLITS:
-        if (source / f"{name}.npy").exists():
-            splits[name] = _mapped(source / f"{name}.npy")
+        if (folder / f"{name}.npy").exists():
+            splits[name] = _mapped(folder / f"{name}.npy")
     return GraphStore(
         name=str(header.get("name", source.name)),
         labels=_mapped(labels) if labels.exists() else None,
@@ -144,6 +175,14 @@ def open_graph(folder: str | Path) -> GraphStore:
         folder=source,
         **arrays,
     )
+
+
+def _arrays_of(folder: Path) -> Path:
+    """Where the arrays of the graph in a folder lie; the folder itself where there is none."""
+    try:
+        return folder / _header(folder).get("arrays", "")
+    except (GraphDataError, OSError):
+        return folder
 
 
 def _header(source: Path) -> dict[str, Any]:
@@ -158,6 +197,9 @@ def _header(source: Path) -> dict[str, Any]:
         raise GraphDataError(f"{path}: not JSON ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise GraphDataError(f"{path}: expected an object with format {FORMAT}")
+    arrays = header.get("arrays", _ARRAYS)
+    if not isinstance(arrays, str) or not arrays.startswith(_ARRAYS) or Path(arrays).name != arrays:
+        raise GraphDataError(f"{path}: arrays is {arrays!r}, allowed a folder named {_ARRAYS}...")
     return header
 
 
@@ -192,6 +234,8 @@ def _check(graph: GraphStore) -> None:
         _check_kind(where, "labels", graph.labels, np.int32, 1)
         if len(graph.labels) != num_nodes:
             raise GraphDataError(f"{where}: labels of {len(graph.labels)} nodes for {num_nodes}")
+        if len(graph.labels) and (lowest := int(graph.labels.min())) < -1:
+            raise GraphDataError(f"{where}: a label is {lowest}, allowed -1 (none) and above")
     for name, ids in graph.splits.items():
         _check_kind(where, name, ids, np.int32, 1)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_nodes:

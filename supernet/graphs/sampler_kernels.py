@@ -1,8 +1,7 @@
 """The loops of the compiled sampler (numba, the extra `fast`), for other compiled code to call.
 
 Arrays in and out; `compiled_sampler.py` is how Python calls them, `sampler.py` their plain twin.
-numba looks at the file of the function that is called, not at this one: after a change here,
-remove the `__pycache__` of who calls (`subnetact/nodes/`), or the old loops go on there.
+Machine code of who calls is kept by a digest of this file too (`jit.py`).
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from supernet.graphs.jit import compiled
 
 _GAMMA, _MIX1, _MIX2 = (
     np.uint64(0x9E3779B97F4A7C15),
     np.uint64(0xBF58476D1CE4E5B9),
     np.uint64(0x94D049BB133111EB),
 )
-compiled: Any = njit(cache=True, nogil=True)
 
 
 @compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from itertools import islice
 from pathlib import Path
 from typing import IO, cast
@@ -12,52 +13,61 @@ import numpy as np
 from supernet.graphs.graph_store import GraphDataError
 
 _ROWS_AT_ONCE = 200_000
+_Rows = list[tuple[int, list[str]]]  # where each stands in the file, and its cells
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a text file, compressed or not. Raises GraphDataError when there is none."""
+def read_numbers(path: Path, *, columns: int | None, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (n, columns), int64 or float32, and the number of each in the file (n,).
+
+    Without `columns` there are as many as the first row of numbers has. Rows that are empty or
+    begin with `#` are passed over, and a first one of words. Raises GraphDataError naming file and
+    row for another number of columns, or what is no number.
+    """
+    dtype = np.int64 if whole else np.float32
+    parts: list[np.ndarray] = []
+    numbers = [np.empty(0, np.int64)]
+    first, may_be_words = 1, True
+    with _open_text(path) as file:
+        try:
+            while lines := list(islice(file, _ROWS_AT_ONCE)):
+                rows = _split(lines, first)
+                first += len(lines)
+                if may_be_words and rows:
+                    rows = rows if _is_number(rows[0][1][0]) else rows[1:]
+                    may_be_words = False
+                if columns is None and rows:
+                    columns = len(rows[0][1])
+                if rows:
+                    parts.append(_parsed(path, rows, columns, dtype))
+                    numbers.append(np.array([number for number, _ in rows], dtype=np.int64))
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+            raise GraphDataError(f"{path}: not a text file ({error})") from None
+    parts = parts or [np.empty((0, columns or 0), dtype)]
+    return np.concatenate(parts), np.concatenate(numbers)
+
+
+def _open_text(path: Path) -> IO[str]:
+    """Open a text file, compressed or not. A mark of the byte order is no part of the first row."""
     try:
         if path.suffix == ".gz":
-            return cast("IO[str]", gzip.open(path, "rt", encoding="utf-8"))
-        return path.open(encoding="utf-8")
+            return cast("IO[str]", gzip.open(path, "rt", encoding="utf-8-sig"))
+        return path.open(encoding="utf-8-sig")
     except OSError as error:
         raise GraphDataError(f"{path}: not readable ({error.strerror})") from None
 
 
-def read_numbers(path: Path, *, columns: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows (n, columns), int64 or float32, and the number of each in the file (n,).
-
-    Rows that are empty or begin with `#` are passed over, and a first one of words. Raises
-    GraphDataError naming file and row for another number of columns, or what is no number.
-    """
-    dtype = np.int64 if whole else np.float32
-    parts, numbers = [np.empty((0, columns), dtype)], [np.empty(0, np.int64)]
-    first = 1
-    with open_text(path) as file:
-        try:
-            while lines := list(islice(file, _ROWS_AT_ONCE)):
-                rows = _split(lines, first)
-                if first == 1 and rows and not _is_number(rows[0][1][0]):
-                    rows = rows[1:]
-                parts.append(_parsed(path, rows, columns, dtype))
-                numbers.append(np.array([number for number, _ in rows], dtype=np.int64))
-                first += len(lines)
-        except (UnicodeDecodeError, EOFError, OSError) as error:
-            raise GraphDataError(f"{path}: not a text file ({error})") from None
-    return np.concatenate(parts), np.concatenate(numbers)
-
-
-def _split(lines: list[str], first: int) -> list[tuple[int, list[str]]]:
+def _split(lines: list[str], first: int) -> _Rows:
     rows = enumerate((line.replace(",", " ").split() for line in lines), start=first)
     return [(number, cells) for number, cells in rows if cells and not cells[0].startswith("#")]
 
 
-def _parsed(path: Path, rows: list[tuple[int, list[str]]], columns: int, dtype: type) -> np.ndarray:
+def _parsed(path: Path, rows: _Rows, columns: int | None, dtype: type) -> np.ndarray:
     for number, cells in rows:
         if len(cells) != columns:
             raise GraphDataError(f"{path}, row {number}: {len(cells)} columns, expected {columns}")
     try:
-        return np.array([cells for _, cells in rows], dtype=dtype).reshape(-1, columns)
+        with np.errstate(over="ignore"):  # to infinity, which is told by who reads features
+            return np.array([cells for _, cells in rows], dtype=dtype)
     except (ValueError, OverflowError):
         for number, cells in rows:
             for cell in cells:

@@ -101,6 +101,35 @@ def test_few_nodes_are_one_compiled_call_and_equal_to_the_librarys_products(
     assert sum(depth == "d3" and count == 1 for depth, count in sampled) == 1  # the largest
 
 
+def test_ids_in_the_bytes_of_a_message_compile_nothing_after_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numba_dispatcher = pytest.importorskip("numba.core.dispatcher").Dispatcher
+    checkpoint = checkpoint_of(tmp_path)
+    read_only = np.frombuffer(np.array([5, 1799, 0]).tobytes(), np.int64)
+    unaligned = np.frombuffer(b"{" + read_only.tobytes(), np.int64, offset=1)
+    executor = NodeExecutor(checkpoint, max_batch_size=3)
+    expected = {i: executor.run(i, read_only.copy()) for i in executor.subnet_ids}
+    executor.warm_up()
+    for most in (1 << 20, 0):  # in one compiled call, and by a library's products
+        for compiled in executor._compiled.values():
+            compiled._most_nodes = most
+        executor.run(executor.subnet_ids[-1], np.array([1]))
+        with monkeypatch.context() as patched:
+            patched.setattr(numba_dispatcher, "compile", _never_compiled)
+            for subnet_id, logits in expected.items():
+                for nodes in (read_only, read_only[:, None], unaligned):
+                    answer = executor.run(subnet_id, nodes)
+                    np.testing.assert_allclose(answer, logits, atol=1e-5, rtol=1e-5)
+                    sampled = executor.sampled(subnet_id, nodes.ravel())
+                    np.testing.assert_array_equal(sampled.nodes[:3], read_only)
+                executor.run(subnet_id, read_only[:1, None])
+
+
+def _never_compiled(self: object, signature: object) -> None:
+    raise AssertionError(f"{self} was compiled for {signature}")
+
+
 def test_a_saved_checkpoint_finds_its_graph_wherever_the_folder_goes(tmp_path: Path) -> None:
     made = checkpoint_of(tmp_path / "run")
     save_checkpoint(made, tmp_path / "run")
@@ -126,6 +155,21 @@ def test_a_graph_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> Non
     heterophilous(num_nodes=1700).save(tmp_path / "graph")
     with pytest.raises(CheckpointError, match="1700 nodes, checkpoint 'nodes' was made with 1800"):
         NodeExecutor(checkpoint)
+    same = heterophilous(num_nodes=1800, seed=3)
+    changed = replace(same, indices=same.indices.copy())
+    changed.indices[:2] = changed.indices[1::-1]  # as many nodes, edges and features, as it was
+    changed.save(tmp_path / "graph")
+    with pytest.raises(
+        CheckpointError, match=r"graph: .* lists have changed \(digest [0-9a-f]{16}"
+    ):
+        NodeExecutor(checkpoint)
+    same.save(tmp_path / "graph")
+    assert NodeExecutor(checkpoint).graph.num_nodes == 1800
+    with pytest.raises(
+        CheckpointError, match=r"'heterophilous.*': the graph has 1700 nodes, .* 1800"
+    ):
+        NodeExecutor(checkpoint, graph=heterophilous(num_nodes=1700))
+    assert NodeExecutor(checkpoint, graph=changed).graph.num_nodes == 1800
     (tmp_path / "graph" / "graph.json").unlink()
     with pytest.raises(GraphDataError, match=r"graph\.json: no such file"):
         NodeExecutor(checkpoint)

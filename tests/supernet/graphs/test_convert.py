@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from supernet.graphs.command import graph_app
 from supernet.graphs.convert import read_edge_list, read_ogb, read_planetoid
+from supernet.graphs.edges import neighbour_lists
 from supernet.graphs.generated import heterophilous, power_law
 from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
@@ -73,6 +76,197 @@ def test_features_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("1,2\n3,nan\n")
     with pytest.raises(GraphDataError, match=r"x\.csv, row 2: a feature is NaN"):
         read_edge_list(tmp_path / "edges", features=tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("1,2\n\n3,1e300\n")
+    with pytest.raises(GraphDataError, match=r"x\.csv, row 3: .* too large for float32"):
+        read_edge_list(tmp_path / "edges", features=tmp_path / "x.csv")
+    for value in (1e300, np.nan, -np.inf):
+        np.save(tmp_path / "x.npy", np.array([[1, 2], [3, value]]))
+        with pytest.raises(GraphDataError, match=r"x\.npy, row 2: a feature is NaN"):
+            read_edge_list(tmp_path / "edges", features=tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    "before", ["# a, b, c\n", "\n\n", "a,b,c\n", "# of 5\n\na b c\n", "\ufeff"]
+)
+def test_features_may_begin_with_comments_blanks_and_words(tmp_path: Path, before: str) -> None:
+    (tmp_path / "edges").write_text("\ufeff0 1\n")
+    (tmp_path / "x.csv").write_text(f"{before}1,2,3\n4,5,6\n")
+    graph = read_edge_list(tmp_path / "edges", features=tmp_path / "x.csv")
+    assert graph.features.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert graph.num_edges == 2  # a mark of the byte order makes no header of a row
+    (tmp_path / "x.csv").write_text(f"{before}1,2,3\n4,5\n")
+    row = before.count("\n") + 2
+    with pytest.raises(GraphDataError, match=rf"x\.csv, row {row}: 2 columns, expected 3"):
+        read_edge_list(tmp_path / "edges", features=tmp_path / "x.csv")
+
+
+def test_a_header_is_passed_over_however_far_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supernet.graphs.tables._ROWS_AT_ONCE", 2)
+    (tmp_path / "edges").write_text("# 1\n# 2\n# 3\nsource target\n0 1\n1 2\n")
+    assert read_edge_list(tmp_path / "edges").num_edges == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0.0, np.nan], r"holds float64 (2,), expected whole numbers (n,)"),
+        ([0, 2.7], r"holds float64 (2,), expected whole numbers"),
+        ([True, False], r"holds bool (2,), expected whole numbers"),
+        (["a", "b"], r"holds <U1 (2,), expected whole numbers"),
+        ([[0, 1], [1, 0]], r"holds int64 (2, 2), expected whole numbers (n,)"),
+        ([0, 2**32 + 1], "row 2: label 4294967297, allowed -1 to 999999"),
+        (np.array([0, 2**64 - 1], np.uint64), "row 2: label 18446744073709551615, allowed -1"),
+        ([-7, 0], "row 1: label -7, allowed -1 to 999999"),
+        ([0, 10**9], "row 2: label 1000000000, allowed -1 to 999999"),
+        ([0, 1, 0], "3 labels for 2 nodes"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path: Path, labels: object, said: str) -> None:
+    (tmp_path / "edges").write_text("0 1\n")
+    np.save(tmp_path / "x.npy", np.zeros((2, 1)))
+    np.save(tmp_path / "y.npy", np.array(labels))
+    with pytest.raises(GraphDataError, match=r"y\.npy.*" + re.escape(said)):
+        read_edge_list(tmp_path / "edges", features=tmp_path / "x.npy", labels=tmp_path / "y.npy")
+
+
+def test_labels_of_a_text_are_refused_by_their_row(tmp_path: Path) -> None:
+    (tmp_path / "edges").write_text("0 1\n")
+    for label in (-2, 2**31, 10**9):
+        (tmp_path / "y.csv").write_text(f"label\n0\n\n{label}\n")
+        with pytest.raises(GraphDataError, match=rf"y\.csv, row 4: label {label}, allowed -1 to"):
+            read_edge_list(tmp_path / "edges", labels=tmp_path / "y.csv")
+
+
+@pytest.mark.parametrize("node", [10**6, 2**31, 2**32 + 5, 10**12, 2**63 - 1])
+def test_an_id_that_would_be_mostly_nodes_without_edges_is_named(tmp_path: Path, node: int) -> None:
+    (tmp_path / "edges").write_text(f"0 1\n\n1 {node}\n0 2\n")
+    said = rf"edges, row 3: node {node}, allowed 0 to 999999 for 3 edges without features"
+    with pytest.raises(GraphDataError, match=said):
+        read_edge_list(tmp_path / "edges")
+
+
+def test_more_nodes_than_int32_numbers_are_refused() -> None:
+    none = np.empty(0, np.int64)
+    with pytest.raises(GraphDataError, match="2147483649 nodes, allowed up to 2147483648"):
+        neighbour_lists(none, none, 2**31 + 1, undirected=True)
+
+
+_PLANETOID: dict[str, object] = {
+    "feat_data": np.array([1, 3, 2], np.float32),
+    "feat_indices": np.array([0, 1, 1], np.int32),
+    "feat_indptr": np.array([0, 2, 3, 3], np.int32),
+    "feat_shape": np.array([3, 2]),
+    "edges": np.array([[0, 1], [1, 2]], np.int32),
+    "labels": np.array([0, 1, -1], np.int16),
+    "train": np.array([0]),
+    "val": np.array([1]),
+    "test": np.array([]),
+}
+
+
+def test_a_planetoid_archive_is_read_as_it_is(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", **_PLANETOID)  # type: ignore[arg-type]
+    graph = read_planetoid(tmp_path / "p.npz")
+    assert graph.features.tolist() == [[0.25, 0.75], [0, 1], [0, 0]]
+    assert [neighbours(graph, node) for node in range(3)] == [[1], [0, 2], [1]]
+    assert graph.labels is not None
+    assert graph.labels.tolist() == [0, 1, -1]
+    splits = {name: ids.tolist() for name, ids in graph.splits.items()}
+    assert splits == {"train": [0], "validation": [1], "test": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"feat_data": [1, np.nan, 2]}, "features, row 1: a feature is NaN"),
+        ({"feat_data": [1, 3, 1e300]}, "features, row 2: a feature is NaN, infinite or too large"),
+        ({"feat_data": [3e38, 3e38, 2]}, "divided by their sums, row 1: a feature is NaN"),
+        ({"feat_data": [1, 3]}, "feat_data: holds int64 (2,), expected (3,)"),
+        ({"feat_data": ["a", "b", "c"]}, "feat_data: holds <U1 (3,), expected (3,)"),
+        ({"feat_indices": [0, 1, 2]}, "feat_indices, row 3: word 2, allowed 0 to 1"),
+        ({"feat_indices": [0, 1, -1]}, "feat_indices, row 3: word -1, allowed 0 to 1"),
+        ({"feat_indptr": [0, 2, 3]}, "feat_indptr: must go from 0 to 3"),
+        ({"feat_indptr": [0, 3, 2, 3]}, "in 4 steps that never fall"),
+        ({"feat_indptr": [0, 2, 2, 2]}, "feat_indptr: must go from 0 to 3"),
+        ({"feat_shape": [3, 2, 1]}, "feat_shape: holds 3 sizes, expected 2"),
+        ({"feat_shape": [3, 2**31]}, "3 x 2147483648 features are more than memory holds"),
+        ({"edges": [[0, 1, 0], [1, 2, 2]]}, "edges: holds int64 (2, 3), expected whole numbers"),
+        ({"edges": [0, 1]}, "edges: holds int64 (2,), expected whole numbers (n, 2)"),
+        ({"edges": [[0, 1.5]]}, "edges: holds float64 (1, 2), expected whole numbers"),
+        ({"edges": [[0, 1], [1, 3]]}, "edges, row 2: node 3, allowed 0 to 2"),
+        ({"labels": [0, 1]}, "labels: 2 labels for 3 nodes"),
+        ({"labels": [0, 1.5, 0]}, "labels: holds float64 (3,), expected whole numbers"),
+        ({"train": [True, False, True]}, "the ids of a mask are numpy.flatnonzero(mask)"),
+        ({"val": [0, 2**32]}, "val, row 2: node 4294967296, allowed 0 to 2"),
+        ({"test": [-1]}, "test, row 1: node -1, allowed 0 to 2"),
+    ],
+)
+def test_a_planetoid_archive_that_contradicts_itself_is_refused(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    arrays = _PLANETOID | {name: np.array(values) for name, values in change.items()}
+    np.savez(tmp_path / "p.npz", **arrays)  # type: ignore[arg-type]
+    if "more than memory" in said:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(np, "zeros", _no_memory)
+            with pytest.raises(GraphDataError, match=re.escape(said)):
+                read_planetoid(tmp_path / "p.npz")
+        return
+    with pytest.raises(GraphDataError, match=r"p\.npz.*" + re.escape(said)):
+        read_planetoid(tmp_path / "p.npz")
+
+
+def _no_memory(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+def _spoilt_files(folder: Path) -> dict[str, Path]:
+    packed = gzip.compress(b"0 1\n" * 200)
+    np.savez(folder / "whole.npz", **_PLANETOID)  # type: ignore[arg-type]
+    whole = (folder / "whole.npz").read_bytes()
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, **_PLANETOID)  # type: ignore[arg-type]
+    members = compressed.getvalue()
+    single = io.BytesIO()
+    np.save(single, np.zeros((2, 2)))
+    files = {
+        "corrupt.csv.gz": packed[:12] + b"\xff\xff\xff" + packed[15:],
+        "truncated.csv.gz": packed[:-12],
+        "no-gzip.csv.gz": b"0 1\n",
+        "binary.csv": bytes(range(255, 0, -1)),
+        "empty.npy": b"",
+        "truncated.npy": single.getvalue()[:-8],
+        "pickled.npy": b"\x80\x04K\x01.",
+        "archive.npy": whole,
+        "broken.npy": b"PK\x03\x04" + bytes(60),
+        "empty.npz": b"",
+        "broken.npz": whole[: len(whole) // 2],
+        "spoilt.npz": members[:60] + bytes(20) + members[80:],
+        "single.npz": single.getvalue(),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return {name: folder / name for name in files}
+
+
+def test_spoilt_files_are_errors_that_name_them(tmp_path: Path) -> None:
+    (tmp_path / "edges").write_text("0 1\n")
+    for name, path in _spoilt_files(tmp_path).items():
+        asked: list[list[str]] = []
+        if path.suffix == ".npz":
+            asked = [[str(path)]]
+        else:
+            asked = [["edges", "--features", str(path)], ["edges", "--labels", str(path)]]
+        if path.suffix in (".csv", ".gz"):
+            asked.append([str(path)])
+        for arguments in asked:
+            given = [str(tmp_path / a) if a == "edges" else a for a in arguments]
+            run = CliRunner().invoke(graph_app, ["convert", *given, "--out", str(tmp_path / "g")])
+            assert run.exit_code == 2, (name, run.exception)
+            assert f"{path}" in run.stderr, (name, run.stderr)
+            assert not (tmp_path / "g").exists()
 
 
 def _ogb(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from supernet.graphs import graph_store
 from supernet.graphs.edges import neighbour_lists
 from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
@@ -52,6 +55,86 @@ def test_a_save_that_is_stopped_leaves_what_was_there(
     assert (tmp_path / "old" / "note").read_text() == "of another program"
 
 
+def test_a_save_that_is_stopped_anywhere_leaves_one_graph_whole(
+    skewed: GraphStore, tmp_path: Path
+) -> None:
+    def counted(method: str, stop: int, seen: list[str], patch: pytest.MonkeyPatch) -> None:
+        original = getattr(Path, method)
+
+        def stopped(path: Path, *args: Any, **options: Any) -> Any:
+            seen.append(path.name)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            done = original(path, *args, **options)
+            if len(seen) == -stop:
+                raise KeyboardInterrupt
+            return done
+
+        patch.setattr(Path, method, stopped)
+
+    other = _other(skewed)
+    outcomes = []
+    for step in range(1, 30):
+        for stop in (step, -step):  # before it, and right after it
+            folder = tmp_path / str(stop)
+            (skewed if step % 2 else skewed.save(folder)).save(folder)  # plain, and in a folder
+            seen: list[str] = []
+            with pytest.MonkeyPatch.context() as patch:
+                for method in ("replace", "unlink", "rename", "mkdir"):
+                    counted(method, stop, seen, patch)
+                try:
+                    other.save(folder)
+                except KeyboardInterrupt:
+                    outcomes.append(_whole(open_graph(folder), skewed, other))
+            if len(seen) < step:
+                assert {"skewed", "other"} == set(outcomes)
+                assert len(outcomes) > 8
+                assert len(list(folder.glob("**/*.npy"))) == 3  # nothing of the earlier graph
+                return
+    raise AssertionError("a save never ended")
+
+
+def test_a_graph_that_is_opened_while_another_is_saved_over_it_is_one_of_them(
+    skewed: GraphStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _other(skewed)
+    mapped = graph_store._mapped
+    for at in range(8):
+        skewed.save(tmp_path / "g")
+        seen: list[Path] = []
+
+        def meanwhile(path: Path, at: int = at, seen: list[Path] = seen) -> np.ndarray:
+            seen.append(path)
+            if len(seen) == at + 1:
+                with monkeypatch.context() as patched:
+                    patched.setattr(graph_store, "_mapped", mapped)
+                    other.save(tmp_path / "g")
+            return mapped(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(graph_store, "_mapped", meanwhile)
+            opened = open_graph(tmp_path / "g")
+        assert _whole(opened, skewed, other) == ("other" if at < len(seen) else "skewed")
+
+
+def _other(graph: GraphStore) -> GraphStore:
+    """As many nodes, other features and lists, no labels and no splits."""
+    turned = graph.num_nodes - 1 - graph.indices
+    return replace(
+        graph, name="other", indices=turned, features=graph.features + 1, labels=None, splits={}
+    )
+
+
+def _whole(opened: GraphStore, *graphs: GraphStore) -> str:
+    """Which of the graphs it is, in all its parts."""
+    (wanted,) = (graph for graph in graphs if graph.name == opened.name)
+    assert opened.digest() == wanted.digest()
+    np.testing.assert_array_equal(opened.features, wanted.features)
+    assert (opened.labels is None) == (wanted.labels is None)
+    assert set(opened.splits) == set(wanted.splits)
+    return opened.name
+
+
 def test_neighbour_lists_leave_out_loops_and_repeats() -> None:
     sources, targets = np.array([0, 0, 1, 2, 2]), np.array([1, 1, 0, 2, 3])
     indptr, indices = neighbour_lists(sources, targets, 4, undirected=False)
@@ -69,6 +152,7 @@ def test_neighbour_lists_leave_out_loops_and_repeats() -> None:
         ({"indices": np.array([1, 0], np.int64)}, "indices is int64 (2,), expected int32"),
         ({"features": np.zeros((3, 4), np.float32)}, "features of 3 nodes for 2"),
         ({"labels": np.zeros(1, np.int32)}, "labels of 1 nodes for 2"),
+        ({"labels": np.array([0, -7], np.int32)}, r"a label is -7, allowed -1 \(none\) and above"),
         ({"splits": {"train": np.array([2], np.int32)}}, "train names a node outside 0 to 1"),
     ],
 )
@@ -94,6 +178,11 @@ def test_a_folder_that_is_no_graph_says_what_is_missing(tmp_path: Path, skewed: 
     (tmp_path / "g" / "features.npy").unlink()
     with pytest.raises(GraphDataError, match=r"features\.npy: no such file"):
         open_graph(tmp_path / "g")
+    for arrays in ("../g", "arrays-1/..", 7, ""):
+        header = json.dumps({"format": 1, "arrays": arrays})
+        (tmp_path / "g" / "graph.json").write_text(header)
+        with pytest.raises(GraphDataError, match=r"graph\.json: arrays is .*, allowed a folder"):
+            open_graph(tmp_path / "g")
     (tmp_path / "g" / "graph.json").write_text("[]")
     with pytest.raises(GraphDataError, match="expected an object with format 1"):
         open_graph(tmp_path / "g")
