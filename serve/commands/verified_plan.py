@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ _PROBE_SLO_S = 1.0
 _DEADLINES_TO_WAIT = 10
 
 Tell = Callable[[str], None]
-OnForecast = Callable[[dict[str, Any]], None]
-"""Called with a verification of which nothing has been replayed yet."""
+OnProgress = Callable[[dict[str, Any]], None]
+"""Called with a verification so far: foretold and nothing replayed, then after each load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,29 @@ class PlanCheck:
     seed: int = 0
 
 
-def verify_plan(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> dict[str, Any]:
+def check_servers(url: str, profiles: Sequence[LatencyProfile]) -> None:
+    """Refuse servers that serve with none of these profiles; see `PlanCheck` for `url`.
+
+    Raises ClientError where one can't be reached, TraceError where it serves with another profile.
+    """
+    asyncio.run(_check_servers(url, profiles))
+
+
+async def _check_servers(url: str, profiles: Sequence[LatencyProfile]) -> None:
+    for one in split_urls(url):
+        client, model = await dial(one, spread=False)
+        await client.close()
+        served = model.parameters.get("profile")
+        check_profile(model, next((p for p in profiles if p.name == served), profiles[0]))
+
+
+def verify_plan(check: PlanCheck, on_progress: OnProgress, tell: Tell) -> dict[str, Any]:
     """Return the verification: servers, doors, capacity, and a level for each load.
 
     Raises ClientError where a server can't be reached, TraceError where one serves another profile
     or they keep the promise at no rate, KeyboardInterrupt where a replay was interrupted.
     """
-    return asyncio.run(_verified(check, on_forecast, tell))
+    return asyncio.run(_verified(check, on_progress, tell))
 
 
 class _ProfiledServer(NamedTuple):
@@ -78,7 +94,7 @@ class _ProfiledServer(NamedTuple):
         }
 
 
-async def _verified(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> dict[str, Any]:
+async def _verified(check: PlanCheck, on_progress: OnProgress, tell: Tell) -> dict[str, Any]:
     profiled: list[_ProfiledServer] = []
     for url in split_urls(check.url):
         tell(f"measuring the door of {url}")
@@ -100,7 +116,7 @@ async def _verified(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> di
         "predicted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "levels": [forecast.to_json() for forecast in found],
     }
-    on_forecast(about)
+    on_progress(about)
     levels: list[dict[str, Any]] = []
     for number, forecast in enumerate(found):
         tell(f"replaying at {forecast.load:.0%}: {forecast.trace.rate_qps:.1f} queries/s")
@@ -112,6 +128,7 @@ async def _verified(check: PlanCheck, on_forecast: OnForecast, tell: Tell) -> di
         if result.is_partial:  # Ctrl-C: a cut run verifies nothing
             raise KeyboardInterrupt
         levels.append(judged(forecast, result.outcomes, result.invalid_reason))
+        on_progress({**about, "levels": [*levels, *about["levels"][len(levels) :]]})
     return {**about, "load_average_after": os.getloadavg()[0], "levels": levels}
 
 

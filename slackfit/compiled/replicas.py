@@ -29,7 +29,7 @@ def why_not_routed(
     """Return why replicas can't be compiled, as a sentence; empty where they can."""
     if routing != ROUND_ROBIN:
         return f"routing {routing} has no compiled form"
-    if devices != AS_PROFILED:
+    if replace(devices, events=tuple(devices.events)) != AS_PROFILED:  # of a list or a tuple
         return "devices that are not as profiled have no compiled form behind a router"
     return why_not(policy, profile, devices)
 

@@ -128,6 +128,7 @@ class CompiledRun:
         self._profile = profile
         self._accuracies = np.array([subnet.accuracy for subnet in profile.subnets])
         self._setup = setup
+        self._keep = keep
         self._how = (setup, policy_form(policy, profile, has_floors=has_floors), hardware)
         self._results = new_results(setup, keep or 0, num_blocks)
         self._state: State | None = None
@@ -237,7 +238,7 @@ class CompiledRun:
     def _with_room(self, count: int) -> State:
         """Return the state with room for `count` more that wait."""
         if self._state is None:
-            self._state = new_state(self._setup, count, count)
+            self._state = new_state(self._setup, count, self._keep)
             return self._state
         state = self._state
         first, last = int(state.i[FIRST]), int(state.i[LAST])

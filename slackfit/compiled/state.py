@@ -154,8 +154,11 @@ class State(NamedTuple):
     places: Ints  # scratch of triage: places in the queue
 
 
-def new_state(setup: Setup, num_places: int, num_queries: int) -> State:
-    """Return the state before anything has happened, with room for so many waiting queries."""
+def new_state(setup: Setup, num_places: int, num_queries: int | None) -> State:
+    """Return the state before anything has happened, with room for so many waiting queries.
+
+    `num_queries` is how many are to come in all; None: nobody knows.
+    """
     workers, sizes = setup.num_workers, setup.max_batch
     f = np.zeros(NUM_FLOATS)
     f[[SLO_NOW, SLO_BEFORE, TIGHTEST, NEXT_FINISH]] = np.inf
@@ -164,7 +167,8 @@ def new_state(setup: Setup, num_places: int, num_queries: int) -> State:
     i[NUM_ALIVE] = workers
     i[NEXT_WORKER] = -1
     subnets = len(setup.latency_s) if setup.has_floors else 1
-    ring = min(MAX_TIMES, num_queries) + 1 if setup.has_floors else 1
+    remembered = MAX_TIMES if num_queries is None else min(MAX_TIMES, num_queries)
+    ring = remembered + 1 if setup.has_floors else 1
     return State(
         f,
         i,

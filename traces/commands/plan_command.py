@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -23,12 +23,30 @@ if TYPE_CHECKING:
 SATURATED = 3
 """The exit code of a plan that no fleet fits."""
 
-OnForecast = Callable[[dict[str, Any]], None]
-Verify = Callable[["PlanRequest", dict[str, Any], str, float, OnForecast], dict[str, Any]]
-"""Verifies a plan on the server at a URL, each load for so many seconds."""
+OnProgress = Callable[[dict[str, Any]], None]
+"""Called with a verification so far: foretold and nothing replayed, then after each load."""
 
 
-def plan_command_with(checker: Verify | None) -> Callable[..., None]:
+class PlanVerifier(Protocol):
+    """Verifies plans on servers; their addresses have commas between."""
+
+    def check(self, request: PlanRequest, urls: str) -> None:
+        """Refuse servers on which no plan of the request can be verified. Raises TraceError."""
+        ...
+
+    def verify(
+        self,
+        request: PlanRequest,
+        plan: dict[str, Any],
+        urls: str,
+        duration_s: float,
+        on_progress: OnProgress,
+    ) -> dict[str, Any]:
+        """Return the verification of a plan, each load replayed for so many seconds."""
+        ...
+
+
+def plan_command_with(verifier: PlanVerifier | None) -> Callable[..., None]:
     """Return the verb; what talks to servers is handed in, since no trace does."""
 
     def plan_command(
@@ -128,29 +146,40 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
         with trace_errors():
             from slackfit.output_files import check_outputs
             from traces.planning.plan_request import PlanRequest, read_request
+            from traces.planning.verification import verification_lines
             from traces.trace import TraceError
 
             check_outputs(json_out, html_out)
             request = read_request(context.params, tell=lambda text: typer.echo(text, err=True))
-            if verify is not None and (checker is None or stream):
-                raise TraceError(
-                    "--verify goes without --stream, and with the command `supernet plan` only"
-                )
+            if verify is not None:
+                if verifier is None or stream or not isinstance(request, PlanRequest):
+                    raise TraceError(
+                        "--verify goes without --stream, and with the command `supernet plan` only"
+                    )
+                verifier.check(request, verify)
             plan = request.plan()
             plan["command"] = command_line(
                 context, "supernet plan", without=("json_out", "html_out")
             )
-            if (
-                verify is not None
-                and checker is not None
-                and isinstance(request, PlanRequest)
-                and not plan["saturated"]
-            ):
-                plan["verification"] = checker(
-                    request, plan, verify, verify_s,
-                    lambda forecast: _forecast(plan, forecast, json_out),
-                )  # fmt: skip
-            _write(plan, json_out, html_out)
+            is_told = json_out != "-"
+            is_verified = verify is not None and not plan["saturated"]
+            # One JSON goes to stdout, at the end; all else is there before servers are asked.
+            _write(plan, None if is_verified and not is_told else json_out, html_out)
+            if is_told:
+                typer.echo(_summary(plan))
+            if is_verified:
+                assert verifier is not None
+                assert verify is not None
+                assert isinstance(request, PlanRequest)
+                try:
+                    plan["verification"] = verifier.verify(
+                        request, plan, verify, verify_s,
+                        lambda so_far: _note(plan, so_far, json_out),
+                    )  # fmt: skip
+                finally:
+                    _write(plan, json_out, html_out)
+                if is_told:
+                    typer.echo("\n".join(verification_lines(plan["verification"])))
         if plan["saturated"]:
             raise typer.Exit(SATURATED)
 
@@ -160,14 +189,16 @@ def plan_command_with(checker: Verify | None) -> Callable[..., None]:
 plan_command = plan_command_with(None)
 
 
-def _forecast(plan: dict[str, Any], forecast: dict[str, Any], json_out: str | None) -> None:
-    """Write what is foretold before anything is replayed: to the plan's file, and on stderr."""
+def _note(plan: dict[str, Any], verification: dict[str, Any], json_out: str | None) -> None:
+    """Write a verification so far to the plan's file; what is foretold on stderr, too."""
     from slackfit.output_files import write_text
     from traces.planning.verification import verification_lines
 
+    plan["verification"] = verification
     if json_out not in (None, "-"):
-        write_text(json_out, _text({**plan, "verification": forecast}))
-    typer.echo("\n".join(["foretold:", *verification_lines(forecast)]), err=True)
+        write_text(json_out, _text(plan))
+    if not any("live" in level for level in verification["levels"]):
+        typer.echo("\n".join(["foretold:", *verification_lines(verification)]), err=True)
 
 
 def _write(plan: dict[str, Any], json_out: str | None, html_out: Path | None) -> None:
@@ -178,8 +209,6 @@ def _write(plan: dict[str, Any], json_out: str | None, html_out: Path | None) ->
         lambda: None if json_out is None else write_text(json_out, _text(plan)),
         lambda: None if html_out is None else write_text(str(html_out), plan_page(plan)),
     )
-    if json_out != "-":
-        typer.echo(_summary(plan))
 
 
 def _text(plan: dict[str, Any]) -> str:
@@ -188,7 +217,7 @@ def _text(plan: dict[str, Any]) -> str:
 
 def _summary(plan: dict[str, Any]) -> str:
     """Return the plan in a few lines."""
-    from traces.planning.verification import verification_lines
+    from traces.planning.page import undercut
 
     if plan["saturated"]:
         return f"saturated: {plan['why']}"
@@ -196,9 +225,7 @@ def _summary(plan: dict[str, Any]) -> str:
     lines = [
         f"{plan['fleet']} with {plan['policy']}: "
         f"{plan['cost_per_hour']:g} {plan['prices']['currency']} an hour",
-        f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; "
-        f"no policy needs fewer than {plan['certificate_workers']}, no fleet costs less than "
-        f"{plan['certificate_cost']:g} an hour",
+        f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; {undercut(plan)}",
         f"the promise holds up to {headroom['factor']:.2f} times the load "
         f"({headroom['low']:.2f} surely)",
     ]
@@ -213,6 +240,4 @@ def _summary(plan: dict[str, Any]) -> str:
         lines[-1] += f", of {plan['answers_of']}"
     if plan["simulated_by"] != "compiled":
         lines.append(f"simulated in Python: {plan['simulated_by']}")
-    if "verification" in plan:
-        lines += verification_lines(plan["verification"])
     return "\n".join(lines)

@@ -147,7 +147,7 @@ def _residency(
         raise TraceError(str(error)) from None
 
 
-def _events(text: str | None) -> list[Failure | Slowdown]:
+def _events(text: str | None) -> tuple[Failure | Slowdown, ...]:
     """Return the events that `3@12,1.5x0@4` names. Raises TraceError for anything else."""
     events: list[Failure | Slowdown] = []
     for part in (text or "").split(",") if text else []:
@@ -162,4 +162,4 @@ def _events(text: str | None) -> list[Failure | Slowdown]:
             events.append(Slowdown(at_s, worker_id, float(found["factor"])))
         else:
             events.append(Failure(at_s, worker_id))
-    return events
+    return tuple(events)

@@ -12,13 +12,15 @@ from slackfit.simulation.routing import ONE_QUEUE, ROUND_ROBIN, Routing
 from traces.planning.candidates import FleetCandidate
 from traces.planning.certificate import query_s
 from traces.planning.possible import impossible_part
-from traces.planning.promise import Promise
+from traces.planning.promise import Promise, as_good
 from traces.planning.search import Fleet, FleetSearch, Task
 from traces.planning.traffic import Traffic
 from traces.planning.trial import run_trial
 
 _MOST_FACTOR = 8.0
 _FACTOR_PRECISION = 0.005
+_MOST_LESS = 0.7  # of the load
+_SURE = 0.95
 _DAY_FROM_S = 7200.0
 _HOUR_S = 3600.0
 LOAD_FACTORS = tuple(k / 10 for k in range(5, 16))
@@ -42,7 +44,8 @@ def headroom(best: Fleet, task: Task) -> dict[str, float]:
 def first_missed(kept: Callable[[float], float]) -> dict[str, float]:
     """Return the least load factor at which `kept`, the share of redrawn traces, is 0.
 
-    `low` is the largest that was tried with a share of 0.95; 1 stands for itself.
+    `low` is the largest that was tried with a share of 0.95, there and at all lower ones; 0: none
+    of a few down to about a third of the load was.
     """
     shares: dict[float, float] = {1.0: kept(1.0)}
     step, high = 0.04, 1.0
@@ -55,8 +58,15 @@ def first_missed(kept: Callable[[float], float]) -> dict[str, float]:
         middle = (low + high) / 2
         shares[middle] = kept(middle)
         low, high = (middle, high) if shares[middle] > 0 else (low, middle)
-    sure = [f for f, share in shares.items() if share >= 0.95]
-    return {"factor": high, "low": max(sure, default=1.0), "high": high, "tried": len(shares)}
+    lower, step = 1.0, 0.04
+    while shares[lower] < _SURE and step < _MOST_LESS:
+        lower = 1.0 - step
+        shares[lower] = kept(lower)
+        step *= 2
+    sure = list(itertools.takewhile(lambda factor: shares[factor] >= _SURE, sorted(shares)))
+    return {
+        "factor": high, "low": sure[-1] if sure else 0.0, "high": high, "tried": len(shares)
+    }  # fmt: skip
 
 
 def load_curve(best: Fleet, task: Task) -> list[dict[str, float]]:
@@ -216,7 +226,8 @@ def _separate(best: Fleet, task: Task, label: str) -> Iterator[FleetCandidate]:
         profile = part.offer.profile.pareto()
         if impossible_part(task.promise, profile, task.traffic):
             continue
-        accurate = (s.subnet_id for s in profile.subnets if s.accuracy >= task.promise.accuracy)
+        least = as_good(task.promise.accuracy)
+        accurate = (s.subnet_id for s in profile.subnets if s.accuracy >= least)
         names = [f"fixed:{i}" for i in accurate] if label == "one_model" else ["modelzoo"]
         for name in names:
             yield FleetCandidate(

@@ -13,7 +13,7 @@ from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.simulation.routing import ONE_QUEUE, Routing
 from traces.planning.catalog import Catalog, DeviceOffer
-from traces.planning.promise import Promise
+from traces.planning.promise import Promise, as_good
 from traces.trace import FloatArray, TraceError
 
 DEFAULT_POLICIES = ("drainfit", "slackfit", "slackfit@num_buckets=40")
@@ -124,7 +124,7 @@ def candidates(
             for front in sorted(fronts, key=len, reverse=True):
                 most = max(profile.accuracy(i) for i in front)
                 least_s = min(profile.table()[i][1] for i in front)
-                if most < least or least_s > longest_s:
+                if most < as_good(least) or least_s > longest_s:
                     continue
                 found += [FleetCandidate(offer, policy, front, cap, routing) for cap in caps]
     for candidate in found:

@@ -17,7 +17,7 @@ from typing import Any
 from slackfit.profile import LatencyProfile, ProfileError
 from traces.trace import TraceError
 
-_HEADER = re.compile(r"^\s*\[\[\s*device\s*\]\]", re.MULTILINE)
+_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*device[ \t]*\]\]", re.MULTILINE)
 _TOML_LINE = re.compile(r"at line (\d+)")
 _KNOWN = {"name", "profile", "price_per_hour", "start_up_s", "max_devices"}
 _UNITS = ("sample", "query", "image")

@@ -23,7 +23,7 @@ import numpy as np
 
 from slackfit.bounds.bound import utility_bound
 from slackfit.profile import LatencyProfile
-from traces.planning.promise import Promise
+from traces.planning.promise import Promise, as_good
 from traces.planning.traffic import Traffic
 
 _PROGRAM_SLOS = 50  # length of a window that the linear program sees
@@ -73,10 +73,10 @@ def _of_all(
     profile: LatencyProfile, traffic: Traffic, promise: Promise, programs: bool
 ) -> Certificate:
     """Return the certificate of what is promised to all."""
-    longest_s = float(np.max(traffic.slo_s))
     count = len(traffic.arrival_s)
-    if not count:
+    if not count:  # of a group, where the traffic is part of a trace
         return Certificate(1, 1, 1)
+    longest_s = float(np.max(traffic.slo_s))
     mean = by_mean_rate(profile, count, traffic.duration_s + longest_s, promise)
     fastest_s = 1.0 / profile.fastest().capacity_qps
     windows = _whole(window_demand_qps(traffic, promise) * fastest_s)
@@ -91,13 +91,14 @@ def by_mean_rate(
     """Return the bound `mean` of so many queries, all of which end within `length_s`."""
     eligible = [s.subnet_id for s in profile.subnets if s.accuracy >= promise.floor]
     one_s = query_s(profile.select(eligible), promise.accuracy)
-    return _whole(promise.attainment * num_queries * one_s / length_s)
+    return _whole(as_good(promise.attainment) * num_queries * one_s / length_s)
 
 
 def query_s(profile: LatencyProfile, accuracy: float) -> float:
     """Return the least device seconds of a query, if the mean accuracy is at least so high."""
     rows = profile.table()
     largest = profile.max_batch_size
+    accuracy = as_good(accuracy)  # since a fleet is judged so, and one may fall short of its best
     points = sorted(
         (s.accuracy, min(rows[s.subnet_id][b] / b for b in range(1, largest + 1)))
         for s in profile.subnets
@@ -124,7 +125,7 @@ def window_demand_qps(traffic: Traffic, promise: Promise) -> float:
     """
     arrival_s = traffic.arrival_s
     longest_s = float(np.max(traffic.slo_s))
-    spared = (1 - promise.attainment) * len(arrival_s)
+    spared = promise.spared(len(arrival_s))
     # Windows begin at arrivals; at some of them where there are many, which only lowers the bound.
     places = np.arange(0, len(arrival_s), max(1, len(arrival_s) // _MOST_STARTS))
     starts_s = arrival_s[places]
@@ -140,7 +141,7 @@ def window_demand_qps(traffic: Traffic, promise: Promise) -> float:
 
 def _by_program(profile: LatencyProfile, traffic: Traffic, promise: Promise, known: int) -> int:
     """Return `known`, or more where the busiest windows lose too many with so few."""
-    spared = (1 - promise.attainment) * len(traffic.arrival_s)
+    spared = promise.spared(len(traffic.arrival_s))
     equal = replace(profile, subnets=tuple(replace(s, accuracy=1.0) for s in profile.subnets))
     longest_s = float(np.max(traffic.slo_s))
     share = min(_PROGRAM_SLOS * longest_s / traffic.duration_s, 1.0)

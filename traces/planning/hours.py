@@ -2,7 +2,8 @@
 
 The arrivals of an hour are drawn once, in pieces that stay in the caches, and fed to every fleet
 that is still asked about. Hours are served apart, the busiest first and in several processes: what
-waits at the end of one is finished there, and a fleet that has missed too much is asked no more.
+waits at the end of one is finished there, and a fleet that has missed too much is asked no more:
+too much of what arrives, which is counted, since it may be far from what the rates say.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -30,7 +32,6 @@ from traces.spec.streamed import PieceSource
 from traces.trace import TraceError
 
 HOUR_S = 3600.0
-_COUNTS_VARY = 1.02  # no day has so many more arrivals than its rates say
 
 
 class Fielded(NamedTuple):
@@ -100,6 +101,12 @@ def serve_hour(job: HourJob) -> HourCounts:
     )  # fmt: skip
 
 
+def num_arrivals(source: PieceSource, hour: int) -> int:
+    """Draw the arrivals of an hour and return how many they are."""
+    pieces = source.between(hour * HOUR_S, (hour + 1) * HOUR_S)
+    return sum(len(source.piece(number)) for number in pieces)
+
+
 class HourlyTrials:
     """Trials of fleets on whole long traces; use it as a context, it may hold processes."""
 
@@ -117,6 +124,7 @@ class HourlyTrials:
         self._devices = devices
         self._count = len(os.sched_getaffinity(0)) if processes is None else processes
         self._pool: Executor | None = None
+        self._num_queries: dict[PieceSource, int] = {}
         self.num_runs = 0
 
     def __enter__(self) -> HourlyTrials:
@@ -129,18 +137,39 @@ class HourlyTrials:
         with nullcontext() if self._pool is None else self._pool:
             self._pool = None
 
+    def num_queries(self, source: PieceSource) -> int:
+        """Return how many queries arrive in all, which takes drawing them once."""
+        if source not in self._num_queries:
+            asked = (repeat(source), range(num_hours(source)))
+            counts = (
+                map(num_arrivals, *asked)
+                if self._pool is None
+                else self._pool.map(num_arrivals, *asked)
+            )
+            self._num_queries[source] = sum(counts)
+        return self._num_queries[source]
+
+    def _is_lost(self, source: PieceSource, missed: int) -> bool:
+        """Whether a fleet that has missed so many can't keep the promise any more.
+
+        Arrivals are counted only where it has missed too many of those that are expected.
+        """
+        if missed <= self._promise.spared(expected_queries(source)):
+            return False
+        return missed > self._promise.spared(self.num_queries(source))
+
     def run(self, source: PieceSource, fleets: Sequence[Fielded], seed: int) -> list[Trial]:
         """Serve the whole trace by each fleet; those that can't keep the promise end early."""
         hours = num_hours(source)
         blocks = max(1, round(NUM_BLOCKS / hours))
-        allowed = (1 - self._promise.attainment) * expected_queries(source) * _COUNTS_VARY
         missed = [0] * len(fleets)
+        asked = list(range(len(fleets)))
         arrived = np.zeros((hours, blocks), np.int64)
         on_time = np.zeros((len(fleets), hours, blocks), np.int64)
         accurate = np.zeros((len(fleets), hours, blocks))
         order = busiest_first(source)
         for first in range(0, hours, self._count):
-            asked = [i for i in range(len(fleets)) if missed[i] <= allowed]
+            asked = [i for i in asked if not self._is_lost(source, missed[i])]
             if not asked:
                 break
             jobs = [
@@ -159,22 +188,20 @@ class HourlyTrials:
                     on_time[i, found.hour] = found.on_time[place]
                     accurate[i, found.hour] = found.accurate[place]
                     missed[i] += int(found.arrived.sum() - found.on_time[place].sum())
+        if asked:
+            self._num_queries[source] = int(arrived.sum())
         return [
             Trial(
                 Counts(arrived.ravel(), on_time[i].ravel(), accurate[i].ravel()),
-                ended_early=missed[i] > allowed,
+                ended_early=i not in asked,
             )
             for i in range(len(fleets))
         ]
 
 
 def expected_queries(source: PieceSource) -> float:
-    """Return how many arrivals the rates of a source come to; of a stationary one of a piece's."""
-    if source.rates_qps is None:
-        middle = source.piece(len(source) // 2)
-        per_s = len(middle) / (source.bin_s / source.parts)
-        return per_s * source.duration_s
-    return float(np.mean(source.rates_qps)) * source.duration_s
+    """Return how many arrivals the rates of a source come to; what arrives varies about that."""
+    return source.expected_qps * source.duration_s
 
 
 def busiest_first(source: PieceSource) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from slackfit.profile import LatencyProfile
 from traces.planning.answers import day_rows, headroom, load_curve, neighbours, routings, zoo
 from traces.planning.candidates import candidates
 from traces.planning.catalog import Catalog
@@ -25,10 +26,17 @@ from traces.planning.hours import (
     busiest_first,
     check_compiled,
     check_streamable,
-    expected_queries,
     num_hours,
 )
-from traces.planning.planner import PlanOptions, common_json, fleet_json, possible_offers
+from traces.planning.planner import (
+    EVERY_FLEET,
+    ONE_TYPE,
+    PlanOptions,
+    allowed_devices,
+    common_json,
+    fleet_json,
+    possible_offers,
+)
 from traces.planning.promise import Promise
 from traces.planning.search import MOST_DEVICES, NUM_FINALISTS, Fleet, FleetSearch, Task, Tell
 from traces.planning.traffic import Traffic
@@ -61,6 +69,7 @@ def make_long_plan(
     check_streamable(promise, options.routings)
     part = _minutes(source, _BUSIEST, busiest_first(source)[0])
     part = replace(part, slo_s=slo_s, min_accuracy=promise.floor)
+    num_types = len(catalog.offers)
     catalog = possible_offers(catalog, promise, part)
     tried = candidates(catalog, options.policies, promise, slo_s, options.routings)
     check_compiled(tried, options.devices)
@@ -73,22 +82,31 @@ def make_long_plan(
     tell(f"the busiest {part.duration_s:.0f} s: {len(found.fleets)} of {len(tried)} candidates")
     finalists = [Fielded(f.candidate, f.workers) for f in found.fleets]
     finalists = finalists or [Fielded(c, task.most(c)) for c in tried]
-    certificates = {o.name: _certificate(o.profile, source, promise, slo_s) for o in catalog.offers}
     with HourlyTrials(slo_s, promise, options.devices, processes=processes) as trials:
+        tell("counting what arrives")
+        count, length_s = trials.num_queries(source), source.duration_s + slo_s
+        certificates = {
+            o.name: _certificate(o.profile, count, length_s, promise) for o in catalog.offers
+        }
         day = LongSearch(trials, source, task, certificates, tell)
         fleets = day.finals(finalists[:NUM_FINALISTS])
         fleets, seeds = day.on_all_seeds(fleets, sources)
     common = common_json(
-        promise, options, catalog, slo_s, _trace_json(source, fleets),
+        promise, options, catalog, slo_s, _trace_json(source, count),
         {name: c.to_json() for name, c in certificates.items()}, found.dropped,
     )  # fmt: skip
     least_cost = min(o.price_per_hour * certificates[o.name].workers for o in catalog.offers)
-    common |= {"certificate_cost": least_cost, "mixed": False}
+    common |= {
+        "certificate_cost": least_cost,
+        "certificate_of": EVERY_FLEET if num_types == 1 else ONE_TYPE,
+        "mixed": False,
+    }
     if not fleets:
         least = min(c.workers for c in certificates.values())
         why = (
             f"none of the {len(finalists[:NUM_FINALISTS])} best candidates keeps the promise with "
-            f"up to {task.max_devices} devices; any policy needs {least}"
+            f"up to {allowed_devices(options.max_devices, catalog.offers)}; any policy needs "
+            f"{least}{'' if num_types == 1 else ' of one type'}"
         )
         return {**common, "saturated": True, "why": why, "certificate_workers": least}
     best = fleets[0]
@@ -242,8 +260,7 @@ def _cheapest_first(fleets: Sequence[Fleet]) -> list[Fleet]:
 def _minutes(source: PieceSource, most_queries: int, hour: int) -> Traffic:
     """Return the busiest stretch of an hour of so many queries: pieces one after the other."""
     pieces = source.between(hour * HOUR_S, (hour + 1) * HOUR_S)
-    mean_qps = expected_queries(source) / source.duration_s
-    rates = np.full(len(pieces), mean_qps)
+    rates = np.full(len(pieces), source.expected_qps)
     if source.rates_qps is not None:
         rates = source.rates_qps[pieces.start : pieces.stop]
     piece_s = source.bin_s / source.parts
@@ -261,15 +278,14 @@ def _hour(source: PieceSource, hour: int, task: Task) -> Traffic:
     return replace(part, slo_s=task.traffic.slo_s, min_accuracy=task.promise.floor)
 
 
-def _certificate(profile: Any, source: PieceSource, promise: Promise, slo_s: float) -> Certificate:
-    """Return the bound by mean rate, of two in a hundred less than are expected to arrive."""
-    count = expected_queries(source) * 0.98
-    least = by_mean_rate(profile, count, source.duration_s + slo_s, promise)
-    return Certificate(least, 1, 1)
+def _certificate(
+    profile: LatencyProfile, count: int, length_s: float, promise: Promise
+) -> Certificate:
+    """Return the bound by mean rate of so many queries, all of which end within `length_s`."""
+    return Certificate(by_mean_rate(profile, count, length_s, promise), 1, 1)
 
 
-def _trace_json(source: PieceSource, fleets: Sequence[Fleet]) -> dict[str, Any]:
-    count = int(fleets[0].trial.all.arrived.sum()) if fleets else round(expected_queries(source))
+def _trace_json(source: PieceSource, count: int) -> dict[str, Any]:
     return {
         "num_queries": count,
         "duration_s": source.duration_s,

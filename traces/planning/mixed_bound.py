@@ -14,7 +14,11 @@ below a floor, or slower alone than the longest deadline, counts for nothing. So
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -84,16 +88,16 @@ class MixedBound:
         types, width = len(low), self._rows.shape[1]
         shares = width - types
         is_device = np.arange(width) < types
-        found = optimize.milp(
-            np.where(is_device, np.append(objective, np.zeros(shares)), 0.0),
-            integrality=is_device.astype(int),
-            bounds=optimize.Bounds([*low, *[0.0] * shares], [*high, *[1.0] * shares]),
-            constraints=[
-                optimize.LinearConstraint(self._rows, self._least - _SLACK, self._most + _SLACK),
-                optimize.LinearConstraint(is_device.astype(float)[None], -np.inf, total),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
+        enough = optimize.LinearConstraint(self._rows, self._least - _SLACK, self._most + _SLACK)
+        few = optimize.LinearConstraint(is_device.astype(float)[None], -np.inf, total)
+        with _nothing_on_stdout():
+            found = optimize.milp(
+                np.where(is_device, np.append(objective, np.zeros(shares)), 0.0),
+                integrality=is_device.astype(int),
+                bounds=optimize.Bounds([*low, *[0.0] * shares], [*high, *[1.0] * shares]),
+                constraints=[enough, few],
+                options={"mip_rel_gap": 0.0},
+            )
         return None if found.x is None else tuple(round(n) for n in found.x[:types])
 
 
@@ -139,6 +143,28 @@ class _BoundRows(NamedTuple):
             ),
             most=np.array([*np.full(types, np.inf), 1.0, np.inf, np.inf]),
         )
+
+
+@contextmanager
+def _nothing_on_stdout() -> Iterator[None]:
+    """Drop what machine code prints: HiGHS tells of its heuristics on stdout, asked to or not.
+
+    A plan's JSON may go there. The C library keeps lines back where stdout is no terminal, so it
+    must let go of them before stdout is what it was.
+    """
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _ways(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from traces.planning.planner import EVERY_FLEET
 from traces.planning.verification import verification_lines
 
 _CHANGE = re.compile(r"(.+) ([x+-].+)")
@@ -61,9 +62,10 @@ def _chosen(plan: Mapping[str, Any]) -> str:
     return (
         _table(heads, table)
         + _pools(plan)
-        + f"<p>{_undercut(plan)} The promise is first missed at {headroom['factor']:.2f} times the "
-        f"load; up to {headroom['low']:.2f} times 95 of 100 redrawn traces keep it. Of "
-        f"{html.escape(plan['answers_of'])}.{_in_python(plan)}</p>" + _groups(plan)
+        + f"<p>Here {html.escape(undercut(plan))}. The promise is first missed at "
+        f"{headroom['factor']:.2f} times the load; up to {headroom['low']:.2f} times 95 of 100 "
+        f"redrawn traces keep it. Of {html.escape(plan['answers_of'])}.{_in_python(plan)}</p>"
+        + _groups(plan)
     )
 
 
@@ -79,12 +81,18 @@ def _pools(plan: Mapping[str, Any]) -> str:
     return _table(("devices", "of the queries", "policy", "subnets"), rows)
 
 
-def _undercut(plan: Mapping[str, Any]) -> str:
-    fewest = f"No policy needs fewer than {plan['certificate_workers']} devices"
-    if len(plan.get("pools", [])) > 1:
-        dearer = plan["pools"][1]
-        fewest += f", {dearer['workers']} of which are {html.escape(dearer['device'])}"
-    return f"{fewest}; no fleet costs less than {plan['certificate_cost']:g} an hour."
+def undercut(plan: Mapping[str, Any]) -> str:
+    """Return what no policy does with less than, in words: devices as the fleet has them, price."""
+    pools, least = plan.get("pools", []), plan["certificate_workers"]
+    fewest = f"no policy needs fewer than {least} x {plan['device']}"
+    if len(pools) > 1:
+        cheap, dear = pools[0], pools[1]
+        fewest = (
+            f"with {dear['workers']} x {dear['device']} no policy needs fewer than "
+            f"{least - dear['workers']} x {cheap['device']}"
+        )
+    of = "" if plan["certificate_of"] == EVERY_FLEET else " of one type"
+    return f"{fewest}, no fleet{of} costs less than {plan['certificate_cost']:g} an hour"
 
 
 def _in_python(plan: Mapping[str, Any]) -> str:

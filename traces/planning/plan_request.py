@@ -23,6 +23,7 @@ from traces.planning.streams.stream_request import (
     is_of_streams,
     read_stream_request,
 )
+from traces.planning.verification import check_verifiable
 from traces.spec.spec import parse_spec
 from traces.trace import Trace, TraceError
 
@@ -77,6 +78,8 @@ def read_request(given: Mapping[str, Any], tell: Tell) -> PlanRequest | StreamPl
     if is_of_streams(catalog, given):
         return read_stream_request(given, catalog, tell)
     promise = parse_promise(given["slo"])
+    if given["verify"] is not None:
+        check_verifiable(promise)
     profiles = [offer.profile for offer in catalog.offers]
     if given["noise"] and len(profiles) != 1:
         raise TraceError("--noise goes with one profile, whose quantiles it draws from")

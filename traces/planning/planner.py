@@ -22,6 +22,9 @@ from traces.planning.search import MOST_DEVICES, Dropped, Fleet, FleetSearch, Ta
 from traces.planning.traffic import Traffic, traffic_of
 from traces.trace import Trace, TraceError
 
+EVERY_FLEET, ONE_TYPE = "every fleet", "fleets of one type"
+"""Of `certificate_of`: which fleets `certificate_cost` is a bound of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
@@ -60,8 +63,9 @@ def make_plan(
     found = search.run(
         candidates(alone, options.policies, promise, traffic.slo_s, options.routings)
     )
-    together = usable_offers(catalog.offers, search) if options.mixed else []
-    if len(together) > 1:
+    together = usable_offers(catalog.offers, search)
+    is_mixed = options.mixed and len(together) > 1
+    if is_mixed:
         found = with_mixed(search, found, together, options.policies[0], tell)
     least = _LeastFleet.of(search, alone.offers, together)
     certificates = {o.name: search.certificate(o).to_json() for o in alone.offers}
@@ -69,11 +73,13 @@ def make_plan(
         promise, options, catalog, float(np.median(traffic.slo_s)), trace_summary(trace),
         certificates, found.dropped,
     )  # fmt: skip
-    common |= {"certificate_cost": least.cost, "mixed": len(together) > 1}
+    common |= {
+        "certificate_cost": least.cost, "certificate_of": EVERY_FLEET, "mixed": is_mixed
+    }  # fmt: skip
     draws = {seed: traffic_of(drawn, slo_s, promise) for seed, drawn in options.draws.items()}
     fleets = kept_on_all(found.fleets, task, draws, tell) if draws else found.fleets
     if not fleets:
-        return {**common, **_saturated(least, options)}
+        return {**common, **_saturated(least, options, alone.offers)}
     best = fleets[0]
     others = [fleet for fleet in fleets[1:] if fleet.candidate != best.candidate]
     tell("headroom, neighbours, zoo")
@@ -205,15 +211,25 @@ class _LeastFleet:
         return _LeastFleet(cost, workers, is_within)
 
 
-def _saturated(least: _LeastFleet, options: PlanOptions) -> dict[str, Any]:
-    most = options.max_devices or MOST_DEVICES
+def _saturated(
+    least: _LeastFleet, options: PlanOptions, offers: Sequence[DeviceOffer]
+) -> dict[str, Any]:
+    allowed = allowed_devices(options.max_devices, offers)
     why = (
-        f"no candidate keeps the promise with up to {most} devices; any policy needs "
-        f"{least.workers}"
+        f"no candidate keeps the promise with up to {allowed}; any policy needs {least.workers}"
         if least.is_within_max
-        else f"no policy keeps the promise with {most} devices: any needs {least.workers} at least"
+        else f"no policy keeps the promise with {allowed}: any needs {least.workers} at least"
     )
     return {"saturated": True, "why": why, "certificate_workers": least.workers}
+
+
+def allowed_devices(max_devices: int | None, offers: Sequence[DeviceOffer]) -> str:
+    """Return how many devices there may be, in words: as asked, and as the catalogue has them."""
+    most = max_devices or MOST_DEVICES
+    few = [f"{o.max_devices} x {o.name}" for o in offers if (o.max_devices or most) < most]
+    if few and len(few) == len(offers):
+        return f"the catalogue's {', '.join(few)}"
+    return f"{most} devices" + (f" and the catalogue's {', '.join(few)}" if few else "")
 
 
 def _runner_up(others: Sequence[Fleet], best: Fleet) -> dict[str, Any] | None:

@@ -12,11 +12,9 @@ import math
 import numpy as np
 
 from slackfit.profile import LatencyProfile
-from traces.planning.promise import PartPromise, Promise
+from traces.planning.promise import SLACK, PartPromise, Promise, as_good, rounded_down
 from traces.planning.traffic import Traffic
 from traces.trace import FloatArray
-
-_SLACK = 1e-9
 
 
 def impossible_part(promise: Promise, profile: LatencyProfile, traffic: Traffic) -> str:
@@ -37,22 +35,25 @@ def _impossible(
     deadlines_s: FloatArray,
 ) -> str:
     """Return why what is promised to these queries can't be kept; empty: it may."""
+    if not len(deadlines_s):
+        return ""  # to nobody anything is kept
     best = max(subnet.accuracy for subnet in profile.subnets)
-    for name, value in (("accuracy", wanted.accuracy), ("floor", floor)):
+    for name, value in (("accuracy", as_good(wanted.accuracy)), ("floor", floor)):
         if value > best:
+            nearest = f"{whose}{name}>={rounded_down(best):g}"
             return (
                 f"{whose}{name}>={value:g} is impossible with profile {profile.name!r}: its most "
-                f"accurate subnet has {best:g}; the nearest possible is {whose}{name}>={best:g}"
+                f"accurate subnet has {best:g}; the nearest possible is {nearest}"
             )
     share = _share_served(profile, floor, deadlines_s)
-    if share < wanted.attainment - _SLACK:
+    if share < as_good(wanted.attainment):
         return _too_short(whose, wanted.attainment, floor, share, profile, deadlines_s)
     reached = _best_mean(profile, floor, wanted.attainment, deadlines_s)
-    if reached < wanted.accuracy - _SLACK:
+    if reached < as_good(wanted.accuracy):
         accurate_s = _least_s(profile, wanted.accuracy)
         nearest = [f"deadlines of {accurate_s * 1e3:g} ms"]
         if reached > 0:
-            nearest.insert(0, f"{whose}accuracy>={_rounded_down(reached):g}")
+            nearest.insert(0, f"{whose}accuracy>={rounded_down(reached, SLACK):g}")
         return (
             f"{whose}accuracy>={wanted.accuracy:g} is impossible with profile {profile.name!r} and "
             f"{_range(deadlines_s)}: such a subnet takes {accurate_s * 1e3:g} ms for one query; "
@@ -76,12 +77,13 @@ def _too_short(
     lower = [
         s.accuracy
         for s in profile.subnets
-        if s.accuracy < floor and _share_served(profile, s.accuracy, deadlines_s) >= attainment
+        if s.accuracy < floor
+        and _share_served(profile, s.accuracy, deadlines_s) >= as_good(attainment)
     ]
     if lower:
-        nearest.insert(0, f"{whose}floor>={max(lower):g}")
+        nearest.insert(0, f"{whose}floor>={rounded_down(max(lower)):g}")
     if share > 0:
-        nearest.insert(0, f"{whose}attainment>={_rounded_down(share):g}")
+        nearest.insert(0, f"{whose}attainment>={rounded_down(share, SLACK):g}")
     return (
         f"{whose}attainment>={attainment:g} is impossible with profile {profile.name!r} and "
         f"{_range(deadlines_s)}: {who} takes {least_s * 1e3:g} ms for one query; the nearest "
@@ -105,7 +107,7 @@ def _best_mean(
         if subnet.accuracy >= floor:
             fits = deadlines_s >= alone_s(profile, subnet.subnet_id)
             served[fits] = np.maximum(served[fits], subnet.accuracy)
-    count = max(1, math.ceil(attainment * len(served) - _SLACK))
+    count = max(1, math.ceil(as_good(attainment) * len(served) - SLACK))
     return float(np.mean(np.sort(served)[::-1][:count]))
 
 
@@ -123,7 +125,3 @@ def alone_s(profile: LatencyProfile, subnet_id: str) -> float:
 def _range(deadlines_s: FloatArray) -> str:
     low, high = float(np.min(deadlines_s)) * 1e3, float(np.max(deadlines_s)) * 1e3
     return f"deadlines of {low:g} ms" if low == high else f"deadlines of {low:g} to {high:g} ms"
-
-
-def _rounded_down(value: float) -> float:
-    return math.floor(value * 1e4 + _SLACK) / 1e4

@@ -9,6 +9,8 @@ from traces.trace import TraceError
 
 STREAMED = ("first_output", "first_output_per_token", "period", "fluidity")
 """Figures that only streams have."""
+SLACK = 1e-9
+"""Of a fraction: what a sum of many floats may lack of the very number that it is of."""
 _NAMES = ("attainment", "accuracy", "floor")
 _PART = re.compile(r"\s*(?:([^:,<>=]+):)?(\w+)\s*>=\s*([0-9.]+)\s*")
 
@@ -23,7 +25,7 @@ class PartPromise(NamedTuple):
 
     def is_kept(self, attainment: float, accuracy: float) -> bool:
         """Whether a run in which the group had these keeps it."""
-        return attainment >= self.attainment and accuracy >= self.accuracy
+        return attainment >= as_good(self.attainment) and accuracy >= as_good(self.accuracy)
 
 
 class Promise(NamedTuple):
@@ -40,7 +42,11 @@ class Promise(NamedTuple):
 
     def is_kept(self, attainment: float, accuracy: float) -> bool:
         """Whether a run with these keeps what is promised to all."""
-        return attainment >= self.attainment and accuracy >= self.accuracy
+        return attainment >= as_good(self.attainment) and accuracy >= as_good(self.accuracy)
+
+    def spared(self, count: float) -> float:
+        """Return how many of so many queries may miss."""
+        return (1 - as_good(self.attainment)) * count
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -89,6 +95,24 @@ def parse_promise(text: str) -> Promise:
     if not whole.get("attainment", 0.0) > 0:
         raise TraceError(f"promise {text!r} names no attainment above 0, as in attainment>=0.999")
     return Promise(**whole, parts=tuple(PartPromise(g, **figures) for g, figures in found.items()))
+
+
+def as_good(promised: float) -> float:
+    """Return the least figure that counts as what is promised.
+
+    All served at an accuracy of 0.7944 have a mean of 0.7943999999999999, as floats are added up.
+    """
+    return promised - SLACK
+
+
+def rounded_down(value: float, slack: float = 0.0) -> float:
+    """Return the largest number of six decimals that is not above `value` by more than `slack`.
+
+    >>> rounded_down(0.79435678), rounded_down(0.7944)
+    (0.794356, 0.7944)
+    """
+    near = round(value, 6)
+    return near if near <= value + slack else round(near - 1e-6, 6)
 
 
 def parse_fraction(name: str, text: str) -> float:

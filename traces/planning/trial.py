@@ -22,7 +22,7 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.replicas import simulate_replicas
 from slackfit.simulation.routing import ONE_QUEUE
 from traces.planning.candidates import FleetCandidate
-from traces.planning.promise import PartPromise, Promise
+from traces.planning.promise import PartPromise, Promise, as_good
 from traces.planning.redrawn import redrawn_sums
 from traces.planning.traffic import Traffic
 
@@ -103,7 +103,8 @@ class Trial:
         for asked in (promise, *promise.parts):
             counts = self.all if isinstance(asked, Promise) else self.groups[asked.group]
             attainment, accuracy = counts.redrawn()
-            is_kept = (attainment >= asked.attainment) & (accuracy >= asked.accuracy)
+            is_kept = attainment >= as_good(asked.attainment)
+            is_kept &= accuracy >= as_good(asked.accuracy)
             kept = kept & (is_kept | (redrawn_sums(counts.arrived) == 0))
         return float(np.mean(kept))
 
@@ -146,7 +147,7 @@ def run_trial(
     if why or traffic.groups:
         return _labelled(candidate, count, traffic, policies, devices, seed, why)
     block_s = traffic.duration_s / NUM_BLOCKS
-    allowed = np.inf if promise is None else (1 - promise.attainment) * len(traffic.arrival_s)
+    allowed = np.inf if promise is None else promise.spared(len(traffic.arrival_s))
     on_time, accurate = np.zeros(NUM_BLOCKS, np.int64), np.zeros(NUM_BLOCKS)
     missed = 0
     ended_early = False
@@ -162,7 +163,7 @@ def run_trial(
         missed += _served(run, part, allowed - missed)
         on_time += run.on_time.sum(axis=1)
         accurate += run.on_time @ run.accuracies
-        if missed > allowed + 1e-9:
+        if missed > allowed:
             ended_early = True
             break
     return Trial(Counts(_blocked(_places(traffic)), on_time, accurate), ended_early)
@@ -182,7 +183,7 @@ def _served(run: CompiledRun, traffic: Traffic, allowed: float) -> int:
             arrival_s[inside], deadline_s[inside], floors[inside],
             None if classes is None else classes[inside],
         )  # fmt: skip
-        if _missed(run) > allowed + 1e-9:
+        if _missed(run) > allowed:
             return _missed(run)
     run.finish()
     return _missed(run)

@@ -51,6 +51,19 @@ class LoadForecast:
         }
 
 
+def check_verifiable(promise: Promise) -> None:
+    """Refuse a promise of which replays know nothing: queries are sent without a floor, all alike.
+
+    Raises TraceError.
+    """
+    if promise.floor or promise.parts:
+        raise TraceError(
+            f"--verify goes with a promise to all, of attainment and accuracy; {promise} names "
+            "floors or groups, which requests of a replay do not carry: plan with it, and verify "
+            "a plan without them"
+        )
+
+
 def capacity_qps(
     trace: Trace,
     servers: Sequence[LiveServer],
@@ -60,11 +73,13 @@ def capacity_qps(
 ) -> float:
     """Return the highest rate of the trace's traffic at which the simulated servers keep `promise`.
 
-    Raises TraceError where they keep it at none.
+    Each rate is simulated for `duration_s` beside the warm-up. Raises TraceError where they keep it
+    at none, and what `check_verifiable` raises.
     """
+    check_verifiable(promise)
 
     def keeps(at: Trace) -> float:
-        part = at_rate(trace, at.rate_qps, duration_s)
+        part = at_rate(trace, at.rate_qps, duration_s + options.warmup_s)
         found = figures(_simulated(part, servers, options))
         attainment, accuracy = found["slo_attainment"], found["mean_serving_accuracy"]
         return float(promise.is_kept(attainment or 0.0, accuracy or 0.0))
@@ -83,9 +98,13 @@ def capacity_qps(
 def at_rate(trace: Trace, rate_qps: float, duration_s: float) -> Trace:
     """Return the trace's first arrivals, as many as `duration_s` has at `rate_qps`, at that rate.
 
-    A trace of fewer arrivals is taken whole, and lasts less long.
+    A trace of fewer arrivals is followed by itself, as often as need be.
     """
     count = max(round(rate_qps * duration_s), 2)
+    if count > len(trace):  # at that rate first: repeated as it is it may last for years
+        trace = trace.rescale_rate(rate_qps)
+    while count > len(trace):
+        trace = replace(trace.splice(trace), metadata={**trace.metadata, "repeated": True})
     if count < len(trace):
         trace = trace.window(0.0, float(np.nextafter(trace.arrival_s[count - 1], np.inf)))
     return trace.rescale_rate(rate_qps)

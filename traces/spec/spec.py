@@ -25,7 +25,15 @@ from traces.spec.kinds import COMMON_KEYS, GENERATORS, Generator, SpecKey
 from traces.texts import Texts
 from traces.trace import Trace, TraceError
 
-__all__ = ["GENERATORS", "SpecError", "describe_generators", "parse_spec"]
+__all__ = [
+    "GENERATORS",
+    "SpecError",
+    "SpecPart",
+    "describe_generators",
+    "parse_spec",
+    "part_seed",
+    "spec_parts",
+]
 
 _SEED_STEP = 1_000_003  # parts of a sum draw from seeds this far apart
 
@@ -58,7 +66,7 @@ def parse_spec(spec: str, *, seed: int = 0) -> Trace:
         part = spec[start:end].rstrip()
         start += len(part) - len(part.lstrip())
         try:
-            traces.append(_build(part.strip(), seed + i * _SEED_STEP))
+            traces.append(_build(part.strip(), part_seed(seed, i)))
         except SpecError as error:
             if part == spec:
                 raise
@@ -90,9 +98,43 @@ def _parts(spec: str) -> Iterator[tuple[int, int]]:
     yield start, len(spec)
 
 
+class SpecPart(NamedTuple):
+    """A part of a sum: a generator, or else how the text begins, and what is given to it."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def spec_parts(spec: str) -> list[SpecPart]:
+    """Return the parts of a SPEC, of generators with their arguments as their builders take them.
+
+    What tags queries (`COMMON_KEYS`) is left out. Raises SpecError for a part that is malformed.
+    """
+    found: list[SpecPart] = []
+    for start, end in _parts(spec):
+        part = spec[start:end].strip()
+        name = _name(part)
+        arguments: dict[str, Any] = {}
+        if name in GENERATORS:
+            arguments = _arguments(part, name, GENERATORS[name])
+            for key in COMMON_KEYS.values():
+                arguments.pop(key.argument, None)
+        found.append(SpecPart(name, arguments))
+    return found
+
+
+def part_seed(seed: int, place: int) -> int:
+    """Return the seed of a part of a sum, by its place."""
+    return seed + place * _SEED_STEP
+
+
+def _name(part: str) -> str:
+    return re.match(r"[^:=,\s]*", part).group()  # type: ignore[union-attr] # matches always
+
+
 def _build(spec: str, seed: int) -> Trace:
     """Build one part of a sum."""
-    name = re.match(r"[^:=,\s]*", spec).group()  # type: ignore[union-attr] # matches always
+    name = _name(spec)
     if name in GENERATORS:
         generator = GENERATORS[name]
         arguments = _arguments(spec, name, generator)

@@ -9,16 +9,15 @@ rates, as in memory. The rate of `diurnal` is that of the middle of each piece.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from traces.generators.arrivals import gamma, poisson
 from traces.generators.azure_shape import minute_shape
-from traces.spec.spec import parse_spec
+from traces.spec.spec import GENERATORS, SpecPart, part_seed, spec_parts
 from traces.trace import FloatArray, TraceError
 
 PIECE_S = 10.0
@@ -26,7 +25,7 @@ _STATIONARY = ("poisson", "gamma", "bursty")
 _SHAPE = "azure2019-shape"
 _DIURNAL = "diurnal"
 _NAMES = (*_STATIONARY, _SHAPE, _DIURNAL)
-_DURATION = re.compile(r"(?<=[:,]duration=)[^,]+")
+_RATES = ("rate_qps", "base_qps", "variant_qps")
 
 
 class Stream(NamedTuple):
@@ -41,7 +40,7 @@ class PieceSource:
     """The arrivals of a generator's SPEC, any piece of them at any time, always the same.
 
     There are `parts` pieces to each `bin_s` seconds. `rates_qps` is the rate of each piece where it
-    changes; None: the SPEC says it.
+    changes, with gaps of `cv2`; None: `stationary`, of which the sum is drawn, says it.
     """
 
     spec: str
@@ -51,6 +50,7 @@ class PieceSource:
     parts: int = 1
     rates_qps: FloatArray | None = None
     cv2: float = 1.0
+    stationary: Sequence[SpecPart] = ()
 
     def __len__(self) -> int:
         return self.parts * math.ceil(self.duration_s / self.bin_s - 1e-9)
@@ -65,12 +65,19 @@ class PieceSource:
         seed = _seed(self.seed, number)
         length_s = min(self.bin_s / self.parts, self.duration_s - begin_s)
         if self.rates_qps is None:
-            piece = parse_spec(_DURATION.sub(f"{length_s!r}", self.spec), seed=seed)
-        elif self.cv2 == 1.0:
+            return begin_s + _together(self.stationary, length_s, seed)
+        if self.cv2 == 1.0:
             piece = poisson(float(self.rates_qps[number]), length_s, seed=seed)
         else:
             piece = gamma(float(self.rates_qps[number]), self.cv2, length_s, seed=seed)
         return begin_s + piece.arrival_s
+
+    @property
+    def expected_qps(self) -> float:
+        """The mean rate, as the SPEC says it; what arrives varies about that."""
+        if self.rates_qps is not None:
+            return float(np.mean(self.rates_qps))
+        return sum(part.arguments.get(key, 0.0) for part in self.stationary for key in _RATES)
 
     def between(self, begin_s: float, end_s: float) -> range:
         """Return the pieces that begin in [begin_s, end_s)."""
@@ -89,38 +96,78 @@ def stream_spec(spec: str, *, seed: int = 0) -> Stream:
 
 
 def piece_source(spec: str, *, seed: int = 0) -> PieceSource:
-    """Return the pieces of a generator's SPEC.
+    """Return the pieces of a generator's SPEC, or of a sum of stationary ones of one duration.
 
     Raises TraceError for a SPEC that is malformed, a file, or a generator that has no stream.
     """
-    name = spec.partition(":")[0]
-    if name not in _NAMES:
-        raise TraceError(
-            f"{name!r} cannot be streamed, allowed are the generators {', '.join(_NAMES)}"
-        )
-    parse_spec(_DURATION.sub("0.001", spec), seed=seed)  # reports what is malformed
-    duration_s = _number(spec, "duration", math.nan)
-    if not 0 < duration_s < math.inf:
+    parts = spec_parts(spec)
+    for name, arguments in parts:
+        if name not in _NAMES:
+            raise TraceError(
+                f"{name!r} cannot be streamed, allowed are the generators {', '.join(_NAMES)}"
+            )
+        GENERATORS[name].build(**{**arguments, "duration_s": 0.001}, seed=seed)  # or it says why
+    name, arguments = parts[0]
+    duration_s = arguments["duration_s"]
+    if not duration_s > 0:
         raise TraceError(f"duration must be a finite time above 0 in {spec!r}")
+    if len(parts) > 1:
+        _check_sum(parts)
     if name == _SHAPE:
+        _check_placed(arguments)
         shape = minute_shape(seed)
         bin_s = duration_s / len(shape)
-        parts = math.ceil(bin_s / PIECE_S)
-        rates_qps = _number(spec, "qps") * np.repeat(shape, parts)
-        return PieceSource(spec, seed, duration_s, bin_s, parts, rates_qps)
+        per_bin = math.ceil(bin_s / PIECE_S)
+        rates_qps = arguments["rate_qps"] * np.repeat(shape, per_bin)
+        return PieceSource(spec, seed, duration_s, bin_s, per_bin, rates_qps)
     if name == _DIURNAL:
-        period_s = _number(spec, "period", duration_s)
-        middles_s = np.minimum(np.arange(0, duration_s, PIECE_S) + PIECE_S / 2, duration_s)
-        swing = (_number(spec, "peak") - 1) * np.cos(2 * math.pi * middles_s / period_s)
-        rates_qps = _number(spec, "rate") * (1 - swing)
-        cv2 = _number(spec, "cv2", 1.0)
-        return PieceSource(spec, seed, duration_s, PIECE_S, 1, rates_qps, cv2)
-    return PieceSource(spec, seed, duration_s, PIECE_S)
+        cv2 = arguments.get("cv2", 1.0)
+        return PieceSource(
+            spec, seed, duration_s, PIECE_S, 1, _day_rates_qps(**{**arguments, "cv2": cv2}), cv2
+        )
+    return PieceSource(spec, seed, duration_s, PIECE_S, stationary=tuple(parts))
 
 
-def _number(spec: str, key: str, default: float = 0.0) -> float:
-    found = re.search(rf"(?<=[:,]){key}=([^,]+)", spec)
-    return default if found is None else float(found[1])
+def _day_rates_qps(
+    rate_qps: float,
+    peak_to_mean: float,
+    duration_s: float,
+    cv2: float,
+    period_s: float | None = None,
+) -> FloatArray:
+    """Return the rate in the middle of each piece of a day."""
+    middles_s = np.minimum(np.arange(0, duration_s, PIECE_S) + PIECE_S / 2, duration_s)
+    swing = (peak_to_mean - 1) * np.cos(2 * math.pi * middles_s / (period_s or duration_s))
+    return rate_qps * (1 - swing)
+
+
+def _together(parts: Sequence[SpecPart], length_s: float, seed: int) -> FloatArray:
+    """Return the arrivals of stationary parts superposed, as `parse_spec` draws them."""
+    drawn = [
+        GENERATORS[name]
+        .build(**{**arguments, "duration_s": length_s}, seed=part_seed(seed, place))
+        .arrival_s
+        for place, (name, arguments) in enumerate(parts)
+    ]
+    return drawn[0] if len(drawn) == 1 else np.sort(np.concatenate(drawn))
+
+
+def _check_sum(parts: Sequence[SpecPart]) -> None:
+    """Refuse a sum whose pieces are no sum of pieces. Raises TraceError."""
+    if {part.name for part in parts} - {*_STATIONARY}:
+        raise TraceError(f"of a sum only {', '.join(_STATIONARY)} can be streamed")
+    if len({part.arguments["duration_s"] for part in parts}) > 1:
+        raise TraceError("the parts of a sum that is streamed must have one duration")
+
+
+def _check_placed(arguments: Mapping[str, Any]) -> None:
+    """Refuse arrivals that are not placed as pieces are. Raises TraceError."""
+    placed = arguments.get("placement", "poisson")
+    if placed != "poisson" or "cv2" in arguments:
+        raise TraceError(
+            f"{_SHAPE} is streamed with placement=poisson and without cv2, got {placed}; leave "
+            "both out, or simulate it without --stream"
+        )
 
 
 def _seed(seed: int, piece: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from serve.bench.mixed.timed_server import config_of
 from serve.bench.serving.server_process import server_process
-from serve.commands.verified_plan import PlanCheck, verify_plan
+from serve.commands.verified_plan import PlanCheck, check_servers, verify_plan
 from slackfit.profile import LatencyProfile
 from traces.planning.promise import Promise
 from traces.spec.spec import parse_spec
@@ -27,8 +27,8 @@ def test_what_is_foretold_is_written_before_anything_is_replayed(tmp_path: Path)
     said: list[str] = []
     foretold: list[dict[str, Any]] = []
 
-    def on_forecast(verification: dict[str, Any]) -> None:
-        assert not any(line.startswith("replaying") for line in said)
+    def on_progress(verification: dict[str, Any]) -> None:
+        assert sum(line.startswith("replaying") for line in said) == len(foretold)
         foretold.append(json.loads(json.dumps(verification)))
 
     with server_process(config) as server:
@@ -36,7 +36,8 @@ def test_what_is_foretold_is_written_before_anything_is_replayed(tmp_path: Path)
             url=server.url, trace=parse_spec("poisson:rate=100,duration=60"), profile=profile,
             promise=Promise(0.99, 0.775), slo_s=0.36, duration_s=2.0,
         )  # fmt: skip
-        found = verify_plan(check, on_forecast, said.append)
+        check_servers(server.url, [profile])
+        found = verify_plan(check, on_progress, said.append)
         other = profile.scaled(1.0)
         object.__setattr__(other, "name", "another")
         wrong = PlanCheck(
@@ -44,8 +45,11 @@ def test_what_is_foretold_is_written_before_anything_is_replayed(tmp_path: Path)
             duration_s=2.0,
         )  # fmt: skip
         with pytest.raises(TraceError, match="the one given is 'another'"):
-            verify_plan(wrong, on_forecast, said.append)
-    assert len(foretold) == 1
+            verify_plan(wrong, on_progress, said.append)
+        with pytest.raises(TraceError, match="the one given is 'another'"):
+            check_servers(server.url, [other])
+    done = [["live" in level for level in one["levels"]] for one in foretold]
+    assert done == [[True] * count + [False] * (4 - count) for count in range(5)]
     before = foretold[0]["levels"]
     assert [level["load"] for level in before] == [0.5, 0.7, 0.85, 0.95]
     assert all("live" not in level for level in before)

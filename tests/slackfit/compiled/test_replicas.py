@@ -9,7 +9,7 @@ from slackfit.compiled.jit import missing
 from slackfit.compiled.replicas import simulate_round_robin, why_not_routed
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
-from slackfit.simulation.devices import AS_PROFILED, DeviceModel
+from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Failure
 from slackfit.simulation.replicas import simulate_replicas
 from slackfit.simulation.routing import ROUND_ROBIN, parse_routing
 
@@ -41,5 +41,8 @@ def test_what_is_not_in_turn_or_not_as_profiled_is_named(resnet: LatencyProfile)
     assert why == "routing power-of-two has no compiled form"
     slower = DeviceModel(overhead_s=0.001)
     assert "not as profiled" in why_not_routed(ROUND_ROBIN, policy, resnet, slower)
+    failing = DeviceModel(events=[Failure(1.0, 0)])
+    assert "not as profiled" in why_not_routed(ROUND_ROBIN, policy, resnet, failing)
     if not missing():
-        assert why_not_routed(ROUND_ROBIN, policy, resnet, AS_PROFILED) == ""
+        for plain in (AS_PROFILED, DeviceModel(events=[])):
+            assert why_not_routed(ROUND_ROBIN, policy, resnet, plain) == ""

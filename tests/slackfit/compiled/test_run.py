@@ -53,6 +53,26 @@ def test_pieces_end_as_the_whole_and_are_counted_alike(policy: str, resnet: Late
 
 
 @needs_numba
+@pytest.mark.parametrize("policy", ["slackfit", "drainfit"])
+def test_floors_in_small_pieces_end_as_in_python(policy: str, resnet: LatencyProfile):
+    """No more arrivals of a floor were remembered than the first piece had."""
+    arrival_s = arrivals(1000, 3000)  # of which a second is remembered
+    floors = np.random.default_rng(2).choice([0.0, 0.76, 0.79], len(arrival_s))
+    outcomes = OutcomeColumns.of(
+        simulate(
+            arrival_s, resnet, create_policy(policy, resnet), slo_s=0.036, min_accuracy=floors
+        )
+    )  # fmt: skip
+    run = CompiledRun(resnet, create_policy(policy, resnet), has_floors=True)
+    for part in np.array_split(np.arange(len(arrival_s)), [1, 3, 10, 500]):
+        run.feed(arrival_s[part], arrival_s[part] + 0.036, floors[part])
+    run.finish()
+    assert run.statuses["on_time"] == outcomes.on_time.sum()
+    accuracy = float(run.on_time.sum(axis=0) @ run.accuracies)
+    assert accuracy == pytest.approx(outcomes.accuracy[outcomes.on_time].sum(), rel=1e-12)
+
+
+@needs_numba
 def test_more_arrivals_than_are_remembered_are_forgotten_alike(trio: LatencyProfile):
     # 4e5 queries/s: the history of 65,536 arrivals spans less than four SLOs.
     arrival_s = arrivals(4e5, 2 * HISTORY + 40_000)

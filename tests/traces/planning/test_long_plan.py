@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,19 @@ from slackfit.profile import LatencyProfile
 from slackfit.simulation.devices import AS_PROFILED
 from traces.planning.candidates import FleetCandidate
 from traces.planning.catalog import Catalog, DeviceOffer
-from traces.planning.hours import Fielded, HourlyTrials, busiest_first, num_hours
+from traces.planning.certificate import by_mean_rate
+from traces.planning.hours import (
+    Fielded,
+    HourlyTrials,
+    busiest_first,
+    expected_queries,
+    num_hours,
+)
 from traces.planning.long_plan import make_long_plan
-from traces.planning.page import plan_page
+from traces.planning.page import plan_page, undercut
 from traces.planning.planner import PlanOptions
 from traces.planning.promise import Promise, parse_promise
-from traces.spec.streamed import piece_source
+from traces.spec.streamed import PieceSource, piece_source
 from traces.trace import TraceError
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "numba is here")
@@ -49,9 +58,10 @@ def test_hours_are_served_apart_and_counted(slow: LatencyProfile, processes: int
     assert num_hours(source) == 3
     assert busiest_first(source)[0] == 1
     fleets = [Fielded(candidate(slow, name), n) for name, n in (("slackfit", 2), ("drainfit", 3))]
-    with HourlyTrials(3.6, Promise(0.01), AS_PROFILED, processes=processes) as trials:
-        found = trials.run(source, fleets, 1)
     arrival_s = np.concatenate([source.piece(k) for k in range(len(source))])
+    with HourlyTrials(3.6, Promise(0.01), AS_PROFILED, processes=processes) as trials:
+        assert trials.num_queries(source) == len(arrival_s)
+        found = trials.run(source, fleets, 1)
     for fleet, trial in zip(fleets, found, strict=True):
         on_time = accurate = 0.0
         for begin_s in (0.0, 3600.0, 7200.0):
@@ -75,6 +85,56 @@ def test_a_fleet_that_misses_too_much_is_asked_no_more(slow: LatencyProfile):
     assert one.ended_early
     assert not one.keeps(PROMISE)
     assert many.keeps(PROMISE)
+
+
+BURSTS = "gamma:rate=100,cv2=64,duration=60"
+
+
+def arrivals(source: PieceSource) -> int:
+    return sum(len(source.piece(number)) for number in range(len(source)))
+
+
+def test_a_fleet_ends_early_by_what_arrives_and_not_by_one_piece(slow: LatencyProfile):
+    """A piece stood for all of them, and had 0.64 of their mean."""
+    source = piece_source(BURSTS, seed=2)
+    assert expected_queries(source) == 6000
+    one = [Fielded(candidate(slow), 6)]
+    with HourlyTrials(3.6, Promise(0.01), AS_PROFILED, processes=1) as trials:
+        (whole,) = trials.run(source, one, 0)
+    assert 0.1 < whole.attainment < 0.9
+    exactly = Promise(whole.attainment)
+    with HourlyTrials(3.6, exactly, AS_PROFILED, processes=1) as trials:
+        (kept,) = trials.run(source, one, 0)
+    assert kept.keeps(exactly)
+
+
+def test_a_streamed_certificate_is_of_what_arrives(slow: LatencyProfile):
+    """It was of a piece with 1.5 times the mean, which some fleets below it had kept."""
+    source = piece_source(BURSTS, seed=8)
+    made = make_long_plan(
+        {0: source}, 3.6, Catalog(offers=(candidate(slow).offer,)), Promise(0.999, 0.8),
+        PlanOptions(policies=["slackfit"], confidence=0.0, max_devices=1), processes=1,
+    )  # fmt: skip
+    count = arrivals(source)
+    assert made["saturated"]
+    assert made["trace"]["num_queries"] == count
+    least = by_mean_rate(slow, count, 63.6, Promise(0.999, 0.8))
+    assert made["certificates"]["d"]["mean"] == made["certificate_workers"] == least > 1
+    assert made["certificate_of"] == "every fleet"
+
+
+def test_of_two_types_a_streamed_plan_claims_no_more_than_of_one(slow: LatencyProfile):
+    one = candidate(slow).offer
+    catalog = Catalog(offers=(one, replace(one, name="e", price_per_hour=2.0)))
+    options = PlanOptions(policies=["slackfit"], confidence=0.0)
+    source = piece_source("poisson:rate=20,duration=20")
+    made = make_long_plan({0: source}, 3.6, catalog, Promise(0.9), options, processes=1)
+    assert "no fleet of one type costs less than" in undercut(made)
+    few = replace(options, max_devices=1)
+    strict = Promise(0.999, 0.8)
+    source = piece_source("poisson:rate=100,duration=20")
+    made = make_long_plan({0: source}, 3.6, catalog, strict, few, processes=1)
+    assert re.search(r"with up to 1 devices; any policy needs \d+ of one type", made["why"])
 
 
 def test_the_plan_is_the_smallest_fleet_that_keeps_the_promise_all_day_on_all_seeds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 from dataclasses import replace
@@ -21,8 +22,8 @@ from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.certificate import certify
 from traces.planning.mixed_bound import MixedBound
 from traces.planning.mixed_search import with_mixed
-from traces.planning.page import plan_page
-from traces.planning.planner import PlanOptions, make_plan
+from traces.planning.page import plan_page, undercut
+from traces.planning.planner import PlanOptions, allowed_devices, make_plan
 from traces.planning.promise import Promise, parse_promise
 from traces.planning.search import Fleet, FleetSearch, FoundFleets, Task
 from traces.planning.traffic import Traffic
@@ -70,9 +71,27 @@ def test_two_types_are_planned_where_they_are_cheaper_than_one():
     one_type = make_plan(trace, 0.05, catalog, PROMISE, replace(options, mixed=False))
     assert (one_type["fleet"], one_type["mixed"]) == ("11 x small", False)
     assert one_type["cost_per_hour"] == pytest.approx(13.2)
+    # What is not searched is bounded all the same.
+    assert one_type["certificate_cost"] == pytest.approx(11.2)
+    assert undercut(one_type) == (
+        "no policy needs fewer than 11 x small, no fleet costs less than 11.2 an hour"
+    )
+    assert undercut(made) == (
+        "with 1 x big no policy needs fewer than 1 x small, no fleet costs less than 11.2 an hour"
+    )
     bounded = make_plan(trace, 0.05, catalog, PROMISE, replace(options, max_devices=1))
     assert bounded["saturated"]
     assert bounded["why"] == "no policy keeps the promise with 1 devices: any needs 2 at least"
+    few = Catalog(offers=(replace(BIG, max_devices=1), replace(SMALL, max_devices=3)))
+    bounded = make_plan(trace, 0.05, few, Promise(0.999, 0.7), replace(options, mixed=False))
+    assert bounded["why"] == (
+        "no candidate keeps the promise with up to the catalogue's 1 x big, 3 x small; any policy "
+        "needs 2"
+    )
+    few = Catalog(offers=(BIG, replace(SMALL, max_devices=3)))
+    assert allowed_devices(9, few.offers) == "9 devices and the catalogue's 3 x small"
+    assert allowed_devices(2, few.offers) == "2 devices"
+    assert allowed_devices(None, few.offers) == "4096 devices and the catalogue's 3 x small"
 
 
 def test_a_device_that_is_not_accurate_enough_alone_stands_beside_one_that_is():
@@ -170,6 +189,23 @@ def test_the_bound_of_one_type_is_its_certificate():
             least = certify(offer.profile, traffic, promise, programs=False)
             found = MixedBound([offer], traffic, promise).fewest([1000], 1000)
             assert found == (max(least.mean, least.windows),), f"seed {seed}"
+
+
+def test_the_bound_says_nothing_on_stdout(capfd: pytest.CaptureFixture[str]):
+    """The solver's machine code told of its heuristics there, in the midst of a plan's JSON."""
+    resnet = LatencyProfile.load(Path("profiles/superserve_resnet_2080ti.json"))
+    fast, slow = (
+        DeviceOffer(name=name, profile=resnet.scaled(factor), price_per_hour=price)
+        for name, factor, price in (("fast", 1.0, 1.0), ("slow", 2.0, 0.6))
+    )
+    traffic = Traffic(np.arange(0, 1, 1 / 5000), 1.0, 0.036)
+    bound = MixedBound([fast, slow], traffic, Promise(0.99, 0.79))
+    ctypes.CDLL(None).fflush(None)  # of earlier tests
+    capfd.readouterr()
+    assert bound.cheapest([4096, 4096], 8192) is not None
+    ctypes.CDLL(None).fflush(None)
+    print("after")
+    assert capfd.readouterr().out == "after\n"
 
 
 def test_a_groups_own_promise_bounds_mixed_fleets():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from serve.bench.policies.small_catalogs import compared, small_task
 from serve.cli import build_app
 from slackfit.profile import LatencyProfile, SubnetProfile
+from traces.planning.answers import first_missed
 from traces.planning.candidates import candidates
 from traces.planning.catalog import Catalog, DeviceOffer, load_catalog, without_prices
 from traces.planning.certificate import certify, query_s
@@ -231,6 +232,8 @@ def test_what_a_catalogue_refers_to_is_an_error_of_its_line(tmp_path: Path):
         (one + one, 7, "name 'd' is an earlier device's, allowed another"),
         (one.replace(str(RESNET), "nowhere.json"), 4, "No such file or directory"),
         (one + "price = = 2\n", 6, "Invalid value"),
+        ("\n\n" + one.replace("= 1", "= -1"), 7, "price_per_hour is -1"),
+        (one + "\n\n" + one, 9, "name 'd' is an earlier device's"),
     ):
         path.write_text('dated = "2026-11-01"\n' + text)
         with pytest.raises(TraceError, match=re.escape(f"{path}:{line}: ") + f".*{message}"):
@@ -293,6 +296,17 @@ def test_prices_are_in_no_code():
     named = re.compile(r"\b(H100|A100|A40|L4|T4|2080)\b|price_per_hour\s*=\s*[0-9.]*[2-9]")
     for path in Path("traces/planning").glob("*.py"):
         assert not named.search(path.read_text(encoding="utf-8")), path
+
+
+def test_headroom_is_sure_where_redrawn_traces_keep_the_promise():
+    """At the load itself it had counted as sure, whatever the redraws said."""
+    shares = {0.36: 1.0, 0.68: 0.97, 0.84: 0.9, 0.92: 0.94, 0.96: 0.7, 1.0: 0.6, 1.04: 0.0}
+    assert first_missed(lambda f: shares.get(round(f, 2), 0.0))["low"] == pytest.approx(0.68)
+    assert first_missed(lambda f: float(f == 1.0) * 0.5)["low"] == 0.0
+    plain = first_missed(lambda f: 1.0 if f <= 1.5 else 0.6 if f < 2 else 0.0)
+    assert plain["low"] == pytest.approx(1.32)  # the largest that was tried below 1.5
+    # What is sure at a load, but not below it, is luck.
+    assert first_missed(lambda f: 0.5 if f == 1.0 else 0.96 if f < 1.1 else 0.0)["low"] == 0.96
 
 
 def test_a_day_has_replicas_by_the_hour_and_starts_them_early(resnet: LatencyProfile):

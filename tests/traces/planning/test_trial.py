@@ -16,12 +16,14 @@ from slackfit.simulation.simulate import simulate
 from traces.planning.candidates import FleetCandidate
 from traces.planning.catalog import DeviceOffer
 from traces.planning.certificate import certify
+from traces.planning.possible import impossible_part
 from traces.planning.promise import PartPromise, Promise, parse_promise
 from traces.planning.redrawn import RESAMPLES, common_draw, redrawn_sums
+from traces.planning.search import FleetSearch, Task
 from traces.planning.traffic import Traffic, traffic_of
 from traces.planning.trial import run_trial
 from traces.spec.spec import parse_spec
-from traces.trace import TraceError
+from traces.trace import Trace, TraceError
 
 GOLD = "gamma:rate=1500,cv2=4,duration=4,tenant=gold + gamma:rate=4500,cv2=4,duration=4,tenant=tin"
 
@@ -121,3 +123,18 @@ def test_every_trial_is_redrawn_by_the_same_draw(resnet: LatencyProfile):
     apart = five.intervals()[1].low - four.intervals()[1].high
     assert apart < accuracy.low <= accuracy.high
     assert five.less(five) == ((0.0, 0.0), (0.0, 0.0))
+
+
+def test_a_group_that_part_of_a_trace_lacks_bounds_nothing_there(resnet: LatencyProfile):
+    """With the trace's own deadlines the longest of none was asked for."""
+    early = Trace(
+        arrival_s=np.arange(0, 4, 0.01), duration_s=4.0, slo_s=np.full(400, 0.036),
+        query_class=np.repeat([0, 1], 200),
+    )  # fmt: skip
+    promise = parse_promise("attainment>=0.9,1:attainment>=0.99")
+    half = traffic_of(early, None, promise).between(0.0, 2.0)
+    assert certify(resnet, half, promise).workers == 1
+    assert impossible_part(promise, resnet, half) == ""
+    fleet = FleetSearch(Task(half, promise)).fewest(candidate(resnet))
+    assert fleet is not None
+    assert fleet.workers == 1

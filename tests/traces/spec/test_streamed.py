@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from traces.spec.spec import parse_spec
 from traces.spec.streamed import piece_source, stream_spec
 from traces.trace import TraceError
+
+SUM = "poisson:rate=20,duration=10 + gamma:rate=50,cv2=4,duration=10"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,12 @@ def test_successive_pieces_differ():
         ("t.csv", "cannot be streamed, allowed are the generators poisson, gamma, bursty"),
         ("poisson:rate=1", "still needs duration"),
         ("poisson:rate=x,duration=5", "rate must be"),
-        ("poisson:rate=1,duration=inf", "duration must be a finite time above 0"),
+        ("poisson:rate=1,duration=inf", "duration must be a finite number of at least 0"),
+        ("poisson:rate=1,duration=0", "duration must be a finite time above 0"),
+        ("diurnal:rate=9,peak=1.5,duration=9 + poisson:rate=9,duration=9", "of a sum only poisson"),
+        ("poisson:rate=9,duration=9 + poisson:rate=9,duration=8", "must have one duration"),
+        ("azure2019-shape:qps=9,duration=9,placement=uniform", "streamed with placement=poisson"),
+        ("diurnal:rate=9,peak=3,duration=9", "peak"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(spec, message):
@@ -61,3 +69,33 @@ def test_pieces_are_found_by_time_and_follow_the_day():
     assert source.rates_qps is not None
     assert source.rates_qps[6] == pytest.approx(30.0, rel=0.01)  # noon
     assert source.rates_qps[0] == pytest.approx(10.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("plain", "written"),
+    [
+        (
+            "diurnal:rate=100,duration=60,peak=1.5,period=50,cv2=4",
+            'diurnal:rate= 100, duration="60", peak=1.5 ,period =50, cv2="4"',
+        ),
+        ("azure2019-shape:qps=50,duration=30", 'azure2019-shape: qps="50", duration= 30'),
+        ("gamma:rate=50,cv2=4,duration=25", ' gamma: rate=50, cv2=4, duration="25"'),
+    ],
+)
+def test_spaces_and_quotes_change_no_traffic(plain: str, written: str):
+    """A value after a space had been read as 0."""
+    want, got = (piece_source(spec, seed=2) for spec in (plain, written))
+    assert (len(got), got.duration_s) == (len(want), want.duration_s)
+    for number in range(len(want)):
+        assert np.array_equal(got.piece(number), want.piece(number))
+    assert got.expected_qps == want.expected_qps
+    parse_spec(written)  # which is what in memory is allowed
+
+
+def test_a_piece_is_what_the_spec_draws_in_memory():
+    for spec in ("bursty:base=20,variant=50,cv2=4,duration=10", SUM):
+        source = piece_source(spec, seed=5)
+        assert source.expected_qps == 70
+        (only,) = range(len(source))
+        drawn = int(np.random.SeedSequence([5, 0]).generate_state(1)[0])
+        assert np.array_equal(source.piece(only), parse_spec(spec, seed=drawn).arrival_s)

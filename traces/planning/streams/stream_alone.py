@@ -11,6 +11,7 @@ from typing import NamedTuple
 from slackfit.streams.fluidity import FluidityCount
 from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from slackfit.streams.stream_query import FLUENT
+from traces.planning.promise import SLACK, as_good, rounded_down
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.trace import Trace
 
@@ -26,7 +27,8 @@ class Alone(NamedTuple):
 
     def reach(self, promise: StreamPromise) -> bool:
         """Whether that is as much as is promised."""
-        return self.attainment >= promise.attainment and self.fluidity >= promise.fluidity
+        is_fluent = self.attainment >= as_good(promise.attainment)
+        return is_fluent and self.fluidity >= as_good(promise.fluidity)
 
 
 def alone(costs: IterationCosts, trace: Trace, promise: StreamPromise) -> Alone:
@@ -56,20 +58,20 @@ def impossible_streams(
 ) -> str:
     """Return what no number of a device can keep and the nearest it can; empty: nothing."""
     best = max(rung.quality for rung in costs.rungs)
-    if promise.accuracy > best:
+    if as_good(promise.accuracy) > best:
         return (
             f"accuracy>={promise.accuracy:g} is impossible with device {device!r}: its best width "
-            f"has {best:g}; the nearest possible is accuracy>={best:g}"
+            f"has {best:g}; the nearest possible is accuracy>={rounded_down(best):g}"
         )
     reached = alone(costs, trace, promise)
     if reached.reach(promise):
         return ""
-    name = "fluidity" if reached.attainment >= promise.attainment else "attainment"
-    wanted, nearest = getattr(promise, name), getattr(reached, name)
+    name = "fluidity" if reached.attainment >= as_good(promise.attainment) else "attainment"
+    wanted, nearest = getattr(promise, name), rounded_down(getattr(reached, name), SLACK)
     factor = _stretch(costs, trace, promise)
     return (
         f"{name}>={wanted:g} is impossible with device {device!r} and these due times: with a "
-        f"device for each stream it is {nearest:.4g}; the nearest possible is {name}>={nearest:.4g}"
+        f"device for each stream it is {nearest:g}; the nearest possible is {name}>={nearest:g}"
         f", or first_output and period {factor:.2f} times as long"
     )
 

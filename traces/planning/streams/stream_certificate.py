@@ -18,6 +18,7 @@ import numpy as np
 
 from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts
 from slackfit.streams.stream_query import FLUENT
+from traces.planning.promise import as_good
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.trace import FloatArray, Trace
 
@@ -29,9 +30,10 @@ def certify_streams(costs: IterationCosts, trace: Trace, promise: StreamPromise)
     """Return the least number of devices with which the promise could be kept."""
     if costs.parallel is not None or not len(trace):
         return 1
-    work_s = np.sort(_least_work_s(costs, trace, promise.accuracy))
+    work_s = np.sort(_least_work_s(costs, trace, as_good(promise.accuracy)))
     # Of a mean fluidity f at least 2f - 1 of the streams are at least half fluent.
-    cases = ((promise.attainment, FLUENT), (2 * promise.fluidity - 1, _HALF))
+    fluidity = as_good(promise.fluidity)
+    cases = ((as_good(promise.attainment), FLUENT), (2 * fluidity - 1, _HALF))
     return max(1, *(_devices(work_s, share, _end_s(trace, promise, f)) for share, f in cases))
 
 

@@ -15,7 +15,9 @@ from typing import Any
 from slackfit.streams.iteration_cost import IterationCosts
 from traces.burstiness import trace_summary
 from traces.planning.answers import LOAD_FACTORS, first_missed
-from traces.planning.catalog import Catalog
+from traces.planning.catalog import Catalog, DeviceOffer
+from traces.planning.planner import EVERY_FLEET, ONE_TYPE, allowed_devices
+from traces.planning.promise import as_good
 from traces.planning.search import MOST_DEVICES, Tell
 from traces.planning.streams.stream_alone import impossible_streams
 from traces.planning.streams.stream_promise import StreamPromise
@@ -88,15 +90,17 @@ def make_stream_plan(
             n: {"mean": w, "windows": 1, "program": 1, "workers": w} for n, w in least.items()
         },
         "certificate_cost": min(o.price_per_hour * least[o.name] for o in catalog.offers),
+        "certificate_of": EVERY_FLEET if len(catalog.offers) == 1 else ONE_TYPE,
         "mixed": False,
         "dropped": dropped,
     }  # fmt: skip
     if not fleets:
         fewest = min(least.values())
-        most = options.max_devices or MOST_DEVICES
-        why = f"no candidate keeps the promise with up to {most} devices; any policy needs {fewest}"
-        if fewest > most:
-            why = f"no policy keeps the promise with {most} devices: any needs {fewest} at least"
+        allowed = allowed_devices(options.max_devices, catalog.offers)
+        one = "" if len(catalog.offers) == 1 else " of one type"
+        why = f"no candidate keeps the promise with up to {allowed}; any policy needs {fewest}{one}"
+        if not one and all(least[o.name] > _most(options, o) for o in catalog.offers):
+            why = f"no policy keeps the promise with {allowed}: any needs {fewest} at least"
         return {**common, "saturated": True, "why": why, "certificate_workers": fewest}
     tell("headroom, neighbours")
     best = fleets[0]
@@ -117,6 +121,10 @@ def make_stream_plan(
         "simulated_by": "streams have no compiled form",
         "num_trials": search.num_trials,
     }
+
+
+def _most(options: StreamPlanOptions, offer: DeviceOffer) -> int:
+    return min(options.max_devices or MOST_DEVICES, offer.max_devices or MOST_DEVICES)
 
 
 def _fleet_json(fleet: StreamFleet) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def _one_width(best: StreamFleet, search: StreamSearch) -> dict[str, Any] | None
     found = [
         search.fewest(replace(best.candidate, policy=f"fixed:{rung.subnet_id}"))
         for rung in best.candidate.costs.rungs
-        if rung.quality >= search.promise.accuracy
+        if rung.quality >= as_good(search.promise.accuracy)
     ]
     kept = [fleet for fleet in found if fleet is not None]
     if not kept:

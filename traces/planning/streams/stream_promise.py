@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from traces.planning.promise import parse_fraction
+from traces.planning.promise import as_good, parse_fraction
 from traces.simulation.stream_simulation import StreamSlo
 from traces.trace import TraceError
 
@@ -42,9 +42,9 @@ class StreamPromise(NamedTuple):
     def is_kept(self, attainment: float, fluidity: float, accuracy: float) -> bool:
         """Whether a run with these keeps it."""
         return (
-            attainment >= self.attainment
-            and fluidity >= self.fluidity
-            and accuracy >= self.accuracy
+            attainment >= as_good(self.attainment)
+            and fluidity >= as_good(self.fluidity)
+            and accuracy >= as_good(self.accuracy)
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from slackfit.streams.iteration_cost import IterationCosts
 from slackfit.streams.stream_metrics import first_output_s, gaps_s
 from slackfit.streams.stream_query import StreamOutcome
 from traces.planning.catalog import DeviceOffer
+from traces.planning.promise import as_good
 from traces.planning.redrawn import redrawn_sums
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.planning.trial import NUM_BLOCKS
@@ -74,8 +75,9 @@ class StreamTrial(NamedTuple):
     def share_kept(self, promise: StreamPromise) -> float:
         """Return how many of the redrawn traces kept the promise, a fraction."""
         attainment, fluidity, accuracy = self.redrawn()
-        kept = (attainment >= promise.attainment) & (fluidity >= promise.fluidity)
-        return float(np.mean(kept & (accuracy >= promise.accuracy)))
+        kept = attainment >= as_good(promise.attainment)
+        kept &= fluidity >= as_good(promise.fluidity)
+        return float(np.mean(kept & (accuracy >= as_good(promise.accuracy))))
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, with what 90 of 100 redrawn traces lie within."""
