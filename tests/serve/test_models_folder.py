@@ -11,17 +11,38 @@ import pytest
 
 from subnetact import load_executor
 from supernet import load_checkpoint
+from supernet.subnets.agreement import TOP1_AGREEMENT
 from training.config import load_config
 
 MODELS = sorted(path.parent for path in Path("models").glob("*/supernet.json"))
+DECODERS = [folder for folder in MODELS if (folder / "tokenizer.json").exists()]
+CLASSIFIERS = [folder for folder in MODELS if folder not in DECODERS]
 _ROW = re.compile(r"\| `(\S+)` \| ([\d.]+) \| ([\d.]+) % \|[^|]*\| (?:([\d.]+) %|not offered) \|")
+_WIDTH = re.compile(r"\| `(\S+)` \| ([\d.]+) \| ([\d.]+) % \|[^|]*\| ([\d.]+) \|")
 
 
-def test_there_is_one() -> None:
-    assert MODELS
+def test_there_is_one_of_each_kind() -> None:
+    assert CLASSIFIERS
+    assert DECODERS
 
 
-@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", DECODERS, ids=lambda folder: folder.name)
+def test_a_decoders_page_says_what_its_files_hold(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    said = {m[1]: m.groups()[1:] for m in _WIDTH.finditer((folder / "README.md").read_text())}
+    perplexity = checkpoint.provenance["perplexity"]
+    held = {
+        s.subnet_id: (
+            f"{s.params / 1e6:.1f}", f"{100 * s.accuracy:.1f}", f"{perplexity[s.subnet_id]:.1f}"
+        )
+        for s in checkpoint.subnets
+    }  # fmt: skip
+    assert said == held
+    assert checkpoint.accuracy_source.startswith(TOP1_AGREEMENT)
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 20e6
+
+
+@pytest.mark.parametrize("folder", CLASSIFIERS, ids=lambda folder: folder.name)
 def test_its_page_says_what_its_files_hold(folder: Path) -> None:
     checkpoint = load_checkpoint(folder)
     said = {m[1]: m.groups()[1:] for m in _ROW.finditer((folder / "README.md").read_text())}
@@ -34,7 +55,7 @@ def test_its_page_says_what_its_files_hold(folder: Path) -> None:
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 8 * 2**20
 
 
-@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", CLASSIFIERS, ids=lambda folder: folder.name)
 def test_its_accuracies_chose_nothing_and_it_spans_a_factor_of_four(folder: Path) -> None:
     checkpoint = load_checkpoint(folder)
     assert "5000 test images that nothing was chosen on" in checkpoint.accuracy_source
@@ -57,7 +78,7 @@ def test_it_is_trained_as_its_configs_say(folder: Path) -> None:
     assert made_by["supernet"]["weights"] == configs[-1].supernet.weights
 
 
-@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", CLASSIFIERS, ids=lambda folder: folder.name)
 def test_every_subnet_of_it_runs_as_a_graph_as_on_views(folder: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     graphs, views = (load_executor(folder, packing=p) for p in ("graph", "views"))

@@ -25,7 +25,7 @@ import {modules}
 @pytest.mark.parametrize(
     "modules",
     [
-        "serve.engine.engine, serve.engine.runner, serve.engine.earliest_answer",
+        "serve.engine.engine, serve.engine.runner, serve.engine.under_way",
         "serve.models.deadline, serve.models.limits, serve.observe.metrics",
         "subnetact.cli, subnetact.profiling.profiler",
         "subnetact.cuda.cuda_accelerator, subnetact.cuda.cuda_executor",

@@ -128,7 +128,7 @@ def test_report_joins_runs_and_tells_equal_policies_apart(tmp_path):
     page = tmp_path / "joined.html"
     result = call("report", tmp_path / "a", tmp_path / "b" / "report.json", "--html", page)
     assert result.exit_code == 0, result.output
-    assert f"slackfit ({tmp_path / 'a'})" in page.read_text(encoding="utf-8")
+    assert "slackfit (a)" in page.read_text(encoding="utf-8")
     missing = call("report", tmp_path / "c", "--html", page)
     assert missing.exit_code == 2
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -34,6 +36,7 @@ OUTCOME_MEANINGS = {
     "failed": "error or no answer",
 }
 MAX_LEGEND = 9
+_LONGEST_RUN = 32  # letters of a label
 _SHOWN_ELSEWHERE = {
     *("outcomes", "latency_ms", "subnets", "reasons", "batch_sizes", "series", "latency_cdf"),
     *("trace", "config", "command", "policy", "label", "run", "zoom", "slo_attainment_95"),
@@ -88,17 +91,30 @@ def render_page(reports: Sequence[Report], *, title: str) -> str:
 
 
 def unique_labels(reports: Sequence[Report]) -> list[str]:
-    """Return a name per report: its label or policy, with its run where names repeat."""
+    """Return a name per report: its label or policy, with its run where names repeat.
+
+    Of runs that are paths no more is said than tells them apart: plots have to hold it.
+    """
     names = [name_of(r) for r in reports]
+    runs = _without_common_folders([str(r.get("run") or "") for r in reports])
     named = [
-        f"{name} ({r['run']})" if names.count(name) > 1 and r.get("run") else name
-        for name, r in zip(names, reports, strict=True)
+        f"{name} ({run})" if names.count(name) > 1 and run else name
+        for name, run in zip(names, runs, strict=True)
     ]
     told_apart = [
         f"{name} #{named[:i].count(name) + 1}" if named.count(name) > 1 else name
         for i, name in enumerate(named)
     ]
     return [marked(name, report) for name, report in zip(told_apart, reports, strict=True)]
+
+
+def _without_common_folders(runs: Sequence[str]) -> list[str]:
+    """Return paths without the folders that all of them begin with; of a long rest its end."""
+    parts = [PurePath(run).parts for run in runs]
+    folders = zip(*(each[:-1] for each in parts if each), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, folders))
+    short = [str(PurePath(*each[shared:])) if each else "" for each in parts]
+    return [run if len(run) <= _LONGEST_RUN else f"...{run[3 - _LONGEST_RUN :]}" for run in short]
 
 
 def _headline(reports: Sequence[Report], labels: Sequence[str]) -> str:

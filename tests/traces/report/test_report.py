@@ -146,6 +146,17 @@ def test_equal_policies_are_told_apart_by_their_run():
     assert unique_labels([{"policy": "a"}, {"policy": "a"}]) == ["a #1", "a #2"]
 
 
+def test_runs_in_deep_folders_are_named_by_what_differs():
+    """A path of fifty letters left a plot no room beside it, and the page was not written."""
+    deep = "/tmp/" + "/".join("0123456789" * 3)
+    runs = [{"policy": "a", "run": f"{deep}/{name}"} for name in ("x", "y/report.json", "x")]
+    assert unique_labels(runs) == ["a (x) #1", "a (y/report.json)", "a (x) #2"]
+    (label,) = unique_labels([runs[0], {"policy": "b"}])[:1]
+    assert label == "a"
+    odd = [{"policy": "a", "run": "b" * 80}, {"policy": "a", "run": ""}]
+    assert unique_labels(odd) == [f"a (...{'b' * 29})", "a"]
+
+
 def test_a_server_that_names_no_subnet_is_not_called_idle(tmp_path, make_report):
     report = make_report() | {"subnets": {}}
     report["series"] |= {"subnets": {}}
