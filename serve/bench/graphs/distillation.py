@@ -1,15 +1,20 @@
 """Layer-pair distillation put to the test: six ways to teach one student, paired by seed.
 
-Students of a seed start from the same weights and differ in what they learn from; the teacher is
-one of five, by seed. A way's figure is its difference to logit distillation with a 95 % interval.
+Soft outputs and hidden states have small gradients, which the decay and dropout of a network that
+learns from labels drown; so each way has its own, chosen on validation nodes and on seeds that the
+figures are not of. Students of a seed start from the same weights and differ in what they learn
+from; the teacher is one of five, by seed. A way's figure is its difference to logit distillation
+with a 95 % interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from serve.bench.graphs.cases import PUBLISHED, NodeCase, missing, node_case
 from serve.bench.graphs.intervals import mean_interval, paired
@@ -21,14 +26,40 @@ from training.graphs.student import WAYS, StudentOptions, Teacher, Way, num_para
 
 _NUM_TEACHERS = 5
 _AGAINST: Way = "logits"
+TUNING_SEEDS = (1000, 1001, 1002)
+
+
+class Setting(NamedTuple):
+    """A student's dropout, and its decay over the published one."""
+
+    dropout: float
+    decay: float
+
+    def __str__(self) -> str:
+        return f"dropout{self.dropout:g}-decay{self.decay:g}"
+
+
+SETTINGS = tuple(
+    Setting(dropout, decay) for dropout in (0.0, 0.1, 0.3) for decay in (1.0, 0.1, 0.0)
+)
+"""What each way is tried with."""
 
 
 class Distillation:
     """Trains the students that are missing; rows are of what is there."""
 
-    def __init__(self, journal: Journal, *, seeds: int, tell: Tell, epochs: int | None = None):
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        seeds: int,
+        tell: Tell,
+        epochs: int | None = None,
+        settings: Sequence[Setting] = SETTINGS,
+    ):
         """`epochs` shortens every training, for tests."""
         self._journal, self._seeds, self._tell = journal, seeds, tell
+        self._settings = tuple(settings)
         self._options = StudentOptions()
         if epochs is not None:
             size = replace(self._options.size, epochs=epochs)
@@ -38,39 +69,68 @@ class Distillation:
     def rows(self, graphs: Sequence[str] = PUBLISHED) -> list[Row]:
         """Return the table of each graph, training what is missing of it."""
         made: list[Row] = []
-        there = [name for name in graphs if not missing(name)]
-        cells = TrainingCells(
-            self._journal,
-            [_name(g, way, seed) for g in there for seed in range(self._seeds) for way in WAYS],
-            self._tell,
-        )
         for name in graphs:
             if reason := missing(name):
                 figure = f"graphs/distillation/{name}/skipped"
                 made.append(row(figure, 1, "runs", {"reason": reason}, digits=None))
-                continue
-            made += self._table(name, cells)
-        return [*made, cells.core_time("graphs/distillation/core_time")]
+            else:
+                made += self._table(name)
+        return made
 
-    def _table(self, name: str, cells: TrainingCells) -> list[Row]:
-        case = node_case(name)
-        teacher = cache(lambda number: self._teacher(case, number))
-
-        def student(way: Way, seed: int) -> dict[str, Any]:
-            shown = teacher(seed % _NUM_TEACHERS)
-            num_classes = case.definition.config.num_classes
-            return {
-                **teach(case.whole, shown, way, seed, self._options)._asdict(),
-                "teacher_parameters": shown.num_parameters,
-                "parameters": num_parameters(case.whole, num_classes, self._options),
-            }
-
+    def _table(self, graph: str) -> list[Row]:
+        student = self._student(node_case(graph))
+        tried = TrainingCells(
+            self._journal,
+            [
+                _name(graph, way, setting, seed)
+                for way in WAYS
+                for setting in self._settings
+                for seed in TUNING_SEEDS
+            ],
+            self._tell,
+        )
+        chosen: dict[Way, Setting] = {}
+        for way in WAYS:
+            figures: dict[Setting, float] = {}
+            for setting in self._settings:
+                cells = [
+                    tried.once(_name(graph, way, setting, seed), student(way, setting, seed))
+                    for seed in TUNING_SEEDS
+                ]
+                figures[setting] = float(np.mean([cell["validation"] for cell in cells]))
+            chosen[way] = max(figures, key=lambda setting: figures[setting])
+        names = [_name(graph, w, s, seed) for seed in range(self._seeds) for w, s in chosen.items()]
+        cells = TrainingCells(self._journal, names, self._tell)
         made: dict[Way, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for seed in range(self._seeds):
-            for way in WAYS:
-                measure = partial(student, way, seed)
-                made[way].append(cells.once(_name(name, way, seed), measure))
-        return _rows_of(name, made)
+            for way, setting in chosen.items():
+                name = _name(graph, way, setting, seed)
+                made[way].append(cells.once(name, student(way, setting, seed)))
+        figure = f"graphs/distillation/{graph}"
+        return [
+            *_rows_of(graph, made, chosen),
+            tried.core_time(f"{figure}/tuning_core_time"),
+            cells.core_time(f"{figure}/core_time"),
+        ]
+
+    def _student(
+        self, case: NodeCase
+    ) -> Callable[[Way, Setting, int], Callable[[], dict[str, Any]]]:
+        """Return what trains a student of a graph, by way, setting and seed."""
+        teacher = cache(lambda number: self._teacher(case, number))
+        num_classes = case.definition.config.num_classes
+
+        def trained(way: Way, setting: Setting, seed: int) -> dict[str, Any]:
+            shown, size = teacher(seed % _NUM_TEACHERS), self._options.size
+            size = replace(size, dropout=setting.dropout, decay_factor=setting.decay)
+            options = replace(self._options, size=size)
+            return {
+                **teach(case.whole, shown, way, seed, options)._asdict(),
+                "teacher_parameters": shown.num_parameters,
+                "parameters": num_parameters(case.whole, num_classes, options),
+            }
+
+        return lambda way, setting, seed: partial(trained, way, setting, seed)
 
     def _teacher(self, case: NodeCase, number: int) -> Teacher:
         size = case.teacher if self._epochs is None else replace(case.teacher, epochs=self._epochs)
@@ -78,11 +138,13 @@ class Distillation:
         return Teacher.of(net, case.whole)
 
 
-def _name(graph: str, way: Way, seed: int) -> str:
-    return f"distillation/{graph}/{way}/{seed}"
+def _name(graph: str, way: Way, setting: Setting, seed: int) -> str:
+    return f"distillation/{graph}/{way}/{setting}/{seed}"
 
 
-def _rows_of(name: str, cells: dict[Way, list[dict[str, Any]]]) -> list[Row]:
+def _rows_of(
+    name: str, cells: dict[Way, list[dict[str, Any]]], chosen: dict[Way, Setting]
+) -> list[Row]:
     first = cells[_AGAINST][0]
     compression = first["teacher_parameters"] / first["parameters"]
     made = [
@@ -92,7 +154,7 @@ def _rows_of(name: str, cells: dict[Way, list[dict[str, Any]]]) -> list[Row]:
     for way, theirs in cells.items():
         figures = [cell["test"] for cell in theirs]
         interval = mean_interval(figures)
-        detail: dict[str, Any] = interval.detail()
+        detail: dict[str, Any] = {**interval.detail(), "setting": str(chosen[way])}
         for what in ("spread", "entropy"):
             known = [cell[what] for cell in theirs if cell[what] is not None]
             if known:

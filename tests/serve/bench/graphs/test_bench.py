@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve.bench.graphs import cases
 from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
-from serve.bench.graphs.distillation import Distillation
+from serve.bench.graphs.distillation import TUNING_SEEDS, Distillation, Setting
 from serve.bench.graphs.intervals import mean_interval, paired
 from serve.bench.graphs.recipes import CHOSEN, TRIED
 from serve.bench.graphs.training_cells import TrainingCells
@@ -160,7 +161,9 @@ def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("serve.bench.graphs.distillation.node_case", lambda name: small)
     monkeypatch.setattr("serve.bench.graphs.distillation.missing", lambda name: "")
     journal = Journal(tmp_path / "j", {})
-    table = Distillation(journal, seeds=2, tell=lambda text: None, epochs=4)
+    settings = (Setting(0.0, 0.0), Setting(0.9, 1.0))
+    about: dict[str, Any] = {"tell": lambda text: None, "epochs": 4, "settings": settings}
+    table = Distillation(journal, seeds=2, **about)
     rows = {r["figure"]: r for r in table.rows(["cora"])}
     for way in WAYS:
         assert 0 < rows[f"graphs/distillation/cora/{way}"]["value"] < 1
@@ -168,7 +171,22 @@ def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.Mon
             detail = rows[f"graphs/distillation/cora/{way}_less_logits"]["detail"]
             assert detail["seeds"] == 2
     assert "least_spread" in rows["graphs/distillation/cora/attention"]["detail"]
-    students = [f"distillation/cora/{way}/{seed}" for way in WAYS for seed in range(2)]
-    assert all(name in journal for name in students)
-    assert rows["graphs/distillation/core_time"]["detail"] == {"trainings": len(students)}
+    for way in WAYS:
+        cells = {
+            setting: [
+                journal.get(f"distillation/cora/{way}/{setting}/{seed}")["validation"]
+                for seed in TUNING_SEEDS
+            ]
+            for setting in settings
+        }
+        best = max(settings, key=lambda setting: np.mean(cells[setting]))
+        assert rows[f"graphs/distillation/cora/{way}"]["detail"]["setting"] == str(best)
+        names = [f"distillation/cora/{way}/{best}/{seed}" for seed in range(2)]
+        figures = [journal.get(name)["test"] for name in names]
+        assert rows[f"graphs/distillation/cora/{way}"]["value"] == pytest.approx(
+            np.mean(figures), abs=1e-5
+        )
+    for figure, count in (("core_time", 12), ("tuning_core_time", 36)):
+        assert rows[f"graphs/distillation/cora/{figure}"]["detail"] == {"trainings": count}
+    assert list(table.rows(["cora"])) == list(rows.values()), "nothing is trained again"
     assert json.dumps(list(rows.values()), allow_nan=False)
