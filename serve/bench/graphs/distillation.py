@@ -29,7 +29,7 @@ _AGAINST: Way = "logits"
 TUNING_SEEDS = (1000, 1001, 1002)
 
 
-class Setting(NamedTuple):
+class StudentSetting(NamedTuple):
     """A student's dropout, and its decay over the published one."""
 
     dropout: float
@@ -39,8 +39,8 @@ class Setting(NamedTuple):
         return f"dropout{self.dropout:g}-decay{self.decay:g}"
 
 
-SETTINGS = tuple(
-    Setting(dropout, decay) for dropout in (0.0, 0.1, 0.3) for decay in (1.0, 0.1, 0.0)
+STUDENT_SETTINGS = tuple(
+    StudentSetting(dropout, decay) for dropout in (0.0, 0.1, 0.3) for decay in (1.0, 0.1, 0.0)
 )
 """What each way is tried with."""
 
@@ -55,7 +55,7 @@ class Distillation:
         seeds: int,
         tell: Tell,
         epochs: int | None = None,
-        settings: Sequence[Setting] = SETTINGS,
+        settings: Sequence[StudentSetting] = STUDENT_SETTINGS,
     ):
         """`epochs` shortens every training, for tests."""
         self._journal, self._seeds, self._tell = journal, seeds, tell
@@ -89,9 +89,9 @@ class Distillation:
             ],
             self._tell,
         )
-        chosen: dict[Way, Setting] = {}
+        chosen: dict[Way, StudentSetting] = {}
         for way in WAYS:
-            figures: dict[Setting, float] = {}
+            figures: dict[StudentSetting, float] = {}
             for setting in self._settings:
                 cells = [
                     tried.once(_name(graph, way, setting, seed), student(way, setting, seed))
@@ -115,12 +115,12 @@ class Distillation:
 
     def _student(
         self, case: NodeCase
-    ) -> Callable[[Way, Setting, int], Callable[[], dict[str, Any]]]:
+    ) -> Callable[[Way, StudentSetting, int], Callable[[], dict[str, Any]]]:
         """Return what trains a student of a graph, by way, setting and seed."""
         teacher = cache(lambda number: self._teacher(case, number))
         num_classes = case.definition.config.num_classes
 
-        def trained(way: Way, setting: Setting, seed: int) -> dict[str, Any]:
+        def trained(way: Way, setting: StudentSetting, seed: int) -> dict[str, Any]:
             shown, size = teacher(seed % _NUM_TEACHERS), self._options.size
             size = replace(size, dropout=setting.dropout, decay_factor=setting.decay)
             options = replace(self._options, size=size)
@@ -138,12 +138,12 @@ class Distillation:
         return Teacher.of(net, case.whole)
 
 
-def _name(graph: str, way: Way, setting: Setting, seed: int) -> str:
+def _name(graph: str, way: Way, setting: StudentSetting, seed: int) -> str:
     return f"distillation/{graph}/{way}/{setting}/{seed}"
 
 
 def _rows_of(
-    name: str, cells: dict[Way, list[dict[str, Any]]], chosen: dict[Way, Setting]
+    name: str, cells: dict[Way, list[dict[str, Any]]], chosen: dict[Way, StudentSetting]
 ) -> list[Row]:
     first = cells[_AGAINST][0]
     compression = first["teacher_parameters"] / first["parameters"]

@@ -12,7 +12,7 @@ import pytest
 
 from serve.bench.graphs import cases
 from serve.bench.graphs.bench import PARTS, QUICK, GraphsBench
-from serve.bench.graphs.distillation import TUNING_SEEDS, Distillation, Setting
+from serve.bench.graphs.distillation import TUNING_SEEDS, Distillation, StudentSetting
 from serve.bench.graphs.intervals import mean_interval, paired
 from serve.bench.graphs.recipes import CHOSEN, TRIED
 from serve.bench.graphs.training_cells import TrainingCells
@@ -161,7 +161,7 @@ def test_every_way_is_paired_with_logits(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("serve.bench.graphs.distillation.node_case", lambda name: small)
     monkeypatch.setattr("serve.bench.graphs.distillation.missing", lambda name: "")
     journal = Journal(tmp_path / "j", {})
-    settings = (Setting(0.0, 0.0), Setting(0.9, 1.0))
+    settings = (StudentSetting(0.0, 0.0), StudentSetting(0.9, 1.0))
     about: dict[str, Any] = {"tell": lambda text: None, "epochs": 4, "settings": settings}
     table = Distillation(journal, seeds=2, **about)
     rows = {r["figure"]: r for r in table.rows(["cora"])}
