@@ -83,11 +83,7 @@ class BatchRunner:
         """Start a batch on its subnet; what the executor raises is `result`'s to tell."""
         run = _OnDevice(batch, tickets, self._clock())
         self._launched.append(run)
-        try:
-            slots = [ticket.slot for ticket in tickets]
-            run.launched = self.executor.launch(batch.subnet_id, slots)
-        except Exception as error:  # the model's code: its errors end with their inputs
-            run.error = error
+        run.launched, run.error = self._try_launch(run, tickets)
 
     def result(self) -> BatchResult:
         """Wait for the batch that was launched first; an exception ends as its `failure`.
@@ -135,13 +131,17 @@ class BatchRunner:
         """Run a part of a batch that failed, launch and result in one."""
         if len(run.failures) >= _MAX_FAILURES:
             return [None] * len(tickets)
-        launched, error = None, None
+        return self._outputs(run, tickets, *self._try_launch(run, tickets))
+
+    def _try_launch(
+        self, run: _OnDevice, tickets: Sequence[Ticket]
+    ) -> tuple[Any, Exception | None]:
+        """Launch some of a batch; return what was launched, or what the executor raised."""
         try:
             slots = [ticket.slot for ticket in tickets]
-            launched = self.executor.launch(run.batch.subnet_id, slots)
-        except Exception as raised:  # as above
-            error = raised
-        return self._outputs(run, tickets, launched, error)
+            return self.executor.launch(run.batch.subnet_id, slots), None
+        except Exception as error:  # the model's code: its errors end with their inputs
+            return None, error
 
     def _checked(
         self, run: _OnDevice, outputs: np.ndarray, tickets: Sequence[Ticket]

@@ -53,6 +53,7 @@ def _scale_shift_kernel(
     other,
     numbers,
     channels,
+    # What Triton compiles in it reads off these; its types are unknown where it is not installed.
     act: tl.constexpr,  # type: ignore[valid-type]
     adds: tl.constexpr,  # type: ignore[valid-type]
     block: tl.constexpr,  # type: ignore[valid-type]

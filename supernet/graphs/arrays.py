@@ -20,7 +20,7 @@ _UNREADABLE = (
     OSError,
     EOFError,
     KeyError,
-    NotImplementedError,
+    NotImplementedError,  # a compression that zipfile does not know
     RuntimeError,
     zipfile.BadZipFile,
     zlib.error,

@@ -129,7 +129,7 @@ def part_seed(seed: int, place: int) -> int:
 
 
 def _name(part: str) -> str:
-    return re.match(r"[^:=,\s]*", part).group()  # type: ignore[union-attr] # matches always
+    return re.split(r"[:=,\s]", part, maxsplit=1)[0]
 
 
 def _build(spec: str, seed: int) -> Trace:

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,9 +367,9 @@ def test_a_batch_that_finds_no_memory_is_run_with_less_resident(
     subnet_id, inputs = executor.subnet_ids[1], samples(rng, 3)
     fault, eager = out_of_memory_for(times), executor._eager
 
-    def full(*args: object) -> torch.Tensor:
+    def full(*args: Any) -> torch.Tensor:
         fault()
-        return eager(*args)  # type: ignore[arg-type]
+        return eager(*args)
 
     monkeypatch.setattr(executor, "_eager", full)
     whole = executor.net.cache.held_bytes
@@ -386,7 +387,7 @@ def test_a_batch_that_never_finds_memory_is_the_callers_to_split_and_costs_no_sl
 ) -> None:
     executor = make_executor(checkpoint, graph_budget_bytes=0)
 
-    def full(*args: object) -> torch.Tensor:
+    def full(*args: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -438,10 +439,10 @@ def test_what_a_spike_took_is_back_when_the_device_is_idle(
     before, subnet_id, inputs = executor.counts(), executor.subnet_ids[1], samples(rng, 3)
     expected, eager, is_full = oracle(checkpoint, subnet_id, inputs), executor._eager, [True]
 
-    def while_full(*args: object) -> torch.Tensor:
+    def while_full(*args: Any) -> torch.Tensor:
         if is_full[0] and executor.net.cache.resident:
             raise RuntimeError(words)
-        return eager(*args)  # type: ignore[arg-type]
+        return eager(*args)
 
     copy = accelerator.copy
 
@@ -602,10 +603,10 @@ def test_float32_is_never_tf32_whatever_the_process_allows(
     seen: list[tuple[object, object]] = []
     run = CudaSupernet.run
 
-    def watched(net: CudaSupernet, *args: object) -> torch.Tensor:
+    def watched(net: CudaSupernet, *args: Any) -> torch.Tensor:
         backends = torch.backends
         seen.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32))
-        return run(net, *args)  # type: ignore[arg-type]
+        return run(net, *args)
 
     monkeypatch.setattr(CudaSupernet, "run", watched)
     executor = make_executor(checkpoint, max_batch_size=2, batch_sizes=(1,))

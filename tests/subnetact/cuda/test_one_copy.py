@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def site_of(
     norm: str | None = None,
     act: str | None = None,
     adds: bool = False,
-    **geometry: tuple[int, ...] | int,
+    **geometry: Any,
 ) -> ConvSite:
     plain = ConvGeometry(
         weight_shape=(out, into, 1, 1),
@@ -52,7 +53,7 @@ def site_of(
         dilation=(1, 1),
         groups=1,
     )
-    changed = replace(plain, **geometry)  # type: ignore[arg-type]
+    changed = replace(plain, **geometry)
     return ConvSite("conv", changed, has_bias, norm=norm, act=act, adds=adds)
 
 

@@ -279,7 +279,8 @@ def test_a_service_that_is_asked_to_end_keeps_its_streams(
     width = two_shards.subnet_ids[0]
     two_shards.table.spread_from = 0
     two_shards.run(width, [Chunk("a", tuple(range(5)), False)])
-    server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    forkserver: Any = multiprocessing.forkserver
+    server = forkserver._forkserver._forkserver_pid
     ids = two_shards.process_ids
     for process_id in (server, *ids):
         os.kill(process_id, signal.SIGTERM)

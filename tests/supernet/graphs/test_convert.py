@@ -8,6 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_more_nodes_than_int32_numbers_are_refused() -> None:
         neighbour_lists(none, none, 2**31 + 1, undirected=True)
 
 
-_PLANETOID: dict[str, object] = {
+_PLANETOID: dict[str, Any] = {
     "feat_data": np.array([1, 3, 2], np.float32),
     "feat_indices": np.array([0, 1, 1], np.int32),
     "feat_indptr": np.array([0, 2, 3, 3], np.int32),
@@ -167,7 +168,7 @@ _PLANETOID: dict[str, object] = {
 
 
 def test_a_planetoid_archive_is_read_as_it_is(tmp_path: Path) -> None:
-    np.savez(tmp_path / "p.npz", **_PLANETOID)  # type: ignore[arg-type]
+    np.savez(tmp_path / "p.npz", **_PLANETOID)
     graph = read_planetoid(tmp_path / "p.npz")
     assert graph.features.tolist() == [[0.25, 0.75], [0, 1], [0, 0]]
     assert [neighbours(graph, node) for node in range(3)] == [[1], [0, 2], [1]]
@@ -207,7 +208,7 @@ def test_a_planetoid_archive_that_contradicts_itself_is_refused(
     tmp_path: Path, change: dict[str, object], said: str
 ) -> None:
     arrays = _PLANETOID | {name: np.array(values) for name, values in change.items()}
-    np.savez(tmp_path / "p.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "p.npz", **arrays)
     if "more than memory" in said:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(np, "zeros", _no_memory)
@@ -224,10 +225,10 @@ def _no_memory(*_: object, **__: object) -> None:
 
 def _spoilt_files(folder: Path) -> dict[str, Path]:
     packed = gzip.compress(b"0 1\n" * 200)
-    np.savez(folder / "whole.npz", **_PLANETOID)  # type: ignore[arg-type]
+    np.savez(folder / "whole.npz", **_PLANETOID)
     whole = (folder / "whole.npz").read_bytes()
     compressed = io.BytesIO()
-    np.savez_compressed(compressed, **_PLANETOID)  # type: ignore[arg-type]
+    np.savez_compressed(compressed, **_PLANETOID)
     members = compressed.getvalue()
     single = io.BytesIO()
     np.save(single, np.zeros((2, 2)))
