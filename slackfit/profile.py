@@ -5,8 +5,9 @@ SUSHI, MLSys'23 section 3, and the offline profile in SuperServe, NSDI'25 sectio
 data with its provenance: which device, data type, thread count, checkpoint and versions made it.
 
 File format 1 (JSON): milliseconds and fractions, unknown keys are kept. In memory: seconds.
-Latency between two profiled batch sizes is interpolated linearly; below the first the first one's
-latency stands (an upper bound); beyond the last nothing is guessed: an error says what is profiled.
+Latency between two profiled batch sizes is interpolated linearly, or is that of the next one where
+batches are `padded` to it; below the first the first one's latency stands (an upper bound); beyond
+the last nothing is guessed: an error says what is profiled.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _KNOWN_KEYS = {
     "subnets",
     "threads",
     "packing",
+    "padded",
     "output_kind",
     "residency",
     "work",
@@ -72,7 +74,8 @@ class LatencyProfile:
     for each subgraph that may be resident; the subnets' own latencies are those beside none. `work`
     has a row for each bucket of work, where queries differ; the subnets' own are of any query.
     `output_kind` says what is served and what accuracy means: `logits` of classes, an `embedding`
-    (its neighbours' agreement with the largest's), or empty where nobody said.
+    (its neighbours' agreement with the largest's), or empty where nobody said. `padded`: a batch
+    between two profiled sizes is filled up to the next one, and takes as long.
     """
 
     name: str
@@ -86,6 +89,7 @@ class LatencyProfile:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     threads: int | None = None
     packing: str | None = None
+    padded: bool = False
     output_kind: str = ""
     residency: tuple[ResidentTable, ...] = ()
     work: WorkTable | None = None
@@ -308,8 +312,9 @@ class LatencyProfile:
         row[: self.batch_sizes[0] + 1] = [0.0] + [points[0]] * self.batch_sizes[0]
         pairs = list(zip(self.batch_sizes, points, strict=True))
         for (b0, t0), (b1, t1) in itertools.pairwise(pairs):
-            for b in range(b0, b1 + 1):
-                row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if b < b1 else t1
+            for b in range(b0 + 1, b1 + 1):
+                between = not self.padded and b < b1
+                row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if between else t1
         return row
 
     def to_json(self) -> dict[str, Any]:
@@ -317,6 +322,7 @@ class LatencyProfile:
         optional = {
             "threads": self.threads,
             "packing": self.packing,
+            "padded": self.padded or None,
             "output_kind": self.output_kind or None,
         }
         return {
@@ -371,6 +377,7 @@ class LatencyProfile:
                 versions=dict(fields.get("versions", {})),
                 threads=fields.get("threads"),
                 packing=fields.get("packing"),
+                padded=bool(fields.get("padded", False)),
                 output_kind=fields.get("output_kind", ""),
                 batch_sizes=tuple(fields["batch_sizes"]),
                 subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),

@@ -103,6 +103,17 @@ def test_latency_between_profiled_batch_sizes_is_interpolated():
         profile.table("p99")
 
 
+def test_a_padded_batch_takes_as_long_as_the_next_size(tmp_path):
+    padded = LatencyProfile.from_json(data(batch_sizes=[2, 4], padded=True))
+    latencies = [padded.latency_s("a", size) for size in (1, 2, 3, 4)]
+    assert latencies == pytest.approx([1e-3, 1e-3, 3e-3, 3e-3])
+    assert padded.capped(3).table()["a"] == pytest.approx([0.0, 1e-3, 1e-3, 3e-3])
+    assert padded.capped(3).padded
+    padded.save(tmp_path / "profile.json")
+    assert LatencyProfile.load(tmp_path / "profile.json") == padded
+    assert "padded" not in LatencyProfile.from_json(data()).to_json()
+
+
 def test_a_beaten_subnet_is_not_on_the_pareto_front():
     worse = subnet(id="c", accuracy=0.7, latency_ms={"p50": [2.0, 6.5]})
     profile = LatencyProfile.from_json(data(subnets=[*data()["subnets"], worse]))
