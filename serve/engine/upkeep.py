@@ -1,0 +1,111 @@
+"""`Upkeep`: what a device does when no query needs it, and what that changes in the plans.
+
+An executor's errands (`Executor.background`: capturing a graph, for instance) are run between two
+batches, where the scheduler finds that no deadline suffers; a device that had nothing to do for
+long is probed, and then runs what errands there are. Batches are planned with the latencies that
+hold as things are: when graphs came or went, the scheduler goes on with another profile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from serve.engine.runner import BatchRunner
+from serve.engine.watchdog import Watchdog
+from slackfit.errand import Errand
+from slackfit.policy import DeviceLoad
+from slackfit.profile import LatencyProfile
+from slackfit.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from subnetact.executor import Background
+
+
+class Upkeep:
+    """Used by the device thread; `lock` is the engine's, and held where the methods say so."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: BatchRunner,
+        watchdog: Watchdog,
+        *,
+        lock: threading.Lock,
+        clock: Callable[[], float],
+    ) -> None:
+        self.offered = scheduler.offered
+        """The offered subnets as they were measured, whatever runs slower now."""
+        self._scheduler = scheduler
+        self._runner = runner
+        self._watchdog = watchdog
+        self._lock = lock
+        self._clock = clock
+        self._background: Background | None = getattr(runner.executor, "background", None)
+        self._planned_version = -1
+        self._replan_s = 0.0
+
+    def offer(self, profile: LatencyProfile) -> LatencyProfile:
+        """Take another set of subnets in; return what to plan with (lock held)."""
+        self.offered = profile
+        return profile if self._background is None else self._background.planned(profile)
+
+    def replan(self) -> None:
+        """Have the scheduler plan with what batches take now, if that changed (lock held)."""
+        background = self._background
+        if background is None or background.version == self._planned_version:
+            return
+        start_s = self._clock()
+        self._planned_version = background.version
+        self._scheduler.reconfigure(profile=background.planned(self.offered))
+        self._replan_s = self._clock() - start_s
+
+    def run_errand(self, others: DeviceLoad) -> bool:
+        """Run the next errand, if there is one and time for it; return whether.
+
+        `others` is what other models ask of the device.
+        """
+        background = self._background
+        errand = None if background is None else background.next_errand()
+        if background is None or errand is None:
+            return False
+        errand = errand._replace(takes_s=errand.takes_s + self._replan_s)
+        after = background.planned(self.offered, errand) if errand.slows else None
+        with self._lock:
+            now_s = self._clock()
+            after = after or self._scheduler.offered
+            if not self._scheduler.has_time(errand, now_s, after, others):
+                return False
+        self._run(background, errand)
+        return True
+
+    def probe(self, is_needed: Callable[[], bool]) -> None:
+        """Run a sample that nobody asked about, then errands until none is left or `is_needed`.
+
+        Raises what the executor raises.
+        """
+        subnet_id = self.offered.subnet_ids[0]
+        self._expect(self.offered.latency_s(subnet_id, 1))
+        self._runner.probe(subnet_id)
+        self._returned()
+        background = self._background
+        while background is not None and not is_needed():
+            errand = background.next_errand()
+            if errand is None:
+                return
+            self._run(background, errand)
+
+    def _run(self, background: Background, errand: Errand) -> None:
+        self._expect(errand.takes_s)
+        background.run_errand()
+        self._returned()
+
+    def _expect(self, takes_s: float) -> None:
+        with self._lock:
+            self._watchdog.launched(self._clock(), takes_s)
+
+    def _returned(self) -> None:
+        with self._lock:
+            self._watchdog.returned()
+            self.replan()
