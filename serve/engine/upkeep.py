@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 from serve.engine.runner import BatchRunner
@@ -21,6 +22,8 @@ from slackfit.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from subnetact.executor import Background
+
+_ASK_AGAIN_S = 1.0  # whether a slower device would do: laying that profile out takes a while
 
 
 class Upkeep:
@@ -45,6 +48,7 @@ class Upkeep:
         self._background: Background | None = getattr(runner.executor, "background", None)
         self._planned_version = -1
         self._replan_s = 0.0
+        self._slow_from_s = -inf  # when there may be time for an errand that slows the device
 
     def offer(self, profile: LatencyProfile) -> LatencyProfile:
         """Take another set of subnets in; return what to plan with (lock held)."""
@@ -71,11 +75,13 @@ class Upkeep:
         if background is None or errand is None:
             return False
         errand = errand._replace(takes_s=errand.takes_s + self._replan_s)
+        if errand.slows and self._clock() < self._slow_from_s:
+            return False
         after = background.planned(self.offered, errand) if errand.slows else None
         with self._lock:
             now_s = self._clock()
-            after = after or self._scheduler.offered
-            if not self._scheduler.has_time(errand, now_s, after, others):
+            if not self._scheduler.has_time(errand, now_s, others, after):
+                self._slow_from_s = now_s + _ASK_AGAIN_S
                 return False
         self._run(background, errand)
         return True

@@ -148,10 +148,8 @@ class Scheduler:
     @property
     def tenant_settings(self) -> dict[str, object]:
         """What is set for tenants, by name; nothing that was left out."""
-        given = {
-            "tenant_shares": self._standing.shares,
-            "max_tenant_queue": self._max_tenant_queue,
-        }
+        shares, bound = self._standing.shares, self._max_tenant_queue
+        given = {"tenant_shares": shares, "max_tenant_queue": bound}
         return {name: value for name, value in given.items() if value}
 
     @property
@@ -182,16 +180,18 @@ class Scheduler:
         return Outlook(finish_s, num_workers * fastest.capacity_qps)
 
     def has_time(
-        self, errand: Errand, now_s: float, after: LatencyProfile, others: DeviceLoad = ALONE
+        self, errand: Errand, now_s: float, others: DeviceLoad, after: LatencyProfile | None = None
     ) -> bool:
         """Whether the worker is idle and an errand costs no query its deadline, see `spare`.
 
-        `after` is the profile, not corrected, of batches that run after it.
+        `after` is the profile, uncorrected, of what runs after it (None: the present one).
         """
         if self._waiting.edf or self._running:
             return False
-        after = after if self._correction is None else self._correction.corrected(after)
-        return has_time(errand, after.fastest(self._quantile), self._view, now_s, others)
+        if after is not None and self._correction is not None:
+            after = self._correction.corrected(after)
+        fastest = (after or self._profile).fastest(self._quantile)
+        return has_time(errand, fastest, self._view, now_s, others)
 
     def waiting(self) -> tuple[Query, ...]:
         """Return the waiting queries, most urgent first."""

@@ -39,7 +39,7 @@ def test_half_of_the_slo_holds_the_errand_and_what_comes_meanwhile(one: LatencyP
     scheduler, now_s = served(one, every_s=0.01, slo_s=0.1)
 
     def may(takes_s: float) -> bool:
-        return scheduler.has_time(Errand(takes_s), now_s, one)
+        return scheduler.has_time(Errand(takes_s), now_s, ALONE)
 
     assert may(0.045), "and five or six queries behind it, in two batches: 49 ms of 50"
     assert not may(0.047)
@@ -53,7 +53,7 @@ def test_what_arrives_at_that_rate_is_on_time(
 ) -> None:
     """The rule against the plain thing: go on the longest errand allowed, and serve."""
     scheduler, now_s = served(one, every_s=max(every_s, FAST_S), slo_s=slo_s)
-    allowed = [t for t in np.arange(0.0, 0.2, 1e-3) if scheduler.has_time(Errand(t), now_s, one)]
+    allowed = [t for t in np.arange(0.0, 0.2, 1e-3) if scheduler.has_time(Errand(t), now_s, ALONE)]
     takes_s = max(allowed, default=0.0)
     assert 0.2 * slo_s < takes_s < 0.5 * slo_s
     arrivals = np.arange(now_s, now_s + takes_s, every_s).tolist()
@@ -70,21 +70,21 @@ def test_what_arrives_at_that_rate_is_on_time(
 def test_there_is_no_time_while_queries_wait_or_run(one: LatencyProfile) -> None:
     scheduler, now_s = served(one, every_s=0.1, slo_s=0.1)
     errand = Errand(1e-3)
-    assert scheduler.has_time(errand, now_s, one)
+    assert scheduler.has_time(errand, now_s, ALONE)
     scheduler.submit(Query(10**6, now_s, now_s + 0.1), now_s)
-    assert not scheduler.has_time(errand, now_s, one), "one waits"
+    assert not scheduler.has_time(errand, now_s, ALONE), "one waits"
     batch = scheduler.poll(now_s).batch
     assert batch is not None
-    assert not scheduler.has_time(errand, now_s, one), "one runs"
+    assert not scheduler.has_time(errand, now_s, ALONE), "one runs"
     scheduler.complete(batch.batch_id, now_s + FAST_S)
-    assert scheduler.has_time(errand, now_s + FAST_S, one)
+    assert scheduler.has_time(errand, now_s + FAST_S, ALONE)
 
 
 def test_other_models_count(one: LatencyProfile) -> None:
     scheduler, now_s = served(one, every_s=0.1, slo_s=0.1)
 
     def may(others: DeviceLoad) -> bool:
-        return scheduler.has_time(Errand(0.02), now_s, one, others)
+        return scheduler.has_time(Errand(0.02), now_s, others)
 
     assert may(ALONE)
     assert may(DeviceLoad(1, waiting_s=0.01, arriving=0.1, slo_s=0.1))
@@ -95,10 +95,10 @@ def test_other_models_count(one: LatencyProfile) -> None:
 
 def test_a_device_that_would_be_slower_afterwards_has_to_keep_up(one: LatencyProfile) -> None:
     scheduler, now_s = served(one, every_s=0.01, slo_s=10.0)
-    assert scheduler.has_time(Errand(0.01, slows=True), now_s, one.scaled(10.0))
+    assert scheduler.has_time(Errand(0.01, slows=True), now_s, ALONE, one.scaled(10.0))
     slow = one.scaled(20.0)  # 40 ms for four: as many as come
-    assert not scheduler.has_time(Errand(0.01, slows=True), now_s, slow)
-    assert scheduler.has_time(Errand(0.01), now_s, slow)
+    assert not scheduler.has_time(Errand(0.01, slows=True), now_s, ALONE, slow)
+    assert scheduler.has_time(Errand(0.01), now_s, ALONE, slow)
 
 
 def test_a_device_slower_than_profiled_has_less_time(one: LatencyProfile) -> None:
@@ -111,5 +111,5 @@ def test_a_device_slower_than_profiled_has_less_time(one: LatencyProfile) -> Non
         scheduler.complete(batch.batch_id, now_s + 4 * FAST_S)
     assert scheduler.latency_factor is not None
     now_s += 0.09
-    assert not scheduler.has_time(Errand(0.045), now_s, one)
-    assert scheduler.has_time(Errand(0.035), now_s, one)
+    assert not scheduler.has_time(Errand(0.045), now_s, ALONE)
+    assert scheduler.has_time(Errand(0.035), now_s, ALONE)
