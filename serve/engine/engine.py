@@ -382,6 +382,7 @@ class Engine:
         except Exception as error:  # handed to whoever started the engine
             self._answers.call(settle, warm, error)
             return
+        self._upkeep.catch_up()
         with self._lock:
             if self._state == "starting":
                 self._state = "ready"

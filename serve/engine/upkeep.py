@@ -57,12 +57,29 @@ class Upkeep:
 
     def replan(self) -> None:
         """Have the scheduler plan with what batches take now, if that changed (lock held)."""
-        background = self._background
-        if background is None or background.version == self._planned_version:
+        if self._background is not None and self._planned_version != self._background.version:
+            self._plan_with(self._background, self._background.planned(self.offered))
+
+    def catch_up(self) -> None:
+        """Note that the device has nothing to do, and plan with what changed meanwhile.
+
+        So no batch waits for it. What takes milliseconds with hundreds of subnets is done without
+        the lock.
+        """
+        start_s, offered, background = self._clock(), self.offered, self._background
+        if background is None or self._planned_version == background.version:
+            with self._lock:
+                self._watchdog.returned()
             return
-        start_s = self._clock()
-        self._planned_version = background.version
-        self._scheduler.reconfigure(profile=background.planned(self.offered))
+        planned = background.planned(offered)
+        with self._lock:
+            self._watchdog.returned()
+            if offered is self.offered:
+                self._plan_with(background, planned)
+            policy, profile = self._scheduler.policy, self._scheduler.profile
+        prepare = getattr(policy, "prepare", None)
+        if prepare is not None:
+            prepare(profile)
         self._replan_s = self._clock() - start_s
 
     def run_errand(self, others: DeviceLoad) -> bool:
@@ -94,7 +111,7 @@ class Upkeep:
         subnet_id = self.offered.subnet_ids[0]
         self._expect(self.offered.latency_s(subnet_id, 1))
         self._runner.probe(subnet_id)
-        self._returned()
+        self.catch_up()
         background = self._background
         while background is not None and not is_needed():
             errand = background.next_errand()
@@ -105,13 +122,12 @@ class Upkeep:
     def _run(self, background: Background, errand: Errand) -> None:
         self._expect(errand.takes_s)
         background.run_errand()
-        self._returned()
+        self.catch_up()
 
     def _expect(self, takes_s: float) -> None:
         with self._lock:
             self._watchdog.launched(self._clock(), takes_s)
 
-    def _returned(self) -> None:
-        with self._lock:
-            self._watchdog.returned()
-            self.replan()
+    def _plan_with(self, background: Background, planned: LatencyProfile) -> None:
+        self._planned_version = background.version
+        self._scheduler.reconfigure(profile=planned)

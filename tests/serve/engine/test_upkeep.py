@@ -9,6 +9,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from serve.engine.reply import Reply, RequestOptions
 from slackfit.errand import Errand
 from slackfit.graph_forms import EAGER, as_captured
 from slackfit.policies import create_policy
+from slackfit.policies.drainfit import DrainFit
+from slackfit.policies.slackfit import SlackFit
 from slackfit.policy import ALONE, DeviceLoad
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch
@@ -67,6 +70,7 @@ class Served:
             self.executor,
             clock=self.device.clock,
         )
+        self.engine._upkeep.catch_up()  # as the device thread does after the warm-up
         self.engine._state = "ready"
         self.start_s = self.device.now_s
         self.device.pass_s = self._pass
@@ -258,6 +262,25 @@ def test_plans_change_with_the_graphs_and_what_is_offered_stays_as_measured(
     with engine._lock:
         engine._upkeep.replan()  # as before each decision
     assert planned_s() == pytest.approx(served.profile.latency_s(large, 1, EAGER))
+
+
+@pytest.mark.parametrize("policy", [DrainFit, SlackFit])
+def test_tables_are_laid_out_with_the_capture_not_when_a_query_waits(
+    checkpoint: Checkpoint, policy: type[DrainFit | SlackFit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of subnets that takes milliseconds."""
+    served = Served(checkpoint, policy.name)
+    lay_out, waiting = policy.lay_out, []
+
+    def watched(self: Any, profile: LatencyProfile) -> None:
+        waiting.append(served.engine._scheduler.num_samples)
+        lay_out(self, profile)
+
+    monkeypatch.setattr(policy, "lay_out", watched)
+    served.arrive(evenly(60, 0.03), slo_s=0.1)
+    served.run()
+    assert served.num_captured > 0
+    assert waiting == [0] * served.num_captured
 
 
 def test_a_recorded_run_with_captures_decides_the_same_again(checkpoint: Checkpoint) -> None:
