@@ -123,6 +123,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_read_timer()
         super().connection_lost(exc)
         self._tell_gone()
+        self.pipeline.clear()
+        if self.cycle is not None:  # nobody reads on, and a closed connection is freed late
+            self.cycle.body = bytearray()
 
     def why_gone(self) -> str:
         """Say why the client is taken to have gone."""
