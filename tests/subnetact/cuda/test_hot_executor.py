@@ -74,7 +74,7 @@ def test_whatever_is_captured_results_are_those_without_graphs(
 
     check()
     for subnet_id in executor.subnet_ids:
-        for _ in range(80):
+        for _ in range(48):
             following.launch(subnet_id, samples(rng, 2))
         following.run_errands()
         check()
