@@ -408,6 +408,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete:  # the last that came; `_write` has seen to others
+            self.cycle.scope.pop(SEND_WHOLE, None)
         if self.transport.is_closing():  # once the client has read all: it has so long
             self._start_read_timer()
         if not self.pipeline and not self._is_in_message:
