@@ -395,7 +395,7 @@ class Engine:
                         self._slot.keep()
                         self.step()
                     if not has_run:  # there is a gap: for what no query asked for
-                        has_run = self._upkeep.run_errand(self._slot.others())
+                        has_run = self._upkeep.run_errand(self._slot.others)
                 if not has_run and self._waited_long():
                     with self._slot:
                         self._upkeep.probe(self._is_needed)

@@ -82,10 +82,10 @@ class Upkeep:
             prepare(profile)
         self._replan_s = self._clock() - start_s
 
-    def run_errand(self, others: DeviceLoad) -> bool:
+    def run_errand(self, others: Callable[[], DeviceLoad]) -> bool:
         """Run the next errand, if there is one and time for it; return whether.
 
-        `others` is what other models ask of the device.
+        `others` says what other models ask of the device; it is asked without the lock.
         """
         background = self._background
         errand = None if background is None else background.next_errand()
@@ -95,9 +95,10 @@ class Upkeep:
         if errand.slows and self._clock() < self._slow_from_s:
             return False
         after = background.planned(self.offered, errand) if errand.slows else None
+        asked = others()
         with self._lock:
             now_s = self._clock()
-            if not self._scheduler.has_time(errand, now_s, others, after):
+            if not self._scheduler.has_time(errand, now_s, asked, after):
                 self._slow_from_s = now_s + _ASK_AGAIN_S
                 return False
         self._run(background, errand)

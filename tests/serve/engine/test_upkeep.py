@@ -103,7 +103,7 @@ class Served:
 
     def run_errand(self, others: DeviceLoad = ALONE) -> bool:
         waiting, captures = self.engine.status().queue_depth, len(self.device.captures)
-        did = self.engine._upkeep.run_errand(others)
+        did = self.engine._upkeep.run_errand(lambda: others)
         self.waiting_at_capture += [waiting] * (len(self.device.captures) - captures)
         return did
 
