@@ -18,17 +18,16 @@ from pathlib import Path
 
 import torch
 
-from serve.bench.gpu.cases import FULL, TINY, GpuBench
+from serve.bench.gpu.cases import RUN_FOLDER, GpuBench
 from serve.bench.gpu.decoding import decoding
 from serve.bench.gpu.device_memory import device_bytes
 from serve.bench.gpu.latency import compiled, equality, latency, switching
 from serve.bench.gpu.overlap import overlap
 from serve.bench.gpu.residency import profile, residency, streaming
+from serve.bench.gpu.settings import FULL, TINY
 from serve.bench.gpu.smoke import smoke
 from slackfit.output_files import check_outputs, write_text
 from subnetact.ieee_float32 import ieee_float32
-
-_RUN = Path("runs") / "gpu"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,17 +39,18 @@ def main(argv: list[str] | None = None) -> int:
             FULL if options.device == "cuda" else TINY,
             60.0 * options.minutes,
             lambda text: print(text, file=sys.stderr, flush=True),
+            profiles=options.profiles,
         )
     except ValueError as error:
         print(f"serve.bench.gpu: {error}", file=sys.stderr)
         return 2
-    out = options.json or _RUN / f"{bench.date}-{options.device}.json"
+    out = options.json or RUN_FOLDER / f"{bench.date}-{options.device}.json"
     bench.keep = lambda rows: write_text(out, json.dumps(rows, indent=1) + "\n")
     parts: dict[str, Callable[[GpuBench], None]] = {
         "smoke": smoke,
         "equality": equality,
         "latency": latency,
-        "profile": lambda bench: profile(bench, options.profiles),
+        "profile": profile,
         "overlap": overlap,
         "streaming": streaming,
         "switching": switching,
@@ -100,7 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="no part starts after this")
     parser.add_argument("--parts", help="only these, comma-separated")
-    parser.add_argument("--profiles", type=Path, default=_RUN, help="folder of the profile")
+    parser.add_argument("--profiles", type=Path, default=RUN_FOLDER, help="folder of the profile")
     return parser.parse_args(argv)
 
 
