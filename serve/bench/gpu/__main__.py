@@ -1,9 +1,11 @@
 """Check and time the CUDA path in one command: `python -m serve.bench.gpu --json FILE`.
 
 Parts run in order of value, the smoke part first, each within what is left of `--minutes`; every
-row is written as it is made, so that whatever ends the run leaves what was measured. `--device cpu`
-runs every line on tiny networks, with the CPU in place of the device: a check of this program, its
-times mean nothing. Exit code 1 when a part failed or results disagreed.
+row is written as it is made, so that whatever ends the run leaves what was measured. At the end
+they are held against the bars of docs/actuation.md; `--check FILE` does that alone, with the rows
+of a file. `--device cpu` runs every line on tiny networks, with the CPU in place of the device: a
+check of this program, its times mean nothing and no bar of theirs counts.
+Exit code 1 when a part failed, results disagreed or a bar is missed; 2 for what can't be read.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from serve.bench.gpu.bars import BarError, compare, read_bars, read_rows, summary
 from serve.bench.gpu.cases import RUN_FOLDER, GpuBench
 from serve.bench.gpu.compiled import compiled
 from serve.bench.gpu.decoding import decoding
@@ -31,6 +34,7 @@ from serve.bench.gpu.settings import FULL, TINY
 from serve.bench.gpu.smoke import smoke
 from serve.bench.gpu.trace import trace
 from serve.bench.gpu.training import training
+from serve.bench.rows import Row
 from slackfit.output_files import check_outputs, write_text
 from subnetact.ieee_float32 import ieee_float32
 
@@ -56,9 +60,11 @@ PARTS: dict[str, Callable[[GpuBench], None]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the parts; see the module."""
+    """Run the parts, or compare a file; see the module."""
     options = _parse(argv)
     try:
+        if options.check is not None:
+            return 0 if is_reached(read_rows(options.check)) else 1
         wanted = _wanted(options.parts)
         bench = GpuBench(
             options.device,
@@ -75,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     check_outputs(out)
     is_right = run(bench, wanted)
     print(f"{out}: {len(bench.rows)} rows", file=sys.stderr)
+    try:
+        # Times of a dry run are no reason to call it wrong.
+        is_right &= is_reached(bench.rows) or options.device == "cpu"
+    except BarError as error:  # an installation without docs/: what was measured stands
+        print(f"serve.bench.gpu: {error}", file=sys.stderr)
     return 0 if is_right else 1
 
 
@@ -87,6 +98,13 @@ def run(bench: GpuBench, wanted: Sequence[str]) -> bool:
     detail = "; ".join(bench.failures) or "everything that was compared agrees"
     bench.record("disagreements", len(bench.failures), "count", detail)
     return not (failed or bench.failures)
+
+
+def is_reached(rows: Sequence[Row]) -> bool:
+    """Print how rows stand to the bars; whether none is missed. Raises BarError."""
+    verdicts = compare(rows, read_bars())
+    print(summary(verdicts))
+    return not any(verdict.state == "missed" for verdict in verdicts)
 
 
 def run_part(bench: GpuBench, name: str, part: Callable[[GpuBench], None]) -> bool:
@@ -132,6 +150,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", metavar="NAME[,NAME...]", help=f"only these: {', '.join(PARTS)}")
     parser.add_argument(
         "--profiles", type=Path, default=RUN_FOLDER, metavar="DIR", help="folder of the profile"
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE",
+        help="run nothing: compare the rows of FILE with the bars of docs/actuation.md",
     )
     return parser.parse_args(argv)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 
 from serve.bench.gpu.__main__ import PARTS, main
+from serve.bench.gpu.bars import read_bars
 from serve.bench.gpu.cases import GpuBench
 from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile
@@ -83,6 +86,11 @@ def test_the_dry_run_writes_rows_of_every_part_and_a_profile(tmp_path: Path) -> 
         "need a CUDA device"
         in absent["gpu/compiled/resnet_tiny/mid/b1/reduce-overhead/replay_over_compiled"]
     )
+    for bar in read_bars():
+        pattern = bar.rows.replace("b64", "b2")
+        assert any(fnmatchcase(name, pattern) for name in figures), bar
+    assert "holds   gpu/failed_parts: 0" in done.stdout
+    assert "absent  gpu/trace/azure/drainfit/attainment: measured on a CPU" in done.stdout
     (path,) = tmp_path.glob("resnet_tiny_six_*.json")
     profile = LatencyProfile.load(path)
     assert (profile.dtype, profile.packing, len(profile.subnets)) == ("bfloat16", "folded", 4)
@@ -104,6 +112,7 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(
     assert "gpu/resnet_tiny/switch_p50" in figures
     assert figures["gpu/failed_parts"]["value"] == 1
     assert figures["gpu/failed_parts"]["detail"] == "streaming"
+    assert "missed  gpu/failed_parts: 1, bar <= 0" in capsys.readouterr().out
     assert main([*base, "--minutes", "0"]) == 0
     assert [row["figure"] for row in json.loads(out.read_text())] == [
         "gpu/streaming/skipped",
@@ -154,7 +163,31 @@ def test_an_image_without_what_serves_runs_the_smoke_part(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "rows.json").read_text())
 
 
+def test_without_docs_a_run_stands_and_says_why_it_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is installed as a package has no docs/."""
+    monkeypatch.setattr("serve.bench.gpu.bars.BARS_PAGE", tmp_path / "none.md")
+    base = ["--device", "cpu", "--parts", "switching", "--minutes", "0"]
+    assert main([*base, "--json", str(tmp_path / "rows.json")]) == 0
+    assert "run this in a checkout" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_without_cuda_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "no CUDA device is available; use cpu" in capsys.readouterr().err
+
+
+def test_the_reference_has_exactly_its_options_and_the_page_its_parts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    reference = Path("docs/reference.md").read_text(encoding="utf-8")
+    section = reference.split("### python -m serve.bench.gpu\n")[1].split("\n###")[0]
+    assert set(re.findall(r"--[a-z]+", section)) == told
+    page = Path("docs/actuation.md").read_text(encoding="utf-8").split("## CUDA")[1]
+    firsts = [line.split("|")[1] for line in page.splitlines() if "|" in line]
+    assert set(PARTS) <= set(re.findall(r"`(\w+)`", " ".join(firsts)))
