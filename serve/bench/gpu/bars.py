@@ -89,7 +89,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     order: tuple[State, ...] = ("absent", "holds", "missed")
     lines = [str(v) for state in order for v in verdicts if v.state == state]
     counts = Counter(verdict.state for verdict in verdicts)
-    told = ", ".join(f"{counts[state]} {state}" for state in ("holds", "missed", "absent"))
+    told = f"{counts['holds']} hold, {counts['missed']} missed, {counts['absent']} absent"
     return "\n".join((*lines, f"bars: {told}"))
 
 

@@ -73,7 +73,7 @@ def test_what_is_not_there_has_no_value_or_is_of_elsewhere_is_absent_and_says_wh
         "absent  gpu/none: no such row",
         "holds   gpu/made_up: 1.9, bar >= 1.8 (why)",
     ]
-    assert summary(found).splitlines()[-1] == "bars: 1 holds, 0 missed, 2 absent"
+    assert summary(found).splitlines()[-1] == "bars: 1 hold, 0 missed, 2 absent"
     of_cpu = compare([cpu_row("gpu/there", 0.5), gpu_row("gpu/made_up", 0.5)], bars)
     assert [verdict.text for verdict in of_cpu] == [
         "measured on a CPU, the bar is for a GPU",
