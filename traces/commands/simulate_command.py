@@ -124,7 +124,7 @@ def _serve_batches(context: typer.Context, profile: LatencyProfile) -> None:
     reports = [report | about for report in reports]
     write_each(
         lambda: finish(reports, json_out=json_out, html_out=html_out, title="Simulation report"),
-        lambda: None if chrome is None else chrome.write(chrome_out),
+        lambda: None if chrome is None or chrome_out is None else chrome.write(chrome_out),
     )
 
 
