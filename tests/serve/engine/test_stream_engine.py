@@ -302,6 +302,28 @@ def test_a_stream_that_cant_be_begun_fails_alone():
     assert tokens_of(good) == continued([2], 3)
 
 
+class Unsharing(TimedDecoder):
+    """Can't begin a stream with what is kept of a prompt."""
+
+    def share(self, source: int | str, sequence: int | str, tokens: int) -> None:
+        if str(source).startswith("prefix"):
+            raise RuntimeError("a table that is full")
+        super().share(source, sequence, tokens)
+
+
+def test_a_beginning_that_cant_be_shared_is_promised_to_nobody_any_more():
+    prefixes = PrefixCache(64, {rung.subnet_id: rung.quality for rung in COSTS.rungs})
+    bench = Bench(decoder=Unsharing, prefixes=prefixes)
+    bench.open([3] * 130, 3)
+    bench.run()
+    again = bench.open([3] * 130, 3)
+    assert again.query.cached_tokens == 128
+    bench.run()
+    assert again.outcome is not None
+    assert again.outcome.reason == "execution failed: RuntimeError: a table that is full"
+    assert prefixes.evict() == "prefix-0", "else its room is never anybody's"
+
+
 def test_what_nobody_reads_is_bounded():
     bench = Bench()
     most = MOST_UNREAD_BYTES // 100_000
