@@ -20,7 +20,7 @@ import gc
 import sys
 from collections.abc import Iterator
 
-from serve.hosts.connection_limits import raise_file_limit
+from serve.hosts.connections.connection_limits import raise_file_limit
 
 SWITCH_INTERVAL_S = 2e-4
 _OBJECTS = 50_000  # more than were freed, until young ones are looked through for cycles
