@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from serve.engine.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamRequest
-from serve.engine.prefix_cache import PrefixCache
-from serve.engine.stream_device import SharedPrefix, StreamDevice, greedy
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamRequest
+from serve.engine.streams.prefix_cache import PrefixCache
+from serve.engine.streams.stream_device import SharedPrefix, StreamDevice, greedy
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.models.stream_refusal import stream_refusal
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile

@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Container, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
-from serve.engine.prefix_cache import PrefixCache, SharedPrefix
 from serve.engine.runner import NOT_FINITE
+from serve.engine.streams.prefix_cache import PrefixCache, SharedPrefix
 from slackfit.streams.stream_query import StreamChunk
 from subnetact.decoding.extents import CacheFullError
 
