@@ -28,6 +28,8 @@ class Eligibility:
         self._max_samples = profile.max_batch_size
         self._fastest: dict[tuple[int, int], str] = {}
         self.fastest_s = profile.fastest(quantile).latency_s[1]
+        #: No batch takes longer.
+        self.longest_s = max(map(max, self.table.values()))
 
     def accepts(self, query: Query, subnet_id: str) -> bool:
         """Whether `query` may run on `subnet_id`."""

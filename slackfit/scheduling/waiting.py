@@ -26,8 +26,8 @@ LOOK_AHEAD = 4  # queries looked at per place in a batch, when some are constrai
 class WaitingQueries:
     """An EDF queue that knows its queries' constraints; without any it costs nothing extra."""
 
-    __slots__ = ("_eligible", "_mix", "_num_special", "_quantile", "_window", "_wishes", "edf",
-                 "num_samples_more", "standing")  # fmt: skip
+    __slots__ = ("_eligible", "_mix", "_num_special", "_quantile", "_unservable", "_window",
+                 "_wishes", "edf", "num_samples_more", "standing")  # fmt: skip
 
     def __init__(self, profile: LatencyProfile, quantile: str, standing: Standing) -> None:
         self.edf = EdfQueue()
@@ -44,9 +44,12 @@ class WaitingQueries:
         self._mix = WorkMix.of(profile, self._quantile)
         self._window = LOOK_AHEAD * profile.max_batch_size
         self._wishes = WishGroups(profile)
+        self._unservable: set[int] = set()  # of queries that came with another profile
         if self._num_special:
             for query in self.edf:
                 self._wishes.add(query)
+                if self.is_hopeless(query, 0.0, also_late=False):
+                    self._unservable.add(query.query_id)
 
     @property
     def queue(self) -> QueueView:
@@ -109,7 +112,7 @@ class WaitingQueries:
         return head.deadline_s - finish_s + 2 * ulp(head.deadline_s)
 
     def push(self, query: Query) -> None:
-        """Add a query."""
+        """Add a query that some subnet may serve."""
         self.edf.push(query)
         if not is_ordinary(query):
             self._num_special += 1
@@ -154,7 +157,10 @@ class WaitingQueries:
         found: list[Query] = []
         is_mixed = self._is_mixed
         if is_mixed:  # some may be hopeless behind a head that is not
+            until_s = self._safe_from_s(now_s, also_late=also_late)
             for query in edf.earliest(self._window):
+                if query.deadline_s >= until_s:
+                    break
                 if self.is_hopeless(query, now_s, also_late=also_late):
                     self.remove(query)
                     found.append(query)
@@ -164,6 +170,14 @@ class WaitingQueries:
                 self.remove(query)
                 found.append(query)
         return found
+
+    def _safe_from_s(self, now_s: float, *, also_late: bool) -> float:
+        """Return a deadline from which on no query is hopeless, whatever it may run on."""
+        if self._unservable:
+            return inf
+        if not also_late:
+            return -inf
+        return inf if self._mix is not None else now_s + self._eligible.longest_s
 
     def pop_due_before(self, deadline_s: float) -> tuple[Query, ...]:
         """Remove and return the queries that are due before `deadline_s`."""
@@ -278,6 +292,7 @@ class WaitingQueries:
         for query in queries:
             if not is_ordinary(query):
                 self._num_special -= 1
+                self._unservable.discard(query.query_id)
                 self.num_samples_more -= query.samples - 1
                 self._wishes.remove(query)
                 self.standing.remove(query)
