@@ -164,8 +164,9 @@ class LatencyProfile:
         """Return this profile without subnets that another one beats.
 
         A subnet is beaten when another has at least its accuracy and at most its latency at every
-        batch size, and is better in one of them; of equals the first id stays.
+        batch size, and is better in one of them; of equals the first id stays. Raises as `table`.
         """
+        self.table(quantile)  # raises where one lacks it
         kept = tuple(
             s for s in self.subnets if not any(_beats(o, s, quantile) for o in self.subnets)
         )
@@ -386,10 +387,9 @@ class LatencyProfile:
     @classmethod
     def load(cls, path: str | Path) -> LatencyProfile:
         """Read a profile file. Raises ProfileError (malformed) or FileNotFoundError."""
-        text = Path(path).read_text(encoding="utf-8")
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path}: not JSON ({error})") from None
         return cls.from_json(data, where=str(path))
 
