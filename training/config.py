@@ -275,7 +275,10 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training run. `threads` 0 leaves torch's default; `amp` auto uses bf16 in hardware.
+    """One training run. `threads` 0 leaves torch's default.
+
+    `amp`: what passes compute in; auto is bf16 where it is in hardware, else float32. fp16 scales
+    losses (`training/trainer/loss_scale.py`): for GPUs that have no bf16.
 
     `activation_checkpointing` runs each block again going backward instead of keeping what it
     computed: less memory, a third more computation, the same gradients.
@@ -286,7 +289,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     threads: int = 0
-    amp: Literal["auto", "bf16", "off"] = "auto"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     activation_checkpointing: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

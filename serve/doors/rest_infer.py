@@ -280,8 +280,9 @@ class _AtOnce:
         if self._is_over:
             return
         self._is_over = True
-        if self._forget is not None:
-            self._forget()
+        forget, self._forget = self._forget, None  # it knows us: a cycle would hold the samples
+        if forget is not None:
+            forget()
         self._inflight.release()
         answer.respond(self._respond, self._call.request_id)
 

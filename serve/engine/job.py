@@ -27,12 +27,12 @@ class Job:
     batch holds is several.
     """
 
-    __slots__ = ("_missing", "on_done", "query_ids", "replies", "slots")
+    __slots__ = ("_missing", "_on_done", "query_ids", "replies", "slots")
 
     def __init__(self, slots: Sequence[Slot], on_done: Callable[[Job], None]) -> None:
         """Hold one slot for each query, all of its samples in it."""
         self.slots = slots
-        self.on_done = on_done
+        self._on_done: Callable[[Job], None] | None = on_done
         self.query_ids: list[int] = []
         self.replies: list[Reply | None] = [None] * len(self.slots)
         self._missing = len(self.slots)
@@ -48,7 +48,9 @@ class Job:
         self.replies[index] = reply
         self._missing -= 1
         if not self._missing:
-            self.on_done(self)
+            on_done, self._on_done = self._on_done, None  # which knows the job: a cycle would
+            assert on_done is not None, "a job is done once"  # hold its samples until one is
+            on_done(self)  # looked for
 
 
 class Ticket(NamedTuple):

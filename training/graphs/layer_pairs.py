@@ -38,6 +38,7 @@ class LayerPairs(nn.Module):
         """Widths of the hidden layers of both, in order."""
         super().__init__()
         self._weights = weights
+        self.learns_weights = weights == "attention"
         self.keys = nn.ModuleList(nn.Linear(w, _ATTENTION_WIDTH) for w in teacher_widths)
         self.queries = nn.ModuleList(nn.Linear(w, _ATTENTION_WIDTH) for w in student_widths)
         self.projections = nn.ModuleList(nn.Linear(w, _COMMON_WIDTH) for w in student_widths)
@@ -57,7 +58,7 @@ class LayerPairs(nn.Module):
     def attention(
         self, teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """(student layers, teacher layers), each row adding up to 1."""
+        """(student layers, teacher layers): rows add up to 1, of `last` all to their number."""
         rows, columns = len(student), len(teacher)
         if self._weights == "uniform":
             return torch.full((rows, columns), 1.0 / columns)

@@ -41,7 +41,8 @@ class Taught(NamedTuple):
     """A trained student's accuracies (fractions), and how its hidden layers were used.
 
     `spread` is the mean variance of the student's projected states, near 0 if they collapsed;
-    `entropy` that of the attention's rows over the highest possible one. Both None where unused.
+    `entropy` that of the attention's rows over the highest possible one. Both None where unused;
+    fixed weights have no entropy.
     """
 
     validation: float
@@ -135,6 +136,7 @@ def _judged(net: Gcnii, whole: WholeGraph, teacher: Teacher, pairs: LayerPairs |
     spread = entropy = None
     if pairs is not None:
         spread = float(torch.stack(pairs.projected(hidden)).var(1).sum(1).mean())
+    if pairs is not None and pairs.learns_weights:
         rows = pairs.attention(teacher.hidden, hidden)
         entropy = float(torch.special.entr(rows).sum(1).mean()) / math.log(rows.shape[1])
     validation, test = (accuracy_of(logits, whole, split) for split in ("validation", "test"))

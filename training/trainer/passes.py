@@ -24,6 +24,7 @@ from training.data.samples import Samples
 from training.strategies.strategy import SubnetTask
 from training.trainer.batch_shares import micro_batches
 from training.trainer.hidden_states import HiddenStates, hidden_loss
+from training.trainer.loss_scale import LossScale
 from training.trainer.losses import distillation_loss, label_loss, soft_targets
 from training.trainer.optimization import Tensors
 from training.trainer.pairs_training import PairsTraining
@@ -54,12 +55,14 @@ class Passes:
         definition: SupernetDefinition,
         weights: SharedWeights,
         pairs: PairsTraining | None,
+        scale: LossScale,
         *,
-        amp_bf16: bool,
+        amp: torch.dtype | None,
     ):
+        """`amp`: what forward passes compute in, None: as the weights are."""
         self._config, self._weights, self._pairs = config, weights, pairs
         self._largest = definition.space.largest
-        self._amp_bf16 = amp_bf16
+        self._scale, self._amp = scale, amp
 
     def backward(
         self,
@@ -69,7 +72,7 @@ class Passes:
         taught: StepTargets,
         key: DrawKey,
     ) -> tuple[torch.Tensor, StepTargets]:
-        """Add a task's gradients to the shared weights' own.
+        """Add a task's gradients, times the loss scale, to the shared weights' own.
 
         `images` and `labels` are the whole batch's. Returned are the loss, a detached scalar, and
         what is taught from now on.
@@ -98,7 +101,7 @@ class Passes:
             losses.append(loss.detach().float() * share)
             if task.target == "labels":
                 own.append(soft_targets(logits.flatten(0, -2), self._config.loss.temperature))
-            (loss * (task.weight * share)).backward()
+            (loss * (task.weight * share * self._scale.value)).backward()
         if own:
             taught = taught._replace(full_model=torch.cat(own))
         return torch.stack(losses).sum(), taught
@@ -155,11 +158,11 @@ class Passes:
         return [total / count for total in totals]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass: bf16 where the run has it."""
-        if not self._amp_bf16:
+        """The context of a forward pass: half precision where the run has it."""
+        if self._amp is None:
             return nullcontext()
         kind = torch.device(self._config.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
+        return torch.autocast(kind, dtype=self._amp, cache_enabled=False)
 
     def _loss(
         self,

@@ -7,7 +7,7 @@ one is whole, so a killed process or a full disk leaves the last good state.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ class ResumeState(NamedTuple):
     parameters: dict[str, torch.Tensor]
     optimization: OptimizationState
     teacher: dict[str, torch.Tensor]
+    loss_scale: Sequence[float] = ()
 
 
 def save_resume_state(
@@ -69,6 +70,7 @@ def save_resume_state(
         "step": state.step,
         "permutation": state.permutation,
         "strategy": state.strategy,
+        "loss_scale": list(state.loss_scale),
         "num_updates": state.optimization.num_updates,
         "num_averaged": state.optimization.num_averaged,
         "config": asdict(config),
@@ -115,6 +117,7 @@ def load_resume_state(out: Path, config: TrainConfig) -> ResumeState:
             num_averaged=described["num_averaged"],
         ),
         teacher=_under(tensors, "teacher/"),
+        loss_scale=described.get("loss_scale", ()),
     )
 
 

@@ -10,7 +10,7 @@ A step:
    distillation). Losses are scaled by the task's weight, so gradients simply add up in the shared
    parameters; nothing is cloned, but for AdamW while the ramp lasts (`adamw.py`). A pass is
    made in `passes.py`.
-5. Gradients averaged over the processes, one step of the optimizer.
+5. Gradients averaged over the processes, one step of the optimizer; none where fp16 overflowed.
 6. A delay that looks at the loss is given it.
 
 Everything random is keyed by the step, so the state to resume from is small: parameters, moments,
@@ -46,6 +46,7 @@ from training.strategies.strategy import Event, SubnetTask
 from training.trainer.batch_shares import check_shares
 from training.trainer.crop_kernels import crop_kernels
 from training.trainer.distributed import ProcessGroup
+from training.trainer.loss_scale import LossScale
 from training.trainer.optimization import Optimization, Tensors
 from training.trainer.pairs_training import PairsTraining
 from training.trainer.passes import Passes
@@ -108,8 +109,9 @@ class Trainer:
         self._log = RunLog(out, tensorboard=config.log.tensorboard and self._workers.is_first)
         self.step = 0
         self.permutation: Permutations | None = None
-        is_bf16 = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(config.device))
-        self._passes = Passes(config, definition, self.weights, self._pairs, amp_bf16=is_bf16)
+        amp = _amp(config)
+        self._scale = LossScale(is_on=amp == torch.float16)
+        self._passes = Passes(config, definition, self.weights, self._pairs, self._scale, amp=amp)
         if resume:
             self._restore(load_resume_state(out, config))
 
@@ -159,6 +161,7 @@ class Trainer:
             if self._workers.is_first:
                 also = dict(epoch_end(epoch)) if epoch_end else {}
                 also |= self._pairs.figures() if self._pairs else {}
+                also |= self._scale.figures()
                 done = EpochReport(epoch, tuple(reports), seconds, cpu_s, num_images, also)
                 self._log.add_epoch(done)
         return True
@@ -185,6 +188,7 @@ class Trainer:
             if pairs
             else optimization,
             teacher=self._teacher,
+            loss_scale=self._scale.state(),
         )
         save_resume_state(self._out, self.config, state, *([name] if name else []))
 
@@ -234,11 +238,7 @@ class Trainer:
                 full_gradients = _gradients(self.weights.parameters)
         # 5. one step for all passes and processes
         values = self._finite(torch.stack(losses).tolist(), plan)
-        self._workers.average_gradients(self.weights.parameters.values())
-        self._optimization.step(lr, self._unweighted(full_gradients, plan))
-        if self._pairs:
-            self._workers.average_gradients(self._pairs.parameters.values())
-            self._pairs.step(lr)
+        self._update(lr, plan, full_gradients)
         self.step += 1
         by_labels = [v for v, task in zip(values, plan, strict=True) if task.target == "labels"]
         others = [v for v, task in zip(values, plan, strict=True) if task.target != "labels"]
@@ -248,6 +248,20 @@ class Trainer:
             assert full_loss is not None, "only the full model trains before shrinking"
             self._strategy.observe(self.step - 1, self._workers.mean(full_loss))
         return StepReport(self.step, self.total_steps, lr, full_loss, mean(others), len(plan))
+
+    def _update(self, lr: float, plan: tuple[SubnetTask, ...], full: Tensors | None) -> None:
+        """Turn the gradients of all processes into new weights, of pairs too."""
+        pairs = list(self._pairs.parameters.values()) if self._pairs else []
+        trained = [*self.weights.parameters.values(), *pairs]
+        self._workers.average_gradients(trained)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        if self._scale.unscale([*gradients, *(full or {}).values()]):
+            self._optimization.step(lr, self._unweighted(full, plan))
+        else:
+            for parameter in pairs:
+                parameter.grad = None
+        if self._pairs:
+            self._pairs.step(lr)
 
     def _is_ramped(self, plan: tuple[SubnetTask, ...]) -> bool:
         """Whether an optimizer that divides by the gradients' size must see them unweighted."""
@@ -359,8 +373,16 @@ class Trainer:
         like = self._detached()
         self._teacher = {n: torch.empty_like(like[n]).copy_(t) for n, t in state.teacher.items()}
         self.step, self.permutation = state.step, state.permutation
+        self._scale.restore(state.loss_scale)
         if state.strategy:
             self._strategy.restore(state.strategy)
+
+
+def _amp(config: TrainConfig) -> torch.dtype | None:
+    """What forward passes compute in, None: float32."""
+    if config.amp == "auto":
+        return torch.bfloat16 if has_fast_bf16(config.device) else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[config.amp]
 
 
 def _gradients(parameters: Mapping[str, torch.Tensor]) -> Tensors:

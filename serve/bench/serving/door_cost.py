@@ -4,9 +4,9 @@ The part `doors` has these rows as well. Processor time is what all threads of t
 closed loop that keeps it busy, with the timed device (it sleeps); bare servers
 (`bare_server.py`), which parse and run nothing, are measured in between. Beyond what the door
 carries an open loop asks for 1.25 times the closed loop's rate, of the real device, at the SLO of
-the static networks' table and at the benchmark's own. A tensor in shared memory is asked for one
-at a time, so that both threads sleep in between; one image among the requests shows what that
-costs by itself.
+the static networks' table and at the benchmark's own. Tensors in shared memory, input and output,
+are asked for one at a time, so that both threads sleep in between; one image among the requests
+shows what that costs by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -40,7 +41,7 @@ from serve.bench.serving.paced_load import PacedScore, paced_load
 from serve.bench.serving.server_process import server_process
 from serve.bench.serving.setting import Setting
 from serve.doors.shared_memory import FOLDER
-from serve.proto.names import BINARY_HEADER
+from serve.proto.names import BINARY_HEADER, OUTPUT_NAME
 
 _POLICY = "fixed:smallest"
 _CONNECTIONS = 64
@@ -48,6 +49,7 @@ _BATCH = 16
 _BATCH_CONNECTIONS = 16
 _OVER = 1.25
 _IMAGE = (3, 224, 224)
+_CLASSES = 1000
 _BARS = {"http": 4.0, "grpc": 2.5}
 _BATCH_BAR_US = 30.0
 _GOODPUT_BAR = 0.6
@@ -214,8 +216,8 @@ class DoorCostBench:
     def _memory(self) -> dict[str, list[float]]:
         """Return latency less execution of 16 large images, sent and in shared memory."""
         config = self._setting.config(
-            checkpoint=None, device="timed", policy=_POLICY, input_shape=_IMAGE, num_classes=1000,
-            model_name="images",
+            checkpoint=None, device="timed", policy=_POLICY, input_shape=_IMAGE,
+            num_classes=_CLASSES, model_name="images",
         )  # fmt: skip
         samples = np.random.default_rng(0).integers(0, 256, (_BATCH, *_IMAGE), dtype=np.uint8)
         with server_process(config) as server, _region(samples) as key:
@@ -223,7 +225,8 @@ class DoorCostBench:
 
     async def _exchange(self, url: str, samples: np.ndarray, key: str) -> dict[str, list[float]]:
         subnet_id = self._setting.sized()["smallest"]
-        register = json.dumps({"key": key, "offset": 0, "byte_size": samples.nbytes}).encode()
+        size = samples.nbytes + _room(samples)
+        register = json.dumps({"key": key, "offset": 0, "byte_size": size}).encode()
         path = "/v2/systemsharedmemory/region/bench/register"
         requests = {
             "binary": http_request(url, "images", samples, subnet_id),
@@ -254,8 +257,8 @@ class DoorCostBench:
         )
         detail = (
             f"<= {_MEMORY_BAR:g} asked for; latency less execution of {_BATCH} x 3 x 224 x 224, "
-            f"{ours:.2f} ms in shared memory over {sent:.2f} ms sent, medians of "
-            f"{len(found['shared'])} each in turns; TIMED device"
+            f"{ours:.2f} ms with input and output in shared memory over {sent:.2f} ms sent, "
+            f"medians of {len(found['shared'])} each in turns; TIMED device"
         )
         beyond = f"the same less the {one:.2f} ms of one image in shared memory"
         figure = "serving/doors/shared_memory_over_binary"
@@ -277,8 +280,21 @@ def _shared_request(samples: np.ndarray, subnet_id: str) -> dict[str, Any]:
         "shape": list(samples.shape),
         "parameters": {"shared_memory_region": "bench", "shared_memory_byte_size": samples.nbytes},
     }
-    asked = {"binary_data_output": True, "slo_ms": 10_000, "subnet": subnet_id}
-    return {"inputs": [tensor], "parameters": asked}
+    output = {
+        "name": OUTPUT_NAME,
+        "parameters": {
+            "shared_memory_region": "bench",
+            "shared_memory_offset": len(samples) * math.prod(_IMAGE),
+            "shared_memory_byte_size": _room(samples),
+        },
+    }
+    asked = {"slo_ms": 10_000, "subnet": subnet_id}
+    return {"inputs": [tensor], "outputs": [output], "parameters": asked}
+
+
+def _room(samples: np.ndarray) -> int:
+    """Return the bytes of the samples' logits."""
+    return len(samples) * _CLASSES * np.dtype(np.float32).itemsize
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
@@ -294,9 +310,9 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
 
 @contextlib.contextmanager
 def _region(samples: np.ndarray) -> Iterator[str]:
-    """Yield the key of a shared memory object that holds the samples."""
+    """Yield the key of a shared memory object that holds the samples, and has room for logits."""
     path = Path(FOLDER) / f"supernet_bench_{os.getpid()}"
-    path.write_bytes(samples.tobytes())
+    path.write_bytes(samples.tobytes() + bytes(_room(samples)))
     try:
         yield f"/{path.name}"
     finally:

@@ -139,7 +139,8 @@ class OpenStream:
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Have `watcher` called whenever there is an output, or the end, and now if there is."""
-        self._watcher = watcher
+        if self.outcome is None:
+            self._watcher = watcher
         if self._outputs or self.outcome is not None:
             watcher()
 
@@ -167,6 +168,7 @@ class OpenStream:
         assert self.outcome is None, "a stream ended twice"
         self.outcome = outcome
         self._wake()
+        self._watcher = None  # which knows the stream: a cycle would hold its prompt
         if self.request.on_end is not None:
             self.request.on_end(outcome)
 

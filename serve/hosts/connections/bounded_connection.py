@@ -120,6 +120,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._reader.has_read()
         super().connection_lost(exc)
         self._tell_gone()
+        self.pipeline.clear()
+        if self.cycle is not None:  # nobody reads on, and a closed connection is freed late
+            self.cycle.body = bytearray()
 
     def why_gone(self) -> str:
         """Say why the client is taken to have gone."""
@@ -402,6 +405,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete:  # the last that came; `_write` has seen to others
+            self.cycle.scope.pop(SEND_WHOLE, None)
         if self.transport.is_closing():  # once the client has read all: it has so long
             self._reader.wait(self.transport, self.loop)
         if not self.pipeline and not self._is_in_message:
