@@ -35,7 +35,8 @@ class LossScale:
         """
         if not self._is_on:
             return True
-        torch._foreach_mul_(list(gradients), 1.0 / self.value)
+        for gradient in gradients:
+            gradient.div_(self.value)
         is_whole = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
         self._num_since += 1
         if not is_whole:
