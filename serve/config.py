@@ -171,7 +171,8 @@ class ServeConfig(BaseModel):
     `packing`: how the device keeps weights (null: as the profile was measured, else the fastest);
     `cache_mib` limits what a CPU packs, or all weights on a CUDA device (null: no limit).
     `dtype`: what a CUDA device computes in (null: as the profile was measured, else bfloat16);
-    `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs).
+    `graph_mib` limits what its graphs hold (null: no limit, 0: no graphs); they are of what was
+    launched lately, and captured between batches (docs/actuation.md).
     `log_format`: lines for people (`text`) or for programs (`json`). `log_queries`: which queries
     get a line, `none`, `misses` (not on time) or `all`, at most `log_lines_per_s`.
     `spans`: write OpenTelemetry spans (`observe/spans.py` says how they are configured).

@@ -128,7 +128,10 @@ class View(Protocol):
 
 
 class Policy(Protocol):
-    """Chooses (subnet, batch size) for a free worker and a queue that is not empty."""
+    """Chooses (subnet, batch size) for a free worker and a queue that is not empty.
+
+    One that lays out tables for a profile may have `prepare(profile)`, for when there is time.
+    """
 
     @property
     def name(self) -> str: ...

@@ -5,8 +5,9 @@ SUSHI, MLSys'23 section 3, and the offline profile in SuperServe, NSDI'25 sectio
 data with its provenance: which device, data type, thread count, checkpoint and versions made it.
 
 File format 1 (JSON): milliseconds and fractions, unknown keys are kept. In memory: seconds.
-Latency between two profiled batch sizes is interpolated linearly; below the first the first one's
-latency stands (an upper bound); beyond the last nothing is guessed: an error says what is profiled.
+Latency between two profiled batch sizes is interpolated linearly, or is that of the next one where
+batches are `padded` to it; below the first the first one's latency stands (an upper bound); beyond
+the last nothing is guessed: an error says what is profiled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from slackfit.fastest import FastestBatches
 from slackfit.resident_table import ResidentTable
@@ -37,6 +40,7 @@ _KNOWN_KEYS = {
     "subnets",
     "threads",
     "packing",
+    "padded",
     "output_kind",
     "residency",
     "work",
@@ -72,7 +76,8 @@ class LatencyProfile:
     for each subgraph that may be resident; the subnets' own latencies are those beside none. `work`
     has a row for each bucket of work, where queries differ; the subnets' own are of any query.
     `output_kind` says what is served and what accuracy means: `logits` of classes, an `embedding`
-    (its neighbours' agreement with the largest's), or empty where nobody said.
+    (its neighbours' agreement with the largest's), or empty where nobody said. `padded`: a batch
+    between two profiled sizes is filled up to the next one, and takes as long.
     """
 
     name: str
@@ -86,6 +91,7 @@ class LatencyProfile:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     threads: int | None = None
     packing: str | None = None
+    padded: bool = False
     output_kind: str = ""
     residency: tuple[ResidentTable, ...] = ()
     work: WorkTable | None = None
@@ -166,10 +172,9 @@ class LatencyProfile:
         A subnet is beaten when another has at least its accuracy and at most its latency at every
         batch size, and is better in one of them; of equals the first id stays. Raises as `table`.
         """
-        self.table(quantile)  # raises where one lacks it
-        kept = tuple(
-            s for s in self.subnets if not any(_beats(o, s, quantile) for o in self.subnets)
-        )
+        rows_s = [self._points(subnet, quantile) for subnet in self.subnets]
+        beaten = _is_beaten([subnet.accuracy for subnet in self.subnets], rows_s)
+        kept = tuple(s for s, is_out in zip(self.subnets, beaten, strict=True) if not is_out)
         return replace(self, subnets=kept)
 
     def select(self, subnet_ids: Iterable[str]) -> LatencyProfile:
@@ -297,20 +302,24 @@ class LatencyProfile:
                 f"{', '.join(unknown)}"
             )
 
-    def _interpolate(self, subnet: SubnetProfile, quantile: str) -> list[float]:
+    def _points(self, subnet: SubnetProfile, quantile: str) -> tuple[float, ...]:
         if quantile not in subnet.latency_s:
             raise ProfileError(
                 f"subnet {subnet.subnet_id!r} of profile {self.name!r} has no {quantile}; "
                 f"it has {', '.join(subnet.latency_s)}"
             )
-        points = subnet.latency_s[quantile]
+        return subnet.latency_s[quantile]
+
+    def _interpolate(self, subnet: SubnetProfile, quantile: str) -> list[float]:
+        points = self._points(subnet, quantile)
         row = [math.nan] * (self.max_batch_size + 1)
         row[0] = 0.0
         row[: self.batch_sizes[0] + 1] = [0.0] + [points[0]] * self.batch_sizes[0]
         pairs = list(zip(self.batch_sizes, points, strict=True))
         for (b0, t0), (b1, t1) in itertools.pairwise(pairs):
-            for b in range(b0, b1 + 1):
-                row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if b < b1 else t1
+            for b in range(b0 + 1, b1 + 1):
+                between = not self.padded and b < b1
+                row[b] = t0 + (t1 - t0) * (b - b0) / (b1 - b0) if between else t1
         return row
 
     def to_json(self) -> dict[str, Any]:
@@ -318,6 +327,7 @@ class LatencyProfile:
         optional = {
             "threads": self.threads,
             "packing": self.packing,
+            "padded": self.padded or None,
             "output_kind": self.output_kind or None,
         }
         return {
@@ -372,6 +382,7 @@ class LatencyProfile:
                 versions=dict(fields.get("versions", {})),
                 threads=fields.get("threads"),
                 packing=fields.get("packing"),
+                padded=bool(fields.get("padded", False)),
                 output_kind=fields.get("output_kind", ""),
                 batch_sizes=tuple(fields["batch_sizes"]),
                 subnets=tuple(_subnet_from_json(row) for row in fields["subnets"]),
@@ -459,11 +470,17 @@ def _validate_subnet(subnet: SubnetProfile, num_sizes: int) -> None:
             raise ProfileError(f"{where}: latency_ms.{quantile} must be positive and finite")
 
 
-def _beats(a: SubnetProfile, b: SubnetProfile, quantile: str) -> bool:
-    if a.subnet_id == b.subnet_id:
-        return False
-    rows = list(zip(a.latency_s[quantile], b.latency_s[quantile], strict=True))
-    if a.accuracy < b.accuracy or any(x > y for x, y in rows):
-        return False
-    better = a.accuracy > b.accuracy or any(x < y for x, y in rows)
-    return better or a.subnet_id < b.subnet_id
+def _is_beaten(accuracies: Sequence[float], latencies_s: Sequence[Sequence[float]]) -> list[bool]:
+    """Say of each subnet, with latencies by batch size, whether another one beats it.
+
+    An equal one that comes earlier does. O(n) array operations: policies ask again whenever
+    latencies are corrected, of profiles with hundreds of subnets.
+    """
+    accuracy, rows_s = np.array(accuracies), np.array(latencies_s)  # (subnets,), (subnets, sizes)
+    beaten: list[bool] = []
+    for i in range(len(accuracy)):
+        others = (accuracy >= accuracy[i]) & (rows_s <= rows_s[i]).all(axis=1)
+        is_better = (accuracy > accuracy[i]) | (rows_s < rows_s[i]).any(axis=1)
+        is_better[:i] = True
+        beaten.append(bool((others & is_better).any()))
+    return beaten

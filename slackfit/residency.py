@@ -40,12 +40,15 @@ class Savings:
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         """Take the candidates. Raises ValueError for a repeated key or a size below one byte."""
         self.candidates: dict[Hashable, Candidate] = {}
-        for candidate in candidates:
+        self._users: dict[str, dict[int, Candidate]] = {}  # of a subnet, by their place
+        for place, candidate in enumerate(candidates):
             if candidate.key in self.candidates:
                 raise ValueError(f"candidate {candidate.key!r} is given twice")
             if candidate.num_bytes < 1:
                 raise ValueError(f"candidate {candidate.key!r} has {candidate.num_bytes} bytes")
             self.candidates[candidate.key] = candidate
+            for subnet_id in candidate.saved_s:
+                self._users.setdefault(subnet_id, {})[place] = candidate
 
     def num_bytes(self, keys: Iterable[Hashable]) -> int:
         """Bytes of a set of slices."""
@@ -57,18 +60,20 @@ class Savings:
 
     def saved_s(self, resident: Iterable[Hashable], subnet_id: str) -> float:
         """Seconds per batch that `resident` saves one subnet."""
+        return self._saved_s(frozenset(resident), subnet_id)
+
+    def _saved_s(self, resident: Keys, subnet_id: str) -> float:
         best: dict[Hashable, float] = {}
-        for key in resident:
-            candidate = self.candidates[key]
-            saved = candidate.saved_s.get(subnet_id, 0.0)
-            if saved > best.get(candidate.site, 0.0):
+        for candidate in self._users.get(subnet_id, {}).values():
+            saved = candidate.saved_s[subnet_id]
+            if candidate.key in resident and saved > best.get(candidate.site, 0.0):
                 best[candidate.site] = saved
         return sum(best.values())
 
     def expected_s(self, resident: Iterable[Hashable], mix: Mapping[str, float]) -> float:
         """Seconds saved per batch on average; `mix` gives each subnet's share."""
-        keys = tuple(resident)
-        return sum(share * self.saved_s(keys, subnet_id) for subnet_id, share in mix.items())
+        keys = frozenset(resident)
+        return sum(share * self._saved_s(keys, subnet_id) for subnet_id, share in mix.items())
 
     def fill(
         self,
@@ -82,22 +87,24 @@ class Savings:
 
         Greedy by seconds saved per byte, each slice valued beside those chosen before it. What is
         not in `resident` costs its loading, spread over `horizon` batches. O(n log n) and a
-        little more where slices overlap; the greedy set misses the best one by at most what one
-        slice is worth, since a slice is small against the budget.
+        little more where slices overlap, n those that save a subnet of the mix time; the greedy set
+        misses the best one by at most what one slice is worth, since a slice is small against the
+        budget.
         """
         best: dict[tuple[Hashable, str], float] = {}
 
         def value(candidate: Candidate) -> float:
             gain = sum(
-                share * max(0.0, candidate.saved_s[i] - best.get((candidate.site, i), 0.0))
-                for i, share in mix.items()
-                if i in candidate.saved_s
+                mix[i] * max(0.0, saved - best.get((candidate.site, i), 0.0))
+                for i, saved in candidate.saved_s.items()
+                if i in mix
             )
             cost = 0.0 if candidate.key in resident else candidate.load_s / horizon
             return (gain - cost) / candidate.num_bytes
 
         order = list(self.candidates.values())
-        heap = [(-v, n) for n, c in enumerate(order) if (v := value(c)) > 0]
+        places = sorted({place for i in mix for place in self._users.get(i, ())})
+        heap = [(-v, n) for n in places if (v := value(order[n])) > 0]
         heapq.heapify(heap)
         chosen: set[Hashable] = set()
         left = budget_bytes
@@ -122,11 +129,10 @@ class Savings:
         used: set[Hashable] = set()
         for i in (i for i, share in mix.items() if share > 0):
             best: dict[Hashable, tuple[float, Hashable]] = {}
-            for key in chosen:
-                candidate = self.candidates[key]
-                saved = candidate.saved_s.get(i, 0.0)
-                if saved > best.get(candidate.site, (0.0, None))[0]:
-                    best[candidate.site] = (saved, key)
+            for candidate in self._users.get(i, {}).values():
+                saved = candidate.saved_s[i]
+                if candidate.key in chosen and saved > best.get(candidate.site, (0.0, None))[0]:
+                    best[candidate.site] = (saved, candidate.key)
             used.update(key for _, key in best.values())
         return frozenset(used)
 
@@ -177,6 +183,11 @@ class ValuePerByte:
         """Each subnet's share of the batches since the mix last changed."""
         return _shares(self._counts)
 
+    @property
+    def lasted(self) -> float:
+        """How many batches the mix has lasted; as many again are taken to come, twice over."""
+        return sum(self._counts.values())
+
     def observe(self, subnet_id: str) -> Keys | None:
         """See `ResidencyPolicy`."""
         for i in self._recent:
@@ -191,7 +202,7 @@ class ValuePerByte:
         return self._plan()
 
     def _plan(self) -> Keys | None:
-        mix, lasted = self.mix, sum(self._counts.values())
+        mix, lasted = self.mix, self.lasted
         wanted = self._savings.fill(
             mix, self._budget_bytes, resident=self._resident, horizon=2.0 * lasted
         )

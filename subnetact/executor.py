@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from slackfit.errand import Errand
+from slackfit.profile import LatencyProfile
 from supernet.sample import SampleSpec
 
 Slot = Any
@@ -39,8 +41,38 @@ CACHE_COUNTS = ("hits", "misses", "loads", "evictions", "held_bytes")
 NO_CACHE: Mapping[str, int] = dict.fromkeys(CACHE_COUNTS, 0)
 
 
+class Background(Protocol):
+    """What an executor does while no query needs it, and what that changes in the plans.
+
+    Used by the thread that launches, between two batches.
+    """
+
+    @property
+    def version(self) -> int:
+        """Goes up with every change of what `planned` returns."""
+        ...
+
+    def planned(self, profile: LatencyProfile, errand: Errand | None = None) -> LatencyProfile:
+        """Return what batches take as things are, or right after an errand.
+
+        `profile` has what was measured, of all or some of the subnets.
+        """
+        ...
+
+    def next_errand(self) -> Errand | None:
+        """What is to be done next; None: nothing now."""
+        ...
+
+    def run_errand(self) -> None:
+        """Do what `next_errand` said. Fails for nobody: what can't be done is left."""
+        ...
+
+
 class Executor(Protocol):
-    """What a server needs of a device."""
+    """What a server needs of a device.
+
+    It may have a `background` besides (`StagingExecutor`).
+    """
 
     @property
     def device(self) -> str: ...
@@ -130,6 +162,13 @@ class StagingExecutor(ABC):
 
     sample: SampleSpec
     num_under_way = 1
+    is_padded = False
+    """Whether a batch between two profiled sizes is filled up to the next one."""
+
+    @property
+    def background(self) -> Background | None:
+        """What is to be done between batches, if anything."""
+        return None
 
     @abstractmethod
     def launch(self, subnet_id: str, slots: Sequence[Slot]) -> Any:

@@ -28,6 +28,11 @@ def row(
     return {"figure": figure, "value": rounded, "unit": unit, "detail": detail}
 
 
+def absent_row(figure: str, unit: str, why: str) -> Row:
+    """Return the row of a figure that could not be measured: its value is None."""
+    return {"figure": figure, "value": None, "unit": unit, "detail": why}
+
+
 def rows_json(rows: Sequence[Row]) -> str:
     """Return the rows as the text of a JSON file. Raises ValueError for a value without one."""
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"

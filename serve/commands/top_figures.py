@@ -16,7 +16,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 # Others name replicas, nodes, scopes, doors.
-_LABELS = ("tenant", "status", "outcome", "reason", "subnet", "event", "le")
+_LABELS = ("tenant", "status", "outcome", "reason", "subnet", "event", "what", "le")
 _SERVER = ""  # what is no model's
 STREAMS = "supernet_stream_"
 """How the metrics of decoders begin."""
@@ -39,6 +39,7 @@ class Figures(NamedTuple):
 
     `attainment`, `accuracy`, `busy` and `resident` are fractions, `subnets` and `reasons` count
     queries, quantiles are seconds; `tenants` go by name, those with the most queries first.
+    `graphs` are those that a CUDA device has, and those that are hot and missing; None elsewhere.
     `span_s` is None for the time since the server's start where
     that is not known, and so is `qps`.
     """
@@ -55,6 +56,7 @@ class Figures(NamedTuple):
     busy: float | None
     batch_size: float
     resident: float
+    graphs: tuple[float, float] | None
     subnets: dict[str, float]
     reasons: dict[str, float]
     tenants: dict[str, TenantFigures]
@@ -166,6 +168,7 @@ def _figures(model: str, grown: Grown, span_s: float | None) -> Figures:
         busy=ratio(busy_s, span_s * max(1.0, replicas)) if span_s else None,
         batch_size=ratio(sum(subnets.values()), batches),
         resident=ratio(hits, hits + misses),
+        graphs=_graphs(grown.now),
         subnets=subnets,
         reasons=_reasons(outcomes),
         tenants=_tenants(grown),
@@ -189,6 +192,11 @@ def _tenants(grown: Grown) -> dict[str, TenantFigures]:
             shares = ratio(on_time, ended), ratio(accuracy, on_time)
             found[tenant] = TenantFigures(ended, *shares)
     return dict(sorted(found.items(), key=lambda item: (-item[1].ended, item[0])))
+
+
+def _graphs(now: Mapping[Key, float]) -> tuple[float, float] | None:
+    live = now.get(("supernet_device", "graphs_live"))
+    return None if live is None else (live, now.get(("supernet_device", "graphs_missing"), 0.0))
 
 
 def _reasons(outcomes: Mapping[Key, float]) -> dict[str, float]:

@@ -63,6 +63,7 @@ def _panel(where: str, figures: Figures) -> Panel:
 
 
 def _query_dials(figures: Figures) -> dict[str, str]:
+    graphs = figures.graphs
     return {
         "attainment": percent(figures.attainment),
         "accuracy": percent(figures.accuracy),
@@ -77,6 +78,7 @@ def _query_dials(figures: Figures) -> dict[str, str]:
         "lateness p99": milliseconds(figures.lateness_s),
         "decision p50": number(figures.decision_s * 1e6, "{:.0f} us"),
         "found resident": percent(figures.resident),
+        **({} if graphs is None else {"graphs": f"{graphs[0]:.0f}, {graphs[1]:.0f} missing"}),
     }
 
 

@@ -35,6 +35,7 @@ from serve.engine.reply import Reply, RequestOptions
 from serve.engine.runner import BatchRunner
 from serve.engine.served_engine import EarliestAnswer
 from serve.engine.under_way import BatchUnderWay, UnderWay
+from serve.engine.upkeep import Upkeep
 from serve.engine.watchdog import Watchdog
 from slackfit.policies import create_policy
 from slackfit.policy import DeviceLoad, Policy
@@ -92,6 +93,7 @@ class Engine:
         self._slot = (turn or DeviceTurn()).slot(self._due_s, self._load)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
+        self._upkeep = Upkeep(scheduler, self._runner, self._watchdog, lock=self._lock, clock=clock)
         self._is_dirty = False  # something changed since the last poll
         self._is_stopping = False
         self._answers = AnswerLoop()
@@ -262,7 +264,8 @@ class Engine:
     ) -> None:
         """Switch the policy or the offered subnets between two batches; the queue stays."""
         with self._lock:
-            self._scheduler.reconfigure(policy=policy, profile=profile)
+            planned = None if profile is None else self._upkeep.offer(profile)
+            self._scheduler.reconfigure(policy=policy, profile=planned)
             if policy is not None:
                 self._fallback = ""
             self._touch()
@@ -275,7 +278,7 @@ class Engine:
     @property
     def profile(self) -> LatencyProfile:
         """The offered subnets, as profiled."""
-        return self._scheduler.offered
+        return self._upkeep.offered
 
     @property
     def drops_hopeless(self) -> bool:
@@ -345,6 +348,7 @@ class Engine:
             if self._under_way and not self._may_queue(others):
                 return False
             self._is_dirty = False
+            self._upkeep.replan()
             polled_s = self.clock()
             dispatch = self._poll(polled_s, others)
             decision_s = self.clock() - polled_s
@@ -378,6 +382,7 @@ class Engine:
         except Exception as error:  # handed to whoever started the engine
             self._answers.call(settle, warm, error)
             return
+        self._upkeep.catch_up()
         with self._lock:
             if self._state == "starting":
                 self._state = "ready"
@@ -389,9 +394,11 @@ class Engine:
                     while self._under_way:  # the next one already is: the device stays ours
                         self._slot.keep()
                         self.step()
+                    if not has_run:  # there is a gap: for what no query asked for
+                        has_run = self._upkeep.run_errand(self._slot.others)
                 if not has_run and self._waited_long():
                     with self._slot:
-                        self._probe()
+                        self._upkeep.probe(self._is_needed)
         except Exception as error:  # a bug of ours: say so to every client, and stay down
             logger.exception("the device thread ended")
             self._hand_over(self._give_up(f"the device thread ended: {type(error).__name__}"))
@@ -428,26 +435,19 @@ class Engine:
             self._is_stopping = True
             return self._ledger.abandon("device_failed", self.clock())
 
+    def _is_needed(self) -> bool:
+        return self._is_dirty or self._is_stopping
+
     def _waited_long(self) -> bool:
         """Wait for something to do. Return whether the device was idle for so long instead."""
         with self._wake:
-            if self._is_dirty or self._is_stopping:
+            if self._is_needed():
                 return False
             wakeup_s = self._scheduler.next_wakeup_s()
             if wakeup_s is None:
                 return not self._wake.wait(self._probe_after_s)
             self._wake.wait(max(_MIN_WAIT_S, wakeup_s - self.clock()))
             return False
-
-    def _probe(self) -> None:
-        """Run a sample that nobody asked about. Raises what the executor raises."""
-        profile = self._scheduler.offered
-        subnet_id = profile.subnet_ids[0]
-        with self._lock:
-            self._watchdog.launched(self.clock(), profile.latency_s(subnet_id, 1))
-        self._runner.probe(subnet_id)
-        with self._lock:
-            self._watchdog.returned()
 
     # --- with the lock held ----------------------------------------------------------------------
 

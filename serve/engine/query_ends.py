@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serve.engine.backlog import hopeless
 from serve.engine.job import EndedQuery, Ledger
 from serve.engine.runner import BatchResult
 from slackfit.query import Batch
+from slackfit.scheduling.backlog import hopeless
 from slackfit.scheduling.scheduler import Scheduler
 
 

@@ -65,7 +65,8 @@ def load(config: ServeConfig) -> LoadedDevice:
     executor = _load_executor(config, checkpoint, given, device)
     name = config.model_name or checkpoint.name or DEFAULT_NAME
     if given is not None and given.device == device and _is_readable(given, config):
-        executor.warm_up()  # a profile is of a warm device: graphs captured, algorithms chosen
+        _follow(executor, given)
+        executor.warm_up()  # a profile is of a warm device: algorithms chosen, graphs captured
         return LoadedDevice(executor, _revalidated(executor, given), name)
     if given is not None and given.device == device:
         text = "profile %s was measured with packing %s, which there is no more"
@@ -74,7 +75,17 @@ def load(config: ServeConfig) -> LoadedDevice:
         text = "profile %s was measured on %r, this device is %r"
         logger.warning(text, config.profile, given.device, device)
     logger.warning("no profile of this device is at hand: measuring a short one")
-    return LoadedDevice(executor, _measure_quickly(executor, checkpoint), name)
+    measured = _measure_quickly(executor, checkpoint)
+    _follow(executor, measured)
+    return LoadedDevice(executor, measured, name)
+
+
+def _follow(executor: Executor, profile: LatencyProfile) -> None:
+    """Have what the executor can have of what it launches, where the profile has both times."""
+    follow = getattr(executor, "follow", None)
+    if follow is not None and not follow(profile):
+        text = "profile %s does not say what batches take without a graph: all are captured at once"
+        logger.info(text, profile.name)
 
 
 def _revalidated(executor: Executor, given: LatencyProfile) -> LatencyProfile:

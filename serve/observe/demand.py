@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from serve.engine.backlog import hopeless
 from serve.engine.reply import Reply
 from slackfit.profile import LatencyProfile
 from slackfit.query import Query
+from slackfit.scheduling.backlog import hopeless
 
 WINDOW_S = 3  # Ray takes means of these over a longer time
 _NOT_LOAD = ("cancelled", "draining", "not_ready", "device_failed", "unknown_subnet")

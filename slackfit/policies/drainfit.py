@@ -312,6 +312,11 @@ class DrainFit:
             index -= 1
         return index
 
+    def prepare(self, profile: LatencyProfile) -> None:
+        """Lay out now what the first decision on another profile would have to."""
+        if profile is not self._profile:
+            self._twins.of(self, profile)
+
     def lay_out(self, profile: LatencyProfile) -> None:
         """Lay out the Pareto subnets, ascending in accuracy and latency, by batch size."""
         pareto = profile.pareto(self._quantile)

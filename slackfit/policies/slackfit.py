@@ -90,6 +90,11 @@ class SlackFit:
         accuracies = [self._profile.accuracy(d.subnet_id) for d in self._decisions[1:]]
         return accuracies == sorted(accuracies)
 
+    def prepare(self, profile: LatencyProfile) -> None:
+        """Lay out now what the first decision on another profile would have to."""
+        if profile is not self._profile:
+            self._twins.of(self, profile)
+
     def lay_out(self, profile: LatencyProfile) -> None:
         """Lay out `_decisions[number of limits passed]`; entry 0 is for a hopeless head."""
         self._profile = profile

@@ -88,6 +88,10 @@ class LatencyCorrection:
         """The delay in use: 0 or more."""
         return self._delay_level * self._long_s / _DELAY_STEPS
 
+    def corrected(self, profile: LatencyProfile) -> LatencyProfile:
+        """Return another profile of the same device, as corrected by the numbers in use."""
+        return profile.scaled(self.factor, self.delay_s)
+
     def observe(
         self,
         subnet_id: str,

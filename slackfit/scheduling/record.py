@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from slackfit.graph_forms import GRAPHS, as_captured
 from slackfit.policy import ALONE, DeviceLoad, Policy
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query
@@ -101,7 +102,10 @@ class RecordingScheduler(Scheduler):
         max_queue: int | None = None,
         drop_hopeless: bool | None = None,
     ) -> None:
-        """See `Scheduler.reconfigure`; policy and profile are written by name."""
+        """See `Scheduler.reconfigure`; policy and profile are written by name.
+
+        Of a profile as it is while there are certain graphs, those are written too.
+        """
 
         reconfigure = super().reconfigure
 
@@ -110,12 +114,14 @@ class RecordingScheduler(Scheduler):
                 policy=policy, profile=profile, max_queue=max_queue, drop_hopeless=drop_hopeless
             )
 
-        names = {
+        names: dict[str, Any] = {
             "policy": policy.name if policy else None,
             "profile": profile.name if profile else None,
             "max_queue": max_queue,
             "drop_hopeless": drop_hopeless,
         }
+        if profile is not None and GRAPHS in profile.extra:
+            names[GRAPHS] = profile.extra[GRAPHS]
         self._recorder.do("reconfigure", change, names)
 
     def drain(self) -> None:
@@ -133,8 +139,9 @@ def replay_log(
     """Make the recorded calls on a fresh `scheduler`; return how many calls agreed.
 
     `log` is a path or the lines. `policies` and `profiles` are what recorded reconfigurations
-    switch to, by name. Raises ReplayDifferenceError at the first call that does something else, and
-    LogError for a malformed log or one recorded with other settings.
+    switch to, by name; the scheduler's own profile need not be among them. Raises
+    ReplayDifferenceError at the first call that does something else, and LogError for a malformed
+    log or one recorded with other settings.
     """
     known = _Known(scheduler, policies or {}, profiles or {})
     return replay_calls(log, known.methods, _header(scheduler), _FAULTS)
@@ -151,7 +158,7 @@ class _Known:
     ) -> None:
         self._scheduler = scheduler
         self._policies = policies
-        self._profiles = profiles
+        self._profiles = {scheduler.offered.name: scheduler.offered, **profiles}
         self.methods: dict[str, Callable[..., object]] = {
             "submit": self._submit,
             "cancel": scheduler.cancel,
@@ -177,9 +184,12 @@ class _Known:
         return self._scheduler.poll_behind(now_s, worker_id, *loads)
 
     def _reconfigure(self, names: dict[str, Any]) -> None:
+        profile = _by_name("profile", names["profile"], self._profiles)
+        if profile is not None and GRAPHS in names:
+            profile = as_captured(profile, names[GRAPHS])
         self._scheduler.reconfigure(
             policy=_by_name("policy", names["policy"], self._policies),
-            profile=_by_name("profile", names["profile"], self._profiles),
+            profile=profile,
             max_queue=names["max_queue"],
             drop_hopeless=names["drop_hopeless"],
         )

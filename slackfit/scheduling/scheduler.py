@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
+from slackfit.errand import Errand
 from slackfit.policy import ALONE, DeviceLoad, Policy, WorkerView
 from slackfit.profile import LatencyProfile
 from slackfit.query import Batch, Outcome, Query
@@ -26,6 +27,7 @@ from slackfit.scheduling.correction import LatencyCorrection
 from slackfit.scheduling.decide import PolicyError, SchedulerView, decide
 from slackfit.scheduling.outcomes import executed, failed, unserved
 from slackfit.scheduling.running import RunningBatches
+from slackfit.scheduling.spare import has_time
 from slackfit.scheduling.standing import Standing
 from slackfit.scheduling.triage import Triage
 from slackfit.scheduling.waiting import WaitingQueries
@@ -66,11 +68,11 @@ class Scheduler:
 
         `max_queue` bounds the waiting samples (None: no bound), `max_tenant_queue` those of each
         tenant; `tenant_shares` are fractions of the device's time that tenants have at least when
-        not all can be served (`Standing`); `drop_hopeless` None leaves the
-        choice to the policy; `quantile` of the profile is what latencies are predicted with;
-        `correct_latency` corrects them by what completed batches took (`LatencyCorrection`);
-        `triage` gives up, while hopeless ones are dropped, the queries that only batches too small
-        to be worth their time could save (`Triage`); None leaves that to the policy too.
+        not all can be served (`Standing`); `drop_hopeless` None leaves the choice to the policy;
+        `quantile` of the profile is what latencies are predicted with; `correct_latency` corrects
+        them by what completed batches took (`LatencyCorrection`); `triage` gives up, while hopeless
+        ones are dropped, the queries that only batches too small to be worth their time could save
+        (`Triage`); None leaves that to the policy too.
         """
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, allowed 1 or more")
@@ -146,10 +148,8 @@ class Scheduler:
     @property
     def tenant_settings(self) -> dict[str, object]:
         """What is set for tenants, by name; nothing that was left out."""
-        given = {
-            "tenant_shares": self._standing.shares,
-            "max_tenant_queue": self._max_tenant_queue,
-        }
+        shares, bound = self._standing.shares, self._max_tenant_queue
+        given = {"tenant_shares": shares, "max_tenant_queue": bound}
         return {name: value for name, value in given.items() if value}
 
     @property
@@ -178,6 +178,20 @@ class Scheduler:
         count = ceil((self.num_samples + 1) / num_workers)
         finish_s = max(0.0, free_s) + fastest.duration_s(count)
         return Outlook(finish_s, num_workers * fastest.capacity_qps)
+
+    def has_time(
+        self, errand: Errand, now_s: float, others: DeviceLoad, after: LatencyProfile | None = None
+    ) -> bool:
+        """Whether the worker is idle and an errand costs no query its deadline, see `spare`.
+
+        `after` is the profile, uncorrected, of what runs after it (None: the present one).
+        """
+        if self._waiting.edf or self._running:
+            return False
+        if after is not None and self._correction is not None:
+            after = self._correction.corrected(after)
+        fastest = (after or self._profile).fastest(self._quantile)
+        return has_time(errand, fastest, self._view, now_s, others)
 
     def waiting(self) -> tuple[Query, ...]:
         """Return the waiting queries, most urgent first."""

@@ -151,7 +151,11 @@ class CudaAccelerator:
             call()
         graph.replay()  # its upload and first launch must not fall on a query
         torch.cuda.synchronize(self.device)
-        return graph, max(0, before - torch.cuda.mem_get_info(self.device)[0])
+        grown = max(0, before - torch.cuda.mem_get_info(self.device)[0])
+        with self.computing():  # the next eager batch would wait for the memory that was given back
+            call()
+            self._compute.synchronize()
+        return graph, grown
 
     def renew_pool(self) -> None:
         """See `Accelerator`.

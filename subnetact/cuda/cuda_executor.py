@@ -1,10 +1,12 @@
 """`CudaExecutor`: runs batches on a CUDA device: graphs where they are captured, else eagerly.
 
-A batch goes through a room of the `InputRing` to the device as it came and is normalised there. One
-graph per (subnet, padded batch) is captured in `warm_up`, for the batch sizes it is made for; the
-request path never captures. The host waits in one place, `result`, for the event behind the batch's
-output. Who calls `launch` for the next batch before `result` of the present one, as the server does
-under load, has the device work through them without a gap.
+A batch goes through a room of the `InputRing` to the device as it came and is normalised there.
+`warm_up` captures one graph per (subnet, padded batch); or, once a profile said what batches take
+with and without (`follow`), those that are hot are captured between batches, when whoever has the
+device runs the errand (`HotGraphs`). The request path never captures. The host waits in one place,
+`result`, for the event behind the batch's output. Who calls `launch` for the next batch before
+`result` of the present one, as the server does under load, has the device work through them without
+a gap.
 
 The plain twin of a graph is the eager run, that of both the extracted module; all give the same
 results, up to rounding in 16 bit. When memory runs out, graphs and then slices are given up and the
@@ -14,31 +16,31 @@ batch runs streamed, with one warning and a count (`MemoryRelief`).
 from __future__ import annotations
 
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from slackfit.profile import LatencyProfile, ProfileError
 from subnetact.cache import SubgraphCache
 from subnetact.cuda.accelerator import Accelerator, Mark, is_out_of_memory
-from subnetact.cuda.cuda_graphs import (
-    OUT_OF_MEMORY,
-    Captured,
-    CaptureError,
-    CudaGraphs,
-    GraphKey,
-)
+from subnetact.cuda.cuda_graphs import OUT_OF_MEMORY, CudaGraphs, GraphKey, Lease
 from subnetact.cuda.cuda_slice import CudaSlice
 from subnetact.cuda.cuda_supernet import CudaBinding, CudaSupernet
+from subnetact.cuda.hot_graphs import HotGraphs
 from subnetact.cuda.input_ring import BatchRoom, InputRing
 from subnetact.cuda.memory_relief import MemoryRelief
+from subnetact.cuda.pair_capturer import PairCapturer
 from subnetact.executor import StagingExecutor, check_batch
 from subnetact.ieee_float32 import ieee_float32
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 
+_FASTER_EAGERLY = "faster than on the graph of a larger batch"
 _TAKE_BACK_S = 1.0  # how long a probe of an idle device may take back what was given up
 
 
@@ -47,6 +49,7 @@ class CudaExecutor(StagingExecutor):
 
     threads = None
     num_under_way = 2  # the rooms of its ring: one batch is copied while the other is computed
+    is_padded = True
 
     def __init__(
         self,
@@ -108,7 +111,10 @@ class CudaExecutor(StagingExecutor):
             self.net.register(arch, checkpoint.norm_statistics[arch.subnet_id])
         if budget_bytes is not None:
             self._leave_room(budget_bytes)
-        self.graphs = CudaGraphs(_Capturing(self), graph_budget_bytes)
+        capturer = PairCapturer(self.net, accelerator, self._run_static)
+        self.graphs = CudaGraphs(capturer, graph_budget_bytes)
+        self._hot: HotGraphs | None = None
+        self._without_graphs = False
         self.net.cache.on_eviction(lambda: self.graphs.retire(self.net.is_stale))
         self._relief = MemoryRelief(self.net, self.graphs, accelerator)
         self._take_buffers(checkpoint)
@@ -116,27 +122,24 @@ class CudaExecutor(StagingExecutor):
             self._relief.load(self.net.slices(subnet_id))
 
     @property
+    def background(self) -> HotGraphs | None:
+        """Captures what is hot between batches, once a profile is followed."""
+        return self._hot
+
+    @property
     def subnet_ids(self) -> tuple[str, ...]:
         """Ids of the subnets that can be run."""
         return self.net.subnet_ids
 
-    @torch.inference_mode()
     def launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> CudaLaunched:
         """Start a batch and return without waiting for it; see `Executor` for what is raised.
 
         Two batches may be under way; a third waits until a result was taken.
         """
-        num_samples = sum(map(len, slots))
-        check_batch(num_samples, self.max_batch_size)
-        self.net.arch(subnet_id)
-        room = self.ring.acquire()
-        try:
-            self.sample.stacked(slots, into=room.host_input.numpy())
-            mark, form = self._enqueue(subnet_id, num_samples, room)
-        except BaseException:
-            self.ring.release(room)
-            raise
-        return CudaLaunched(room, mark, num_samples, form)
+        launched = self._launch(subnet_id, slots)
+        if self._hot is not None:  # what nobody asked for, in `run`, makes nothing hot
+            self._hot.note(subnet_id, self._padded(launched.num_samples))
+        return launched
 
     def result(self, launched: CudaLaunched) -> np.ndarray:
         """Wait for the output's event, the only place where the host waits for the device."""
@@ -155,26 +158,55 @@ class CudaExecutor(StagingExecutor):
         if not self._relief.is_complete:
             with self._launching:
                 self._relief.take_back(_TAKE_BACK_S)
-        return super().run(subnet_id, samples)
+        return self.result(self._launch(subnet_id, [self.stage(samples)]))
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run every subnet at every padded size, and capture what is not captured yet.
 
-        By the thread that will serve: libraries keep the algorithms that they found per thread.
+        Where graphs follow what is launched, two are captured and the rest is run without. By the
+        thread that will serve: libraries keep the algorithms that they found per thread.
         """
+        keys = [GraphKey(i, size) for i in self.subnet_ids for size in self.batch_sizes]
         with self._accelerator.searching(), self.net.fused_sites.choosing():
-            if self.graphs.budget_bytes != 0:
+            if self._hot is not None:
+                self._hot.begin(keys)
+            elif self.graphs.budget_bytes != 0:
                 with self._launching:
-                    self.graphs.capture(
-                        GraphKey(subnet_id, size)
-                        for subnet_id in self.subnet_ids
-                        for size in self.batch_sizes
-                    )
+                    self.graphs.capture(keys)
                     self._relief.note_refused_graphs()
-            for subnet_id in self.subnet_ids:
-                for size in self._padded_sizes:
-                    super().run(subnet_id, self.sample.zeros(size))
+            with nullcontext() if self._hot is None else self.without_graphs():
+                for subnet_id in self.subnet_ids:
+                    for size in self._padded_sizes:
+                        self.result(self._launch(subnet_id, [self.sample.zeros(size)]))
+
+    @contextmanager
+    def without_graphs(self) -> Iterator[None]:
+        """Run batches eagerly within this context, whatever is captured."""
+        self._without_graphs = True
+        try:
+            yield
+        finally:
+            self._without_graphs = False
+
+    def follow(
+        self, profile: LatencyProfile, *, clock: Callable[[], float] = time.monotonic
+    ) -> bool:
+        """Have graphs of what is launched lately from now on, see `HotGraphs`.
+
+        `profile` says what batches take with a graph and without. Returns whether it does, and
+        there may be graphs; if not all are captured by `warm_up`, within their budget. What is
+        captured already stays.
+        """
+        if self.graphs.budget_bytes == 0:
+            return False
+        try:
+            hot = HotGraphs(profile, self.graphs, holding=self._launching, clock=clock)
+        except ProfileError:
+            return False
+        self._relief.leave_graphs()
+        self._hot = hot
+        return True
 
     def make_resident(self, slices: Iterable[CudaSlice]) -> int:
         """Evict everything else and load these, in order; return how many are resident.
@@ -201,6 +233,7 @@ class CudaExecutor(StagingExecutor):
             "graphs_live": graphs.live,
             "graphs_retired": graphs.retired,
             "graphs_refused": len(graphs.refusals),
+            "graphs_missing": 0 if self._hot is None else self._hot.num_missing,
             "graph_bytes": graphs.held_bytes,
             "graph_replays": graphs.replays,
             "eager_batches": sum(graphs.fallbacks.values()),
@@ -226,9 +259,26 @@ class CudaExecutor(StagingExecutor):
 
     # --- launching, with the device held ---------------------------------------------------------
 
+    @torch.inference_mode()
+    def _launch(self, subnet_id: str, slots: Sequence[np.ndarray]) -> CudaLaunched:
+        num_samples = sum(map(len, slots))
+        check_batch(num_samples, self.max_batch_size)
+        self.net.arch(subnet_id)
+        room = self.ring.acquire()
+        try:
+            self.sample.stacked(slots, into=room.host_input.numpy())
+            mark, form = self._enqueue(subnet_id, num_samples, room)
+        except BaseException:
+            self.ring.release(room)
+            raise
+        return CudaLaunched(room, mark, num_samples, form)
+
+    def _padded(self, num_samples: int) -> int:
+        return next(size for size in self._padded_sizes if size >= num_samples)
+
     def _enqueue(self, subnet_id: str, num_samples: int, room: BatchRoom) -> tuple[Mark, str]:
         accelerator = self._accelerator
-        padded = next(size for size in self._padded_sizes if size >= num_samples)
+        padded = self._padded(num_samples)
         with self._launching:
             with accelerator.copying():
                 accelerator.copy(room.device_input[:num_samples], room.host_input[:num_samples])
@@ -240,13 +290,24 @@ class CudaExecutor(StagingExecutor):
                 return accelerator.mark(), form
 
     def _compute(self, subnet_id: str, samples: torch.Tensor) -> tuple[torch.Tensor, str]:
-        lease = self.graphs.lease(subnet_id, len(samples))
+        lease = self._lease(subnet_id, len(samples))
         if lease is None:
             return self._eager_with_room(subnet_id, samples), "eager"
         with lease:
             self._static_input[: len(samples)].copy_(samples)
             lease.graph.replay()
         return self._static_output[: len(samples)], "graph"
+
+    def _lease(self, subnet_id: str, padded: int) -> Lease | None:
+        if self._without_graphs:
+            return None
+        size: int | None = padded
+        if self._hot is not None:
+            size = self._hot.graph_size(subnet_id, padded)
+            if size is None and self.graphs.ladders.get(subnet_id, (0,))[-1] >= padded:
+                self.graphs.count_eager(_FASTER_EAGERLY)
+                return None
+        return self.graphs.lease(subnet_id, size or padded)
 
     def _eager_with_room(self, subnet_id: str, samples: torch.Tensor) -> torch.Tensor:
         """Run eagerly; where memory runs out, without graphs, at last with nothing resident."""
@@ -263,6 +324,8 @@ class CudaExecutor(StagingExecutor):
 
     def _note_out_of_memory(self, subnet_id: str, num_samples: int, error: Exception) -> None:
         self._out_of_memory += 1
+        if self._hot is not None:
+            self._hot.pause()
         if self._out_of_memory == 1:
             warnings.warn(
                 f"the device ran out of memory for {subnet_id} at batch {num_samples} "
@@ -279,6 +342,11 @@ class CudaExecutor(StagingExecutor):
             x = x.to(self.net.dtype, memory_format=torch.channels_last)
         with ieee_float32():
             return self.net.run(binding, x).float()
+
+    def _run_static(self, binding: CudaBinding, subnet_id: str, size: int) -> None:
+        """What a graph does: from the one input of all of them to their one output."""
+        logits = self._eager(binding, subnet_id, self._static_input[:size])
+        self._static_output[:size].copy_(logits)
 
     # --- made once -------------------------------------------------------------------------------
 
@@ -314,68 +382,6 @@ class CudaLaunched(NamedTuple):
     mark: Mark
     num_samples: int
     form: str
-
-
-class _Capturing:
-    """The `Capturer` of an executor; called with the device held."""
-
-    def __init__(self, executor: CudaExecutor):
-        self._executor = executor
-
-    def measure(self, key: GraphKey) -> int:
-        return self._accelerator.peak_bytes(self._call(key, _Pinned(self._binding(key))))
-
-    def capture(self, key: GraphKey) -> Captured:
-        pin = _Pinned(self._binding(key))
-        graph, num_bytes = self._accelerator.capture(self._call(key, pin))
-        return Captured(graph, pin, num_bytes)
-
-    def renew_pool(self) -> None:
-        self._accelerator.renew_pool()
-
-    def drop(self) -> None:
-        self._accelerator.drop_captures()
-
-    @property
-    def _accelerator(self) -> Accelerator:
-        return self._executor._accelerator
-
-    def _binding(self, key: GraphKey) -> CudaBinding:
-        binding = self._executor.net.actuate(key.subnet_id)
-        if binding.num_streamed:
-            raise CaptureError("streamed: not all of its slices are resident")
-        return binding
-
-    def _call(self, key: GraphKey, pin: _Pinned) -> Any:
-        executor, size = self._executor, key.batch_size
-
-        def call() -> None:
-            samples = executor._static_input[:size]
-            logits = executor._eager(pin.binding, key.subnet_id, samples)
-            executor._static_output[:size].copy_(logits)
-
-        return call
-
-
-class _Pinned:
-    """What a graph reads: a binding, whose calls hold slices and norms."""
-
-    def __init__(self, binding: CudaBinding):
-        self._binding: CudaBinding | None = binding
-
-    @property
-    def binding(self) -> CudaBinding:
-        """The pinned binding; a released pin has none, and its graph may not run."""
-        assert self._binding is not None, "a retired graph is not replayed"
-        return self._binding
-
-    def reads(self) -> Any:
-        """See `Pin`: the weights of the resident slices."""
-        return self.binding.weights
-
-    def release(self) -> None:
-        """See `Pin`."""
-        self._binding = None
 
 
 def _ladder(sizes: Iterable[int] | None, max_batch_size: int) -> tuple[int, ...]:

@@ -1,11 +1,11 @@
 """`CudaGraphs`: which (subnet, padded batch) pairs are captured, and what may still be replayed.
 
-Pure bookkeeping: a `Capturer` measures, captures and frees; this decides. Pairs are captured
-largest first, because a pool that is shared grows to its largest member only if that one comes
-first, and only when `capture` is called, never by a look-up. A live graph pins what it reads. When
-that must go the graph is *retired*: its pins are let go (after its last replay) and it is not
-replayed again, but it is kept, since destroying one graph can break its siblings. What it holds in
-the pool comes back only by `drop`, which frees all of them at once while none is in use.
+Pure bookkeeping: a `Capturer` measures, captures and frees; this decides how (`HotGraphs` which).
+Pairs are captured largest first, because a pool that is shared grows to its largest member only if
+that one comes first, and only when `capture` is called, never by a look-up. A live graph pins what
+it reads. When that must go the graph is *retired*: its pins are let go (after its last replay) and
+it is not replayed again, but it is kept, since destroying one graph can break its siblings. What it
+holds in the pool comes back only by `drop`, which frees all of them at once while none is in use.
 
 Thread-safe.
 """
@@ -13,6 +13,7 @@ Thread-safe.
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from bisect import bisect_left
 from collections import Counter
@@ -25,6 +26,8 @@ from subnetact.cuda.accelerator import Replay, is_out_of_memory
 _T = TypeVar("_T")
 OUT_OF_MEMORY = "out of memory"
 """Why a pair has no graph although it was to have one: it may get one later."""
+OVER_BUDGET = "over the graph budget"
+FAULT = "capture failed"
 _FIRST_GRAPH_BYTES = 2**20  # of a graph beside its intermediates, until one has been measured
 
 
@@ -119,16 +122,26 @@ class Lease:
 class CudaGraphs:
     """The captured graphs of one device; `budget_bytes` limits them (None: no limit, 0: none)."""
 
-    def __init__(self, capturer: Capturer, budget_bytes: int | None = None):
+    def __init__(
+        self,
+        capturer: Capturer,
+        budget_bytes: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         if budget_bytes is not None and budget_bytes < 0:
             raise ValueError(f"graph budget_bytes is {budget_bytes}, allowed 0 or more, or None")
         self.budget_bytes = budget_bytes
         self._capturer = capturer
+        self._clock = clock
+        self.capture_s = 0.0  # what the last capture took, or the last try
         self._capturing = threading.Lock()  # one thread captures or drops at a time
         self._lock = threading.Lock()
         self._live: dict[GraphKey, _Entry] = {}
         self._retired: list[_Entry] = []
         self._ladder: dict[str, tuple[int, ...]] = {}  # live batch sizes of a subnet, ascending
+        self._version = 0
+        self._sized: dict[GraphKey, int] = {}  # bytes of the intermediates of those measured
         self._refusals: dict[GraphKey, str] = {}
         self._held_bytes = 0
         self._pool_bytes = 0  # the largest intermediates of those captured: the pool has room
@@ -156,21 +169,48 @@ class CudaGraphs:
         with self._lock:
             return tuple(self._live)
 
-    def capture(self, keys: Iterable[GraphKey]) -> int:
+    @property
+    def ladders(self) -> Mapping[str, tuple[int, ...]]:
+        """The batch sizes that each subnet has live graphs of, ascending."""
+        return self._ladder
+
+    @property
+    def version(self) -> int:
+        """Goes up with every change of what can be replayed."""
+        return self._version
+
+    @property
+    def pool_bytes(self) -> int:
+        """The largest intermediates of a captured pair: the pool, which all of them share."""
+        return self._pool_bytes
+
+    @property
+    def graph_bytes(self) -> int:
+        """What a graph takes beside its intermediates: the most so far, or a guess."""
+        return self._graph_bytes
+
+    def measure(self, keys: Iterable[GraphKey]) -> None:
+        """Run pairs eagerly as they would be captured, once each; a capture need not then."""
+        with self._capturing:
+            self._measured(keys)
+
+    def capture(self, keys: Iterable[GraphKey], *, most: int | None = None) -> int:
         """Capture what is not live yet, largest first, within the budget; return how many are.
 
+        At most so many, where `most` says that; then the first one that fails is the last.
         Whatever is refused runs eagerly, for the reason in `status.refusals`: the budget, memory,
         or what the capturer says. Not for the request path: it takes the device for seconds.
         """
         with self._capturing:
-            wanted = [key for key in dict.fromkeys(keys) if key not in self._live]
-            sized: list[tuple[int, GraphKey]] = []
-            for key in wanted:
-                num_bytes = self._try(key, lambda key=key: self._capturer.measure(key))
-                if num_bytes is not None:
-                    sized.append((num_bytes, key))
-            sized.sort(key=lambda pair: (-pair[0], -pair[1].batch_size, pair[1].subnet_id))
-            return sum(self._capture(key, num_bytes) for num_bytes, key in sized)
+            num_captured = 0
+            for key, num_bytes in self._measured(keys):
+                if num_captured == most:
+                    break
+                is_live = self._capture(key, num_bytes)
+                num_captured += is_live
+                if most is not None and not is_live and self._refusals.get(key) != OVER_BUDGET:
+                    break
+            return num_captured
 
     def lease(self, subnet_id: str, num_samples: int) -> Lease | None:
         """Return the smallest live graph that takes `num_samples`, None: run eagerly.
@@ -189,6 +229,11 @@ class CudaGraphs:
             entry.leases += 1
             self._replays += 1
         return Lease(self, key, entry)
+
+    def count_eager(self, reason: str) -> None:
+        """Count a batch that was to run without a graph."""
+        with self._lock:
+            self._fallbacks[reason] += 1
 
     def retire(self, is_stale: Callable[[Hashable], bool]) -> int:
         """Retire the live graphs whose pins are stale; return how many."""
@@ -230,17 +275,35 @@ class CudaGraphs:
             self._capturer.drop()
             return held
 
+    def _measured(self, keys: Iterable[GraphKey]) -> list[tuple[GraphKey, int]]:
+        """Return those that are not live, and can be measured, with their bytes; largest first."""
+        found: list[tuple[GraphKey, int]] = []
+        for key in dict.fromkeys(keys):
+            if key in self._live:
+                continue
+            num_bytes = self._sized.get(key)
+            if num_bytes is None:
+                num_bytes = self._try(key, lambda key=key: self._capturer.measure(key))
+            if num_bytes is not None:
+                self._sized[key] = num_bytes
+                found.append((key, num_bytes))
+        found.sort(key=lambda pair: (-pair[1], -pair[0].batch_size, pair[0].subnet_id))
+        return found
+
     def _capture(self, key: GraphKey, num_bytes: int) -> bool:
         growth = max(0, num_bytes - self._pool_bytes)
         needed = growth + self._graph_bytes
         if self.budget_bytes is not None and self._held_bytes + needed > self.budget_bytes:
             with self._lock:
-                self._refusals[key] = "over the graph budget"
+                self._refusals[key] = OVER_BUDGET
             return False
+        start_s = self._clock()
         captured = self._try(key, lambda: self._capturer.capture(key))
+        self.capture_s = self._clock() - start_s
         if captured is None:
-            self._capturer.renew_pool()  # else it may take those behind it along
-            self._pool_bytes = 0
+            if self._refusals[key] in (FAULT, OUT_OF_MEMORY):  # a capture had begun
+                self._capturer.renew_pool()  # else it may take those behind it along
+                self._pool_bytes = 0
             return False
         with self._lock:
             self._held_bytes += captured.num_bytes
@@ -262,7 +325,7 @@ class CudaGraphs:
                 reason = OUT_OF_MEMORY
                 self._warn(key, reason)
             else:  # an operator that can't be captured says so like this
-                reason = "capture failed"
+                reason = FAULT
                 self._warn(key, f"{reason}: {str(error).splitlines()[0]}")
         with self._lock:
             self._refusals[key] = reason
@@ -288,6 +351,7 @@ class CudaGraphs:
 
     def _index(self) -> None:
         """Rebuild the ladders (lock held)."""
+        self._version += 1
         sizes: dict[str, list[int]] = {}
         for key in self._live:
             sizes.setdefault(key.subnet_id, []).append(key.batch_size)

@@ -26,6 +26,7 @@ class MemoryRelief:
         self._accelerator = accelerator
         self._slices: dict[SliceKey, CudaSlice] = {}  # given up, or refused for want of memory
         self._keys: dict[GraphKey, None] = {}
+        self.keeps_graphs = True  # whether those that it drops are its to capture again
 
     @property
     def is_complete(self) -> bool:
@@ -47,6 +48,11 @@ class MemoryRelief:
         """Remember the pairs that found no memory when they were to be captured."""
         refusals = self._graphs.status.refusals
         self._keys |= dict.fromkeys(k for k, why in refusals.items() if why == OUT_OF_MEMORY)
+
+    def leave_graphs(self) -> None:
+        """Leave it to somebody else which graphs are captured again."""
+        self.keeps_graphs = False
+        self._keys.clear()
 
     def forget_slices(self) -> None:
         """Wish for none of the slices that were given up any more."""
@@ -81,7 +87,8 @@ class MemoryRelief:
         return is_resident
 
     def _drop_graphs(self) -> None:
-        self._keys |= dict.fromkeys(self._graphs.live)
+        if self.keeps_graphs:
+            self._keys |= dict.fromkeys(self._graphs.live)
         if self._graphs.status.held_bytes or self._graphs.live:
             self._graphs.drop()
         self._accelerator.trim()

@@ -6,6 +6,7 @@ order, so a drift of the machine's speed spreads over all entries instead of ben
 
 Where a device computes by itself, the profile also has `steady`: the median time of a batch while
 others like it are under way, as at full load, when what the host does is hidden behind the device.
+Where it replays captured graphs there is `eager` too, the median without (`slackfit.graph_forms`).
 Policies go by the quantiles, which are of a batch alone.
 """
 
@@ -17,10 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from slackfit.graph_forms import EAGER
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.work_table import WorkTable
 from subnetact.device import device_name
@@ -32,7 +34,8 @@ DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16)
 _QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 _WARM_UP_RUNS = 2
 STEADY = "steady"
-_STEADY_BATCHES, _STEADY_EVERY = 4, 4  # batches timed at a time, every so many rounds
+_STEADY_BATCHES = 4  # timed at a time
+_BESIDES_EVERY = 4  # rounds: other forms than the one that quantiles are of
 _ANY = -1  # in place of a bucket: samples as they come
 
 Progress = Callable[[int, int], None]
@@ -67,13 +70,13 @@ def measure_profile(
     rng = np.random.default_rng(seed)
     inputs = {(_ANY, size): executor.sample.noise(size, rng) for size in sizes}
     bounds, of_work = work_inputs(executor, sizes, rng)
-    samples_s, steady_s = _measure(executor, inputs | of_work, repeats, rng, progress)
+    samples_s, besides_s = _measure(executor, inputs | of_work, repeats, rng, progress)
 
     def quantiles(subnet_id: str, bucket: int) -> dict[str, tuple[float, ...]]:
         found = _quantiles([samples_s[subnet_id, bucket, size] for size in sizes])
-        if steady_s:
-            rows_s = [steady_s[subnet_id, bucket, size] for size in sizes]
-            found[STEADY] = tuple(float(np.median(row)) for row in rows_s)
+        for name, times_s in besides_s.items():
+            rows_s = [times_s[subnet_id, bucket, size] for size in sizes]
+            found[name] = tuple(float(np.median(row)) for row in rows_s)
         return found
 
     return LatencyProfile(
@@ -86,6 +89,7 @@ def measure_profile(
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
         packing=executor.packing,
+        padded=getattr(executor, "is_padded", False),
         output_kind=checkpoint.definition.output.kind,
         batch_sizes=sizes,
         subnets=tuple(
@@ -119,25 +123,50 @@ def _measure(
     repeats: int,
     rng: np.random.Generator,
     progress: Progress | None,
-) -> tuple[dict[_Entry, list[float]], dict[_Entry, list[float]]]:
-    """Seconds of batches alone, and in a steady state; `inputs` are by bucket and batch size."""
+) -> tuple[dict[_Entry, list[float]], dict[str, dict[_Entry, list[float]]]]:
+    """Seconds of batches alone, and by name in other forms; `inputs` are by bucket and size."""
     entries = [(subnet_id, *key) for subnet_id in executor.subnet_ids for key in inputs]
     samples_s: dict[_Entry, list[float]] = {entry: [] for entry in entries}
-    is_steady = executor.num_under_way > 1
-    steady_s: dict[_Entry, list[float]] = {entry: [] for entry in entries} if is_steady else {}
+    besides = _other_forms(executor)
+    besides_s = {name: {entry: list[float]() for entry in entries} for name in besides}
     for round_number in range(-_WARM_UP_RUNS, repeats):
         for i in rng.permutation(len(entries)):
             subnet_id, bucket, size = entries[i]
-            start_s = time.perf_counter()
-            executor.run(subnet_id, inputs[bucket, size])
+            given = inputs[bucket, size]
+            taken_s = _seconds_alone(executor, subnet_id, given)
             if round_number >= 0:
-                samples_s[entries[i]].append(time.perf_counter() - start_s)
-            if steady_s and round_number >= 0 and round_number % _STEADY_EVERY == 0:
-                taken_s = steady_batch_s(executor, subnet_id, inputs[bucket, size])
-                steady_s[entries[i]].append(taken_s)
+                samples_s[entries[i]].append(taken_s)
+            if round_number >= 0 and round_number % _BESIDES_EVERY == 0:
+                for name, seconds in besides.items():
+                    besides_s[name][entries[i]].append(seconds(executor, subnet_id, given))
         if progress is not None and round_number >= 0:
             progress(round_number + 1, repeats)
-    return samples_s, steady_s
+    return samples_s, besides_s
+
+
+_Seconds = Callable[[Executor, str, np.ndarray], float]
+
+
+def _other_forms(executor: Executor) -> dict[str, _Seconds]:
+    """How a batch is timed in other forms than alone, on whatever serves it."""
+    forms: dict[str, _Seconds] = {}
+    if executor.num_under_way > 1:
+        forms[STEADY] = steady_batch_s
+    if executor.counts().get("graphs_live"):
+        forms[EAGER] = _seconds_without_graphs
+    return forms
+
+
+def _seconds_alone(executor: Executor, subnet_id: str, samples: np.ndarray) -> float:
+    start_s = time.perf_counter()
+    executor.run(subnet_id, samples)
+    return time.perf_counter() - start_s
+
+
+def _seconds_without_graphs(executor: Executor, subnet_id: str, samples: np.ndarray) -> float:
+    """Seconds of a batch alone, launched call by call."""
+    with cast("Any", executor).without_graphs():
+        return _seconds_alone(executor, subnet_id, samples)
 
 
 def steady_batch_s(

@@ -79,8 +79,11 @@ def _usual(
     """Return what to run, as a function of its size, and the profile that says what that takes.
 
     Where samples differ in work, those of the first bucket: the sample of zeros may be the heaviest
-    of all.
+    of all. Where batches take another time before graphs are captured, that one.
     """
+    background = getattr(executor, "background", None)
+    if background is not None:
+        return background.planned(profile), executor.sample.zeros
     of_work = getattr(executor, "of_work", None)
     if profile.work is None or of_work is None:
         return profile, executor.sample.zeros

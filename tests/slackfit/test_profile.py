@@ -104,6 +104,41 @@ def test_latency_between_profiled_batch_sizes_is_interpolated():
             ask("p99")
 
 
+def test_the_pareto_front_is_that_of_the_definition(rng):
+    """Few values each, so that there are equals; every pair is compared here."""
+
+    def beats(a, b) -> bool:
+        rows = list(zip(a.latency_s["p50"], b.latency_s["p50"], strict=True))
+        if a is b or a.accuracy < b.accuracy or any(x > y for x, y in rows):
+            return False
+        better = a.accuracy > b.accuracy or any(x < y for x, y in rows)
+        return better or a.subnet_id < b.subnet_id
+
+    for _ in range(50):
+        rows = [
+            subnet(
+                id=f"s{n}",
+                accuracy=float(rng.integers(1, 4)) / 4,
+                latency_ms={"p50": rng.integers(1, 4, 2).tolist()},
+            )
+            for n in range(12)
+        ]
+        profile = LatencyProfile.from_json(data(subnets=rows))
+        kept = [s for s in profile.subnets if not any(beats(o, s) for o in profile.subnets)]
+        assert profile.pareto().subnets == tuple(kept)
+
+
+def test_a_padded_batch_takes_as_long_as_the_next_size(tmp_path):
+    padded = LatencyProfile.from_json(data(batch_sizes=[2, 4], padded=True))
+    latencies = [padded.latency_s("a", size) for size in (1, 2, 3, 4)]
+    assert latencies == pytest.approx([1e-3, 1e-3, 3e-3, 3e-3])
+    assert padded.capped(3).table()["a"] == pytest.approx([0.0, 1e-3, 1e-3, 3e-3])
+    assert padded.capped(3).padded
+    padded.save(tmp_path / "profile.json")
+    assert LatencyProfile.load(tmp_path / "profile.json") == padded
+    assert "padded" not in LatencyProfile.from_json(data()).to_json()
+
+
 def test_a_beaten_subnet_is_not_on_the_pareto_front():
     worse = subnet(id="c", accuracy=0.7, latency_ms={"p50": [2.0, 6.5]})
     profile = LatencyProfile.from_json(data(subnets=[*data()["subnets"], worse]))

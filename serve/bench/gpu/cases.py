@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import time
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from torch import nn
 
 from serve.bench.actuation.six_subnets import ACCURACY, SIX_SUBNETS
-from serve.bench.rows import Row, Tell, row
+from serve.bench.gpu.settings import GpuBenchSettings
+from serve.bench.rows import Row, Tell, absent_row, row
 from subnetact.cuda.accelerator import Accelerator, HostAccelerator
 from subnetact.cuda.cuda_accelerator import CudaAccelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
@@ -33,57 +36,12 @@ from supernet import (
     extract,
 )
 
-
-@dataclass(frozen=True)
-class GpuBenchSettings:
-    """What is run; `TINY` on a CPU has every line executed within seconds."""
-
-    nets: Mapping[str, str]
-    batch_sizes: tuple[int, ...]
-    rounds: int
-    stream_length: int
-    switches: int
-    compiled_batch_sizes: tuple[int, ...]
-    six_family: str
-    compile_backend: str
-    decoders: tuple[str, ...]
-    decode_counts: tuple[int, ...]
-    decode_contexts: tuple[int, ...]
-    shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-FULL = GpuBenchSettings(
-    nets={"ofa_resnet50": "ofa_resnet50", "ofa_mobilenet_v3": "ofa_mobilenet_v3_w1.0"},
-    batch_sizes=(1, 8, 64),
-    rounds=30,
-    stream_length=400,
-    switches=20_000,
-    compiled_batch_sizes=(1, 8, 64),
-    six_family="ofa_resnet50",
-    compile_backend="inductor",
-    decoders=("smollm2_135m",),
-    decode_counts=(1, 8, 32),
-    decode_contexts=(128, 1024),
-)
-TINY = GpuBenchSettings(
-    nets={"resnet_tiny": "resnet_tiny"},
-    batch_sizes=(1, 2),
-    rounds=2,
-    stream_length=12,
-    switches=50,
-    compiled_batch_sizes=(1,),
-    six_family="resnet_tiny",
-    compile_backend="eager",
-    decoders=("decoder_tiny",),
-    decode_counts=(1, 2),
-    decode_contexts=(64,),
-    shares=(0.4, 1.0),
-)
+RUN_FOLDER = Path("runs") / "gpu"
 
 
 @dataclass
 class GpuBench:
-    """The device, the settings, the time left, and the rows so far."""
+    """The device, the settings, the time left, the rows so far, and the folder of profiles."""
 
     device: str
     settings: GpuBenchSettings
@@ -93,6 +51,7 @@ class GpuBench:
     rows: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     keep: Callable[[Sequence[Row]], object] = lambda rows: None
+    profiles: Path = RUN_FOLDER
 
     def __post_init__(self) -> None:
         self._start_s = self.clock()
@@ -115,6 +74,20 @@ class GpuBench:
         self.rows.append(row(f"gpu/{figure}", value, unit, detail) | self._where)
         self.keep(self.rows)
         self.tell(f"  {figure}: {value:.4g} {unit}")
+
+    def absent(self, figure: str, unit: str, why: str) -> None:
+        """Keep a row that has no value here, and why: not measured is not zero."""
+        self.rows.append(absent_row(f"gpu/{figure}", unit, why) | self._where)
+        self.keep(self.rows)
+        self.tell(f"  {figure}: absent, {why}")
+
+    def allocated_bytes(self) -> int | None:
+        """Bytes of all tensors on the device now; None on a CPU, which counts no such thing."""
+        if self.device != "cuda":
+            return None
+        gc.collect()
+        self.sync()
+        return torch.cuda.memory_allocated()
 
     def checkpoint(self, variant: str, archs: Sequence[Arch]) -> Checkpoint:
         """Return `random_checkpoint`'s, made once: on a CPU that takes as long as a part."""
@@ -221,10 +194,19 @@ def six(family: str) -> dict[str, Arch]:
     return {str(n): arch for n, arch in enumerate(ladder)}
 
 
+def random_archs(definition: SupernetDefinition, count: int) -> list[Arch]:
+    """Return different random subnets, always the same ones. The space must have so many."""
+    rng = np.random.default_rng(0)
+    archs: dict[Arch, None] = {}
+    while len(archs) < count:
+        archs[definition.space.sample(rng)] = None
+    return list(archs)
+
+
 def random_checkpoint(variant: str, archs: Sequence[Arch], device: str) -> Checkpoint:
     """Return a supernet with random weights; norms are calibrated, else rounding explodes.
 
-    Six subnets get the published accuracies of SUSHI's six: the profile is of those.
+    Accuracies, up to six, are the published ones of SUSHI's six, in the order of `archs`.
     """
     definition = define_supernet(variant)
     generator = torch.Generator().manual_seed(0)
@@ -240,11 +222,12 @@ def random_checkpoint(variant: str, archs: Sequence[Arch], device: str) -> Check
     )
     norms: dict[str, Mapping[str, torch.Tensor]] = {}
     subnets: list[ServedSubnet] = []
+    accuracies = tuple(ACCURACY.values())
     for n, arch in enumerate(archs):
         subnet = extract(state, definition, arch).to(device)
         x = torch.randn(16, shape[1], arch.resolution, arch.resolution, generator=generator)
         norms[arch.subnet_id] = {k: v.cpu() for k, v in calibrate(subnet, [x.to(device)]).items()}
-        accuracy = tuple(ACCURACY.values())[n] if len(archs) == len(ACCURACY) else 0.5
+        accuracy = accuracies[min(n, len(accuracies) - 1)]
         counted = cost(definition, arch)._asdict()
         subnets.append(ServedSubnet(arch=arch, accuracy=accuracy, ci95=(0.0, 1.0), **counted))
     subnets.sort(key=lambda subnet: subnet.macs)

@@ -5,18 +5,16 @@ Counted from shapes, so it needs no device and says the same on all. Graphs come
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from serve.bench.gpu.cases import GpuBench, six
+from serve.bench.gpu.cases import GpuBench, random_archs, six
 from subnetact.cuda.cuda_site_calls import num_launches
 from subnetact.cuda.cuda_supernet import supernet_bytes
 from subnetact.cuda.device_bytes import DeviceBytes, SubnetShapes, SupernetShapes
-from supernet import Arch, SupernetDefinition, define_supernet
+from supernet import Arch, define_supernet
 
 _FAMILY = "ofa_resnet50"
 _COUNTS = (20, 500)
-_SEED = 0
 _DTYPE = torch.bfloat16
 _PACKINGS = {
     "folded": ("folded", torch.float32),
@@ -33,7 +31,7 @@ def device_bytes(bench: GpuBench) -> None:
     whole = supernet_bytes(definition, _DTYPE)
     bench.record(f"bytes/{_FAMILY}/supernet", whole / 1e6, "MB", "all parameters in bf16, once")
     _count(bench, "six", shapes, list(six(_FAMILY).values()), (6,))
-    _count(bench, "random", shapes, _random_archs(definition, max(_COUNTS)), _COUNTS)
+    _count(bench, "random", shapes, random_archs(definition, max(_COUNTS)), _COUNTS)
     _launches(bench, shapes.of(definition.space.largest))
 
 
@@ -61,14 +59,6 @@ def _count(
                     f"norms {parts.norms / 1e6:.1f} MB; every slice resident, graphs apart"
                 )
                 bench.record(f"{figure}/{label}", parts.total / 1e6, "MB", detail)
-
-
-def _random_archs(definition: SupernetDefinition, count: int) -> list[Arch]:
-    rng = np.random.default_rng(_SEED)
-    archs: dict[Arch, None] = {}
-    while len(archs) < count:
-        archs[definition.space.sample(rng)] = None
-    return list(archs)
 
 
 def _launches(bench: GpuBench, subnet: SubnetShapes) -> None:

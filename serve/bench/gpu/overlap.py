@@ -7,9 +7,8 @@ batches take 5 ms, and so does the host for each.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from statistics import median
@@ -17,12 +16,7 @@ from statistics import median
 import numpy as np
 
 from serve.bench.gpu.cases import GpuBench, random_samples, sizes
-from serve.engine.engine import Engine
-from serve.engine.job import Job
-from serve.engine.reply import RequestOptions
-from slackfit.policies import create_policy
-from slackfit.profile import LatencyProfile, SubnetProfile
-from slackfit.scheduling.scheduler import Scheduler
+from serve.bench.gpu.engine_runs import rough_profile, served_per_s
 from subnetact.cuda.accelerator import HostAccelerator, Mark, Replay
 from subnetact.cuda.cuda_executor import CudaExecutor
 from supernet import Arch, define_supernet
@@ -105,14 +99,14 @@ def overlap(bench: GpuBench) -> None:
 def _overlap_of(
     bench: GpuBench, figure: str, executor: CudaExecutor, arch: Arch, samples: np.ndarray
 ) -> None:
-    profile = _profile_of(executor, arch, samples)
+    profile = rough_profile(executor, arch, samples)
     most, count = executor.num_under_way, _BATCHES[bench.device]
     rates: dict[int, list[float]] = {1: [], most: []}
     try:
         for _ in range(_ROUNDS):
             for num_under_way, of_it in rates.items():
                 executor.num_under_way = num_under_way
-                of_it.append(_served_per_s(executor, profile, samples, count))
+                of_it.append(served_per_s(executor, profile, samples, count))
     finally:
         executor.num_under_way = most
     ratios = [ahead / waited for waited, ahead in zip(rates[1], rates[most], strict=True)]
@@ -124,54 +118,3 @@ def _overlap_of(
         f"ratios {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
     )
     bench.record(figure, median(ratios), "ratio", detail)
-
-
-def _profile_of(executor: CudaExecutor, arch: Arch, samples: np.ndarray) -> LatencyProfile:
-    """Return a profile of one subnet whose largest batch is `samples`; rough, nothing is due."""
-    taken_s: list[float] = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        executor.run(arch.subnet_id, samples)
-        taken_s.append(time.perf_counter() - start_s)
-    latency_s: Mapping[str, tuple[float, ...]] = {"p50": (median(taken_s),)}
-    subnet = SubnetProfile(subnet_id=arch.subnet_id, accuracy=0.5, macs=0, latency_s=latency_s)
-    return LatencyProfile(
-        name="overlap",
-        device=executor.device,
-        dtype=executor.dtype,
-        batch_sizes=(len(samples),),
-        subnets=(subnet,),
-    )
-
-
-def _served_per_s(
-    executor: CudaExecutor, profile: LatencyProfile, samples: np.ndarray, num_batches: int
-) -> float:
-    """Return the samples per second of `num_batches` full batches that all wait at the start."""
-    policy = create_policy(f"fixed:{profile.subnet_ids[0]}", profile)
-    engine = Engine(Scheduler(profile, policy), executor)
-    count = num_batches * len(samples)
-
-    async def serve() -> float:
-        ended = asyncio.Event()
-        done: list[Job] = []
-
-        def note(job: Job) -> None:
-            done.append(job)
-            if len(done) == count:
-                ended.set()
-
-        await engine.start()
-        start_s = engine.clock()
-        for number in range(count):
-            own = samples[number % len(samples)][None]
-            engine.submit(own, arrival_s=start_s, options=RequestOptions(inf), on_done=note)
-        await ended.wait()
-        taken_s = engine.clock() - start_s
-        await engine.stop()
-        failed = [job for job in done if any(r is None or r.output is None for r in job.replies)]
-        if failed:
-            raise RuntimeError(f"{len(failed)} of {count} samples were not served")
-        return count / taken_s
-
-    return asyncio.run(serve())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -175,7 +174,7 @@ def _copy_rate(bench: GpuBench) -> float:
     return source.nbytes / float(np.median(samples_s["copy"]))
 
 
-def profile(bench: GpuBench, folder: Path) -> None:
+def profile(bench: GpuBench) -> None:
     """Measure a latency profile of the six subnets through their graphs, and write it."""
     archs = six(bench.settings.six_family)
     checkpoint = bench.checkpoint(bench.settings.six_family, tuple(archs.values()))
@@ -188,7 +187,7 @@ def profile(bench: GpuBench, folder: Path) -> None:
         name=f"SUSHI's six subnets of {bench.settings.six_family}, random weights",
     )
     device = measured.device.lower().replace(" ", "_").replace("/", "_")
-    path = folder / f"{bench.settings.six_family}_six_{device}_bf16.json"
+    path = bench.profiles / f"{bench.settings.six_family}_six_{device}_bf16.json"
     measured.save(path)
     smallest, largest = measured.subnets[0], measured.subnets[-1]
     for name, subnet in (("smallest", smallest), ("largest", largest)):

@@ -21,6 +21,7 @@ from serve.engine.reply import Reply
 from serve.observe.instruments import LATENCY_BUCKETS_S
 from serve.observe.metrics import Metrics
 from slackfit.query import Outcome
+from subnetact.executor import CACHE_COUNTS
 
 LOGITS = np.zeros(10, dtype=np.float32)
 BATCHES = itertools.count()
@@ -155,6 +156,17 @@ def test_a_server_that_is_not_shared_shows_no_tenants(metrics: Metrics):
     frame = printed(Top("x", client_of(lambda _: answer)).totals())
     assert "tenant" not in frame
     assert "answered with an error" not in frame
+
+
+def test_graphs_of_a_device_that_has_them_are_shown(metrics: Metrics):
+    def frame() -> str:
+        answer = httpx.Response(200, content=metrics.render())
+        return printed(Top("x", client_of(lambda _: answer)).totals())
+
+    assert "graphs" not in frame()
+    counts = dict.fromkeys(CACHE_COUNTS, 0)
+    metrics.of("m")._tell_device({**counts, "graphs_live": 12, "graphs_missing": 3})
+    assert "graphs 12, 3 missing" in frame()
 
 
 def printed(frame) -> str:

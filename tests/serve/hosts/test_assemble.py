@@ -22,6 +22,8 @@ from slackfit.policies import policy_names
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact import load_executor
 from subnetact.cpu.graph_executor import GraphExecutor
+from subnetact.cuda.accelerator import HostAccelerator
+from subnetact.cuda.cuda_executor import CudaExecutor
 from subnetact.profiling.profiler import measure_profile
 from supernet import Checkpoint
 
@@ -179,3 +181,25 @@ def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
 def test_device_that_is_not_there_is_refused(configure):
     with pytest.raises(ServeConfigError, match="no CUDA device is available; use cpu"):
         load(configure(device="cuda"))
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_cuda_server_has_graphs_of_what_it_launches_not_of_all(
+    configure, checkpoint, monkeypatch, is_given
+):
+    """With a profile of both forms two pairs are captured; measuring one has captured all."""
+
+    def on_a_stand_in(*_: object) -> CudaExecutor:
+        return CudaExecutor(
+            checkpoint, HostAccelerator(), dtype=torch.float32, max_batch_size=2, batch_sizes=(1, 2)
+        )
+
+    monkeypatch.setattr("serve.hosts.load_device._load_executor", on_a_stand_in)
+    monkeypatch.setattr("serve.hosts.load_device._is_readable", lambda *_: True)
+    profile = measure_profile(on_a_stand_in(), checkpoint, batch_sizes=(1, 2), repeats=2)
+    config = configure(profile) if is_given else configure()
+    with contextlib.ExitStack() as resources:
+        (model,) = build_server(config, resources).models
+        counts = model.engine.device_counts()
+        assert (counts["graphs_live"], counts["graphs_missing"]) == (2 if is_given else 6, 0)
+        assert model.engine.profile.padded

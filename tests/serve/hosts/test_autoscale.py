@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from serve.config import ServeConfigError, parse_config
-from serve.engine.backlog import hopeless
 from serve.engine.reply import Reply
 from serve.hosts.autoscale import MissPolicy, combined, reported, wanted_replicas
 from serve.observe.demand import Demand, Signals, total
 from slackfit.profile import LatencyProfile
 from slackfit.query import Outcome, Query, Status
+from slackfit.scheduling.backlog import hopeless
 
 # At 1 device the best subnet takes all of 0.8 s/s at 80 % utilisation.
 CALM = Signals(arrived=100, missed=0, given_up=0, work_best=0.5, work_least=0.1)

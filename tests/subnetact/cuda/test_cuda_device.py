@@ -101,10 +101,10 @@ def test_a_capture_that_failed_leaves_the_next_one_alone() -> None:
     with pytest.raises(RuntimeError):
         accelerator.capture(wait)  # for the device: not in a graph
     accelerator.renew_pool()
-    graph, _ = accelerator.capture(add)  # and replays it once
+    graph, _ = accelerator.capture(add)  # and replays it once, and calls it once
     graph.replay()
     torch.cuda.synchronize()
-    assert total.tolist() == [2.0] * 4
+    assert total.tolist() == [3.0] * 4
 
 
 def test_a_profile_is_measured(checkpoint: Checkpoint) -> None:
@@ -112,3 +112,34 @@ def test_a_profile_is_measured(checkpoint: Checkpoint) -> None:
     profile = measure_profile(executor, checkpoint, batch_sizes=(1, 4), repeats=3)
     assert profile.device == torch.cuda.get_device_name()
     assert profile.dtype == "bfloat16"
+
+
+def test_graphs_are_captured_between_batches_of_what_was_launched(checkpoint: Checkpoint) -> None:
+    executor = load_executor(checkpoint, device="cuda", max_batch_size=4, batch_sizes=(1, 2, 4))
+    assert isinstance(executor, CudaExecutor)
+    profile = measure_profile(executor, checkpoint, batch_sizes=(1, 2, 4), repeats=8)
+    executor.close()
+    executor = load_executor(checkpoint, device="cuda", max_batch_size=4, batch_sizes=(1, 2, 4))
+    assert isinstance(executor, CudaExecutor)
+    assert executor.follow(profile)
+    executor.warm_up()
+    assert executor.counts()["graphs_live"] == 2
+    hot = executor.background
+    assert hot is not None
+    ran: list[str] = []
+    for subnet_id in executor.subnet_ids:
+        for _ in range(5):
+            for _ in range(400):
+                launched = executor.launch(subnet_id, [samples(1)])
+                ran.append(launched.form)
+                got = executor.result(launched)
+            assert close(got, oracle(checkpoint, subnet_id, samples(1)), TOLERANCE["bfloat16"])
+            while (errand := hot.next_errand()) is not None:
+                print(f"{subnet_id}: {errand}")
+                hot.run_errand()
+    assert "graph" in ran
+    assert executor.counts()["graphs_live"] > 2, "a replay saves launches"
+    executor.graphs.drop()
+    for subnet_id in executor.subnet_ids:
+        got = executor.run(subnet_id, samples(3))
+        assert close(got, oracle(checkpoint, subnet_id, samples(3)), TOLERANCE["bfloat16"])

@@ -3,67 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 
-from subnetact.cuda.cuda_graphs import Captured, CaptureError, CudaGraphs, GraphKey
-
-MIB = 2**20
-
-
-class FakeGraph:
-    def replay(self) -> None:
-        raise AssertionError("bookkeeping replays nothing")
-
-
-@dataclass
-class FakePin:
-    what: Hashable
-    is_released: bool = False
-
-    def reads(self) -> Hashable:
-        return self.what
-
-    def release(self) -> None:
-        assert not self.is_released, "released twice"
-        self.is_released = True
-
-
-@dataclass
-class FakeCapturer:
-    """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph."""
-
-    per_graph: int = 64 * 1024
-    faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
-    captured: list[GraphKey] = field(default_factory=list)
-    pins: dict[GraphKey, FakePin] = field(default_factory=dict)
-    pool_bytes: int = 0
-    held_bytes: int = 0
-    drops: int = 0
-
-    def measure(self, key: GraphKey) -> int:
-        if key in self.faults:
-            raise self.faults[key]()
-        return key.batch_size * MIB
-
-    def capture(self, key: GraphKey) -> Captured:
-        growth = max(0, key.batch_size * MIB - self.pool_bytes)
-        self.pool_bytes += growth
-        self.held_bytes += growth + self.per_graph
-        self.captured.append(key)
-        self.pins[key] = FakePin(key.subnet_id)
-        return Captured(FakeGraph(), self.pins[key], growth + self.per_graph)
-
-    def renew_pool(self) -> None:
-        self.pool_bytes = 0
-
-    def drop(self) -> None:
-        self.drops += 1
-        self.pool_bytes = self.held_bytes = 0
+from subnetact.cuda.cuda_graphs import CaptureError, CudaGraphs, GraphKey
+from tests.subnetact.cuda.fake_capturer import MIB, FakeCapturer
 
 
 def pairs(*sizes: int, subnets: str = "ab") -> list[GraphKey]:

@@ -1,0 +1,68 @@
+"""A `Capturer` without a device: bytes and times that a test knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from subnetact.cuda.cuda_graphs import Captured, GraphKey
+
+MIB = 2**20
+
+
+class FakeGraph:
+    def replay(self) -> None:
+        raise AssertionError("bookkeeping replays nothing")
+
+
+@dataclass
+class FakePin:
+    what: Hashable
+    is_released: bool = False
+
+    def reads(self) -> Hashable:
+        return self.what
+
+    def release(self) -> None:
+        assert not self.is_released, "released twice"
+        self.is_released = True
+
+
+@dataclass
+class FakeCapturer:
+    """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph."""
+
+    per_graph: int = 64 * 1024
+    faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
+    captured: list[GraphKey] = field(default_factory=list)
+    pins: dict[GraphKey, FakePin] = field(default_factory=dict)
+    pool_bytes: int = 0
+    held_bytes: int = 0
+    drops: int = 0
+    capture_faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
+    tries: list[GraphKey] = field(default_factory=list)
+    takes: Callable[[], None] = lambda: None
+
+    def measure(self, key: GraphKey) -> int:
+        if key in self.faults:
+            raise self.faults[key]()
+        return key.batch_size * MIB
+
+    def capture(self, key: GraphKey) -> Captured:
+        self.takes()
+        self.tries.append(key)
+        if key in self.capture_faults:
+            raise self.capture_faults[key]()
+        growth = max(0, key.batch_size * MIB - self.pool_bytes)
+        self.pool_bytes += growth
+        self.held_bytes += growth + self.per_graph
+        self.captured.append(key)
+        self.pins[key] = FakePin(key.subnet_id)
+        return Captured(FakeGraph(), self.pins[key], growth + self.per_graph)
+
+    def renew_pool(self) -> None:
+        self.pool_bytes = 0
+
+    def drop(self) -> None:
+        self.drops += 1
+        self.pool_bytes = self.held_bytes = 0
