@@ -380,7 +380,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ServeConfigError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ServeConfigError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise ServeConfigError(f"{path}: expected a table of settings, got {type(data).__name__}")

@@ -170,9 +170,10 @@ class LatencyProfile:
         """Return this profile without subnets that another one beats.
 
         A subnet is beaten when another has at least its accuracy and at most its latency at every
-        batch size, and is better in one of them; of equals the first id stays.
+        batch size, and is better in one of them; of equals the first id stays. Raises as `table`.
         """
-        beaten = _is_beaten(self.subnets, quantile)
+        rows_s = [self._points(subnet, quantile) for subnet in self.subnets]
+        beaten = _is_beaten([subnet.accuracy for subnet in self.subnets], rows_s)
         kept = tuple(s for s, is_out in zip(self.subnets, beaten, strict=True) if not is_out)
         return replace(self, subnets=kept)
 
@@ -301,13 +302,16 @@ class LatencyProfile:
                 f"{', '.join(unknown)}"
             )
 
-    def _interpolate(self, subnet: SubnetProfile, quantile: str) -> list[float]:
+    def _points(self, subnet: SubnetProfile, quantile: str) -> tuple[float, ...]:
         if quantile not in subnet.latency_s:
             raise ProfileError(
                 f"subnet {subnet.subnet_id!r} of profile {self.name!r} has no {quantile}; "
                 f"it has {', '.join(subnet.latency_s)}"
             )
-        points = subnet.latency_s[quantile]
+        return subnet.latency_s[quantile]
+
+    def _interpolate(self, subnet: SubnetProfile, quantile: str) -> list[float]:
+        points = self._points(subnet, quantile)
         row = [math.nan] * (self.max_batch_size + 1)
         row[0] = 0.0
         row[: self.batch_sizes[0] + 1] = [0.0] + [points[0]] * self.batch_sizes[0]
@@ -394,10 +398,9 @@ class LatencyProfile:
     @classmethod
     def load(cls, path: str | Path) -> LatencyProfile:
         """Read a profile file. Raises ProfileError (malformed) or FileNotFoundError."""
-        text = Path(path).read_text(encoding="utf-8")
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path}: not JSON ({error})") from None
         return cls.from_json(data, where=str(path))
 
@@ -467,16 +470,15 @@ def _validate_subnet(subnet: SubnetProfile, num_sizes: int) -> None:
             raise ProfileError(f"{where}: latency_ms.{quantile} must be positive and finite")
 
 
-def _is_beaten(subnets: Sequence[SubnetProfile], quantile: str) -> list[bool]:
-    """Say of each subnet, in the profile's order, whether another one beats it.
+def _is_beaten(accuracies: Sequence[float], latencies_s: Sequence[Sequence[float]]) -> list[bool]:
+    """Say of each subnet, with latencies by batch size, whether another one beats it.
 
     An equal one that comes earlier does. O(n) array operations: policies ask again whenever
     latencies are corrected, of profiles with hundreds of subnets.
     """
-    accuracy = np.array([subnet.accuracy for subnet in subnets])
-    rows_s = np.array([subnet.latency_s[quantile] for subnet in subnets])  # (subnets, sizes)
+    accuracy, rows_s = np.array(accuracies), np.array(latencies_s)  # (subnets,), (subnets, sizes)
     beaten: list[bool] = []
-    for i in range(len(subnets)):
+    for i in range(len(accuracy)):
         others = (accuracy >= accuracy[i]) & (rows_s <= rows_s[i]).all(axis=1)
         is_better = (accuracy > accuracy[i]) | (rows_s < rows_s[i]).any(axis=1)
         is_better[:i] = True

@@ -12,6 +12,7 @@ from slackfit.output_files import replacing
 from slackfit.user_errors import user_errors
 from supernet import cli, load_checkpoint
 from supernet.served_form import ServedForm
+from supernet.weights.naming import ORIGINS
 
 
 def export(
@@ -24,7 +25,7 @@ def export(
         str,
         typer.Option(help="state_dict, torch_export, torchscript, onnx; huggingface for decoders."),
     ] = "state_dict",
-    naming: Annotated[str, typer.Option(help=f"For state_dict: {cli.ORIGINS}.")] = "supernet",
+    naming: Annotated[str, typer.Option(help=f"For state_dict: {ORIGINS}.")] = "supernet",
 ) -> None:
     """Write one subnet as a plain state_dict, as a program, or as a folder for transformers."""
     if ServedForm.parse(arch).precision == "fp32":

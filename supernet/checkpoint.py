@@ -207,10 +207,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> str:
         if not target.exists():
             whole.rename(target)
         else:
+            is_ours = (target / HEADER).exists()  # else what lies there is of something else
             for name in (WEIGHTS, NORMS, *OPTIONAL, ACCURACY, HEADER):
                 if (whole / name).exists():
                     (whole / name).replace(target / name)
-                elif name in OPTIONAL:
+                elif is_ours:
                     (target / name).unlink(missing_ok=True)
     return fingerprint
 

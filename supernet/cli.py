@@ -16,8 +16,49 @@ from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.definition import define_supernet
 from supernet.spec import parse_arch
 from supernet.subnets.cost import cost as count
+from supernet.weights.naming import ORIGINS
 
-ORIGINS = "timm, torchvision, ofa, huggingface, gguf, efficientnet_pytorch, cifar_resnet, supernet"
+SourceArgument = Annotated[
+    str, typer.Argument(help="A file or folder; for timm, torchvision a name.")
+]
+OriginOption = Annotated[str, typer.Option("--from", help=f"Whose naming: {ORIGINS}.")]
+FolderOption = Annotated[Path, typer.Option(help="The checkpoint folder to write.")]
+SupernetOption = Annotated[
+    str | None, typer.Option(help="Which named supernet; timm and torchvision tell.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="Your own file of the timm or torchvision network that SOURCE names."),
+]
+ClassesOption = Annotated[
+    int | None, typer.Option(help="Default: as the file's classifier, or the variant's own.")
+]
+NewHeadOption = Annotated[
+    bool, typer.Option(help="Draw a classifier that is absent or has other classes.")
+]
+IgnoreOption = Annotated[list[str] | None, typer.Option(help="Pattern of keys to leave out.")]
+SortOption = Annotated[bool, typer.Option(help="Put important channels first.")]
+SubnetsOption = Annotated[
+    int,
+    typer.Option(help="Serve N subnets of the ladder (families without BatchNorm; decoders all)."),
+]
+AccuracyOption = Annotated[
+    float | None, typer.Option(help="Known accuracy of the largest subnet, a fraction.")
+]
+HalfOption = Annotated[
+    bool, typer.Option("--half", help="Keep the weights in float16, at half the size.")
+]
+CalibrationOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Decoders: a file of text to sort and compare widths by; broad is better."),
+]
+ElasticOption = Annotated[
+    str,
+    typer.Option(
+        metavar="AXES",
+        help="Decoders: what is elastic beside the width: heads, depth, or heads,depth.",
+    ),
+]
 
 
 def cost(
@@ -63,120 +104,49 @@ def cost(
 
 
 def import_(
-    source: Annotated[str, typer.Argument(help="A file or folder; for timm, torchvision a name.")],
-    origin: Annotated[str, typer.Option("--from", help=f"Whose naming: {ORIGINS}.")],
-    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    supernet: Annotated[
-        str | None, typer.Option(help="Which named supernet; timm and torchvision tell.")
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Your own file of the timm or torchvision network that SOURCE names."),
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Default: as the file's classifier, or the variant's own.")
-    ] = None,
-    new_head: Annotated[
-        bool, typer.Option(help="Draw a classifier that is absent or has other classes.")
-    ] = False,
-    ignore: Annotated[list[str] | None, typer.Option(help="Pattern of keys to leave out.")] = None,
-    sort: Annotated[bool, typer.Option(help="Put important channels first.")] = True,
-    subnets: Annotated[
-        int,
-        typer.Option(
-            help="Serve N subnets of the ladder (families without BatchNorm; decoders all)."
-        ),
-    ] = 1,
-    accuracy: Annotated[
-        float | None, typer.Option(help="Known accuracy of the largest subnet, a fraction.")
-    ] = None,
-    half: Annotated[
-        bool, typer.Option("--half", help="Keep the weights in float16, at half the size.")
-    ] = False,
-    calibration: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Decoders: a file of text to sort and compare widths by; broad is better."
-        ),
-    ] = None,
-    elastic: Annotated[
-        str,
-        typer.Option(
-            metavar="AXES",
-            help="Decoders: what is elastic beside the width: heads, depth, or heads,depth.",
-        ),
-    ] = "",
+    source: SourceArgument,
+    origin: OriginOption,
+    out: FolderOption,
+    supernet: SupernetOption = None,
+    weights: WeightsOption = None,
+    num_classes: ClassesOption = None,
+    new_head: NewHeadOption = False,
+    ignore: IgnoreOption = None,
+    sort: SortOption = True,
+    subnets: SubnetsOption = 1,
+    accuracy: AccuracyOption = None,
+    half: HalfOption = False,
+    calibration: CalibrationOption = None,
+    elastic: ElasticOption = "",
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
-    from supernet.weights.half_weights import halved
-    from supernet.weights.import_decoder import import_decoder, is_decoder
-    from supernet.weights.import_network import imported_checkpoint
-    from supernet.weights.import_weights import check_finite, import_supernet
+    from supernet.weights.import_request import ImportRequest
 
+    console = Console(stderr=True)
     with _user_errors(ValueError, OSError, RuntimeError, ImportError):
-        if supernet is None and origin not in ORIGINS.split(", "):  # else the family says which
-            raise ValueError(f"--from is {origin!r}, allowed {ORIGINS}")
-        reads_decoder = origin != "supernet" and is_decoder(source, origin)
-        if (elastic or calibration) and not reads_decoder:
-            raise ValueError("--elastic and --calibration go with the weights of a decoder")
-        if origin == "supernet":
-            checkpoint = load_checkpoint(source)
-            for tensors in (checkpoint.state, *checkpoint.norm_statistics.values()):
-                check_finite(tensors, source)
-        elif reads_decoder:
-            checkpoint = import_decoder(
-                source,
-                origin=origin,
-                sort=sort,
-                calibration=[_text_of(path) for path in calibration or ()],
-                elastic=[axis.strip() for axis in elastic.split(",") if axis.strip()],
-                tell=lambda text: Console(stderr=True).print(text, highlight=False, soft_wrap=True),
-            )
-        else:
-            overrides = {} if num_classes is None else {"num_classes": num_classes}
-            definition, state = import_supernet(
-                source,
-                origin=origin,
-                supernet=supernet,
-                weights=weights,
-                new_head=new_head,
-                ignore=ignore or (),
-                **overrides,
-            )
-            ladder = definition.space.ladder()
-            checkpoint = imported_checkpoint(
-                definition,
-                state,
-                name=supernet or Path(source).name.partition(".")[0],
-                origin=origin,
-                archs=ladder[-subnets:] if subnets > 1 else (),
-                sort=sort,
-                accuracy=accuracy,
-                accuracy_source="given at import" if accuracy is not None else "not measured",
-                provenance={
-                    "origin": origin,
-                    "source": Path(source).name,
-                    **({"weights": weights.name} if weights else {}),
-                },
-            )
-        if half:
-            checkpoint = halved(checkpoint)
+        request = ImportRequest(
+            source=source,
+            origin=origin,
+            supernet=supernet,
+            weights=weights,
+            num_classes=num_classes,
+            new_head=new_head,
+            ignore=ignore or (),
+            sort=sort,
+            num_subnets=subnets,
+            accuracy=accuracy,
+            half=half,
+            calibration=calibration or (),
+            elastic=[axis.strip() for axis in elastic.split(",") if axis.strip()],
+            tell=lambda text: console.print(text, highlight=False, soft_wrap=True),
+        )
+        checkpoint = request.checkpoint()
         save_checkpoint(checkpoint, out)
     Console().print(
         f"{out}: {checkpoint.name}, {checkpoint.definition.family_name}, "
         f"{len(checkpoint.subnets)} of {checkpoint.definition.space.num_archs:.3g} subnets served",
         highlight=False,
     )
-
-
-def _text_of(path: Path) -> str:
-    """A file's text. Raises ValueError naming the file where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def export(

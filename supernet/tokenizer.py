@@ -96,7 +96,11 @@ class Tokenizer:
         )
 
     def _has(self, character: str) -> bool:
-        return bool(self._encoder.encode(character, add_special_tokens=False).ids)
+        """Whether tokens stand for a character: not for half of it, or a mark before it alone."""
+        ids = self._encoder.encode(character, add_special_tokens=False).ids
+        text = self._encoder.decode(ids, skip_special_tokens=False)
+        is_half = _INCOMPLETE in text and character != _INCOMPLETE
+        return bool(text.strip()) and not is_half
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else self._encoder.id_to_token(token_id) or ""

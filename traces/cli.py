@@ -19,6 +19,7 @@ from traces.commands.fit_command import trace_fit
 from traces.commands.output import finish, trace_errors
 from traces.commands.plan_command import plan_command
 from traces.commands.simulate_command import simulate_command
+from traces.commands.simulate_options import SeedOption
 from traces.commands.sweep_command import sweep_command
 
 app = typer.Typer(
@@ -35,7 +36,6 @@ trace_app = typer.Typer(
 app.add_typer(trace_app, name="trace")
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="Trace file or generator.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)]
 
 
 @trace_app.command("info")

@@ -370,7 +370,7 @@ def load_config(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from None
     for change in changes:
         _apply(data, change)

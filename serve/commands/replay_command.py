@@ -6,10 +6,26 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from serve.commands.replay_options import (
+    AlsoSimulateOption,
+    DataOption,
+    LabelOption,
+    MaxLagOption,
+    ModelOption,
+    OutOption,
+    ProcessesOption,
+    RepeatOption,
+    RetriesOption,
+    ServedProfileOption,
+    TimeoutOption,
+    UrlOption,
+    WarmupOption,
+)
+from traces.commands.simulate_options import SeedOption, SloOption, TraceOption
 from traces.commands.stream_options import (
     LengthScaleOption,
     LengthsOption,
@@ -20,6 +36,7 @@ from traces.commands.stream_options import (
 )
 
 if TYPE_CHECKING:
+    from serve.commands.live_replay import LiveReplay
     from traces.open_loop.result import ReplayResult
     from traces.trace import Trace
 
@@ -29,49 +46,22 @@ _INTERRUPTED = 130
 
 def replay(
     context: typer.Context,
-    trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
-    url: Annotated[str, typer.Option(help="The server, e.g. http://127.0.0.1:8000.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
-    slo_ms: Annotated[
-        float | None, typer.Option(help="Deadline of each query; default: the trace's own.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Samples and labels (images.npy, labels.npy); default: noise."
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Name in the report; default: the server's policy.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model to ask; default: the server's first.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
-    warmup_s: Annotated[float, typer.Option(min=0, help="Seconds left out at the start.")] = 0.0,
-    timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="Seconds after which a query is given up.")
-    ] = 30.0,
-    retries: Annotated[
-        int, typer.Option(min=0, help="Sends again when refused, while the deadline leaves room.")
-    ] = 0,
-    max_lag_ms: Annotated[
-        float | None,
-        typer.Option(min=0, help="Sending later (p99) makes the run invalid; default: SLO / 10."),
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Senders; default: what the trace's rate asks for.")
-    ] = None,
-    also_simulate: Annotated[
-        bool, typer.Option("--also-simulate", help="Simulate the same, and show the error.")
-    ] = False,
-    profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The server's profile, for --also-simulate."),
-    ] = None,
-    repeat: Annotated[
-        int, typer.Option(min=1, help="Runs of the same trace, which show how far they vary.")
-    ] = 1,
+    trace: TraceOption,
+    url: UrlOption,
+    out: OutOption,
+    slo_ms: SloOption = None,
+    data: DataOption = None,
+    policy: LabelOption = None,
+    model: ModelOption = None,
+    seed: SeedOption = 0,
+    warmup_s: WarmupOption = 0.0,
+    timeout_s: TimeoutOption = 30.0,
+    retries: RetriesOption = 0,
+    max_lag_ms: MaxLagOption = None,
+    processes: ProcessesOption = None,
+    also_simulate: AlsoSimulateOption = False,
+    profile: ServedProfileOption = None,
+    repeat: RepeatOption = 1,
     ttft_ms: TtftOption = None,
     tpot_ms: TpotOption = None,
     ttft_per_token_ms: TtftPerTokenOption = 0.0,
@@ -87,16 +77,8 @@ def replay(
     Ctrl-C ends the run early with a valid report of what was sent until then.
     """
     from serve.client.rest_answers import ClientError
-    from serve.commands.live_replay import LiveReplay
-    from slackfit.output_files import check_outputs
-    from slackfit.profile import LatencyProfile
-    from traces.commands.command_line import command_line
     from traces.commands.output import trace_errors
-    from traces.open_loop.progress import replay_progress
-    from traces.open_loop.replay_options import ReplayOptions
     from traces.open_loop.sender_processes import SenderError
-    from traces.spec.spec import parse_spec
-    from traces.trace import TraceError
 
     with trace_errors(ClientError, SenderError):
         if ttft_ms is not None or tpot_ms is not None:
@@ -104,35 +86,62 @@ def replay(
 
             replay_as_streams(context)
             return
-        if also_simulate != (profile is not None):
-            raise TraceError("--also-simulate and --profile FILE go together")
-        timelines = (f"timeline-{number}.parquet" for number in range(2, repeat + 1))
-        check_outputs(*(out / name for name in (*_OUTPUTS, *timelines)))
-        live = LiveReplay(
-            trace=parse_spec(trace, seed=seed),
-            url=url,
-            options=ReplayOptions(
-                slo_s=None if slo_ms is None else slo_ms * 1e-3,
-                seed=seed,
-                timeout_s=timeout_s,
-                warmup_s=warmup_s,
-                max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
-                max_retries=retries,
-            ),
-            model=model,
-            label=policy,
-            data=data,
-            num_processes=processes,
-            twin=None if profile is None else LatencyProfile.load(profile),
-        )
-        with replay_progress("replay") as show:
-            runs = asyncio.run(live.run_repeatedly(repeat, show))
-        command = command_line(context, "supernet replay")
-        reports = [{**r, "command": command} for found, _ in runs for r in found]
-        write_run(reports, live.trace, runs[0][1], out)
-        _write_repeats(live.trace, [result for _, result in runs], reports, out)
-    if runs[-1][1].is_partial:
+        was_interrupted = _replay_queries(context)
+    if was_interrupted:
         raise typer.Exit(_INTERRUPTED)
+
+
+def _replay_queries(context: typer.Context) -> bool:
+    """Replay what a command's parameters say, and write it; return whether it was interrupted."""
+    from slackfit.output_files import check_outputs
+    from traces.commands.command_line import command_line
+    from traces.open_loop.progress import replay_progress
+    from traces.trace import TraceError
+
+    given = context.params
+    out, repeat = given["out"], given["repeat"]
+    if given["also_simulate"] != (given["profile"] is not None):
+        raise TraceError("--also-simulate and --profile FILE go together")
+    timelines = (_timeline_name(number) for number in range(2, repeat + 1))
+    check_outputs(*(out / name for name in (*_OUTPUTS, *timelines)))
+    live = _live_replay(given)
+    with replay_progress("replay") as show:
+        runs = asyncio.run(live.run_repeatedly(repeat, show))
+    command = command_line(context, "supernet replay")
+    reports = [{**r, "command": command} for found, _ in runs for r in found]
+    write_run(reports, live.trace, runs[0][1], out)
+    _write_repeats(live.trace, [result for _, result in runs], reports, out)
+    return runs[-1][1].is_partial
+
+
+def _live_replay(given: Mapping[str, Any]) -> LiveReplay:
+    """Return what the command's parameters, by name, ask for.
+
+    Raises TraceError and ProfileError for what can't be, FileNotFoundError.
+    """
+    from serve.commands.live_replay import LiveReplay
+    from slackfit.profile import LatencyProfile
+    from traces.open_loop.replay_options import ReplayOptions
+    from traces.spec.spec import parse_spec
+
+    slo_ms, max_lag_ms, profile = given["slo_ms"], given["max_lag_ms"], given["profile"]
+    return LiveReplay(
+        trace=parse_spec(given["trace"], seed=given["seed"]),
+        url=given["url"],
+        options=ReplayOptions(
+            slo_s=None if slo_ms is None else slo_ms * 1e-3,
+            seed=given["seed"],
+            timeout_s=given["timeout_s"],
+            warmup_s=given["warmup_s"],
+            max_lag_s=None if max_lag_ms is None else max_lag_ms * 1e-3,
+            max_retries=given["retries"],
+        ),
+        model=given["model"],
+        label=given["policy"],
+        data=given["data"],
+        num_processes=given["processes"],
+        twin=None if profile is None else LatencyProfile.load(profile),
+    )
 
 
 def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult, out: Path) -> None:
@@ -164,10 +173,14 @@ def _write_repeats(
     from traces.report.group_tables import repeats
 
     for number, result in enumerate(results[1:], start=2):
-        write_timeline(out / f"timeline-{number}.parquet", trace, result)
+        write_timeline(out / _timeline_name(number), trace, result)
     for row in repeats(reports):
         named = f"{row['label']}: {row['figure'].lower()} over {row['count']} runs"
         typer.echo(f"{named}: {row['mean']} ({row['range']})")
+
+
+def _timeline_name(number: int) -> str:
+    return f"timeline-{number}.parquet"
 
 
 def _about_generator(report: Mapping[str, Any]) -> list[str]:

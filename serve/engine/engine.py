@@ -314,7 +314,7 @@ class Engine:
     def backlog(self) -> tuple[tuple[Query, ...], float]:
         """Return the waiting queries, most urgent first, and when the device is free."""
         with self._lock:
-            return self._scheduler.waiting(), max(self.clock(), self._under_way.busy_until_s)
+            return self._scheduler.waiting(), self._under_way.free_at_s(self.clock())
 
     def device_counts(self) -> Mapping[str, int]:
         """Return what the executor counted and holds, see `Executor.counts`."""

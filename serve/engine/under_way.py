@@ -7,6 +7,7 @@ the next one counts from when that has ended. Used under the engine's lock.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import NamedTuple
 
 from serve.engine.watchdog import Watchdog
@@ -24,7 +25,7 @@ class UnderWay:
     """What one device has to do; `busy_until_s` is when it should have done all of it."""
 
     def __init__(self, watchdog: Watchdog) -> None:
-        self.busy_until_s = 0.0
+        self.busy_until_s = -inf
         self._watchdog = watchdog
         self._batches: deque[BatchUnderWay] = deque()
 
@@ -33,7 +34,7 @@ class UnderWay:
 
     def free_at_s(self, now_s: float) -> float:
         """When the device should be free for one more: now, if it has nothing to do."""
-        return max(now_s, self.busy_until_s) if self._batches else now_s
+        return max(now_s, self.busy_until_s)
 
     def holds(self, query_id: int) -> bool:
         """Whether a query is in one of the batches."""
@@ -53,8 +54,8 @@ class UnderWay:
         """Take the oldest away and return it: it has ended, and the one behind it begins."""
         ended = self._batches.popleft()
         self._watchdog.returned()
-        if self._batches:
-            left_s = [each.batch.expected_latency_s for each in self._batches]
-            self.busy_until_s = now_s + sum(left_s)
+        left_s = [each.batch.expected_latency_s for each in self._batches]
+        self.busy_until_s = now_s + sum(left_s)
+        if left_s:
             self._watchdog.launched(now_s, left_s[0])
         return ended

@@ -6,9 +6,9 @@ import contextlib
 from typing import Any
 
 from serve.config import LiveConfig, ServeConfig
-from serve.engine.prefix_cache import PrefixCache
-from serve.engine.stream_device import StreamDevice
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.prefix_cache import PrefixCache
+from serve.engine.streams.stream_device import StreamDevice
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.hosts.load_decoder import LoadedDecoder, offered_costs
 from serve.models.served_decoder import ServedDecoder
 from serve.observe.metrics import Metrics

@@ -17,7 +17,7 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.doors.server import Server
-from serve.hosts.connection_limits import most_connections
+from serve.hosts.connections.connection_limits import most_connections
 from serve.hosts.uvicorn_listener import bind, listening
 
 _WATCH_S = 0.05

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from serve.config import ServeConfig, ServeConfigError
-from serve.engine.stream_device import IterationExecutor
+from serve.engine.streams.stream_device import IterationExecutor
 from serve.hosts.load_device import DEFAULT_NAME, name_of_device, read_checkpoint, read_profile
 from serve.hosts.several_models import each_model
 from serve.models.served_decoder import DecoderSpec

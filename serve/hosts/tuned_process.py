@@ -26,7 +26,7 @@ import gc
 import sys
 from collections.abc import Iterator
 
-from serve.hosts.connection_limits import raise_file_limit
+from serve.hosts.connections.connection_limits import raise_file_limit
 
 SWITCH_INTERVAL_S = 2e-4
 _KEPT_BYTES = 64 * 2**20

@@ -16,7 +16,7 @@ from serve.access.guard import UNIX
 from serve.access.tls import tls_files
 from serve.config import ServeConfig
 from serve.hosts.assemble import build_server
-from serve.hosts.connection_limits import most_connections
+from serve.hosts.connections.connection_limits import most_connections
 from serve.hosts.doors.doors_host import serve_behind_doors
 from serve.hosts.front import build_door
 from serve.hosts.listeners import Listeners

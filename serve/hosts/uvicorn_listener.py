@@ -18,7 +18,7 @@ from serve.access.guard import UNIX
 from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors.rest import RestDoor
-from serve.hosts.bounded_connection import bounded
+from serve.hosts.connections.bounded_connection import bounded
 from serve.models.intake import Intake
 from serve.openai.door import OpenAIDoor
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from serve.config import LiveConfig, ServeConfigError
 from serve.engine.guarded import Guarded
-from serve.engine.open_stream import OUTPUT_BYTES, OpenStream, StreamRequest
-from serve.engine.stream_device import Choose, greedy
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import OUTPUT_BYTES, OpenStream, StreamRequest
+from serve.engine.streams.stream_device import Choose, greedy
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.models.limits import RefusedError
 from serve.models.stream_refusal import stream_refusal
 from serve.models.stream_terms import NO_WISHES, SloWishes, resolve_terms

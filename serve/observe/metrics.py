@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from serve.engine.reply import Reply
 from serve.engine.served_engine import ServedEngine
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.observe.instruments import Instruments
 from serve.observe.recent_outcomes import RecentOutcomes
 from serve.observe.stream_metrics import StreamInstruments, StreamMetrics

@@ -11,8 +11,8 @@ from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from serve.engine.prefix_cache import PrefixCounts
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.prefix_cache import PrefixCounts
+from serve.engine.streams.stream_engine import StreamEngine
 from slackfit.streams.stream_query import Step, StreamOutcome
 
 _MODEL = ("model",)

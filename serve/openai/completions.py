@@ -4,7 +4,8 @@ Until the first output has come nothing is sent, so whatever goes wrong before h
 own; behind it an error is an event of the stream. Who goes away takes the streams with it: their
 memory is free for the next iteration. A reader that is slow holds nobody up: outputs wait in the
 stream and are sent together once it takes some. One that takes nothing is let go: after a time
-(`hosts/bounded_connection.py`), or once what waits for it is too much (`engine/open_stream.py`).
+(`hosts/connections/slow_reader.py`), or once what waits for it is too much
+(`engine/streams/open_stream.py`).
 
 A request with several prompts is a stream for each. One that is refused costs the others as well.
 """
@@ -29,8 +30,8 @@ from serve.doors.parse_turn import ParseTurn
 from serve.doors.request_body import check_size, read_body
 from serve.doors.rest_infer import watch_client
 from serve.doors.server import Server
-from serve.engine.open_stream import StreamOutput
-from serve.engine.stream_group import StreamGroup
+from serve.engine.streams.open_stream import StreamOutput
+from serve.engine.streams.stream_group import StreamGroup
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import DecoderStream, ServedDecoder
 from serve.models.stream_terms import check_time_left

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import Send
 
 from serve.doors.http_answer import check_closed
-from serve.engine.stream_group import StreamGroup
+from serve.engine.streams.stream_group import StreamGroup
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import DecoderStream, ServedDecoder
 from serve.openai.answer_form import DONE, AnswerForm, error_event

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from serve.engine.open_stream import StreamOutput
+from serve.engine.streams.open_stream import StreamOutput
 from serve.models.served_decoder import DecoderStream, ServedDecoder
 from serve.models.text_assembly import TextAssembly
 from serve.openai.completion_request import CompletionRequest

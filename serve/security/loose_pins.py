@@ -72,7 +72,7 @@ class LooseEngine(Engine):
         row_s = profile.table().get(str(pin))
         if row_s is None or profile.accuracy(str(pin)) < options.min_accuracy:
             return False  # since the draw other subnets are offered
-        free_s = max(self.clock(), self._under_way.busy_until_s)
+        free_s = self._under_way.free_at_s(self.clock())
         takes_s = row_s[min(count, profile.max_batch_size)]
         return free_s + takes_s + _longest_s(profile) <= options.deadline_s
 

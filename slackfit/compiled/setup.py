@@ -7,8 +7,8 @@ from math import inf
 
 import numpy as np
 
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.forms import lacking
-from slackfit.compiled.jit import missing
 from slackfit.compiled.state import Hardware, Setup
 from slackfit.eligibility import Eligibility
 from slackfit.policy import Policy

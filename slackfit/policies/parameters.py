@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "bool": (bool, "true or false"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+}
+"""What a value must be for a parameter annotated so, and how that is said."""
 
 
 def split_parameters(name: str) -> tuple[str, dict[str, Any]]:
@@ -20,17 +28,26 @@ def split_parameters(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_params(name: str, factory: Callable[..., object], params: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the known ones, for a parameter that the policy does not have."""
-    known = [
-        key
+    """Raise ValueError for a parameter that the policy does not have, or of another kind.
+
+    The first lists the known ones, the second says what is allowed.
+    """
+    known = {
+        key: parameter
         for key, parameter in inspect.signature(factory).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    }
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise ValueError(
             f"policy {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
         )
+    for key, value in params.items():
+        for kind in filter(_KINDS.get, str(known[key].annotation).split(" | ")):
+            wanted, allowed = _KINDS[kind]
+            is_right = isinstance(value, wanted) and isinstance(value, bool) == (kind == "bool")
+            if not is_right and value is not None:
+                raise ValueError(f"{key} of policy {name!r} is {value!r}, allowed {allowed}")
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -287,10 +287,10 @@ class Scheduler:
         That is when it runs, or has next, a full batch (the largest, or one that left others
         behind), and as many samples wait as that one has: waiting would not make the next one
         larger. False for a free worker, which `poll` serves. None: of the worker that is free next.
+        Raises ValueError for an unknown worker.
         """
-        worker_id = self._next_free().worker_id if worker_id is None else worker_id
         return self._running.fills_another(
-            worker_id, self.num_samples, self._profile.max_batch_size
+            self._busy(worker_id).worker_id, self.num_samples, self._profile.max_batch_size
         )
 
     def poll_behind(
@@ -300,11 +300,11 @@ class Scheduler:
 
         As `poll`, at the moment when the worker should be free: slack, what is hopeless and the
         batch's `start_s` are of then. It begins when the one before really ends, and its latency
-        counts from there. Nothing happens unless `fills_another`.
+        counts from there. Nothing happens unless `fills_another`, which raises as this does.
         """
-        if not self.fills_another(worker_id):
+        worker = self._busy(worker_id)
+        if not self.fills_another(worker.worker_id):
             return self._handed_out(None)
-        worker = self._next_free() if worker_id is None else self._workers.views[worker_id]
         start_s = max(now_s, worker.busy_until_s)
         return self._handed_out(self._decided(worker, start_s, now_s, others))
 
@@ -398,8 +398,8 @@ class Scheduler:
         hopeless = self._waiting.is_hopeless(query, now_s, also_late=self._drops)
         return "infeasible" if hopeless else ""
 
-    def _next_free(self) -> WorkerView:
-        return min(self._workers.views, key=lambda view: view.busy_until_s)
+    def _busy(self, worker_id: int | None) -> WorkerView:
+        return self._workers.next_free() if worker_id is None else self._workers.view(worker_id)
 
     def _decided(
         self, worker: WorkerView, start_s: float, now_s: float, others: DeviceLoad

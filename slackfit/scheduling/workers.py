@@ -28,9 +28,20 @@ class Workers:
         free = self._free
         if worker_id is None:
             return self.views[free[0]] if free else None
+        if worker_id in free:
+            return self.views[worker_id]
+        self.view(worker_id)  # raises for an unknown one
+        return None
+
+    def view(self, worker_id: int) -> WorkerView:
+        """Return the named worker. Raises ValueError for an unknown one."""
         if not 0 <= worker_id < len(self.views):
             raise ValueError(f"worker {worker_id} is unknown, allowed 0 to {len(self.views) - 1}")
-        return self.views[worker_id] if worker_id in free else None
+        return self.views[worker_id]
+
+    def next_free(self) -> WorkerView:
+        """Return the worker that should be free first, as predicted."""
+        return min(self.views, key=lambda view: view.busy_until_s)
 
     def occupy(self, worker_id: int, until_s: float, subnet_id: str | None) -> None:
         """Mark a worker as busy, or a busy one for longer; `until_s` is a prediction."""

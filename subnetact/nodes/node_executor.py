@@ -21,11 +21,11 @@ from subnetact.threads import ThreadCount
 from subnetact.views.actuator import Actuator
 from supernet.arch import Arch
 from supernet.checkpoint import Checkpoint, CheckpointError
+from supernet.graphs.code_cache import missing
 from supernet.graphs.expected_size import SizeExpectation
 from supernet.graphs.find_sampler import find_sampler
 from supernet.graphs.graph_folder import GraphFolder
 from supernet.graphs.graph_store import GraphStore, open_graph
-from supernet.graphs.jit import missing
 from supernet.graphs.sampler import SampledNodes
 from supernet.layers.neighbours import Hop, Neighbourhood
 

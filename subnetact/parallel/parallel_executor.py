@@ -12,7 +12,6 @@ is the plain network on the whole context.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,14 +26,12 @@ from subnetact.decoding.ragged_batch import Chunk, RaggedBatch
 from subnetact.parallel.messages import FillSlots, Iterate, MicroBatch, WorkerSpec
 from subnetact.parallel.micro_batches import cut, plan_batches
 from subnetact.parallel.shard_table import EXTENT_TOKENS, ShardTable
-from subnetact.parallel.wait_bound import WaitBound
 from subnetact.parallel.worker_device import backend_for
-from subnetact.parallel.worker_failure import WorkerFailedError, WorkersLostError
+from subnetact.parallel.worker_failure import WorkerFailedError
 from subnetact.parallel.worker_grid import WorkerGrid
 from subnetact.parallel.worker_pool import START_WITHIN_S, SURVIVORS_WITHIN_S, WorkerPool
+from subnetact.parallel.worker_recovery import WorkerRecovery
 from supernet.checkpoint import Checkpoint, save_checkpoint
-
-logger = logging.getLogger(__name__)
 
 MICRO_TOKENS = 256
 HUNG_AFTER_S = 60.0
@@ -75,20 +72,9 @@ class ParallelExecutor:
         too few blocks for, sizes or a device that can't be; WorkerFailedError where workers don't
         start.
         """
-        definition = checkpoint.definition
-        if not definition.family.generates:
-            raise ValueError(
-                f"{checkpoint.name} is a {definition.family_name}, which makes no text; "
-                "a decoder is needed (docs/decoder.md)"
-            )
         if micro_tokens < 1:
             raise ValueError(f"micro_tokens is {micro_tokens}, allowed 1 or more")
-        self._config: Any = definition.config
-        if any(self._config.windows):
-            raise ValueError(
-                f"{checkpoint.name} has sliding windows, which several workers don't share out; "
-                "run it in one process"
-            )
+        self._config = _decoder_config(checkpoint)
         grid.blocks(0, self._config.depth)
         self.grid, self.threads, self.packing = grid, threads, packing
         self.subnet_ids = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
@@ -107,10 +93,7 @@ class ParallelExecutor:
             raise ValueError(f"packing is {packing!r}, on {device} allowed views")
         self.backend = backend
         self._hung_after_s = hung_after_s
-        self._waits = WaitBound(hung_after_s)
         self._costs = costs
-        self._lost: set[SequenceId] = set()
-        self._to_tell: list[SequenceId] = []  # of those lost, who was not told by `look_after`
         self._temporary = TemporaryDirectory(prefix="supernet-workers-")
         place = Path(self._temporary.name)
         if folder is None:
@@ -133,8 +116,9 @@ class ParallelExecutor:
             for rank in range(len(grid))
         ]
         self._pool = WorkerPool(specs, place)
+        self._recovery = WorkerRecovery(self._pool, self.table, grid, hung_after_s)
         try:
-            self._meet_first()
+            self._recovery.meet_first()
         except BaseException:
             self.close()
             raise
@@ -192,23 +176,24 @@ class ParallelExecutor:
         """
         if subnet_id not in self.subnet_ids:
             raise KeyError(subnet_id)
-        self._notice()
+        recovery = self._recovery
+        recovery.notice()
         self._check(chunks)
         expected_s = self._expected_s(subnet_id, chunks)
-        self._waits.extend(_HUNG_FACTOR * expected_s)
+        recovery.waits.extend(_HUNG_FACTOR * expected_s)
         batches = cut(chunks, self.micro_tokens if self.grid.stages > 1 else None)
         planned, placed = plan_batches(self.table, batches)
         shards = self._shards_of(planned)
         try:
             if not self._pool.is_joined and len(self._ranks_of(shards)) > 1:
-                self._join_in_time()
+                recovery.join_in_time()
                 # Who went in that wait has taken along what it held, and room that was made there.
-                self._refuse_lost(chunks)
+                recovery.refuse_lost(chunks)
                 planned, placed = plan_batches(self.table, batches)
                 shards = self._shards_of(planned)
             logits = self._ask(subnet_id, planned, shards, expected_s)
         except WorkerFailedError:
-            self._give_up_lost()
+            recovery.give_up_lost()
             raise
         for sequence, spans in placed.items():
             self.table.commit(sequence, spans)
@@ -219,14 +204,14 @@ class ParallelExecutor:
 
         Of one that is lost it is lost as well. Raises ValueError unless these are whole blocks.
         """
-        if source in self._lost:
-            self._lost.add(sequence)
+        if self._recovery.is_lost(source):
+            self._recovery.lose(sequence)
         else:
             self.table.share(source, sequence, tokens)
 
     def release(self, sequence: SequenceId) -> None:
         """Forget a stream: it has ended, was aborted, or will be computed again."""
-        self._lost.discard(sequence)
+        self._recovery.forget(sequence)
         self.table.release(sequence)
 
     def look_after(self) -> tuple[SequenceId, ...]:
@@ -237,18 +222,7 @@ class ParallelExecutor:
         anything it waits, unless there is somebody to tell. Raises WorkersLostError when workers
         can't be had any more.
         """
-        self._waits.end()
-        self._notice()
-        if not self._to_tell and not self.table.capacity_tokens:
-            try:
-                self._join_if_needed(START_WITHIN_S)
-            except WorkersLostError:
-                raise
-            except RuntimeError:  # one more has gone: it is replaced, and waited for the next time
-                logger.exception("workers have not come back yet")
-        lost, self._to_tell = tuple(self._to_tell), []
-        self._waits.begin()
-        return lost
+        return self._recovery.look_after()
 
     def wait_until_whole(self) -> bool:
         """Wait for workers that are being replaced; return whether there were any.
@@ -258,7 +232,7 @@ class ParallelExecutor:
         """
         if self._pool.is_joined:
             return False
-        self._join_in_time()
+        self._recovery.join_in_time()
         return True
 
     def occupy(self, sequence: SequenceId, tokens: int) -> None:
@@ -266,8 +240,8 @@ class ParallelExecutor:
 
         Raises CacheFullError as `run`.
         """
-        self._notice()
-        self._join_if_needed(START_WITHIN_S)
+        self._recovery.notice()
+        self._recovery.join(START_WITHIN_S)
         spans = self.table.place(sequence, tokens)
         reads = self.table.reads(sequence, (), spans)
         orders = {
@@ -283,7 +257,7 @@ class ParallelExecutor:
         self._temporary.cleanup()
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
-        self._refuse_lost(chunks)
+        self._recovery.refuse_lost(chunks)
         RaggedBatch.of(
             chunks,
             [self.table.length(chunk.sequence) for chunk in chunks],
@@ -291,19 +265,12 @@ class ParallelExecutor:
             max_positions=self._config.max_positions,
         )
         if not self.table.capacity_tokens:  # no shard has all of its stages
-            self._join_in_time()
+            self._recovery.join_in_time()
         missing = self.missing_tokens(chunks)
         if missing > self.table.free_tokens:
             raise CacheFullError(
                 f"the iteration needs {missing} more tokens of cache, {self.table.free_tokens} of "
                 f"{self.table.capacity_tokens} are free"
-            )
-
-    def _refuse_lost(self, chunks: Sequence[Chunk]) -> None:
-        lost = [chunk.sequence for chunk in chunks if chunk.sequence in self._lost]
-        if lost:
-            raise WorkerFailedError(
-                f"sequence {lost[0]!r} was with a worker that is gone; release it, and begin again"
             )
 
     @staticmethod
@@ -350,57 +317,19 @@ class ParallelExecutor:
         found = [logits for logits in pieces if logits is not None]
         return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
-    def _meet_first(self) -> None:
-        """Have workers meet that were just started, or raise WorkerFailedError."""
-        while not self._pool.is_joined:
-            try:
-                self._join_if_needed(START_WITHIN_S)
-            except WorkerFailedError:
-                raise
-            except RuntimeError:  # the pool says when that is enough
-                logger.exception("workers did not meet, which is tried again")
 
-    def _notice(self) -> None:
-        """Give up what workers held that have ended, and use those again that were replaced."""
-        self._give_up_lost()
-        if self._pool.is_joined or len(self._pool.ready) < len(self._pool):
-            return
-        if not self._waits.left_s:  # an iteration may not have them meet once more
-            return
-        try:
-            self._join_if_needed(self._hung_after_s)
-        except WorkersLostError:
-            raise
-        except RuntimeError:  # the others go on as they are
-            logger.exception("workers did not meet, which is tried again")
-            self._give_up_lost()
-
-    def _give_up_lost(self) -> None:
-        for rank in self._pool.notice():
-            lost = self.table.lose(self.grid.shard_of(rank))
-            self._lost.update(lost)
-            self._to_tell += lost
-            logger.error("%d streams are lost with worker %d", len(lost), rank)
-
-    def _join_in_time(self) -> None:
-        """As `_join_if_needed`, in what is left of the time that an iteration may wait."""
-        left_s = self._waits.left_s
-        if not left_s and not self._pool.is_joined:
-            raise WorkerFailedError(
-                "workers are being replaced, and were awaited for as long as an iteration may take"
-            )
-        self._join_if_needed(left_s)
-
-    def _join_if_needed(self, within_s: float) -> None:
-        """Wait until all workers are there again, for what one of them can't do.
-
-        What those held that went meanwhile is given up before their shards are used again.
-        """
-        if self._pool.is_joined:
-            return
-        self._pool.join(within_s)
-        self._give_up_lost()
-        if not self._pool.is_joined:
-            raise WorkerFailedError("a worker ended as soon as all had met")
-        for shard in range(self.grid.shards):
-            self.table.regain(shard)
+def _decoder_config(checkpoint: Checkpoint) -> Any:
+    """Return a decoder's configuration. Raises ValueError where workers can't share it out."""
+    definition = checkpoint.definition
+    if not definition.family.generates:
+        raise ValueError(
+            f"{checkpoint.name} is a {definition.family_name}, which makes no text; "
+            "a decoder is needed (docs/decoder.md)"
+        )
+    config: Any = definition.config
+    if any(config.windows):
+        raise ValueError(
+            f"{checkpoint.name} has sliding windows, which several workers don't share out; "
+            "run it in one process"
+        )
+    return config

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from supernet.graphs import sampler
+from supernet.graphs.code_cache import is_installed, missing
 from supernet.graphs.graph_store import GraphStore
-from supernet.graphs.jit import is_installed, missing
 from supernet.graphs.sampler import SampledHop, SampledNodes
 
 logger = logging.getLogger(__name__)

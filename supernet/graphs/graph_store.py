@@ -118,9 +118,10 @@ class GraphStore:
             if _arrays_of(target) != arrays:  # stopped right after it, it is the graph
                 shutil.rmtree(arrays, ignore_errors=True)
             raise
-        for name in (*_NAMES, *SPLITS, "labels"):
-            (target / f"{name}.npy").unlink(missing_ok=True)
-        if earlier != target:
+        if earlier == target:
+            for name in (*_NAMES, *SPLITS, "labels"):
+                (target / f"{name}.npy").unlink(missing_ok=True)
+        elif earlier is not None:
             shutil.rmtree(earlier, ignore_errors=True)
 
     def _write(self, folder: Path, more: dict[str, str]) -> None:
@@ -177,12 +178,12 @@ def _opened(source: Path, header: dict[str, Any]) -> GraphStore:
     )
 
 
-def _arrays_of(folder: Path) -> Path:
-    """Where the arrays of the graph in a folder lie; the folder itself where there is none."""
+def _arrays_of(folder: Path) -> Path | None:
+    """Where the arrays of the graph in a folder lie; None where no header names any."""
     try:
         return folder / _header(folder).get("arrays", "")
     except (GraphDataError, OSError):
-        return folder
+        return None
 
 
 def _header(source: Path) -> dict[str, Any]:

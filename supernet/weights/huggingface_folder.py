@@ -37,14 +37,12 @@ def read_text(folder: str | Path) -> TextSpec:
     source = Path(folder)
     path = source / "tokenizer.json"
     try:
-        tokenizer = path.read_text(encoding="utf-8")
+        tokenizer = _text_of(path)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
             f"{path}: no such file; a decoder needs its tokenizer, so copy tokenizer.json of the "
             "same model into the folder"
         ) from None
-    except UnicodeDecodeError as error:
-        raise WeightsError(f"{path}: not UTF-8 text ({error})") from None
     ids = {**read_config(source), **_optional_json(source / "generation_config.json")}
     ends = ids.get("eos_token_id")
     try:
@@ -190,12 +188,19 @@ def _write_shards(folder: Path, state: Mapping[str, torch.Tensor], shard_bytes: 
 def _chat_template(source: Path) -> str:
     path = source / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return _text_of(path)
     template = _optional_json(source / "tokenizer_config.json").get("chat_template") or ""
     if isinstance(template, list):  # several by name
         named = {entry["name"]: entry["template"] for entry in template}
         return named.get("default", "")
     return template
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

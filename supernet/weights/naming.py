@@ -25,6 +25,8 @@ from supernet.weights.decoder_naming import (
 State = dict[str, torch.Tensor]
 Convert = Callable[[State, SupernetDefinition], State]
 
+ORIGINS = "timm, torchvision, ofa, huggingface, gguf, efficientnet_pytorch, cifar_resnet, supernet"
+"""Where weights may come from, and whose names a state_dict may have; `supernet` is our own."""
 _KERNEL = re.compile(r"(.*conv_dw)\.\d+\.(.*)")
 
 

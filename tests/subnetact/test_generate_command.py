@@ -149,6 +149,24 @@ def test_characters_that_no_token_stands_for_are_not_left_out_silently(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "lost"), [("Metaspace", "\u03b5"), ("ByteLevel", "\u00e9")]
+)
+def test_a_mark_before_a_character_or_half_of_it_is_not_the_character(
+    pre_tokenizer: str, lost: str
+) -> None:
+    """Tokenizers that mark where a word begins give an id for what they leave out."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers (the extra `lm`)")
+    vocabulary = {letter: place for place, letter in enumerate("\u2581\u0120\u00c3abc")}
+    encoder = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    encoder.pre_tokenizer = getattr(tokenizers.pre_tokenizers, pre_tokenizer)()
+    encoder.decoder = getattr(tokenizers.decoders, pre_tokenizer)()
+    tokenizer = Tokenizer(replace(byte_text(), tokenizer=encoder.to_str()))
+    assert tokenizer.decode(tokenizer.encode("ab c")).strip() == "ab c"
+    with pytest.raises(ValueError, match=f"no token for '{lost}'"):
+        tokenizer.encode(f"ab {lost}c")
+
+
 def test_a_chat_is_rendered_by_the_template() -> None:
     tokenizer = Tokenizer(byte_text())
     rendered = tokenizer.encode_chat([{"role": "user", "content": "hi"}])

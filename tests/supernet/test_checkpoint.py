@@ -239,3 +239,13 @@ def test_a_checkpoints_files_may_be_read_by_whom_any_new_file_may(
     save_checkpoint(checkpoint, tmp_path / "out")
     modes = {path.stat().st_mode for path in [tmp_path / "new", *(tmp_path / "out").iterdir()]}
     assert len(modes) == 1
+
+
+def test_a_folder_of_something_else_keeps_what_a_checkpoint_might_have(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A text network's own folder has a tokenizer.json, which a checkpoint without text has not."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_checkpoint(checkpoint, tmp_path)
+    assert load_checkpoint(tmp_path).text is None
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"

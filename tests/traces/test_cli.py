@@ -246,9 +246,11 @@ def test_a_streamed_run_has_no_series_and_repeats():
     ("options", "message"),
     [
         (("--events", "x"), "event 'x' is not understood"),
+        (("--events", "1@1.2.3"), "event '1@1.2.3' is not understood"),
         (("--events", "7@1"), "is of an unknown worker"),
         (("--subnets", "7"), "num_subnets is 7 for 6 measured"),
         (("--find-capacity", "speed"), "target 'speed' is not understood"),
+        (("--find-capacity", "utility=0.7.9"), "target 'utility=0.7.9' is not understood"),
         (("--stream", "--bound", "--noise"), "--stream goes without --noise, --bound"),
         (("--stream", "--html", "a.html", "--chrome", "b.json"), "without --html, --chrome"),
     ],

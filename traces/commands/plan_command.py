@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from traces.commands.plan_options import (
+    CatalogOption,
+    ConfidenceOption,
+    DeadlineOption,
+    DrawsOption,
+    HourlyOption,
+    HtmlOption,
+    JsonOption,
+    MaxDevicesOption,
+    MixedOption,
+    PoliciesOption,
+    ProcessesOption,
+    ProfilesOption,
+    PromiseOption,
+    RoutingsOption,
+    VerifyOption,
+    VerifySecondsOption,
+)
+from traces.commands.simulate_options import (
+    NoiseOption,
+    OverheadOption,
+    SeedOption,
+    TraceOption,
+)
 from traces.commands.stream_options import (
     KvTokensOption,
     LengthScaleOption,
@@ -19,6 +41,7 @@ from traces.commands.stream_options import (
 
 if TYPE_CHECKING:
     from traces.planning.plan_request import PlanRequest
+    from traces.planning.streams.stream_request import StreamPlanRequest
 
 SATURATED = 3
 """The exit code of a plan that no fleet fits."""
@@ -51,135 +74,37 @@ def plan_command_with(verifier: PlanVerifier | None) -> Callable[..., None]:
 
     def plan_command(
         context: typer.Context,
-        trace: Annotated[str, typer.Option(metavar="SPEC", help="Trace file or generator.")],
-        slo: Annotated[
-            str,
-            typer.Option(
-                metavar="PROMISE",
-                help='What must hold: "attainment>=0.999,accuracy>=0.775"; floor>=0.7 of every '
-                "answer; gold:attainment>=0.9999 of one tenant or class. Of streams: "
-                "first_output<=500ms,period<=50ms,attainment>=0.99,fluidity>=0.95.",
-            ),
-        ],
-        profile: Annotated[
-            str | None,
-            typer.Option(metavar="FILE[,FILE...]", help="A latency profile per type of device."),
-        ] = None,
-        slo_ms: Annotated[
-            float | None, typer.Option(min=0.001, help="Deadline; default: the trace's own.")
-        ] = None,
-        catalog: Annotated[
-            Path | None,
-            typer.Option(metavar="FILE", help="Devices and their prices (TOML); else all cost 1."),
-        ] = None,
-        policies: Annotated[
-            str | None, typer.Option(metavar="NAME[,NAME...]", help="Policies to try.")
-        ] = None,
-        routing: Annotated[
-            str | None,
-            typer.Option(
-                metavar="RULE[,RULE...]",
-                help="How queries get to several devices: one-queue (default), round-robin, or as "
-                "in `simulate`; those beyond the two run in Python. Streams: round-robin, "
-                "fewest-streams; default both.",
-            ),
-        ] = None,
-        max_devices: Annotated[int | None, typer.Option(min=1, help="Devices at the most.")] = None,
-        mixed: Annotated[
-            bool,
-            typer.Option("--mixed/--no-mixed", help="Also try fleets of two types of device."),
-        ] = True,
-        confidence: Annotated[
-            float,
-            typer.Option(
-                min=0, max=0.999, help="Share of redrawn traces that keep the promise; 0: this one."
-            ),
-        ] = 0.95,
-        noise: Annotated[
-            bool, typer.Option("--noise", help="Draw latencies from the profile's quantiles.")
-        ] = False,
-        overhead_ms: Annotated[
-            float, typer.Option(min=0, help="Added to every batch's profiled latency.")
-        ] = 0.0,
-        seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
-        seeds: Annotated[
-            int,
-            typer.Option(
-                min=1, help="Draws of a generator's trace that the best fleets must keep."
-            ),
-        ] = 1,
-        stream: Annotated[
-            bool,
-            typer.Option(
-                "--stream", help="Hour by hour, for generators that do not fit in memory."
-            ),
-        ] = False,
-        processes: Annotated[
-            int | None, typer.Option(min=1, help="With --stream; default: one per core.")
-        ] = None,
-        verify: Annotated[
-            str | None,
-            typer.Option(
-                metavar="URL[,URL...]",
-                help="Foretell these servers of the planned device at four loads, then replay.",
-            ),
-        ] = None,
-        verify_s: Annotated[
-            float, typer.Option(min=1, help="Seconds of each load, with --verify.")
-        ] = 20.0,
+        trace: TraceOption,
+        slo: PromiseOption,
+        profile: ProfilesOption = None,
+        slo_ms: DeadlineOption = None,
+        catalog: CatalogOption = None,
+        policies: PoliciesOption = None,
+        routing: RoutingsOption = None,
+        max_devices: MaxDevicesOption = None,
+        mixed: MixedOption = True,
+        confidence: ConfidenceOption = 0.95,
+        noise: NoiseOption = False,
+        overhead_ms: OverheadOption = 0.0,
+        seed: SeedOption = 0,
+        seeds: DrawsOption = 1,
+        stream: HourlyOption = False,
+        processes: ProcessesOption = None,
+        verify: VerifyOption = None,
+        verify_s: VerifySecondsOption = 20.0,
         thin: ThinOption = 1.0,
         length_scale: LengthScaleOption = 1.0,
         lengths: LengthsOption = None,
         kv_tokens: KvTokensOption = None,
         max_running: MaxRunningOption = None,
-        json_out: Annotated[
-            str | None, typer.Option("--json", metavar="FILE|-", help="Write the plan.")
-        ] = None,
-        html_out: Annotated[
-            Path | None, typer.Option("--html", metavar="FILE", help="Write the plan's page.")
-        ] = None,
+        json_out: JsonOption = None,
+        html_out: HtmlOption = None,
     ) -> None:
         """Find the cheapest fleet that keeps a promise on a trace, and what nobody can undercut."""
-        from traces.commands.command_line import command_line
         from traces.commands.output import trace_errors
 
         with trace_errors():
-            from slackfit.output_files import check_outputs
-            from traces.planning.plan_request import PlanRequest, read_request
-            from traces.planning.verification import verification_lines
-            from traces.trace import TraceError
-
-            check_outputs(json_out, html_out)
-            request = read_request(context.params, tell=lambda text: typer.echo(text, err=True))
-            if verify is not None:
-                if verifier is None or stream or not isinstance(request, PlanRequest):
-                    raise TraceError(
-                        "--verify goes without --stream, and with the command `supernet plan` only"
-                    )
-                verifier.check(request, verify)
-            plan = request.plan()
-            plan["command"] = command_line(
-                context, "supernet plan", without=("json_out", "html_out")
-            )
-            is_told = json_out != "-"
-            is_verified = verify is not None and not plan["saturated"]
-            # One JSON goes to stdout, at the end; all else is there before servers are asked.
-            _write(plan, None if is_verified and not is_told else json_out, html_out)
-            if is_told:
-                typer.echo(_summary(plan))
-            if is_verified:
-                assert verifier is not None
-                assert verify is not None
-                assert isinstance(request, PlanRequest)
-                try:
-                    plan["verification"] = verifier.verify(
-                        request, plan, verify, verify_s,
-                        lambda so_far: _note(plan, so_far, json_out),
-                    )  # fmt: skip
-                finally:
-                    _write(plan, json_out, html_out)
-                if is_told:
-                    typer.echo("\n".join(verification_lines(plan["verification"])))
+            plan = _make_plan(context, verifier)
         if plan["saturated"]:
             raise typer.Exit(SATURATED)
 
@@ -189,55 +114,52 @@ def plan_command_with(verifier: PlanVerifier | None) -> Callable[..., None]:
 plan_command = plan_command_with(None)
 
 
-def _note(plan: dict[str, Any], verification: dict[str, Any], json_out: str | None) -> None:
-    """Write a verification so far to the plan's file; what is foretold on stderr, too."""
-    from slackfit.output_files import write_text
+def _make_plan(context: typer.Context, verifier: PlanVerifier | None) -> dict[str, Any]:
+    """Make, write, tell and, where it is asked for, verify the plan of a command's parameters."""
+    from traces.commands.command_line import command_line
+    from traces.commands.plan_outputs import PlanOutputs, summary_lines
+    from traces.planning.plan_request import read_request
     from traces.planning.verification import verification_lines
 
-    plan["verification"] = verification
-    if json_out not in (None, "-"):
-        write_text(json_out, _text(plan))
-    if not any("live" in level for level in verification["levels"]):
-        typer.echo("\n".join(["foretold:", *verification_lines(verification)]), err=True)
+    given = context.params
+    outputs = PlanOutputs(given["json_out"], given["html_out"])
+    outputs.check()
+    request = read_request(given, tell=lambda text: typer.echo(text, err=True))
+    verify = _verification_of(request, given, verifier)
+    plan = request.plan()
+    plan["command"] = command_line(context, "supernet plan", without=("json_out", "html_out"))
+    if verify is None or plan["saturated"]:
+        outputs.write(plan)
+        outputs.tell(summary_lines(plan))
+        return plan
+    outputs.write_unverified(plan)  # it is there before servers are asked
+    outputs.tell(summary_lines(plan))
+    try:
+        plan["verification"] = verify(plan, lambda so_far: outputs.note(plan, so_far))
+    finally:
+        outputs.write(plan)
+    outputs.tell(verification_lines(plan["verification"]))
+    return plan
 
 
-def _write(plan: dict[str, Any], json_out: str | None, html_out: Path | None) -> None:
-    from slackfit.output_files import write_each, write_text
-    from traces.planning.page import plan_page
+def _verification_of(
+    request: PlanRequest | StreamPlanRequest, given: dict[str, Any], verifier: PlanVerifier | None
+) -> Callable[[dict[str, Any], OnProgress], dict[str, Any]] | None:
+    """Return what verifies the request's plan on the servers of `--verify`; None without it.
 
-    write_each(
-        lambda: None if json_out is None else write_text(json_out, _text(plan)),
-        lambda: None if html_out is None else write_text(str(html_out), plan_page(plan)),
-    )
+    The servers are asked now. Raises TraceError where no plan of the request can be verified.
+    """
+    from traces.planning.plan_request import PlanRequest
+    from traces.trace import TraceError
 
-
-def _text(plan: dict[str, Any]) -> str:
-    return json.dumps(plan, indent=1, allow_nan=False) + "\n"
-
-
-def _summary(plan: dict[str, Any]) -> str:
-    """Return the plan in a few lines."""
-    from traces.planning.page import undercut
-
-    if plan["saturated"]:
-        return f"saturated: {plan['why']}"
-    headroom = plan["headroom"]
-    lines = [
-        f"{plan['fleet']} with {plan['policy']}: "
-        f"{plan['cost_per_hour']:g} {plan['prices']['currency']} an hour",
-        f"attainment {plan['attainment']:.5f}, accuracy {plan['accuracy']:.5f}; {undercut(plan)}",
-        f"the promise holds up to {headroom['factor']:.2f} times the load "
-        f"({headroom['low']:.2f} surely)",
-    ]
-    if plan.get("kind") == "streams":
-        first, gap = plan["first_output_ms"]["p95"], plan["gap_ms"]["p95"]
-        lines.insert(
-            2,
-            f"fluidity {plan['fluidity']:.5f}; 95 of 100 first outputs within {first or 0:.0f} ms, "
-            f"95 of 100 gaps within {gap or 0:.0f} ms",
+    urls: str | None = given["verify"]
+    if urls is None:
+        return None
+    if verifier is None or given["stream"] or not isinstance(request, PlanRequest):
+        raise TraceError(
+            "--verify goes without --stream, and with the command `supernet plan` only"
         )
-    if plan["answers_of"] != "the whole trace":
-        lines[-1] += f", of {plan['answers_of']}"
-    if plan["simulated_by"] != "compiled":
-        lines.append(f"simulated in Python: {plan['simulated_by']}")
-    return "\n".join(lines)
+    verifier.check(request, urls)
+    return lambda plan, on_progress: verifier.verify(
+        request, plan, urls, given["verify_s"], on_progress
+    )

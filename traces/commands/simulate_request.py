@@ -23,7 +23,8 @@ from traces.simulation.simulation import (
 from traces.spec.spec import parse_spec
 from traces.trace import TraceError
 
-_EVENT = re.compile(r"(?:(?P<factor>[0-9.]+)x)?(?P<worker>\d+)@(?P<at>[0-9.]+)")
+_NUMBER = r"\d+\.?\d*|\.\d+"
+_EVENT = re.compile(rf"(?:(?P<factor>{_NUMBER})x)?(?P<worker>\d+)@(?P<at>{_NUMBER})")
 
 OnEnd = Callable[[str, float, str], None]
 """Called with a policy, the seconds that it took, and why it ran in Python (empty: it did not)."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traces.commands.simulate_options import DenseOption, OverheadOption, ProfileOption
+
 if TYPE_CHECKING:
     from traces.simulation.cells import Cell, CellScore
 
 
 def sweep_command(
-    profile: Annotated[Path, typer.Option(metavar="FILE", help="Latency profile (JSON).")],
+    profile: ProfileOption,
     rates: Annotated[
         str, typer.Option(metavar="QPS[,QPS...]", help="Mean rates; FROM:TO:STEP for a range.")
     ],
@@ -26,12 +28,8 @@ def sweep_command(
     duration: Annotated[float, typer.Option(min=0.001, help="Length of each trace (s).")] = 5.0,
     slo_ms: Annotated[float, typer.Option(min=0.001, help="Deadline of each query.")] = 36.0,
     workers: Annotated[int, typer.Option(min=1, help="Devices.")] = 8,
-    overhead_ms: Annotated[
-        float, typer.Option(min=0, help="Added to every batch's profiled latency.")
-    ] = 0.0,
-    subnets: Annotated[
-        int, typer.Option(min=0, help="Interpolate subnets up to this count; 0: do not.")
-    ] = 0,
+    overhead_ms: OverheadOption = 0.0,
+    subnets: DenseOption = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell, 0 up.")] = 1,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one per core.")

@@ -184,7 +184,7 @@ def fitted(
     """Return arrivals of the generator that `trace fit --out` wrote to `path`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: cannot be read ({error}); trace fit --out writes one") from None
     try:
         cascade = Cascade.from_json(text)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from slackfit.metrics import as_good
 from slackfit.simulation.routing import ONE_QUEUE, ROUND_ROBIN, Routing
 from traces.planning.candidates import FleetCandidate
 from traces.planning.certificate import query_s
 from traces.planning.possible import impossible_part
-from traces.planning.promise import Promise, as_good
+from traces.planning.promise import Promise
 from traces.planning.search import Fleet, FleetSearch, Task
 from traces.planning.traffic import Traffic
 from traces.planning.trial import run_trial

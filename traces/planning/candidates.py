@@ -9,11 +9,12 @@ from functools import cached_property
 
 import numpy as np
 
+from slackfit.metrics import as_good
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile
 from slackfit.simulation.routing import ONE_QUEUE, Routing
 from traces.planning.catalog import Catalog, DeviceOffer
-from traces.planning.promise import Promise, as_good
+from traces.planning.promise import Promise
 from traces.trace import FloatArray, TraceError
 
 DEFAULT_POLICIES = ("drainfit", "slackfit", "slackfit@num_buckets=40")

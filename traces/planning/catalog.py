@@ -78,8 +78,7 @@ def load_catalog(path: Path, profiles: Sequence[Path]) -> Catalog:
     Raises TraceError naming file and line for an entry that is wrong, also for one whose profile
     is, and for a profile that the catalogue has no price of; FileNotFoundError.
     """
-    text = path.read_text(encoding="utf-8")
-    data = _toml(path, text)
+    text, data = _toml(path)
     entries = data.get("device", [])
     if not isinstance(entries, list) or not entries:
         raise TraceError(f"{path}: no [[device]]; a catalogue lists at least one")
@@ -117,9 +116,13 @@ def load_catalog(path: Path, profiles: Sequence[Path]) -> Catalog:
     )
 
 
-def _toml(path: Path, text: str) -> dict[str, Any]:
+def _toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return a file's text and what it says."""
     try:
-        return tomllib.loads(text)
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: not UTF-8 text ({error})") from None
     except tomllib.TOMLDecodeError as error:
         at = _TOML_LINE.search(str(error))
         raise TraceError(f"{path}:{at[1] if at else 1}: {error}") from None

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slackfit.bounds.bound import utility_bound
+from slackfit.metrics import as_good
 from slackfit.profile import LatencyProfile
-from traces.planning.promise import Promise, as_good
+from traces.planning.promise import Promise
 from traces.planning.traffic import Traffic
 
 _PROGRAM_SLOS = 50  # length of a window that the linear program sees

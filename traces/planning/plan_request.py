@@ -126,10 +126,11 @@ def _catalog(profiles: str | None, path: Path | None, overhead_s: float) -> Cata
     if not paths and path is None:
         raise TraceError("nothing to plan with; give --profile FILE or --catalog FILE")
     catalog = without_prices(paths) if path is None else load_catalog(path, paths)
-    return replace(
-        catalog,
-        offers=tuple(
+    try:
+        offers = tuple(
             replace(offer, profile=with_overhead(offer.profile, overhead_s))
             for offer in catalog.offers
-        ),
-    )
+        )
+    except ValueError as error:
+        raise TraceError(str(error)) from None
+    return replace(catalog, offers=offers)

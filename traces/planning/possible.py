@@ -11,8 +11,9 @@ import math
 
 import numpy as np
 
+from slackfit.metrics import SLACK, as_good
 from slackfit.profile import LatencyProfile
-from traces.planning.promise import SLACK, PartPromise, Promise, as_good, rounded_down
+from traces.planning.promise import PartPromise, Promise, rounded_down
 from traces.planning.traffic import Traffic
 from traces.trace import FloatArray
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from slackfit.metrics import as_good
 from traces.trace import TraceError
 
 STREAMED = ("first_output", "first_output_per_token", "period", "fluidity")
 """Figures that only streams have."""
-SLACK = 1e-9
-"""Of a fraction: what a sum of many floats may lack of the very number that it is of."""
 _NAMES = ("attainment", "accuracy", "floor")
 _PART = re.compile(r"\s*(?:([^:,<>=]+):)?(\w+)\s*>=\s*([0-9.]+)\s*")
 
@@ -95,14 +94,6 @@ def parse_promise(text: str) -> Promise:
     if not whole.get("attainment", 0.0) > 0:
         raise TraceError(f"promise {text!r} names no attainment above 0, as in attainment>=0.999")
     return Promise(**whole, parts=tuple(PartPromise(g, **figures) for g, figures in found.items()))
-
-
-def as_good(promised: float) -> float:
-    """Return the least figure that counts as what is promised.
-
-    All served at an accuracy of 0.7944 have a mean of 0.7943999999999999, as floats are added up.
-    """
-    return promised - SLACK
 
 
 def rounded_down(value: float, slack: float = 0.0) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from slackfit.compiled.replicas import why_not_routed
 from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun, simulate_columns
+from slackfit.metrics import as_good
 from slackfit.outcome_columns import OutcomeColumns
 from slackfit.policies import create_policy
 from slackfit.policy import Policy
@@ -22,7 +23,7 @@ from slackfit.simulation.devices import AS_PROFILED, DeviceModel
 from slackfit.simulation.replicas import simulate_replicas
 from slackfit.simulation.routing import ONE_QUEUE
 from traces.planning.candidates import FleetCandidate
-from traces.planning.promise import PartPromise, Promise, as_good
+from traces.planning.promise import PartPromise, Promise
 from traces.planning.redrawn import redrawn_sums
 from traces.planning.traffic import Traffic
 

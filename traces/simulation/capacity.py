@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from slackfit.metrics import as_good
 from traces.trace import Trace, TraceError
 
 _KEYS = ("attainment", "utility")
@@ -37,8 +38,8 @@ def parse_goal(text: str) -> Goal:
     >>> parse_goal("attainment=0.999")
     Goal(key='attainment', least=0.999)
     """
-    found = re.fullmatch(r"(\w+)=([0-9.]+)", text)
-    if not found or found[1] not in _KEYS or not 0 < float(found[2]) <= 1:
+    found = re.fullmatch(rf"({'|'.join(_KEYS)})=(\d+\.?\d*|\.\d+)", text)
+    if not found or not 0 < float(found[2]) <= 1:
         raise TraceError(
             f"target {text!r} is not understood; give {' or '.join(_KEYS)}=FRACTION, "
             "as in attainment=0.999"
@@ -60,7 +61,7 @@ def find_capacity(
     def is_met(rate_qps: float) -> bool:
         value = measure(trace.rescale_rate(rate_qps))
         tried.append((rate_qps, value))
-        return value >= goal.least
+        return value >= as_good(goal.least)
 
     low = high = trace.rate_qps
     if is_met(low):

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from slackfit.output_files import write_text
+
 
 class SearchJournal:
     """Answers (N,) booleans by subnet and split; `path` None keeps them in memory alone."""
@@ -23,17 +25,17 @@ class SearchJournal:
         self._known: dict[tuple[str, str], np.ndarray] = {}
         if path is None:
             return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if not lines:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if not text:
             self._append({"about": about or {}})
             return
+        lines = text.splitlines()
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
             except ValueError:
-                if number == len(lines) - 1 and number:  # killed while it was written
-                    kept = "".join(f"{whole}\n" for whole in lines[:-1])
-                    path.write_text(kept, encoding="utf-8")
+                if number == len(lines) - 1 and number:  # stopped while it was written
+                    lines.pop()
                     break
                 raise ValueError(f"{path}: line {number + 1} is not JSON") from None
             if number:
@@ -43,6 +45,9 @@ class SearchJournal:
                     f"{path} holds measurements of {row.get('about')}, not of {about}; choose "
                     "another file or delete it"
                 )
+        whole = "".join(f"{line}\n" for line in lines)
+        if whole != text:  # else what comes next would stand behind a line that has no end
+            write_text(path, whole)
 
     def get(self, subnet_id: str, split: str) -> np.ndarray | None:
         """What was measured, None if nothing was."""

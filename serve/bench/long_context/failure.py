@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from serve.bench.decoder.bench import random_checkpoint
 from serve.bench.rows import Row, row
-from serve.engine.open_stream import OpenStream, StreamRequest
-from serve.engine.stream_device import StreamDevice
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import OpenStream, StreamRequest
+from serve.engine.streams.stream_device import StreamDevice
+from serve.engine.streams.stream_engine import StreamEngine
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts

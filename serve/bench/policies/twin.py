@@ -12,7 +12,7 @@ import numpy as np
 
 from serve.bench.policies.superserve_paper import NUM_WORKERS, RESNET_SLO_S, load_spec
 from serve.bench.rows import Row, Tell, row
-from slackfit.compiled.jit import missing
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.simulate import simulate_columns
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve.bench.rows import Row, Tell, row
-from slackfit.compiled.jit import missing
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.simulate import simulate_columns
 from slackfit.derive import densified
 from slackfit.policies import create_policy, policy_names

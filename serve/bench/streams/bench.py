@@ -22,7 +22,7 @@ from serve.bench.streams.orders import cost_rows, lars_rows
 from serve.bench.streams.peers import PeerSetting, peer_rows
 from serve.bench.streams.processor_time import processor_runner
 from serve.bench.streams.setting import OURS, StreamRunner, StreamSetting, skipped
-from serve.engine.stream_device import IterationExecutor
+from serve.engine.streams.stream_device import IterationExecutor
 from slackfit.profile import LatencyProfile
 from slackfit.streams.iteration_cost import IterationCosts
 

@@ -18,9 +18,14 @@ from serve.bench.streams.setting import (
     mean_fluidity,
     mean_quality,
 )
-from serve.engine.open_stream import OpenStream, StreamRequest
-from serve.engine.stream_device import IterationExecutor, SharedPrefix, StreamDevice, TokenRun
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import OpenStream, StreamRequest
+from serve.engine.streams.stream_device import (
+    IterationExecutor,
+    SharedPrefix,
+    StreamDevice,
+    TokenRun,
+)
+from serve.engine.streams.stream_engine import StreamEngine
 from slackfit.policies.streams import create_stream_policy
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
 from slackfit.streams.iteration_cost import IterationCosts

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from serve.bench.streams.setting import StreamRunner
-from serve.engine.stream_device import (
+from serve.engine.streams.stream_device import (
     IterationExecutor,
     SharedPrefix,
     StreamDevice,

@@ -23,7 +23,7 @@ from serve.access.tls import tls_files
 from serve.config import ServeConfig, parse_config
 from serve.doors.rest import RestDoor
 from serve.doors.rpc import RpcDoor, rpc_listening
-from serve.hosts.connection_limits import most_connections
+from serve.hosts.connections.connection_limits import most_connections
 from serve.hosts.listeners import closed_when_gone
 from serve.hosts.tuned_process import tuned_process
 from serve.hosts.uvicorn_listener import listening

@@ -207,6 +207,16 @@ def test_predictions_know_of_both(make_bench, even):
     ]
 
 
+def test_a_device_that_ended_before_its_time_is_free_at_once(make_bench, even):
+    under = Under(make_bench, even)
+    under.device = under.bench.device = AsyncDevice(even.scaled(0.5, 0.0), under.clock, 0.0, 2)
+    under.drive(under.bench.scheduler)
+    under.ask(*range(FULL))
+    under.run()
+    assert under.clock.now_s == pytest.approx(2.5e-3)
+    assert under.engine.backlog() == ((), under.clock.now_s)
+
+
 def test_replies_tell_a_batch_s_own_time_apart_from_its_wait(make_bench, even):
     under = Under(make_bench, even)
     under.ask(*range(2 * FULL))

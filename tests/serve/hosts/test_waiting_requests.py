@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from serve.doors.http_answer import SEND_WHOLE
 from serve.doors.http_call import FIRST_BYTE
-from serve.hosts.bounded_connection import BoundedConnection, bounded
+from serve.hosts.connections.bounded_connection import BoundedConnection, bounded
 from serve.hosts.uvicorn_listener import bind, listening
 from serve.models.intake import Intake
 from serve.observe.loop_lag import LoopLag

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.engine.open_stream import StreamRequest
-from serve.engine.stream_device import StreamDevice
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import StreamRequest
+from serve.engine.streams.stream_device import StreamDevice
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.observe.stream_metrics import StreamInstruments, StreamMetrics
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile

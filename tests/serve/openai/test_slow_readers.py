@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve.hosts import bounded_connection
+from serve.hosts.connections import slow_reader
 
 
 async def asks_and_sleeps(streams: Any, **fields: Any) -> socket.socket:
@@ -30,7 +30,7 @@ async def asks_and_sleeps(streams: Any, **fields: Any) -> socket.socket:
 def test_who_reads_nothing_for_too_long_is_let_go(
     serve_streams: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded_connection, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(slow_reader, "READ_TIMEOUT_S", 0.5)
 
     async def main() -> None:
         async with serve_streams(prefix_cache=False) as streams:
@@ -55,7 +55,7 @@ def test_a_whole_answer_that_nobody_reads_holds_no_connection(
     serve_streams: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Below the mark at which writing pauses: what waits is a connection that is to be closed."""
-    monkeypatch.setattr(bounded_connection, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(slow_reader, "READ_TIMEOUT_S", 0.3)
 
     async def main() -> None:
         async with serve_streams(factor=0.002, prefix_cache=False) as streams:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from serve.engine.stream_device import IterationResult, StreamDevice
+from serve.engine.streams.stream_device import IterationResult, StreamDevice
 
 
 async def bystander(streams: Any, outputs: int = 80) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slackfit.compiled.jit import missing
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.replicas import simulate_round_robin, why_not_routed
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slackfit.compiled import jit
+from slackfit.compiled import code_cache
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.end_codes import ON_TIME
 from slackfit.compiled.forms import policy_form
-from slackfit.compiled.jit import missing
 from slackfit.compiled.setup import why_not
 from slackfit.compiled.simulate import CompiledRun, simulate_columns
 from slackfit.outcome_columns import OutcomeColumns
@@ -100,7 +100,7 @@ def test_without_numba_the_same_outcomes_come_from_python(
     policy = create_policy("drainfit", resnet)
     options = {"slo_s": 0.036, "num_workers": 4}
     here = simulate_columns(arrival_s, resnet, policy, **options)
-    monkeypatch.setattr(jit, "find_spec", lambda name: None)
+    monkeypatch.setattr(code_cache, "find_spec", lambda name: None)
     got = simulate_columns(arrival_s, resnet, create_policy("drainfit", resnet), **options)
     assert got.why == "numba is not installed (pip install 'supernet-serving[fast]')"
     assert list(got.columns) == list(here.columns)

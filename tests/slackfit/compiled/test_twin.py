@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.bench.policies.twin_cases import NAMES, NUM_CASES, differing_cases
-from slackfit.compiled.jit import missing
+from slackfit.compiled.code_cache import missing
 from slackfit.profile import LatencyProfile
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "numba is here")

@@ -190,6 +190,11 @@ def test_every_listed_name_can_be_made(resnet):
         ),
         ("slackfit", {"num_buckets": 0}, "num_buckets is 0, allowed 1 or more"),
         ("slackfit", {"variant": "third"}, "variant is 'third', allowed pair, bucket"),
+        ("slackfit@num_buckets=x", {}, "num_buckets of policy 'slackfit' is 'x', allowed a whole "),
+        ("slackfit", {"num_buckets": 8.0}, "num_buckets of policy 'slackfit' is 8.0, allowed a wh"),
+        ("drainfit@reserve=much", {}, "reserve of policy 'drainfit' is 'much', allowed a number"),
+        ("drainfit", {"reserve": True}, "reserve of policy 'drainfit' is True, allowed a number"),
+        ("fixed:smallest@drop_hopeless=1", {}, "drop_hopeless of policy 'fixed:smallest' is 1, al"),
     ],
 )
 def test_unknown_names_and_parameters_list_the_known_ones(resnet, name, params, message):

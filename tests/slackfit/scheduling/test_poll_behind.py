@@ -143,3 +143,17 @@ def test_recorded_calls_replay(trio, planned):
     lines = sink.getvalue().splitlines()
     assert [json.loads(line).get("call") for line in lines].count("poll_behind") == 2
     assert replay_log(lines, Scheduler(trio, planned(*decisions))) == 18
+
+
+@pytest.mark.parametrize("worker_id", [-1, 1])
+def test_an_unknown_worker_is_refused_as_by_poll(trio, planned, worker_id):
+    scheduler = waiting(Scheduler(trio, planned(Decision("small", 4))), 8)
+    assert scheduler.poll(0.0).batch is not None
+    for ask in (
+        lambda: scheduler.poll(0.0, worker_id),
+        lambda: scheduler.fills_another(worker_id),
+        lambda: scheduler.poll_behind(0.0, worker_id),
+    ):
+        with pytest.raises(ValueError, match=f"worker {worker_id} is unknown, allowed 0 to 0"):
+            ask()
+    assert len(scheduler) == 4

@@ -9,12 +9,12 @@ import pytest
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts
 from slackfit.streams.parallel_cost import ParallelCost
-from subnetact.cli import with_grid
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from subnetact.parallel.break_even import NOWHERE, measure_grid
 from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_grid import WorkerGrid
+from subnetact.profiling.grid_profile import with_grid
 from supernet import Checkpoint, define_supernet
 from supernet.checkpoint import save_checkpoint
 
@@ -44,11 +44,15 @@ def a_profile(decoder: Checkpoint) -> LatencyProfile:
 
 
 def test_the_break_even_is_printed_and_stored_in_the_profile(
-    tmp_path: Path, decoder: Checkpoint, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, decoder: Checkpoint
 ) -> None:
     save_checkpoint(decoder, tmp_path / "decoder")
-    measured = with_grid(a_profile(decoder), decoder, tmp_path / "decoder", 2, 1, 1, None, 2)
-    assert "2 shards pay" in capfd.readouterr().err
+    told: list[str] = []
+    measured = with_grid(
+        a_profile(decoder), decoder, tmp_path / "decoder", WorkerGrid(shards=2),
+        threads=1, packing=None, repeats=2, tell=told.append,
+    )  # fmt: skip
+    assert told[-1].startswith("2 shards pay")
     measured.save(tmp_path / "profile.json")
     parallel = IterationCosts.of(LatencyProfile.load(tmp_path / "profile.json")).parallel
     assert parallel is not None

@@ -168,7 +168,7 @@ def test_iterations_wait_together_no_longer_than_one_may(
     width = executor.subnet_ids[0]
     executor.run(width, [Chunk(name, (1,) * 8, False) for name in "abcd"])
     now_s = 0.0
-    monkeypatch.setattr(executor, "_waits", WaitBound(5.0, lambda: now_s))
+    monkeypatch.setattr(executor._recovery, "waits", WaitBound(5.0, lambda: now_s))
     waits: list[float] = []
     join = executor._pool.join
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,24 @@ def test_a_save_that_is_stopped_leaves_what_was_there(
     assert (tmp_path / "old" / "note").read_text() == "of another program"
 
 
-def test_a_save_that_is_stopped_anywhere_leaves_one_graph_whole(
+def test_a_folder_that_has_no_graph_keeps_files_of_a_graph_s_names(
     skewed: GraphStore, tmp_path: Path
+) -> None:
+    """What a graph is made of may lie where it is saved: features.npy and labels.npy above all."""
+    mine = {name: np.arange(9) for name in ("features", "labels", "train", "indices")}
+    for name, array in mine.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    for number in range(2):
+        saved = replace(skewed, features=skewed.features + number).save(tmp_path)
+        np.testing.assert_array_equal(saved.features, skewed.features + number)
+        for name, array in mine.items():
+            np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), array)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1, "the first one's go"
+
+
+@pytest.mark.parametrize(("times", "least"), [(1, 16), (2, 4)], ids=["plain", "in a folder"])
+def test_a_save_that_is_stopped_anywhere_leaves_one_graph_whole(
+    skewed: GraphStore, tmp_path: Path, times: int, least: int
 ) -> None:
     def counted(method: str, stop: int, seen: list[str], patch: pytest.MonkeyPatch) -> None:
         original = getattr(Path, method)
@@ -73,25 +91,29 @@ def test_a_save_that_is_stopped_anywhere_leaves_one_graph_whole(
         patch.setattr(Path, method, stopped)
 
     other = _other(skewed)
+
+    def is_stopped(folder: Path, stop: int) -> bool:
+        """Save, and stop before that step, or right after it where it is negative."""
+        seen: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for method in ("replace", "unlink", "rename", "mkdir"):
+                counted(method, stop, seen, patch)
+            with suppress(KeyboardInterrupt):
+                other.save(folder)
+                return False
+        return True
+
     outcomes = []
-    for step in range(1, 30):
-        for stop in (step, -step):  # before it, and right after it
-            folder = tmp_path / str(stop)
-            (skewed if step % 2 else skewed.save(folder)).save(folder)  # plain, and in a folder
-            seen: list[str] = []
-            with pytest.MonkeyPatch.context() as patch:
-                for method in ("replace", "unlink", "rename", "mkdir"):
-                    counted(method, stop, seen, patch)
-                try:
-                    other.save(folder)
-                except KeyboardInterrupt:
-                    outcomes.append(_whole(open_graph(folder), skewed, other))
-            if len(seen) < step:
-                assert {"skewed", "other"} == set(outcomes)
-                assert len(outcomes) > 8
-                assert len(list(folder.glob("**/*.npy"))) == 3  # nothing of the earlier graph
-                return
-    raise AssertionError("a save never ended")
+    for stop in chain.from_iterable((step, -step) for step in range(1, 30)):
+        folder = tmp_path / str(stop)
+        for _ in range(times):
+            skewed.save(folder)
+        if not is_stopped(folder, stop):
+            break
+        outcomes.append(_whole(open_graph(folder), skewed, other))
+    assert {"skewed", "other"} == set(outcomes)
+    assert len(outcomes) >= least
+    assert len(list(folder.glob("**/*.npy"))) == 3  # nothing of the earlier graph
 
 
 def test_a_graph_that_is_opened_while_another_is_saved_over_it_is_one_of_them(

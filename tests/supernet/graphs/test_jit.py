@@ -12,16 +12,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from supernet.graphs import jit, sampler
+from supernet.graphs import code_cache, jit, sampler
+
+_SOURCES = Path(jit.__file__).parent
 
 
 @pytest.fixture
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A folder for this test alone: machine code of a copied module is of no use to others."""
     monkeypatch.setenv("SUPERNET_CACHE_DIR", str(tmp_path))
-    jit._folder.cache_clear()
+    code_cache.code_folder.cache_clear()
     yield tmp_path
-    jit._folder.cache_clear()
+    code_cache.code_folder.cache_clear()
 
 
 def _loaded_again() -> ModuleType:
@@ -47,12 +49,14 @@ def test_without_a_folder_to_write_loops_are_compiled_at_every_start(
         raise PermissionError("a read-only root")
 
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", read_only)
-    assert jit._folder() is not None  # it was there to write, and is no more
+    assert (
+        code_cache.code_folder("compiled-nodes", _SOURCES) is not None
+    )  # it was there to write, and is no more
     assert _loaded_again().hashed(np.uint64(7)) == expected
     (own_cache / "file").touch()
     monkeypatch.setenv("SUPERNET_CACHE_DIR", str(own_cache / "file"))
-    jit._folder.cache_clear()
-    assert jit._folder() is None
+    code_cache.code_folder.cache_clear()
+    assert code_cache.code_folder("compiled-nodes", _SOURCES) is None
     assert callable(_loaded_again().hashed)
 
 
@@ -62,16 +66,16 @@ def test_machine_code_is_kept_by_a_digest_of_all_sources_and_not_among_them(
     numba = pytest.importorskip("numba", reason="needs numba (the extra `fast`)")
     before = numba.config.CACHE_DIR
     kept = Path(_loaded_again().next_hop.stats.cache_path).parent
-    assert kept == own_cache / "compiled-nodes" / jit.fingerprint(Path(jit.__file__).parent)
+    assert kept == own_cache / "compiled-nodes" / code_cache.fingerprint(_SOURCES)
     assert kept.stat().st_mode & 0o077 == 0
     assert before == numba.config.CACHE_DIR
     for name in ("kernels.py", "jit.py"):
         (tmp_path / name).write_text("a = 1\n")
-    first = jit.fingerprint(tmp_path)
+    first = code_cache.fingerprint(tmp_path)
     (tmp_path / "kernels.py").write_text("a = 2\n")
-    assert jit.fingerprint(tmp_path) != first
+    assert code_cache.fingerprint(tmp_path) != first
     (tmp_path / "kernels.py").write_text("a = 1\n")
-    assert jit.fingerprint(tmp_path) == first
+    assert code_cache.fingerprint(tmp_path) == first
 
 
 def test_the_plain_sampler_runs_where_numba_is_broken(tmp_path: Path) -> None:

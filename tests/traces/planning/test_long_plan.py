@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from serve.cli import build_app
-from slackfit.compiled.jit import missing
+from slackfit.compiled.code_cache import missing
 from slackfit.compiled.simulate import simulate_columns
 from slackfit.policies import create_policy
 from slackfit.profile import LatencyProfile

@@ -348,6 +348,8 @@ def test_routing_is_searched_and_groups_are_told():
     assert made["groups"]["gold"]["accuracy"] >= 0.77
     assert made["promise"]["groups"] == {"gold": {"attainment": 0.999, "floor": 0.77}}
     assert "<h2>Routing</h2>" in plan_page(made)
+    code, _, err = plan(*BASE, *SHORT, "--slo", "attainment>=0.9", "--overhead-ms", "inf")
+    assert (code, "overhead_s is inf, allowed a finite time" in err) == (2, True)
     code, _, err = plan(*BASE, *SHORT, "--slo", "attainment>=0.9", "--routing", "best")
     assert (code, "routing 'best' is unknown, allowed one-queue" in err) == (2, True)
     code, _, err = plan(*BASE, *SHORT, "--slo", "attainment>=0.9,gold:floor>=0.9")

@@ -22,7 +22,21 @@ def test_a_target_that_no_rate_meets_has_capacity_0():
     assert found.rate_qps == 0.0
 
 
-@pytest.mark.parametrize("text", ["attainment", "attainment=2", "speed=0.9", "attainment=0", ""])
+def test_a_goal_is_met_by_a_figure_that_falls_short_of_it_by_a_rounding():
+    found = find_capacity(
+        poisson(100.0, 5.0),
+        Goal("utility", 0.7944),
+        lambda t: 0.7943999999999999 if t.rate_qps <= 400.0 else 0.79,
+    )
+    assert 400.0 / 1.011 <= found.rate_qps <= 400.0 * (1 + 1e-9)
+    missed = find_capacity(poisson(100.0, 5.0), Goal("utility", 0.7944), lambda _: 0.79439)
+    assert missed.rate_qps == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["attainment", "attainment=2", "utility=0.9.9", "utility=.", "speed=0.9", "attainment=0", ""],
+)
 def test_a_target_that_is_not_understood_says_what_is(text):
     message = (
         f"target {text!r} is not understood; give attainment or utility=FRACTION, "

@@ -62,3 +62,28 @@ def test_a_file_about_something_else_is_refused(tmp_path: Path) -> None:
     file.write_text('{"about": {}}\nnonsense\n{"subnet": "d1"}\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         SearchJournal(file, {})
+
+
+def test_what_was_measured_is_whole_however_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a line that had all but its end, once while half a line was being taken away."""
+    file, right = tmp_path / "measured.jsonl", np.array([True, False, True])
+    SearchJournal(file).add("d1", "test", right)
+    file.write_text(file.read_text().rstrip("\n"))
+    SearchJournal(file).add("d2", "test", right)
+    again = SearchJournal(file)
+    assert [again.get(name, "test") is not None for name in ("d1", "d2")] == [True, True]
+
+    before = file.read_text() + '{"subnet": "d3", '
+    file.write_text(before)
+
+    def full(path: Path, text: str, **_: object) -> None:
+        with path.open("w") as out:
+            out.write(text[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        SearchJournal(file)
+    assert file.read_text() == before

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from slackfit.metrics import SLACK, as_good
 from slackfit.streams.fluidity import FluidityCount
 from slackfit.streams.iteration_cost import IterationCosts, IterationWork
 from slackfit.streams.stream_query import FLUENT
-from traces.planning.promise import SLACK, as_good, rounded_down
+from traces.planning.promise import rounded_down
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.trace import Trace
 

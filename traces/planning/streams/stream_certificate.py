@@ -16,9 +16,9 @@ import math
 
 import numpy as np
 
+from slackfit.metrics import as_good
 from slackfit.streams.iteration_cost import CostCurve, IterationCost, IterationCosts
 from slackfit.streams.stream_query import FLUENT
-from traces.planning.promise import as_good
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.trace import FloatArray, Trace
 

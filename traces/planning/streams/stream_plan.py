@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from slackfit.metrics import as_good
 from slackfit.streams.iteration_cost import IterationCosts
 from traces.burstiness import trace_summary
 from traces.planning.answers import LOAD_FACTORS, first_missed
 from traces.planning.catalog import Catalog, DeviceOffer
 from traces.planning.planner import EVERY_FLEET, ONE_TYPE, allowed_devices
-from traces.planning.promise import as_good
 from traces.planning.search import MOST_DEVICES, Tell
 from traces.planning.streams.stream_alone import impossible_streams
 from traces.planning.streams.stream_promise import StreamPromise

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from traces.planning.promise import as_good, parse_fraction
+from slackfit.metrics import as_good
+from traces.planning.promise import parse_fraction
 from traces.simulation.stream_simulation import StreamSlo
 from traces.trace import TraceError
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slackfit.metrics import as_good
 from slackfit.simulation.simulate_streams import simulate_stream_replicas
 from slackfit.streams.iteration_cost import IterationCosts
 from slackfit.streams.stream_metrics import first_output_s, gaps_s
 from slackfit.streams.stream_query import StreamOutcome
 from traces.planning.catalog import DeviceOffer
-from traces.planning.promise import as_good
 from traces.planning.redrawn import redrawn_sums
 from traces.planning.streams.stream_promise import StreamPromise
 from traces.planning.trial import NUM_BLOCKS

@@ -362,6 +362,7 @@ def test_every_name_makes_a_policy_of_that_name(decoder_costs: IterationCosts):
         ("fixed:e9", ProfileError, "no rung 'e9'"),
         ("sarathi@chunk=5", ValueError, "no parameter chunk; it has budget"),
         ("sarathi@budget=0", ValueError, "budget is 0"),
+        ("sarathi@budget=all", ValueError, "budget of policy 'sarathi' is 'all', allowed a whole"),
         ("slackwidth@order=random", ValueError, "order is 'random', allowed fcfs, edf"),
         ("slackwidth@room=all", ValueError, "room is 'all', allowed slack"),
         ("slackwidth@up_after=0", ValueError, "up_after is 0"),

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serve.engine.open_stream import OpenStream
-from serve.engine.stream_device import IterationResult, StreamDevice
+from serve.engine.streams.open_stream import OpenStream
+from serve.engine.streams.stream_device import IterationResult, StreamDevice
 from slackfit.streams.stream_query import Step
 from subnetact.parallel.worker_failure import WorkerFailedError
 

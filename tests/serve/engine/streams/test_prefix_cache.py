@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.engine.prefix_cache import PrefixCache, SharedPrefix
+from serve.engine.streams.prefix_cache import PrefixCache, SharedPrefix
 
 PROMPT = list(range(100, 110))
 

@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 
-from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
-from serve.engine.stream_group import StreamGroup
+from serve.engine.streams.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.streams.stream_group import StreamGroup
 from slackfit.streams.stream_query import StreamOutcome
 
 REQUEST = StreamRequest(

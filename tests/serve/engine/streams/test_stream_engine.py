@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from serve.engine.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamRequest
-from serve.engine.prefix_cache import PrefixCache
-from serve.engine.stream_device import SharedPrefix, StreamDevice, greedy
-from serve.engine.stream_engine import StreamEngine
+from serve.engine.streams.open_stream import MOST_UNREAD_BYTES, OpenStream, StreamRequest
+from serve.engine.streams.prefix_cache import PrefixCache
+from serve.engine.streams.stream_device import SharedPrefix, StreamDevice, greedy
+from serve.engine.streams.stream_engine import StreamEngine
 from serve.models.stream_refusal import stream_refusal
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
@@ -300,6 +300,28 @@ def test_a_stream_that_cant_be_begun_fails_alone():
         "execution failed: KeyError: 'nowhere'",
     )
     assert tokens_of(good) == continued([2], 3)
+
+
+class Unsharing(TimedDecoder):
+    """Can't begin a stream with what is kept of a prompt."""
+
+    def share(self, source: int | str, sequence: int | str, tokens: int) -> None:
+        if str(source).startswith("prefix"):
+            raise RuntimeError("a table that is full")
+        super().share(source, sequence, tokens)
+
+
+def test_a_beginning_that_cant_be_shared_is_promised_to_nobody_any_more():
+    prefixes = PrefixCache(64, {rung.subnet_id: rung.quality for rung in COSTS.rungs})
+    bench = Bench(decoder=Unsharing, prefixes=prefixes)
+    bench.open([3] * 130, 3)
+    bench.run()
+    again = bench.open([3] * 130, 3)
+    assert again.query.cached_tokens == 128
+    bench.run()
+    assert again.outcome is not None
+    assert again.outcome.reason == "execution failed: RuntimeError: a table that is full"
+    assert prefixes.evict() == "prefix-0", "else its room is never anybody's"
 
 
 def test_what_nobody_reads_is_bounded():

@@ -15,8 +15,8 @@ from uvicorn.server import ServerState
 from serve.doors.http_answer import SEND_WHOLE, Respond
 from serve.doors.http_call import FIRST_BYTE, JOINED, WHEN_GONE, WHY_GONE
 from serve.doors.rest import RestDoor
-from serve.hosts.bounded_connection import bounded
-from serve.hosts.known_heads import KnownHeads
+from serve.hosts.connections.bounded_connection import bounded
+from serve.hosts.connections.known_heads import KnownHeads
 from serve.models.intake import Intake
 
 BODY = b"0123456789"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
-from serve.engine.stream_device import StreamDevice
-from serve.engine.stream_engine import StreamEngine
-from serve.engine.stream_group import StreamGroup
+from serve.engine.streams.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.streams.stream_device import StreamDevice
+from serve.engine.streams.stream_engine import StreamEngine
+from serve.engine.streams.stream_group import StreamGroup
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler

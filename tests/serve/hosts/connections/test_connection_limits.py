@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from serve.hosts.connection_limits import most_connections
+from serve.hosts.connections.connection_limits import most_connections
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ the lines between chunks and behind them, a body that comes after its answer. A 
 seconds (from the connection, or from its first byte), the rest of a message 35: bodies that are
 read have time limits of their own (`doors/request_body.py`), which end before. Then the client gets
 408 or 431 if nothing was answered, and the connection is closed. A client that reads next to
-nothing of its answer for 30 seconds (what waits for it stays above uvicorn's low-water mark, or it
-holds up a close) is let go. At `max_connections` the one that
+nothing of its answer for 30 seconds is let go (`slow_reader.py`). At `max_connections` the one that
 has asked for nothing the longest makes room, idle or with an unfinished head; where every other is
 being answered, the newcomer gets 503. One that has had its share of requests, or is old, is closed
 behind an answer that says so: whoever keeps a connection comes to other replicas as well.
@@ -42,15 +41,14 @@ from serve.access.guard import UNIX
 from serve.doors.headers import without_upgrade
 from serve.doors.http_answer import SEND_WHOLE, AtOnceDoor, Headers, is_closed, last_answer
 from serve.doors.http_call import FIRST_BYTE, WHEN_GONE, WHOLE, WHY_GONE
-from serve.hosts.known_heads import KnownHead, KnownHeads
+from serve.hosts.connections.known_heads import KnownHead, KnownHeads
+from serve.hosts.connections.slow_reader import SlowReader
 from serve.models.intake import Intake
 from serve.models.limits import RefusedError
 from serve.observe.socket_age import is_unix, last_received_s
 
 HEAD_TIMEOUT_S = 30.0
 MESSAGE_TIMEOUT_S = 35.0
-READ_TIMEOUT_S = 30.0
-"""How long what was written may wait for a client that does not read it."""
 MOST_UNREAD_BYTES = 64 * 2**10
 _LONG_LAG_S = 0.008  # two ticks of the kernel, which says how old data are
 _LINGER_S = 0.5
@@ -99,8 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._kept = bytearray()  # read, and not yet worked on
         self._old_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
-        self._read_timer: asyncio.TimerHandle | None = None  # while nothing more may be written
-        self._is_asleep = False
+        self._reader = SlowReader()
         self.waits_since_s: float | None = None  # for a whole head; None while one is answered
         self._first_byte_s: float | None = None  # of a request that is read once more
         self._when_gone: dict[Callable[[], None], None] = {}
@@ -120,7 +117,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_read_timer()
+        self._reader.has_read()
         super().connection_lost(exc)
         self._tell_gone()
         self.pipeline.clear()
@@ -129,19 +126,19 @@ class BoundedConnection(HttpToolsProtocol):
 
     def why_gone(self) -> str:
         """Say why the client is taken to have gone."""
-        return "too_slow" if self._is_asleep else "cancelled"
+        return "too_slow" if self._reader.is_given_up else "cancelled"
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start_read_timer()
+        self._reader.wait(self.transport, self.loop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_read_timer()
+        self._reader.has_read()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._start_read_timer()
+        self._reader.wait(self.transport, self.loop)
 
     def when_gone(self, call: Callable[[], None]) -> Callable[[], None]:
         """Have `call` called when the client goes away; return what takes that back."""
@@ -411,7 +408,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle.response_complete:  # the last that came; `_write` has seen to others
             self.cycle.scope.pop(SEND_WHOLE, None)
         if self.transport.is_closing():  # once the client has read all: it has so long
-            self._start_read_timer()
+            self._reader.wait(self.transport, self.loop)
         if not self.pipeline and not self._is_in_message:
             self.waits_since_s = time.monotonic()
 
@@ -446,20 +443,6 @@ class BoundedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _start_read_timer(self) -> None:
-        if self._read_timer is None:
-            self._read_timer = self.loop.call_later(READ_TIMEOUT_S, self._let_go)
-
-    def _stop_read_timer(self) -> None:
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
-
-    def _let_go(self) -> None:
-        """Give up a client that reads nothing: a close would wait for it to read the rest."""
-        self._is_asleep = True
-        self.transport.abort()
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._is_refused:

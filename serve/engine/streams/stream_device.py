@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Container, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
-from serve.engine.prefix_cache import PrefixCache, SharedPrefix
 from serve.engine.runner import NOT_FINITE
+from serve.engine.streams.prefix_cache import PrefixCache, SharedPrefix
 from slackfit.streams.stream_query import StreamChunk
 from subnetact.decoding.extents import CacheFullError
 
@@ -131,10 +131,13 @@ class StreamDevice:
         text = self._texts[query_id] = _OpenText(prompt, choose, tenant)
         if shared is None:
             return
-        self.executor.share(shared.source, query_id, shared.tokens)
-        if self.prefixes is not None:
-            text.quality = self.prefixes.quality_of(shared.source)
-            self.prefixes.unpin(shared.source)
+        try:
+            self.executor.share(shared.source, query_id, shared.tokens)
+            if self.prefixes is not None:
+                text.quality = self.prefixes.quality_of(shared.source)
+        finally:  # also where it can't be begun: what stays promised is never evicted
+            if self.prefixes is not None:
+                self.prefixes.unpin(shared.source)
 
     def run(self, subnet_id: str, chunks: Sequence[StreamChunk]) -> IterationResult:
         """Run one iteration; a stream whose token can't be chosen is in `failed`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from serve.engine.open_stream import NewsWaiter, OpenStream
+from serve.engine.streams.open_stream import NewsWaiter, OpenStream
 
 
 class StreamGroup:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from serve.engine.stream_device import Choose, SharedPrefix, greedy
+from serve.engine.streams.stream_device import Choose, SharedPrefix, greedy
 from slackfit.streams.stream_query import StreamOutcome, StreamQuery
 
 MOST_UNREAD_BYTES = 2**20

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-import serve.hosts.bounded_connection
+import serve.hosts.connections.bounded_connection
 from serve.doors.http_answer import SEND_WHOLE
 from serve.hosts.uvicorn_listener import bind, uvicorn_config
 
@@ -49,8 +49,8 @@ async def app(scope, receive, send) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Serve `app` as our doors are served, with little patience."""
-    monkeypatch.setattr(serve.hosts.bounded_connection, "HEAD_TIMEOUT_S", TIMEOUT_S)
-    monkeypatch.setattr(serve.hosts.bounded_connection, "MESSAGE_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(serve.hosts.connections.bounded_connection, "HEAD_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(serve.hosts.connections.bounded_connection, "MESSAGE_TIMEOUT_S", TIMEOUT_S)
     config = uvicorn_config(app, None, max_connections=MOST_CONNECTIONS, lifespan="off")
     config.timeout_keep_alive = KEEP_ALIVE_S
     server = uvicorn.Server(config)

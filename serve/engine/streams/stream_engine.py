@@ -27,10 +27,10 @@ from typing import NamedTuple
 from serve.engine.answer_loop import AnswerLoop, settle
 from serve.engine.guarded import Guarded
 from serve.engine.job import State
-from serve.engine.open_stream import OpenStream, StreamOutput, StreamRequest
-from serve.engine.prefix_cache import PrefixCounts
-from serve.engine.step_runner import StepResult, StepRunner
-from serve.engine.stream_device import StreamDevice
+from serve.engine.streams.open_stream import OpenStream, StreamOutput, StreamRequest
+from serve.engine.streams.prefix_cache import PrefixCounts
+from serve.engine.streams.step_runner import StepResult, StepRunner
+from serve.engine.streams.stream_device import StreamDevice
 from serve.engine.watchdog import Watchdog
 from slackfit.policies.streams import create_stream_policy
 from slackfit.query import Status

@@ -1,0 +1,1 @@
+"""The engine of streams, iteration by iteration on one decoder; imports `serve.engine`."""
