@@ -409,8 +409,12 @@ class LatencyProfile:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
+        try:
+            partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            partial.replace(target)
+        except OSError:  # a full disk, for one
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _subnet_from_json(row: Mapping[str, Any]) -> SubnetProfile:

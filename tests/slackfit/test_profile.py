@@ -214,3 +214,10 @@ def test_a_capped_profile_keeps_its_latencies_and_residencies(resnet: LatencyPro
     for size in (0, 17):
         with pytest.raises(ProfileError, match=f"batch size {size}"):
             profile.capped(size)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path, resnet) -> None:
+    (tmp_path / "profile.json").mkdir()
+    with pytest.raises(OSError, match=r"profile\.json"):
+        resnet.save(tmp_path / "profile.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
