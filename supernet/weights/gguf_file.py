@@ -100,7 +100,8 @@ def _text(part: Any) -> str:
 
 
 def _number(part: Any) -> int | float | bool:
-    return part[0].item()
+    """Return a number; of 32 bits as it was written: 1e-5, not the double nearest to its bits."""
+    return float(str(part[0])) if part.dtype.kind == "f" else part[0].item()
 
 
 def _open(source: Path) -> Any:

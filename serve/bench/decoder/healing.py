@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from serve.bench.rows import Row, Tell, row
 from supernet.checkpoint import Checkpoint, load_checkpoint
+from supernet.families.decoder import DecoderConfig
 from supernet.subnets.agreement import Agreement, top1_agreement
 from supernet.tokenizer import Tokenizer
 from training.data.corpus import held_out_text, read_text, windows_of
@@ -26,7 +29,7 @@ def healing_rows(unhealed: Path, healed: Path, texts: Sequence[str], tell: Tell)
     ValueError where the two are not the same decoder, or a text is too short.
     """
     before, after = load_checkpoint(unhealed), load_checkpoint(healed)
-    if before.definition != after.definition or before.text is None:
+    if before.text is None or not _are_one(before, after):
         raise ValueError(
             f"{unhealed} and {healed} are not the same decoder before and after healing; give both "
             "folders of one, with its tokenizer"
@@ -51,6 +54,16 @@ def healing_rows(unhealed: Path, healed: Path, texts: Sequence[str], tell: Tell)
             )
         tell(f"{name}: measured")
     return rows
+
+
+def _are_one(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether both are one decoder; an epsilon may have been rounded on its way."""
+    one: Any = before.definition.config
+    other: Any = after.definition.config
+    if not isinstance(one, DecoderConfig) or not isinstance(other, DecoderConfig):
+        return False
+    is_close = math.isclose(one.norm_eps, other.norm_eps, rel_tol=1e-6)
+    return is_close and replace(other, norm_eps=one.norm_eps) == one
 
 
 def _windows(name: str, tokenizer: Tokenizer) -> list[torch.Tensor]:

@@ -266,6 +266,8 @@ def test_a_gguf_file_is_the_same_network_and_tokenizer(ours: Checkpoint, tmp_pat
     write_gguf(ours, path, architecture_of(ours))
     made = import_decoder(path, origin="gguf", sort=False)
     torch.testing.assert_close(logits_of(made), logits_of(ours), atol=1e-5, rtol=1e-5)
+    config: Any = made.definition.config
+    assert config.norm_eps == 1e-5  # not what its 32 bits are as a double
     assert made.text is not None
     assert (made.text.chat_template, made.text.bos_id, made.text.eos_ids) == (CHAT, 0, (1,))
     assert ours.text is not None

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,10 @@ def test_healing_is_judged_on_the_ends_of_texts(tmp_path: Path) -> None:
     ]
     assert [row["value"] for row in same] == [1.0, 1.0]
     assert other[0]["value"] != 1.0
+    config: Any = definition.config
+    rounded = replace(definition, config=replace(config, norm_eps=float(np.float32(1e-5))))
+    save_checkpoint(replace(before, definition=rounded), tmp_path / "rounded")
+    assert healing_rows(tmp_path / "rounded", tmp_path / "before", [str(text)], told.append)
     wider = bench.random_checkpoint(define_supernet("decoder_tiny", vocab_size=261))
     save_checkpoint(replace(wider, text=spec), tmp_path / "wider")
     with pytest.raises(ValueError, match="not the same decoder"):
