@@ -81,12 +81,12 @@ def _measured(checkpoint: Checkpoint, batches: list[torch.Tensor]) -> dict[str, 
 
 
 def _effort(folder: Path, checkpoint: Checkpoint) -> str:
-    """Steps and core hours of the run that made a checkpoint, as far as its folder says."""
+    """Steps and processor time of the run that made a checkpoint, as far as its folder says."""
     config: dict[str, Any] = checkpoint.provenance.get("config", {})
     log = folder / "log.jsonl"
     if not config or not log.exists():
         return "its folder does not say how it was healed"
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    hours = sum(line.get("seconds", 0.0) for line in lines) / 3600 * max(config["threads"], 1)
+    hours = sum(line.get("cpu_s", 0.0) for line in lines) / 3600
     steps = max((line.get("step", 0) for line in lines), default=0)
-    return f"{steps} steps, {hours:.2f} core hours"
+    return f"{steps} steps, {hours:.2f} core hours in its log"
