@@ -333,12 +333,21 @@ class TrainConfig:
                     f"{key} is {value} with schedule.strategy {self.schedule.strategy}: allowed "
                     f"with deps and sandwich, whose full model {why}"
                 )
-        if data.name == "graph" and (data.micro_batch_size or self.activation_checkpointing):
+        if data.name == "graph":
+            self._check_graph()
+        self._check_loss()
+
+    def _check_graph(self) -> None:
+        if self.data.micro_batch_size or self.activation_checkpointing:
             raise ConfigError(
                 "data.micro_batch_size and activation_checkpointing: not for data.name graph, "
                 "which is one batch as a whole; leave them out"
             )
-        self._check_loss()
+        if self.amp not in ("auto", "off"):
+            raise ConfigError(
+                f"amp is {self.amp}, allowed auto or off with data.name graph, whose networks are "
+                "trained in float32"
+            )
 
     def _check_loss(self) -> None:
         if self.loss.features != "none" and (

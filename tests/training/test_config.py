@@ -81,3 +81,9 @@ def test_every_shipped_config_loads() -> None:
     assert shipped
     for path in shipped:
         load_config(path)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_graphs_are_trained_in_float32(amp: str) -> None:
+    with pytest.raises(ConfigError, match=f"amp is {amp}, allowed auto or off"):
+        load_config("configs/train_cora.toml", [f"amp={amp}"])
