@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,12 @@ def train(
     if not workers.is_first:
         return
     if checkpoint is None:
-        console.print(f"stopped; go on with: supernet train --config {config} --out {out} --resume")
+        changes = [word for change in set_ or () for word in ("--set", change)]
+        words = ["supernet", "train", "--config", str(config), *changes, "--out", str(out)]
+        again = shlex.join([*words, "--resume"])
+        console.print(
+            f"stopped; go on with: {again}", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(_INTERRUPTED)
     Console().print(table_of(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):

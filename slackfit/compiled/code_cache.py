@@ -76,7 +76,7 @@ def _outlive_spoilt_files(cached: Any) -> None:
     def load_or_compile(signature: Any, target: Any) -> Any:
         try:
             return load(signature, target)
-        except Exception:
+        except Exception:  # spoilt bytes, unpickled, raise whatever they happen to mean
             try:
                 cached.flush()  # the index names no file from now on, and each is replaced
             except OSError:

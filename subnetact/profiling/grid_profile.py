@@ -13,6 +13,7 @@ from subnetact.parallel.break_even import CONTEXTS, NOWHERE, longest_context, me
 from subnetact.parallel.parallel_executor import ParallelExecutor
 from subnetact.parallel.worker_grid import WorkerGrid
 from supernet.checkpoint import Checkpoint
+from supernet.families.decoder import DecoderConfig
 
 
 def with_grid(
@@ -52,8 +53,9 @@ def with_grid(
 
 def _contexts(loaded: Checkpoint, repeats: int) -> list[int]:
     """Return the lengths to measure at: two at least, up to the longest that there is time for."""
-    max_positions = loaded.definition.config.max_positions  # type: ignore[attr-defined]
-    longest = longest_context(max_positions, repeats)
+    config = loaded.definition.config
+    assert isinstance(config, DecoderConfig), "only decoders are profiled by iterations"
+    longest = longest_context(config.max_positions, repeats)
     contexts = [c for c in CONTEXTS if c < longest] or [longest // 4]
     return [*contexts, longest] if len(contexts) == 1 else contexts
 

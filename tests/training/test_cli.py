@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,11 +33,13 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume" in stderr
+    told = next(line for line in stderr.splitlines() if "go on with: " in line)
+    again = shlex.split(told.partition("go on with: ")[2])
+    assert again == ["supernet", "train", *OPTIONS, *long, "--resume"]
     assert not (tmp_path / "supernet.json").exists()
-    again = call(*long)
-    assert again.exit_code == 2
-    assert "already holds a run" in again.stderr
+    anew = call(*long)
+    assert anew.exit_code == 2
+    assert "already holds a run" in anew.stderr
 
 
 @pytest.mark.parametrize(

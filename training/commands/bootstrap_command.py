@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -119,10 +120,12 @@ def bootstrap_command(
         workers.close()
     if not workers.is_first:
         return
-    command = " ".join(["supernet", *sys.argv[1:]])
+    command = shlex.join(["supernet", *sys.argv[1:]])
     if checkpoint is None:
         again = command if resume else f"{command} --resume"
-        console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
+        console.print(
+            f"stopped; go on with: {again}", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(_INTERRUPTED)
     with user_errors(OSError, ValueError):
         page = write_page(out, checkpoint, load_journal(out), command)

@@ -127,7 +127,7 @@ def warm_compiled(bench: GpuBench, mode: str, static: Call, samples: torch.Tenso
         for _ in range(_WARM_CALLS):
             call(samples)
         bench.sync()
-    except Exception as error:  # any: a compiler's
+    except Exception as error:  # a compiler of others raises any; the row says which
         said = (str(error).splitlines() or [""])[0]
         raise NotCompiledError(f"{type(error).__name__}: {said}"[:300]) from error
     skipped = counters["inductor"]["cudagraph_skips"]

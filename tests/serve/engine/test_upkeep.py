@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serve.engine.engine import Engine
-from serve.engine.job import Job
+from serve.engine.job import Job, Ticket
 from serve.engine.reply import Reply, RequestOptions
 from slackfit.errand import Errand
 from slackfit.graph_forms import EAGER, as_captured
@@ -80,11 +80,11 @@ class Served:
         self.waiting_at_capture: list[int] = []
         launch = self.engine._runner.launch
 
-        def watched(batch: Batch, tickets: object) -> None:
+        def watched(batch: Batch, tickets: Sequence[Ticket]) -> None:
             self.batches[batch.batch_id] = batch
-            launch(batch, tickets)  # type: ignore[arg-type]
+            launch(batch, tickets)
 
-        self.engine._runner.launch = watched  # type: ignore[method-assign]
+        self.engine._runner.launch = watched
 
     def arrive(self, arrivals_s: list[float], slo_s: float) -> None:
         """Have queries arrive at times from the start on."""

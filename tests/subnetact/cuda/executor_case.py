@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -20,10 +22,10 @@ BF16_TOLERANCE = 0.05
 
 
 def make_executor(
-    checkpoint: Checkpoint, accelerator: Accelerator | None = None, **options: object
+    checkpoint: Checkpoint, accelerator: Accelerator | None = None, **options: Any
 ) -> CudaExecutor:
     options.setdefault("dtype", torch.float32)
-    return CudaExecutor(checkpoint, accelerator or LaneAccelerator(), **options)  # type: ignore[arg-type]
+    return CudaExecutor(checkpoint, accelerator or LaneAccelerator(), **options)
 
 
 def samples(rng: np.random.Generator, batch_size: int) -> np.ndarray:
