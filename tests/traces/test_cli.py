@@ -106,6 +106,7 @@ def test_noise_is_drawn_from_the_quantiles_of_the_profile(tmp_path):
         (("--noise",), "noise needs quantiles beyond p50"),
         (("--devices", f"{PROFILE},{PROFILE}"), "profiles has 2 for 1 workers"),
         (("--devices", "dynabert.json"), "dynabert.json"),
+        (("--devices", f"{PROFILE},"), "--devices: expected a profile file per device"),
         (("--devices", PROFILE.replace("resnet", "dynabert")), "lacks subnets resnet-73.82"),
         (("--stream", "--noise"), "--stream goes without --noise"),
     ],

@@ -67,11 +67,10 @@ def read_request(profile: LatencyProfile, given: Mapping[str, Any]) -> SimulateR
     overhead_ms, subnets = given["overhead_ms"], given["subnets"]
     table = derived(profile, overhead_ms, subnets)
     workers, replicas = given["workers"], given["replicas"]
-    files = (given["devices"] or "").split(",") if given["devices"] else []
+    files = _profile_files(given["devices"])
     devices = DeviceModel(
         noise=table if given["noise"] else None,
-        profiles=[derived(LatencyProfile.load(f.strip()), overhead_ms, subnets) for f in files]
-        or None,
+        profiles=[derived(LatencyProfile.load(f), overhead_ms, subnets) for f in files] or None,
         residency=_residency(table, given["residency"], given["cache_mib"], workers * replicas),
         events=_events(given["events"]),
     )
@@ -92,6 +91,13 @@ def read_request(profile: LatencyProfile, given: Mapping[str, Any]) -> SimulateR
         goal=None if given["capacity"] is None else parse_goal(given["capacity"]),
         streamed=given["stream"],
     )
+
+
+def _profile_files(text: str | None) -> list[str]:
+    files = [name.strip() for name in text.split(",")] if text else []
+    if not all(files):
+        raise TraceError(f"--devices: expected a profile file per device, got {text!r}")
+    return files
 
 
 def derived(profile: LatencyProfile, overhead_ms: float, num_subnets: int) -> LatencyProfile:
