@@ -38,10 +38,17 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 arithmetic is done in hardware (elsewhere it is emulated, and slower)."""
+def has_bf16(device: str) -> bool:
+    """Whether there are instructions for bf16; elsewhere it is emulated, several times slower."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 is faster than float32 without a doubt."""
+    if torch.device(device).type == "cuda":
+        return has_bf16(device)
     # Not avx512_bf16: with it alone convolutions took 1.2 to 1.9 times float32's time.
     return "amx_bf16" in cpu_flags()
 

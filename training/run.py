@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from subnetact.device import device_name, has_bf16
 from supernet import (
     Checkpoint,
     InputSpec,
@@ -87,7 +88,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if (doubt := few_samples(config, definition, workers.size)) and workers.is_first:
+    for doubt in _doubts(config, definition, workers):
         tell(doubt)
     trainer = Trainer(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
@@ -108,6 +109,19 @@ def train(
     checkpoint = _with_low_bit(config, checkpoint, data, out)
     save_checkpoint(checkpoint, out)
     return checkpoint
+
+
+def _doubts(
+    config: TrainConfig, definition: SupernetDefinition, workers: ProcessGroup
+) -> list[str]:
+    """What will be worse than one may think, each in a sentence; told by the first worker."""
+    doubts = [few_samples(config, definition, workers.size)]
+    if config.amp == "bf16" and not has_bf16(config.device):
+        doubts.append(
+            f"amp is bf16, which {device_name(config.device)} has no instructions for: steps take "
+            "several times as long as with amp=off (amp=auto takes what is faster)"
+        )
+    return [doubt for doubt in doubts if doubt and workers.is_first]
 
 
 def _watching(

@@ -10,15 +10,16 @@ from subnetact import device
 
 
 @pytest.mark.parametrize(
-    ("flags", "fast"),
+    ("flags", "has", "fast"),
     [
-        ("fma avx2", False),
-        ("avx512f avx512_vnni avx512_bf16", False),  # convolutions are slower in bf16 there
-        ("avx512_bf16 amx_bf16 amx_tile", True),
+        ("fma avx2", False, False),
+        ("avx512f avx512_vnni avx512_bf16", True, False),  # convolutions may be slower there
+        ("avx512_bf16 amx_bf16 amx_tile", True, True),
     ],
 )
-def test_bf16_is_fast_where_there_are_tiles(flags, fast, monkeypatch):
+def test_bf16_is_fast_where_there_are_tiles(flags, has, fast, monkeypatch):
     monkeypatch.setattr(device, "_cpu_info", lambda key: flags if key == "flags" else None)
+    assert device.has_bf16("cpu") is has
     assert device.has_fast_bf16("cpu") is fast
     assert device.cpu_flags() == frozenset(flags.split())
 
@@ -26,6 +27,7 @@ def test_bf16_is_fast_where_there_are_tiles(flags, fast, monkeypatch):
 def test_no_flags_are_no_error(monkeypatch):
     monkeypatch.setattr(device, "_cpu_info", lambda key: None)
     assert device.cpu_flags() == frozenset()
+    assert not device.has_bf16("cpu")
     assert not device.has_fast_bf16("cpu")
 
 
