@@ -277,8 +277,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
 class TrainConfig:
     """One training run. `threads` 0 leaves torch's default.
 
-    `amp`: what passes compute in; auto is bf16 where it is in hardware, else float32. fp16 scales
-    losses (`training/trainer/loss_scale.py`): for GPUs that have no bf16.
+    `amp`: what passes compute in; auto is bf16 where a GPU or AMX does it, else float32. fp16
+    scales losses (`training/trainer/loss_scale.py`): for GPUs that have no bf16.
 
     `activation_checkpointing` runs each block again going backward instead of keeping what it
     computed: less memory, a third more computation, the same gradients.
