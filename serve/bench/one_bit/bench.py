@@ -19,7 +19,8 @@ from training.config import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 _FUZZED = 300
-_TEXT_EPOCHS = 3  # of eight: what is compared are runs of equal length
+# One epoch of eight: what is compared are runs of equal length, and steps of half the size.
+_TEXT_CHANGES = ("threads=1", "schedule.epochs=1", "data.batch_size=4")
 _SMALLER = (2, 256, 128)  # a stack for a run that measures nothing in earnest
 
 
@@ -89,8 +90,7 @@ class OneBitBench:
             at_least_s = 4.0 * self._thoroughness
             rows += precision_rows(runs, seeds=seeds, at_least_s=at_least_s, tell=self._tell)
         if training.text is not None:
-            epochs = f"schedule.epochs={_TEXT_EPOCHS}"
-            changes = [f"data.path={training.text}", "threads=1", epochs]
+            changes = [f"data.path={training.text}", *_TEXT_CHANGES]
             config = load_config(CONFIGS / "train_decoder_shakespeare.toml", changes)
             runs = PrecisionRuns(config, training.folder / "decoder", tell=self._tell)
             rows += decoder_quality_rows(runs, seeds[:1])
