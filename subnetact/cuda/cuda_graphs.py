@@ -21,7 +21,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from subnetact.cuda.accelerator import Replay, is_out_of_memory
+from subnetact.cuda.accelerator import Replay
+from subnetact.memory_errors import is_out_of_memory
 
 _T = TypeVar("_T")
 OUT_OF_MEMORY = "out of memory"
