@@ -72,10 +72,10 @@ def test_a_look_up_costs_the_same_however_many_pairs_are_refused() -> None:
 
     class Compared(str):
         __slots__ = ()
-        count = 0
+        compared = 0
 
         def __eq__(self, other: object) -> bool:
-            Compared.count += 1
+            Compared.compared += 1
             return str.__eq__(self, other)
 
         __hash__ = str.__hash__
@@ -84,9 +84,9 @@ def test_a_look_up_costs_the_same_however_many_pairs_are_refused() -> None:
     graphs = CudaGraphs(FakeCapturer(), 2 * MIB)
     graphs.capture(GraphKey(name, size) for name in names for size in (4, 8))
     assert len(graphs.status.refusals) == 600
-    Compared.count = 0
+    Compared.compared = 0
     assert graphs.lease(Compared("s123"), 5) is None
-    assert Compared.count < 10
+    assert Compared.compared < 10
     assert graphs.status.fallbacks == {"over the graph budget": 1}
 
 
