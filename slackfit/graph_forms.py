@@ -59,6 +59,21 @@ class GraphForms:
         best = min(able, key=lambda graph: (replayed_s[graph], graph))
         return best if replayed_s[best] <= self._eager_s[subnet_id][size] else None
 
+    def within(
+        self, largest: int, live: Mapping[str, Collection[int]]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the graphs that a profile counts which was cut to batches of up to `largest`.
+
+        Its last row is of batches that are filled up to the next profiled size, so a graph of that
+        size goes by `largest` there. Larger ones have no row, and are left out: where there is none
+        but those, a plan says what batches take eagerly, and they take no longer.
+        """
+        kept = self.sizes[: bisect_left(self.sizes, largest) + 1]
+        return {
+            subnet_id: tuple(min(size, largest) for size in sizes if size in kept)
+            for subnet_id, sizes in live.items()
+        }
+
     def savings(self, num_bytes: int, capture_s: float) -> Savings:
         """Return what each graph saves the batches that it takes, by `batch_name`.
 
@@ -89,7 +104,8 @@ def batch_name(subnet_id: str, size: int) -> str:
 def as_captured(profile: LatencyProfile, live: Mapping[str, Collection[int]]) -> LatencyProfile:
     """Return a profile of what batches take while subnets have graphs of the sizes `live`.
 
-    Every quantile of a batch without a graph is longer in proportion to its median. The key
+    Every quantile of a batch without a graph is longer in proportion to its median. A graph of no
+    profiled size counts for nothing: what it takes is not known (`GraphForms.within`). The key
     `graphs` of what is returned says which there were, so that a log can tell. Raises ProfileError
     for a subnet without a row `eager`.
     """
@@ -108,9 +124,7 @@ def _rows(
     subnet: SubnetProfile, forms: GraphForms, live: Collection[int]
 ) -> dict[str, tuple[float, ...]]:
     sizes, rows = forms.sizes, subnet.latency_s
-    # A profile that was cut to a smaller largest batch has the row of the graph that takes it.
-    known = {sizes[min(bisect_left(sizes, graph), len(sizes) - 1)] for graph in live}
-    graphs = [forms.graph_size(subnet.subnet_id, size, known) for size in sizes]
+    graphs = [forms.graph_size(subnet.subnet_id, size, live) for size in sizes]
 
     def row(quantile: str) -> tuple[float, ...]:
         given_s = rows[quantile]

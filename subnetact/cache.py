@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 
+from subnetact.memory_errors import is_out_of_memory
+
 SLICE_PACKINGS = ("folded", "shared", "one_copy")
 """How weights lie on a device: slices with a subnet's norm folded in, slices for every subnet, or
 slices only where a layer needs a layout of its own."""
@@ -144,8 +146,8 @@ class SubgraphCache:
         """Make a slice resident by calling `make`; False where the budget or memory has no room.
 
         `num_bytes` is what the slice will hold at most. A resident key is left as it is. When the
-        device runs out of memory, that is counted and warned of once; the slice is served by
-        views.
+        device runs out of memory, that is counted and warned of once; the slice is streamed. Any
+        other fault of `make` is raised.
         """
         with self._lock:
             if key in self._slices:
@@ -158,8 +160,12 @@ class SubgraphCache:
             self._peak_bytes = max(self._peak_bytes, self._held_bytes)
         try:
             made = make()
-        except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError for memory
-            self._give_up(key, num_bytes, error)
+        except Exception as error:
+            is_memory = is_out_of_memory(error)
+            self._give_back(num_bytes, is_failure=is_memory)
+            if not is_memory:
+                raise
+            self._warn(key, num_bytes, error)
             return False
         assert made.num_bytes <= num_bytes, "a slice holds what its layout says, or less"
         with self._lock:
@@ -188,15 +194,16 @@ class SubgraphCache:
         """Drop everything."""
         self.evict(self.resident)
 
-    def _give_up(self, key: SliceKey, num_bytes: int, error: Exception) -> None:
+    def _give_back(self, num_bytes: int, *, is_failure: bool) -> None:
         with self._lock:
             self._held_bytes -= num_bytes
-            self._failures += 1
-            is_first = self._failures == 1
-        if is_first:
+            self._failures += is_failure
+
+    def _warn(self, key: SliceKey, num_bytes: int, error: Exception) -> None:
+        if self.counts.failures == 1:
             warnings.warn(
                 f"no memory to pack {key.layer} ({num_bytes} bytes): {error}; it and others that "
-                "find none are served as views, slower, with the same results",
+                "find none are streamed, slower, with the same results",
                 RuntimeWarning,
                 stacklevel=3,
             )

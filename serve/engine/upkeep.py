@@ -58,7 +58,8 @@ class Upkeep:
     def replan(self) -> None:
         """Have the scheduler plan with what batches take now, if that changed (lock held)."""
         if self._background is not None and self._planned_version != self._background.version:
-            self._plan_with(self._background, self._background.planned(self.offered))
+            version = self._background.version
+            self._plan_with(version, self._background.planned(self.offered))
 
     def catch_up(self) -> None:
         """Note that the device has nothing to do, and plan with what changed meanwhile.
@@ -71,11 +72,12 @@ class Upkeep:
             with self._lock:
                 self._watchdog.returned()
             return
+        version = background.version  # before: whatever changes meanwhile is planned with later
         planned = background.planned(offered)
         with self._lock:
             self._watchdog.returned()
             if offered is self.offered:
-                self._plan_with(background, planned)
+                self._plan_with(version, planned)
             policy, profile = self._scheduler.policy, self._scheduler.profile
         prepare = getattr(policy, "prepare", None)
         if prepare is not None:
@@ -129,6 +131,6 @@ class Upkeep:
         with self._lock:
             self._watchdog.launched(self._clock(), takes_s)
 
-    def _plan_with(self, background: Background, planned: LatencyProfile) -> None:
-        self._planned_version = background.version
+    def _plan_with(self, version: int, planned: LatencyProfile) -> None:
+        self._planned_version = version
         self._scheduler.reconfigure(profile=planned)

@@ -136,20 +136,6 @@ class Accelerator(Protocol):
         ...
 
 
-_NO_MEMORY = (  # how libraries say so in errors that are not torch.OutOfMemoryError
-    "out of memory",
-    "unable to find an engine",  # cuDNN: no plan's workspace found room
-    "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
-)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, in the words of any library."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
 class HostAccelerator:
     """The CPU in place of a device: copies are real, everything is done when a call returns."""
 

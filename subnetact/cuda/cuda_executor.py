@@ -27,7 +27,7 @@ import torch
 
 from slackfit.profile import LatencyProfile, ProfileError
 from subnetact.cache import SubgraphCache
-from subnetact.cuda.accelerator import Accelerator, Mark, is_out_of_memory
+from subnetact.cuda.accelerator import Accelerator, Mark
 from subnetact.cuda.cuda_graphs import OUT_OF_MEMORY, CudaGraphs, GraphKey, Lease
 from subnetact.cuda.cuda_slice import CudaSlice
 from subnetact.cuda.cuda_supernet import CudaBinding, CudaSupernet
@@ -37,6 +37,7 @@ from subnetact.cuda.memory_relief import MemoryRelief
 from subnetact.cuda.pair_capturer import PairCapturer
 from subnetact.executor import StagingExecutor, check_batch
 from subnetact.ieee_float32 import ieee_float32
+from subnetact.memory_errors import is_out_of_memory
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 

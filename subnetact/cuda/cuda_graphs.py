@@ -21,7 +21,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from subnetact.cuda.accelerator import Replay, is_out_of_memory
+from subnetact.cuda.accelerator import Replay
+from subnetact.memory_errors import is_out_of_memory
 
 _T = TypeVar("_T")
 OUT_OF_MEMORY = "out of memory"
@@ -134,7 +135,7 @@ class CudaGraphs:
         self.budget_bytes = budget_bytes
         self._capturer = capturer
         self._clock = clock
-        self.capture_s = 0.0  # what the last capture took, or the last try
+        self.capture_s = 0.0  # what the last capture took
         self._capturing = threading.Lock()  # one thread captures or drops at a time
         self._lock = threading.Lock()
         self._live: dict[GraphKey, _Entry] = {}
@@ -142,7 +143,7 @@ class CudaGraphs:
         self._ladder: dict[str, tuple[int, ...]] = {}  # live batch sizes of a subnet, ascending
         self._version = 0
         self._sized: dict[GraphKey, int] = {}  # bytes of the intermediates of those measured
-        self._refusals: dict[GraphKey, str] = {}
+        self._refusals: dict[str, dict[int, str]] = {}  # why, by batch size, of a subnet
         self._held_bytes = 0
         self._pool_bytes = 0  # the largest intermediates of those captured: the pool has room
         self._graph_bytes = _FIRST_GRAPH_BYTES
@@ -160,7 +161,11 @@ class CudaGraphs:
                 self._held_bytes,
                 self._replays,
                 dict(self._fallbacks),
-                dict(self._refusals),
+                {
+                    GraphKey(subnet_id, size): reason
+                    for subnet_id, reasons in self._refusals.items()
+                    for size, reason in reasons.items()
+                },
             )
 
     @property
@@ -186,8 +191,25 @@ class CudaGraphs:
 
     @property
     def graph_bytes(self) -> int:
-        """What a graph takes beside its intermediates: the most so far, or a guess."""
+        """What a graph takes beside its intermediates: the most so far, or a guess.
+
+        As told by those that found room in the pool: one that makes it grow takes whole blocks, and
+        what the first capture of a process leaves.
+        """
         return self._graph_bytes
+
+    def intermediate_bytes(self, key: GraphKey) -> int:
+        """Bytes of a pair's intermediates; 0 where it was not measured."""
+        return self._sized.get(key, 0)
+
+    def is_too_large(self, key: GraphKey) -> bool:
+        """Whether the budget has no room for a pair, whatever else goes."""
+        needed = self.intermediate_bytes(key) + self._graph_bytes
+        return self.budget_bytes is not None and needed > self.budget_bytes
+
+    def refusal(self, key: GraphKey) -> str:
+        """Return why a pair has no graph, where it was to have one; else nothing."""
+        return self._refusals.get(key.subnet_id, {}).get(key.batch_size, "")
 
     def measure(self, keys: Iterable[GraphKey]) -> None:
         """Run pairs eagerly as they would be captured, once each; a capture need not then."""
@@ -208,7 +230,7 @@ class CudaGraphs:
                     break
                 is_live = self._capture(key, num_bytes)
                 num_captured += is_live
-                if most is not None and not is_live and self._refusals.get(key) != OVER_BUDGET:
+                if most is not None and not is_live and self.refusal(key) != OVER_BUDGET:
                     break
             return num_captured
 
@@ -244,7 +266,7 @@ class CudaGraphs:
                 entry = self._live.pop(key)
                 entry.is_retired = True
                 self._retired.append(entry)
-                self._refusals[key] = "retired: its slices were evicted"
+                self._refuse(key, "retired: its slices were evicted")
                 if not entry.leases:
                     freed.append(entry)
             self._index()
@@ -295,22 +317,25 @@ class CudaGraphs:
         needed = growth + self._graph_bytes
         if self.budget_bytes is not None and self._held_bytes + needed > self.budget_bytes:
             with self._lock:
-                self._refusals[key] = OVER_BUDGET
+                self._refuse(key, OVER_BUDGET)
             return False
         start_s = self._clock()
         captured = self._try(key, lambda: self._capturer.capture(key))
-        self.capture_s = self._clock() - start_s
         if captured is None:
-            if self._refusals[key] in (FAULT, OUT_OF_MEMORY):  # a capture had begun
+            if self.refusal(key) in (FAULT, OUT_OF_MEMORY):  # a capture had begun
                 self._capturer.renew_pool()  # else it may take those behind it along
                 self._pool_bytes = 0
             return False
+        self.capture_s = self._clock() - start_s
         with self._lock:
             self._held_bytes += captured.num_bytes
             self._pool_bytes = max(self._pool_bytes, num_bytes)
-            self._graph_bytes = max(self._graph_bytes, captured.num_bytes - growth)
+            if (
+                not growth
+            ):  # else it is not known what of it is the pool's, which takes whole blocks
+                self._graph_bytes = max(self._graph_bytes, captured.num_bytes)
             self._live[key] = _Entry(captured)
-            self._refusals.pop(key, None)
+            self._refusals.get(key.subnet_id, {}).pop(key.batch_size, None)
             self._index()
         return True
 
@@ -328,7 +353,7 @@ class CudaGraphs:
                 reason = FAULT
                 self._warn(key, f"{reason}: {str(error).splitlines()[0]}")
         with self._lock:
-            self._refusals[key] = reason
+            self._refuse(key, reason)
         return None
 
     def _warn(self, key: GraphKey, reason: str) -> None:
@@ -341,12 +366,16 @@ class CudaGraphs:
                 stacklevel=5,
             )
 
+    def _refuse(self, key: GraphKey, reason: str) -> None:
+        """Note why a pair has no graph (lock held)."""
+        self._refusals.setdefault(key.subnet_id, {})[key.batch_size] = reason
+
     def _reason(self, subnet_id: str, num_samples: int) -> str:
         """Why there is no graph for this batch (lock held)."""
-        sizes = [k.batch_size for k in self._refusals if k.subnet_id == subnet_id]
-        fitting = [size for size in sizes if size >= num_samples]
+        reasons = self._refusals.get(subnet_id, {})
+        fitting = [size for size in reasons if size >= num_samples]
         if fitting:
-            return self._refusals[GraphKey(subnet_id, min(fitting))]
+            return reasons[min(fitting)]
         return "larger than any captured batch" if self._ladder.get(subnet_id) else "not captured"
 
     def _index(self) -> None:

@@ -43,6 +43,7 @@ _TRIALS = 2  # the first capture of a process pays for what later ones find load
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 640.0
 _MAX_FAULTS = 3
 _REMEMBERED = 8  # captures, of which the slowest but one is what the next should take at most
+_UNSEEN_S = 1.0  # what a capture is taken to take until there was one: none beside tight deadlines
 
 
 class HotGraphs:
@@ -110,11 +111,12 @@ class HotGraphs:
     def planned(self, profile: LatencyProfile, errand: Errand | None = None) -> LatencyProfile:
         """Return what batches take with the graphs that there are now, or will be after an errand.
 
-        `profile` has the rows of the one that was given, or of some of its subnets. A graph that an
-        errand captures is not counted on before it is there.
+        `profile` has the rows of the one that was given, or of some of its subnets, or is cut to a
+        smaller largest batch. A graph that an errand captures is not counted on before it is there.
         """
         is_loss = errand is not None and errand.slows
-        return as_captured(profile, {} if is_loss else self._graphs.ladders)
+        live = {} if is_loss else self._graphs.ladders
+        return as_captured(profile, self._forms.within(profile.max_batch_size, live))
 
     # --- errands ---------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class HotGraphs:
                 self._graphs.capture(pairs, most=1)
         if self._policy is not None:
             return
-        self._captures_s.append(self._graphs.capture_s)
+        self._captures_s.append(self._graphs.capture_s if self._graphs.live else _UNSEEN_S)
         self._drop_s = self._capture_s
         self._savings = self._forms.savings(self._graphs.graph_bytes, self._capture_s)
         budget = self._graphs.budget_bytes
@@ -199,8 +201,8 @@ class HotGraphs:
     def _next_key(self) -> GraphKey | None:
         """What is to be captured next, and may be tried now; the largest first into an empty pool.
 
-        That is by its batch: the pool grows to the sum of its members where they come in ascending
-        order.
+        That is by its intermediates: the pool grows to the sum of its members where they come in
+        ascending order.
         """
         now_s = self._clock()
         if now_s < self._paused_until_s:
@@ -208,38 +210,39 @@ class HotGraphs:
         able = (key for key in self._missing if self._refused.get(key, _FRESH).until <= now_s)
         if self._graphs.live:
             return next(able, None)
-        return max(able, key=lambda key: key.batch_size, default=None)
+        return max(able, key=self._graphs.intermediate_bytes, default=None)
 
     def _capture(self, key: GraphKey) -> None:
         start_s = self._clock()
         is_live = self._graphs.capture([key])
-        reason = "" if is_live else self._graphs.status.refusals.get(key, FAULT)
+        reason = "" if is_live else self._graphs.refusal(key) or FAULT
         if reason != OVER_BUDGET:  # that takes no time
             self._captures_s.append(self._clock() - start_s)
         if is_live:
             self._refused.pop(key, None)
             self._pause_s = 0.0
             return
-        if reason == OVER_BUDGET and self._pays_to_drop():
+        is_hopeless = reason == OVER_BUDGET and self._graphs.is_too_large(key)
+        if reason == OVER_BUDGET and not is_hopeless and self._pays_to_drop():
             self._needs_room = True
             return
         if reason == OUT_OF_MEMORY:
             self.pause()
         refused = self._refused.setdefault(key, _Refused())
-        refused.again(self._clock(), is_fault=reason == FAULT)
+        refused.again(self._clock(), is_fault=reason == FAULT, is_last=is_hopeless)
 
     def _pays_to_drop(self) -> bool:
-        """Whether what is hot saves more, for as long as the mix should last, than capturing it all
-        anew takes, and something that is not hot holds memory.
+        """Whether what is hot, and can be had, saves more, for as long as the mix should last, than
+        capturing it all anew takes, and something that is not hot holds memory.
         """
         assert self._policy is not None, "nothing is wanted before"
         live = frozenset(self._graphs.live)
         if live <= self._wanted and not self._graphs.status.retired:
             return False
+        had = [key for key in self._wanted if self._refused.get(key, _FRESH).until < inf]
         mix, batches, savings = self._policy.mix, 2.0 * self._policy.lasted, self._savings
-        gain_s = savings.expected_s(self._wanted, mix)
-        gain_s -= savings.expected_s(live, mix)
-        return gain_s * batches > self._capture_s * len(self._wanted) + self._drop_s
+        gain_s = savings.expected_s(had, mix) - savings.expected_s(live, mix)
+        return gain_s * batches > self._capture_s * len(had) + self._drop_s
 
     @property
     def _capture_s(self) -> float:
@@ -255,11 +258,12 @@ class _Refused:
         self._pause_s = 0.0
         self._faults = 0
 
-    def again(self, now_s: float, *, is_fault: bool) -> None:
-        """Note one more refusal."""
+    def again(self, now_s: float, *, is_fault: bool, is_last: bool) -> None:
+        """Note one more refusal; `is_last`: it will never be otherwise."""
         self._faults += is_fault
         self._pause_s = _longer(self._pause_s)
-        self.until = inf if self._faults >= _MAX_FAULTS else now_s + self._pause_s
+        is_last = is_last or self._faults >= _MAX_FAULTS
+        self.until = inf if is_last else now_s + self._pause_s
 
 
 _FRESH = _Refused()

@@ -70,7 +70,7 @@ class MemoryRelief:
                 return self.is_complete
         for key in list(self._keys):
             self._graphs.capture([key])
-            if self._graphs.status.refusals.get(key) == OUT_OF_MEMORY:
+            if self._graphs.refusal(key) == OUT_OF_MEMORY:
                 return False
             del self._keys[key]
             if time.monotonic() > end_s:

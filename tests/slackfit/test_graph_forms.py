@@ -77,8 +77,28 @@ def test_tails_are_longer_in_proportion_and_a_cut_profile_knows_its_graphs() -> 
         "p95": (4.5, 4.5, 4.5, 7.5),
         EAGER: (5.0,) * 4,
     }
-    cut = as_captured(profile.capped(3), {"a": [4]})
+    live = GraphForms(profile).within(3, {"a": [4]})
+    cut = as_captured(profile.capped(3), live)
     assert cut.batch_sizes == (1, 2, 3)
     assert cut.subnets[0].latency_s["p50"] == (3.0, 3.0, 3.0)
     scaled = as_captured(profile.scaled(2.0), {"a": [4]})
     assert scaled.subnets[0].latency_s["p50"] == (6.0, 6.0, 6.0, 10.0)
+
+
+@pytest.mark.parametrize("largest", range(1, 9))
+def test_a_cut_profile_counts_on_no_graph_that_is_not_there(
+    rng: np.random.Generator, largest: int
+) -> None:
+    """A plan never says less than the batch takes, and exactly that where graphs are within it."""
+    for _ in range(5):
+        profile = random_profile(rng)
+        forms, padded = GraphForms(profile), next(s for s in SIZES if s >= largest)
+        for count in range(len(SIZES) + 1):
+            for live in itertools.combinations(SIZES, count):
+                cut = as_captured(profile.capped(largest), forms.within(largest, {"a": live}))
+                whole = as_captured(profile, {"a": live})
+                for size in range(1, largest + 1):
+                    planned_s, takes_s = cut.latency_s("a", size), whole.latency_s("a", size)
+                    assert planned_s >= takes_s - 1e-12
+                    if all(graph <= padded for graph in live):
+                        assert planned_s == pytest.approx(takes_s)

@@ -132,12 +132,21 @@ class GpuBench:
         synchronize(self.device)
 
     def interleaved(
-        self, calls: Mapping[str, Callable[[], object]], rounds: int | None = None
+        self,
+        calls: Mapping[str, Callable[[], object]],
+        rounds: int | None = None,
+        *,
+        before: Mapping[str, Callable[[], object]] | None = None,
     ) -> dict[str, list[float]]:
-        """Return the seconds of every call per round, in turn, after three that do not count."""
+        """Return the seconds of every call per round, in turn, after three that do not count.
+
+        What is to be done `before` a call, by its name, does not count either.
+        """
         samples_s: dict[str, list[float]] = {name: [] for name in calls}
         for round_number in range(-3, rounds or self.settings.rounds):
             for name, call in calls.items():
+                if before is not None and name in before:
+                    before[name]()
                 self.sync()
                 start_s = time.perf_counter()
                 call()
@@ -278,4 +287,4 @@ def _driver() -> str:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return answer.stdout.splitlines()[0].strip()
+    return answer.stdout.partition("\n")[0].strip() or "unknown"

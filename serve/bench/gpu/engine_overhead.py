@@ -14,9 +14,11 @@ import numpy as np
 from serve.bench.gpu.cases import GpuBench, random_samples, sizes
 from serve.bench.gpu.engine_runs import alone_s, rough_profile, served_per_s
 from subnetact.cuda.cuda_executor import CudaExecutor
+from subnetact.cuda.cuda_graphs import GraphKey
 from supernet import Arch, define_supernet
 
 _BATCHES = {"cuda": 60, "cpu": 6}  # served at a time
+_FIGURES = {"run_less_replay": "ms", "engine_less_run": "ms", "device_busy": "fraction"}
 
 
 def engine_overhead(bench: GpuBench) -> None:
@@ -40,8 +42,9 @@ def _overhead_of(
 ) -> None:
     replay_s = _replay_s(bench, executor, arch, len(samples))
     if replay_s is None:
-        refused = executor.graphs.status.refusals
-        bench.absent(figure, "ms", f"no graph of {arch.subnet_id}: {refused}"[:300])
+        why = executor.graphs.refusal(GraphKey(arch.subnet_id, len(samples)))
+        for name, unit in _FIGURES.items():
+            bench.absent(f"{figure}/{name}", unit, f"no graph of {arch.subnet_id}: {why}")
         return
     subnet_id = arch.subnet_id
     run_s = median(bench.interleaved({"run": lambda: executor.run(subnet_id, samples)})["run"])
@@ -54,9 +57,9 @@ def _overhead_of(
         f"{1e3 * lone_s:.3f}, at full load {1e3 * batch_s:.3f} a batch, {per_s:.0f} samples/s of "
         f"requests of one; {executor.dtype}"
     )
-    bench.record(f"{figure}/run_less_replay", 1e3 * (run_s - replay_s), "ms", detail)
-    bench.record(f"{figure}/engine_less_run", 1e3 * (lone_s - run_s), "ms", detail)
-    bench.record(f"{figure}/device_busy", replay_s / batch_s, "fraction", detail)
+    values = 1e3 * (run_s - replay_s), 1e3 * (lone_s - run_s), replay_s / batch_s
+    for (name, unit), value in zip(_FIGURES.items(), values, strict=True):
+        bench.record(f"{figure}/{name}", value, unit, detail)
 
 
 def _replay_s(bench: GpuBench, executor: CudaExecutor, arch: Arch, batch_size: int) -> float | None:

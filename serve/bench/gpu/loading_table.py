@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from serve.bench.gpu.cases import GpuBench, brief, six, static_net
-from serve.bench.gpu.latency import actuations_s
+from serve.bench.gpu.latency import record_actuations
 from supernet import Arch, Checkpoint
 
 _DTYPE = torch.bfloat16
@@ -28,21 +28,20 @@ def loading(bench: GpuBench) -> None:
     checkpoint = bench.checkpoint(family, tuple(archs.values()))
     executor = bench.executor(checkpoint, batch_sizes=(1,))
     executor.warm_up()
-    taken_s = actuations_s(executor, bench.settings.switches)
+    taken_s = record_actuations(bench, f"loading/{family}/actuation", executor, "ms")
     executor.close()
-    detail = f"choosing the graph of one of {len(archs)} subnets, {len(taken_s)} times, no replay"
-    for quantile in (50, 99):
-        value_ms = float(np.percentile(taken_s, quantile)) * 1e3
-        bench.record(f"loading/{family}/actuation_p{quantile}", value_ms, "ms", detail)
     least_s = [
         _load(bench, f"loading/{family}/{name}", checkpoint, arch) for name, arch in archs.items()
     ]
+    figure = f"loading/{family}/actuation_over_least_loading"
+    if not taken_s:
+        bench.absent(figure, "ratio", "nothing was actuated, see actuation_p99")
+        return
     actuation_s = float(np.percentile(taken_s, 99))
     detail = (
         f"p99 {1e6 * actuation_s:.2f} us over the subnet that loads soonest from page-locked "
         f"memory, {1e3 * min(least_s):.3f} ms; SuperServe prints < 1 ms over up to 40"
     )
-    figure = f"loading/{family}/actuation_over_least_loading"
     bench.record(figure, actuation_s / min(least_s), "ratio", detail)
 
 

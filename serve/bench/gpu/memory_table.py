@@ -106,7 +106,9 @@ def _grown(
     counted = DeviceBytes(shapes, packing, _DTYPE, norm_dtype)
     grown: dict[int, _Held] = {}
     for number, (arch, statistics) in enumerate(served, start=1):
-        net.load(net.slices(net.register(arch, statistics)))
+        slices = net.slices(net.register(arch, statistics))
+        if net.load(slices) < len(slices):  # what is not there takes no memory
+            raise RuntimeError(f"subnet {number} in {packing}: no memory for all of its slices")
         counted.add(shapes.of(arch))
         if number in counts:
             after = bench.allocated_bytes()

@@ -58,7 +58,7 @@ def _check(
     how: str,
     tolerance: float,
 ) -> None:
-    worst = 0.0
+    differences, before = [0.0], executor.counts()
     for batch_size in (1, 3, 4):  # 3 is padded
         inputs = random_samples(checkpoint, batch_size)
         got = executor.run(arch.subnet_id, inputs)
@@ -67,14 +67,19 @@ def _check(
         if not np.isfinite(got).all():
             bench.failures.append(f"smoke/{executor.dtype}/{how}/b{batch_size}: not finite")
             continue
-        worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
+        differences.append(float(np.abs(got - expected).max() / np.abs(expected).max()))
+    worst = float(np.max(differences))  # NaN if one is
     counts = executor.counts()
+    count = "graph_replays" if how == "graph" else "streamed_bytes"
+    if counts[count] == before[count]:  # it ran another way
+        refused = "; ".join(sorted(set(executor.graphs.status.refusals.values())))
+        bench.failures.append(f"smoke/{executor.dtype}/{how}: {count} did not go up; {refused}")
     detail = (
         f"largest difference from the extracted float32 subnet over its largest logit, allowed "
         f"{tolerance:g}; {counts['graph_replays']} replays, {counts['eager_batches']} eager, "
         f"{counts['streamed_bytes']} bytes streamed"
     )
-    if worst > tolerance:
+    if not worst <= tolerance:
         bench.failures.append(f"smoke/{executor.dtype}/{how}: {worst:.4g} above {tolerance:g}")
     bench.record(f"smoke/{executor.dtype}/{how}/over_extracted", worst, "relative", detail)
 

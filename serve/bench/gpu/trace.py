@@ -10,6 +10,7 @@ six subnets; weights are random. Beside it the same trace in the simulator, by t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,8 @@ def trace(bench: GpuBench) -> None:
     images = np.stack([random_samples(checkpoint, traffic.samples)] * _PAYLOADS)
     utility: dict[str, float] = {}
     late: list[str] = []
-    for policy in _policies():
+    policies = fixed_and_others(profile)
+    for policy in policies:
         if bench.left_s < 0:
             break
         served, fallback = asyncio.run(_served(executor, profile, policy, traffic, images))
@@ -74,9 +76,12 @@ def trace(bench: GpuBench) -> None:
         utility[policy] = _record(bench, policy, profile, traffic, served)
         late += [f"{policy}: {served.invalid_reason}"] if not served.is_valid else []
     executor.close()
-    detail = "; ".join(late) or f"the sender kept its times in all {len(utility)} runs"
-    bench.record("trace/azure/invalid_runs", len(late), "count", detail)
-    _against_fixed(bench, utility)
+    if utility:
+        detail = "; ".join(late) or f"the sender kept its times in all {len(utility)} runs"
+        bench.record("trace/azure/invalid_runs", len(late), "count", detail)
+    else:
+        bench.absent("trace/azure/invalid_runs", "count", "the time ended before the first run")
+    against_fixed(bench, utility, policies)
 
 
 def made_traffic(profile: LatencyProfile, settings: TrafficSettings) -> TraceTraffic:
@@ -175,18 +180,27 @@ def _report(
     )
 
 
-def _against_fixed(bench: GpuBench, utility: dict[str, float]) -> None:
-    fixed = {name: value for name, value in utility.items() if name.startswith(_FIXED)}
+def against_fixed(bench: GpuBench, utility: dict[str, float], policies: Sequence[str]) -> None:
+    """Record by how much ours is better than the best fixed subnet; all of them must have run."""
+    wanted = [name for name in policies if name.startswith(_FIXED)]
+    fixed = {name: utility[name] for name in wanted if name in utility}
     figure = f"trace/azure/{_OURS}/utility_less_best_fixed"
-    if _OURS not in utility or not fixed:
-        bench.absent(figure, "fraction", "the time ended before ours and a fixed subnet had run")
+    if _OURS not in utility or len(fixed) < len(wanted):
+        why = f"the time ended before ours and every fixed subnet had run: {len(fixed)} had"
+        bench.absent(figure, "fraction", why)
         return
     best = max(fixed, key=lambda name: fixed[name])
     detail = f"{_OURS} {utility[_OURS]:.4f}, {best} {fixed[best]:.4f}, of {', '.join(fixed)}"
     bench.record(figure, utility[_OURS] - fixed[best], "fraction", detail)
 
 
-def _policies() -> list[str]:
-    """Every policy there is, ours and the fixed ones first: what counts most if time ends."""
+def fixed_and_others(profile: LatencyProfile) -> list[str]:
+    """Every policy there is, and every subnet by itself.
+
+    Ours and the fixed ones come first: what counts most if time ends.
+    """
     names = [name for name in policy_names() if "<" not in name]
+    known = {create_policy(name, profile).name for name in names if name.startswith(_FIXED)}
+    each = (_FIXED + subnet_id for subnet_id in profile.subnet_ids)
+    names += [name for name in each if name not in known]
     return sorted(names, key=lambda name: (name != _OURS, not name.startswith(_FIXED)))

@@ -331,6 +331,15 @@ class Chores:
         self.ran_by.append(threading.current_thread().name)
 
 
+class Evicted(Chores):
+    """Loses a graph to another thread whenever a plan is being made, three times."""
+
+    def planned(self, profile: LatencyProfile, errand: Errand | None = None) -> LatencyProfile:
+        planned = profile.scaled(1.0 + self.version)
+        self.version = min(3, self.version + 1)
+        return planned
+
+
 class WithChores(TimedExecutor):
     def __init__(self, profile: LatencyProfile, takes_s: float) -> None:
         super().__init__(profile, SampleSpec(shape=(1, 2, 2)), 10)
@@ -367,3 +376,18 @@ def test_the_device_thread_runs_errands_between_batches_or_when_idle(
 
     asyncio.run(serve())
     assert executor.chores.ran_by == ["device"] * 3
+
+
+def test_a_plan_that_was_overtaken_while_it_was_made_is_made_again(profile: LatencyProfile) -> None:
+    executor = WithChores(profile, 1e-3)
+    executor.chores = Evicted(1e-3)
+    scheduler = Scheduler(profile, create_policy("slackfit", profile))
+    engine = Engine(scheduler, executor)
+    engine._upkeep.catch_up()
+    for _ in range(4):
+        with engine._lock:
+            engine._upkeep.replan()
+    fastest = profile.subnet_ids[0]
+    assert scheduler.profile.latency_s(fastest, 1) == pytest.approx(
+        4.0 * profile.latency_s(fastest, 1)
+    )

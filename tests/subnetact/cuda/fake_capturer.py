@@ -30,9 +30,14 @@ class FakePin:
 
 @dataclass
 class FakeCapturer:
-    """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph."""
+    """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph.
+
+    A pool that grows takes `block_bytes` more; samples of the subnets in `mib` take others.
+    """
 
     per_graph: int = 64 * 1024
+    block_bytes: int = 0
+    mib: dict[str, int] = field(default_factory=dict)
     faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
     captured: list[GraphKey] = field(default_factory=list)
     pins: dict[GraphKey, FakePin] = field(default_factory=dict)
@@ -46,15 +51,16 @@ class FakeCapturer:
     def measure(self, key: GraphKey) -> int:
         if key in self.faults:
             raise self.faults[key]()
-        return key.batch_size * MIB
+        return self._intermediates(key)
 
     def capture(self, key: GraphKey) -> Captured:
         self.takes()
         self.tries.append(key)
         if key in self.capture_faults:
             raise self.capture_faults[key]()
-        growth = max(0, key.batch_size * MIB - self.pool_bytes)
+        growth = max(0, self._intermediates(key) - self.pool_bytes)
         self.pool_bytes += growth
+        growth += self.block_bytes if growth else 0
         self.held_bytes += growth + self.per_graph
         self.captured.append(key)
         self.pins[key] = FakePin(key.subnet_id)
@@ -66,3 +72,6 @@ class FakeCapturer:
     def drop(self) -> None:
         self.drops += 1
         self.pool_bytes = self.held_bytes = 0
+
+    def _intermediates(self, key: GraphKey) -> int:
+        return key.batch_size * self.mib.get(key.subnet_id, 1) * MIB

@@ -1,4 +1,7 @@
-"""The CUDA path on a CUDA device: held equal to the extracted subnet. `make test-gpu`."""
+"""The CUDA path on a CUDA device: held equal to the extracted subnet. `make test-gpu`.
+
+All of it is in this file, which imports nothing that an image for training may lack.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from subnetact import load_executor, measure_profile
 from subnetact.cache import SLICE_PACKINGS
 from subnetact.cuda.cuda_accelerator import CudaAccelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
+from subnetact.cuda.cuda_stream_executor import CudaStreamExecutor
+from subnetact.decoding.ragged_batch import Chunk
 from supernet import Checkpoint, extract
 
 pytestmark = [
@@ -143,3 +148,22 @@ def test_graphs_are_captured_between_batches_of_what_was_launched(checkpoint: Ch
     for subnet_id in executor.subnet_ids:
         got = executor.run(subnet_id, samples(3))
         assert close(got, oracle(checkpoint, subnet_id, samples(3)), TOLERANCE["bfloat16"])
+
+
+def test_a_decoder_gives_the_logits_of_the_extracted_subnet(elastic_decoder: Checkpoint) -> None:
+    executor = CudaStreamExecutor(elastic_decoder, CudaAccelerator(), capacity_tokens=256)
+    executor.warm_up()
+    assert not executor.graph_status.refusals
+    ids = tuple(range(3, 30))
+    for subnet in elastic_decoder.subnets:
+        executor.run(subnet.subnet_id, [Chunk("a", ids[:-1], False), Chunk("b", ids[:9])])
+        logits = executor.run(subnet.subnet_id, [Chunk("b", (5,)), Chunk("a", ids[-1:])])[1]
+        net = extract(elastic_decoder.state, elastic_decoder.definition, subnet.arch)
+        with torch.inference_mode():
+            expected = net(torch.tensor([ids]))[0, -1]
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(logits, expected, atol=1e-4 * scale, rtol=0)
+        executor.release("a")
+        executor.release("b")
+    assert executor.graph_status.replays == len(elastic_decoder.subnets)
+    executor.close()

@@ -58,6 +58,38 @@ def test_the_budget_is_never_exceeded_and_what_fits_is_captured(budget: int) -> 
         assert graphs.status.fallbacks == {"over the graph budget": 1}
 
 
+def test_what_a_pool_takes_in_blocks_is_no_sign_of_what_a_graph_takes() -> None:
+    """The first one makes the pool grow by 30 MiB more than its intermediates."""
+    device = FakeCapturer(per_graph=2 * MIB, block_bytes=30 * MIB)
+    graphs = CudaGraphs(device, 60 * MIB)
+    assert graphs.capture(pairs(8, 4, 2, 1)) == 8
+    assert graphs.graph_bytes == 2 * MIB
+    assert graphs.status.held_bytes == device.held_bytes == (8 + 30 + 8 * 2) * MIB
+
+
+def test_a_look_up_costs_the_same_however_many_pairs_are_refused() -> None:
+    """It is on the request path; a supernet has hundreds of subnets, most of them eager."""
+
+    class Compared(str):
+        __slots__ = ()
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Compared.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [Compared(f"s{n}") for n in range(300)]
+    graphs = CudaGraphs(FakeCapturer(), 2 * MIB)
+    graphs.capture(GraphKey(name, size) for name in names for size in (4, 8))
+    assert len(graphs.status.refusals) == 600
+    Compared.compared = 0
+    assert graphs.lease(Compared("s123"), 5) is None
+    assert Compared.compared < 10
+    assert graphs.status.fallbacks == {"over the graph budget": 1}
+
+
 def test_a_budget_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="graph budget_bytes is -1, allowed 0 or more, or None"):
         CudaGraphs(FakeCapturer(), -1)

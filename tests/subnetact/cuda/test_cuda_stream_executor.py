@@ -223,29 +223,6 @@ def test_what_cannot_be_is_refused(
         )
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_device_gives_the_logits_of_the_extracted_subnet(elastic_decoder: Checkpoint) -> None:
-    from subnetact.cuda.cuda_accelerator import CudaAccelerator
-
-    executor = CudaStreamExecutor(elastic_decoder, CudaAccelerator(), capacity_tokens=256)
-    executor.warm_up()
-    assert not executor.graph_status.refusals
-    ids = tuple(range(3, 30))
-    for subnet in elastic_decoder.subnets:
-        executor.run(subnet.subnet_id, [Chunk("a", ids[:-1], False), Chunk("b", ids[:9])])
-        logits = executor.run(subnet.subnet_id, [Chunk("b", (5,)), Chunk("a", ids[-1:])])[1]
-        net = extract(elastic_decoder.state, elastic_decoder.definition, subnet.arch)
-        with torch.inference_mode():
-            expected = net(torch.tensor([ids]))[0, -1]
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(logits, expected, atol=1e-4 * scale, rtol=0)
-        executor.release("a")
-        executor.release("b")
-    assert executor.graph_status.replays == len(elastic_decoder.subnets)
-    executor.close()
-
-
 def test_float32_is_never_tf32_by_graphs_or_eagerly(
     elastic_decoder: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from slackfit.graph_forms import EAGER
 from slackfit.profile import LatencyProfile, ProfileError, SubnetProfile
-from subnetact.cuda.cuda_graphs import CudaGraphs, GraphKey
+from subnetact.cuda.cuda_graphs import CaptureError, CudaGraphs, GraphKey
 from subnetact.cuda.hot_graphs import HotGraphs
 from tests.subnetact.cuda.fake_capturer import MIB, FakeCapturer
 
@@ -35,9 +37,17 @@ PROFILE = LatencyProfile(
 class Bench:
     """`HotGraphs` after a warm-up, and a clock; a capture takes 20 ms."""
 
-    def __init__(self, budget_bytes: int | None = None, per_graph: int = MIB) -> None:
+    def __init__(
+        self,
+        budget_bytes: int | None = None,
+        *,
+        mib: dict[str, int] | None = None,
+        faults: dict[GraphKey, Callable[[], Exception]] | None = None,
+    ) -> None:
         self.now_s = 0.0
-        self.device = FakeCapturer(per_graph=per_graph, takes=self._take)
+        self.device = FakeCapturer(
+            per_graph=MIB, takes=self._take, mib=mib or {}, faults=faults or {}
+        )
         self.graphs = CudaGraphs(self.device, budget_bytes, clock=self.clock)
         self.hot = HotGraphs(PROFILE, self.graphs, clock=self.clock)
         self.hot.begin(KEYS)
@@ -132,6 +142,21 @@ def test_plans_are_made_with_the_graphs_that_there_are() -> None:
     assert bench.hot.graph_size("b", 4) is None
 
 
+def test_plans_for_smaller_batches_count_on_no_graph_that_is_not_there() -> None:
+    """The largest batch can be set while the server runs; graphs of larger ones are no others."""
+    bench = Bench()
+
+    def planned_ms(subnet_id: str) -> list[float]:
+        profile = bench.hot.planned(PROFILE.capped(3))
+        return [round(profile.latency_s(subnet_id, size) * 1e3, 6) for size in (1, 2, 3)]
+
+    assert bench.live == TRIALS
+    assert planned_ms("a") == [5, 5, 5], "not the 2 ms of a graph of four"
+    bench.launch("a", 4, 32)
+    bench.run_errands()
+    assert planned_ms("a") == [2, 2, 2]
+
+
 def test_cold_graphs_go_where_hot_ones_need_their_memory() -> None:
     """A budget for a pool of eight samples and three graphs: two are taken by the warm-up's."""
     budget = 11 * MIB
@@ -152,6 +177,63 @@ def test_cold_graphs_go_where_hot_ones_need_their_memory() -> None:
         assert {GraphKey(subnet_id, 1), GraphKey(subnet_id, 4)} <= bench.live
         assert bench.device.held_bytes <= budget
         assert bench.graphs.status.held_bytes == bench.device.held_bytes
+
+
+def test_after_a_drop_the_pair_with_the_largest_intermediates_comes_first() -> None:
+    """Of the same batch, one of a larger subnet: the pool would grow to the sum of both."""
+    bench = Bench(26 * MIB, mib={"b": 3})
+    bench.launch("b", 4, 20)
+    bench.launch("a", 4, 100)  # saves more, is captured first where there is a pool
+    bench.launch("b", 4, 20)
+    bench.graphs.drop()
+    bench.run_errands()
+    assert bench.device.captured[2:] == [GraphKey("b", 4), GraphKey("a", 4)]
+    assert bench.device.held_bytes == (3 * 4 + 2) * MIB
+
+
+def test_nothing_is_dropped_for_a_pair_that_no_drop_makes_room_for() -> None:
+    bench = Bench(10 * MIB, mib={"b": 3})
+    assert bench.live == {GraphKey("a", 8), GraphKey("a", 4)}, "24 MiB never fit"
+    bench.launch("b", 4, 400)
+    bench.run_errands()
+    assert bench.device.drops == 0
+    assert bench.live == {GraphKey("a", 8), GraphKey("a", 4)}
+    assert bench.hot.num_missing == 0, "given up"
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph for")
+def test_what_is_given_up_is_no_gain_of_a_drop() -> None:
+    bench = Bench()
+    bench.device.capture_faults[GraphKey("b", 1)] = lambda: RuntimeError("not while capturing")
+    for _ in range(3):
+        bench.launch("b", 1, 40)
+        bench.run_errands()
+        bench.now_s += 60.0
+    assert bench.device.tries.count(GraphKey("b", 1)) == 3
+    bench.graphs.budget_bytes = 10 * MIB  # full, with the two of the warm-up
+    bench.launch("b", 1, 300)
+    bench.launch("a", 4, 14)
+    bench.launch("b", 1, 60)
+    assert GraphKey("a", 4) in bench.hot._missing
+    bench.run_errands()
+    assert bench.device.drops == 0, "a millisecond of few batches, beside the graph of eight"
+
+
+def test_until_a_capture_was_seen_one_is_taken_to_be_slow() -> None:
+    """Where memory is short at the start there may be no slices to capture anything of."""
+    streamed = {key: lambda: CaptureError("streamed: not all are resident") for key in KEYS}
+    bench = Bench(faults=dict(streamed))
+    assert not bench.live
+    bench.device.faults.clear()
+    bench.launch("a", 1, 400)
+    errand = bench.hot.next_errand()
+    assert errand is not None
+    assert errand.takes_s == 1.0
+    bench.run_errands()
+    bench.launch("b", 1, 2000)
+    errand = bench.hot.next_errand()
+    assert errand is not None
+    assert errand.takes_s == pytest.approx(CAPTURE_S)
 
 
 def test_a_drop_says_that_it_slows_the_device() -> None:

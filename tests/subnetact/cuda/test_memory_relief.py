@@ -53,6 +53,18 @@ def test_a_device_without_room_for_slices_streams_them(
         assert difference(executor.run(subnet_id, inputs), expected) <= 2e-4
 
 
+def test_another_fault_of_a_load_is_no_want_of_memory(checkpoint: Checkpoint) -> None:
+    """A device that is broken says so at the start; nothing is streamed in its place."""
+    accelerator = LaneAccelerator()
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    accelerator.memory = broken
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        make_executor(checkpoint, accelerator)
+
+
 @pytest.mark.parametrize(("times", "keeps"), [(1, "all"), (2, "own"), (3, "none")])
 def test_a_batch_that_finds_no_memory_is_run_with_less_resident(
     checkpoint: Checkpoint,

@@ -124,6 +124,25 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(
     assert "unknown part speed; allowed smoke, equality, latency" in capsys.readouterr().err
 
 
+def test_bytes_of_a_dry_run_are_held_to_their_bars_and_its_times_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part that is named twice runs once: figures that are there twice are not compared."""
+    over = [1.0]
+
+    def part(bench: GpuBench) -> None:
+        bench.record("memory/x/n4/folded_held_over_counted", over[0], "ratio", "")
+        bench.record("overlap/x/min/b2/over_launch_and_wait", 1.0, "ratio", "an idle machine")
+
+    monkeypatch.setitem(PARTS, "bytes", part)
+    base = ["--device", "cpu", "--json", str(tmp_path / "rows.json"), "--parts", "bytes,bytes"]
+    assert main(base) == 0
+    assert "missed  gpu/overlap/x/min/b2/over_launch_and_wait: 1" in capsys.readouterr().out
+    over[0] = 1.5
+    assert main(base) == 1
+    assert "missed  gpu/memory/x/n4/folded_held_over_counted: 1.5" in capsys.readouterr().out
+
+
 @pytest.mark.alone
 def test_a_batch_launched_behind_the_one_that_runs_hides_the_host(tmp_path: Path) -> None:
     """The engine, its threads and the CUDA executor on a device that is made up; 2.0 is perfect.

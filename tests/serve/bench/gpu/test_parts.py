@@ -19,14 +19,23 @@ from serve.bench.gpu import compiled as compiled_part
 from serve.bench.gpu.__main__ import main
 from serve.bench.gpu.cases import GpuBench, six
 from serve.bench.gpu.compiled import compiled
+from serve.bench.gpu.decoding import _NO_GRAPH, decoding
+from serve.bench.gpu.engine_overhead import engine_overhead
 from serve.bench.gpu.engine_target import EngineTarget
+from serve.bench.gpu.latency import latency, switching
+from serve.bench.gpu.loading_table import loading
 from serve.bench.gpu.memory_table import memory
 from serve.bench.gpu.settings import TINY, TrafficSettings
-from serve.bench.gpu.trace import made_traffic
+from serve.bench.gpu.smoke import smoke
+from serve.bench.gpu.trace import against_fixed, fixed_and_others, made_traffic, trace
 from serve.engine.reply import Reply
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome
+from subnetact.cuda.cuda_graphs import CaptureError, GraphKey
+from subnetact.cuda.cuda_stream_executor import CudaStreamExecutor
+from subnetact.cuda.cuda_supernet import CudaSupernet
 from subnetact.cuda.device_bytes import DeviceBytes, SupernetShapes
+from subnetact.cuda.pair_capturer import PairCapturer
 from supernet import define_supernet
 from traces.open_loop.target import ReplayRequest
 
@@ -73,6 +82,75 @@ def test_memory_that_there_was_no_time_for_is_a_row_without_a_value() -> None:
     assert "gpu/memory/resnet_tiny/random/n2/one_copy_held_over_counted" in rows
     row = rows["gpu/memory/resnet_tiny/random/n4/one_copy"]
     assert (row["value"], row["detail"]) == (None, "the time for it ended before")
+
+
+def test_slices_that_found_no_memory_are_not_counted_as_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CudaSupernet, "load", lambda net, slices: len(tuple(slices)) - 1)
+    with pytest.raises(RuntimeError, match="subnet 1 in folded: no memory for all of its slices"):
+        memory(tiny_bench())
+
+
+def test_what_ran_without_a_graph_is_no_figure_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where captures fail everything runs eagerly: slower, right, and not what was asked."""
+
+    def refused(capturer: object, key: GraphKey) -> object:
+        raise CaptureError("no graphs here")
+
+    monkeypatch.setattr(PairCapturer, "capture", refused)
+    bench = tiny_bench(budget_s=1e6)
+    bench.settings = replace(bench.settings, batch_sizes=(1,))
+    with torch.inference_mode():
+        for part in (latency, switching, loading, engine_overhead):
+            part(bench)
+        assert not bench.failures
+        smoke(bench)
+    rows = figures(bench)
+    for figure in (
+        "gpu/resnet_tiny/mid/b1/folded_graph_over_static_graph",
+        "gpu/resnet_tiny/mid/b1/one_copy_graph_over_static_eager",
+        "gpu/resnet_tiny/switch_p99",
+        "gpu/loading/resnet_tiny/actuation_p99",
+        "gpu/loading/resnet_tiny/actuation_over_least_loading",
+        "gpu/engine/resnet_tiny/max/b1/engine_less_run",
+        "gpu/engine/resnet_tiny/max/b1/device_busy",
+    ):
+        assert rows[figure]["value"] is None, figure
+        assert "no graph" in rows[figure]["detail"] or "actuation_p99" in rows[figure]["detail"]
+    assert rows["gpu/loading/resnet_tiny/0/page_locked"]["value"] > 0
+    assert bench.failures == [
+        f"smoke/{dtype}/graph: graph_replays did not go up; no graphs here"
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def test_a_decoder_s_nan_is_a_disagreement_and_its_eager_runs_no_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NaN is neither above a bound nor below it."""
+    logits = CudaStreamExecutor._logits
+
+    def refused(executor: object, key: GraphKey) -> object:
+        raise CaptureError("no graphs here")
+
+    monkeypatch.setattr(CudaStreamExecutor, "_logits", lambda self, x: logits(self, x) * np.nan)
+    monkeypatch.setattr(CudaStreamExecutor, "capture", refused)
+    bench = tiny_bench()
+    bench.settings = replace(bench.settings, decode_counts=(2,))
+    with torch.inference_mode():
+        decoding(bench)
+    name = "decoding/decoder_tiny/float32"
+    assert bench.failures[:3] == [
+        f"{name}/graph: nan above 0.001",
+        f"{name}/eager: nan above 0.001",
+        f"{name}/graph: nothing was replayed",
+    ]
+    rows = figures(bench)
+    for figure in ("half_over_full", "graph_over_eager", "tokens_per_s"):
+        row = rows[f"gpu/{name}/c64/n2/{figure}"]
+        assert (row["value"], row["detail"]) == (None, _NO_GRAPH)
+    assert rows[f"gpu/{name}/c64/n2/prompt_half_over_full"]["value"] > 0
 
 
 def fake_compile(result: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
@@ -158,6 +236,30 @@ def test_traffic_is_more_than_the_largest_subnet_and_less_than_the_fastest_can_d
     close = made_traffic(profile_of(1.0, 1.1), settings)
     assert len(close.trace) / 4.0 == pytest.approx(0.6 * 64 / 20e-3, rel=0.05)
     assert made_traffic(profile_of(0.1, 0.2), settings).slo_s == 0.036  # the paper's
+
+
+def test_ours_is_held_to_every_subnet_by_itself_or_to_none() -> None:
+    profile = profile_of(1.0, 2.0, 3.0, 4.0)
+    policies = fixed_and_others(profile)
+    assert policies[:5] == [
+        "drainfit", "fixed:smallest", "fixed:middle", "fixed:largest", "fixed:s1",
+    ]  # fmt: skip
+    utility = dict.fromkeys(policies[:4], 0.5) | {"drainfit": 0.75}
+    bench = tiny_bench()
+    against_fixed(bench, utility, policies)
+    against_fixed(bench, utility | {"fixed:s1": 0.7}, policies)
+    absent, held = bench.rows
+    assert absent["value"] is None
+    assert "every fixed subnet had run: 3 had" in absent["detail"]
+    assert held["value"] == pytest.approx(0.05)
+
+
+def test_a_trace_that_was_never_sent_has_no_runs_that_are_valid() -> None:
+    bench = tiny_bench(budget_s=0.0)
+    with torch.inference_mode():
+        trace(bench)
+    row = figures(bench)["gpu/trace/azure/invalid_runs"]
+    assert (row["value"], row["detail"]) == (None, "the time ended before the first run")
 
 
 def test_requests_hold_more_samples_where_one_process_could_not_send_them() -> None:
