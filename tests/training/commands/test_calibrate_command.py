@@ -170,3 +170,21 @@ def test_tuning_keeps_what_helps_on_held_out_images(imported: Path) -> None:
     large = space.largest.subnet_id
     for name, tensor in plain.norm_statistics[large].items():
         assert torch.equal(tuned.norm_statistics[large][name], tensor)
+
+
+def test_the_accuracy_before_tuning_is_told_where_statistics_were_kept(trained: Checkpoint) -> None:
+    """Tuned statistics are new ones as well; only calibrated ones counted as such."""
+    space = trained.definition.space
+    done, before = recalibrated(
+        trained, load_dataset("digits"), [space.smallest, space.largest], images=512,
+        keep_statistics=True, min_accuracy=0.0, tune_epochs=3.0,
+    )  # fmt: skip
+    new = {
+        name
+        for name, statistics in done.norm_statistics.items()
+        if any(not torch.equal(trained.norm_statistics[name][k], t) for k, t in statistics.items())
+    }
+    assert new == {space.smallest.subnet_id}
+    assert set(before) == new
+    known = next(s for s in trained.subnets if s.arch == space.smallest)
+    assert before[known.subnet_id] == pytest.approx(known.accuracy)
