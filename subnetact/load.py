@@ -64,23 +64,10 @@ def load_executor(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    if checkpoint.definition.family.generates:
-        raise ValueError(
-            f"{checkpoint.name} is a decoder, which has no single answer: it makes text token by "
-            "token (`supernet generate`, docs/decoder.md)"
-        )
-    kind = torch.device(device).type
+    _check_answers(checkpoint)
     if checkpoint.input.kind == "nodes":
         return _nodes(checkpoint, device, threads, max_batch_size, subnet_ids)
-    allowed = PACKINGS.get(kind, ("views",))
-    packing = packing or default_packing(kind)
-    if packing not in allowed:
-        raise ValueError(f"packing is {packing!r}, allowed {', '.join(allowed)} on {device}")
-    dtypes = _DTYPES.get(kind, ("float32",)) if packing != "views" else ("float32",)
-    if dtype is not None and dtype not in dtypes:
-        raise ValueError(
-            f"dtype is {dtype!r}, allowed {', '.join(dtypes)} on {device} with packing {packing}"
-        )
+    packing, dtype = _form(device, packing, dtype)
     if packing == "graph":
         return _graphs(
             checkpoint, threads, max_batch_size, subnet_ids, budget_bytes, choose_engines
@@ -100,13 +87,37 @@ def load_executor(
         checkpoint,
         CudaAccelerator(device),
         packing=packing,
-        dtype=getattr(torch, dtype or dtypes[0]),
+        dtype=getattr(torch, dtype),
         max_batch_size=max_batch_size,
         batch_sizes=batch_sizes,
         subnet_ids=subnet_ids,
         budget_bytes=budget_bytes,
         graph_budget_bytes=graph_budget_bytes,
     )
+
+
+def _check_answers(checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a checkpoint whose subnets give no answer in one run."""
+    if checkpoint.definition.family.generates:
+        raise ValueError(
+            f"{checkpoint.name} is a decoder, which has no single answer: it makes text token by "
+            "token (`supernet generate`, docs/decoder.md)"
+        )
+
+
+def _form(device: str, packing: str | None, dtype: str | None) -> tuple[str, str]:
+    """Return packing and dtype on a device, the defaults for None. Raises ValueError for others."""
+    kind = torch.device(device).type
+    allowed = PACKINGS.get(kind, ("views",))
+    packing = packing or default_packing(kind)
+    if packing not in allowed:
+        raise ValueError(f"packing is {packing!r}, allowed {', '.join(allowed)} on {device}")
+    dtypes = _DTYPES.get(kind, ("float32",)) if packing != "views" else ("float32",)
+    if dtype is not None and dtype not in dtypes:
+        raise ValueError(
+            f"dtype is {dtype!r}, allowed {', '.join(dtypes)} on {device} with packing {packing}"
+        )
+    return packing, dtype or dtypes[0]
 
 
 def _nodes(

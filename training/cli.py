@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +11,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from slackfit.user_errors import user_errors
-from training.commands.shown_training import table_of, train_with_progress, warn
+from training.commands.shown_training import stopped, table_of, train_with_progress, warn
 from training.config import load_config
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.trainer import TrainingDivergedError
-
-_INTERRUPTED = 130
 
 console = Console(stderr=True)
 
@@ -48,11 +45,7 @@ def train(
     if checkpoint is None:
         changes = [word for change in set_ or () for word in ("--set", change)]
         words = ["supernet", "train", "--config", str(config), *changes, "--out", str(out)]
-        again = shlex.join([*words, "--resume"])
-        console.print(
-            f"stopped; go on with: {again}", highlight=False, markup=False, soft_wrap=True
-        )
-        raise typer.Exit(_INTERRUPTED)
+        raise stopped([*words, "--resume"])
     Console().print(table_of(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):
         warn(failure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from slackfit.query import Outcome, Query
 from slackfit.scheduling.scheduler import Scheduler
 from slackfit.simulation.devices import AS_PROFILED, DeviceModel, Devices, Failure
 from slackfit.simulation.driver import VirtualTimeDriver
-from slackfit.simulation.routing import ONE_QUEUE, Router, Routing, create_router
+from slackfit.simulation.routing import ONE_QUEUE, Routing, create_router
 from slackfit.simulation.simulate import collector_paused, make_queries, simulate
 from slackfit.spreading import Outlook
 
@@ -65,6 +66,48 @@ class SimulatedReplica:
         self._sink(outcomes, self.outlook(outcomes[0].finish_s))
 
 
+class ReplicaGroup:
+    """Replicas with as many devices each, and the router in front of them."""
+
+    def __init__(
+        self,
+        schedulers: Sequence[Scheduler],
+        devices: Sequence[Devices],
+        routing: Routing,
+        rng: np.random.Generator,
+    ) -> None:
+        """Make a replica of each scheduler and its devices; `rng` is what the router draws from."""
+        self._by_id: dict[int, Outcome] = {}
+        self._replicas = [
+            SimulatedReplica(scheduler, own, partial(self._ended, index))
+            for index, (scheduler, own) in enumerate(zip(schedulers, devices, strict=True))
+        ]
+        self._num_workers = schedulers[0].num_workers
+        self._router = create_router(routing, self._replicas, rng)
+
+    def serve(
+        self, queries: Sequence[Query], progress: Callable[[int, int], None] | None
+    ) -> list[Outcome]:
+        """Serve queries in order of arrival; return one outcome each, in order."""
+        for number, query in enumerate(queries):
+            self._replicas[self._router.choose(query)].feed(query)
+            if progress and number % _PROGRESS_EVERY == 0:
+                progress(number, len(queries))
+        for replica in self._replicas:
+            replica.end()
+        return [self._by_id[query.query_id] for query in queries]
+
+    def _ended(self, index: int, outcomes: Sequence[Outcome], told: Outlook) -> None:
+        """Note outcomes of a replica, its workers numbered through, and tell the router."""
+        first = index * self._num_workers
+        for outcome in outcomes:
+            worker_id = outcome.worker_id
+            if worker_id is not None and first:
+                outcome = outcome._replace(worker_id=worker_id + first)
+            self._by_id[outcome.query_id] = outcome
+        self._router.answered(index, outcomes, told)
+
+
 def simulate_replicas(
     arrival_s: FloatArray,
     profile: LatencyProfile,
@@ -95,14 +138,17 @@ def simulate_replicas(
     if correct_latency and devices.profiles is None:
         # What a scheduler predicts is corrected as it goes; what devices take is not.
         devices = replace(devices, profiles=[profile] * total)
-    if routing == ONE_QUEUE:
-        scheduler = Scheduler(
+
+    def scheduler_of(count: int) -> Scheduler:
+        return Scheduler(
             profile,
             policy,
-            num_workers=total,
+            num_workers=count,
             drop_hopeless=drop_hopeless,
             correct_latency=correct_latency,
         )
+
+    if routing == ONE_QUEUE:
         return simulate(
             arrival_s,
             profile,
@@ -112,48 +158,19 @@ def simulate_replicas(
             devices=devices,
             query_class=query_class,
             min_accuracy=min_accuracy,
-            scheduler=scheduler,
+            scheduler=scheduler_of(total),
             progress=progress,
         )
-    by_id: dict[int, Outcome] = {}
-    routers: list[Router] = []
-
-    def sink_of(index: int) -> Callable[[Sequence[Outcome], Outlook], None]:
-        def sink(outcomes: Sequence[Outcome], told: Outlook) -> None:
-            for outcome in outcomes:
-                worker_id = outcome.worker_id
-                if worker_id is not None and index:
-                    outcome = outcome._replace(worker_id=worker_id + index * num_workers)
-                by_id[outcome.query_id] = outcome
-            routers[0].answered(index, outcomes, told)
-
-        return sink
-
-    replicas = [
-        SimulatedReplica(
-            Scheduler(
-                profile,
-                policy,
-                num_workers=num_workers,
-                drop_hopeless=drop_hopeless,
-                correct_latency=correct_latency,
-            ),
-            Devices(num_workers, model.under(policy), seed=seed + index),
-            sink_of(index),
-        )
-        for index, model in enumerate(shared_out(devices, num_replicas, num_workers))
-    ]
-    router = create_router(routing, replicas, np.random.default_rng((seed, _ROUTER_SEED)))
-    routers.append(router)
+    models = shared_out(devices, num_replicas, num_workers)
+    replicas = ReplicaGroup(
+        [scheduler_of(num_workers) for _ in models],
+        [Devices(num_workers, m.under(policy), seed=seed + i) for i, m in enumerate(models)],
+        routing,
+        np.random.default_rng((seed, _ROUTER_SEED)),
+    )
     with collector_paused():
         queries = make_queries(arrival_s, slo_s, min_accuracy, query_class)
-        for number, query in enumerate(queries):
-            replicas[router.choose(query)].feed(query)
-            if progress and number % _PROGRESS_EVERY == 0:
-                progress(number, len(queries))
-        for replica in replicas:
-            replica.end()
-    return [by_id[query.query_id] for query in queries]
+        return replicas.serve(queries, progress)
 
 
 def shared_out(devices: DeviceModel, num_replicas: int, num_workers: int) -> list[DeviceModel]:

@@ -76,46 +76,27 @@ class ParallelExecutor:
             raise ValueError(f"micro_tokens is {micro_tokens}, allowed 1 or more")
         self._config = _decoder_config(checkpoint)
         grid.blocks(0, self._config.depth)
-        self.grid, self.threads, self.packing = grid, threads, packing
         self.subnet_ids = checkpoint.subnet_ids if subnet_ids is None else tuple(subnet_ids)
         for subnet_id in self.subnet_ids:
             checkpoint.subnet(subnet_id)
-        self.table = ShardTable(
-            grid.shards,
-            capacity_tokens,
-            block_tokens=block_tokens,
-            extent_tokens=extent_tokens,
-            spread_from=spread_from,
-        )
+        self.grid, self.threads, self.packing = grid, threads, packing
         self.micro_tokens = micro_tokens
-        backend = backend_for(device, len(grid))
-        if device != "cpu" and packing != "views":
-            raise ValueError(f"packing is {packing!r}, on {device} allowed views")
-        self.backend = backend
-        self._hung_after_s = hung_after_s
-        self._costs = costs
+        self.table = ShardTable(
+            grid.shards, capacity_tokens, block_tokens=block_tokens, extent_tokens=extent_tokens,
+            spread_from=spread_from,
+        )  # fmt: skip
+        self.backend = _backend(device, packing, grid)
+        self._hung_after_s, self._costs = hung_after_s, costs
         self._temporary = TemporaryDirectory(prefix="supernet-workers-")
         place = Path(self._temporary.name)
         if folder is None:
             folder = place / "checkpoint"
             save_checkpoint(checkpoint, folder)
-        specs = [
-            WorkerSpec(
-                str(folder),
-                grid,
-                rank,
-                capacity_tokens,
-                block_tokens,
-                threads,
-                packing,
-                self.subnet_ids,
-                device,
-                backend,
-                str(place),
-            )
-            for rank in range(len(grid))
-        ]
-        self._pool = WorkerPool(specs, place)
+        first = WorkerSpec(
+            str(folder), grid, 0, capacity_tokens, block_tokens, threads, packing,
+            self.subnet_ids, device, self.backend, str(place),
+        )  # fmt: skip
+        self._pool = WorkerPool([first._replace(rank=rank) for rank in range(len(grid))], place)
         self._recovery = WorkerRecovery(self._pool, self.table, grid, hung_after_s)
         try:
             self._recovery.meet_first()
@@ -316,6 +297,14 @@ class ParallelExecutor:
         pieces = [answers[rank].logits for rank in ranks]
         found = [logits for logits in pieces if logits is not None]
         return found[0] if len(found) == 1 else np.concatenate(found, 1)
+
+
+def _backend(device: str, packing: str, grid: WorkerGrid) -> str:
+    """Return what the workers exchange over. Raises ValueError for what can't run on a device."""
+    backend = backend_for(device, len(grid))
+    if device != "cpu" and packing != "views":
+        raise ValueError(f"packing is {packing!r}, on {device} allowed views")
+    return backend
 
 
 def _decoder_config(checkpoint: Checkpoint) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -72,12 +72,7 @@ def measure_iterations(
         raise ValueError(f"decodes are {list(counts)}, repeats {repeats}; allowed 1 or more")
     fitted_kinds, judged_kinds = grid(counts, executor.max_positions)
     kinds = list(dict.fromkeys([*fitted_kinds, *judged_kinds]))
-    table = executor.cache.table
-    needed = max(sum(_blocks(c, table.block_tokens) for c in kind) for kind in kinds)
-    if needed > table.capacity_tokens:
-        raise ValueError(
-            f"{counts[-1]} streams need {needed} tokens of cache, it has {table.capacity_tokens}"
-        )
+    _check_room(executor, kinds, counts[-1])
     executor.warm_up()  # what is captured at the start must be, before anything is timed
     _write_contexts(executor, kinds)
     seconds = _measure(executor, kinds, repeats, np.random.default_rng(seed), progress)
@@ -86,27 +81,59 @@ def measure_iterations(
         for key, row in seconds.items()
     }
     ids = executor.subnet_ids
-    qualities = {i: checkpoint.subnet(i).accuracy for i in ids}
-    depths = _depths(checkpoint)
-    costs = fit_iterations(
-        [measured[i, kind] for i in ids for kind in fitted_kinds], qualities, depths
+    rungs = fit_iterations(
+        [measured[i, kind] for i in ids for kind in fitted_kinds],
+        {i: checkpoint.subnet(i).accuracy for i in ids},
+        _depths(checkpoint),
     )
-    errors = relative_errors(costs, [measured[i, kind] for i in ids for kind in judged_kinds])
+    errors = relative_errors(rungs, [measured[i, kind] for i in ids for kind in judged_kinds])
     error = statistics.fmean(errors)
     if error > max_error:
         raise RuntimeError(
             f"the fitted cost misses iterations that it has not seen by {error:.0%} on average, "
             f"allowed {max_error:.0%}; measure again on a machine with nothing else to do"
         )
-    device = device_name(str(executor.device))
+    costs = IterationCosts(
+        quality_kind=checkpoint.accuracy_source.partition(":")[0] or "unmeasured",
+        rungs=rungs,
+        extra={
+            "held_out_error": {"mean": error, "max": max(errors), "iterations": len(errors)},
+        },
+    )
     first = fitted_kinds[0][0][0]  # tokens cached of the first kind: decodes behind a short context
-    profile = LatencyProfile(
+    decode_s = {i: tuple(measured[i, ((first, 1, True),) * n].seconds for n in counts) for i in ids}
+    source = (
+        f"measured by subnetact.profiling.iteration_profiler, {repeats} interleaved runs "
+        f"per iteration; batch: streams that decode at {first} cached tokens"
+    )
+    return costs.in_profile(_decoding_profile(executor, checkpoint, source, counts, decode_s))
+
+
+def _check_room(executor: StreamExecutor, kinds: list[Kind], num_streams: int) -> None:
+    """Raise ValueError where the cache has no room for the largest of the kinds."""
+    table = executor.cache.table
+    needed = max(sum(_blocks(c, table.block_tokens) for c in kind) for kind in kinds)
+    if needed > table.capacity_tokens:
+        raise ValueError(
+            f"{num_streams} streams need {needed} tokens of cache, it has {table.capacity_tokens}"
+        )
+
+
+def _decoding_profile(
+    executor: StreamExecutor,
+    checkpoint: Checkpoint,
+    source: str,
+    counts: tuple[int, ...],
+    decode_s: Mapping[str, tuple[float, ...]],
+) -> LatencyProfile:
+    """Return the profile of batches that are so many decodes; `decode_s` as they took, by id."""
+    device = device_name(str(executor.device))
+    return LatencyProfile(
         name=f"{checkpoint.name} on {device}",
         device=device,
         dtype=executor.dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=f"measured by subnetact.profiling.iteration_profiler, {repeats} interleaved runs "
-        f"per iteration; batch: streams that decode at {first} cached tokens",
+        source=source,
         checkpoint=checkpoint.fingerprint,
         versions={"torch": version("torch"), "python": platform.python_version()},
         threads=executor.threads,
@@ -115,23 +142,14 @@ def measure_iterations(
         batch_sizes=counts,
         subnets=tuple(
             SubnetProfile(
-                subnet_id=i,
-                accuracy=qualities[i],
-                macs=checkpoint.subnet(i).macs,
-                latency_s={
-                    "p50": tuple(measured[i, ((first, 1, True),) * n].seconds for n in counts)
-                },
+                subnet_id=subnet_id,
+                accuracy=checkpoint.subnet(subnet_id).accuracy,
+                macs=checkpoint.subnet(subnet_id).macs,
+                latency_s={"p50": row},
             )
-            for i in ids
+            for subnet_id, row in decode_s.items()
         ),
     )
-    return IterationCosts(
-        quality_kind=checkpoint.accuracy_source.partition(":")[0] or "unmeasured",
-        rungs=costs,
-        extra={
-            "held_out_error": {"mean": error, "max": max(errors), "iterations": len(errors)},
-        },
-    ).in_profile(profile)
 
 
 def _measure(

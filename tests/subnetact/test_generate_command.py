@@ -75,6 +75,10 @@ def test_a_text_is_made_at_any_width_and_the_same_each_time(folder: Path) -> Non
         (("--prompt", "x", "--arch", "e=0.3"), "is 0.3, allowed 0.25, 0.5, 0.75, 1"),
         (("--prompt", "x", "--switch", "half@2"), "'half' is not LETTER=NUMBER"),
         (("--prompt", "x", "--packing", "int4"), "allowed views, packed, half, int8"),
+        (
+            ("--texts", "2", "--out", "texts.txt", "--switch", "smallest@2"),
+            "--switch and --chat go with --prompt, not with --texts",
+        ),
         (("--prompt", "x", "--temperature", "inf"), "temperature is inf, allowed a number, 0 or"),
         (
             ("--texts", "2", "--out", "texts.txt", "--max-tokens", "300"),

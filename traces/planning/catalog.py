@@ -43,6 +43,10 @@ class Catalog:
     dated: str = ""
     source: str = ""
 
+    def prices_json(self) -> dict[str, str]:
+        """Return what its prices are, as a plan says it."""
+        return {"currency": self.currency, "dated": self.dated, "source": self.source}
+
 
 def load_profile(path: Path) -> LatencyProfile:
     """Return a profile that a fleet can be planned with. Raises ProfileError for any other."""

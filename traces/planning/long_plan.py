@@ -29,10 +29,9 @@ from traces.planning.hours import (
     num_hours,
 )
 from traces.planning.planner import (
-    EVERY_FLEET,
-    ONE_TYPE,
     PlanOptions,
     allowed_devices,
+    bound_of,
     common_json,
     fleet_json,
     possible_offers,
@@ -67,58 +66,83 @@ def make_long_plan(
     if slo_s is None:
         raise TraceError("a streamed trace carries no deadlines; give an SLO (--slo-ms)")
     check_streamable(promise, options.routings)
-    part = _minutes(source, _BUSIEST, busiest_first(source)[0])
-    part = replace(part, slo_s=slo_s, min_accuracy=promise.floor)
-    num_types = len(catalog.offers)
-    catalog = possible_offers(catalog, promise, part)
-    tried = candidates(catalog, options.policies, promise, slo_s, options.routings)
+    task = _busiest_task(source, slo_s, promise, options)
+    possible = possible_offers(catalog, promise, task.traffic)
+    tried = candidates(possible, options.policies, promise, slo_s, options.routings)
     check_compiled(tried, options.devices)
-    task = Task(
-        part, promise, options.confidence, options.max_devices or MOST_DEVICES, options.devices,
-        options.seed,
-    )  # fmt: skip
     search = FleetSearch(task, tell)
     found = search.run(tried)
-    tell(f"the busiest {part.duration_s:.0f} s: {len(found.fleets)} of {len(tried)} candidates")
+    busiest = f"the busiest {task.traffic.duration_s:.0f} s"
+    tell(f"{busiest}: {len(found.fleets)} of {len(tried)} candidates")
     finalists = [Fielded(f.candidate, f.workers) for f in found.fleets]
-    finalists = finalists or [Fielded(c, task.most(c)) for c in tried]
+    finalists = (finalists or [Fielded(c, task.most(c)) for c in tried])[:NUM_FINALISTS]
     with HourlyTrials(slo_s, promise, options.devices, processes=processes) as trials:
         tell("counting what arrives")
         count, length_s = trials.num_queries(source), source.duration_s + slo_s
         certificates = {
-            o.name: _certificate(o.profile, count, length_s, promise) for o in catalog.offers
+            o.name: _certificate(o.profile, count, length_s, promise) for o in possible.offers
         }
         day = LongSearch(trials, source, task, certificates, tell)
-        fleets = day.finals(finalists[:NUM_FINALISTS])
-        fleets, seeds = day.on_all_seeds(fleets, sources)
+        fleets, seeds = day.on_all_seeds(day.finals(finalists), sources)
     common = common_json(
-        promise, options, catalog, slo_s, _trace_json(source, count),
+        promise, options, possible, slo_s, _trace_json(source, count),
         {name: c.to_json() for name, c in certificates.items()}, found.dropped,
     )  # fmt: skip
-    least_cost = min(o.price_per_hour * certificates[o.name].workers for o in catalog.offers)
     common |= {
-        "certificate_cost": least_cost,
-        "certificate_of": EVERY_FLEET if num_types == 1 else ONE_TYPE,
+        "certificate_cost": min(
+            o.price_per_hour * certificates[o.name].workers for o in possible.offers
+        ),
+        "certificate_of": bound_of(catalog),
         "mixed": False,
     }
     if not fleets:
         least = min(c.workers for c in certificates.values())
-        why = (
-            f"none of the {len(finalists[:NUM_FINALISTS])} best candidates keeps the promise with "
-            f"up to {allowed_devices(options.max_devices, catalog.offers)}; any policy needs "
-            f"{least}{'' if num_types == 1 else ' of one type'}"
-        )
-        return {**common, "saturated": True, "why": why, "certificate_workers": least}
-    best = fleets[0]
-    # On the busiest minutes the fleet may do worse than over the day: answers are relative there.
-    there = search.fewest(best.candidate) or best
+        return {**common, **_saturated(least, len(finalists), catalog, possible, options)}
     return {
         **common,
-        **fleet_json(best),
-        "certificate_workers": certificates[best.candidate.offer.name].workers,
+        **fleet_json(fleets[0]),
+        "certificate_workers": certificates[fleets[0].candidate.offer.name].workers,
         "runner_up": fleet_json(fleets[1]) if len(fleets) > 1 else None,
         "seeds": seeds,
-        "answers_of": f"the busiest {part.duration_s:.0f} s, where it takes {there.workers}",
+        **_answers(fleets[0], search, source, options),
+        "num_hours_served": trials.num_runs,
+    }
+
+
+def _busiest_task(
+    source: PieceSource, slo_s: float, promise: Promise, options: PlanOptions
+) -> Task:
+    """Return what to search for on the busiest minutes."""
+    part = _minutes(source, _BUSIEST, busiest_first(source)[0])
+    return Task(
+        replace(part, slo_s=slo_s, min_accuracy=promise.floor), promise, options.confidence,
+        options.max_devices or MOST_DEVICES, options.devices, options.seed,
+    )  # fmt: skip
+
+
+def _saturated(
+    least: int, num_finalists: int, catalog: Catalog, possible: Catalog, options: PlanOptions
+) -> dict[str, Any]:
+    """Return what a plan says where no finalist keeps the promise; `least` devices any has."""
+    allowed = allowed_devices(options.max_devices, possible.offers)
+    of_one_type = "" if len(catalog.offers) == 1 else " of one type"
+    why = (
+        f"none of the {num_finalists} best candidates keeps the promise with up to {allowed}; "
+        f"any policy needs {least}{of_one_type}"
+    )
+    return {"saturated": True, "why": why, "certificate_workers": least}
+
+
+def _answers(
+    best: Fleet, search: FleetSearch, source: PieceSource, options: PlanOptions
+) -> dict[str, Any]:
+    """Return what else is asked about a fleet, by the busiest minutes, which `search` is of."""
+    task = search.task
+    # On the busiest minutes the fleet may do worse than over the day: answers are relative there.
+    there = search.fewest(best.candidate) or best
+    length_s = task.traffic.duration_s
+    return {
+        "answers_of": f"the busiest {length_s:.0f} s, where it takes {there.workers}",
         "headroom": headroom(there, task),
         "load_curve": load_curve(there, task),
         "neighbours": neighbours([there], there, task),
@@ -128,7 +152,6 @@ def make_long_plan(
         "saturated": False,
         "simulated_by": "compiled",
         "num_trials": search.num_trials,
-        "num_hours_served": trials.num_runs,
     }
 
 

@@ -131,12 +131,15 @@ def common_json(
         "trace": trace,
         "seed": options.seed,
         "max_devices": options.max_devices,
-        "prices": {
-            "currency": catalog.currency, "dated": catalog.dated, "source": catalog.source
-        },
+        "prices": catalog.prices_json(),
         "certificates": certificates,
         "dropped": [d._asdict() for d in dropped],
-    }  # fmt: skip
+    }
+
+
+def bound_of(catalog: Catalog) -> str:
+    """Return which fleets a bound of one type of device holds for: all, where there is no other."""
+    return EVERY_FLEET if len(catalog.offers) == 1 else ONE_TYPE
 
 
 def fleet_json(fleet: Fleet) -> dict[str, Any]:

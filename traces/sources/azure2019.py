@@ -15,7 +15,7 @@ import numpy as np
 from traces.sources.azure import Choice, InvocationCounts, read_counts, read_totals
 from traces.sources.columns import read_table
 from traces.sources.counts import squeeze
-from traces.sources.tenants import about, priorities_of, slos_of
+from traces.sources.tenants import about, check_priorities, priorities_of, slos_of
 from traces.texts import Texts
 from traces.trace import FloatArray, IntArray, Trace, TraceError
 
@@ -56,8 +56,7 @@ def azure2019(
     Raises:
         TraceError: names file and line, or the choice that does not fit.
     """
-    if priorities is not None and classes is None:
-        raise TraceError("priorities needs classes, which names the tenants that have them")
+    check_priorities(classes, priorities)
     if slos is not None and (classes is None or durations is not None):
         raise TraceError("slos needs classes, and does not go together with durations")
     choice = Choice(function=function, trigger=trigger, top=top, share=share)

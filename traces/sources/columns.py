@@ -56,6 +56,12 @@ class Table(NamedTuple):
         """Return a column of the kind `count` as whole numbers."""
         return self.numbers[name].astype(np.int64)
 
+    def column(self, name: str, kind: str) -> FloatArray | IntArray | Texts:
+        """Return a column as its kind says: texts, whole numbers for `count`, else numbers."""
+        if kind == "text":
+            return self.texts[name]
+        return self.counts(name) if kind == "count" else self.numbers[name]
+
     def refuse(self, path: Path | str, is_bad: Any, column: str, wanted: str) -> None:
         """Refuse the first row that is bad. Raises TraceError with file, line and column."""
         bad = np.flatnonzero(is_bad)

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 
 from traces.sources.columns import JSON_SUFFIXES, read_table
+from traces.sources.log_columns import LogColumns, check_choice
 from traces.sources.logged import Cut, LoggedRows, logged_trace
-from traces.sources.tenants import priorities_of
-from traces.sources.units import UNITS
-from traces.sources.where import rows_where, where_columns
-from traces.trace import Trace, TraceError
+from traces.sources.tenants import check_priorities, priorities_of
+from traces.sources.where import rows_where
+from traces.trace import Trace
 
 AZURE_2021_LICENCE = "CC-BY 4.0, Microsoft Azure Functions 2021 (Zhang et al., SOSP 2021)"
 AZURE_LLM_LICENCE = "CC-BY 4.0, Microsoft Azure LLM inference (Patel et al., ISCA 2024)"
 MOONCAKE_LICENCE = "Apache-2.0, Mooncake (Qin et al., FAST 2025)"
-_DELIMITERS = {"tab": "\t", "semicolon": ";", "comma": ","}
+_DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";"}
 
 
 def azure2021(
@@ -48,7 +48,7 @@ def azure2021(
     `classes` (`func` or `app`) makes each one a tenant, and `priorities` gives them classes by
     name; with `slo_scale` a query's SLO is its own duration x that, at least 1 ms.
     """
-    _check_priorities(classes, priorities)
+    check_priorities(classes, priorities)
     kinds = {"app": "text", "func": "text", "end_timestamp": "number", "duration": "number"}
     table = read_table(path, kinds)
     took_s = table.numbers["duration"]
@@ -169,42 +169,25 @@ def request_log(
     of a coarse clock: `step` for the log's own step, or its length in seconds. `order` is `check`
     (rows out of order are an error) or `sort`.
     """
-    _check_priorities(classes, priorities)
+    check_priorities(classes, priorities)
+    check_choice("delimiter", delimiter, _DELIMITERS)
+    check_choice("order", order, ("check", "sort"))
     kept = {"session": session, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
     kept |= {"size": size, "tenant": classes}
-    named = {ours: name for ours, name in kept.items() if name is not None}
-    kinds = {time: "time" if unit == "iso" else "number"}
-    kinds |= {} if slo is None else {slo: "number"}
-    kinds |= where_columns(where)
-    for ours, name in named.items():
-        kinds[name] = _kind_of(ours, name, kinds)
-    table = read_table(path, kinds, delimiter=_DELIMITERS.get(delimiter, ","))
-    columns: dict[str, Any] = {
-        ours: table.texts[name]
-        if kinds[name] == "text"
-        else table.counts(name)
-        if kinds[name] == "count"
-        else table.numbers[name]
-        for ours, name in named.items()
-    }
-    if slo is not None:
-        slo_s = table.seconds(slo, UNITS[slo_unit])
-        if slo_min_ms is not None:
-            slo_s = np.maximum(slo_s, slo_min_ms * 1e-3)
-        table.refuse(path, slo_s <= 0, slo, "above 0 (slo_min lifts shorter ones)")
-        columns["slo_s"] = slo_s
-    elif slo_min_ms is not None:
-        raise TraceError("slo_min goes with slo, the column of deadlines")
+    asked = LogColumns(
+        time=time, unit=unit, slo=slo, slo_unit=slo_unit, slo_min_ms=slo_min_ms, where=where,
+        kept={ours: name for ours, name in kept.items() if name is not None},
+    )  # fmt: skip
+    table = read_table(path, asked.kinds(), delimiter=_DELIMITERS[delimiter])
     rows = LoggedRows(
         path=path,
-        times_s=table.seconds(time, UNITS[unit]),
-        columns=_with_classes(columns, priorities),
+        times_s=asked.times_s(table),
+        columns=_with_classes(asked.of_trace(path, table), priorities),
         places=table.places,
         time=time,
         unit=unit,
         is_sorted=order == "check",
-    )
-    rows = rows.kept(rows_where(path, table, where), where)
+    ).kept(rows_where(path, table, where), where)
     return logged_trace(
         rows.spread(spread, np.random.default_rng(seed)),
         source=Path(path).name,
@@ -214,21 +197,7 @@ def request_log(
     )
 
 
-def _kind_of(ours: str, name: str, taken: dict[str, str]) -> str:
-    kind = {"prompt_tokens": "count", "output_tokens": "count", "size": "size"}.get(ours, "text")
-    if taken.get(name, kind) != kind:
-        raise TraceError(
-            f"column {name!r} is asked for as {taken[name]} and as {kind}; a column is one of them"
-        )
-    return kind
-
-
 def _with_classes(columns: dict[str, Any], priorities: str | None) -> dict[str, Any]:
     if priorities is None:
         return columns
     return {**columns, "query_class": priorities_of(columns["tenant"], priorities)}
-
-
-def _check_priorities(classes: str | None, priorities: str | None) -> None:
-    if priorities is not None and classes is None:
-        raise TraceError("priorities needs classes, which names the tenants that have them")

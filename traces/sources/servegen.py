@@ -15,7 +15,7 @@ import numpy as np
 
 from traces.memory import check_arrivals
 from traces.sources.columns import Table, read_table
-from traces.sources.tenants import about, priorities_of
+from traces.sources.tenants import about, check_priorities, priorities_of
 from traces.texts import Texts
 from traces.trace import FloatArray, Trace, TraceError
 
@@ -47,36 +47,20 @@ def servegen(
     Raises:
         TraceError: names the file and row, or what is asked for and not there.
     """
-    if priorities is not None and classes is None:
-        raise TraceError("priorities needs classes, which names the tenants that have them")
+    check_priorities(classes, priorities)
     table = read_table(path, _KINDS)
     _check(path, table)
     rows = _rows(path, table, model, start_s, length_s, clients)
-    rng = np.random.default_rng(seed)
-    expected = float(table.numbers["rate_rps"][rows].sum()) * WINDOW_S
-    check_arrivals(expected, "take a shorter part (length=SECONDS), or fewer clients (clients=N)")
-    clients_of = table.texts["client"]
-    times: list[FloatArray] = []
-    owners: list[np.ndarray] = []
-    for row in rows.tolist():
-        window_s = float(table.numbers["window_start_s"][row])
-        gaps_s = _renewals(table, row, rng)
-        arrival_s = window_s + gaps_s - start_s
-        arrival_s = arrival_s[(arrival_s >= 0) & (arrival_s < length_s)]
-        times.append(arrival_s)
-        owners.append(np.full(arrival_s.size, clients_of.codes[row]))
-    arrival_s = np.concatenate(times)
+    arrival_s, codes = _arrivals(table, rows, start_s, length_s, np.random.default_rng(seed))
     if not arrival_s.size:
         raise TraceError(
             f"{path}: {model} has no request in [{start_s:g}, {start_s + length_s:g}) s"
         )
-    order = np.argsort(arrival_s, kind="stable")
-    tenant = None
+    names, tenant = table.texts["client"].names, None
     if classes is not None:
-        owner = np.concatenate(owners)[order]
-        tenant = Texts.of(clients_of.names[code] for code in owner.tolist())
+        tenant = Texts.of(names[code] for code in codes.tolist())
     trace = Trace(
-        arrival_s=arrival_s[order],
+        arrival_s=arrival_s,
         duration_s=length_s,
         tenant=tenant,
         query_class=None
@@ -89,7 +73,7 @@ def servegen(
             "synthetic_part": "single arrival times, drawn from each client's fitted gaps",
             "loader": "servegen",
             "model": model,
-            "clients": int(np.unique(clients_of.codes[rows]).size),
+            "clients": int(np.unique(table.texts["client"].codes[rows]).size),
             "windows": int(rows.size),
             "start_s": start_s,
             "seed": seed,
@@ -137,6 +121,29 @@ def _rows(
     rates = np.bincount(codes, weights=table.numbers["rate_rps"][rows])
     kept = np.argsort(-rates, kind="stable")[:clients]
     return rows[np.isin(codes, kept)]
+
+
+def _arrivals(
+    table: Table, rows: np.ndarray, start_s: float, length_s: float, rng: np.random.Generator
+) -> tuple[FloatArray, np.ndarray]:
+    """Draw the requests of the windows in `rows` for `length_s`, in order.
+
+    Returns when each comes (s, from `start_s` on) and the code of its client.
+    """
+    expected = float(table.numbers["rate_rps"][rows].sum()) * WINDOW_S
+    check_arrivals(expected, "take a shorter part (length=SECONDS), or fewer clients (clients=N)")
+    codes = table.texts["client"].codes
+    times: list[FloatArray] = []
+    owners: list[np.ndarray] = []
+    for row in rows.tolist():
+        window_s = float(table.numbers["window_start_s"][row])
+        arrival_s = window_s + _renewals(table, row, rng) - start_s
+        arrival_s = arrival_s[(arrival_s >= 0) & (arrival_s < length_s)]
+        times.append(arrival_s)
+        owners.append(np.full(arrival_s.size, codes[row]))
+    arrival_s = np.concatenate(times)
+    order = np.argsort(arrival_s, kind="stable")
+    return arrival_s[order], np.concatenate(owners)[order]
 
 
 def _renewals(table: Table, row: int, rng: np.random.Generator) -> FloatArray:

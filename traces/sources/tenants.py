@@ -23,6 +23,12 @@ def slos_of(tenants: Texts, slos: str) -> FloatArray:
     return _per_query(tenants, slos, "slos", "SLO", "MILLISECONDS") * 1e-3
 
 
+def check_priorities(classes: str | None, priorities: str | None) -> None:
+    """Refuse priorities of tenants that nothing names. Raises TraceError."""
+    if priorities is not None and classes is None:
+        raise TraceError("priorities needs classes, which names the tenants that have them")
+
+
 def priorities_of(tenants: Texts, priorities: str) -> IntArray:
     """Return each query's class from `priorities`, whole numbers by name, such as http:1/*:0."""
     found = _per_query(tenants, priorities, "priorities", "priority", "CLASS")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +27,8 @@ from training.config import TrainConfig
 from training.run import train as run_training
 from training.trainer.distributed import ProcessGroup
 from training.trainer.run_log import StepReport
+
+_INTERRUPTED = 130
 
 console = Console(stderr=True)
 
@@ -61,7 +66,14 @@ def train_with_progress(
 
 def warn(text: str) -> None:
     """Tell what a user should know."""
-    console.print(f"[yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def stopped(words: Sequence[str]) -> typer.Exit:
+    """Say by which command (its words) a run that was stopped goes on; return the exit to raise."""
+    again = shlex.join(words)
+    console.print(f"stopped; go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(_INTERRUPTED)
 
 
 def _show_step(progress: Progress, task: TaskID, report: StepReport) -> None:

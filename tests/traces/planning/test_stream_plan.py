@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,25 @@ def test_a_saturated_plan_of_streams_gives_no_times(decoder: LatencyProfile):
     assert made["certificate_workers"] > 1
     assert made["why"].startswith("no policy keeps the promise with 1 devices: any needs ")
     assert not {"first_output_ms", "gap_ms", "workers"} & set(made)
+
+
+def test_a_device_that_can_not_keep_the_promise_leaves_the_plan_to_the_others(
+    decoder: LatencyProfile,
+):
+    """Certifying a device whose best width has too little quality ended in an OverflowError."""
+    subnets = tuple(replace(subnet, accuracy=subnet.accuracy / 2) for subnet in decoder.subnets)
+    worse = IterationCosts.of(decoder).in_profile(replace(decoder, subnets=subnets))
+    good = DeviceOffer(name="good", profile=decoder, price_per_hour=5.0)
+    poor = DeviceOffer(name="poor", profile=worse)
+    made, alone_made = (
+        make_stream_plan(
+            trace_of(2.0, count=20), Catalog(offers=offers), PROMISE._replace(accuracy=0.8),
+            options(policies=("slackwidth",), routings=("round-robin",)),
+        )
+        for offers in ((poor, good), (good,))
+    )  # fmt: skip
+    assert made["device"] == "good"
+    assert set(made["certificates"]) == {"good"}
+    assert made["certificate_cost"] == alone_made["certificate_cost"] == 5.0
+    (dropped,) = made["dropped"]
+    assert "accuracy>=0.8 is impossible with device 'poor'" in dropped["why"]

@@ -9,6 +9,7 @@ import pytest
 
 from traces.burstiness import describe
 from traces.open_loop.sender_processes import processes_for
+from traces.sources.request_logs import request_log
 from traces.spec.spec import parse_spec
 from traces.trace import TraceError
 
@@ -145,6 +146,22 @@ def test_short_deadlines_are_lifted_on_request(tmp_path):
         parse_spec(f"log:path={path},slo=limit")
     trace = parse_spec(f"log:path={path},slo=limit,slo_min=10")
     np.testing.assert_allclose(trace.slo_s, [0.05, 0.01, 0.01])
+
+
+def test_what_a_log_is_asked_for_is_refused_in_words(tmp_path):
+    """A `where` on the column of times ended in a KeyError; other words were taken for defaults."""
+    path = write(tmp_path / "t.csv", "timestamp,limit\n0,50\n1,5\n")
+    for column in ("timestamp", "limit"):
+        with pytest.raises(TraceError, match=f"'{column}' is asked for as number and as text"):
+            parse_spec(f"log:path={path},slo=limit,where={column}!=0")
+    for key, value, allowed in (
+        ("unit", "sec", "s, ms, us, ns, iso"),
+        ("slo_unit", "iso", "s, ms, us, ns"),
+        ("delimiter", "pipe", "comma, tab, semicolon"),
+        ("order", "sorted", "check, sort"),
+    ):
+        with pytest.raises(TraceError, match=f"{key} is '{value}', allowed {allowed}$"):
+            request_log(path, **{key: value})
 
 
 def test_a_log_keeps_its_columns_and_ranks_tenants_when_asked(tmp_path):

@@ -170,3 +170,25 @@ def test_tuning_keeps_what_helps_on_held_out_images(imported: Path) -> None:
     large = space.largest.subnet_id
     for name, tensor in plain.norm_statistics[large].items():
         assert torch.equal(tuned.norm_statistics[large][name], tensor)
+
+
+def test_the_accuracy_before_tuning_is_told_where_statistics_were_kept(trained: Checkpoint) -> None:
+    """Tuned statistics are new ones as well; only calibrated ones counted as such."""
+    space = trained.definition.space
+    small, large = space.smallest.subnet_id, space.largest.subnet_id
+    # Off by so much that tuning is sure to help.
+    poor = {k: t * 4 if k.endswith("var") else t for k, t in trained.norm_statistics[small].items()}
+    known = {small: poor, large: trained.norm_statistics[large]}
+    done, before = recalibrated(
+        replace(trained, norm_statistics=known), load_dataset("digits"),
+        [space.smallest, space.largest], images=512, keep_statistics=True, min_accuracy=0.0,
+        tune_epochs=3.0,
+    )  # fmt: skip
+    new = {
+        name
+        for name, statistics in done.norm_statistics.items()
+        if any(not torch.equal(known[name][k], t) for k, t in statistics.items())
+    }
+    assert new == {small}
+    assert set(before) == new
+    assert before[small] < next(s.accuracy for s in done.subnets if s.subnet_id == small)

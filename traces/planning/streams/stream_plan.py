@@ -8,7 +8,7 @@ compiled form of streams, so a trace of some thousand streams is what this is fo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from slackfit.streams.iteration_cost import IterationCosts
 from traces.burstiness import trace_summary
 from traces.planning.answers import LOAD_FACTORS, first_missed
 from traces.planning.catalog import Catalog, DeviceOffer
-from traces.planning.planner import EVERY_FLEET, ONE_TYPE, allowed_devices
+from traces.planning.planner import allowed_devices, bound_of
 from traces.planning.search import MOST_DEVICES, Tell
 from traces.planning.streams.stream_alone import impossible_streams
 from traces.planning.streams.stream_promise import StreamPromise
@@ -42,39 +42,13 @@ def make_stream_plan(
     """
     if not len(trace):
         raise TraceError("the trace has no arrivals, there is nothing to plan for")
-    tried = [
-        StreamCandidate(offer, policy, routing)
-        for offer, policy, routing in itertools.product(
-            catalog.offers, options.policies, options.routings
-        )
-    ]
-    for candidate in tried:  # what can't be is known before anything runs
-        stream_scheduler(candidate.policy, candidate.costs, options.served)
-    stream_queries(trace, promise.slo)
+    tried = _candidates(catalog, options)
+    stream_queries(trace, promise.slo)  # what can't be is known before anything runs
     search = StreamSearch(trace, promise, options)
-    faults = {
-        o.name: impossible_streams(IterationCosts.of(o.profile), trace, promise, o.name)
-        for o in catalog.offers
-    }
-    if all(faults.values()):
-        raise TraceError("; ".join(faults.values()))
-    fleets: list[StreamFleet] = []
-    dropped: list[dict[str, str]] = []
-    for candidate in tried:
-        best = min((fleet.cost for fleet in fleets), default=None)
-        fleet = None
-        if not faults[candidate.offer.name]:
-            fleet = search.fewest(candidate, below=best)
-        if fleet is None:
-            why = f"{search.most(candidate)} do not do" if best is None else (
-                f"not for less than {best:g} an hour"
-            )  # fmt: skip
-            dropped.append({"candidate": str(candidate), "why": why})
-            continue
-        tell(f"{candidate}: {fleet.workers} devices, {fleet.cost:g} an hour")
-        fleets.append(fleet)
-    fleets.sort(key=lambda f: (f.cost, -f.trial.figures[2], str(f.candidate)))
-    least = {o.name: search.certificate(o) for o in catalog.offers}
+    faults = _faults(catalog, search)
+    fleets, dropped = _fleets(search, tried, faults, tell)
+    possible = [offer for offer in catalog.offers if not faults[offer.name]]
+    least = {offer.name: search.certificate(offer) for offer in possible}
     common: dict[str, Any] = {
         "kind": "streams",
         "promise": promise.to_json(),
@@ -83,38 +57,107 @@ def make_stream_plan(
         "trace": trace_summary(trace),
         "seed": options.served.seed,
         "max_devices": options.max_devices,
-        "prices": {
-            "currency": catalog.currency, "dated": catalog.dated, "source": catalog.source
-        },
+        "prices": catalog.prices_json(),
         "certificates": {
             n: {"mean": w, "windows": 1, "program": 1, "workers": w} for n, w in least.items()
         },
-        "certificate_cost": min(o.price_per_hour * least[o.name] for o in catalog.offers),
-        "certificate_of": EVERY_FLEET if len(catalog.offers) == 1 else ONE_TYPE,
+        "certificate_cost": min(o.price_per_hour * least[o.name] for o in possible),
+        "certificate_of": bound_of(catalog),
         "mixed": False,
         "dropped": dropped,
-    }  # fmt: skip
+    }
     if not fleets:
-        fewest = min(least.values())
-        allowed = allowed_devices(options.max_devices, catalog.offers)
-        one = "" if len(catalog.offers) == 1 else " of one type"
-        why = f"no candidate keeps the promise with up to {allowed}; any policy needs {fewest}{one}"
-        if not one and all(least[o.name] > _most(options, o) for o in catalog.offers):
-            why = f"no policy keeps the promise with {allowed}: any needs {fewest} at least"
-        return {**common, "saturated": True, "why": why, "certificate_workers": fewest}
+        return {**common, **_saturated(catalog, least, options)}
     tell("headroom, neighbours")
+    return {**common, **_answers(fleets, search)}
+
+
+def _candidates(catalog: Catalog, options: StreamPlanOptions) -> list[StreamCandidate]:
+    """Return all that is to be tried. Raises ProfileError, ValueError for what can't be."""
+    tried = [
+        StreamCandidate(offer, policy, routing)
+        for offer, policy, routing in itertools.product(
+            catalog.offers, options.policies, options.routings
+        )
+    ]
+    for candidate in tried:
+        stream_scheduler(candidate.policy, candidate.costs, options.served)
+    return tried
+
+
+def _faults(catalog: Catalog, search: StreamSearch) -> dict[str, str]:
+    """Return, by device, why no number of it keeps the promise; empty where one may.
+
+    Raises TraceError where no device may.
+    """
+    faults = {
+        o.name: impossible_streams(
+            IterationCosts.of(o.profile), search.trace, search.promise, o.name
+        )
+        for o in catalog.offers
+    }
+    if all(faults.values()):
+        raise TraceError("; ".join(faults.values()))
+    return faults
+
+
+def _fleets(
+    search: StreamSearch,
+    tried: Sequence[StreamCandidate],
+    faults: Mapping[str, str],
+    tell: Tell,
+) -> tuple[list[StreamFleet], list[dict[str, str]]]:
+    """Return the fleets that keep the promise, cheapest first, and which candidates have none."""
+    fleets: list[StreamFleet] = []
+    dropped: list[dict[str, str]] = []
+    for candidate in tried:
+        best = min((fleet.cost for fleet in fleets), default=None)
+        why = faults[candidate.offer.name]
+        fleet = None if why else search.fewest(candidate, below=best)
+        if fleet is not None:
+            tell(f"{candidate}: {fleet.workers} devices, {fleet.cost:g} an hour")
+            fleets.append(fleet)
+            continue
+        if not why and best is None:
+            why = f"{search.most(candidate)} do not do"
+        dropped.append(
+            {"candidate": str(candidate), "why": why or f"not for less than {best:g} an hour"}
+        )
+    fleets.sort(key=lambda f: (f.cost, -f.trial.figures[2], str(f.candidate)))
+    return fleets, dropped
+
+
+def _saturated(
+    catalog: Catalog, least: Mapping[str, int], options: StreamPlanOptions
+) -> dict[str, Any]:
+    """Return what a plan says where no fleet keeps the promise; `least` as certified, by name."""
+    fewest, is_one_type = min(least.values()), len(catalog.offers) == 1
+    allowed = allowed_devices(options.max_devices, catalog.offers)
+    most = {o.name: _most(options, o) for o in catalog.offers}
+    if is_one_type and all(count > most[name] for name, count in least.items()):
+        why = f"no policy keeps the promise with {allowed}: any needs {fewest} at least"
+    else:
+        of_one_type = "" if is_one_type else " of one type"
+        why = (
+            f"no candidate keeps the promise with up to {allowed}; any policy needs "
+            f"{fewest}{of_one_type}"
+        )
+    return {"saturated": True, "why": why, "certificate_workers": fewest}
+
+
+def _answers(fleets: Sequence[StreamFleet], search: StreamSearch) -> dict[str, Any]:
+    """Return the first fleet, which is the plan, and what else is asked about it."""
     best = fleets[0]
     return {
-        **common,
         **_fleet_json(best),
-        "certificate_workers": least[best.candidate.offer.name],
+        "certificate_workers": search.certificate(best.candidate.offer),
         "answers_of": "the whole trace",
         "runner_up": _fleet_json(fleets[1]) if len(fleets) > 1 else None,
-        "seeds": _by_seed(best, search, options),
+        "seeds": _by_seed(best, search),
         "headroom": first_missed(lambda factor: search.share_at(best, factor)),
         "load_curve": [search.at_load(best, factor) for factor in LOAD_FACTORS[::2]],
         "neighbours": _neighbours(best, search),
-        "routings": _routings(best, search, options.routings),
+        "routings": _routings(best, search),
         "day": None,
         "zoo": {"one_model": _one_width(best, search), "switching": None},
         "saturated": False,
@@ -141,9 +184,8 @@ def _fleet_json(fleet: StreamFleet) -> dict[str, Any]:
     }
 
 
-def _by_seed(
-    best: StreamFleet, search: StreamSearch, options: StreamPlanOptions
-) -> list[dict[str, Any]]:
+def _by_seed(best: StreamFleet, search: StreamSearch) -> list[dict[str, Any]]:
+    options = search.options
     rows: list[dict[str, Any]] = []
     for seed, trace in {options.served.seed: search.trace, **options.draws}.items():
         trial = search.run(best.candidate, best.workers, trace)
@@ -180,11 +222,9 @@ def _neighbours(best: StreamFleet, search: StreamSearch) -> list[dict[str, Any]]
     return rows
 
 
-def _routings(
-    best: StreamFleet, search: StreamSearch, routings: Sequence[str]
-) -> list[dict[str, Any]]:
+def _routings(best: StreamFleet, search: StreamSearch) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for routing in routings:
+    for routing in search.options.routings:
         fleet: StreamFleet | None = best
         if routing != best.candidate.routing:
             fleet = search.fewest(replace(best.candidate, routing=routing))
