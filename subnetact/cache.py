@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from subnetact.memory_errors import is_out_of_memory
+from subnetact.device import is_out_of_memory
 
 SLICE_PACKINGS = ("folded", "shared", "one_copy")
 """How weights lie on a device: slices with a subnet's norm folded in, slices for every subnet, or

@@ -1,4 +1,4 @@
-"""What this device is called, in profiles and messages, and how its time is read."""
+"""What this device is called and can do, how its time is read, which errors are its memory's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import torch
 # sixteen batch sizes have, and what has fallen out is compiled again within a batch. It reads this
 # at its first primitive, so after torch's import is early enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
+_NO_MEMORY = (  # how libraries say so in errors that are not torch.OutOfMemoryError
+    "out of memory",
+    "can't allocate memory",  # the allocator of a CPU
+    "unable to find an engine",  # cuDNN: no plan's workspace found room
+    "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+)
 
 
 def device_name(device: str) -> str:
@@ -36,6 +43,17 @@ def synchronize(device: str) -> None:
     """Wait until the device has finished what was launched; a CPU has by then."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, in the words of any library.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    False
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def has_bf16(device: str) -> bool:

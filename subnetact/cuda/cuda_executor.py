@@ -35,9 +35,9 @@ from subnetact.cuda.hot_graphs import HotGraphs
 from subnetact.cuda.input_ring import BatchRoom, InputRing
 from subnetact.cuda.memory_relief import MemoryRelief
 from subnetact.cuda.pair_capturer import PairCapturer
+from subnetact.device import is_out_of_memory
 from subnetact.executor import StagingExecutor, check_batch
 from subnetact.ieee_float32 import ieee_float32
-from subnetact.memory_errors import is_out_of_memory
 from subnetact.norms import FoldedNorms
 from supernet.checkpoint import Checkpoint
 

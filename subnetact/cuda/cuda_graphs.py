@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from subnetact.cuda.accelerator import Replay
-from subnetact.memory_errors import is_out_of_memory
+from subnetact.device import is_out_of_memory
 
 _T = TypeVar("_T")
 OUT_OF_MEMORY = "out of memory"

@@ -1,4 +1,7 @@
-"""A decoder at batch 1: one-bit feed-forwards over int8 ones, all else int8 in both."""
+"""A decoder at batch 1: one-bit feed-forwards over int8 ones, all else int8 in both.
+
+Without VNNI there are no int8 layers: the rival is float then, and all else float in both.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 
 from serve.bench.actuation.rounds import medians_text, paired_ratio, rotated
 from serve.bench.decoder.bench import random_checkpoint
-from serve.bench.rows import Row, Tell, row
+from serve.bench.rows import Row, Tell, absent_row, row
+from subnetact.decoding.linear_forms import has_form
 from subnetact.decoding.ragged_batch import Chunk
 from subnetact.decoding.stream_executor import StreamExecutor
 from supernet.checkpoint import Checkpoint
@@ -38,8 +42,9 @@ def decoder_rows(
     """Tokens per second of each, and their ratio: a decode of the largest behind 128 tokens."""
     checkpoint = with_one_bit(random_checkpoint(definition))
     largest = checkpoint.subnets[-1].subnet_id
-    ids = {"int8": largest, "one_bit": f"{largest}-sb"}
-    executor = StreamExecutor(checkpoint, subnet_ids=ids.values(), packing="int8")
+    rival, packing = ("int8", "int8") if has_form("int8") else ("float", "views")
+    ids = {rival: largest, "one_bit": f"{largest}-sb"}
+    executor = StreamExecutor(checkpoint, subnet_ids=ids.values(), packing=packing)
     chunks = [Chunk(0, (1,))]
     table = executor.cache.table
 
@@ -50,15 +55,21 @@ def decoder_rows(
 
     calls = {form: partial(executor.run, form_id, chunks) for form, form_id in ids.items()}
     samples_s = rotated(calls, at_least_s, prepare=prepare)
-    detail = f"1 decode behind {_CONTEXT} tokens, 1 thread; {medians_text(samples_s)}"
+    detail = (
+        f"1 decode behind {_CONTEXT} tokens, all else {rival}, 1 thread; {medians_text(samples_s)}"
+    )
     figure = f"actuation/onebit/decoder/{name}"
-    ratio = paired_ratio(samples_s, "int8", "one_bit")
-    tell(f"  {figure}/one_bit_over_int8: {ratio:.3f}")
+    ratio = paired_ratio(samples_s, rival, "one_bit")
+    tell(f"  {figure}/one_bit_over_{rival}: {ratio:.3f}")
     rates = [
         row(f"{figure}/{form}_tokens_per_s", 1.0 / median(taken), "1/s", detail)
         for form, taken in samples_s.items()
     ]
-    return [*rates, row(f"{figure}/one_bit_over_int8", ratio, "ratio", detail)]
+    over = row(f"{figure}/one_bit_over_{rival}", ratio, "ratio", detail)
+    if rival == "int8":
+        return [*rates, over]
+    why = "int8 layers need VNNI, which this processor lacks"
+    return [*rates, over, absent_row(f"{figure}/one_bit_over_int8", "ratio", why)]
 
 
 def with_one_bit(checkpoint: Checkpoint) -> Checkpoint:

@@ -121,8 +121,10 @@ def test_an_int8_graph_is_nearer_its_float_twin_than_the_library_s(net, tmp_path
             convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
             assert kernels["QLinearConv"] == convolutions, "a convolution was left in float"
             assert kernels["HardSwish"] == 0
-    assert 0 < noise["u8s8"] < _noise(library, expected)
-    assert max(noise["u8s7"], noise["s8s8"]) < 1.5 * noise["u8s8"]
+    own = noise[best_format().name]  # without VNNI bytes of eight bits saturate, the library's too
+    assert 0 < own < _noise(library, expected)
+    if best_format() == U8S8:
+        assert max(noise["u8s7"], noise["s8s8"]) < 1.5 * own
 
 
 def test_bias_correction_takes_the_mean_error_out(tmp_path):

@@ -18,6 +18,7 @@ from serve.bench.one_bit.bench import OneBitBench, OneBitTraining
 from serve.bench.one_bit.precision_rows import PRECISIONS, axis_rows, precision_rows
 from serve.bench.one_bit.precision_runs import AXES, SIZES, PrecisionRuns
 from serve.bench.one_bit.storage_rows import largest_bytes
+from subnetact.decoding.linear_forms import has_form
 from subnetact.decoding.one_bit_linear import native_kernels
 from supernet.definition import define_supernet
 from supernet.input import InputSpec
@@ -54,7 +55,9 @@ def test_what_is_measured_without_training(net: BenchNet) -> None:
         bits = found[f"storage/{name}/bits_per_low_bit_weight"]["value"]
         assert 1.0 < bits <= 1.1, name
         assert found[f"storage/{name}/bits_per_weight_of_all"]["value"] > bits
-    assert found["decoder/small/one_bit_over_int8"]["value"] > 0
+    rival = "int8" if has_form("int8") else "float"
+    assert found[f"decoder/small/one_bit_over_{rival}"]["value"] > 0
+    assert (found["decoder/small/one_bit_over_int8"]["value"] is None) == (rival == "float")
     assert found["convolution/512x7/product_over_int8"]["value"] > 0
 
 
