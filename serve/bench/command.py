@@ -117,7 +117,7 @@ def actuation(
             tell=lambda line: typer.echo(line, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
-        lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
+        lines = (f"{_shown(row['value'])} {row['unit']:6} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))
 
 
@@ -174,7 +174,7 @@ def decoder(
             tell=lambda text: typer.echo(text, err=True),
         )
         rows = bench.run(None if part is None else [name.strip() for name in part.split(",")])
-        lines = (f"{row['value']:12.4f} {row['unit']:6} {row['figure']}" for row in rows)
+        lines = (f"{_shown(row['value'])} {row['unit']:6} {row['figure']}" for row in rows)
         write_rows(rows, json_out, "\n".join(lines))
 
 
@@ -183,3 +183,7 @@ bench_app.command("long-context")(bench_long_context)
 bench_app.command("training")(bench_training)
 bench_app.command("serving")(bench_serving)
 bench_app.command("streams")(bench_streams)
+
+
+def _shown(value: float | None) -> str:
+    return f"{'absent':>12}" if value is None else f"{value:12.4f}"
