@@ -160,7 +160,7 @@ class SubgraphCache:
             self._peak_bytes = max(self._peak_bytes, self._held_bytes)
         try:
             made = make()
-        except Exception as error:
+        except Exception as error:  # whatever it was, the room goes back; raised again below
             is_memory = is_out_of_memory(error)
             self._give_back(num_bytes, is_failure=is_memory)
             if not is_memory:
