@@ -1,5 +1,6 @@
 """Every part of `supernet bench actuation` on a tiny network: its rows are there and make sense."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from serve.bench.actuation.fresh_process import FreshLoad, FreshReport, run_fres
 from serve.bench.actuation.servable_memory import servable_memory_rows
 from serve.bench.actuation.startup import form_ids
 from serve.bench.command import bench_app
+from serve.bench.rows import absent_row, row
 from slackfit.profile import LatencyProfile, SubnetProfile
 from supernet.checkpoint import load_checkpoint
 
@@ -45,6 +47,15 @@ def test_the_command_says_so_in_a_line(bench_name):
     assert result.stderr.startswith("error: ")
     assert "speeed" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_absent_figure_is_listed_and_written(monkeypatch, tmp_path):
+    rows = [row("actuation/had", 1.5, "ratio", "x"), absent_row("actuation/lacking", "ratio", "y")]
+    monkeypatch.setattr(ActuationBench, "run", lambda self, names: rows)
+    result = CliRunner().invoke(bench_app, ["actuation", "--json", str(tmp_path / "rows.json")])
+    assert result.exit_code == 0, result.output
+    assert "absent ratio  actuation/lacking" in result.output
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
 
 
 @pytest.mark.parametrize(("part", "precision"), [("graph", "fp32"), ("int8", "int8")])
