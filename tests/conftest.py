@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -35,6 +36,24 @@ def random_statistics(
         for name, shape in definition.buffer_shapes(arch).items()
         if not name.endswith("num_batches_tracked")
     }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try what measures time once more before it counts as failed: a machine can stand still."""
+    for item in items:
+        if item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_is_young() -> None:
+    """Keep what was there before a file of tests out of the garbage collector's full passes.
+
+    Over half a million objects, what the imports of all tests make, one stands for 0.4 s: longer
+    than some deadlines.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
