@@ -60,8 +60,6 @@ DURATION_S = 24.0
 WARMUP_S = 2.0
 TIMEOUT_S = 5.0
 
-console = Console(stderr=True)
-
 
 def demo(
     context: typer.Context,
@@ -85,10 +83,11 @@ def demo(
         profile = _profile(out)
         spec = trace_spec(trace, rate_qps=LOAD * largest_capacity_qps(profile))
         arrivals = parse_spec(spec, seed=seed)
-        console.print(
+        typer.echo(
             f"trace: {spec}: {len(arrivals)} queries in {arrivals.duration_s:.0f} s, "
-            f"SLO {SLO_S * 1e3:.0f} ms", highlight=False,
-        )  # fmt: skip
+            f"SLO {SLO_S * 1e3:.0f} ms",
+            err=True,
+        )
         config = parse_config(
             {
                 "checkpoint": str(out / "checkpoint"),
@@ -107,9 +106,11 @@ def demo(
         }
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: one supernet, four policies")
-    Console().print(report_table(reports, title=f"{len(arrivals)} queries, {spec}"))
+    Console(markup=False, highlight=False).print(
+        report_table(reports, title=f"{len(arrivals)} queries, {spec}")
+    )
     _print_agreement(reports, len(payloads.images))
-    console.print(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}")
+    typer.echo(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}", err=True)
 
 
 def trace_spec(given: str | None, *, rate_qps: float) -> str:
@@ -139,17 +140,17 @@ def train_supernet(folder: Path) -> Checkpoint:
     config = load_config(TRAIN_CONFIG)
     known = _trained_before(folder, config)
     if known is not None:
-        console.print(f"supernet: taken from {folder} (delete it to train again)")
+        typer.echo(f"supernet: taken from {folder} (delete it to train again)", err=True)
         return known
-    console.print(f"supernet: training with {TRAIN_CONFIG.name}", highlight=False)
+    typer.echo(f"supernet: training with {TRAIN_CONFIG.name}", err=True)
     try:
         checkpoint = train_with_progress(config, folder, resume=(folder / RESUME_FILE).exists())
     except ResumeError:
-        console.print(f"{folder} holds a run of another version of the demo: starting over")
+        typer.echo(f"{folder} holds a run of another version of the demo: starting over", err=True)
         rmtree(folder)
         checkpoint = train_with_progress(config, folder, resume=False)
     if checkpoint is None:
-        console.print("stopped; the same command goes on from here")
+        typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130)
     return load_checkpoint(folder)
 
@@ -190,10 +191,10 @@ def _serve_and_replay(
 ) -> list[dict[str, Any]]:
     reports: list[dict[str, Any]] = []
     host = RayHost(config)
-    console.print("starting Ray Serve on this machine")
+    typer.echo("starting Ray Serve on this machine", err=True)
     try:
         url = host.start()
-        console.print(f"serving {checkpoint.name} at {url}", highlight=False)
+        typer.echo(f"serving {checkpoint.name} at {url}", err=True)
         for policy in POLICIES:
             host.reconfigure({"policy": policy})
             report = asyncio.run(_replay(url, checkpoint.name, policy, trace, payloads, seed))
@@ -247,10 +248,10 @@ def _print_agreement(reports: Sequence[dict[str, Any]], num_sent: int) -> None:
         total = sum(subnet["queries"] for subnet in answered)
         profiled = sum(subnet["queries"] * subnet["accuracy"] for subnet in answered) / total
         error = 1.96 * math.sqrt(profiled * (1 - profiled) / num_sent)
-        console.print(
+        typer.echo(
             f"{report['policy']}: measured - profiled accuracy of the answers "
             f"{(measured - profiled) * 100:+.2f} points (sampling error {error * 100:.2f})",
-            highlight=False,
+            err=True,
         )
 
 

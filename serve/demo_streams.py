@@ -46,8 +46,6 @@ _MOST_STEPS = 100
 _LONGEST_S = 120.0
 _KV_TOKENS = 8192
 
-console = Console(stderr=True)
-
 
 def demo(
     context: typer.Context,
@@ -60,10 +58,11 @@ def demo(
     with user_errors(ServeConfigError, CheckpointError, TraceError, OSError):
         profile = _profile(checkpoint, out)
         trace = burst(IterationCosts.of(profile), seed, duration_s)
-        console.print(
+        typer.echo(
             f"{len(trace)} streams in {duration_s:.0f} s, first token within {SLO.ttft_s:g} s, "
-            f"each later one {SLO.tpot_s * 1e3:.0f} ms after", highlight=False,
-        )  # fmt: skip
+            f"each later one {SLO.tpot_s * 1e3:.0f} ms after",
+            err=True,
+        )
         config = parse_config(
             {
                 "checkpoint": str(checkpoint),
@@ -79,8 +78,8 @@ def demo(
         report["command"] = command_line(context, "python -m serve.demo_streams")
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: streams, one width against all")
-    Console().print(table_of(reports))
-    console.print(f"open {out / 'report.html'}", highlight=False)
+    Console(markup=False, highlight=False).print(table_of(reports))
+    typer.echo(f"open {out / 'report.html'}", err=True)
 
 
 def burst(costs: IterationCosts, seed: int, duration_s: float = DURATION_S) -> Trace:
@@ -149,7 +148,7 @@ def _profile(checkpoint: Path, out: Path) -> LatencyProfile:
     if path.exists() and LatencyProfile.load(path).checkpoint == loaded.fingerprint:
         return LatencyProfile.load(path)
     out.mkdir(parents=True, exist_ok=True)
-    console.print("measuring iterations, about a minute", highlight=False)
+    typer.echo("measuring iterations, about a minute", err=True)
     executor = StreamExecutor(loaded, capacity_tokens=_KV_TOKENS)
     profile = measure_iterations(executor, loaded, decodes=(1, 4, 8), repeats=2, max_error=math.inf)
     profile.save(path)
@@ -172,7 +171,7 @@ def _compare(config: ServeConfig, trace: Trace, seed: int) -> list[dict[str, Any
             reports.append(
                 stream_report(seen, model, trace, SLO, label=policy, seed=seed, wall_s=wall_s)
             )
-            console.print(f"{policy}: {wall_s:.0f} s", highlight=False)
+            typer.echo(f"{policy}: {wall_s:.0f} s", err=True)
     return reports
 
 

@@ -17,7 +17,7 @@ from subnetact.parallel.worker_grid import WorkerGrid
 from subnetact.profiling.profile_request import ProfileRequest, parse_sizes
 from supernet.checkpoint import load_checkpoint
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 CheckpointOption = Annotated[Path, typer.Option(help="Checkpoint folder.")]
 OutOption = Annotated[Path, typer.Option(help="Profile file to write (JSON).")]
@@ -91,8 +91,8 @@ def profile(
         check_outputs(out)
         measured = _measured(request, checkpoint)
         measured.save(out)
-    Console().print(latency_table(measured))
-    console.print(f"profile: {out}")
+    Console(markup=False, highlight=False).print(latency_table(measured))
+    typer.echo(f"profile: {out}", err=True)
 
 
 def _measured(request: ProfileRequest, folder: Path) -> LatencyProfile:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from slackfit.output_files import replacing
 from slackfit.user_errors import user_errors
@@ -38,7 +37,7 @@ def export(
                 f"{arch} in {format}: {precision} is an ONNX graph, give --format onnx"
             )
         write_graph(checkpoint, arch, out)
-    Console().print(f"{out}: onnx of {arch}", highlight=False)
+    typer.echo(f"{out}: onnx of {arch}")
 
 
 def write_graph(checkpoint: Path, form_id: str, out: Path) -> None:

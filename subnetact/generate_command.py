@@ -99,7 +99,9 @@ def _load(folder: Path) -> tuple[Checkpoint, TextSpec]:
 
 def _shown(texts: Iterator[str], count: int) -> Iterator[str]:
     """Yield texts under a bar, which is gone at the end."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        console=Console(stderr=True, markup=False, highlight=False), transient=True
+    ) as bar:
         task = bar.add_task("texts", total=count)
         for text in texts:
             yield text

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.definition import define_supernet
@@ -76,7 +75,7 @@ def cost(
         definition = define_supernet(family)
         if arch == "help":
             for letter, meaning in definition.family.letters.items():
-                Console().print(f"{letter}  {meaning}", highlight=False)
+                typer.echo(f"{letter}  {meaning}")
             return
         chosen = parse_arch(arch, definition.space)
     macs, params = count(definition, chosen)
@@ -88,10 +87,9 @@ def cost(
         "params": params,
     }
     if json_ is None:
-        Console().print(
+        typer.echo(
             f"{family} {chosen.subnet_id}: {macs / 1e6:.1f} M MACs, {params / 1e6:.3f} M parameters"
             f" at {chosen.resolution}x{chosen.resolution}",
-            highlight=False,
         )
     elif json_ == "-":
         sys.stdout.write(json.dumps(row) + "\n")
@@ -122,7 +120,6 @@ def import_(
     """Make a checkpoint folder of weights that were trained elsewhere."""
     from supernet.weights.import_request import ImportRequest
 
-    console = Console(stderr=True)
     with _user_errors(ValueError, OSError, RuntimeError, ImportError):
         request = ImportRequest(
             source=source,
@@ -138,14 +135,13 @@ def import_(
             half=half,
             calibration=calibration or (),
             elastic=[axis.strip() for axis in elastic.split(",") if axis.strip()],
-            tell=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            tell=lambda text: typer.echo(text, err=True),
         )
         checkpoint = request.checkpoint()
         save_checkpoint(checkpoint, out)
-    Console().print(
+    typer.echo(
         f"{out}: {checkpoint.name}, {checkpoint.definition.family_name}, "
         f"{len(checkpoint.subnets)} of {checkpoint.definition.space.num_archs:.3g} subnets served",
-        highlight=False,
     )
 
 
@@ -175,11 +171,10 @@ def export(
             chosen = parse_arch(arch, definition.space)
         statistics = loaded.norm_statistics.get(chosen.subnet_id) if chosen else None
         if chosen and statistics is None and definition.buffer_shapes(chosen):
-            Console(stderr=True).print(
-                f"[yellow]warning:[/] {chosen.subnet_id} is not served here: it keeps the "
+            typer.echo(
+                f"warning: {chosen.subnet_id} is not served here: it keeps the "
                 "supernet's BatchNorm statistics, calibrate it before use",
-                highlight=False,
-                soft_wrap=True,
+                err=True,
             )
         if format != "state_dict" and loaded.input.kind == "nodes":
             raise ValueError(
@@ -195,7 +190,7 @@ def export(
         else:
             subnet = extract(loaded.state, definition, chosen, statistics)
             export_subnet(subnet, definition.example_input(chosen, 2), out, format)
-    Console().print(f"{out}: {format} of {arch}", highlight=False)
+    typer.echo(f"{out}: {format} of {arch}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.trainer import TrainingDivergedError
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
         changes = [word for change in set_ or () for word in ("--set", change)]
         words = ["supernet", "train", "--config", str(config), *changes, "--out", str(out)]
         raise stopped([*words, "--resume"])
-    Console().print(table_of(checkpoint))
+    Console(markup=False, highlight=False).print(table_of(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):
         warn(failure)
-    console.print(f"checkpoint: {out}")
+    typer.echo(f"checkpoint: {out}", err=True)

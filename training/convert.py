@@ -43,7 +43,7 @@ from training.data.class_folders import LabelledPaths, read_class_folders
 from training.data.pictures import read_picture
 from training.progress import tracked
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def convert(
@@ -59,10 +59,10 @@ def convert(
         folder = READERS[format_](source, size)
         write_array_folder(out, folder.train, folder.test, folder.classes)
     shape = "x".join(map(str, folder.train.images.shape[1:]))
-    console.print(
+    typer.echo(
         f"{out}: {len(folder.train.labels)} training and {len(folder.test.labels)} test images "
         f"of {shape}, {len(folder.classes)} classes",
-        highlight=False,
+        err=True,
     )
 
 

@@ -153,7 +153,9 @@ def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult,
     from traces.report.report import write_report_html, write_report_json
     from traces.report.table import report_table
 
-    Console(width=None if sys.stdout.isatty() else 140).print(report_table(reports))
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(
+        report_table(reports)
+    )
     for line in _about_generator(reports[0]) + _about_fidelity(reports[0]):
         typer.echo(line)
     report, page, timeline = (out / name for name in _OUTPUTS)

@@ -44,7 +44,7 @@ def top(
 
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
-    console = Console()
+    console = Console(markup=False, highlight=False)
     with httpx.Client(
         timeout=_TIMEOUT_S,
         follow_redirects=True,

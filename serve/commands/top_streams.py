@@ -78,7 +78,7 @@ def stream_panel(where: str, figures: StreamFigures) -> Panel:
     is_well = not figures.on_time < 0.99  # NaN, nothing ended, is well
     return Panel(
         Group(*parts),
-        title=f"[bold]{figures.model}[/] at {where}",
+        title=Text.assemble((figures.model, "bold"), f" at {where}"),
         subtitle=span,
         border_style="green" if is_well else "red",
     )

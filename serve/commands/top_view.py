@@ -56,7 +56,7 @@ def _panel(where: str, figures: Figures) -> Panel:
     is_well = not figures.attainment < 0.99  # NaN, nothing ended, is well
     return Panel(
         Group(*parts),
-        title=f"[bold]{figures.model}[/] at {where}",
+        title=Text.assemble((figures.model, "bold"), f" at {where}"),
         subtitle=span,
         border_style="green" if is_well else "red",
     )

@@ -9,7 +9,6 @@ from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from supernet.graphs.graph_store import GraphDataError, GraphStore, open_graph
 
@@ -121,11 +120,9 @@ def _looks_like(source: Path) -> str:
 
 def _print(graph: GraphStore, folder: Path) -> None:
     figures = _figures(graph)
-    Console().print(
+    typer.echo(
         f"{folder}: {graph.name}, {graph.num_nodes:,} nodes, {graph.num_edges:,} neighbours, "
         f"{graph.num_features} features, {len(graph.classes)} classes; degree {figures['degree']}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

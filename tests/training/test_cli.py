@@ -57,3 +57,13 @@ def test_a_wrong_argument_is_one_clear_line(
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_brackets_in_names_are_told_as_they_are(tmp_path: Path) -> None:
+    """Read as markup, the name ended in an error, after training, and the folder was left out."""
+    short = ["--set", "schedule.epochs=1", "--set", "data.limit=320", "--set", 'name="mine[/one]"']
+    out = tmp_path / "[bold]"
+    done = call(*short, "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert "mine[/one]" in done.stdout
+    assert f"checkpoint: {out}\n" in done.stderr

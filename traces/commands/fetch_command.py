@@ -31,7 +31,7 @@ def trace_fetch(
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
         what = original(name)
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False, highlight=False)
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(name, total=None)

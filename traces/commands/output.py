@@ -30,7 +30,12 @@ def finish(
     from traces.report.report import report_json, write_report_html
     from traces.report.table import report_table
 
-    console = Console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
+    console = Console(
+        stderr=json_out == "-",
+        width=None if sys.stdout.isatty() else 140,
+        markup=False,
+        highlight=False,
+    )
     console.print(report_table(reports))
     write_each(
         lambda: None if json_out is None else write_text(json_out, report_json(reports)),

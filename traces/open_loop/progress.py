@@ -25,7 +25,7 @@ def replay_progress(description: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.completed}/{task.total} sent, {task.fields[state]}"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     is_hidden = not console.is_terminal
     with Bar(*columns, console=console, auto_refresh=False, disable=is_hidden) as bar:
         task = bar.add_task(description, total=None, state="starting")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -43,8 +44,6 @@ from training.commands.shown_training import stopped, table_of, train_with_progr
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.trainer import TrainingDivergedError
-
-console = Console(stderr=True)
 
 
 def bootstrap_command(
@@ -97,7 +96,7 @@ def bootstrap_command(
         raise stopped(words if resume else [*words, "--resume"])
     with user_errors(OSError, ValueError):
         page = write_page(out, checkpoint, load_journal(out), shlex.join(words))
-    Console().print(table_of(checkpoint))
+    Console(markup=False, highlight=False).print(table_of(checkpoint))
     _say(f"checkpoint: {out}, page: {page}")
 
 
@@ -131,4 +130,4 @@ def _run(options: BootstrapOptions, out: Path, *, resume: bool) -> tuple[Checkpo
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    typer.echo(text, err=True)

@@ -35,7 +35,7 @@ from training.evaluation.agreement_judge import with_qualities
 from training.evaluation.evaluate import uniform_archs
 from training.progress import tracked
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def calibrate(

@@ -21,7 +21,7 @@ from training.progress import tracked
 Precision = Literal["int8", "signed_binary"]
 Row = tuple[str, float, float | None, float, tuple[float, float]]
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def precision(
@@ -82,7 +82,7 @@ def precision(
             save_checkpoint(low_bit_alone(done), alone)
     _print(f"{loaded.name} in {to}, {samples.name}", to, rows)
     if done.low_bit is not None and to == "signed_binary":
-        console.print(f"{done.low_bit.bits_per_weight:.3f} bits per weight", highlight=False)
+        console.print(f"{done.low_bit.bits_per_weight:.3f} bits per weight")
 
 
 def _check_rounds(checkpoint: Checkpoint) -> None:
@@ -157,4 +157,4 @@ def _print(title: str, to: str, rows: Iterable[Row]) -> None:
             f"{100 * loss:+.2f} ± {50 * (high - low):.2f}",
             "no" if after is None else "yes",
         )
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)

@@ -21,7 +21,7 @@ from training.progress import tracked
 
 Statistics = Mapping[str, torch.Tensor]
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def recalibrated(

@@ -26,7 +26,7 @@ class SearchBars(Progress):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        super().__init__(*columns, console=Console(stderr=True))
+        super().__init__(*columns, console=Console(stderr=True, markup=False, highlight=False))
         self._rows: dict[str, TaskID] = {}
 
     def show(self, what: str, done: int, total: int) -> None:
@@ -38,7 +38,7 @@ class SearchBars(Progress):
 
 def print_search(result: SearchResult, comparison: Comparison, unit: str, what: str) -> None:
     """Print what was found and how good it is; costs are in `unit`, `what` is its accuracy."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     console.print(_table(result, unit, what))
     volumes = {"found": comparison.found, "ladder": comparison.ladder, "gain": comparison.gain}
     for name, volume in volumes.items():
@@ -48,7 +48,6 @@ def print_search(result: SearchResult, comparison: Comparison, unit: str, what: 
         console.print(
             f"{d.subnet.subnet_id} is beaten by {d.by.subnet_id}, no more expensive: "
             f"{100 * d.gain:.2f} points ({100 * d.ci95[0]:.2f} to {100 * d.ci95[1]:.2f})",
-            highlight=False,
             soft_wrap=True,
         )
     if result.quality is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from supernet import Checkpoint
 from training.config import TrainConfig
@@ -30,7 +30,7 @@ from training.trainer.run_log import StepReport
 
 _INTERRUPTED = 130
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
 
 
 def train_with_progress(
@@ -66,13 +66,13 @@ def train_with_progress(
 
 def warn(text: str) -> None:
     """Tell what a user should know."""
-    console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def stopped(words: Sequence[str]) -> typer.Exit:
     """Say by which command (its words) a run that was stopped goes on; return the exit to raise."""
     again = shlex.join(words)
-    console.print(f"stopped; go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+    typer.echo(f"stopped; go on with: {again}", err=True)
     return typer.Exit(_INTERRUPTED)
 
 
