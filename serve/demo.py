@@ -24,12 +24,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
 from serve.client.rest_target import RestTarget
 from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.ray_host import RayHost
 from slackfit.metrics import summarize
+from slackfit.plain_console import plain_console
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint, CheckpointError, load_checkpoint
@@ -106,9 +106,7 @@ def demo(
         }
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: one supernet, four policies")
-    Console(markup=False, highlight=False).print(
-        report_table(reports, title=f"{len(arrivals)} queries, {spec}")
-    )
+    plain_console().print(report_table(reports, title=f"{len(arrivals)} queries, {spec}"))
     _print_agreement(reports, len(payloads.images))
     typer.echo(f"{time.monotonic() - started_s:.0f} s in all; open {out / 'report.html'}", err=True)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from subnetact.decoding.generation import Switch, generate
 from subnetact.decoding.stream_executor import StreamExecutor
@@ -65,7 +65,7 @@ def demo(
         for made in continuations(checkpoint, prompt, tokens):
             quality, speed = f"{made.quality * 100:.1f}", f"{made.tokens_per_s:.1f}"
             table.add_row(made.name, quality, speed, made.text)
-        Console(markup=False, highlight=False).print(table)
+        plain_console().print(table)
         typer.echo(f"checkpoint: {folder}")
 
 

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from serve.commands.stream_replay import send_streams, stream_report
 from serve.config import ServeConfig, ServeConfigError, parse_config
+from slackfit.plain_console import plain_console
 from slackfit.policies.streams import create_stream_policy
 from slackfit.profile import LatencyProfile
 from slackfit.scheduling.streams.stream_scheduler import StreamScheduler
@@ -78,7 +78,7 @@ def demo(
         report["command"] = command_line(context, "python -m serve.demo_streams")
     write_report_json(out / "report.json", reports)
     write_report_html(out / "report.html", reports, title="Demo: streams, one width against all")
-    Console(markup=False, highlight=False).print(table_of(reports))
+    plain_console().print(table_of(reports))
     typer.echo(f"open {out / 'report.html'}", err=True)
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from slackfit.output_files import check_outputs
+from slackfit.plain_console import plain_console
 from slackfit.profile import LatencyProfile
 from slackfit.user_errors import user_errors
 from subnetact.parallel.worker_grid import WorkerGrid
 from subnetact.profiling.profile_request import ProfileRequest, parse_sizes
 from supernet.checkpoint import load_checkpoint
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 CheckpointOption = Annotated[Path, typer.Option(help="Checkpoint folder.")]
 OutOption = Annotated[Path, typer.Option(help="Profile file to write (JSON).")]
@@ -91,7 +91,7 @@ def profile(
         check_outputs(out)
         measured = _measured(request, checkpoint)
         measured.save(out)
-    Console(markup=False, highlight=False).print(latency_table(measured))
+    plain_console().print(latency_table(measured))
     typer.echo(f"profile: {out}", err=True)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from slackfit.output_files import check_outputs, write_text
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from subnetact.generate_options import (
     ArchOption,
@@ -99,9 +99,7 @@ def _load(folder: Path) -> tuple[Checkpoint, TextSpec]:
 
 def _shown(texts: Iterator[str], count: int) -> Iterator[str]:
     """Yield texts under a bar, which is gone at the end."""
-    with Progress(
-        console=Console(stderr=True, markup=False, highlight=False), transient=True
-    ) as bar:
+    with Progress(console=plain_console(stderr=True), transient=True) as bar:
         task = bar.add_task("texts", total=count)
         for text in texts:
             yield text

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from safetensors import SafetensorError
 
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from training.commands.shown_training import stopped, table_of, train_with_progress, warn
 from training.config import load_config
 from training.trainer.distributed import ProcessGroup
 from training.trainer.resume import SaveError
 from training.trainer.trainer import TrainingDivergedError
-
-console = Console(stderr=True, markup=False, highlight=False)
 
 
 def train(
@@ -46,7 +44,7 @@ def train(
         changes = [word for change in set_ or () for word in ("--set", change)]
         words = ["supernet", "train", "--config", str(config), *changes, "--out", str(out)]
         raise stopped([*words, "--resume"])
-    Console(markup=False, highlight=False).print(table_of(checkpoint))
+    plain_console().print(table_of(checkpoint))
     if failure := checkpoint.provenance.get("collapsed"):
         warn(failure)
     typer.echo(f"checkpoint: {out}", err=True)

@@ -22,8 +22,8 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from training.data.array_folder import (
     ArrayFolder,
@@ -43,7 +43,7 @@ from training.data.class_folders import LabelledPaths, read_class_folders
 from training.data.pictures import read_picture
 from training.progress import tracked
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 
 def convert(

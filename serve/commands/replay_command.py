@@ -25,6 +25,7 @@ from serve.commands.replay_options import (
     UrlOption,
     WarmupOption,
 )
+from slackfit.plain_console import plain_console
 from traces.commands.simulate_options import SeedOption, SloOption, TraceOption
 from traces.commands.stream_options import (
     LengthScaleOption,
@@ -146,16 +147,12 @@ def _live_replay(given: Mapping[str, Any]) -> LiveReplay:
 
 def write_run(reports: list[dict[str, Any]], trace: Trace, result: ReplayResult, out: Path) -> None:
     """Write report.json, report.html and timeline.parquet into a folder; print the figures."""
-    from rich.console import Console
-
     from slackfit.output_files import write_each
     from traces.open_loop.timeline import write_timeline
     from traces.report.report import write_report_html, write_report_json
     from traces.report.table import report_table
 
-    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(
-        report_table(reports)
-    )
+    plain_console(width=None if sys.stdout.isatty() else 140).print(report_table(reports))
     for line in _about_generator(reports[0]) + _about_fidelity(reports[0]):
         typer.echo(line)
     report, page, timeline = (out / name for name in _OUTPUTS)

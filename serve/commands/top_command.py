@@ -19,6 +19,7 @@ from serve.client.rest_transport import socket_transport
 from serve.commands.top_figures import Reading, figures, read, refusals
 from serve.commands.top_streams import stream_figures, stream_panel
 from serve.commands.top_view import away, view
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 
 _TIMEOUT_S = 5.0
@@ -44,7 +45,7 @@ def top(
 
     A server with tokens wants one of scope metrics in the environment variable SUPERNET_TOKEN.
     """
-    console = Console(markup=False, highlight=False)
+    console = plain_console()
     with httpx.Client(
         timeout=_TIMEOUT_S,
         follow_redirects=True,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slackfit.plain_console import plain_console
+
 
 def trace_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which trace; 'list' names them.")],
@@ -27,11 +29,10 @@ def trace_fetch(
             for known, what in ORIGINALS.items():
                 typer.echo(f"{known:20} {what.licence:22} {what.url}")
             return
-        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
         what = original(name)
-        console = Console(stderr=True, markup=False, highlight=False)
+        console = plain_console(stderr=True)
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(name, total=None)

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from slackfit.output_files import write_each, write_text
+from slackfit.plain_console import plain_console
 from slackfit.profile import ProfileError
 from slackfit.user_errors import user_errors
 from traces.trace import TraceError
@@ -25,17 +26,11 @@ def finish(
     reports: Sequence[Mapping[str, Any]], *, json_out: str | None, html_out: Path | None, title: str
 ) -> None:
     """Write what was asked for and print the table, on stderr when stdout carries the JSON."""
-    from rich.console import Console
 
     from traces.report.report import report_json, write_report_html
     from traces.report.table import report_table
 
-    console = Console(
-        stderr=json_out == "-",
-        width=None if sys.stdout.isatty() else 140,
-        markup=False,
-        highlight=False,
-    )
+    console = plain_console(stderr=json_out == "-", width=None if sys.stdout.isatty() else 140)
     console.print(report_table(reports))
     write_each(
         lambda: None if json_out is None else write_text(json_out, report_json(reports)),

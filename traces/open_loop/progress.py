@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from slackfit.plain_console import plain_console
 from traces.open_loop.replay import Progress
 
 
@@ -15,7 +16,6 @@ def replay_progress(description: str) -> Iterator[Callable[[Progress], None]]:
     The bar is drawn by the callback only: a drawing thread would take the interpreter from the
     sender at a bad moment. Nothing is drawn when stderr is no terminal.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -25,7 +25,7 @@ def replay_progress(description: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.completed}/{task.total} sent, {task.fields[state]}"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True, markup=False, highlight=False)
+    console = plain_console(stderr=True)
     is_hidden = not console.is_terminal
     with Bar(*columns, console=console, auto_refresh=False, disable=is_hidden) as bar:
         task = bar.add_task(description, total=None, state="starting")

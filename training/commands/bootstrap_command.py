@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from safetensors import SafetensorError
 
 from slackfit.output_files import check_outputs
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint
 from training.bootstrap.bootstrap import OtherProcessError, bootstrap
@@ -96,7 +96,7 @@ def bootstrap_command(
         raise stopped(words if resume else [*words, "--resume"])
     with user_errors(OSError, ValueError):
         page = write_page(out, checkpoint, load_journal(out), shlex.join(words))
-    Console(markup=False, highlight=False).print(table_of(checkpoint))
+    plain_console().print(table_of(checkpoint))
     _say(f"checkpoint: {out}, page: {page}")
 
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from safetensors import SafetensorError
 
 from slackfit.output_files import check_outputs
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from supernet import Arch, Checkpoint, load_checkpoint, save_checkpoint
 from supernet.spec import parse_arch
@@ -35,7 +35,7 @@ from training.evaluation.agreement_judge import with_qualities
 from training.evaluation.evaluate import uniform_archs
 from training.progress import tracked
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 
 def calibrate(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
 from slackfit.output_files import check_outputs
+from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from supernet import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.checkpoint_data import ChooseOn, dataset_of
@@ -21,7 +21,7 @@ from training.progress import tracked
 Precision = Literal["int8", "signed_binary"]
 Row = tuple[str, float, float | None, float, tuple[float, float]]
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 
 def precision(
@@ -157,4 +157,4 @@ def _print(title: str, to: str, rows: Iterable[Row]) -> None:
             f"{100 * loss:+.2f} ± {50 * (high - low):.2f}",
             "no" if after is None else "yes",
         )
-    Console(markup=False, highlight=False).print(table)
+    plain_console().print(table)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
+from slackfit.plain_console import plain_console
 from supernet import Arch, Checkpoint, ServedSubnet, cost
 from training.config import DataConfig
 from training.data.samples import Dataset, Samples
@@ -21,7 +21,7 @@ from training.progress import tracked
 
 Statistics = Mapping[str, torch.Tensor]
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 
 def recalibrated(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,6 +12,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from slackfit.plain_console import plain_console
 from training.evaluation.search import Comparison, SearchResult
 
 
@@ -26,7 +26,7 @@ class SearchBars(Progress):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        super().__init__(*columns, console=Console(stderr=True, markup=False, highlight=False))
+        super().__init__(*columns, console=plain_console(stderr=True))
         self._rows: dict[str, TaskID] = {}
 
     def show(self, what: str, done: int, total: int) -> None:
@@ -38,7 +38,7 @@ class SearchBars(Progress):
 
 def print_search(result: SearchResult, comparison: Comparison, unit: str, what: str) -> None:
     """Print what was found and how good it is; costs are in `unit`, `what` is its accuracy."""
-    console = Console(markup=False, highlight=False)
+    console = plain_console()
     console.print(_table(result, unit, what))
     volumes = {"found": comparison.found, "ladder": comparison.ladder, "gain": comparison.gain}
     for name, volume in volumes.items():

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from slackfit.plain_console import plain_console
 from supernet import Checkpoint
 from training.config import TrainConfig
 from training.run import train as run_training
@@ -30,7 +30,7 @@ from training.trainer.run_log import StepReport
 
 _INTERRUPTED = 130
 
-console = Console(stderr=True, markup=False, highlight=False)
+console = plain_console(stderr=True)
 
 
 def train_with_progress(
