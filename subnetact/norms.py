@@ -9,7 +9,7 @@ bit (float16) they cost half; what that does to accuracy must be measured (`docs
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -67,8 +67,9 @@ class FoldedNorms:
     def add(self, arch: Arch, statistics: Mapping[str, torch.Tensor]) -> None:
         """Fold and keep one subnet's running statistics (by buffer name).
 
-        float16 is refused per subnet, and float32 kept, where a value does not fit it (below
-        its normal range or above 65504). Raises ValueError naming what is missing or misshaped.
+        float16 is refused per subnet, and float32 kept, where a value is above 65504, or a scale
+        below the normal range, 6e-5: it would lose its digits. A shift there is off by 3e-8 at
+        most. Raises ValueError naming what is missing or misshaped.
         """
         vectors: list[torch.Tensor] = []
         wrong: list[str] = []
@@ -86,7 +87,7 @@ class FoldedNorms:
                 "calibrate this subnet first"
             )
         flat = torch.cat(vectors) if vectors else torch.empty(0)
-        if self._dtype == torch.float16 and _fits_float16(flat):
+        if self._dtype == torch.float16 and _fits_float16(vectors[::2], flat):
             flat = flat.half()
         with self._lock:
             self._flat[arch.subnet_id] = flat
@@ -145,7 +146,8 @@ def _norms_of(definition: SupernetDefinition, arch: Arch) -> tuple[tuple[str, in
     )
 
 
-def _fits_float16(flat: torch.Tensor) -> bool:
+def _fits_float16(scales: Sequence[torch.Tensor], flat: torch.Tensor) -> bool:
     limits = torch.finfo(torch.float16)
-    size = flat.abs()
-    return bool(((size == 0) | ((size >= limits.tiny) & (size <= limits.max))).all())
+    sizes = [scale.abs() for scale in scales]
+    keep_digits = all(bool(((s == 0) | (s >= limits.tiny)).all()) for s in sizes)
+    return keep_digits and bool((flat.abs() <= limits.max).all())

@@ -85,9 +85,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _module_draws_the_same() -> None:
+    """What a file's own fixtures draw from torch does not depend on the files before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _global_state_is_restored() -> Iterator[None]:
-    """Fail a test that changes torch's defaults or draws from a global random generator."""
+    """Fail a test that changes torch's defaults or draws from numpy's global generator.
+
+    Torch's is seeded: weights that nobody seeds are the same whichever tests ran before.
+    """
+    torch.manual_seed(0)
     before = (torch.get_default_dtype(), torch.get_num_threads())
     state = np.random.get_state()[1].copy()  # type: ignore[index]
     yield

@@ -213,14 +213,18 @@ def random_archs(definition: SupernetDefinition, count: int) -> list[Arch]:
 
 
 def random_checkpoint(variant: str, archs: Sequence[Arch], device: str) -> Checkpoint:
-    """Return a supernet with random weights; norms are calibrated, else rounding explodes.
+    """Return a supernet with random weights, always the same; norms are calibrated.
 
-    Accuracies, up to six, are the published ones of SUSHI's six, in the order of `archs`.
+    Without the calibration rounding would explode. Accuracies, up to six, are the published ones
+    of SUSHI's six, in the order of `archs`.
     """
     definition = define_supernet(variant)
     generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = definition.build().state_dict()
     state: dict[str, torch.Tensor] = {}
-    for name, tensor in definition.build().state_dict().items():
+    for name, tensor in weights.items():
         state[name] = tensor.detach().clone()
         if name.endswith(("bn.weight", "norm.weight")):
             state[name] = 1 + 0.1 * torch.randn(tensor.shape, generator=generator)
