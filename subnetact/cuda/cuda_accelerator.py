@@ -13,13 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
-from itertools import product
 
 import torch
 
 from subnetact.conv_geometry import ConvGeometry
 from subnetact.cuda.accelerator import Mark, Replay
-from subnetact.cuda.pointwise import ACTIVATIONS, in_parts
+from subnetact.cuda.pointwise import Pointwise, fault_of, in_parts
 from subnetact.device import device_name
 from subnetact.norms import Affine
 
@@ -40,7 +39,7 @@ class CudaAccelerator:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_out_of_pinned = False
         self.why_not_fused = self._probe_fused()
-        self._pointwise = in_parts
+        self._pointwise: Pointwise = in_parts
         self.why_in_parts = self._probe_pointwise()
 
     def convolve_fused(
@@ -189,20 +188,14 @@ class CudaAccelerator:
         """Compile our kernel and hold it to its twin; say why it can't be used, or ""."""
         try:
             joined = import_module("subnetact.cuda.pointwise_kernel").joined  # needs Triton
-            with torch.cuda.stream(self._compute), warnings.catch_warnings():
+            with self.computing(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of defaults that its next version changes
-                for dtype, act in product((torch.bfloat16, torch.float32), ACTIVATIONS):
-                    y, other = torch.randn(2, 3, 24, 5, 7, device=self.device).unbind()
-                    y, other = (t.to(dtype, memory_format=torch.channels_last) for t in (y, other))
-                    norm = Affine(*torch.randn(2, 24, device=self.device).half().unbind())
-                    expected = in_parts(y.float(), norm, other.float(), act)
-                    got = joined(y, norm, other, act).float()
-                    if not torch.allclose(got, expected, rtol=2**-7, atol=1e-3):
-                        return f"our kernel gives a wrong result for {act} in {dtype}"
+                fault = fault_of(joined, self.device)
         except Exception as error:  # any: a compiler's
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        self._pointwise = joined
-        return ""
+        if not fault:
+            self._pointwise = joined
+        return fault
 
     def _probe_fused(self) -> str:
         """Try the fused convolution in the layout that it gets; say why it can't be used, or "".

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from subnetact.cuda.cuda_slice import is_matrix
 from subnetact.cuda.fused_sites import FusedSites
-from subnetact.cuda.pointwise import ACTIVATIONS
+from subnetact.cuda.pointwise import ACTIVATIONS, Pointwise
 from subnetact.norms import Affine
 from subnetact.program import ConvSite
 
@@ -22,9 +22,6 @@ from subnetact.program import ConvSite
 SiteKernel = Callable[
     [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor
 ]
-
-# (result, norm, other or None, activation) -> output; `in_parts` or one kernel
-Pointwise = Callable[[torch.Tensor, Affine, torch.Tensor | None, str | None], torch.Tensor]
 
 
 def site_kernel(

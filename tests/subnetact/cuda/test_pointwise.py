@@ -9,6 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+from subnetact.cuda.pointwise import fault_of, in_parts
+from subnetact.norms import Affine
 
 _COMPARE = """
 import itertools, torch
@@ -91,3 +95,29 @@ def test_the_kernel_compiles_for_a_hopper_without_one(tmp_path: Path) -> None:
 def test_the_kernel_equals_its_parts_in_every_dtype_and_activation() -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     assert run(_COMPARE, TRITON_INTERPRET="1") == "90"
+
+
+def rounded_once(
+    y: torch.Tensor, norm: Affine, other: torch.Tensor | None, act: str | None
+) -> torch.Tensor:
+    """What the kernel is to compute."""
+    return y.copy_(in_parts(y.float(), norm, None if other is None else other.float(), act))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_kernel_that_is_wrong_in_one_dtype_is_not_used(dtype: torch.dtype) -> None:
+    off = {torch.bfloat16: 2**-5, torch.float16: 2**-8, torch.float32: 1e-3}[dtype]
+
+    def kernel(
+        y: torch.Tensor, norm: Affine, other: torch.Tensor | None, act: str | None
+    ) -> torch.Tensor:
+        result = rounded_once(y, norm, other, act)
+        return result.mul_(1 + off) if y.dtype == dtype else result
+
+    assert fault_of(kernel, "cpu") == f"our kernel gives a wrong result for None in {dtype}"
+
+
+def test_a_right_kernel_has_no_fault_and_a_user_s_draws_stay_as_they_are() -> None:
+    before = torch.get_rng_state()
+    assert fault_of(rounded_once, "cpu") == ""
+    assert torch.equal(torch.get_rng_state(), before)
