@@ -19,7 +19,7 @@ import torch
 from subnetact.conv_geometry import ConvGeometry
 from subnetact.cuda.accelerator import Mark, Replay
 from subnetact.cuda.pointwise import Pointwise, fault_of, in_parts
-from subnetact.device import device_name
+from subnetact.device import device_name, is_out_of_memory
 from subnetact.norms import Affine
 
 _WARM_UP_RUNS = 3  # libraries choose algorithms and take workspaces in the first ones
@@ -151,10 +151,22 @@ class CudaAccelerator:
         graph.replay()  # its upload and first launch must not fall on a query
         torch.cuda.synchronize(self.device)
         grown = max(0, before - torch.cuda.mem_get_info(self.device)[0])
-        with self.computing():  # the next eager batch would wait for the memory that was given back
-            call()
-            self._compute.synchronize()
+        self._take_back(call)
         return graph, grown
+
+    def _take_back(self, call: Callable[[], None]) -> None:
+        """Run eagerly: else the next such batch would wait for memory that was given back before.
+
+        What the graph left may be too little for that. It is a graph all the same, and whether a
+        batch finds room is for the batch to see.
+        """
+        try:
+            with self.computing():
+                call()
+                self._compute.synchronize()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
 
     def renew_pool(self) -> None:
         """See `Accelerator`.

@@ -323,8 +323,7 @@ class CudaGraphs:
         captured = self._try(key, lambda: self._capturer.capture(key))
         if captured is None:
             if self.refusal(key) in (FAULT, OUT_OF_MEMORY):  # a capture had begun
-                self._capturer.renew_pool()  # else it may take those behind it along
-                self._pool_bytes = 0
+                self._begin_anew(self.refusal(key))
             return False
         self.capture_s = self._clock() - start_s
         with self._lock:
@@ -338,6 +337,18 @@ class CudaGraphs:
             self._refusals.get(key.subnet_id, {}).pop(key.batch_size, None)
             self._index()
         return True
+
+    def _begin_anew(self, reason: str) -> None:
+        """Go on in a fresh pool: a capture that failed may take those behind it along.
+
+        What one took that found no memory is freed where no other graph is kept; else by `drop`.
+        """
+        self._capturer.renew_pool()
+        self._pool_bytes = 0
+        with self._lock:
+            is_alone = not self._live and not self._retired
+        if is_alone and reason == OUT_OF_MEMORY:
+            self._capturer.drop()
 
     def _try(self, key: GraphKey, call: Callable[[], _T]) -> _T | None:
         """Return what `call` gives, None and a refusal where it fails."""

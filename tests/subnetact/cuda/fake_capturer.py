@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from math import inf
+
+import torch
 
 from subnetact.cuda.cuda_graphs import Captured, GraphKey
 
@@ -32,7 +35,8 @@ class FakePin:
 class FakeCapturer:
     """Intermediates of one MiB per sample, a shared pool, 64 KiB per graph.
 
-    A pool that grows takes `block_bytes` more; samples of the subnets in `mib` take others.
+    A pool that grows takes `block_bytes` more; samples of the subnets in `mib` take others. What
+    finds too little `room` takes all that is left, and fails.
     """
 
     per_graph: int = 64 * 1024
@@ -47,6 +51,8 @@ class FakeCapturer:
     capture_faults: dict[GraphKey, Callable[[], Exception]] = field(default_factory=dict)
     tries: list[GraphKey] = field(default_factory=list)
     takes: Callable[[], None] = lambda: None
+    room: float = inf
+    lost_bytes: float = 0  # to captures that found no room, until all is dropped
 
     def measure(self, key: GraphKey) -> int:
         if key in self.faults:
@@ -58,9 +64,12 @@ class FakeCapturer:
         self.tries.append(key)
         if key in self.capture_faults:
             raise self.capture_faults[key]()
-        growth = max(0, self._intermediates(key) - self.pool_bytes)
-        self.pool_bytes += growth
+        growth = new = max(0, self._intermediates(key) - self.pool_bytes)
         growth += self.block_bytes if growth else 0
+        if self.held_bytes + self.lost_bytes + growth + self.per_graph > self.room:
+            self.lost_bytes = self.room - self.held_bytes
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.pool_bytes += new
         self.held_bytes += growth + self.per_graph
         self.captured.append(key)
         self.pins[key] = FakePin(key.subnet_id)
@@ -72,6 +81,7 @@ class FakeCapturer:
     def drop(self) -> None:
         self.drops += 1
         self.pool_bytes = self.held_bytes = 0
+        self.lost_bytes = 0
 
     def _intermediates(self, key: GraphKey) -> int:
         return key.batch_size * self.mib.get(key.subnet_id, 1) * MIB

@@ -208,3 +208,15 @@ def test_threads_that_lease_while_graphs_are_retired_never_hold_a_released_pin()
     assert (status.live, status.retired) == (0, 60)
     assert all(pin.is_released for pin in device.pins.values())
     assert graphs.drop() == 4 * MIB + 60 * device.per_graph
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph for")
+def test_what_a_failed_capture_took_is_there_for_the_next_where_no_graph_is_kept() -> None:
+    device = FakeCapturer(room=6 * MIB)
+    graphs = CudaGraphs(device)
+    assert graphs.capture(pairs(8, 4, 1, subnets="a")) == 2
+    assert [key.batch_size for key in graphs.live] == [4, 1]
+    assert graphs.status.held_bytes == device.held_bytes == 4 * MIB + 2 * device.per_graph
+    drops = device.drops
+    assert graphs.capture([GraphKey("a", 8)]) == 0
+    assert device.drops == drops, "one graph may not be destroyed while others are kept"
