@@ -98,9 +98,22 @@ class BatchRunner:
         failure = f"execution failed: {run.failures[0]}" if run.failures else ""
         return BatchResult(rows, execution_s, failure, run.form)
 
-    def probe(self, subnet_id: str) -> None:
-        """Run a sample of zeros that nobody asked about. Raises what the executor raises."""
-        self.executor.run(subnet_id, self.executor.sample.zeros(1))
+    def probe(self, subnet_id: str) -> bool:
+        """Run a sample of zeros that nobody asked about; return whether there was memory for it.
+
+        That there is none may pass: no reason to give the device up. Raises what else the executor
+        raises.
+        """
+        try:
+            self.executor.run(subnet_id, self.executor.sample.zeros(1))
+        except Exception as error:
+            from subnetact.device import is_out_of_memory  # imports torch
+
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("an idle device has no memory for a sample on %s: %s", subnet_id, error)
+            return False
+        return True
 
     def _outputs(
         self, run: _OnDevice, tickets: Sequence[Ticket], launched: Any, error: Exception | None

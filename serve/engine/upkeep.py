@@ -109,13 +109,13 @@ class Upkeep:
     def probe(self, is_needed: Callable[[], bool]) -> None:
         """Run a sample that nobody asked about, then errands until none is left or `is_needed`.
 
-        Raises what the executor raises.
+        No errands where there was no memory for that. Raises what else the executor raises.
         """
         subnet_id = self.offered.subnet_ids[0]
         self._expect(self.offered.latency_s(subnet_id, 1))
-        self._runner.probe(subnet_id)
+        had_memory = self._runner.probe(subnet_id)
         self.catch_up()
-        background = self._background
+        background = self._background if had_memory else None
         while background is not None and not is_needed():
             errand = background.next_errand()
             if errand is None:

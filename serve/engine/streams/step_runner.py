@@ -69,12 +69,18 @@ class StepRunner:
         """Run a token that nobody asked for. Raises what the executor raises.
 
         But for a lost worker: those are looked after in an iteration, so that one which says so
-        is no fault.
+        is no fault. Nor is want of memory, which may pass.
         """
         try:
             self.device.probe(subnet_id)
         except WorkerFailedError:
             logger.exception("a worker is lost")
+        except Exception as error:
+            from subnetact.device import is_out_of_memory  # imports torch
+
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("an idle device has no memory for a token on %s: %s", subnet_id, error)
 
     def _computed(self, step: Step) -> IterationResult:
         try:

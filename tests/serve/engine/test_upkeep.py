@@ -180,6 +180,28 @@ def test_an_slo_that_a_capture_would_cost_is_kept(
     assert len(served.device.captures) > 2
 
 
+def test_a_probe_that_finds_no_memory_is_not_the_end(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour on the device has all of it; when that is over, queries are served as before."""
+    served = Served(checkpoint)
+    served.arrive(evenly(100, 0.02), slo_s=0.03)
+    served.run()
+    captures = len(served.device.captures)
+
+    def full(*_: object) -> np.ndarray:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.executor, "run", full)
+        served.engine._upkeep.probe(lambda: False)
+    assert len(served.device.captures) == captures, "that would take what is missing"
+    served.start_s = served.device.now_s
+    served.arrive(evenly(10, 0.02), slo_s=0.03)
+    served.run()
+    assert served.statuses == {"on_time": 110}
+
+
 def test_a_probe_stops_where_a_query_comes(checkpoint: Checkpoint) -> None:
     served = Served(checkpoint)
     served.arrive(evenly(100, 0.02), slo_s=0.03)

@@ -144,6 +144,32 @@ def test_the_idle_device_is_looked_after():
     asyncio.run(main())
 
 
+def test_an_idle_device_without_memory_is_not_given_up():
+    """A neighbour on it may have all there is, for a while; streams are served when it is back."""
+
+    class Full(TimedDecoder):
+        probes = 0
+
+        def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+            if self.num_iterations >= len(FAST.subnet_ids) and self.probes < 2:
+                self.probes += 1
+                raise RuntimeError("CUDA error: out of memory")
+            return super().run(subnet_id, chunks)
+
+    async def main() -> None:
+        decoder = Full(FAST)
+        engine = live(decoder, probe_after_s=0.02)
+        await engine.start()
+        async with asyncio.timeout(5.0):
+            while decoder.probes < 2 and not engine.status().fault:
+                await asyncio.sleep(0.005)
+        assert not engine.status().fault
+        assert len(await asyncio.wait_for(collected(engine.open(request(engine, [1], 5))), 10)) == 5
+        await engine.stop()
+
+    asyncio.run(main())
+
+
 def test_every_width_is_warm_before_the_first_stream():
     seen: list[str] = []
 
