@@ -53,7 +53,9 @@ def _compare(bench: GpuBench) -> None:
                 )
                 for share in (None, *((0.0, 0.5, 1.0) if packing == "folded" else (0.4,))):
                     if bench.left_s < _EQUALITY_LEAVES * bench.budget_s:
-                        bench.record("equality/cut", 1, "count", f"before {net_name} {dtype}")
+                        bench.record(
+                            "equality/ended_early", 1, "count", f"before {net_name} {dtype}"
+                        )
                         return
                     _equality_of(bench, net_name, checkpoint, archs, eager, share)
                 eager.close()
@@ -180,13 +182,14 @@ def _host_to_host(executor: CudaExecutor, subnet_id: str, inputs: np.ndarray) ->
 
 
 def capture_static(bench: GpuBench, call: Callable[[], object]) -> tuple[Replay, int]:
-    """Capture a static network as the actuated ones are captured."""
+    """Capture a static network as the actuated ones are captured: algorithms searched for."""
 
     def run() -> None:
         kept["y"] = call()
 
     kept: dict[str, object] = {}
-    bench.accelerator.peak_bytes(run)  # warms up
+    with bench.accelerator.searching():
+        bench.accelerator.peak_bytes(run)  # warms up
     return bench.accelerator.capture(run)
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from serve.bench.gpu.cases import GpuBench, random_samples, sizes, static_call
+from subnetact.cuda.accelerator import Accelerator
 from subnetact.cuda.cuda_executor import CudaExecutor
 from supernet import Arch, Checkpoint, define_supernet
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # of the largest logit
-_POISON_BYTES = 256 * 2**20
+_MIB = 2**20
+# By kind of device; what is small comes from blocks of its own, of which there are many.
+_POISON_BYTES = {"cuda": (256 * _MIB, *[_MIB] * 64), "cpu": (_MIB,)}
 
 
 def smoke(bench: GpuBench) -> None:
@@ -38,12 +41,17 @@ def smoke(bench: GpuBench) -> None:
     for dtype, tolerance in _TOLERANCE.items():
         for how, budget_bytes in (("graph", None), ("streamed", 0)):
             start_s = time.perf_counter()
-            _poison(bench)
+            accelerator = bench.new_accelerator()
+            _poison(accelerator)
             executor = bench.executor(
-                checkpoint, dtype=dtype, batch_sizes=(1, 4), budget_bytes=budget_bytes
+                checkpoint,
+                dtype=dtype,
+                batch_sizes=(1, 4),
+                budget_bytes=budget_bytes,
+                accelerator=accelerator,
             )
             executor.warm_up()
-            _poison(bench)
+            _poison(accelerator)
             _check(bench, executor, checkpoint, arch, how, tolerance)
             executor.close()
             taken_s = time.perf_counter() - start_s
@@ -84,8 +92,15 @@ def _check(
     bench.record(f"smoke/{executor.dtype}/{how}/over_extracted", worst, "relative", detail)
 
 
-def _poison(bench: GpuBench) -> None:
-    """Leave NaN in the memory that is handed out next."""
-    if bench.device == "cuda":
-        torch.full((_POISON_BYTES // 4,), torch.nan, device="cuda")
-        bench.sync()
+def _poison(accelerator: Accelerator) -> None:
+    """Leave NaN in the memory that is handed out next on the compute lane.
+
+    What is freed on another lane is not handed out on this one.
+    """
+    device = accelerator.device
+    with accelerator.computing():
+        poison = [
+            torch.full((size // 4,), torch.nan, device=device)
+            for size in _POISON_BYTES[device.type]
+        ]
+        poison.clear()

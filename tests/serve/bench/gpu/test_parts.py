@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +18,13 @@ import pytest
 import torch
 
 from serve.bench.gpu import compiled as compiled_part
-from serve.bench.gpu.__main__ import main
+from serve.bench.gpu.__main__ import main, run_part
 from serve.bench.gpu.cases import GpuBench, six
 from serve.bench.gpu.compiled import compiled
 from serve.bench.gpu.decoding import _NO_GRAPH, decoding
 from serve.bench.gpu.engine_overhead import engine_overhead
 from serve.bench.gpu.engine_target import EngineTarget
-from serve.bench.gpu.latency import latency, switching
+from serve.bench.gpu.latency import capture_static, equality, latency, switching
 from serve.bench.gpu.loading_table import loading
 from serve.bench.gpu.memory_table import memory
 from serve.bench.gpu.settings import TINY, TrafficSettings
@@ -31,6 +33,7 @@ from serve.bench.gpu.trace import against_fixed, fixed_and_others, made_traffic,
 from serve.engine.reply import Reply
 from slackfit.profile import LatencyProfile, SubnetProfile
 from slackfit.query import Outcome
+from subnetact.cuda.accelerator import HostAccelerator
 from subnetact.cuda.cuda_graphs import CaptureError, GraphKey
 from subnetact.cuda.cuda_stream_executor import CudaStreamExecutor
 from subnetact.cuda.cuda_supernet import CudaSupernet
@@ -153,6 +156,74 @@ def test_a_decoder_s_nan_is_a_disagreement_and_its_eager_runs_no_graphs(
     assert rows[f"gpu/{name}/c64/n2/prompt_half_over_full"]["value"] > 0
 
 
+class SearchingAccelerator(HostAccelerator):
+    """Says whether algorithms may be searched for, and whether the compute lane is current."""
+
+    is_searching = is_computing = False
+
+    def __init__(self) -> None:
+        self.poisoned = 0
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        self.is_searching = True
+        yield
+        self.is_searching = False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        before, self.is_computing = self.is_computing, True
+        yield
+        self.is_computing = before
+
+
+def test_the_memory_of_every_smoke_run_is_poisoned_on_the_lane_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an allocator was given back on one lane it hands out on that one alone."""
+    made: list[SearchingAccelerator] = []
+    full = torch.full
+
+    def new_accelerator(bench: GpuBench) -> SearchingAccelerator:
+        made.append(SearchingAccelerator())
+        return made[-1]
+
+    def watched(size: tuple[int, ...], value: float, **options: Any) -> torch.Tensor:
+        if math.isnan(value):
+            (current,) = (each for each in made if each.is_computing)
+            current.poisoned += 1
+        return full(size, value, **options)
+
+    monkeypatch.setattr(GpuBench, "new_accelerator", new_accelerator)
+    monkeypatch.setattr(torch, "full", watched)
+    bench = tiny_bench()
+    with torch.inference_mode():
+        smoke(bench)
+    assert not bench.failures
+    _, *of_runs = made  # the first is the bench's own
+    assert [accelerator.poisoned for accelerator in of_runs] == [2, 2, 2, 2]
+
+
+def test_libraries_search_for_a_static_network_as_for_ours() -> None:
+    """Without that they guess, and the peer is slower than who deploys it would have it."""
+    bench = tiny_bench()
+    bench.accelerator = accelerator = SearchingAccelerator()
+    ran: list[bool] = []
+    capture_static(bench, lambda: ran.append(accelerator.is_searching))
+    assert ran[0]
+    assert not accelerator.is_searching
+
+
+def test_a_part_that_ended_early_and_ran_out_of_time_says_so_in_two_rows() -> None:
+    """Rows of one name are not compared with the bars."""
+    late = itertools.chain(itertools.repeat(0.0, 3), itertools.repeat(1e9)).__next__
+    bench = tiny_bench(clock=late)
+    assert run_part(bench, "equality", equality)
+    names = [row["figure"] for row in bench.rows]
+    assert {"gpu/equality/ended_early", "gpu/equality/cut"} <= set(names)
+    assert len(set(names)) == len(names)
+
+
 def fake_compile(result: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     return lambda call, **options: lambda samples: result(call(samples))
 
@@ -198,12 +269,22 @@ def test_cuda_graphs_that_were_skipped_are_not_taken_for_captured_ones(
         return logits
 
     monkeypatch.setattr(torch, "compile", fake_compile(skipping))
-    bench: Any = SimpleNamespace(device="cuda", settings=TINY, sync=lambda: None)
+    accelerator = SearchingAccelerator()
+    bench: Any = SimpleNamespace(
+        device="cuda", settings=TINY, sync=lambda: None, accelerator=accelerator
+    )
     samples = torch.zeros(1)
     with pytest.raises(compiled_part.NotCompiledError, match="captured no CUDA graph, 6 were"):
         compiled_part.warm_compiled(bench, "reduce-overhead", lambda x: x, samples)
-    monkeypatch.setattr(torch, "compile", fake_compile(lambda logits: logits))
+    searched: list[bool] = []
+
+    def compiled_call(logits: torch.Tensor) -> torch.Tensor:
+        searched.append(accelerator.is_searching)
+        return logits
+
+    monkeypatch.setattr(torch, "compile", fake_compile(compiled_call))
     captured = compiled_part.warm_compiled(bench, "reduce-overhead", lambda x: x, samples)
+    assert all(searched), "as for ours"
     assert captured.call(samples) is samples
 
 
