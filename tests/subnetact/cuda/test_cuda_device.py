@@ -20,6 +20,8 @@ from supernet import Checkpoint, extract
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+    # Libraries warn of plans that failed and of settings that are old; what we warn of is an error.
+    pytest.mark.filterwarnings("default", "error::RuntimeWarning"),
 ]
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}  # of the largest logit
@@ -85,7 +87,7 @@ def test_graphs_outlive_the_retirement_of_their_siblings(checkpoint: Checkpoint)
         got = executor.run(kept, samples(size))
         assert close(got, oracle(checkpoint, kept, samples(size)), TOLERANCE["bfloat16"])
     assert torch.cuda.memory_allocated() == held, "a replay allocates nothing"
-    assert executor.counts()["eager_batches"] == len(executor.subnet_ids)  # of the warm-up
+    assert executor.counts()["eager_batches"] == 0
     executor.close()
     executor.make_resident(s for i in executor.subnet_ids for s in executor.net.slices(i))
     executor.warm_up()
