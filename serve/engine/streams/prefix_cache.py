@@ -139,6 +139,19 @@ class PrefixCache:
         with self._lock:
             return self._pop()
 
+    def take_back(self) -> str | None:
+        """Give up the least recently used entry that somebody was promised; return its name.
+
+        `is_lost` says so to whom it was promised, as of `forget`.
+        """
+        with self._lock:
+            promised = (each for each in self._entries.values() if each.pins and not each.is_lost)
+            entry = next(promised, None)
+            if entry is None:
+                return None
+            self._lose(entry)
+            return entry.name
+
     def is_lost(self, name: int | str) -> bool:
         """Whether the keys and values of an entry are gone, which a stream was promised."""
         with self._lock:
@@ -157,14 +170,18 @@ class PrefixCache:
                 entry = self._entries.get(str(name))
                 if entry is None:
                     continue
-                self._unlist(entry)
                 if entry.pins:
-                    entry.is_lost = True
-                    self._entries.move_to_end(entry.name, last=False)
+                    self._lose(entry)
                 else:
+                    self._unlist(entry)
                     del self._entries[entry.name]
                     released.append(entry.name)
         return released
+
+    def _lose(self, entry: _PrefixEntry) -> None:
+        self._unlist(entry)
+        entry.is_lost = True
+        self._entries.move_to_end(entry.name, last=False)
 
     def _pop(self) -> str | None:
         entry = next((entry for entry in self._entries.values() if not entry.pins), None)

@@ -9,9 +9,10 @@ fails behind it. What fails there, choosing a token above all, fails its own str
 again, or the others would be written twice.
 
 With a `PrefixCache`, prompts that were computed stay, as sequences that nobody runs; where the
-executor finds no room for an iteration, they go. What streams hold always fits, so then it does,
-unless a part of the executor is being replaced: then that is waited for. Kept prompts that were
-lost with it are given up.
+executor finds no room for an iteration, they go, and then what streams share that have not run yet,
+which the scheduler does not count. What runs always fits, so then it does, unless a part of the
+executor is being replaced: then that is waited for. Kept prompts that were lost with it are given
+up.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class IterationResult(NamedTuple):
 
 
 class _OpenText:
-    __slots__ = ("choose", "ids", "is_kept", "prompt_tokens", "quality", "tenant")
+    __slots__ = ("choose", "ids", "is_kept", "only_shares", "prompt_tokens", "quality", "tenant")
 
     def __init__(self, prompt: Sequence[int], choose: Choose, tenant: str) -> None:
         self.ids = list(prompt)
@@ -104,6 +105,7 @@ class _OpenText:
         self.prompt_tokens = len(prompt)
         self.quality = 1.0  # of the worst width that computed any of the prompt
         self.is_kept = False  # as a prefix
+        self.only_shares = False  # holds what is another's, and was not run yet
 
 
 class StreamDevice:
@@ -114,6 +116,7 @@ class StreamDevice:
         self.executor = executor
         self.prefixes = prefixes
         self._texts: dict[int, _OpenText] = {}
+        self._taken_back: list[int] = []
 
     def __len__(self) -> int:
         """Return how many streams are open."""
@@ -133,6 +136,7 @@ class StreamDevice:
             return
         try:
             self.executor.share(shared.source, query_id, shared.tokens)
+            text.only_shares = True
             if self.prefixes is not None:
                 text.quality = self.prefixes.quality_of(shared.source)
         finally:  # also where it can't be begun: what stays promised is never evicted
@@ -144,10 +148,11 @@ class StreamDevice:
 
         Raises what the executor raises, and then no stream has got on.
         """
-        runs = [
-            TokenRun(query_id, tuple(self._texts[query_id].ids[at : at + length]), samples)
-            for query_id, at, length, samples in chunks
-        ]
+        runs: list[TokenRun] = []
+        for query_id, at, length, samples in chunks:
+            text = self._texts[query_id]
+            text.only_shares = False
+            runs.append(TokenRun(query_id, tuple(text.ids[at : at + length]), samples))
         logits = self._run_with_room(subnet_id, runs)
         sampled = [query_id for query_id, _, _, samples in chunks if samples]
         result = IterationResult({}, {})
@@ -155,9 +160,9 @@ class StreamDevice:
             for query_id, row in zip(sampled, logits, strict=True):
                 self._choose(query_id, row, result)
         else:
-            text = f"execution failed: {len(logits)} rows of logits for {len(sampled)} that sample"
-            logger.error(text)
-            result.failed.update(dict.fromkeys(sampled, text))
+            why = f"execution failed: {len(logits)} rows of logits for {len(sampled)} that sample"
+            logger.error(why)
+            result.failed.update(dict.fromkeys(sampled, why))
         if self.prefixes is not None:
             self._keep_prompts(self.prefixes, subnet_id, chunks, result.failed)
         return result
@@ -172,12 +177,21 @@ class StreamDevice:
     def restart(self, query_id: int) -> None:
         """Give up a stream's keys and values; its tokens stay, to be computed again."""
         self.executor.release(query_id)
-        self._texts[query_id].quality = 1.0
+        text = self._texts[query_id]
+        text.quality, text.only_shares = 1.0, False
 
     def release(self, query_id: int) -> None:
         """Forget a stream; one that is not there is no error."""
         if self._texts.pop(query_id, None) is not None:
             self.executor.release(query_id)
+
+    def taken_back(self) -> list[int]:
+        """Return, once, the streams that lost what they shared: all of their prompt is to compute.
+
+        None of them was run.
+        """
+        taken, self._taken_back = self._taken_back, []
+        return taken
 
     def look_after(self) -> list[int]:
         """See to what the executor runs on; return the streams that were lost with a part of it.
@@ -195,11 +209,28 @@ class StreamDevice:
             try:
                 return self.executor.run(subnet_id, runs)
             except _FULL:
-                name = None if self.prefixes is None else self.prefixes.evict()
-                if name is not None:
-                    self.executor.release(name)
+                sequence = self._give_up()
+                if sequence is not None:
+                    self.executor.release(sequence)
                 elif not self.executor.wait_until_whole():
                     raise
+
+    def _give_up(self) -> int | str | None:
+        """Return the sequence that makes room next, None if there is none that may.
+
+        Kept prompts that nobody was promised; what streams share that were not run, those that came
+        last first; what was promised to streams that come with the next iteration.
+        """
+        name = None if self.prefixes is None else self.prefixes.evict()
+        if name is not None:
+            return name
+        for query_id in reversed(self._texts):
+            text = self._texts[query_id]
+            if text.only_shares:
+                text.quality, text.only_shares = 1.0, False
+                self._taken_back.append(query_id)
+                return query_id
+        return None if self.prefixes is None else self.prefixes.take_back()
 
     def _keep_prompts(
         self,

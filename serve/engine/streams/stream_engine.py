@@ -383,16 +383,19 @@ class StreamEngine:
         return self._scheduler.submit(query, now_s)
 
     def _compute_lost(self, begin: Collection[OpenStream], now_s: float) -> None:
-        """Have streams compute what they were promised, if it was lost before they began."""
+        """Have streams compute what they were promised or shared, if it is lost before they ran."""
+        lost = [self._open[i] for i in self._device.taken_back() if i in self._open]
         for stream in begin:
             shared = stream.request.shared
             if self._prefixes is None or shared is None:
                 continue
             if self._prefixes.is_lost(shared.source):
                 self._prefixes.unpin(shared.source)
-                stream.request = replace(stream.request, shared=None)
-                stream.query = stream.query._replace(cached_tokens=0)
-                self._scheduler.recompute(stream.query.query_id, now_s)
+                lost.append(stream)
+        for stream in lost:
+            stream.request = replace(stream.request, shared=None)
+            stream.query = stream.query._replace(cached_tokens=0)
+            self._scheduler.recompute(stream.query.query_id, now_s)
 
     def _poll(self, now_s: float) -> StepDispatch:
         try:

@@ -80,3 +80,17 @@ def test_what_is_gone_is_offered_to_nobody_and_goes_once_nobody_was_promised_it(
     held.keep(first)
     assert held.cache.evict() == "prefix-1"
     assert held.cache.pin([*first, 9], "", 0.0) == SharedPrefix("prefix-2", 4)
+
+
+def test_a_promise_is_taken_back_where_nothing_else_is_left() -> None:
+    held = Held()
+    held.keep([1] * 4)
+    assert held.cache.take_back() is None  # nobody was promised it: evict it
+    assert held.cache.pin([1] * 5, "", 0.0) == SharedPrefix("prefix-0", 4)
+    assert not held.cache.is_lost("prefix-0")
+    assert held.cache.take_back() == "prefix-0"
+    assert held.cache.is_lost("prefix-0")
+    assert held.cache.take_back() is None
+    assert held.cache.pin([1] * 5, "", 0.0) is None
+    held.cache.unpin("prefix-0")
+    assert held.cache.evict() == "prefix-0"

@@ -302,6 +302,61 @@ def test_a_stream_that_cant_be_begun_fails_alone():
     assert tokens_of(good) == continued([2], 3)
 
 
+class Small(TimedDecoder):
+    """Has room for ten blocks; `arriving` opens streams as an iteration begins."""
+
+    arriving: Any = None
+
+    def __init__(self, costs: IterationCosts, **others: Any) -> None:
+        super().__init__(costs, capacity_tokens=640, **others)
+
+    def run(self, subnet_id: str, chunks: Sequence[Any]) -> Any:
+        longest = max(len(self._sequences.get(chunk.sequence, ())) for chunk in chunks)
+        if self.arriving is not None and longest == 256:
+            arriving, self.arriving = self.arriving, None
+            arriving()
+        return super().run(subnet_id, chunks)
+
+
+@pytest.mark.parametrize("when", ["before", "within the iteration"])
+def test_who_waits_on_a_shared_beginning_costs_nobody_who_runs_its_memory(when: str):
+    """The scheduler counts what runs; what the others share is taken back and computed later."""
+    prefixes = PrefixCache(64, {rung.subnet_id: rung.quality for rung in COSTS.rungs})
+    room = {"kv_tokens": 640, "extent_tokens": 64, "max_running": 1}
+    bench = Bench("fixed:largest", decoder=Small, prefixes=prefixes, **room)
+    assert isinstance(bench.decoder, Small)
+    prompts = [[2 + i] * 129 for i in range(3)]
+    for prompt in prompts:
+        bench.open(prompt, 1)
+    bench.run()
+    assert prefixes.counts().entries == 3
+    runs = bench.open([9] * 60, 500)
+    bench.engine.step()
+    others: list[OpenStream] = []
+
+    def arrive() -> None:
+        others.extend(bench.open(prompt, 4) for prompt in prompts)
+        assert [stream.query.cached_tokens for stream in others] == [128] * 3
+
+    if when == "before":
+        arrive()
+    else:
+        bench.decoder.arriving = arrive
+    bench.run()
+    for stream, prompt, outputs in zip(
+        (runs, *others), ([9] * 60, *prompts), (500, 4, 4, 4), strict=True
+    ):
+        assert stream.outcome is not None
+        assert stream.outcome.is_complete, stream.outcome.reason
+        assert tokens_of(stream) == continued(prompt, outputs)
+        assert stream.outcome.query == stream.query
+    assert 0 in [stream.query.cached_tokens for stream in others]
+    bench.engine.step()
+    while prefixes.evict():
+        pass
+    assert len(prefixes._entries) == 0, "nobody holds on to any"
+
+
 class Unsharing(TimedDecoder):
     """Can't begin a stream with what is kept of a prompt."""
 
