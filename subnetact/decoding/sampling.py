@@ -40,8 +40,16 @@ class Sampling:
             )
         if self.temperature == 0:
             return int(logits.argmax())
-        weights = torch.softmax(logits.double() / self.temperature, -1).cumsum(-1)
+        weights = chances(logits, self.temperature).cumsum(-1)
         # One block of the counter per position: its first number is the draw.
         source = np.random.Philox(key=self.seed, counter=position)
         draw = np.random.Generator(source).random() * float(weights[-1])
         return min(int(torch.searchsorted(weights, draw, right=True)), len(weights) - 1)
+
+
+def chances(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return what logits (V,) are drawn with at a temperature above 0, (V,) in double precision.
+
+    Less the largest before they are divided: over the smallest temperatures they would overflow.
+    """
+    return torch.softmax((logits.double() - logits.max()) / temperature, -1)

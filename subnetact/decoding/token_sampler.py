@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from subnetact.decoding.sampling import Sampling
+from subnetact.decoding.sampling import Sampling, chances
 from subnetact.decoding.sampling_params import SamplingParams
 
 
@@ -75,13 +75,13 @@ class TokenSampler:
             least = torch.topk(logits, params.top_k).values[-1]
             logits = torch.where(logits < least, -torch.inf, logits)
         if params.min_p > 0 or params.top_p < 1:
-            chances = torch.softmax(logits.double() / params.temperature, -1)
+            shares = chances(logits, params.temperature)
             if params.min_p > 0:
-                unlikely = chances < params.min_p * chances.max()
+                unlikely = shares < params.min_p * shares.max()
                 logits = torch.where(unlikely, -torch.inf, logits)
-                chances = torch.softmax(logits.double() / params.temperature, -1)
+                shares = chances(logits, params.temperature)
             if params.top_p < 1:
-                ordered, tokens = chances.sort(descending=True, stable=True)
+                ordered, tokens = shares.sort(descending=True, stable=True)
                 before = ordered.cumsum(-1) - ordered
                 logits = logits.clone()
                 logits[tokens[before >= params.top_p]] = -torch.inf  # the first one is kept

@@ -94,3 +94,10 @@ def test_what_was_ruled_out_never_comes(
         if top_k:
             assert (row > row[token]).sum() < top_k
         assert chances[token] >= min_p * chances.max() - 1e-12
+
+
+@pytest.mark.parametrize("wishes", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 3}])
+def test_the_smallest_temperature_takes_the_likeliest(wishes: dict[str, float]) -> None:
+    """Over it logits are larger than any number, and the last token was taken."""
+    assert set(drawn(20, temperature=5e-324, **wishes)) == {0}
+    assert set(drawn(20, logits=-LOGITS - 40, temperature=1e-310, **wishes)) == {4}
