@@ -41,13 +41,23 @@ class KVCache:
     ):
         """`spare_slots` are more than the table hands out, behind the others.
 
-        Raises ValueError for a capacity below one block.
+        Raises ValueError for a capacity below one block, or for which a CPU has no memory.
         """
-        self.table = ExtentTable(capacity_tokens // block_tokens, block_tokens)
-        slots = self.table.capacity_tokens + spare_slots
+        blocks = max(0, capacity_tokens // block_tokens)
+        slots = blocks * block_tokens + spare_slots
         size = (shape.layers, shape.groups, slots, shape.head_dim)
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+        try:
+            self.keys = torch.zeros(size, dtype=dtype, device=device)
+            self.values = torch.zeros(size, dtype=dtype, device=device)
+        except (RuntimeError, OverflowError, TypeError):  # the last two: a size beyond 64 bits
+            if torch.device(device).type != "cpu":  # whose memory they know who asked for it
+                raise
+            gibibytes = slots * shape.token_bytes(dtype) / 2**30
+            raise ValueError(
+                f"a cache of {capacity_tokens} tokens takes {gibibytes:.4g} GiB, which are not to "
+                "be had; give fewer"
+            ) from None
+        self.table = ExtentTable(blocks, block_tokens)  # behind them: its lists would be touched
         self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
 
     @property

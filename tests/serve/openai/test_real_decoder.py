@@ -274,6 +274,13 @@ def test_settings_that_fit_no_decoder_are_refused(folder: Path) -> None:
     assert "slackwidth" in stream_policy_names()
 
 
+@pytest.mark.parametrize("kv_tokens", [2**50, 10**30])
+def test_a_cache_that_is_not_to_be_had_is_one_sentence(folder: Path, kv_tokens: int) -> None:
+    settings = parse_config({"checkpoint": str(folder), "kv_tokens": kv_tokens})
+    with pytest.raises(ServeConfigError, match=f"a cache of {kv_tokens} tokens takes .* GiB"):
+        load_decoder(settings)
+
+
 def test_one_bit_widths_of_a_profile_are_served(folder: Path, tmp_path: Path) -> None:
     plain = load_checkpoint(folder)
     entries = tuple(replace(s, precision="signed_binary") for s in plain.subnets)
