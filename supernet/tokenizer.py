@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 from unicodedata import combining
@@ -11,6 +14,8 @@ from supernet.text import TextSpec
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of half a character
 _MOST_HELD = 8  # tokens: what is no character by then is none
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte as tokenizers write it that fall back to bytes
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TokenizerMissingError(ImportError):
@@ -32,6 +37,9 @@ class Tokenizer:
             self._encoder: Any = Encoder.from_str(text.tokenizer)
         except Exception as error:  # the package raises bare Exception
             raise ValueError(f"the checkpoint's tokenizer.json can't be read ({error})") from None
+        # A file keeps how whoever saved it had texts cut and filled up, for batches of theirs.
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
         self._text = text
 
     @property
@@ -42,7 +50,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text as it stands; special tokens written out are recognised.
 
-        Raises ValueError for characters that the tokenizer would leave out without a word.
+        Raises ValueError for characters that the tokenizer would leave out without a word, or that
+        are none.
         """
         self._check_known(text)
         return list(self._encoder.encode(text).ids)
@@ -54,20 +63,24 @@ class Tokenizer:
         refuses the messages, or for characters that the tokenizer would leave out.
         """
         if not self._text.chat_template:
-            raise ValueError("this checkpoint has no chat template; prompt it without --chat")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            rendered = environment.from_string(self._text.chat_template).render(
-                messages=list(messages),
-                add_generation_prompt=True,
-                bos_token=self._token(self._text.bos_id),
-                eos_token=self._token(next(iter(self._text.eos_ids), None)),
+            raise ValueError(
+                "this checkpoint has no chat template; prompt it without --chat, or at "
+                "/v1/completions"
             )
-        except TemplateError as error:
+        from jinja2 import TemplateError
+
+        try:
+            rendered = (
+                _template_environment()
+                .from_string(self._text.chat_template)
+                .render(
+                    messages=list(messages),
+                    add_generation_prompt=True,
+                    bos_token=self._token(self._text.bos_id),
+                    eos_token=self._token(next(iter(self._text.eos_ids), None)),
+                )
+            )
+        except (TemplateError, TypeError, LookupError, ArithmeticError, ValueError) as error:
             raise ValueError(f"the chat template refuses these messages ({error})") from None
         self._check_known(rendered)
         return list(self._encoder.encode(rendered, add_special_tokens=False).ids)
@@ -76,7 +89,28 @@ class Tokenizer:
         """Return the text of ids; special tokens leave no trace."""
         return self._encoder.decode(list(ids))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token that begins or ends inside a character."""
+        token = self.token_name(token_id)
+        byte = _BYTE.fullmatch(token)
+        if byte:
+            return bytes.fromhex(byte[1])
+        values = _byte_values()
+        if all(letter in values for letter in token):
+            return bytes(values[letter] for letter in token)
+        return token.encode()
+
+    def token_name(self, token_id: int) -> str:
+        """Return a token as the vocabulary writes it; for an id that has none, its number."""
+        return self._encoder.id_to_token(token_id) or f"token_id:{token_id}"
+
     def _check_known(self, text: str) -> None:
+        half = _SURROGATE.search(text)
+        if half is not None:
+            raise ValueError(
+                f"character {half.start()} of the text is none of Unicode (a surrogate alone: of "
+                "bytes that are not UTF-8, or half of a pair)"
+            )
         if self._knows_bytes:
             return
         lost = "".join(c for c in dict.fromkeys(text) if _is_seen(c) and not self._has(c))
@@ -90,8 +124,7 @@ class Tokenizer:
     def _knows_bytes(self) -> bool:
         """Whether there is a token for every byte, so that no text is left out."""
         known = self._encoder.token_to_id
-        letters = _byte_letters()
-        return all(known(letter) is not None for letter in letters) or all(
+        return all(known(letter) is not None for letter in _byte_values()) or all(
             known(f"<0x{byte:02X}>") is not None for byte in range(256)
         )
 
@@ -119,11 +152,14 @@ class TextStream:
     what is new is the difference of two decodings that begin at the same earlier token.
     """
 
-    def __init__(self, tokenizer: TokenDecoder):
+    def __init__(self, tokenizer: TokenDecoder, behind: Sequence[int] = ()):
+        """`behind` are the ids before the first, whose text is known: that of a prompt."""
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = list(behind[-_MOST_HELD:])
+        if self._ids and tokenizer.decode(self._ids).endswith(_INCOMPLETE):
+            self._ids = []  # of half a character nothing can be told
         self._begin = 0  # from where ids are decoded, and
-        self._told = 0  # up to where their text was given out
+        self._told = len(self._ids)  # up to where their text was given out
 
     def push(self, token_id: int) -> str:
         """Take in an id; return the text that it completes, which may be empty."""
@@ -144,11 +180,32 @@ class TextStream:
         return now[len(before) :]
 
 
-def _byte_letters() -> list[str]:
-    """Return the letters that byte-level tokenizers write bytes as."""
-    from tokenizers.pre_tokenizers import ByteLevel
+def _byte_values() -> dict[str, int]:
+    """Return the letters that byte-level tokenizers write bytes as, and which byte each is.
 
-    return ByteLevel.alphabet()
+    GPT-2's: bytes that show stand for themselves.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = sorted(set(range(256)) - set(shown))
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def _template_environment() -> Any:
+    """Return what `transformers` renders chat templates in."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **form: Any) -> str:
+    """Jinja's own filter writes what is safe inside HTML, which no prompt is."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **form)
 
 
 def _is_seen(character: str) -> bool:

@@ -149,7 +149,7 @@ class ServedDecoder:
         choose = self._chooser(prompt, wishes, end_tokens)
         ends = None
         if wishes.stop:
-            ends = StopWatch(self.coder, wishes.stop, wishes.sampling.min_tokens)
+            ends = StopWatch(self.coder, wishes.stop, wishes.sampling.min_tokens, prompt)
         stream = self.engine.open(
             StreamRequest(
                 prompt=prompt,
@@ -199,6 +199,9 @@ class ServedDecoder:
         asked = wishes.max_tokens
         if not prompt:
             raise RefusedError("bad_request", "the prompt is empty, allowed one token or more")
+        if max(prompt) >= self.spec.vocab_size:  # of a tokenizer that knows more than the network
+            text = f"the prompt has token {max(prompt)}, allowed 0 to {self.spec.vocab_size - 1}"
+            raise RefusedError("bad_request", f"{text}: the network has no more")
         if room < 1 or (asked is not None and asked > room):
             wish = "" if asked is None else f" and {asked} tokens are asked for"
             text = f"the prompt has {len(prompt)} tokens{wish}, allowed {longest} together"

@@ -15,10 +15,19 @@ from supernet.tokenizer import TextStream
 class TextAssembly:
     """Takes the tokens of one text; `is_over` once a stop string has come, which is left out."""
 
-    def __init__(self, coder: TextCoder, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
-        """Begin without text; stop strings are not looked for in the first `min_tokens`."""
+    def __init__(
+        self,
+        coder: TextCoder,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        behind: Sequence[int] = (),
+    ) -> None:
+        """Begin behind the ids of a prompt, whose text is not given out again.
+
+        Stop strings are not looked for in the first `min_tokens`.
+        """
         self.is_over = False
-        self._characters = TextStream(coder)
+        self._characters = TextStream(coder, behind)
         self._stop = tuple(stop)
         self._free_tokens = min_tokens
         self._held = ""
@@ -55,8 +64,11 @@ class TextAssembly:
 class StopWatch:
     """Says of each token of a text, in order, whether a stop string has come with it."""
 
-    def __init__(self, coder: TextCoder, stop: Sequence[str], min_tokens: int) -> None:
-        self._assembly = TextAssembly(coder, stop, min_tokens)
+    def __init__(
+        self, coder: TextCoder, stop: Sequence[str], min_tokens: int, behind: Sequence[int] = ()
+    ) -> None:
+        """Watch a text as `TextAssembly` takes it."""
+        self._assembly = TextAssembly(coder, stop, min_tokens, behind)
 
     def __call__(self, token: int) -> bool:
         self._assembly.push(token)

@@ -24,6 +24,14 @@ class TextCoder(Protocol):
         """Return the text of ids."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token that begins or ends inside a character."""
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """Return a token as the vocabulary writes it, also one that leaves no trace in a text."""
+        ...
+
 
 class ByteCoder:
     """One token for each byte of Latin-1: the text of a device that only sleeps."""
@@ -42,3 +50,11 @@ class ByteCoder:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the characters of bytes."""
         return bytes(ids).decode("latin-1")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return a character in UTF-8: each is a token."""
+        return chr(token_id).encode()
+
+    def token_name(self, token_id: int) -> str:
+        """Return a token's character."""
+        return chr(token_id)

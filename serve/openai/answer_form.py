@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from serve.openai.completion_request import CompletionRequest
-from serve.openai.token_scores import chat_logprobs, completion_logprobs
+from serve.openai.token_scores import chat_logprobs, completion_logprobs, num_characters
 from serve.openai.writing import Piece
 
 DONE = b"data: [DONE]\n\n"
@@ -32,7 +32,7 @@ class AnswerForm:
         self._is_chat = request.is_chat
         self._has_scores = request.logprobs is not None
         self._includes_usage = request.includes_usage or request.usage_in_each
-        self._offsets = [0] * len(request.prompts)  # characters given so far
+        self._offsets = [0] * len(request.prompts)  # characters of the tokens told so far
         kind = "chat.completion" if request.is_chat else "text_completion"
         self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -87,7 +87,7 @@ class AnswerForm:
         if not self._has_scores:
             return b"null"
         offset = self._offsets[index]
-        self._offsets[index] += len(piece.text)
+        self._offsets[index] += num_characters(piece.scores)
         of = chat_logprobs(piece.scores) if self._is_chat else None
         return json.dumps(of or completion_logprobs(piece.scores, offset)).encode()
 

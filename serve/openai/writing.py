@@ -41,8 +41,10 @@ class Writing:
         self.quality_kind = decoder.spec.quality_kind
         self._opened = opened
         self._coder = decoder.coder
-        wishes = request.wishes
-        self._assembly = TextAssembly(decoder.coder, wishes.stop, wishes.sampling.min_tokens)
+        wishes, prompt = request.wishes, opened.stream.request.prompt
+        self._assembly = TextAssembly(
+            decoder.coder, wishes.stop, wishes.sampling.min_tokens, prompt
+        )
         self._wants_scores = request.logprobs is not None
         self._is_ended = False  # by an end token
 

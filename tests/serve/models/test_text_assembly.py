@@ -60,3 +60,30 @@ def test_half_a_character_is_held_back_and_a_wrong_one_given_up() -> None:
     assert [assembly.push(token) for token in "€".encode()] == ["", "", "€"]
     pieces = [assembly.push(0xFF) for _ in range(9)]
     assert any(pieces[:8])  # no character takes so many
+
+
+class MarkedCoder(ByteCoder):
+    """A text loses the space that it begins with, as where tokens mark the begin of words."""
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", errors="replace").removeprefix(" ")
+
+
+def test_a_text_goes_on_behind_its_prompt() -> None:
+    for prompt, stop, text, is_over in (
+        (b"so", [], " it", [False, False, False]),
+        (b"so", [" i"], "", [False, True, True]),
+        (b"", [], "it", [False, False, False]),
+        (b"", [" i"], "it", [False, False, False]),
+        ("né".encode()[:-1], [], "it", [False, False, False]),  # what it ends by is not known
+    ):
+        assembly = TextAssembly(MarkedCoder(), stop, behind=prompt)
+        assert "".join(map(assembly.push, b" it")) + assembly.finish() == text
+        watch = StopWatch(MarkedCoder(), stop, 0, prompt)
+        assert [watch(token) for token in b" it"] == is_over
+
+
+def test_a_character_that_a_prompt_begins_is_not_made_up() -> None:
+    whole = "né".encode()
+    assembly = TextAssembly(Utf8Coder(), behind=whole[:-1])
+    assert assembly.push(whole[-1]) + assembly.finish() == "\N{REPLACEMENT CHARACTER}"
