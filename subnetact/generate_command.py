@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,9 +71,7 @@ def generate(
             threads=threads,
         )
         if prompt is not None and not texts and out is None:
-            for piece in writer.continued(prompt, switch, is_chat=chat):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+            _write(writer.continued(prompt, switch, is_chat=chat))
         elif prompt is None and texts and out is not None:
             if switch or chat:
                 raise ValueError("--switch and --chat go with --prompt, not with --texts")
@@ -95,6 +94,18 @@ def _load(folder: Path) -> tuple[Checkpoint, TextSpec]:
             "import a decoder with one (docs/decoder.md)"
         )
     return loaded, loaded.text
+
+
+def _write(pieces: Iterator[str]) -> None:
+    """Write a text to the standard output as it comes, for as long as somebody reads it."""
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has what it wanted, which is no error to tell of
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # where the interpreter flushes what is left
+        raise typer.Exit(1) from None
 
 
 def _shown(texts: Iterator[str], count: int) -> Iterator[str]:
@@ -131,10 +142,10 @@ class _Writer:
         ids = tokenizer.encode_chat(message) if is_chat else tokenizer.encode(prompt)
         planned = parse_switches(switch, self.decoder)
         chosen = find_subnet(self.arch, self.decoder)
-        longest: int = self.decoder.definition.config.max_positions  # type: ignore[attr-defined]
+        longest = self._longest
         executor = self._executor(min(len(ids) + self.max_tokens, longest) + _BLOCK_TOKENS)
         subnet_id = executor.add(*chosen)
-        stream = TextStream(tokenizer)
+        stream = TextStream(tokenizer, ids)
         room = longest - len(ids) + 1
         for token in generate(
             executor,
@@ -158,8 +169,8 @@ class _Writer:
         from supernet.tokenizer import Tokenizer
 
         tokenizer, chosen = Tokenizer(self.text), find_subnet(self.arch, self.decoder)
-        blocks = -(-self.max_tokens // _BLOCK_TOKENS)
-        executor = self._executor(AT_ONCE * blocks * _BLOCK_TOKENS)
+        blocks = -(-min(self.max_tokens, self._longest) // _BLOCK_TOKENS)
+        executor = self._executor(min(AT_ONCE, count) * blocks * _BLOCK_TOKENS)
         starts = [i for i in (self.text.bos_id, *self.text.eos_ids) if i is not None] or [0]
         for ids in drawn_texts(
             executor,
@@ -172,6 +183,10 @@ class _Writer:
             eos_ids=self.text.eos_ids,
         ):
             yield tokenizer.decode(ids)
+
+    @property
+    def _longest(self) -> int:
+        return self.decoder.definition.config.max_positions  # type: ignore[attr-defined]
 
     def _executor(self, capacity_tokens: int) -> StreamExecutor:
         from subnetact.decoding.stream_executor import StreamExecutor

@@ -32,10 +32,12 @@ def drawn_texts(
     """Yield `count` texts of at most `max_tokens` ids as they end, without the ids around them.
 
     Text i begins behind `first_ids[i % len(first_ids)]`. The cache must have room for `at_once`
-    texts. Raises ValueError where nothing could be drawn: no first id, a count below 1; and for
-    texts that are longer than the network's longest context.
+    texts. Raises ValueError where nothing could be drawn: no first id, a count below 1; for
+    texts that are longer than the network's longest context; and for a seed beyond 32 bits.
     """
     _check(first_ids, min(count, max_tokens, at_once), max_tokens, executor.max_positions)
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed is {seed}, of texts allowed 0 to {_SEEDS - 1}")
     samplings = [Sampling(temperature, seed * _SEEDS + i) for i in range(count)]
     running: dict[int, list[int]] = {}
     waiting = iter(range(count))

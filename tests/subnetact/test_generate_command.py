@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,16 @@ def test_a_text_is_made_at_any_width_and_the_same_each_time(folder: Path) -> Non
             ("--texts", "2", "--out", "texts.txt", "--max-tokens", "300"),
             "texts of 300 tokens are asked for, allowed 256 (the network's longest context)",
         ),
+        (
+            ("--texts", "2", "--out", "texts.txt", "--max-tokens", "1000000000000000"),
+            "texts of 1000000000000000 tokens are asked for, allowed 256",
+        ),
+        (
+            ("--texts", "2", "--out", "texts.txt", "--seed", "4294967296"),
+            "seed is 4294967296, of texts allowed 0 to 4294967295",
+        ),
+        (("--prompt", "ab\udcff"), "character 2 of the text is none of Unicode"),
+        (("--prompt", "\udcff", "--chat"), "character 8 of the text is none of Unicode"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(
@@ -94,6 +108,19 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert result.stdout == ""
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_who_stops_reading_is_told_of_no_error(folder: Path) -> None:
+    """As `supernet generate ... | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from serve.cli import build_app; build_app(['generate'])()"]
+    command += ["generate", "--checkpoint", str(folder), "--prompt", "Once"]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_text_that_ends_with_the_context_says_so(folder: Path) -> None:
@@ -181,3 +208,50 @@ def test_a_chat_is_rendered_by_the_template() -> None:
     refusing = Tokenizer(byte_text("{{ raise_exception('only users') }}"))
     with pytest.raises(ValueError, match="refuses these messages .only users"):
         refusing.encode_chat([{"role": "system", "content": "hi"}])
+
+
+def test_a_template_has_what_transformers_gives_it() -> None:
+    """Loops that break off, JSON as it is written outside of HTML, the day."""
+    year = str(datetime.now().year)
+    for template, rendered in (
+        ("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}", "<a> & b"),
+        ("{{ messages[0].content | tojson }}", '"<a> & b"'),
+        ("{{ strftime_now('%Y') }}", year),
+    ):
+        tokenizer = Tokenizer(byte_text(template))
+        messages = [{"role": "user", "content": text} for text in ("<a> & b", "c")]
+        assert tokenizer.encode_chat(messages) == tokenizer.encode(rendered)
+
+
+def test_a_template_that_fails_is_one_sentence() -> None:
+    for template in ("{{ messages[0] + 1 }}", "{{ 1 / 0 }}", "{{ 'a'.index('b') }}"):
+        with pytest.raises(ValueError, match="the chat template refuses these messages"):
+            Tokenizer(byte_text(template)).encode_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fallback"])
+def test_a_part_of_a_character_has_its_bytes(kind: str) -> None:
+    if kind == "bytes":
+        tokenizer = Tokenizer(byte_text())
+    else:
+        vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<unk>": 256}
+        encoder = tokenizers.Tokenizer(
+            tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>")
+        )
+        encoder.decoder = tokenizers.decoders.ByteFallback()
+        tokenizer = Tokenizer(replace(byte_text(), tokenizer=encoder.to_str()))
+    text = "é€\U0001f600 \n"
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text.encode())
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+    assert tokenizer.token_name(10_000) == "token_id:10000"
+
+
+def test_no_text_is_cut_or_filled_up_as_the_file_was_saved() -> None:
+    encoder = tokenizers.Tokenizer.from_str(byte_text().tokenizer)
+    encoder.enable_truncation(max_length=4)
+    encoder.enable_padding(length=16, pad_id=0, pad_token="<s>")
+    tokenizer = Tokenizer(replace(byte_text(), tokenizer=encoder.to_str()))
+    text = "longer than four bytes"
+    assert tokenizer.encode(text) == Tokenizer(byte_text()).encode(text)
+    assert len(tokenizer.encode_chat([{"role": "user", "content": text}])) > 16
