@@ -63,12 +63,23 @@ def read_messages(values: Mapping[str, Any]) -> tuple[Message, ...]:
     return _messages(BodyFields(values))
 
 
+def refuse_other_prompts(values: Mapping[str, Any], *, is_chat: bool) -> None:
+    """Raise FieldError where a prompt is to be made otherwise than ours are."""
+    fields = BodyFields(values)
+    _refuse(fields, _OTHER_PROMPTS)
+    for name, always in (("add_generation_prompt", True), ("add_special_tokens", not is_chat)):
+        if fields.flag(name, always) != always:
+            text = f"{name} {str(not always).lower()} is not served: the tokenizer and its chat"
+            raise fields.unsupported(name, f"{text} template say how a prompt begins and ends")
+
+
 def parse_completion(values: Any, *, is_chat: bool, vocab_size: int) -> CompletionRequest:
     """Read the JSON of a body. Raises FieldError (a RefusedError) that names the field."""
     if not isinstance(values, dict):
         raise FieldError("", "the request is not a JSON object")
     fields = BodyFields(values)
     _refuse_unserved(fields)
+    refuse_other_prompts(values, is_chat=is_chat)
     model = fields.text("model")
     if not model:
         raise FieldError("model", "model is missing: name one of GET /v1/models")
@@ -95,8 +106,33 @@ _UNSERVED = {
     "guided_regex": "guided_regex is not served",
     "guided_choice": "guided_choice is not served",
     "guided_grammar": "guided_grammar is not served",
+    "structured_outputs": "structured_outputs is not served: ask for the form in the prompt",
+    "use_beam_search": "use_beam_search is not served: tokens are taken or drawn one by one",
+    "allowed_token_ids": "allowed_token_ids is not served, logit_bias is",
+    "bad_words": "bad_words is not served, logit_bias is",
+    "logits_processors": "logits_processors are not served, logit_bias is",
+    "include_stop_str_in_output": "include_stop_str_in_output is not served: texts end before it",
+    "prompt_embeds": "prompt_embeds is not served, texts and token ids are",
+    "return_token_ids": "return_token_ids is not served: POST /tokenize has those of a text",
+    "return_tokens_as_token_ids": "return_tokens_as_token_ids is not served, logprobs are",
+    "web_search_options": "web_search_options is not served: these models search nothing",
 }
 """What would change the answer, by field; empty, false and null ask for nothing."""
+
+_OTHER_PROMPTS = {
+    "documents": "documents is not served: put their text into a message",
+    "chat_template": "chat_template is not served: the checkpoint's own is",
+    "chat_template_kwargs": "chat_template_kwargs is not served: a template gets messages alone",
+    "continue_final_message": "continue_final_message is not served: /v1/completions continues "
+    "any text",
+}
+"""What would make another prompt, by field, likewise."""
+
+
+def _refuse(fields: BodyFields, unserved: Mapping[str, str]) -> None:
+    for name, text in unserved.items():
+        if fields.get(name):
+            raise fields.unsupported(name, text)
 
 
 def _refuse_unserved(fields: BodyFields) -> None:
@@ -104,9 +140,13 @@ def _refuse_unserved(fields: BodyFields) -> None:
         if fields.whole(name, 1, 1, 128) != 1:
             text = f"{name} above 1 is not served: send one request for each text"
             raise fields.unsupported(name, text)
-    for name, text in _UNSERVED.items():
-        if fields.get(name):
-            raise fields.unsupported(name, text)
+    _refuse(fields, _UNSERVED)
+    for name in ("prompt_logprobs", "truncate_prompt_tokens"):
+        if fields.get(name) is not None:  # 0 and -1 ask for something, too
+            raise fields.unsupported(name, f"{name} is not served: prompts are read as they are")
+    if not fields.flag("skip_special_tokens", True):
+        text = "skip_special_tokens false is not served: they leave no trace in a text"
+        raise fields.unsupported("skip_special_tokens", text)
     if fields.get("tool_choice") not in (None, "none", "auto"):
         raise fields.unsupported("tool_choice", "tool_choice is not served: there are no tools")
     if fields.inner("response_format").get("type") not in (None, "text"):

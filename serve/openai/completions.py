@@ -123,9 +123,11 @@ class Completions:
     ) -> None:
         """Begin the streams of a request, one for each prompt. Raises RefusedError."""
         self._server.guard.charge(call.caller, len(request.prompts))
-        encoded = [
-            await encode_prompt(decoder, prompt, request.messages) for prompt in request.prompts
-        ]
+        encoded: list[list[int]] = []
+        for prompt in request.prompts:
+            if encoded:  # many texts hold the loop up as long as one that is too long for it
+                await asyncio.sleep(0)
+            encoded.append(await encode_prompt(decoder, prompt, request.messages))
         headers = call.headers if request.streams else _with_read_timeout(call.headers)
         for prompt in encoded:
             stream = decoder.open(
@@ -225,7 +227,8 @@ async def encode_prompt(
     """Return the ids of a text, of a chat, or of ids. Raises RefusedError."""
     if not isinstance(prompt, str):
         return list(prompt)
-    text = "".join(message["content"] for message in messages) or prompt
+    # Roles too: a template writes whatever they are.
+    text = "".join(message["role"] + message["content"] for message in messages) or prompt
     decoder.check_text(text)
 
     def encode() -> list[int]:

@@ -19,7 +19,7 @@ from serve.doors.rest import RestDoor
 from serve.doors.server import Server
 from serve.models.limits import RefusedError
 from serve.models.served_decoder import ServedDecoder
-from serve.openai.completion_request import read_messages
+from serve.openai.completion_request import read_messages, refuse_other_prompts
 from serve.openai.completions import Completions, encode_prompt
 from serve.openai.error_object import FieldError
 
@@ -113,6 +113,7 @@ class OpenAIDoor:
     async def _tokenize(self, call: HttpCall) -> HttpAnswer:
         values, decoder = await self._read(call)
         text, messages = values.get("prompt", ""), ()
+        refuse_other_prompts(values, is_chat="messages" in values)
         if "messages" in values:
             messages = read_messages(values)
         elif not isinstance(text, str):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from subnetact.timed_decoder import TimedDecoder
 
@@ -203,6 +204,25 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("completions", {"prompt": "x", "min_quality": 2}, "min_quality"),
     ("completions", {"prompt": "x", "priority": 11}, "priority"),
     ("completions", {"prompt": "x", "model": 5}, "model"),
+    ("completions", {"prompt": "x", "use_beam_search": True}, "use_beam_search"),
+    ("completions", {"prompt": "x", "include_stop_str_in_output": True},
+     "include_stop_str_in_output"),
+    ("completions", {"prompt": "x", "allowed_token_ids": [5]}, "allowed_token_ids"),
+    ("completions", {"prompt": "x", "bad_words": ["a"]}, "bad_words"),
+    ("completions", {"prompt": "x", "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ("completions", {"prompt": "x", "prompt_logprobs": 0}, "prompt_logprobs"),
+    ("completions", {"prompt": "x", "truncate_prompt_tokens": -1}, "truncate_prompt_tokens"),
+    ("completions", {"prompt": "x", "skip_special_tokens": False}, "skip_special_tokens"),
+    ("completions", {"prompt": "x", "add_special_tokens": False}, "add_special_tokens"),
+    ("completions", {"prompt": "x", "return_token_ids": True}, "return_token_ids"),
+    ("chat/completions", {"messages": CHAT, "add_special_tokens": True}, "add_special_tokens"),
+    ("chat/completions", {"messages": CHAT, "add_generation_prompt": False},
+     "add_generation_prompt"),
+    ("chat/completions", {"messages": CHAT, "continue_final_message": True},
+     "continue_final_message"),
+    ("chat/completions", {"messages": CHAT, "chat_template": "x"}, "chat_template"),
+    ("chat/completions", {"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
+     "chat_template_kwargs"),
     ("chat/completions", {"messages": []}, "messages"),
     ("chat/completions", {"messages": "x"}, "messages"),
     ("chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -230,6 +250,49 @@ def test_what_is_not_served_is_refused_by_its_field(serve_streams: Callable[...,
                 assert response.headers["x-should-retry"] == "false"
             text = streams.server.metrics.render().decode()
             assert 'door="openai",reason="bad_request"' in text
+
+    asyncio.run(main())
+
+
+def test_what_asks_for_nothing_else_is_served(serve_streams: Callable[..., Any]) -> None:
+    """Clients send the defaults of other servers along."""
+
+    async def main() -> None:
+        async with serve_streams() as streams:
+            answer = await streams.complete(
+                "x", max_tokens=2, n=1, best_of=1, use_beam_search=False, prompt_logprobs=None,
+                skip_special_tokens=True, add_special_tokens=True, bad_words=[], echo=False,
+                include_stop_str_in_output=False, truncate_prompt_tokens=None, user="me",
+            )  # fmt: skip
+            assert answer.status_code == 200, answer.text
+            chat = {"add_generation_prompt": True, "add_special_tokens": False}
+            body = {"model": "lm", "messages": CHAT, "max_tokens": 2, "temperature": 0, **chat}
+            body |= {"chat_template_kwargs": {}, "documents": None}
+            answer = await streams.client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            asked = {"model": "lm", "prompt": "x", "add_special_tokens": False}
+            refused = await streams.client.post("/tokenize", json=asked)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (
+                400, "add_special_tokens"
+            )  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_a_role_counts_as_text_before_it_is_encoded(
+    serve_streams: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template writes any role out, however long: it would be encoded in the loop."""
+
+    async def main() -> None:
+        async with serve_streams(kv_tokens=640) as streams:
+            monkeypatch.setattr(streams.decoder.coder, "encode_chat", None)
+            longest = 64 * streams.decoder.longest_tokens
+            messages = [{"role": "x" * (longest + 1), "content": "Hi"}]
+            body = {"model": "lm", "messages": messages}
+            response = await streams.client.post("/v1/chat/completions", json=body)
+            assert response.status_code == 400, response.text
+            assert response.json()["error"]["code"] == "context_length_exceeded"
 
     asyncio.run(main())
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 PROMPTS = ["Hello", list(b"Hi there"), "x"]
 
 
@@ -104,5 +106,33 @@ def test_an_error_of_one_ends_the_answer(serve_streams: Callable[..., Any]) -> N
                 while streams.device.held_tokens:
                     await asyncio.sleep(0.001)
             assert streams.decoder.engine.status().ended == {"failed": 1, "dropped": 1}
+
+    asyncio.run(main())
+
+
+def test_others_have_their_turn_between_two_prompts(
+    serve_streams: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be as long as is encoded in the loop at once: all of them would be a second."""
+
+    async def main() -> None:
+        async with serve_streams() as streams:
+            turns, seen = [0], []
+
+            async def turn() -> None:
+                while True:
+                    turns[0] += 1
+                    await asyncio.sleep(0)
+
+            def encode(text: str) -> list[int]:
+                seen.append(turns[0])
+                return list(text.encode())
+
+            monkeypatch.setattr(streams.decoder.coder, "encode", encode)
+            others = asyncio.ensure_future(turn())
+            answer = await streams.complete(["a", "b", "c", "d"], max_tokens=1)
+            others.cancel()
+            assert answer.status_code == 200, answer.text
+            assert len(set(seen)) == 4
 
     asyncio.run(main())
