@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
+from slackfit.output_files import check_outputs
 from slackfit.plain_console import plain_console
 from slackfit.user_errors import user_errors
 from subnetact.decoding.generation import Switch, generate
@@ -56,6 +57,7 @@ def demo(
             checkpoint = load_checkpoint(folder)
         else:
             source = gguf or _packaged()
+            check_outputs(folders=[folder])
             typer.echo("a minute or two, once:", err=True)
             checkpoint = import_decoder(source, origin="gguf", tell=_tell)
             save_checkpoint(checkpoint, folder)

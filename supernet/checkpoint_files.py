@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -42,6 +44,28 @@ def by_subnet(path: Path) -> dict[str, dict[str, torch.Tensor]]:
         subnet_id, _, name = key.partition("/")
         tensors.setdefault(subnet_id, {})[name] = tensor
     return tensors
+
+
+def check_folder(folder: str | Path) -> None:
+    """Try a checkpoint folder, and the one that it lies in, before the work.
+
+    Raises CheckpointError where nothing can be written; nothing is left of the trial. A twin of
+    `slackfit.output_files.check_outputs`, as this package imports none of the others.
+    """
+    target = Path(folder)
+    missing = [path for path in (target, *target.parents) if not path.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for place in (target, target.parent):  # it is made beside its place, then moved
+            with TemporaryFile(dir=place) as probe:
+                probe.write(b"x")
+    except OSError as error:
+        text = f"can't be written ({error.strerror or error}); give a place that can"
+        raise CheckpointError(f"{target}: {text}") from None
+    finally:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def checked_digests(source: Path, header: Mapping[str, Any]) -> dict[str, str]:

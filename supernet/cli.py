@@ -118,9 +118,11 @@ def import_(
     elastic: ElasticOption = "",
 ) -> None:
     """Make a checkpoint folder of weights that were trained elsewhere."""
+    from supernet.checkpoint_files import check_folder
     from supernet.weights.import_request import ImportRequest
 
     with _user_errors(ValueError, OSError, RuntimeError, ImportError):
+        check_folder(out)
         request = ImportRequest(
             source=source,
             origin=origin,

@@ -183,6 +183,7 @@ def _restore_halves(tensors: dict[str, torch.Tensor], config: Mapping[str, Any])
     heads = {"q_proj": config["num_heads"], "k_proj": config["num_kv_heads"]}
     for name, tensor in tensors.items():
         count = heads.get(name.split(".")[-2]) if "." in name else None
-        if count is not None:
+        # One of other sizes than the metadata says stays as it is: its shape is refused later.
+        if count is not None and len(tensor) % (2 * count) == 0:
             pairs = tensor.unflatten(0, (count, -1, 2))  # (heads, D / 2, 2, ...)
             tensors[name] = pairs.transpose(1, 2).flatten(0, 2).contiguous()

@@ -29,7 +29,8 @@ _SPLITS = {  # how text is cut before merging, by `tokenizer.ggml.pre`; None: GP
 def text_of(source: Path, fields: Mapping[str, Any]) -> TextSpec:
     """Return the tokenizer, chat template, and ids that begin and end a text.
 
-    Raises WeightsError for another kind of tokenizer, or without the `tokenizers` package.
+    Raises WeightsError for another kind of tokenizer, one whose parts do not belong together, or
+    without the `tokenizers` package.
     """
     kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in _SPLITS:
@@ -44,12 +45,31 @@ def text_of(source: Path, fields: Mapping[str, Any]) -> TextSpec:
             f"{source}: its tokenizer needs a package: pip install 'supernet-serving[lm]'"
         ) from None
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    merges: list[str] = fields["tokenizer.ggml.merges"]
+    try:
+        tokenizer = _tokenizer(package, pre, tokens, merges, fields)
+    except Exception as error:  # the package raises bare Exception
+        raise WeightsError(f"{source}: its tokenizer can't be made ({error})") from None
+    eos = fields.get("tokenizer.ggml.eos_token_id")
+    named = [i for i, token in enumerate(tokens) if token in _ENDS]
+    ends = dict.fromkeys(([] if eos is None else [eos]) + named)
+    return TextSpec(
+        tokenizer=tokenizer.to_str(),
+        chat_template=fields.get("tokenizer.chat_template", ""),
+        bos_id=fields.get("tokenizer.ggml.bos_token_id"),
+        eos_ids=tuple(ends),
+    )
+
+
+def _tokenizer(
+    package: Any, pre: str, tokens: list[str], merges: list[str], fields: Mapping[str, Any]
+) -> Any:
+    """Raises whatever the package does for parts that do not belong together."""
     types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = package.Tokenizer(
         package.models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
+            merges=[tuple(merge.split(" ", 1)) for merge in merges],
             ignore_merges=pre == "llama-bpe",
         )
     )
@@ -58,19 +78,12 @@ def text_of(source: Path, fields: Mapping[str, Any]) -> TextSpec:
     tokenizer.add_special_tokens(_added(package, tokens, types, _CONTROL))
     tokenizer.add_tokens(_added(package, tokens, types, _USER_DEFINED))
     bos = fields.get("tokenizer.ggml.bos_token_id")
-    if bos is not None and fields.get("tokenizer.ggml.add_bos_token", False):
+    # Where a file does not say, as llama.cpp does: of these kinds only Llama 3's begins every text.
+    if bos is not None and fields.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
         tokenizer.post_processor = package.processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
         )
-    eos = fields.get("tokenizer.ggml.eos_token_id")
-    named = [i for i, token in enumerate(tokens) if token in _ENDS]
-    ends = dict.fromkeys(([] if eos is None else [eos]) + named)
-    return TextSpec(
-        tokenizer=tokenizer.to_str(),
-        chat_template=fields.get("tokenizer.chat_template", ""),
-        bos_id=bos,
-        eos_ids=tuple(ends),
-    )
+    return tokenizer
 
 
 def _pre_tokenizer(package: Any, pre: str) -> Any:

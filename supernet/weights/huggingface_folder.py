@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,7 +47,7 @@ def read_text(folder: str | Path) -> TextSpec:
     ids = {**read_config(source), **_optional_json(source / "generation_config.json")}
     ends = ids.get("eos_token_id")
     try:
-        return TextSpec(
+        text = TextSpec(
             tokenizer=tokenizer,
             chat_template=_chat_template(source),
             bos_id=ids.get("bos_token_id"),
@@ -54,6 +55,7 @@ def read_text(folder: str | Path) -> TextSpec:
         )
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
+    return replace(text, eos_ids=tuple(dict.fromkeys((*text.eos_ids, *_own_ends(source, text)))))
 
 
 def write_folder(
@@ -194,6 +196,17 @@ def _chat_template(source: Path) -> str:
         named = {entry["name"]: entry["template"] for entry in template}
         return named.get("default", "")
     return template
+
+
+def _own_ends(source: Path, text: TextSpec) -> list[int]:
+    """Return the id of what the tokenizer calls its end, which chats end by.
+
+    The network's config often still lists the end of what it was fine-tuned from alone.
+    """
+    token = _optional_json(source / "tokenizer_config.json").get("eos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    added = json.loads(text.tokenizer).get("added_tokens") or ()
+    return [each["id"] for each in added if each["content"] == content]
 
 
 def _text_of(path: Path) -> str:

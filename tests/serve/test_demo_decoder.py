@@ -51,6 +51,9 @@ def test_a_checkpoint_of_before_is_taken_and_a_table_printed(
     assert absent.exit_code == 2
     assert "no such file" in absent.stderr
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    arguments = ["--out", str(tmp_path / "file"), "--gguf", str(tmp_path / "no.gguf")]
+    assert "can't be written" in CliRunner().invoke(app, arguments).stderr
     save_checkpoint(decoder, tmp_path / "checkpoint")
     result = CliRunner().invoke(app, ["--out", str(tmp_path), "--tokens", "4"])
     assert result.exit_code == 0, result.output

@@ -18,7 +18,8 @@ from serve.cli import build_app
 from supernet import Checkpoint, define_supernet, extract, load_checkpoint
 from supernet.text import TextSpec
 from supernet.tokenizer import Tokenizer
-from supernet.weights.huggingface_folder import write_folder
+from supernet.weights.gguf_tokenizer import text_of
+from supernet.weights.huggingface_folder import read_text, write_folder
 from supernet.weights.import_decoder import decoder_checkpoint, import_decoder, read_decoder
 from supernet.weights.weight_files import WeightsError
 
@@ -220,7 +221,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, architecture: str, **changed:
     writer.add_block_count(config.depth)
     writer.add_embedding_length(config.width)
     writer.add_feed_forward_length(config.hidden)
-    writer.add_head_count(config.num_heads)
+    writer.add_head_count(changed.get("heads", config.num_heads))
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_context_length(config.max_positions)
@@ -229,8 +230,8 @@ def write_gguf(checkpoint: Checkpoint, path: Path, architecture: str, **changed:
     writer.add_tokenizer_model(changed.get("model", "gpt2"))
     writer.add_tokenizer_pre(changed.get("pre", "gpt-2"))
     writer.add_token_list(byte_tokens())
-    writer.add_token_types([3, 3] + [1] * (len(byte_tokens()) - 2))
-    writer.add_token_merges(["t h"])
+    writer.add_token_types(changed.get("types", [3, 3] + [1] * (len(byte_tokens()) - 2)))
+    writer.add_token_merges(changed.get("merges", ["t h"]))
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template(CHAT)
@@ -273,6 +274,61 @@ def test_a_gguf_file_is_the_same_network_and_tokenizer(ours: Checkpoint, tmp_pat
     assert ours.text is not None
     for text in ("the other\n<s>é thé</s>", "", " 12 \U0001f600"):
         assert Tokenizer(made.text).encode(text) == Tokenizer(ours.text).encode(text)
+
+
+@pytest.mark.parametrize(
+    ("pre", "says", "begins"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("gpt-2", None, False),
+     ("gpt-2", True, True)],
+)  # fmt: skip
+def test_a_gguf_text_begins_as_llamacpp_begins_it(
+    pre: str, says: bool | None, begins: bool, tmp_path: Path
+) -> None:
+    """Files of Llama 3 that do not say so mean that a text begins with a token of its own."""
+    fields: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": byte_tokens(),
+        "tokenizer.ggml.merges": ["t h"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.token_type": [3, 3] + [1] * (len(byte_tokens()) - 2),
+    }
+    if says is not None:
+        fields["tokenizer.ggml.add_bos_token"] = says
+    ids = Tokenizer(text_of(tmp_path / "tiny.gguf", fields)).encode("the")
+    assert (ids[0] == 0) == begins
+    assert len(ids) == 2 + begins
+
+
+def test_a_folder_that_can_not_be_written_is_told_before_the_work(
+    ours: Checkpoint, tmp_path: Path
+) -> None:
+    write_folder(ours, ours.definition.space.largest, tmp_path / "folder")
+    (tmp_path / "file").write_text("mine")
+    source = ["import", str(tmp_path / "folder"), "--from", "huggingface", "--out"]
+    for out in (tmp_path / "file", tmp_path / "file" / "made"):
+        result = CliRunner().invoke(build_app(["import"]), [*source, str(out)])
+        assert result.exit_code == 2
+        assert "can't be written" in result.stderr
+        assert str(out) in result.stderr
+        assert "measuring" not in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+    absent = [*source, str(tmp_path / "far" / "off"), "--elastic", "rank"]
+    assert CliRunner().invoke(build_app(["import"]), absent).exit_code == 2
+    assert not (tmp_path / "far").exists()
+
+
+@pytest.mark.parametrize("token", ["<s>", {"content": "<s>", "lstrip": False}, "absent", None])
+def test_what_the_tokenizer_calls_its_end_ends_texts_too(
+    ours: Checkpoint, tmp_path: Path, token: Any
+) -> None:
+    """As of chats that were fine-tuned from what ends texts otherwise."""
+    write_folder(ours, ours.definition.space.largest, tmp_path / "folder")
+    path = tmp_path / "folder" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": token}))
+    ends = (1, 0) if token not in ("absent", None) else (1,)
+    assert read_text(tmp_path / "folder").eos_ids == ends
 
 
 def config_with(folder: Path, **values: Any) -> None:
@@ -339,6 +395,9 @@ def test_a_folder_without_tokenizer_and_one_with_nan_are_refused_and_nothing_is_
         ("gemma3", {}, "its architecture is 'gemma3', supported are llama, qwen2, qwen3"),
         ("llama", {"model": "llama"}, "its tokenizer is 'llama'"),
         ("llama", {"pre": "tekken"}, "of kind 'tekken', supported is 'gpt2'"),
+        ("llama", {"merges": ["zz yy"]}, "tiny.gguf: its tokenizer can't be made .*out of vocab"),
+        ("llama", {"types": [3, 3]}, "tiny.gguf: its tokenizer can't be made"),
+        ("llama", {"heads": 6}, "tiny.gguf: .*(q_proj.weight has shape|do not fit)"),
     ],
 )
 def test_a_gguf_of_another_kind_is_refused(
