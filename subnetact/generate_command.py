@@ -171,7 +171,9 @@ class _Writer:
         tokenizer, chosen = Tokenizer(self.text), find_subnet(self.arch, self.decoder)
         blocks = -(-min(self.max_tokens, self._longest) // _BLOCK_TOKENS)
         executor = self._executor(min(AT_ONCE, count) * blocks * _BLOCK_TOKENS)
-        starts = [i for i in (self.text.bos_id, *self.text.eos_ids) if i is not None] or [0]
+        known = self.decoder.definition.config.num_classes  # tokens, to the network
+        ends = (self.text.bos_id, *self.text.eos_ids)
+        starts = [i for i in ends if i is not None and i < known] or [0]
         for ids in drawn_texts(
             executor,
             list(dict.fromkeys(starts)),

@@ -124,12 +124,13 @@ def load_decoder(config: ServeConfig) -> LoadedDecoder:
     else:
         assert given is not None, "it was measured on workers"
         profile = given
-    costs = IterationCosts.of(profile)
+    costs, vocab_size = IterationCosts.of(profile), _config(checkpoint).vocab_size
     spec = DecoderSpec(
         name=config.model_name or checkpoint.name.replace(" ", "-") or DEFAULT_NAME,
-        vocab_size=_config(checkpoint).vocab_size,
+        vocab_size=vocab_size,
         max_positions=executor.max_positions,
-        eos_ids=frozenset(checkpoint.text.eos_ids),
+        # A tokenizer may have more tokens than the network: of those none ever comes.
+        eos_ids=frozenset(i for i in checkpoint.text.eos_ids if i < vocab_size),
         quality_kind=costs.quality_kind,
         fingerprint=checkpoint.fingerprint,
         profile=profile.name,

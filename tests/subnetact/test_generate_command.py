@@ -255,3 +255,15 @@ def test_no_text_is_cut_or_filled_up_as_the_file_was_saved() -> None:
     text = "longer than four bytes"
     assert tokenizer.encode(text) == Tokenizer(byte_text()).encode(text)
     assert len(tokenizer.encode_chat([{"role": "user", "content": text}])) > 16
+
+
+def test_no_text_is_drawn_behind_a_token_that_the_network_lacks(
+    folder: Path, tmp_path: Path
+) -> None:
+    """One that was added to the tokenizer alone, and is called the end of texts."""
+    loaded = load_checkpoint(folder)
+    save_checkpoint(replace(loaded, text=replace(byte_text(), eos_ids=(1, 258))), tmp_path / "lm")
+    out = tmp_path / "texts.txt"
+    result = run(tmp_path / "lm", "--texts", "4", "--out", str(out), "--max-tokens", "5")
+    assert result.exit_code == 0, result.output
+    assert out.is_file()

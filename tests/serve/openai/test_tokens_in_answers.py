@@ -23,15 +23,15 @@ C3 = "\u00c3"  # what byte-level tokenizers write the byte C3 as
 Streams = Callable[..., Any]
 
 
-def save_decoder(encoder: Any, folder: Path, chat_template: str = "") -> str:
-    """Save a random decoder with a tokenizer; return its folder."""
+def save_decoder(encoder: Any, folder: Path, chat_template: str = "", ends: Any = ()) -> str:
+    """Save a random decoder with a tokenizer, whose texts end by `ends`; return its folder."""
     definition = define_supernet("decoder_tiny", vocab_size=ROWS, max_positions=512)
     generator = torch.Generator().manual_seed(0)
     state = {
         name: torch.randn(tensor.shape, generator=generator) * 0.3 + (tensor.dim() == 1)
         for name, tensor in definition.on_meta().state_dict().items()
     }
-    text = TextSpec(tokenizer=encoder.to_str(), chat_template=chat_template)
+    text = TextSpec(tokenizer=encoder.to_str(), chat_template=chat_template, eos_ids=ends)
     ids = [torch.arange(64)[None]]
     save_checkpoint(decoder_checkpoint(definition, state, ids, name="lm", text=text), folder)
     return str(folder)
@@ -160,12 +160,14 @@ def test_tokens_that_only_the_tokenizer_has_are_refused(
     assert encoder.token_to_id("<|new|>") == ROWS
 
     async def main() -> None:
-        checkpoint = save_decoder(encoder, tmp_path / "lm")
+        checkpoint = save_decoder(encoder, tmp_path / "lm", ends=(7, ROWS))
         async with serving_streams(checkpoint=checkpoint, kv_tokens=512) as streams:
             status, answer = await asked(streams, "completions", prompt="a<|new|>b")
             assert status == 400, answer
             assert "has token 256, allowed 0 to 255" in answer["error"]["message"]
-            assert (await asked(streams, "completions", prompt="ab"))[0] == 200
+            status, answer = await asked(streams, "completions", prompt="ab", min_tokens=3)
+            assert status == 200, answer
+            assert answer["usage"]["completion_tokens"] == 3
 
     asyncio.run(main())
 
