@@ -1,12 +1,12 @@
 """`supernet bench training`: the strategies against each other at equal processor time.
 
-1. What a step of each case costs is measured side by side; every case gets as many steps as take
-   the processor time of the reference's run.
+1. What a step of each case costs is timed side by side, for a first idea of how many it gets.
 2. Three learning rates per case, a third of the length, one seed: the best on the validation
-   images is taken.
-3. Several seeds of each case at its rate and whole length. Only these are measured on the test
-   images, once; nothing is chosen on them. Where it is to be chosen among cases, they are measured
-   on the validation images alone.
+   images is taken. They also tell what a step costs in a run.
+3. Several seeds of each case at its rate and whole length: of the reference its epochs, of the
+   others as many steps as take the processor time of the reference's runs (`time_account.py`).
+   Only these are measured on the test images, once; nothing is chosen on them. Where it is to be
+   chosen among cases, they are measured on the validation images alone.
 
 The case `alone` is a run for each size, which trains that shape by itself for as many epochs as the
 reference: what sharing costs it.
@@ -22,6 +22,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +46,14 @@ from serve.bench.training.cases import (
 )
 from serve.bench.training.comparison import CaseComparison, Tuned
 from serve.bench.training.pace import seconds_per_step
+from serve.bench.training.time_account import SpentTime, step_cost_s, steps_for
 from serve.bench.training.time_left import TimeLeft
 from serve.bench.training.timed_run import FinishedRun, StoppedError, TimedRun, of_all_shapes
 from supernet import Arch, cost, define_supernet
 from training.config import TrainConfig
 from training.data.data import load_dataset, steps_per_epoch
 from training.data.samples import Dataset
+from training.trainer.resume import RESUME_FILE
 from training.trainer.trainer import Trainer
 
 RATES = (0.3, 1.0, 3.0)
@@ -126,8 +129,9 @@ class TrainingBench:
         return self._comparison().rows(self._budget_s())
 
     def table(self) -> str:
-        """The finished runs as a table in Markdown."""
-        return self._comparison().table()
+        """The finished runs as a table in Markdown, and below how equal their times are."""
+        compared = self._comparison()
+        return "\n\n".join(filter(None, (compared.table(), compared.times())))
 
     def step_cost(self, repeats: int = 15) -> Row:
         """What a step of max, min and two random costs against the full model alone, interleaved.
@@ -177,21 +181,29 @@ class TrainingBench:
         for case in missing:
             pair = [paces[case], paces[REFERENCE]]
             self._journal.once(f"pace/{case}", lambda pair=pair: pair)
-            self._tell(f"{case}: {pair[0] * 1e3:.1f} ms a step, {self._steps(case)} steps")
+            self._tell(f"{case}: {pair[0] * 1e3:.1f} ms a step, some {self._steps(case)} steps")
 
     def _cased(self, case: str, seed: int) -> TrainConfig:
         return cased(self._base, case, seed, self.points)
 
     def _tuning(self) -> Iterator[PlannedRun]:
-        for case in self._cases:
-            for lr in self._rates(case):
-                steps = max(1, self._steps(case) // TUNING_SHARE)
-                yield PlannedRun(f"tune/{case}/{lr:g}", case, _TUNING_SEED, lr, steps, False)
+        """Rate by rate, so that a machine that gets busier does not make one case dearer."""
+        for place in range(len(RATES)):
+            for case in self._cases:
+                yield self._tuning_run(case, self._rates(case)[place])
+        if REFERENCE not in self._cases and any(place_of(case) is None for case in self._cases):
+            # Nobody asked for it, but its time is what the others get.
+            yield self._tuning_run(REFERENCE, self._cased(REFERENCE, 0).optimizer.lr)
+
+    def _tuning_run(self, case: str, lr: float) -> PlannedRun:
+        steps = self._tuning_steps(case)
+        return PlannedRun(f"tune/{case}/{lr:g}", case, _TUNING_SEED, lr, steps, False)
 
     def _finals(self) -> Iterator[PlannedRun]:
+        """Seed by seed, of each the reference first: how long it takes is what the others get."""
         for seed in range(self._num_seeds):
-            for case in self._cases:
-                name, steps = self._final(case, seed), self._steps(case)
+            for case in sorted(self._cases, key=lambda case: case != REFERENCE):
+                name, steps = self._final(case, seed), self._earned_steps(case, seed)
                 tuned = self._tuned(case)
                 yield PlannedRun(name, case, seed, tuned.lr if tuned else 0.0, steps, True)
 
@@ -206,8 +218,9 @@ class TrainingBench:
             raise StoppedError
         config = at_rate(self._cased(planned.case, planned.seed), planned.lr)
         share = 1.0 if planned.is_final else 1.0 / TUNING_SHARE
-        folder = self._out / planned.name.replace("/", "-")
-        steps, tuning = norm_steps(planned.case, planned.steps)
+        folder = self._folder_of(planned.name)
+        given = self._given_steps(planned) if planned.is_final else planned.steps
+        steps, tuning = norm_steps(planned.case, given)
         place = place_of(planned.case)
         run = TimedRun(
             of_length(config, steps, share),
@@ -265,28 +278,77 @@ class TrainingBench:
     def _run(self, name: str) -> FinishedRun:
         return FinishedRun(**self._journal.get(name))
 
+    @cached_property
     def _reference_steps(self) -> int:
         config = cased(self._base, REFERENCE, 0)
         per_epoch = steps_per_epoch(self._data(0).train, config.data.batch_size)
         return config.schedule.steps or config.schedule.epochs * per_epoch
 
     def _steps(self, case: str) -> int:
-        """As many steps as take the reference's processor time; of a shape alone, its epochs."""
+        """About how many steps take the reference's time, by what was timed side by side.
+
+        Of a shape alone as many as its epochs have.
+        """
         if place_of(case) is not None:
-            return self._reference_steps()
+            return self._reference_steps
         mine_s, reference_s = self._journal.get(f"pace/{case}")
-        return max(TUNING_SHARE, round(self._reference_steps() * reference_s / mine_s))
+        return max(TUNING_SHARE, round(self._reference_steps * reference_s / mine_s))
+
+    def _tuning_steps(self, case: str) -> int:
+        return max(1, self._steps(case) // TUNING_SHARE)
+
+    def _given_steps(self, planned: PlannedRun) -> int:
+        """The steps of a final run, kept before it begins: one that goes on has the same.
+
+        A run that began when steps followed from the side by side timing alone keeps those.
+        """
+        has_begun = (self._folder_of(planned.name) / RESUME_FILE).exists()
+        return self._journal.once(
+            f"steps/{planned.name}",
+            lambda: self._steps(planned.case) if has_begun else planned.steps,
+        )
+
+    def _earned_steps(self, case: str, seed: int) -> int:
+        """The steps of a final run, by the processor time of the runs that there are."""
+        if case == REFERENCE or place_of(case) is not None:
+            return self._reference_steps
+        aimed_s = [self._aimed_s(k) for k in range(seed + 1)]
+        before = [self._final_s(case, k) for k in range(seed)]
+        spent_s = [a if s is None else s for s, a in zip(before, aimed_s[:seed], strict=True)]
+        return steps_for(self._step_s(case), aimed_s=aimed_s, spent_s=spent_s)
+
+    def _aimed_s(self, seed: int) -> float:
+        """The processor time of the reference's run (s), as it was or as is to be expected."""
+        took_s = self._final_s(REFERENCE, seed)
+        return self._reference_steps * self._step_s(REFERENCE) if took_s is None else took_s
+
+    def _final_s(self, case: str, seed: int) -> float | None:
+        """What a final run took (s); None before it is over, or where it broke off."""
+        name = self._final(case, seed)
+        run = self._run(name) if name in self._journal else None
+        return None if run is None or run.is_diverged else run.cpu_s
 
     def _step_s(self, case: str) -> float:
-        """What a step was timed at, on the scale of the reference's first timing."""
+        """The processor time of a step in the runs that are over (s), or before as it was timed."""
         mine_s, beside_s = self._journal.get(f"pace/{case}")
-        return mine_s * self._journal.get(f"pace/{REFERENCE}")[0] / beside_s
+        timed_s = mine_s * self._journal.get(f"pace/{REFERENCE}")[0] / beside_s
+        return step_cost_s(self._spent(case), otherwise_s=timed_s)
+
+    def _spent(self, case: str) -> list[SpentTime]:
+        """Time and given steps of the runs of a case that came to their end."""
+        steps = {f"tune/{case}/{lr:g}": self._tuning_steps(case) for lr in self._rates(case)}
+        for seed in range(self._num_seeds):
+            name = self._final(case, seed)
+            kept = f"steps/{name}"  # a journal of before has none
+            steps[name] = self._journal.get(kept) if kept in self._journal else self._steps(case)
+        runs = {name: self._run(name) for name in steps if name in self._journal}
+        return [SpentTime(run.cpu_s, steps[n]) for n, run in runs.items() if not run.is_diverged]
 
     def _budget_s(self) -> float:
-        """The processor time that every run aims at (s); 0 before it is known."""
+        """The mean processor time that a run aims at (s); 0 before it is known."""
         if f"pace/{REFERENCE}" not in self._journal:
             return 0.0
-        return self._reference_steps() * self._journal.get(f"pace/{REFERENCE}")[0]
+        return float(np.mean([self._aimed_s(seed) for seed in range(self._num_seeds)]))
 
     def _time_left(self) -> TimeLeft:
         planned = [*self._tuning(), *self._finals()]
@@ -296,6 +358,9 @@ class TrainingBench:
 
     def _sizes(self) -> list[tuple[Arch, int]]:
         return [(arch, cost(self._definition, arch).macs) for arch in self.points]
+
+    def _folder_of(self, run: str) -> Path:
+        return self._out / run.replace("/", "-")
 
     def _folder(self, name: str) -> Path:
         (self._out / name).mkdir(parents=True, exist_ok=True)

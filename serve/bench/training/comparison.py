@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve.bench.rows import Row, row
-from serve.bench.training.cases import REFERENCE, Split, place_of
+from serve.bench.training.cases import ALONE, REFERENCE, Split, place_of
 from serve.bench.training.timed_run import FinishedRun
 from supernet import Arch
 from traces.simulation.cells import estimate
 from training.evaluation.domination import paired_difference
+
+_EQUAL = 0.05  # times that differ by no more are called equal
 
 
 class Tuned(NamedTuple):
@@ -89,12 +91,12 @@ class CaseComparison(NamedTuple):
         """Rows of every case with a finished run; `budget_s` is the processor time aimed at."""
         rates = [_rate(case, tuned) for case, tuned in self.tuned.items() if self._has(case)]
         found = [one for case, runs in self.runs.items() if runs for one in self._rows_of(case)]
-        cpu = [
-            _mean_row(f"{case}/cpu", [r.cpu_s for r in runs], "s", steps=runs[0].steps,
-                      aimed_at_s=round(budget_s, 1))
-            for case, runs in self.runs.items() if runs
-        ]  # fmt: skip
-        return [*found, *cpu, *rates]
+        cpu = [self._cpu_of(case, budget_s) for case, runs in self.runs.items() if runs]
+        times = [
+            row(f"training/{case}/cpu/over_{REFERENCE}", ratio, "ratio", {}, digits=9)
+            for case, ratio in self._time_ratios().items()
+        ]
+        return [*found, *cpu, *times, *rates]
 
     def table(self) -> str:
         """A table in Markdown: accuracies in per cent, means over the seeds."""
@@ -105,9 +107,11 @@ class CaseComparison(NamedTuple):
             if runs:
                 reached = np.mean([run.accuracies(self.split) for run in runs], axis=0) * 100
                 gap = self._gap(case, range(len(self.points)))
+                diverged = sum(run.is_diverged for run in runs)
+                mark = f" ({diverged} of {len(runs)} diverged)" if diverged else ""
                 lines.append(
                     [
-                        case,
+                        case + mark,
                         self._rates_of(case),
                         *(f"{value:.1f}" for value in reached),
                         f"{reached.mean():.1f}",
@@ -116,6 +120,37 @@ class CaseComparison(NamedTuple):
                     ]
                 )
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def times(self) -> str:
+        """How equal the processor times are, in a sentence or two; empty for a case alone."""
+        ratios = self._time_ratios()
+        if not ratios:
+            return ""
+        told = ", ".join(f"{case} {ratio:.2f}" for case, ratio in ratios.items())
+        apart = [case for case, ratio in ratios.items() if abs(ratio - 1.0) > _EQUAL]
+        text = f"Processor time over that of {REFERENCE}: {told}."
+        return f"{text} Not equal within {_EQUAL:.0%}: {', '.join(apart)}." if apart else text
+
+    def _time_ratios(self) -> dict[str, float]:
+        """Processor time over the reference's, in runs of the same seeds, by case.
+
+        Not of runs that broke off, nor of the shapes alone, which get the epochs of the reference
+        and not its time.
+        """
+        reference_s = {run.seed: run.cpu_s for run in _whole(self.runs.get(REFERENCE, ()))}
+        ratios: dict[str, float] = {}
+        for case, runs in self.runs.items():
+            both = [run for run in _whole(runs) if run.seed in reference_s]
+            if both and case not in (REFERENCE, ALONE):
+                beside_s = sum(reference_s[run.seed] for run in both)
+                ratios[case] = sum(run.cpu_s for run in both) / beside_s
+        return ratios
+
+    def _cpu_of(self, case: str, budget_s: float) -> Row:
+        runs = self.runs[case]
+        aimed = {} if case == ALONE else {"aimed_at_s": round(budget_s, 1)}
+        steps = [run.steps for run in runs]
+        return _mean_row(f"{case}/cpu", [run.cpu_s for run in runs], "s", steps=steps, **aimed)
 
     def _has(self, case: str) -> bool:
         """Whether a tuned case is one of those that finished, or a shape of one."""
@@ -166,6 +201,10 @@ class CaseComparison(NamedTuple):
                 figure = f"training/{case}/{name}/over_{REFERENCE}"
                 rows.append(row(figure, gap.value, "fraction", detail, digits=9))
         return rows
+
+
+def _whole(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    return [run for run in runs if not run.is_diverged and run.cpu_s > 0]
 
 
 def _rate(case: str, tuned: Tuned) -> Row:

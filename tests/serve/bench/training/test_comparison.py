@@ -83,9 +83,27 @@ def test_the_table_has_a_line_per_case_and_rows_say_where_they_come_from() -> No
     assert rows["training/deps/rate"]["detail"]["is_at_edge"] is False
     assert rows["training/deps/p2/accuracy"]["detail"]["macs"] == 4_000_000
     assert rows["training/other/cpu"]["detail"] == {
-        "steps": 90, "aimed_at_s": 61.0, "seeds": [60.0, 61.0],
+        "steps": [90, 90], "aimed_at_s": 61.0, "seeds": [60.0, 61.0],
     }  # fmt: skip
+    assert rows["training/other/cpu/over_deps"]["value"] == 1.0
+    assert compared.times() == "Processor time over that of deps: other 1.00."
     assert Tuned(0.3, {0.03: 0.5, 0.1: 0.6, 0.3: 0.7}).is_at_edge
+
+
+def test_unequal_times_and_runs_that_diverged_are_named_beside_the_table() -> None:
+    space = define_supernet("resnet_tiny").space
+    points = [(space.smallest, 1_000_000), (space.largest, 4_000_000)]
+    short = [run._replace(cpu_s=0.82 * run.cpu_s) for run in runs_of("short", 0.5, 0.5)]
+    broken = [run._replace(cpu_s=1.0, is_diverged=True) for run in runs_of("broken", 0.0)]
+    broken += runs_of("broken", 0.6, 0.6)[1:]
+    runs = {"deps": runs_of("deps", 0.7, 0.6), "short": short, "broken": broken}
+    compared = CaseComparison(runs, {}, points)
+    assert compared.times() == (
+        "Processor time over that of deps: short 0.82, broken 1.00. Not equal within 5%: short."
+    )
+    lines = compared.table().splitlines()
+    assert lines[3].startswith("| short | ")
+    assert lines[4].startswith("| broken (1 of 2 diverged) | ")
 
 
 def test_validation_images_are_each_seeds_own() -> None:
