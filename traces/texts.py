@@ -34,6 +34,14 @@ class Texts:
         """Return the rows that a slice, a mask or an array of indices picks."""
         return Texts(self.codes[picked], self.names)
 
+    def used(self) -> Texts:
+        """Return the same texts with no name that no row has, in order of appearance."""
+        codes, first, inverse = np.unique(self.codes, return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")
+        places = np.empty(order.size, dtype=np.int64)
+        places[order] = np.arange(order.size)
+        return Texts(places[inverse], tuple(self.names[code] for code in codes[order].tolist()))
+
     def tolist(self) -> list[str]:
         """Return the text of each row."""
         return [self.names[code] for code in self.codes.tolist()]

@@ -110,17 +110,28 @@ def read_table(
 
 
 class _Lines:
-    """The lines of a stream without its comments, with the number of the last one read."""
+    """The lines of a stream without its comments, with the number of the last one read.
+
+    A comment stands between rows: a line inside a quoted cell may begin like one.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._is_inside_row = False
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._stream:
             self.number += 1
-            if line[0] != "#":
+            if self._is_inside_row or line[0] != "#":
+                self._is_inside_row = True
                 yield line
+
+    def rows(self, delimiter: str) -> Iterator[list[str]]:
+        """Yield the rows as cells. Raises csv.Error."""
+        for row in csv.reader(iter(self), delimiter=delimiter, skipinitialspace=True):
+            self._is_inside_row = False  # the reader takes no line beyond the row's last
+            yield row
 
 
 def _read_csv(
@@ -128,13 +139,13 @@ def _read_csv(
 ) -> Table:
     with open_text(path) as stream:
         lines = _Lines(stream)
-        reader = csv.reader(iter(lines), delimiter=delimiter, skipinitialspace=True)
+        rows = lines.rows(delimiter)
         try:
-            header = [name.strip() for name in next(filter(None, reader), [])]
+            header = [name.strip() for name in next(filter(None, rows), [])]
             wanted = {**kinds, **{n: k for n, k in optional.items() if n in header}}
             at = [place_of(path, header, name) for name in wanted]
             columns, places = [Column(name, kind) for name, kind in wanted.items()], Places()
-            for row in reader:
+            for row in rows:
                 if not any(map(str.strip, row)):  # as a spreadsheet leaves them at the end
                     continue
                 where = f"{path}, line {lines.number}"

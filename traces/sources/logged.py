@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from traces.places import Places
 from traces.sources.tenants import about
+from traces.texts import Texts
 from traces.trace import MAX_DURATION_S, FloatArray, Trace, TraceError
 
 _COARSE_S = 0.5  # steps from which a published log's times are taken for coarse
@@ -54,7 +55,7 @@ class LoggedRows:
         return dataclasses.replace(
             self,
             times_s=self.times_s[keep],
-            columns={name: column[keep] for name, column in self.columns.items()},
+            columns={name: _picked(column, keep) for name, column in self.columns.items()},
             row=np.flatnonzero(keep),
             metadata={**self.metadata, "where": where, "rows_in_file": int(keep.size)},
         )
@@ -95,6 +96,10 @@ class LoggedRows:
     def place(self, index: int) -> str:
         """Return where a row stands in the file."""
         return self.places.of(index if self.row is None else int(self.row[index]))
+
+
+def _picked(column: Any, keep: npt.NDArray[np.bool_]) -> Any:
+    return column[keep].used() if isinstance(column, Texts) else column[keep]
 
 
 def logged_trace(rows: LoggedRows, *, source: str, licence: str, loader: str, cut: Cut) -> Trace:

@@ -14,6 +14,8 @@ Times count from the first request. `start_s` and `length_s` cut a part out of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +184,14 @@ def request_log(
     rows = LoggedRows(
         path=path,
         times_s=asked.times_s(table),
-        columns=_with_classes(asked.of_trace(path, table), priorities),
+        columns=asked.of_trace(path, table),
         places=table.places,
         time=time,
         unit=unit,
         is_sorted=order == "check",
     ).kept(rows_where(path, table, where), where)
+    # Of the rows that are kept: tenants that a `where` leaves out need no priority.
+    rows = replace(rows, columns=_with_classes(rows.columns, priorities))
     return logged_trace(
         rows.spread(spread, np.random.default_rng(seed)),
         source=Path(path).name,
@@ -197,7 +201,7 @@ def request_log(
     )
 
 
-def _with_classes(columns: dict[str, Any], priorities: str | None) -> dict[str, Any]:
+def _with_classes(columns: Mapping[str, Any], priorities: str | None) -> Mapping[str, Any]:
     if priorities is None:
         return columns
     return {**columns, "query_class": priorities_of(columns["tenant"], priorities)}

@@ -276,6 +276,27 @@ def test_what_editors_and_spreadsheets_leave_is_read(tmp_path, text):
     assert trace.tenant.names[0][0] == "a"
 
 
+def test_who_is_left_out_is_no_tenant(tmp_path):
+    """A tenant of no row that is kept had been counted, and a priority asked of it."""
+    text = "timestamp,user,model\n0,b,y\n1,c,x\n1.5,b,y\n2,a,x\n3,c,x\n"
+    spec = f"log:path={write(tmp_path / 't.csv', text)},where=model=x,classes=user"
+    trace = parse_spec(f"{spec},priorities=a:1/c:0")
+    assert trace.tenant.tolist() == ["c", "a", "c"]
+    assert trace.metadata["num_tenants"] == 2
+    assert trace.metadata["tenants"] == {"0": "c", "1": "a"}
+    assert trace.query_class.tolist() == [0, 1, 0]
+    with pytest.raises(TraceError, match="names no priority for tenant 'a'"):
+        parse_spec(f"{spec},priorities=c:0")
+
+
+def test_a_line_of_a_quoted_text_is_no_comment(tmp_path):
+    """Prompts in Markdown: of these three requests one was swallowed without a word."""
+    text = 'timestamp,prompt\n0,"a\n# b"\n# half\n1.5,"c\n# d"\n2,x\n'
+    trace = parse_spec(f"log:path={write(tmp_path / 't.csv', text)},session=prompt")
+    np.testing.assert_allclose(trace.arrival_s, [0.0, 1.5, 2.0])
+    assert trace.session.tolist() == ["a\n# b", "c\n# d", "x"]
+
+
 def test_another_delimiter_is_guessed_at_in_the_error(tmp_path):
     path = write(tmp_path / "t.csv", "timestamp;user\n1;a\n2;b\n")
     with pytest.raises(TraceError, match="they hold ';': is it the delimiter"):
