@@ -53,7 +53,7 @@ def duration_s_of(header: Mapping[str, Any], last_s: float) -> float:
         return last_s
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise TraceError(f"duration_s must be a number of seconds, got {str(given)[:40]!r}")
-    return float(min(given, 1e300))
+    return float(max(min(given, 1e300), -1e300))  # a whole number may be more than a float holds
 
 
 def metadata_of(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def test_the_same_trace_gives_the_same_bytes(tmp_path, suffix):
         ("arrival_s\n2\n1\n", r"arrival_s\[1\] = 1 is before"),
         ("# duration_s: long\narrival_s\n1\n", "line 1: expected JSON"),
         ("# duration_s: 1\narrival_s\n2\n", "at most duration_s"),
+        (
+            f"# duration_s: -1{'0' * 400}\narrival_s\n1\n",
+            "duration_s must be a finite number above 0",
+        ),
         ("arrival_s\n0\n", "add a line '# duration_s: SECONDS'"),
     ],
 )

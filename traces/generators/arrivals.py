@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.memory import check_arrivals
+from traces.memory import BYTES_PER_ARRIVAL, check_arrivals, check_memory
 from traces.trace import FloatArray, Trace, TraceError
 
 GENERATOR_VERSION = 2
@@ -119,16 +119,24 @@ def renewals(end: float, cv2: float, rng: np.random.Generator) -> FloatArray:
     to any time is that time. With `cv2` 0 the renewals are 0, 1, 2 ...
 
     Raises:
-        TraceError: so many would not fit into memory.
+        TraceError: so many, or such bursts, would not fit into memory.
     """
     check_arrivals(end, TOO_MANY)
     if cv2 == 0:
         return np.arange(math.floor(end), dtype=np.float64)
     reached = rng.random() * float(rng.gamma(1 / cv2 + 1, cv2))
     parts: list[FloatArray] = [np.array([reached])]
+    num_drawn = 0.0
     while reached < end:
         missing = end - reached
-        size = int(missing + 4 * math.sqrt(missing * cv2)) + 16
+        wanted = missing + 4 * math.sqrt(missing * cv2)
+        num_drawn += wanted
+        check_memory(
+            num_drawn * BYTES_PER_ARRIVAL,
+            f"bursts as large as gaps of cv2={cv2:g} make",
+            "lower it",
+        )
+        size = int(wanted) + 16
         parts.append(reached + np.cumsum(rng.gamma(1 / cv2, cv2, size)))
         reached = float(parts[-1][-1])
     times = np.concatenate(parts)

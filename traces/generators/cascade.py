@@ -36,6 +36,7 @@ MAX_LAWS = 12
 _CALIBRATED = 1_000_000  # arrivals that the laws are calibrated on, about
 _EVEN = 1e9  # a Dirichlet parameter at which the parts' shares are equal
 _UNBOUNDED = 1e300  # JSON has no infinity
+_MAX_PARTS = 1000  # of a bin; a fit makes 2 and 5
 
 
 class Law(NamedTuple):
@@ -169,9 +170,28 @@ class Cascade:
                 Division(**{**d, "laws": tuple(Law(*law) for law in d["laws"])})
                 for d in fields.pop("divisions")
             )
-            return Cascade(divisions=divisions, **fields)
-        except (ValueError, TypeError, KeyError) as error:
+            made = Cascade(divisions=divisions, **fields)
+            made._check()
+            return made
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise TraceError(f"not a fitted generator ({error})") from None
+
+    def _check(self) -> None:
+        """Raise ValueError or TypeError for numbers that no fit gives."""
+        above_0 = {"rate_qps": self.rate_qps, "duration_s": self.duration_s, "top_s": self.top_s}
+        above_0 |= {"part_s": min((d.part_s for d in self.divisions), default=1.0)}
+        for name, value in above_0.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}, expected a finite number above 0")
+        if not (math.isfinite(self.top_variance) and self.top_variance >= 0):
+            raise ValueError(f"top_variance is {self.top_variance}, expected 0 or more")
+        if not -1 < self.top_correlation < 1:
+            raise ValueError(f"top_correlation is {self.top_correlation}, expected -1 to 1")
+        for division in self.divisions:
+            if not (isinstance(division.parts, int) and 2 <= division.parts <= _MAX_PARTS):
+                raise ValueError(f"parts is {division.parts}, expected 2 to {_MAX_PARTS}")
+            if not division.laws or not np.isfinite(np.array(division.laws, np.float64)).all():
+                raise ValueError("laws: expected at least one, of finite numbers")
 
 
 def fitted(

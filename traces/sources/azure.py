@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,15 @@ Function = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InvocationCounts:
-    """Invocations per (function, minute): `counts` is int32 (functions, minutes).
+    """Invocations per function and minute.
 
-    `functions` holds (owner, app, function, trigger) per row; `first_minute` is the number of the
+    `counts` is (functions, minutes), int32, or int64 where functions are added up. `functions`
+    holds (owner, app, function, trigger) per row; `first_minute` is the number of the
     first minute column (minute of the day, 1-based in the original files); `files` were read.
     """
 
     functions: tuple[Function, ...]
-    counts: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.signedinteger[Any]]
     first_minute: int
     source: str
     files: tuple[str, ...] = ()
@@ -120,7 +122,7 @@ def read_totals(path: Path | str, choice: Choice | None = None) -> InvocationCou
     for file in files:
         day = _read_file(file, choice, kept)
         num_found += len(day.functions)
-        total = day.per_minute.astype(np.int32)[None]
+        total = day.per_minute[None]  # of all functions more than 32 bit may hold
         days.append(replace(day, functions=(("", "", "", "all"),), counts=total))
     _check_found(num_found, files[0], choice)
     return _joined(days, Path(path).name)
@@ -214,7 +216,7 @@ def _joined(days: Sequence[InvocationCounts], source: str) -> InvocationCounts:
     """Lay days behind each other; a function's row is the same on every day."""
     rows = {f: i for i, f in enumerate(dict.fromkeys(f for day in days for f in day.functions))}
     minutes = [day.counts.shape[1] for day in days]
-    counts = np.zeros((len(rows), sum(minutes)), dtype=np.int32)
+    counts = np.zeros((len(rows), sum(minutes)), dtype=days[0].counts.dtype)
     start = 0
     for day, length in zip(days, minutes, strict=True):
         places = [rows[f] for f in day.functions]

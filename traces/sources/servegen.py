@@ -21,6 +21,9 @@ from traces.trace import FloatArray, Trace, TraceError
 
 LICENCE = "Apache-2.0, ServeGen (Xiang et al., arXiv 2505.09999)"
 WINDOW_S = 600.0
+_SHAPES = {"Gamma": (1e-4, 1e9), "Weibull": (1e-2, 1e9)}
+"""Beyond these a window's gaps are all alike, or nothing but one gap: no fit gives that."""
+_SCALES_S = (1e-100, 1e100)
 _KINDS = {
     **dict.fromkeys(("model", "client", "dist"), "text"),
     **dict.fromkeys(("window_start_s", "rate_rps", "shape", "scale"), "number"),
@@ -89,6 +92,14 @@ def _check(path: Path | str, table: Table) -> None:
     dist = table.texts["dist"]
     is_unknown = np.array([name not in ("Gamma", "Weibull") for name in dist.names])
     table.refuse(path, is_unknown[dist.codes], "dist", "Gamma or Weibull")
+    shape, scale_s = table.numbers["shape"], table.numbers["scale"]
+    for name, (low, high) in _SHAPES.items():
+        is_of_it = np.array([known == name for known in dist.names], dtype=np.bool_)[dist.codes]
+        is_odd = is_of_it & ((shape < low) | (shape > high))
+        table.refuse(path, is_odd, "shape", f"{low:g} to {high:g} of a {name} distribution")
+    low_s, high_s = _SCALES_S
+    is_odd = (scale_s < low_s) | (scale_s > high_s)
+    table.refuse(path, is_odd, "scale", f"{low_s:g} to {high_s:g} s")
 
 
 def _rows(

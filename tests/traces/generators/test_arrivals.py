@@ -89,3 +89,14 @@ def test_the_seed_decides_the_trace_and_metadata_says_synthetic():
 def test_parameters_out_of_range_are_refused(bad):
     with pytest.raises(TraceError, match="must be a finite number"):
         gamma(**{"rate_qps": 1.0, "cv2": 1.0, "duration_s": 1.0, **bad})
+
+
+def test_bursts_larger_than_memory_are_refused(monkeypatch):
+    """The mean count fits; the gaps that are drawn to reach the end do not."""
+    monkeypatch.setattr("traces.memory.free_bytes", lambda: float(2**30))
+
+    def drawn():  # of most seeds nothing at all arrives
+        return [len(gamma(1e5, 1e8, 100.0, seed=seed)) for seed in range(12)]
+
+    with pytest.raises(TraceError, match="bursts as large as gaps of cv2=1e.08 make would take"):
+        drawn()

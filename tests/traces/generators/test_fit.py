@@ -62,6 +62,32 @@ def test_a_fitted_generator_round_trips_and_scales(tmp_path):
         parse_spec(f"fitted:path={path}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rate_qps", "many", "not a fitted generator .must be real number, not str"),
+        ("rate_qps", None, "not a fitted generator .must be real number"),
+        ("top_s", 0, "top_s is 0, expected a finite number above 0"),
+        pytest.param("duration_s", 10**400, "not a fitted generator .int too large", id="huge"),
+        ("top_correlation", 1, "top_correlation is 1, expected -1 to 1"),
+        ("divisions", [{"parts": 0, "part_s": 0.1, "laws": [[1, 0.5, 0]]}], "parts is 0, expected"),
+        ("divisions", [{"parts": 2, "part_s": 0.1, "laws": []}], "laws: expected at least one"),
+        (
+            "divisions",
+            [{"parts": 2, "part_s": 0.1, "laws": [["x", 0, 0]]}],
+            "not a fitted generator",
+        ),
+    ],
+)
+def test_a_generator_that_no_fit_writes_is_refused(tmp_path, key, value, message):
+    """Each of these had ended in a traceback, or was taken as it is."""
+    fields = json.loads(fit(gamma(200.0, 4.0, 100.0, seed=1)).to_json()) | {key: value}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(TraceError, match=message):
+        parse_spec(f"fitted:path={path}")
+
+
 def test_a_division_knows_chance_from_order():
     parents = np.full(1000, 10)
     alone = np.tile([10, 0], 1000)

@@ -249,6 +249,18 @@ def test_a_day_is_not_counted_twice_because_of_its_name(tmp_path, other, message
         read_counts(folder)
 
 
+def test_all_functions_together_are_counted_beyond_32_bit(tmp_path):
+    """Five functions of 999,999,999 calls a minute: their sum had wrapped around to 705,032,699."""
+    folder = tmp_path / "days"
+    folder.mkdir()
+    rows = "".join(f"o,a,f{i},http,999999999,1\n" for i in range(5))
+    for day in ("d01", "d02"):
+        (folder / f"invocations.{day}.csv").write_text(HEADER + rows, encoding="utf-8")
+    np.testing.assert_array_equal(read_totals(folder).per_minute, [4_999_999_995, 5] * 2)
+    trace = azure2019(folder, 1000.0, 4.0)
+    assert trace.metadata["invocations"] == 2 * 5_000_000_000
+
+
 def test_blank_lines_at_the_end_are_no_functions(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(f"{HEADER}o,a,f,http,1,2,\n\n  \n,,,,,\n", encoding="utf-8")

@@ -96,6 +96,13 @@ def test_servegen_draws_each_clients_gaps(tmp_path):
             "line 2, column dist: 'Gauss', expected Gamma or Weibull",
         ),
         ("x,m,0,0,20,1,Gamma,0,1\n", "m", "line 2, column shape: 0, expected above 0"),
+        ("x,m,0,0,2,1,Weibull,0.004,1\n", "m", "line 2, column shape: 0.004, expected 0.01 to "),
+        ("x,m,0,0,2,1,Gamma,1e-300,1\n", "m", "line 2, column shape: 1e-300, expected 0.0001 to"),
+        (
+            "x,m,0,0,2,1,Gamma,0.1,5e-324\n",
+            "m",
+            "line 2, column scale: 4.9.*e-324, expected 1e-100",
+        ),
         ("x,m,0,0,2,1,Gamma,x,1\n", "m", "line 2, column shape: 'x' is not a finite number"),
         ("x,m,0,0,2,1,Gamma,1,1\n", "n", "no model 'n'; there are m"),
         ("x,m,0,0,2,1,Gamma,1,1\n", "m,start=600", "m has no traffic in .*; it spans 0 to 600 s"),
