@@ -30,8 +30,8 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
     columns = OutcomeColumns.of(outcomes).per_sample()
     missed_s = np.sort(columns.arrival_s[~columns.on_time])
     length_s = _SHARE * duration_s
-    start_s = _worst_s(np.sort(columns.arrival_s), missed_s, duration_s, length_s)
-    is_inside = (columns.arrival_s >= start_s) & (columns.arrival_s < start_s + length_s)
+    start_s, end_s = _worst_s(np.sort(columns.arrival_s), missed_s, duration_s, length_s)
+    is_inside = (columns.arrival_s >= start_s) & (columns.arrival_s < end_s)
     inside = columns.take(is_inside).moved(-start_s)
     series = summarize(
         inside,
@@ -44,7 +44,7 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
     )["series"]
     edges_s = start_s + np.append(np.asarray(series["t_s"]), length_s)
     series["queue_depth"] = _queue_depth(columns, edges_s[1:])
-    series["queue_max"] = most_waiting(columns, edges_s)
+    series["queue_max"] = most_waiting(columns, np.append(edges_s[:-1], end_s))
     series["t_s"] = edges_s[:-1].tolist()
     missed = int((~inside.on_time).sum())
     return {"start_s": start_s, "length_s": length_s, "missed": missed, "series": series}
@@ -52,14 +52,19 @@ def burst_zoom(outcomes: Sequence[Outcome], duration_s: float) -> dict[str, Any]
 
 def _worst_s(
     arrival_s: np.ndarray, missed_s: np.ndarray, duration_s: float, length_s: float
-) -> float:
-    """Return where the stretch with the most misses starts, on a grid of `_WINDOWS` places."""
+) -> tuple[float, float]:
+    """Return the stretch with the most misses, on a grid of `_WINDOWS` places.
+
+    The last one has no end: what arrives at the run's very end is in it, as in a report's series.
+    """
     starts_s = np.linspace(0.0, duration_s - length_s, _WINDOWS)
+    ends_s = np.append(starts_s[:-1] + length_s, np.inf)
     misses, arrivals = (
-        np.searchsorted(times_s, starts_s + length_s) - np.searchsorted(times_s, starts_s)
+        np.searchsorted(times_s, ends_s) - np.searchsorted(times_s, starts_s)
         for times_s in (missed_s, arrival_s)
     )
-    return float(starts_s[np.lexsort((arrivals, misses))[-1]])
+    worst = np.lexsort((arrivals, misses))[-1]
+    return float(starts_s[worst]), float(ends_s[worst])
 
 
 def _queue_depth(columns: OutcomeColumns, at_s: np.ndarray) -> list[int]:

@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from traces.report.point_labels import INK, MUTED, label_points
+from traces.report.point_labels import INK, MUTED, label_points, literal
 from traces.report.validity import valid_ones
 
 Report = Mapping[str, Any]
@@ -221,7 +221,7 @@ def subnet_queries(report: Report, colours: Mapping[str, str]) -> str:
         axes.set_xlim(-0.5, max(len(used), _LEAST_BARS) - 0.5)
         step = -(-len(used) // _NAMED_BARS)  # of many subnets every so manyth is named
         named = range(0, len(used), step)
-        axes.set_xticks(list(named), [_short(used[i]) for i in named], fontsize=8)
+        axes.set_xticks(list(named), [literal(_short(used[i])) for i in named], fontsize=8)
         axes.set_xlabel("subnets, from the least to the most accurate")
         axes.set_ylabel("queries")
         axes.grid(axis="x", visible=False)

@@ -72,7 +72,14 @@ def label_points(axes: Axes, points: Sequence[_Point], labels: Sequence[str]) ->
     for (x, y), point, label, place in zip(at, points, labels, places(at, labels), strict=True):
         offset = (place.box.left - x, place.box.bottom + 1 - y)
         line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6} if place.line else None
-        axes.annotate(label, point, offset, textcoords="offset points", color=INK, arrowprops=line)
+        axes.annotate(
+            literal(label), point, offset, textcoords="offset points", color=INK, arrowprops=line
+        )
+
+
+def literal(text: str) -> str:
+    """Return a name as matplotlib draws it letter by letter: between two `$` it would see math."""
+    return text.replace("$", r"\$")
 
 
 def places(at: Sequence[_Point], labels: Sequence[str]) -> list[_LabelSpot]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from slackfit.streams.fluidity import FluidityCount
 from traces.report.panels import ms, percent, picture
 from traces.report.plots import INK, MUTED, NOT_SERVED, STYLE, policy_style, svg_of
+from traces.report.point_labels import literal
 
 Report = Mapping[str, Any]
 
@@ -85,7 +86,7 @@ def load_curves(curves: Sequence[tuple[int, Sequence[Mapping[str, float]], str]]
             ordered = sorted(points, key=lambda point: point["rate_qps"])
             rates = [point["rate_qps"] for point in ordered]
             fluid = [point["fluidity"] * 100 for point in ordered]
-            axes.plot(rates, fluid, color=colour, marker=marker, ms=4, lw=1.6, label=label)
+            axes.plot(rates, fluid, color=colour, marker=marker, ms=4, lw=1.6, label=literal(label))
             on_time = [point["on_time"] * 100 for point in ordered]
             axes.plot(rates, on_time, color=colour, lw=1.2, ls=":")
         axes.set_xscale("log")

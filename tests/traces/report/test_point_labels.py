@@ -7,8 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from traces.report.plots import policy_style
+from traces.report.plots import plane, policy_style, subnet_queries
 from traces.report.point_labels import places
+from traces.report.stream_pictures import load_curves
 
 WIDTH, HEIGHT = 330.0, 210.0
 LABELS = (
@@ -57,3 +58,20 @@ def test_a_lone_label_is_beside_its_point_without_a_line() -> None:
 def test_no_two_of_many_runs_look_alike() -> None:
     styles = [policy_style(i) for i in range(49)]
     assert len(set(styles)) == 49
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    """A page of such a run had ended in a traceback of matplotlib's parser of formulas."""
+    name = "runs/$x{$"
+    report = {
+        "mean_serving_accuracy": 0.9,
+        "slo_attainment": 0.8,
+        "subnets": {name: {"queries": 3}},
+    }
+    curve = [{"rate_qps": rate, "fluidity": 0.9, "on_time": 0.8} for rate in (1.0, 10.0)]
+    for svg in (
+        plane([report], [name]),
+        subnet_queries(report, {name: "#000000"}),
+        load_curves([(0, curve, name)]),
+    ):
+        assert name in svg

@@ -54,3 +54,13 @@ def test_the_zoom_lies_on_the_misses_not_on_the_arrivals():
     assert zoom["start_s"] + zoom["length_s"] >= 24
     assert zoom["missed"] == 8
     assert sum(zoom["series"]["arrived"]) - sum(zoom["series"]["on_time"]) == 8
+
+
+def test_what_is_missed_at_the_very_end_is_in_the_last_stretch():
+    """A log of whole seconds ends with all of its last second at the run's very end."""
+    ended = outcomes(np.arange(0, 100, 0.5)) + [missed(o) for o in outcomes(np.full(150, 100.0))]
+    zoom = burst_zoom(ended, 100.0)
+    assert zoom["start_s"] == 92.0
+    assert zoom["missed"] == 150
+    assert sum(zoom["series"]["arrived"]) - sum(zoom["series"]["on_time"]) == 150
+    assert zoom["series"]["queue_max"][-1] >= 150
