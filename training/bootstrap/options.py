@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from training.bootstrap.start import PretrainedSource
@@ -31,6 +32,8 @@ class BootstrapOptions:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise ValueError(f"minutes is {self.minutes:g}, expected a number above 0")
+        if self.minutes == math.inf:
+            raise ValueError("minutes is inf, expected a finite number")
         if self.batch_size < 2:
             raise ValueError(f"batch size is {self.batch_size}, allowed 2 or more")
         if self.micro_batch_size < 0:

@@ -18,7 +18,7 @@ from training.config import DataConfig
 from training.data.array_folder import DataError
 from training.data.checkpoint_data import kind_of
 from training.data.data import drawn_batches
-from training.data.samples import Dataset
+from training.data.samples import Dataset, untrained_classes
 from training.evaluation.evaluate import network_input
 
 _ARE_SUPERNETS = ("ofa", "supernet")  # their channels have an order that was trained
@@ -135,16 +135,12 @@ def check_samples(data: Dataset) -> list[str]:
             f"{data.name} has {len(data.train)} training samples besides those held out, at least "
             f"{_FEWEST} are needed"
         )
-    left, held_out = (
-        torch.bincount(split.labels, minlength=len(data.classes)).tolist()
-        for split in (data.train, data.validation)
-    )
-    gone = [name for name, count in zip(data.classes, left, strict=True) if not count]
-    if gone:
+    if gone := untrained_classes(data):
         raise DataError(
-            f"{data.name}: no sample of class {', '.join(gone)} is left to train on, as a part is "
+            f"{data.name}: no sample of class {gone} is left to train on, as a part is "
             "held out to choose on; give each class at least two, better fifty"
         )
+    held_out = torch.bincount(data.validation.labels, minlength=len(data.classes)).tolist()
     unseen = [name for name, count in zip(data.classes, held_out, strict=True) if not count]
     if not unseen:
         return []

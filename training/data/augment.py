@@ -124,7 +124,7 @@ def _crop(
     x: torch.Tensor, strength: float, mirrors: bool, rng: np.random.Generator
 ) -> torch.Tensor:
     side = x.shape[-1]
-    pad = max(1, round(side / 8 * strength))
+    pad = min(max(1, round(side / 8 * strength)), side - 1)  # a mirror shows no more than there is
     padded = F.pad(x, (pad,) * 4, mode="reflect")  # (B, C, side + 2 pad, side + 2 pad)
     top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, len(x))) for _ in range(2))
     columns = left[:, None] + torch.arange(side)  # (B, side)

@@ -20,6 +20,7 @@ from training.config import DataConfig
 from training.data.array_folder import DataError
 
 _HALVES = 9
+_SHOWN = 10  # names of classes
 
 
 class Samples(Protocol):
@@ -139,6 +140,16 @@ class Dataset:
         order = np.random.default_rng(_HALVES).permutation(len(self.test))
         choose, report = (torch.from_numpy(np.sort(half)) for half in np.array_split(order, 2))
         return replace(self, validation=Subset(self.test, choose), test=Subset(self.test, report))
+
+
+def untrained_classes(data: Dataset) -> str:
+    """Names of the classes of which no sample is left to train on; empty where there is none."""
+    if not data.classes:
+        return ""
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    gone = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+    return ", ".join(gone[:_SHOWN]) + more
 
 
 def digest_of(labels: np.ndarray, contents: Iterable[bytes]) -> str:

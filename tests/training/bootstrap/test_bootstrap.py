@@ -279,4 +279,6 @@ def test_wrong_options_are_refused_by_the_command(images: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="minutes is 0, expected a number above 0"):
         options(Path("w"), images, minutes=0)
+    with pytest.raises(ValueError, match="minutes is inf, expected a finite number"):
+        options(Path("w"), images, minutes=float("inf"))
     assert json.dumps(asdict(options(Path("w"), images)))
