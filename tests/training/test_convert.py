@@ -130,6 +130,7 @@ def test_crop_and_flip_moves_pixels_and_nothing_else() -> None:
             lambda d: (d / "test_lables.json").write_text("[1]"),
             r"labels are int64 \(1,\)",
         ),
+        (lambda d: (d / "test_lables.json").write_text("{}"), "expected a JSON list of labels"),
         (lambda d: (d / "test_lables.json").write_text("[1, 77]"), "labels reach from 1 to 77"),
     ],
 )
@@ -160,4 +161,35 @@ def test_a_bar_that_an_error_ends_leaves_no_thread(tfjs: Path) -> None:
 
 def test_a_folder_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"make one with python -m training.convert"):
+        load_dataset(DataConfig(name="folder", path=str(tmp_path)))
+
+
+def test_a_damaged_archive_of_jpegs_and_a_size_of_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "train.npz", jpeg=np.zeros(9, np.uint8), offsets=[0, 9], labels=[0])
+    whole = (tmp_path / "train.npz").read_bytes()
+    (tmp_path / "train.npz").write_bytes(whole[: len(whole) // 2])
+    for arguments, message in (
+        (("jpeg-npz", tmp_path, tmp_path / "out"), "train.npz: expected arrays jpeg, offsets"),
+        (("image-folder", tmp_path, tmp_path / "out", 0), "--size 0: allowed 1 or more"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            convert(*arguments)
+        assert refused.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_labels_of_any_whole_numbers_train(tmp_path: Path) -> None:
+    """A loss takes int64 alone; labels saved as int32 had ended the first step in a traceback."""
+    for split, rows in (("train", slice(0, 10)), ("test", slice(10, 12))):
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / split / "images.npy", IMAGES[rows])
+        np.save(tmp_path / split / "labels.npy", LABELS[rows].astype(">i2"))
+    (tmp_path / "classes.json").write_text(json.dumps([str(i) for i in range(10)]))
+    data = load_dataset(DataConfig(name="folder", path=str(tmp_path), validation=0.2))
+    assert {s.labels.dtype for s in (data.train, data.validation, data.test)} == {torch.int64}
+    np.savez(tmp_path / "train" / "images.npz", IMAGES[:10])
+    (tmp_path / "train" / "images.npz").rename(tmp_path / "train" / "images.npy")
+    with pytest.raises(DataError, match="images.npy: an archive of arrays, expected one"):
         load_dataset(DataConfig(name="folder", path=str(tmp_path)))

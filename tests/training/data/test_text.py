@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from supernet import define_supernet
 from training.config import DataConfig, TrainConfig, config_from_json
 from training.data.array_folder import DataError
+from training.data.corpus import read_text
 from training.data.data import load_dataset
 from training.run import train
 from training.strategies.make_strategy import make_strategy
@@ -122,12 +124,24 @@ def test_a_tiny_encoder_learns_the_texts_and_logs_every_subnet(texts: Path, tmp_
         ("a,b\n1,2\n", "expected a header with text and label"),
         ("text,label\nfine,good\n", "labels must be whole numbers from 0"),
         ("text,label\nfine,-1\n", "labels must be whole numbers from 0, got -1"),
+        ("text,label\nfine,0\nbad,0.7\n", "labels must be .*, got 0.7 in line 3"),
+        ("text,label\nfine,inf\n", "labels must be .*, got inf in line 2"),
+        ("text,label\nfine\n", "labels must be .*, got None in line 2"),
+        ("text,label\nfine,0\nbad,123456789012\n", "labels reach 123456789012 in 2 rows"),
+        ("label,text\n0,fine\n1\n", r"reviews.csv, line 3: the row ends before its text"),
     ],
 )
 def test_a_wrong_file_is_named(texts: Path, text: str, message: str) -> None:
     (texts / "reviews.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(options(texts))
+
+
+def test_a_file_saved_by_a_spreadsheet_is_read(texts: Path) -> None:
+    plain = load_dataset(options(texts)).train.labels
+    path = texts / "reviews.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
+    assert torch.equal(load_dataset(options(texts)).train.labels, plain)
 
 
 def test_a_missing_vocabulary_or_file_is_named(texts: Path) -> None:
@@ -173,3 +187,11 @@ def test_a_step_adds_the_weighted_distance_to_the_teachers_hidden_states(
     trainer._strategy.events = lambda step: ()  # the teacher stays the one above
     report = trainer._train_step(batch)
     assert report.subnet_loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_text_whose_archive_is_damaged_is_named(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b"to be or not to be"))
+    packed[10] = 0xFF  # no kind of block
+    (tmp_path / "t.txt.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"t.txt.gz: not a readable text file"):
+        read_text(str(tmp_path / "t.txt.gz"))
