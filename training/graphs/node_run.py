@@ -47,7 +47,8 @@ def train_nodes(
     """Run `config` into folder `out` and return the checkpoint, None when it was stopped.
 
     `graph/` in the folder holds the graph (one that is a folder already stays where it is),
-    `replay/` the test nodes with their labels. Raises ConfigError, GraphDataError.
+    `replay/` the test nodes with their labels. Raises ConfigError, GraphDataError,
+    TrainingDivergedError.
     """
     if resume or (out / HEADER).exists():
         raise ConfigError(

@@ -7,6 +7,7 @@ last steps if asked for, are those of the best mean validation accuracy of the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from training.graphs.whole_graph import Dropout, GraphDraw, WholeGraph, node_log
 from training.strategies.schedule import RateSchedule
 from training.trainer.run_log import StepReport
 from training.trainer.shared_weights import SharedWeights
+from training.trainer.trainer import TrainingDivergedError
 
 _ARCHS, _DRAWS, _DROPOUT = 0, 1, 2
 WATCH_SEED = 0  # accuracies are measured on the draw that a server has by default
@@ -83,7 +85,10 @@ class NodeTrainer:
     def run(
         self, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, torch.Tensor]:
-        """Train to the end, or until `should_stop`."""
+        """Train to the end, or until `should_stop`.
+
+        Raises TrainingDivergedError on a loss that is not finite.
+        """
         options, best, best_accuracy = self._options, self._state(), -1.0
         for step in range(options.steps):
             if should_stop():
@@ -110,7 +115,7 @@ class NodeTrainer:
         for arch in self._archs(rng, step):
             logits = self._logits(self._weights.parameters, arch, draw, dropout)
             loss = self._loss(logits, soft)
-            losses.append(loss.item())
+            losses.append(_finite(loss.item(), arch, step))
             (loss if arch.depth[0] else options.mlp_weight * loss).backward()
             if soft is None:
                 soft = logits.detach().softmax(1)  # in place: the largest comes first
@@ -182,6 +187,15 @@ class NodeTrainer:
     def _state(self) -> dict[str, torch.Tensor]:
         state = {**self._weights.state(), **self._average}
         return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _finite(loss: float, arch: Arch, step: int) -> float:
+    if not math.isfinite(loss):
+        raise TrainingDivergedError(
+            f"the loss of subnet {arch.subnet_id} is {loss} at step {step}; lower optimizer.lr or "
+            "look at the data"
+        )
+    return loss
 
 
 def watched_nodes(definition: SupernetDefinition) -> list[Arch]:

@@ -15,6 +15,7 @@ from training.graphs.node_trainer import NodeTrainer, NodeTraining
 from training.graphs.teachers import teacher_logits
 from training.graphs.whole_graph import WholeGraph, node_logits
 from training.trainer.run_log import StepReport
+from training.trainer.trainer import TrainingDivergedError
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,10 @@ def test_the_largest_subnet_teaches_more_where_neighbours_are_of_other_classes(
         for kind in ("gcnii", "largest")
     )
     assert largest > smooth + 0.05
+
+
+def test_a_run_that_diverges_says_so(definition: SupernetDefinition, whole: WholeGraph) -> None:
+    """Its weights of NaN had been measured and saved without a word."""
+    trainer = NodeTrainer(definition, whole, NodeTraining(steps=5, lr=1e30, min_lr=1e30))
+    with pytest.raises(TrainingDivergedError, match=r"the loss of subnet .* lower optimizer.lr"):
+        trainer.run()
