@@ -50,10 +50,10 @@ def print_search(result: SearchResult, comparison: Comparison, unit: str, what: 
             f"{100 * d.gain:.2f} points ({100 * d.ci95[0]:.2f} to {100 * d.ci95[1]:.2f})",
             soft_wrap=True,
         )
-    if result.quality is not None:
+    if (quality := result.quality) is not None:
+        tau = "-" if quality.tau is None else f"{quality.tau:.2f}"
         console.print(
-            f"predictor: Kendall's tau {result.quality.tau:.2f}, mean error "
-            f"{100 * result.quality.mean_error:.2f} points"
+            f"predictor: Kendall's tau {tau}, mean error {100 * quality.mean_error:.2f} points"
         )
 
 

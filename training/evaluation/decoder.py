@@ -59,6 +59,11 @@ def reported_windows(data: Dataset) -> list[torch.Tensor]:
     return spread_windows(data.test, _REPORTED)
 
 
+def choosing_windows(data: Dataset) -> list[torch.Tensor]:
+    """The windows of the validation split that widths are chosen on, (B, N) ids each."""
+    return spread_windows(data.validation, _REPORTED)
+
+
 def watch_decoder(
     state: Mapping[str, torch.Tensor], definition: SupernetDefinition, data: Dataset
 ) -> dict[str, float]:

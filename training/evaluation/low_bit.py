@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from supernet import Checkpoint, ServedSubnet
+from supernet import Arch, Checkpoint, ServedSubnet, extract
 from supernet.low_bit.covered import low_bit_names
 from supernet.low_bit.low_bit_weights import LowBitWeights
 from supernet.low_bit.quantisers import quantise
-from supernet.subnets.agreement import top1_agreement
+from supernet.subnets.agreement import next_tokens, top1_agreement
 from training.data.samples import Dataset, Samples
-from training.evaluation.decoder import reported_windows
+from training.evaluation.decoder import choosing_windows, reported_windows
 from training.evaluation.domination import paired_difference
 from training.evaluation.evaluate import Measurement, measure, wilson_interval
 
@@ -27,10 +28,11 @@ SERVED = "signed_binary"
 
 
 class LowBitMeasurement(NamedTuple):
-    """One subnet with low-bit weights; of a decoder there is no loss apart from its accuracy.
+    """One subnet with low-bit weights.
 
-    `loss` is against its float form on validation (a fraction, with its paired 95 % interval),
-    `accuracy` that on test, `statistics` its own norm statistics.
+    `loss` is against its float form on validation (a fraction, with its paired 95 % interval; of a
+    decoder in agreement, paired by windows), `accuracy` that on test, `statistics` its own norm
+    statistics.
     """
 
     subnet: ServedSubnet
@@ -158,17 +160,26 @@ def _of_decoder(
     progress: Callable[[Sequence[ServedSubnet]], Iterable[ServedSubnet]],
 ) -> list[LowBitMeasurement]:
     """Quality is the agreement with the largest float width, of every width, as it is of those."""
-    windows = reported_windows(data)
+    definition = checkpoint.definition
+    windows, choosing = reported_windows(data), choosing_windows(data)
+    wanted = next_tokens(extract(checkpoint.state, definition, definition.space.largest), choosing)
+
+    def agreed(weights: Mapping[str, torch.Tensor], arch: Arch) -> np.ndarray:
+        """(W,) of each validation window the share of tokens that are as wanted."""
+        said = next_tokens(extract(weights, definition, arch), choosing)
+        pairs = zip(said, wanted, strict=True)
+        return torch.cat([(mine == theirs).double().mean(1) for mine, theirs in pairs]).numpy()
+
     found: list[LowBitMeasurement] = []
     for subnet in progress(checkpoint.subnets):
         own = top1_agreement(
             state,
-            checkpoint.definition,
+            definition,
             [subnet.arch],
             windows,
             reference=checkpoint.state,
         )[subnet.subnet_id]
-        loss = subnet.accuracy - own.share
-        low, high = (subnet.accuracy - bound for bound in reversed(own.ci95))
-        found.append(LowBitMeasurement(subnet, own.share, own.ci95, loss, (low, high), {}))
+        wide, narrow = (agreed(weights, subnet.arch) for weights in (checkpoint.state, state))
+        loss, loss_ci95 = paired_difference(wide, narrow)
+        found.append(LowBitMeasurement(subnet, own.share, own.ci95, loss, loss_ci95, {}))
     return found

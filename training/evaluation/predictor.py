@@ -24,9 +24,12 @@ MIN_MEASURED = 2 * _FOLDS
 
 
 class Quality(NamedTuple):
-    """Cross-validated: rank correlation (Kendall's tau) and mean absolute error."""
+    """Cross-validated: rank correlation (Kendall's tau) and mean absolute error.
 
-    tau: float
+    No `tau` where all that was measured, or foretold, is equal: there is no order then.
+    """
+
+    tau: float | None
     mean_error: float
 
 
@@ -140,7 +143,8 @@ def _cross_validate(x: np.ndarray, y: np.ndarray) -> Quality:
     for i in range(_FOLDS):
         foretold[fold == i] = _ridge(x[fold != i], y[fold != i])(x[fold == i])
     tau: Any = kendalltau(foretold, y)[0]  # scipy declares a union of result types
-    return Quality(float(tau), float(np.abs(foretold - y).mean()))
+    order = float(tau) if np.isfinite(tau) else None
+    return Quality(order, float(np.abs(foretold - y).mean()))
 
 
 def _non_negative(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ def plot_search(result: SearchResult, path: Path, title: str, unit: str) -> None
     axes.errorbar(x, y, yerr=[below, above], fmt="o", ms=4, lw=1, label="front (test, 95 %)")
     axes.set_xlabel("latency (ms)" if unit == "ms" else "MACs (millions)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(title)
+    axes.set_title(title.replace("$", r"\$"))  # a name, and no formula
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)

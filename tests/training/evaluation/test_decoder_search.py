@@ -34,6 +34,7 @@ from training.data.corpus import load_corpus
 from training.evaluation.agreement_judge import AgreementJudge
 from training.evaluation.decoder import spread_windows
 from training.evaluation.evolution import cross
+from training.evaluation.low_bit import measure_low_bit
 from training.evaluation.predictor import LatencyPredictor
 
 pytest.importorskip("tokenizers")
@@ -309,3 +310,16 @@ def test_what_cannot_be_is_said_in_one_sentence(
     assert message in said
     assert "\n" not in said.strip()
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_one_bit_widths_are_chosen_on_validation_text(folder: Path, text_file: Path) -> None:
+    """What they lose had been taken from the test text, which reports what is chosen."""
+    loaded = load_checkpoint(folder)
+    data = dataset_of(loaded, text_file)
+    fewer = replace(data, test=data.test.take(torch.arange(2)))
+    whole, part = (measure_low_bit(loaded, each) for each in (data, fewer))
+    assert [m.loss for m in whole] == [m.loss for m in part]
+    assert [m.accuracy for m in whole] != [m.accuracy for m in part]
+    for measured in whole:
+        assert measured.loss_ci95[0] <= measured.loss <= measured.loss_ci95[1]
+    assert any(measured.loss for measured in whole)

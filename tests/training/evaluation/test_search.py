@@ -107,10 +107,17 @@ def test_the_predictor_ranks_subnets_it_has_not_seen(rng: np.random.Generator) -
     unseen = archs[80:]
     error = np.abs(predictor(unseen) - [pretended_accuracy(a) for a in unseen])
     assert error.mean() < 0.01
+    assert predictor.quality.tau is not None
     assert predictor.quality.tau > 0.8
     assert predictor.quality.mean_error < 0.01
     with pytest.raises(ValueError, match="needs at least 10 subnets, got 3"):
         AccuracyPredictor(SPACE, size_of, dict(list(known.items())[:3]))
+
+
+def test_subnets_of_one_accuracy_have_no_order_to_foretell(rng: np.random.Generator) -> None:
+    """Kendall's tau is NaN then, which JSON does not have: a search had ended without its files."""
+    archs = list(dict.fromkeys(SPACE.sample(rng, tilt=rng.random()) for _ in range(30)))
+    assert AccuracyPredictor(SPACE, size_of, dict.fromkeys(archs, 1.0)).quality.tau is None
 
 
 def test_latency_is_as_profiled_or_foretold(rng: np.random.Generator) -> None:
