@@ -11,6 +11,10 @@ from supernet.picture import in_8_bit, upright
 from training.data.array_folder import DataError
 
 _MAX_PIXELS = 64_000_000  # of one picture; a decompression bomb is refused beyond it
+_DAMAGED = (
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError),
+    Image.DecompressionBombError,
+)
 
 
 def read_picture(file: Path | IO[bytes], where: str, *, at_least: int = 0) -> Image.Image:
@@ -30,5 +34,7 @@ def read_picture(file: Path | IO[bytes], where: str, *, at_least: int = 0) -> Im
                 return in_8_bit(upright(image)).convert("RGB")
             except ValueError as bad:
                 raise DataError(f"{where}: {bad}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as bad:
+    except DataError:
+        raise
+    except _DAMAGED as bad:
         raise DataError(f"{where}: not a readable image ({bad})") from None

@@ -126,3 +126,13 @@ def test_a_class_of_one_split_only_is_named(
     }
     with pytest.raises(DataError, match=message):
         readers[read]()
+
+
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    """Pillow raises a ValueError of it, which named no file and ended conversion in a traceback."""
+    grey8(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[11] = 5  # bytes that the header says it has, of 13
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(DataError, match="a.png: not a readable image .Truncated IHDR"):
+        read_picture(tmp_path / "a.png", str(tmp_path / "a.png"))
