@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgpack
 
 _LENGTH = struct.Struct("<I")
+_ANY_TEXT = "surrogatepass"  # also what a client wrote as `\\ud800`: else the frame were lost
 
 Handler = Callable[..., None]
 """Takes the values of a message behind its kind; never raises."""
@@ -69,7 +70,8 @@ class FrameLink(asyncio.Protocol):
             end = start + _LENGTH.size + length
             if end > size:
                 break
-            messages = msgpack.unpackb(memoryview(data)[start + _LENGTH.size : end])
+            frame = memoryview(data)[start + _LENGTH.size : end]
+            messages = msgpack.unpackb(frame, unicode_errors=_ANY_TEXT)
             start = end
             for kind, *values in messages:
                 self._handlers[kind](*values)
@@ -79,5 +81,5 @@ class FrameLink(asyncio.Protocol):
         messages, self._unsent = self._unsent, []
         if messages and self.is_open:
             assert self._transport is not None, "open"
-            frame = cast("bytes", msgpack.packb(messages))
+            frame = cast("bytes", msgpack.packb(messages, unicode_errors=_ANY_TEXT))
             self._transport.write(_LENGTH.pack(len(frame)) + frame)

@@ -282,3 +282,10 @@ def is_alive(pid: int) -> bool:
 def test_what_doors_can_not_be_is_refused_with_what_they_can(settings, message):
     with pytest.raises(ServeConfigError, match=message):
         parse_config({"checkpoint": "x", **settings})
+
+
+def test_a_subnet_whose_name_is_no_unicode_is_not_offered(server):
+    """It was never answered, nor was what other clients had sent in the same moment."""
+    content = json.dumps({**BODY, "parameters": {"subnet": "\ud800"}})
+    answer = httpx.post(f"{server.url}{INFER}", content=content, timeout=10)
+    assert (answer.status_code, answer.json()["reason"]) == (400, "unknown_subnet")

@@ -119,3 +119,19 @@ def test_when_the_engines_process_is_gone_all_that_is_open_has_failed(linked):
         assert link.stopped.done()
 
     linked(use)
+
+
+def test_a_text_that_is_no_unicode_takes_nothing_else_with_it(linked):
+    """A client may name a subnet so; all that was sent in that turn of the loop had been lost."""
+
+    async def use(link: DoorLink, engines: Engines) -> None:
+        for subnet_id in ("small", "\ud800", None):
+            options = OPTIONS._replace(subnet_id=subnet_id)
+            link.open_request(0, np.zeros((1, 4), np.uint8), 10.0, options, lambda replies: None)
+        asked = asyncio.ensure_future(link.ask("settings"))
+        await asyncio.sleep(0.02)
+        assert [kind for kind, *_ in engines.heard] == ["infer"] * 3 + ["ask"]
+        engines.link.send("answer", engines.heard[-1][1], None, {"policy": "\ud800"})
+        assert await asyncio.wait_for(asked, 5) == {"policy": "\ud800"}
+
+    linked(use)
