@@ -424,12 +424,11 @@ def _read_json_data(data: Any, shape: tuple[int, ...], spec: ModelSpec) -> np.nd
         raise bad("bad_tensor", "data", data, f"a list of {numbers}")
     size = math.prod(shape)
     try:
-        if data and isinstance(data[0], list):
-            samples = _read_nested(data, shape, spec)
-        elif spec.sample.is_text or spec.sample.is_node:
-            samples = _within(np.array(data), spec)
+        values = _unnested(data, shape) if data and isinstance(data[0], list) else data
+        if spec.sample.is_text or spec.sample.is_node:
+            samples = _ids(values, spec)
         else:
-            samples = np.frombuffer(bytes(data), dtype=np.uint8)  # raises unless 0 to 255
+            samples = np.frombuffer(bytes(values), dtype=np.uint8)  # raises unless 0 to 255
     except (TypeError, ValueError, OverflowError):
         text = f"data holds something else than {size} {numbers}"
         raise RefusedError("bad_tensor", f"{text}, flat or nested as shape {list(shape)}") from None
@@ -438,17 +437,25 @@ def _read_json_data(data: Any, shape: tuple[int, ...], spec: ModelSpec) -> np.nd
     return samples.reshape(shape)
 
 
-def _read_nested(data: list[Any], shape: tuple[int, ...], spec: ModelSpec) -> np.ndarray:
-    values = np.array(data)
-    if values.shape != shape:
-        raise ValueError
-    return _within(values, spec)
+def _unnested(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """Return what lists that are nested as a shape hold. Raises ValueError for others."""
+    rows: list[Any] = [data]
+    for size in shape:
+        if not all(isinstance(row, list) and len(row) == size for row in rows):
+            raise ValueError
+        rows = [value for row in rows for value in row]
+    return rows
 
 
-def _within(values: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """Return whole numbers in the type that samples have. Raises ValueError for others."""
-    if values.size and values.dtype.kind not in "iu":
+def _ids(values: list[Any], spec: ModelSpec) -> np.ndarray:
+    """Return ids in the type that samples have. Raises TypeError, ValueError, OverflowError.
+
+    Types are looked at first: of numbers with a text among them NumPy makes texts, each with as
+    much memory as the longest.
+    """
+    if any(type(value) is not int for value in values):
+        raise TypeError
+    ids = np.array(values, dtype=np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() > spec.sample.highest):
         raise ValueError
-    if values.size and (values.min() < 0 or values.max() > spec.sample.highest):
-        raise ValueError
-    return values.astype(spec.sample.dtype)
+    return ids.astype(spec.sample.dtype)

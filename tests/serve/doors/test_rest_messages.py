@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,3 +54,38 @@ def test_a_head_that_comes_again_is_read_as_the_first_time():
     for wrong in (b"abc", b"abcde"):
         with pytest.raises(RefusedError, match="bytes follow the JSON"):
             parse_infer(text + wrong, form, spec, max_json_bytes=1000)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "ids", "nested ids"])
+def test_a_text_among_numbers_takes_no_more_memory_than_it_has(kind: str):
+    """NumPy gave each number of the tensor as much as the text: 60 kB took 100 MB."""
+    text, count = "a" * 60_000, 400
+    if kind == "pixels":
+        sample, shape = SampleSpec(shape=(1, 20, 20)), [1, 1, 20, 20]
+        data: list[Any] = [[[[text] + [1] * 19] + [[1] * 20] * 19]]
+    else:
+        sample, shape = SampleSpec(shape=(1,), dtype="int64", highest=99), [count]
+        data = [text] + [1] * (count - 1)
+        if kind == "nested ids":
+            shape, data = [count, 1], [[value] for value in data]
+    spec = ModelSpec("m", sample, 10, count, ("small",))
+    tensor = {"name": "input", "datatype": spec.datatypes[0], "shape": shape, "data": data}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match=f"something else than {count} whole numbers"):
+            parse_infer(body, BodyForm(), spec, max_json_bytes=100_000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2**20
+
+
+@pytest.mark.parametrize("data", [[True, 1], [1, 2.0], [[1], 2], [1, None], [1, 2**70], [1, 100]])
+def test_ids_are_whole_numbers_and_nothing_else(data: list[Any]):
+    spec = ModelSpec("m", SampleSpec(shape=(1,), dtype="int64", highest=99), 10, 4, ("small",))
+    tensor = {"name": "input", "datatype": "INT64", "shape": [2], "data": data}
+    with pytest.raises(RefusedError, match="something else than 2 whole numbers 0 to 99"):
+        parse_infer(
+            json.dumps({"inputs": [tensor]}).encode(), BodyForm(), spec, max_json_bytes=1000
+        )
