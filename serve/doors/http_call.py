@@ -71,9 +71,14 @@ class HttpCall:
         return client[0] if client else ""
 
     def is_kept(self) -> bool:
-        """Whether what is unread of the request is short enough to keep its connection."""
+        """Whether what is unread of the request is short enough to keep its connection.
+
+        Who waits to be told to go on (`Expect`) may never send it, and then sends another request.
+        """
         if self.is_read or WHOLE in self.scope:
             return True
+        if "expect" in self.headers:
+            return False
         length = self.headers.get("content-length", "0")
         is_short = length.isdigit() and int(length) <= _READ_ON_BYTES
         return is_short and "transfer-encoding" not in self.headers

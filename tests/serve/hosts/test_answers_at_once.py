@@ -129,6 +129,16 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server):
     assert statuses(server, missing + whole[:end], whole[end:]) == [b"404", b"100", b"200"]
 
 
+def test_a_refusal_before_the_body_was_asked_for_ends_the_connection(server):
+    """The client may never send that body: its next request had been taken for it."""
+    waits = request(expect="100-continue")
+    head = waits[: len(waits) - len(plain())]
+    missing = head.replace(b"/tiny/", b"/else/")
+    assert statuses(server, missing, request()) == [b"404"]
+    no_post = head.replace(b"/tiny/infer", b"/tiny/ready")
+    assert statuses(server, no_post, request()) == [b"405"]
+
+
 def test_what_is_no_http_behind_a_whole_request_is_refused(server):
     assert statuses(server, request() + b"garbage\r\n\r\n")[-1] == b"400"
     assert statuses(server, request("1.0")) == [b"200"]
