@@ -325,15 +325,16 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
         self._unread_bytes = 0
         self.waits_since_s = None
         self._stop_timer()
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._is_in_head = False
             self._is_upgrading = True  # `_without_upgrade` follows
             self._method, self._version = self.parser.get_method(), self.parser.get_http_version()
             return
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises for a target that is none: its head is refused
+        self._is_in_head = False
         self._number()
 
     def _number(self) -> None:

@@ -271,6 +271,19 @@ def test_what_no_handler_sees_is_refused_in_the_protocols_form(
     assert told["error"]
 
 
+@pytest.mark.parametrize("target", [b"http://x:99999999/", b"http://"])
+def test_a_target_that_is_none_is_refused_on_a_kept_connection_too(
+    port: int, target: bytes
+) -> None:
+    """The answer to the request before had been taken for its own: it got none."""
+    asked = b"OPTIONS %b HTTP/1.1\r\nhost: x\r\n\r\n" % target
+    for before in ((), (WHOLE,)):
+        came, _ = talk(port, *before, asked, pause_s=0.05)
+        head, _, body = came[came.index(b"HTTP/1.1 400 ") :].partition(b"\r\n\r\n")
+        assert b"connection: close" in head
+        assert json.loads(body)["reason"] == "bad_request"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
