@@ -16,6 +16,8 @@ from serve.models.limits import RefusedError
 REQUEST_ID = "x-request-id"
 _ALLOWED_ID = re.compile(r"[!-~]{1,128}")
 _UPGRADING = (b"upgrade", b"http2-settings")  # headers, and what `connection` says of them
+_MOST_DETAILS = 4000  # bytes: all trailers of a call have 8 KiB, what is more is not received
+_WIDEST = 3  # bytes as which one of UTF-8 travels there: %C3
 
 
 def joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -34,6 +36,31 @@ def joined_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[
         if isinstance(value, str):
             headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
+
+
+def metadata_text(text: str) -> str:
+    """Return a text as metadata of gRPC take it, with what is not printable ASCII escaped.
+
+    One such letter would cost the whole answer.
+    """
+    is_plain = text.isascii() and text.isprintable()
+    return text if is_plain else text.encode("unicode_escape").decode("ascii")
+
+
+def details_text(text: str) -> str:
+    """Return as much of a text as the details of a call hold, in which most letters take more.
+
+    Of a call whose trailers are too long its client learns that, and not how it ended.
+    """
+    if text.isascii() and _WIDEST * len(text) <= _MOST_DETAILS:
+        return text
+    size = 0
+    for at, letter in enumerate(text):
+        is_plain = " " <= letter <= "~" and letter != "%"
+        size += 1 if is_plain else _WIDEST * len(letter.encode("utf-8", "replace"))
+        if size > _MOST_DETAILS:
+            return f"{text[:at]}..."
+    return text
 
 
 def without_upgrade(line: bytes, raw: Iterable[tuple[bytes, bytes]]) -> bytes:

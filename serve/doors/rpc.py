@@ -31,7 +31,13 @@ from serve.access.tls import TlsFiles
 from serve.config import ServeConfigError
 from serve.doors import rpc_messages as messages
 from serve.doors.body_budget import BodyBudget, InflightBody
-from serve.doors.headers import REQUEST_ID, RequestIds, joined_metadata
+from serve.doors.headers import (
+    REQUEST_ID,
+    RequestIds,
+    details_text,
+    joined_metadata,
+    metadata_text,
+)
 from serve.doors.parse_turn import SMALL_BYTES, ParseTurn
 from serve.doors.rpc_health import HEALTH, RpcHealth
 from serve.doors.rpc_reflection import reflection_methods
@@ -267,7 +273,7 @@ class RpcDoor(grpc.GenericRpcHandler):
         call.context.set_trailing_metadata(tuple((name, str(v)) for name, v in details.items()))
         code = getattr(grpc.StatusCode, REASONS[error.reason].grpc)
         call.context.set_code(code)
-        call.context.set_details(error.message)
+        call.context.set_details(details_text(error.message))
 
     async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=not self._models.fault())
@@ -293,8 +299,9 @@ class RpcDoor(grpc.GenericRpcHandler):
         model = self._find(call, call.message.name, call.message.version)
         about = model.spec.about(model.policy_name)  # the message has no place for it
         told = {**model.spec.input_limits(), "settings": model.settings()}
-        texts = {name: json.dumps(value) for name, value in told.items()}
-        call.context.set_trailing_metadata((*about.items(), *texts.items()))
+        texts = {name: metadata_text(value) for name, value in about.items()}
+        texts |= {name: json.dumps(value) for name, value in told.items()}
+        call.context.set_trailing_metadata(tuple(texts.items()))
         return messages.model_metadata(model.spec)
 
     async def _model_config(self, call: Call) -> pb.ModelConfigResponse:

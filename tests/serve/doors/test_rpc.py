@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from serve.doors.rpc import RpcDoor, rpc_listening
 from serve.models.limits import REASONS
 from serve.proto import open_inference_pb2 as pb
 from serve.proto import open_inference_pb2_grpc as pb_grpc
+from tests.serve.conftest import make_door
 
 pytestmark = pytest.mark.alone
 
@@ -309,3 +312,26 @@ def test_taken_port_is_a_user_error(timed_door, timed_config: ServeConfig):
 def test_every_reason_has_a_status_of_grpc():
     for code in REASONS.values():
         assert code.grpc in grpc.StatusCode.__members__
+
+
+@pytest.mark.parametrize("letter", ["\u00e9", "\U0001f600", "%", "x"])
+def test_a_long_text_of_any_letters_leaves_room_for_how_the_call_ended(ask, letter: str):
+    """Percent-encoded it was beyond what clients take of trailers: they read RESOURCE_EXHAUSTED."""
+    code, details, text = refused(ask, infer(request(model_version=letter * 5000)))
+    assert (code, details["reason"]) == ("NOT_FOUND", "unknown_model")
+    assert f"has no version '{letter * 100}" in text
+    assert len(urllib.parse.quote(text)) < 8000
+
+
+def test_a_profile_of_any_name_is_told_by_the_metadata(timed_config: ServeConfig, profile):
+    """One letter that is no ASCII in it, and gRPC ended the call with INTERNAL."""
+    named = dataclasses.replace(profile, name="mod\u00e8le\n1")
+
+    async def use(stub: Any) -> dict[str, Any]:
+        call = stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"), timeout=10)
+        assert (await call).name == "tiny"
+        return dict(await call.trailing_metadata())
+
+    about = asyncio.run(_serve(make_door(timed_config, named), use))
+    assert about["profile"] == "mod\\xe8le\\n1"
+    assert json.loads(about["settings"])["policy"]
