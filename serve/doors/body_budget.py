@@ -186,7 +186,8 @@ class InflightBody:
         """End the arrival: others need the bytes."""
         self.is_evicted = True
         assert self._timeout is not None, "only what arrives is evicted"
-        self._timeout.reschedule(asyncio.get_running_loop().time())
+        if not self._timeout.expired():  # else it ends anyway, and takes no other time
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def release(self) -> None:
         """Give all bytes back: the request is answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -132,3 +133,23 @@ def test_no_bytes_are_lost_whatever_ends_how(rng, monkeypatch: pytest.MonkeyPatc
     kinds, left = run(use)
     assert left == 0
     assert "ok" in kinds
+
+
+def test_one_whose_time_is_over_when_it_is_to_make_room_just_ends(monkeypatch: pytest.MonkeyPatch):
+    """In a loop that stood still both timers came due together, and the second one failed."""
+    monkeypatch.setattr(body_budget, "GRACE_S", 0.06)
+    faults: list[Any] = []
+
+    async def use() -> list[str]:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        budget = BodyBudget(100)
+        ends: list[asyncio.Task[str]] = []
+        for size, timeout_s in ((100, 0.05), (10, 20.0)):
+            monkeypatch.setattr(body_budget, "BODY_TIMEOUT_S", timeout_s)
+            ends.append(asyncio.ensure_future(arrive(budget, size, pause_s=5.0 * (size > 10))))
+            await asyncio.sleep(0)
+        time.sleep(0.1)
+        return await asyncio.gather(*ends)
+
+    assert run(use)[1] == "ok"
+    assert not faults
