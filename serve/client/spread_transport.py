@@ -81,6 +81,9 @@ class SpreadTransport:
         except InferError as error:
             _note(self._replicas, url, error)
             raise
+        except BaseException:
+            self._replicas.forgotten(url)
+            raise
         self._replicas.answered(url)
         return answer
 
@@ -150,6 +153,9 @@ class AsyncSpreadTransport:
             answer = await self._to(url).get(kind, model, timeout_s)
         except InferError as error:
             _note(self._replicas, url, error)
+            raise
+        except BaseException:
+            self._replicas.forgotten(url)
             raise
         self._replicas.answered(url)
         return answer

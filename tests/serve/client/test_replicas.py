@@ -34,7 +34,9 @@ class Clock:
         return self.now_s
 
 
-def result(tag: str = "", finish_s: float = 0.0, capacity_qps: float = 1000.0) -> InferResult:
+def result(
+    tag: str = "", finish_s: float | None = 0.0, capacity_qps: float = 1000.0
+) -> InferResult:
     return InferResult(
         logits=np.zeros((1, 2), np.float32),
         subnet_id="s",
@@ -228,6 +230,48 @@ def test_questions_go_past_a_replica_that_is_gone():
         SpreadTransport(
             Replicas([A, C]), lambda url: Fake({A: ends[A], C: ends[A]}, asked, url)
         ).get("server", None, 1.0)
+
+
+def test_a_question_whose_asker_goes_away_is_not_open_for_ever():
+    """Its replica had been taken for a busier one, and once it failed, for one on trial."""
+    asked: Counter[str] = Counter()
+    ends = dict.fromkeys([A, B], result(finish_s=None))  # tells nothing of itself
+
+    class Silent(AsyncFake):
+        async def get(self, kind, model, timeout_s):  # type: ignore[override]
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        transport = AsyncSpreadTransport(
+            Replicas([A, B], clock=Clock()), lambda url: Silent(ends, asked, url)
+        )
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await transport.get("ready", None, 9.0)
+        for _ in range(10):
+            await transport.infer(CALL, TIMES)
+        await transport.close()
+
+    asyncio.run(main())
+    assert asked == {A: 5, B: 5}
+
+
+def test_a_question_that_is_interrupted_is_not_open_for_ever():
+    asked: Counter[str] = Counter()
+
+    class Interrupted(Fake):
+        def get(self, kind, model, timeout_s):  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    ends = dict.fromkeys([A, B], result(finish_s=None))  # tells nothing of itself
+    transport = SpreadTransport(
+        Replicas([A, B], clock=Clock()), lambda url: Interrupted(ends, asked, url)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        transport.get("ready", None, 9.0)
+    for _ in range(10):
+        transport.infer(CALL, TIMES)
+    assert asked == {A: 5, B: 5}
 
 
 @pytest.mark.parametrize(
