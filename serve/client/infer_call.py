@@ -18,6 +18,8 @@ Inputs = np.ndarray | bytes | Sequence[bytes]
 Texts: token ids, int64 or int32 (N,) or (B, N). The server fills shorter texts up beside longer
 ones of other requests; within one request they have one length, filled up with the `pad_id` that
 the model's metadata name.
+
+Nodes of a graph: their ids, int64 or int32 (B, 1).
 """
 
 GRACE_S = 0.25
@@ -165,7 +167,8 @@ def _samples(inputs: Inputs) -> np.ndarray | tuple[bytes, ...]:
             f"inputs are {inputs.dtype} {inputs.shape}, allowed images, uint8 (C, H, W) or "
             "(B, C, H, W), or token ids, int64 or int32 (N,) or (B, N)"
         )
-    return inputs if inputs.ndim > num_axes else inputs[np.newaxis]
+    little = inputs.astype(inputs.dtype.newbyteorder("<"), copy=False)  # as it travels
+    return little if inputs.ndim > num_axes else little[np.newaxis]
 
 
 def _signed(value: Any) -> float:
