@@ -184,7 +184,8 @@ def serve_forever(config: ServeConfig) -> None:
             number: signal.signal(number, lambda *_: ended.set())
             for number in (signal.SIGINT, signal.SIGTERM)
         }
-        rpc = f" and grpc://{host.rpc_address}" if host.rpc_address else ""
+        secure = "s" if config.tls_cert is not None else ""
+        rpc = f" and grpc{secure}://{host.rpc_address}" if host.rpc_address else ""
         print(f"ready: serving on Ray at {host.url}{rpc} (Ctrl-C drains)", flush=True)
         ended.wait()
         print("draining", file=sys.stderr, flush=True)

@@ -38,7 +38,8 @@ class _DrainingHost(uvicorn.Server):
             scheme = "https" if self.config.is_ssl else "http"
             where = f"{scheme}://{_address(self.servers[0].sockets[0])}"
             if self._listeners.rpc_address:
-                where += f" and grpc://{self._listeners.rpc_address}"
+                secure = "s" if self.config.is_ssl else ""
+                where += f" and grpc{secure}://{self._listeners.rpc_address}"
             models = ", ".join(self._server.models.names)
             print(f"ready: serving {models} on {where} (Ctrl-C drains)", flush=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import grpc
 import grpc.aio
 import httpx
+import numpy as np
 import pytest
 import trustme
 
 from serve.access.build_guard import build_guard
 from serve.access.tls import tls_files
+from serve.client import Client
 from serve.config import ServeConfig, ServeConfigError, parse_config
 from serve.hosts.listeners import Listeners
 from serve.hosts.uvicorn_listener import listening
@@ -190,6 +194,34 @@ def test_our_clients_trust_a_ca_that_the_environment_names(
         assert not output
     else:
         assert len(output.split()) == 2, errors
+
+
+@pytest.mark.parametrize("doors", [1, 2])
+def test_the_addresses_that_a_server_prints_can_be_asked(
+    profile_file: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, doors: int
+):
+    """The one for gRPC was that of a server without TLS."""
+    if doors > len(os.sched_getaffinity(0)):
+        pytest.skip("two doors take two cores")
+    monkeypatch.setenv("SSL_CERT_FILE", certificates.ca_file)
+    settings = {"input_shape": "1,2,2", "model_name": "tiny", "doors": doors,
+                "tls_cert": certificates.cert, "tls_key": certificates.key}  # fmt: skip
+    sets = [word for item in settings.items() for word in ("--set", "{}={}".format(*item))]
+    command = [
+        sys.executable, "-m", "serve", "serve", "--no-ray", "--device", "timed", "--port", "0",
+        "--grpc-port", "0", "--profile", str(profile_file), *sets,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        urls = re.findall(r"\S+://\S+", process.stdout.readline())
+        assert len(urls) == 2
+        for url in urls:
+            with Client(url, "tiny", slo_ms=20_000) as client:
+                assert client.infer(np.zeros((1, 1, 2, 2), np.uint8)).logits.shape == (1, 10)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def config_tls(config: ServeConfig):

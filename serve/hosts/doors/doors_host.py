@@ -92,8 +92,8 @@ def _where(config: ServeConfig) -> str:
     if config.host.startswith(UNIX):
         return f"http://{config.host}"
     host = in_url(config.host)
-    scheme = "s" if config.tls_cert is not None else ""
-    where = f"http{scheme}://{host}:{config.port}"
+    secure = "s" if config.tls_cert is not None else ""
+    where = f"http{secure}://{host}:{config.port}"
     if config.grpc_port is not None:
-        where += f" and grpc://{host}:{config.grpc_port}"
+        where += f" and grpc{secure}://{host}:{config.grpc_port}"
     return where
