@@ -24,6 +24,8 @@ _UNREADABLE = (
     RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
+    MemoryError,  # a header of more than there is: of a spoilt file, as a rule
+    OverflowError,
 )
 
 
@@ -40,6 +42,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     found = _loaded(path, "an .npz archive")
     if isinstance(found, np.ndarray):
         raise GraphDataError(f"{path}: a single array, expected an archive (numpy.savez)")
+    others = sorted(name for name, array in found.items() if not isinstance(array, np.ndarray))
+    if others:  # NumPy returns the bytes of what is no .npy
+        raise GraphDataError(f"{path}: {', '.join(others)} is no array (numpy.savez)")
     return found
 
 

@@ -18,6 +18,7 @@ graph_app = typer.Typer(
     help="Make a graph folder, and look at one.",
 )
 _KINDS = "edges, planetoid, ogb"
+_ERRORS = (GraphDataError, OSError, MemoryError)
 
 
 @graph_app.command("convert")
@@ -42,6 +43,7 @@ def convert(
 
     try:
         chosen = kind or _looks_like(source)
+        _check_options(chosen, features=features, labels=labels, directed=directed)
         if chosen == "edges":
             graph = read_edge_list(
                 source, features=features, labels=labels, undirected=not directed
@@ -53,7 +55,7 @@ def convert(
         else:
             raise GraphDataError(f"--from is {chosen!r}, allowed {_KINDS}")
         _print(graph.save(out), out)
-    except (GraphDataError, OSError) as error:
+    except _ERRORS as error:
         _fail(error)
 
 
@@ -63,9 +65,11 @@ def generate(
     kind: Annotated[
         str, typer.Argument(help="power-law (1 M nodes, 8 M edges) or heterophilous (2,400).")
     ] = "power-law",
-    nodes: Annotated[int, typer.Option(min=10, help="Of power-law: how many nodes.")] = 1_000_000,
+    nodes: Annotated[
+        int, typer.Option(min=10, max=2**31, help="Of power-law: how many nodes.")
+    ] = 1_000_000,
     edges: Annotated[int, typer.Option(min=1, help="Of power-law: how many edges.")] = 8_000_000,
-    seed: Annotated[int, typer.Option(help="What is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="What is drawn.")] = 0,
 ) -> None:
     """Make the graphs that the benchmarks measure on."""
     from supernet.graphs.generated import heterophilous, power_law
@@ -78,7 +82,7 @@ def generate(
         else:
             raise GraphDataError(f"KIND is {kind!r}, allowed power-law, heterophilous")
         _print(graph.save(out), out)
-    except (GraphDataError, OSError) as error:
+    except _ERRORS as error:
         _fail(error)
 
 
@@ -90,7 +94,7 @@ def info(
     """Print the sizes of a graph and how its degrees are spread."""
     try:
         graph = open_graph(folder)
-    except (GraphDataError, OSError) as error:
+    except _ERRORS as error:
         _fail(error)
     if json_:
         sys.stdout.write(json.dumps(_figures(graph)) + "\n")
@@ -112,6 +116,20 @@ def _figures(graph: GraphStore) -> dict[str, object]:
     }
 
 
+def _check_options(
+    kind: str, *, features: Path | None, labels: Path | None, directed: bool
+) -> None:
+    """Raise GraphDataError for an option that a source of that kind has no use for."""
+    given = {
+        "--features": features is not None and kind in ("planetoid", "ogb"),
+        "--labels": labels is not None and kind in ("planetoid", "ogb"),
+        "--directed": directed and kind == "planetoid",
+    }
+    unused = [name for name, is_unused in given.items() if is_unused]
+    if unused:
+        raise GraphDataError(f"{', '.join(unused)}: not for a source of kind {kind}")
+
+
 def _looks_like(source: Path) -> str:
     if source.is_dir():
         return "ogb"
@@ -127,5 +145,5 @@ def _print(graph: GraphStore, folder: Path) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {str(error) or 'more than memory holds'}", file=sys.stderr)
     raise SystemExit(2) from None

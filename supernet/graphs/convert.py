@@ -166,8 +166,12 @@ def _checked_labels(
 
 def _num_nodes(path: Path, edges: np.ndarray, numbers: np.ndarray) -> int:
     """As many as the largest id says, unless by far the most of them were in no edge."""
+    if not len(edges):
+        raise GraphDataError(
+            f"{path}: no edges, and neither features nor labels say how many nodes there are"
+        )
     most = min(max(_NODES_ALWAYS, _NODES_AN_EDGE * len(edges)), _MOST_NODES)
-    largest = int(edges.max(initial=0))
+    largest = int(edges.max())
     if largest >= most:
         row = numbers[int(edges.max(axis=1).argmax())]
         raise GraphDataError(

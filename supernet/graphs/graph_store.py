@@ -34,6 +34,8 @@ HEADER = "graph.json"
 SPLITS = ("train", "validation", "test")
 _ARRAYS = "arrays-"  # how a folder begins that arrays lie in
 _NAMES = ("indptr", "indices", "features")
+# What NumPy raises for a file that is cut off, spoilt, or of another kind.
+_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, OverflowError)
 
 
 class GraphDataError(ValueError):
@@ -194,22 +196,27 @@ def _header(source: Path) -> dict[str, Any]:
         raise GraphDataError(
             f"{path}: no such file; make a graph folder with `supernet graph convert`"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise GraphDataError(f"{path}: not readable ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise GraphDataError(f"{path}: not JSON ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise GraphDataError(f"{path}: expected an object with format {FORMAT}")
     arrays = header.get("arrays", _ARRAYS)
     if not isinstance(arrays, str) or not arrays.startswith(_ARRAYS) or Path(arrays).name != arrays:
         raise GraphDataError(f"{path}: arrays is {arrays!r}, allowed a folder named {_ARRAYS}...")
+    classes = header.get("classes", [])
+    if not isinstance(classes, list):
+        raise GraphDataError(f"{path}: classes is {classes!r:.80}, allowed a list of their names")
     return header
 
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise GraphDataError(f"{path}: no such file; the graph folder is incomplete") from None
-    except (ValueError, OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise GraphDataError(f"{path}: not a readable .npy file ({error})") from None
 
 

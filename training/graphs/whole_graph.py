@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from supernet import Arch, SupernetDefinition
 from supernet.arch import ALL_NEIGHBOURS
 from supernet.graphs.find_sampler import find_sampler
-from supernet.graphs.graph_store import GraphDataError, GraphStore
+from supernet.graphs.graph_store import SPLITS, GraphDataError, GraphStore
 from supernet.layers.neighbours import Hop, Neighbourhood
 from training.graphs.sparse import SparseMatrix
 
@@ -60,11 +60,13 @@ class WholeGraph:
     """Features, labels and splits of all nodes, and the means that layers take over neighbours."""
 
     def __init__(self, graph: GraphStore):
-        """Raises GraphDataError for a graph without labels or a split."""
-        missing = [name for name in ("train", "validation", "test") if name not in graph.splits]
+        """Raises GraphDataError for a graph without a split, or with nodes in one without label."""
+        missing = [name for name in SPLITS if name not in graph.splits]
         if graph.labels is None or missing:
             lacks = "labels" if graph.labels is None else f"the split {', '.join(missing)}"
             raise GraphDataError(f"graph {graph.name!r} has no {lacks}: it can't be trained on")
+        for name in SPLITS:
+            _check_split(graph, graph.labels, name)
         self.graph = graph
         self.num_nodes = graph.num_nodes
         self.labels = torch.from_numpy(np.array(graph.labels, dtype=np.int64))
@@ -94,6 +96,21 @@ class WholeGraph:
         nodes = np.arange(self.num_nodes)
         indptr, indices = find_sampler().drawn_neighbours(self.graph, nodes, fanout, seed)
         return Hop(torch.from_numpy(indptr), torch.from_numpy(indices))
+
+
+def _check_split(graph: GraphStore, labels: np.ndarray, name: str) -> None:
+    """Raise GraphDataError for a split that has no nodes, or one whose class is not known."""
+    nodes, most = graph.splits[name], len(graph.classes) - 1
+    if not len(nodes):
+        raise GraphDataError(f"graph {graph.name!r}: no node is in the split {name}")
+    found = labels[nodes]
+    wrong = np.flatnonzero((found < 0) | (found > most))
+    if len(wrong):
+        at = wrong[0]
+        raise GraphDataError(
+            f"graph {graph.name!r}: node {nodes[at]} of the split {name} has label {found[at]}, "
+            f"allowed 0 to {most} ({len(wrong)} such nodes)"
+        )
 
 
 class GraphDraw:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ def _no_memory(*_: object, **__: object) -> None:
     raise MemoryError
 
 
+def _header_of(shape: str) -> bytes:
+    """An array of NumPy's without its numbers."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _texts() -> bytes:
+    """An archive of the names that a planetoid's has, of texts."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in _PLANETOID:
+            archive.writestr(name, "0 1\n")
+    return file.getvalue()
+
+
 def _spoilt_files(folder: Path) -> dict[str, Path]:
     packed = gzip.compress(b"0 1\n" * 200)
     np.savez(folder / "whole.npz", **_PLANETOID)
@@ -246,6 +262,9 @@ def _spoilt_files(folder: Path) -> dict[str, Path]:
         "broken.npz": whole[: len(whole) // 2],
         "spoilt.npz": members[:60] + bytes(20) + members[80:],
         "single.npz": single.getvalue(),
+        "huge.npy": _header_of("(1099511627776,)"),
+        "beyond.npy": _header_of(f"({10**30},)"),
+        "texts.npz": _texts(),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -332,6 +351,50 @@ def test_the_command_converts_and_tells(tmp_path: Path) -> None:
     assert run.exit_code == 2
     assert "row 2" in run.output
     assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "source,target\n"])
+def test_a_list_without_edges_tells_of_no_nodes(tmp_path: Path, text: str) -> None:
+    """It had become a graph of one node."""
+    (tmp_path / "edges").write_text(text)
+    with pytest.raises(GraphDataError, match=r"edges: no edges, and neither features nor labels"):
+        read_edge_list(tmp_path / "edges")
+    (tmp_path / "y.csv").write_text("0\n1\n")
+    assert read_edge_list(tmp_path / "edges", labels=tmp_path / "y.csv").num_nodes == 2
+
+
+def test_options_of_another_kind_of_source_are_refused(tmp_path: Path) -> None:
+    """They were passed over: the graph had features other than those that were given."""
+    np.savez(tmp_path / "p.npz", **_PLANETOID)
+    _ogb(tmp_path / "ogb")
+    np.save(tmp_path / "x.npy", np.zeros((3, 1)))
+    own = ["--features", str(tmp_path / "x.npy")]
+    for source, options, said in (
+        ("p.npz", own, "--features: not for a source of kind planetoid"),
+        ("p.npz", ["--directed", "--labels", own[1]], "--labels, --directed: not for a source"),
+        ("ogb", own, "--features: not for a source of kind ogb"),
+    ):
+        command = ["convert", str(tmp_path / source), *options, "--out", str(tmp_path / "g")]
+        run = CliRunner().invoke(graph_app, command)
+        assert run.exit_code == 2, run.output
+        assert said in run.stderr
+        assert not (tmp_path / "g").exists()
+    command = ["convert", str(tmp_path / "ogb"), "--directed", "--out", str(tmp_path / "g")]
+    assert CliRunner().invoke(graph_app, command).exit_code == 0
+
+
+def test_what_can_not_be_generated_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", str(tmp_path / "g")]
+    for option in (["--seed", "-1"], ["--nodes", str(2**31 + 1)]):
+        run = CliRunner().invoke(graph_app, ["generate", *option, *out])
+        assert run.exit_code == 2, run.exception
+        assert option[0] in run.stderr
+    monkeypatch.setattr("supernet.graphs.generated.neighbour_lists", _no_memory)
+    run = CliRunner().invoke(graph_app, ["generate", "--nodes", "10", "--edges", "9", *out])
+    assert run.exit_code == 2, run.exception
+    assert "more than memory holds" in run.stderr
 
 
 def test_generated_graphs_are_functions_of_their_seed(tmp_path: Path) -> None:

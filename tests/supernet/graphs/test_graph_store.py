@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -208,3 +210,35 @@ def test_a_folder_that_is_no_graph_says_what_is_missing(tmp_path: Path, skewed: 
     (tmp_path / "g" / "graph.json").write_text("[]")
     with pytest.raises(GraphDataError, match="expected an object with format 1"):
         open_graph(tmp_path / "g")
+
+
+def test_spoilt_files_of_a_graph_are_errors_that_name_them(
+    tmp_path: Path, skewed: GraphStore
+) -> None:
+    folder = tmp_path / "g"
+    for text, said in (
+        ("[" * 100_000, r"graph\.json: not JSON"),
+        ('{"format": 1, "classes": 5}', r"graph\.json: classes is 5, allowed a list"),
+        (b"\xff", r"graph\.json: not JSON"),
+    ):
+        skewed.save(folder)
+        (folder / "graph.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(GraphDataError, match=said):
+            open_graph(folder)
+        shutil.rmtree(folder)
+    skewed.save(folder)
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30},), }}\n".encode()
+    beyond = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    for name in ("features", "labels"):
+        path = folder / f"{name}.npy"
+        whole = path.read_bytes()
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("x.npy", whole)
+        archived = (tmp_path / "a.npz").read_bytes()
+        for spoilt in (beyond, archived, b"PK\x03\x04" + bytes(60), whole[:-4]):
+            path.write_bytes(spoilt)
+            with pytest.raises(GraphDataError, match=rf"{name}\.npy: "):
+                open_graph(folder)
+        path.write_bytes(whole)
+    with pytest.raises(GraphDataError, match=r"graph\.json: not readable \(Not a directory\)"):
+        open_graph(folder / "indices.npy")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,20 @@ def test_a_graph_without_labels_or_split_cant_be_trained_on() -> None:
         WholeGraph(replace(graph, labels=None))
     with pytest.raises(GraphDataError, match="has no the split|has no split|the split train"):
         WholeGraph(replace(graph, splits={}))
+
+
+def test_a_split_that_can_not_be_learned_from_is_named() -> None:
+    """Training had ended in a traceback of torch, or in accuracies that are no number."""
+    graph = heterophilous(num_nodes=1800, num_features=8)
+    assert graph.labels is not None
+    for name in ("train", "validation", "test"):
+        node = int(graph.splits[name][2])
+        for label in (-1, 5):
+            labels = graph.labels.copy()
+            labels[node] = label
+            said = f"node {node} of the split {name} has label {label}, allowed 0 to 4"
+            with pytest.raises(GraphDataError, match=said):
+                WholeGraph(replace(graph, labels=labels))
+        splits = {**graph.splits, name: np.empty(0, np.int32)}
+        with pytest.raises(GraphDataError, match=f"no node is in the split {name}"):
+            WholeGraph(replace(graph, splits=splits))
