@@ -61,21 +61,21 @@ def test_interrupted_replay_leaves_a_valid_partial_report(
 ):
     with running(profile_file, "--no-ray") as server:
         replaying = subprocess.Popen(
-            [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=20,duration=60",
+            [sys.executable, "-m", "serve", "replay", "--trace", "poisson:rate=20,duration=600",
              "--url", server.url, "--slo-ms", "200", "--out", str(tmp_path)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
             wait_for_queries(server.url)
             replaying.send_signal(signal.SIGINT)
-            output, _ = replaying.communicate(timeout=20)
+            output, _ = replaying.communicate(timeout=120)  # drawing takes seconds of processor
         finally:
             replaying.kill()
             replaying.communicate(timeout=10)
     assert replaying.returncode == 130
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["is_partial"]
-    assert 0 < report["num_queries"] < 1200
+    assert 0 < report["num_queries"] < 12000
     assert "drainfit" in output
 
 
