@@ -188,7 +188,11 @@ class _Writer:
 
     @property
     def _longest(self) -> int:
-        return self.decoder.definition.config.max_positions  # type: ignore[attr-defined]
+        from supernet.families.decoder import DecoderConfig
+
+        config = self.decoder.definition.config
+        assert isinstance(config, DecoderConfig), "of decoders alone"
+        return config.max_positions
 
     def _executor(self, capacity_tokens: int) -> StreamExecutor:
         from subnetact.decoding.stream_executor import StreamExecutor

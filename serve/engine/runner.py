@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from serve.engine.idle_probe import had_memory
 from serve.engine.job import Ticket
 from slackfit.query import Batch
 
@@ -101,19 +102,10 @@ class BatchRunner:
     def probe(self, subnet_id: str) -> bool:
         """Run a sample of zeros that nobody asked about; return whether there was memory for it.
 
-        That there is none may pass: no reason to give the device up. Raises what else the executor
-        raises.
+        Raises what else the executor raises.
         """
-        try:
-            self.executor.run(subnet_id, self.executor.sample.zeros(1))
-        except Exception as error:
-            from subnetact.device import is_out_of_memory  # imports torch
-
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("an idle device has no memory for a sample on %s: %s", subnet_id, error)
-            return False
-        return True
+        zeros = self.executor.sample.zeros(1)
+        return had_memory(lambda: self.executor.run(subnet_id, zeros), f"a sample on {subnet_id}")
 
     def _outputs(
         self, run: _OnDevice, tickets: Sequence[Ticket], launched: Any, error: Exception | None

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from serve.engine.idle_probe import had_memory
 from serve.engine.streams.open_stream import OpenStream
 from serve.engine.streams.stream_device import IterationResult, StreamDevice
 from slackfit.streams.stream_query import Step
@@ -72,15 +73,9 @@ class StepRunner:
         is no fault. Nor is want of memory, which may pass.
         """
         try:
-            self.device.probe(subnet_id)
+            had_memory(lambda: self.device.probe(subnet_id), f"a token on {subnet_id}")
         except WorkerFailedError:
             logger.exception("a worker is lost")
-        except Exception as error:
-            from subnetact.device import is_out_of_memory  # imports torch
-
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("an idle device has no memory for a token on %s: %s", subnet_id, error)
 
     def _computed(self, step: Step) -> IterationResult:
         try:
